@@ -1,0 +1,24 @@
+"""The parametric side: models, training, generation, evaluation. Public names load on first use."""
+
+import importlib
+
+_HOMES = {
+    "lm.batch": ("Batch", "Output"),
+    "lm.models": ("ConfigError", "LanguageModel", "ModelConfig", "build", "forward", "init_cache", "separate"),
+    "lm.weights": ("WeightsError", "from_hf", "to_hf"),
+    "lm.tokenizer": ("load_tokenizer",),
+    "lm.generation": ("Greedy", "Sample", "decode_step", "generate", "prefill"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lm' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__():
+    return __all__
