@@ -1,0 +1,1 @@
+"""Where a command runs: this machine, a TPU pod, a SLURM cluster; and studies, which are chains of commands."""

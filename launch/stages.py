@@ -1,0 +1,222 @@
+"""What a study is: its config read strictly, its placeholders filled, its stages' commands and fingerprints. Format: launch/study.py."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.errors import LaunchError
+from lm.models.config import nearest
+
+ALLOWED = ("lm.", "retrieval.", "launch.", "configs.")
+STUDY_FIELDS = ("name", "stages", "workdir", "samples_dir")
+HASHED_BYTES = 64 * 2**20  # files up to this size are compared by content, larger ones by size and time of change
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One command of a study, placeholders already filled. seconds: expected duration."""
+
+    name: str
+    module: str
+    args: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    seconds: float = 10.0
+    about: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """A chain of stages and the directory it writes to."""
+
+    name: str
+    workdir: Path
+    stages: tuple[Stage, ...]
+
+
+def load_study(config: str, workdir: str = "", samples: str = "", allowed: Sequence[str] = ALLOWED) -> Study:
+    """Reads FILE.py[:variant]; workdir and samples, when given, win over the config's. Raises LaunchError for anything it does not know."""
+    raw = _plain(_get_config(config))
+    if not isinstance(raw, dict):
+        raise LaunchError(f"{config}: get_config() returned {type(raw).__name__}; expected a ConfigDict with name and stages")
+    _known(config, raw, STUDY_FIELDS)
+    name = _text(config, raw, "name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise LaunchError(f"{config}: name={name!r}; expected letters, digits, '-', '_' and '.', as it names a directory")
+    places = {
+        "workdir": workdir or _text(config, raw, "workdir", f"runs/{name}"),
+        "samples": samples or _text(config, raw, "samples_dir", "samples"),
+    }
+    stages = raw.get("stages")
+    if not isinstance(stages, list | tuple) or not stages:
+        raise LaunchError(f"{config}: stages={stages!r}; expected a tuple of at least one dict (see python -m pydoc launch.study)")
+    parsed = tuple(_stage(f"{config}: stages[{i}]", stage, places, allowed) for i, stage in enumerate(stages))
+    names = [stage.name for stage in parsed]
+    for i, one in enumerate(names):
+        if one in names[:i]:
+            raise LaunchError(f"{config}: two stages are named {one!r}; names must differ, as they name logs and records")
+    return Study(name=name, workdir=Path(places["workdir"]), stages=parsed)
+
+
+def _get_config(config: str) -> Any:
+    path, _, variant = config.partition(".py:") if ".py:" in config else (config.removesuffix(".py"), "", "")
+    file = Path(f"{path}.py")
+    if not config.endswith(".py") and ".py:" not in config or "://" in config:
+        raise LaunchError(f"--config={config}: expected a Python file on this machine, FILE.py or FILE.py:variant")
+    if not file.is_file():
+        beside = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise LaunchError(f"--config={config}: there is no file {file}{nearest(str(file), beside)}")
+    spec = importlib.util.spec_from_file_location("study_config", file)
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = module.get_config
+        takes_variant = bool(inspect.signature(get_config).parameters)
+        if variant and not takes_variant:
+            raise LaunchError(f"--config={config}: get_config() of {file} takes no variant; leave out ':{variant}'")
+        return get_config(variant) if takes_variant else get_config()
+    except LaunchError:
+        raise
+    except Exception as error:  # the config is user code: whatever it raises is reported by name, without a stack trace
+        raise LaunchError(f"--config={config} could not be read: {type(error).__name__}: {error}") from error
+
+
+def _stage(where: str, raw: Any, places: Mapping[str, str], allowed: Sequence[str]) -> Stage:
+    if not isinstance(raw, dict):
+        raise LaunchError(f"{where} is {type(raw).__name__}; expected a dict with name and module")
+    _known(where, raw, [field.name for field in dataclasses.fields(Stage)])
+    name = _text(where, raw, "name")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise LaunchError(f"{where}: name={name!r}; expected lower-case letters, digits, '-' and '_', as it names a log file")
+    where = f"{where} ({name})"
+    module = _text(where, raw, "module")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", module) or not module.startswith(tuple(allowed)):
+        raise LaunchError(f"{where}: module={module!r} is not an entry point of this project; expected a name under {', '.join(allowed)}")
+    seconds = raw.get("seconds", Stage.seconds)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
+        raise LaunchError(f"{where}: seconds={seconds!r}; expected a positive number of seconds")
+    return Stage(
+        name=name,
+        module=module,
+        args=tuple(_fill(where, arg, places) for arg in _argv(where, raw.get("args", ()))),
+        inputs=_paths(where, raw, "inputs", places),
+        outputs=_paths(where, raw, "outputs", places),
+        seconds=float(seconds),
+        about=_text(where, raw, "about", ""),
+    )
+
+
+def _argv(where: str, args: Any) -> list[str]:
+    """A dict of flags, or a list of arguments, as argv."""
+    if isinstance(args, list | tuple):
+        for arg in args:
+            _scalar(f"{where}: args", arg)
+        return [str(arg) for arg in args]
+    if not isinstance(args, dict):
+        raise LaunchError(f"{where}: args={args!r}; expected a dict of flags or a list of arguments")
+    argv = []
+    for flag, value in args.items():
+        if not isinstance(flag, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", flag):
+            raise LaunchError(f"{where}: args has the flag {flag!r}; write it without dashes, as in {{'workdir': '...'}}")
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is None or (item is False and "." not in flag):
+                continue
+            if item is True and "." not in flag:
+                argv.append(f"--{flag}")
+                continue
+            _scalar(f"{where}: args[{flag!r}]", item)
+            argv.append(f"--{flag}={item}")
+    return argv
+
+
+def _fill(where: str, text: str, places: Mapping[str, str]) -> str:
+    """Replaces {workdir} and {samples} and nothing else; a near miss of one of them is an error."""
+
+    def place(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in places:
+            return places[name]
+        if hint := nearest(name, places):
+            raise LaunchError(f"{where}: {match[0]} in {text!r} is not a placeholder{hint}")
+        return match[0]
+
+    return re.sub(r"\{([A-Za-z_]+)\}", place, text)
+
+
+def _paths(where: str, raw: dict, field: str, places: Mapping[str, str]) -> tuple[str, ...]:
+    value = raw.get(field, ())
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+        raise LaunchError(f"{where}: {field}={value!r}; expected a tuple of paths")
+    return tuple(_fill(where, item, places) for item in value)
+
+
+def _text(where: str, raw: dict, field: str, default: str | None = None) -> str:
+    value = raw.get(field, default)
+    if not isinstance(value, str) or (default is None and not value):
+        raise LaunchError(f"{where}: {field}={value!r}; expected {'some' if default is None else 'a'} text")
+    return value or default or ""
+
+
+def _scalar(where: str, value: Any) -> None:
+    if not isinstance(value, str | int | float) or "\0" in str(value):
+        raise LaunchError(f"{where}={value!r}; expected a string, a number or a truth value")
+
+
+def _known(where: str, raw: dict, fields: Sequence[str]) -> None:
+    for field in raw:
+        if field not in fields:
+            raise LaunchError(f"{where}: unknown field {field!r}{nearest(str(field), fields)}; one of {', '.join(fields)}")
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts, at any depth, as dicts; lists and tuples as lists."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def digest(stage: Stage) -> str:
+    """sha256 over the stage's command and the content of the config files it names (--config=FILE.py[:variant])."""
+    configs = {}
+    for arg in stage.args:
+        if match := re.fullmatch(r"--config=(.+\.py)(:.*)?", arg, re.DOTALL):
+            configs[match[1]] = fingerprint(match[1])
+    return hashlib.sha256(json.dumps([stage.module, stage.args, configs]).encode()).hexdigest()
+
+
+def fingerprint(path: str | Path) -> str:
+    """Tells a changed file or directory from an unchanged one; '' when there is nothing at path.
+
+    A file: size and sha256 (size and time of change above 64 MiB). A directory: the fingerprints of all its files, by relative path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(Path(root, file) for root, _, names in os.walk(path) for file in names)
+        return hashlib.sha256("".join(f"{file.relative_to(path)}\0{fingerprint(file)}\n" for file in files).encode()).hexdigest()
+    if not path.is_file():
+        return ""
+    stat = path.stat()
+    if stat.st_size > HASHED_BYTES:
+        return f"{stat.st_size} bytes at {stat.st_mtime_ns}"
+    with path.open("rb") as file:
+        return f"{stat.st_size} bytes {hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def size(path: str | Path) -> int:
+    """Bytes of a file, or of all files under a directory; 0 when there is nothing."""
+    path = Path(path)
+    if path.is_dir():
+        return sum(size(Path(root, file)) for root, _, names in os.walk(path) for file in names)
+    return path.stat().st_size if path.is_file() else 0
