@@ -1,0 +1,24 @@
+"""One way for every entry point to get a model: from a run folder, a directory, a hub id or a GGUF file."""
+
+from pathlib import Path
+
+
+def is_run(path: str) -> bool:
+    """Whether `path` is the work directory of a training run."""
+    return (Path(path) / "checkpoints").is_dir()
+
+
+def load(path_or_id: str, dtype: str | None = None):
+    """(model, params, tokenizer) from whatever `path_or_id` names.
+
+    Raises lm.WeightsError (a ValueError) or the checkpoint's own error, naming the file, when it cannot be read.
+    """
+    if is_run(path_or_id):
+        from lm.training.checkpoints import load_params
+
+        return load_params(path_or_id)
+    from lm.tokenizer import load_tokenizer
+    from lm.weights import from_hf
+
+    model, params = from_hf(path_or_id, dtype=dtype)
+    return model, params, load_tokenizer(path_or_id)
