@@ -1,0 +1,77 @@
+"""Two locks: one writer among processes (a locked file), and many readers or one writer among threads."""
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from pathlib import Path
+
+from retrieval.errors import RetrievalError
+
+WAIT_SECONDS = 120.0
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, wait_seconds: float = WAIT_SECONDS):
+    """Holds an exclusive lock on `path` (created when missing). The system releases it when the process dies, however it dies.
+
+    Raises RetrievalError when another process or thread holds it for longer than `wait_seconds`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RetrievalError(
+            f"{path} cannot be opened for writing ({error.strerror}): a memory needs a writable folder to be changed"
+        ) from None
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RetrievalError(
+                        f"{path} is held by another writer for more than {wait_seconds:g} s: wait for it to finish, then try again"
+                    ) from None
+                time.sleep(0.005)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class ReadersWriter:
+    """Any number of readers, or one writer; a waiting writer goes before new readers. Not reentrant."""
+
+    def __init__(self):
+        self._condition = threading.Condition()
+        self._readers = 0
+        self._writers_waiting = 0
+        self._writing = False
+
+    @contextlib.contextmanager
+    def read(self):
+        with self._condition:
+            self._condition.wait_for(lambda: not self._writing and not self._writers_waiting)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._readers -= 1
+                self._condition.notify_all()
+
+    @contextlib.contextmanager
+    def write(self):
+        with self._condition:
+            self._writers_waiting += 1
+            self._condition.wait_for(lambda: not self._writing and not self._readers)
+            self._writers_waiting -= 1
+            self._writing = True
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._writing = False
+                self._condition.notify_all()

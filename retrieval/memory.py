@@ -1,0 +1,280 @@
+"""Memory: a store of passages, an encoder of texts and an index of vectors, as one thing that can be changed and asked."""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.errors import RetrievalError
+from retrieval.index import ExactIndex, Index, default_index
+from retrieval.locks import ReadersWriter, file_lock
+from retrieval.passages import Commit, Hit, Passage, check_id, check_passages, listed
+from retrieval.progress import chunks_with_progress
+from retrieval.store import LOCK, Store, check_free, read_only_error
+from retrieval.vectors import check_k, unit_rows
+
+logger = logging.getLogger(__name__)
+
+Encode = Callable[[list[str]], np.ndarray]
+
+INDEX = "index"
+PROBE = "The quick brown fox jumps over the lazy dog."
+SAVE_AFTER = 0.1  # of the rows changed since the index was saved; fewer are read from the history when the memory is opened
+REBUILD_AFTER = 0.5  # of the rows changed by others: building again is faster than changing
+
+
+class Memory:
+    """Passages that can be searched, changed, undone and seen as they were. Lance is the truth; the index is derived from it.
+
+    Threads may share a Memory; processes may open the same folder, and each search sees what others have committed.
+    """
+
+    def __init__(self, store: Store, encode: Encode | None):
+        self._store, self._encode = store, encode
+        self._index: Index | None = None
+        self._index_version = 0
+        self._unsaved: set[str] = set()  # ids changed since the index was saved
+        self._lock = ReadersWriter()  # of store handle and index, which always show the same version
+        self._encoder_lock = threading.Lock()
+
+    @classmethod
+    def create(cls, path, encoder: Encode) -> "Memory":
+        """An empty memory in a new folder. encoder: list[str] -> float32 [N, D], an Encoder or any callable.
+
+        Raises RetrievalError when the folder is in use or the encoder does not answer with finite vectors.
+        """
+        check_free(path)
+        probe = _encoded(encoder, [PROBE], None)
+        source = str(getattr(encoder, "source", ""))
+        return cls(Store.create(path, probe.shape[1], fingerprint(encoder, probe), source), encoder)
+
+    @classmethod
+    def open(cls, path, encoder: Encode | None = None) -> "Memory":
+        """The memory in a folder. Without an encoder, the one it was made with is loaded when first needed, if it has a path.
+
+        Raises RetrievalError when the folder holds no memory, or when the encoder is not the one it was made with.
+        """
+        store = Store.open(path)
+        if encoder is not None:
+            _check_encoder(encoder, store)
+        return cls(store, encoder)
+
+    @property
+    def path(self) -> Path:
+        return self._store.path
+
+    @property
+    def version(self) -> int:
+        """The newest version this handle has seen."""
+        return self._store.version
+
+    def __len__(self) -> int:
+        self._see_others()
+        return len(self._store)
+
+    # Changing: each call is one commit, and the next search sees it.
+
+    def add(self, passages: Iterable[Passage], author: str | None = None, reason: str = "") -> Commit:
+        """Encodes and adds passages; a long job shows its progress on a terminal. Raises RetrievalError, changing nothing, when
+        a passage is not usable or its id exists."""
+        passages = check_passages(passages)
+        self._check_writable()
+        self._see_others()
+        self._store.check_new(p.id for p in passages)
+        vectors = self._vectors([p.searchable for p in passages], "encoding passages")
+        return self._change(lambda: self._store.add(passages, vectors, author, reason))
+
+    def edit(
+        self, id: str, text: str, title: str | None = None, source: str | None = None, metadata: dict[str, str] | None = None,
+        author: str | None = None, reason: str = "",
+    ) -> Commit:  # fmt: skip
+        """Replaces a passage's text, and its title, source or metadata where given. Raises RetrievalError when the id is unknown."""
+        self._check_writable()
+        old = self.get(id)
+        new = Passage(
+            id, text, old.title if title is None else title, old.source if source is None else source,
+            old.metadata if metadata is None else metadata,
+        )  # fmt: skip
+        check_passages([new])
+        vectors = self._vectors([new.searchable], "encoding")
+        return self._change(lambda: self._store.edit([new], vectors, author, reason))
+
+    def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
+        """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
+        self._check_writable()
+        ids = [ids] if isinstance(ids, str) else list(ids)
+        return self._change(lambda: self._store.delete(ids, author, reason))
+
+    def undo(self, author: str | None = None, reason: str = "") -> Commit:
+        """Restores the state before the latest change not yet undone, as a new commit; a second undo goes one change further back."""
+        self._check_writable()
+        return self._change(lambda: self._store.undo(author, reason))
+
+    # Asking
+
+    def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]:
+        """Per text its min(k, size) most similar passages, best first, all from one version of the memory."""
+        if isinstance(texts, str):
+            texts = [texts]
+        k = check_k(k)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise RetrievalError(f"query {number} is {text!r}: expected a text to search for")
+        self._ready()
+        if not len(texts):
+            return []
+        if not len(self._store):
+            return [[] for _ in texts]
+        queries = self._vectors(list(texts), "encoding queries")
+        with self._lock.read():
+            ids, scores = self._index.search(queries, k)
+            found = self._store.get(id for row in ids for id in row)
+        return [[_hit(*found[id], score) for id, score in zip(*pair, strict=True)] for pair in zip(ids, scores, strict=True)]
+
+    def get(self, id: str) -> Passage:
+        """The passage of that id. Raises RetrievalError when there is none."""
+        check_id(id)
+        self._see_others()
+        found = self._store.get([id])
+        if id not in found:
+            raise RetrievalError(f"passage {id!r} is not in version {self.version} of {self.path}")
+        return found[id][0]
+
+    def log(self) -> list[Commit]:
+        """Every change up to this handle's version, oldest first."""
+        self._see_others()
+        return self._store.log()
+
+    def as_of(self, version: int) -> "Memory":
+        """A read-only Memory as it was after commit `version` (see `log`). Searched exactly."""
+        return Memory(Store.open(self.path, version), self._encode)
+
+    # Keeping the index in step
+
+    def _change(self, commit: Callable[[], Commit]) -> Commit:
+        with self._lock.write():
+            done = commit()
+            self._catch_up()
+        return done
+
+    def _check_writable(self) -> None:
+        if self._store.read_only:
+            raise read_only_error(self._store)
+
+    def _see_others(self) -> None:
+        """Moves to the newest version when another process has written one."""
+        if self._store.newest_version() == self._store.version:
+            return
+        with self._lock.write():
+            if self._store.latest():
+                self._catch_up()
+
+    def _ready(self) -> None:
+        """Has an index that shows the newest version."""
+        self._see_others()
+        if self._index is None:
+            with self._lock.write():
+                if self._index is None:
+                    self._load_index()
+
+    def _load_index(self) -> None:
+        if self._store.read_only:
+            self._index, self._index_version = ExactIndex.build(*self._store.vectors()), self.version
+            return
+        folder = self.path / INDEX
+        if folder.exists():
+            try:
+                self._index, manifest = default_index().load(folder)
+                self._index_version = manifest["store_version"]
+                if manifest["fingerprint"] != self._store.fingerprint or self._index.dim != self._store.dim:
+                    raise RetrievalError(f"{folder} was made with another encoder")
+                self._catch_up()
+                return
+            except RetrievalError as error:
+                logger.warning("%s; the index is rebuilt from the store", error)
+        self._rebuild()
+
+    def _catch_up(self) -> None:
+        """Brings the index, if it is loaded, to the store's version, from the history where that is faster."""
+        if self._index is None:
+            return
+        changed = self._store.changed_since(self._index_version)
+        if changed is None or len(changed) > 1000 + REBUILD_AFTER * len(self._index):
+            self._rebuild()
+            return
+        vectors, ids = self._store.vectors(changed)
+        try:
+            self._index.delete([id for id in changed.difference(ids) if id in self._index])
+            self._index.upsert(vectors, ids)
+        except (RetrievalError, RuntimeError) as error:
+            logger.warning("the index of %s could not be changed (%s); it is rebuilt from the store", self.path, error)
+            self._rebuild()
+            return
+        self._index_version = self.version
+        self._unsaved |= changed
+        if len(self._unsaved) > 200 + SAVE_AFTER * len(self._index):
+            self._save_index()
+
+    def _rebuild(self) -> None:
+        self._index, self._index_version = default_index().build(*self._store.vectors()), self.version
+        self._save_index()
+
+    def _save_index(self) -> None:
+        try:
+            with file_lock(self.path / LOCK):
+                self._index.save(self.path / INDEX, store_version=self._index_version, fingerprint=self._store.fingerprint)
+        except (OSError, RuntimeError, RetrievalError) as error:  # a memory on a read-only disk can still be searched
+            logger.warning("the index of %s could not be saved (%s); it will be rebuilt when the memory is opened", self.path, error)
+        self._unsaved = set()
+
+    def _vectors(self, texts: list[str], what: str) -> np.ndarray:
+        """float32 unit rows [N, dim] from the encoder; one thread encodes at a time."""
+        with self._encoder_lock:
+            if self._encode is None:
+                self._encode = _remembered_encoder(self._store)
+            parts = [_encoded(self._encode, part, self._store.dim) for part in chunks_with_progress(texts, what)]
+        return np.concatenate(parts) if parts else np.zeros((0, self._store.dim), np.float32)
+
+
+def fingerprint(encoder: Encode, probe: np.ndarray | None = None) -> str:
+    """The encoder's own `fingerprint`, or for a plain callable a hash of its vector of a fixed sentence."""
+    own = getattr(encoder, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    probe = _encoded(encoder, [PROBE], None) if probe is None else probe
+    return "probe-" + hashlib.sha256(np.round(probe, 3).astype(np.float32).tobytes() + str(probe.shape).encode()).hexdigest()[:32]
+
+
+def _check_encoder(encoder: Encode, store: Store) -> None:
+    given = fingerprint(encoder)
+    if given != store.fingerprint:
+        made_with = f" ({store.encoder_source})" if store.encoder_source else ""
+        raise RetrievalError(
+            f"{store.path} was made with the encoder {store.fingerprint}{made_with}, the one given is {given}: "
+            "their vectors cannot be compared; open it with its own encoder, or build a new memory"
+        )
+
+
+def _remembered_encoder(store: Store) -> Encode:
+    if not store.encoder_source:
+        raise RetrievalError(f"{store.path} was made with an encoder that has no path: give it, Memory.open(path, encoder)")
+    from retrieval.encoder import Encoder
+
+    encoder = Encoder.from_hf(store.encoder_source)
+    _check_encoder(encoder, store)
+    return encoder
+
+
+def _encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:
+    """The encoder's answer as unit rows [N, D]; RetrievalError names what is wrong with it."""
+    vectors = unit_rows(encoder(texts), dim, "the encoder's vectors")
+    if len(vectors) != len(texts):
+        raise RetrievalError(f"the encoder answered {len(texts)} texts ({listed(t[:40] for t in texts)}) with {len(vectors)} vectors")
+    return vectors
+
+
+def _hit(passage: Passage, version: int, score: float) -> Hit:
+    return Hit(passage.id, passage.text, passage.title, passage.source, float(score), version, passage.metadata)

@@ -1,0 +1,366 @@
+"""Store: passages, their vectors and their whole history, in one Lance table.
+
+Every change is one Lance commit, so a process killed at any moment leaves the table before or after it. The commit's own
+transaction carries who did what and why (`transaction_properties`): the data and the record cannot disagree. Nothing is
+overwritten; an older version is read by its number, and undo is a new commit that restores an older one.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import getpass
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+
+from retrieval.errors import RetrievalError
+from retrieval.locks import file_lock
+from retrieval.passages import Commit, Passage, check_passages, listed
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "1"
+TABLE = "passages.lance"
+LOCK = "lock"
+RECORD = "openbook"  # the transaction property that holds a commit's record
+SCALAR_INDEX_FROM = 20_000  # rows; below, reading the id column is as fast
+COMPACT_FROM = 128  # fragments; each one-row change adds one
+WHOLE_COLUMN_FROM = 2_000  # ids; above, reading the whole id column is faster than asking for each
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A commit as it is written: the Commit's fields, and the version that undo would restore (None: nothing to undo)."""
+
+    commit: Commit
+    undo_to: int | None
+
+
+class Store:
+    """One version of a memory's table. Writing moves this handle to the version it wrote; `latest` moves it to the newest."""
+
+    def __init__(self, path: Path, dataset: lance.LanceDataset, read_only: bool):
+        self.path = path
+        self.read_only = read_only
+        self._dataset = dataset
+        settings = {key.decode(): value.decode() for key, value in (dataset.schema.metadata or {}).items()}
+        if settings.get("openbook.format") != FORMAT:
+            raise RetrievalError(
+                f"{path} holds a table of format {settings.get('openbook.format', 'unknown')!r}; this version of openbook reads {FORMAT!r}"
+            )
+        self.fingerprint = settings["openbook.encoder"]
+        self.encoder_source = settings["openbook.encoder_source"]
+        self.dim = int(settings["openbook.dim"])
+
+    @classmethod
+    def create(cls, path, dim: int, fingerprint: str, encoder_source: str = "") -> "Store":
+        """An empty store of float16 [dim] vectors in the folder `path`, which must be new, empty or left by an interrupted create."""
+        path = Path(path)
+        check_free(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with file_lock(path / LOCK):
+            check_free(path)
+            settings = {
+                "openbook.format": FORMAT, "openbook.encoder": fingerprint,
+                "openbook.encoder_source": encoder_source, "openbook.dim": str(dim),
+            }  # fmt: skip
+            schema = _schema(dim).with_metadata(settings)
+            properties = _properties("create", (), None, "", None)
+            dataset = lance.write_dataset(schema.empty_table(), str(path / TABLE), schema=schema, transaction_properties=properties)
+        return cls(path, dataset, read_only=False)
+
+    @classmethod
+    def open(cls, path, version: int | None = None) -> "Store":
+        """The newest version, or a read-only handle on an older one. Raises RetrievalError when there is none."""
+        path = Path(path)
+        if not _is_table(path):
+            what = "does not exist" if not path.exists() else "is a folder without a memory" if path.is_dir() else "is a file"
+            raise RetrievalError(f"{path} {what}: expected a folder made by Memory.create or python -m retrieval.build")
+        newest = _dataset(path)
+        if version is None:
+            return cls(path, newest, read_only=False)
+        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= newest.version:
+            raise RetrievalError(
+                f"version {version!r} of {path} does not exist: expected a number from 1 to {newest.version} (see the log)"
+            )
+        return cls(path, _dataset(path, version), read_only=True)
+
+    @property
+    def version(self) -> int:
+        return self._dataset.version
+
+    def __len__(self) -> int:
+        return self._dataset.count_rows()
+
+    def newest_version(self) -> int:
+        """The newest version on disk; of a read-only handle, its own."""
+        return self.version if self.read_only else self._dataset.latest_version
+
+    def latest(self) -> bool:
+        """Moves to the newest version, which another process may have written; True when it moved. A read-only handle stays."""
+        if self.read_only:
+            return False
+        newest = _dataset(self.path)
+        moved = newest.version != self._dataset.version
+        if moved:
+            self._dataset = newest
+        return moved
+
+    # Reading
+
+    def ids(self) -> list[str]:
+        return self._dataset.to_table(columns=["id"])["id"].to_pylist()
+
+    def existing(self, ids: Iterable[str]) -> set[str]:
+        """Those of `ids` that are in the store."""
+        ids = set(ids)
+        if len(ids) > WHOLE_COLUMN_FROM:
+            return ids.intersection(self.ids())
+        return set(self._select(ids, ["id"])["id"].to_pylist())
+
+    def get(self, ids: Iterable[str]) -> dict[str, tuple[Passage, int]]:
+        """id -> (passage, the version that wrote it), for those of `ids` that exist.
+
+        Raises RetrievalError when a stored passage no longer matches the hash written with it.
+        """
+        found = {}
+        for row in self._select(set(ids), ["id", "text", "title", "source", "metadata", "version", "content_hash"]).to_pylist():
+            passage = Passage(row["id"], row["text"], row["title"], row["source"], json.loads(row["metadata"]))
+            if passage.content_hash != row["content_hash"]:
+                raise RetrievalError(
+                    f"passage {row['id']!r} in {self.path} is damaged on disk (its content hash differs): "
+                    "restore the folder from a copy, or edit the passage to write it anew"
+                )
+            found[row["id"]] = (passage, row["version"])
+        return found
+
+    def vectors(self, ids: Iterable[str] | None = None) -> tuple[np.ndarray, list[str]]:
+        """(float32 [N, dim], their ids), of all passages or of those of `ids` that exist."""
+        columns = ["id", "vector"]
+        table = self._dataset.to_table(columns=columns) if ids is None else self._select(set(ids), columns)
+        flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["vector"].chunks]
+        values = np.concatenate(flat) if flat else np.zeros(0, np.float16)
+        return values.astype(np.float32).reshape(-1, self.dim), table["id"].to_pylist()
+
+    def log(self) -> list[Commit]:
+        """Every change up to this version, oldest first."""
+        records = (self._record(version) for version in range(1, self.version + 1))
+        return [record.commit for record in records if record is not None]
+
+    def changed_since(self, version: int) -> set[str] | None:
+        """The ids touched by commits after `version`; None when that version is not in this table's past."""
+        if not 1 <= version <= self.version:
+            return None
+        records = (self._record(later) for later in range(version + 1, self.version + 1))
+        return {id for record in records if record is not None for id in record.commit.ids}
+
+    # Writing: each of these is one commit, made while holding the folder's lock.
+
+    def add(self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "") -> Commit:
+        """Adds new passages with their vectors [N, dim]. Raises RetrievalError when an id exists."""
+        passages = _some(check_passages(passages), "passages")
+        with self._writing():
+            self.check_new(passage.id for passage in passages)
+            table = self._table(passages, vectors)
+            transaction = lance.fragment.write_fragments(table, self._dataset, mode="append", return_transaction=True)
+            return self._commit(transaction, "add", [p.id for p in passages], author, reason, undo_to=self.version)
+
+    def edit(self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "") -> Commit:
+        """Replaces passages by those of the same ids. Raises RetrievalError when an id does not exist."""
+        passages = _some(check_passages(passages), "passages")
+        with self._writing():
+            self.check_known(p.id for p in passages)
+            merge = self._dataset.merge_insert("id").when_matched_update_all()
+            transaction, _ = merge.execute_uncommitted(self._table(passages, vectors))
+            return self._commit(transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version)
+
+    def delete(self, ids: Sequence[str], author: str | None = None, reason: str = "") -> Commit:
+        """Removes passages from the newest version; older versions keep them. Raises RetrievalError when an id does not exist."""
+        ids = _some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
+        with self._writing():
+            self.check_known(ids)
+            rows = pa.table([pa.array(ids, pa.string())], schema=pa.schema([_schema(self.dim).field("id")]))
+            transaction, _ = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
+            return self._commit(transaction, "delete", ids, author, reason, undo_to=self.version)
+
+    def undo(self, author: str | None = None, reason: str = "") -> Commit:
+        """Restores the state before the latest change that is not yet undone, as a new commit.
+
+        Each record names the version its undo restores. An undo takes that name over from the version it restores, so
+        that a second undo goes one change further back. Raises RetrievalError when nothing is left to undo.
+        """
+        with self._writing():
+            newest = self._state(self.version)
+            if newest.undo_to is None:
+                raise RetrievalError(f"{self.path} has no change left to undo")
+            target = self._state(newest.undo_to)
+            undone = next(r for v in range(newest.undo_to + 1, self.version + 1) if (r := self._record(v)) is not None)
+            transaction = lance.Transaction(self.version, lance.LanceOperation.Restore(newest.undo_to))
+            reason = reason or f"undo of version {undone.commit.version} ({undone.commit.action})"
+            return self._commit(transaction, "undo", undone.commit.ids, author, reason, undo_to=target.undo_to)
+
+    def check_new(self, ids: Iterable[str]) -> None:
+        """Raises RetrievalError listing those of `ids` that are in the store."""
+        known = self.existing(ids)
+        if known:
+            raise RetrievalError(
+                f"already in the memory: {listed(sorted(known))}: use edit to change a passage, or give the new one another id"
+            )
+
+    def check_known(self, ids: Iterable[str]) -> None:
+        """Raises RetrievalError listing those of `ids` that are not in the store."""
+        ids = set(ids)
+        unknown = ids - self.existing(ids)
+        if unknown:
+            raise RetrievalError(f"not in the memory: {listed(sorted(unknown))}: nothing was changed; add a passage before changing it")
+
+    @contextlib.contextmanager
+    def _writing(self):
+        if self.read_only:
+            raise read_only_error(self)
+        with file_lock(self.path / LOCK):
+            self.latest()
+            try:
+                yield
+            except OSError as error:
+                raise RetrievalError(f"{self.path} could not be written ({_first_line(error)}): nothing was changed") from None
+            self._tidy()
+
+    def _commit(self, transaction, action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> Commit:
+        transaction.transaction_properties = _properties(action, ids, author, reason, undo_to)
+        self._dataset = lance.LanceDataset.commit(self._dataset, transaction, max_retries=0)
+        return self._state(self.version).commit
+
+    def _tidy(self) -> None:
+        """Keeps one-row changes and look-ups fast. These are commits without a record: they change no passage."""
+        fragments = len(self._dataset.get_fragments())
+        try:
+            if fragments >= COMPACT_FROM:
+                self._dataset.optimize.compact_files()
+            if self._dataset.count_rows() >= SCALAR_INDEX_FROM:
+                if not self._dataset.describe_indices():
+                    self._dataset.create_scalar_index("id", "BTREE")
+                elif fragments >= COMPACT_FROM:
+                    self._dataset.optimize.optimize_indices()
+        except (OSError, RuntimeError, ValueError) as error:  # the change itself is committed
+            logger.warning("%s: upkeep failed and will be tried again at the next change: %s", self.path, _first_line(error))
+
+    def _table(self, passages: Sequence[Passage], vectors: np.ndarray) -> pa.Table:
+        vectors = np.asarray(vectors)
+        if vectors.shape != (len(passages), self.dim):
+            raise RetrievalError(
+                f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {self.dim}], a row for each passage"
+            )
+        if not np.isfinite(vectors).all():
+            raise RetrievalError("a vector holds NaN or infinity: check the encoder")
+        flat = pa.array(np.ascontiguousarray(vectors, np.float16).ravel())
+        columns = {
+            "id": [p.id for p in passages],
+            "text": [p.text for p in passages],
+            "title": [p.title for p in passages],
+            "source": [p.source for p in passages],
+            "metadata": [json.dumps(p.metadata, sort_keys=True, ensure_ascii=False) for p in passages],
+            "vector": pa.FixedSizeListArray.from_arrays(flat, self.dim),
+            "content_hash": [p.content_hash for p in passages],
+            "version": pa.array([self.version + 1] * len(passages), pa.int64()),
+        }
+        return pa.table(columns, schema=_schema(self.dim))
+
+    def _select(self, ids: set[str], columns: list[str]) -> pa.Table:
+        names = sorted(ids)
+        parts = [names[start : start + WHOLE_COLUMN_FROM] for start in range(0, len(names), WHOLE_COLUMN_FROM)]
+        tables = [self._dataset.to_table(columns=columns, filter=f"id IN ({', '.join(map(_quoted, part))})") for part in parts]
+        return pa.concat_tables(tables) if tables else pa.schema([self._dataset.schema.field(name) for name in columns]).empty_table()
+
+    def _record(self, version: int) -> Record | None:
+        """What was written with `version`; None for upkeep."""
+        try:
+            transaction = self._dataset.read_transaction(version)
+        except TypeError:  # pylance 14 cannot show a compaction in Python
+            return None
+        text = (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None
+        if text is None:
+            return None
+        fields = json.loads(text)
+        undo_to = fields.pop("undo_to")
+        return Record(Commit(version=version, **{**fields, "ids": tuple(fields["ids"])}), undo_to)
+
+    def _state(self, version: int) -> Record:
+        """The record of the change that made the state seen at `version`."""
+        for earlier in range(version, 0, -1):
+            if (record := self._record(earlier)) is not None:
+                return record
+        raise RetrievalError(f"{self.path} has no history: it was not made by Memory.create, or its _transactions folder was removed")
+
+
+def read_only_error(store: Store) -> RetrievalError:
+    return RetrievalError(
+        f"version {store.version} of {store.path} is a view of the past and cannot be changed: open the memory itself, or undo"
+    )
+
+
+def check_free(path) -> None:
+    """Raises RetrievalError unless a memory can be made at `path`: a new or empty folder, or one left by an interrupted create."""
+    path = Path(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RetrievalError(f"{path} is a file: a memory is a folder; choose another name")
+    if _is_table(path):
+        raise RetrievalError(f"{path} already holds a memory: open it, or choose another folder")
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (TABLE, LOCK))
+    if strangers:
+        raise RetrievalError(f"{path} is not empty ({listed(strangers)}): a memory needs a folder of its own; choose a new one")
+
+
+def _some(items: list, what: str) -> list:
+    if not items:
+        raise RetrievalError(f"no {what} were given: expected at least one")
+    return items
+
+
+def _schema(dim: int) -> pa.Schema:
+    text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "text", "title", "source", "metadata")]
+    vector = pa.field("vector", pa.list_(pa.float16(), dim), nullable=False)
+    content_hash = pa.field("content_hash", pa.string(), nullable=False)
+    return pa.schema([*text, vector, content_hash, pa.field("version", pa.int64(), nullable=False)])
+
+
+def _properties(action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> dict[str, str]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    record = {"action": action, "author": author or _user(), "reason": reason, "time": now, "ids": list(ids), "undo_to": undo_to}
+    return {RECORD: json.dumps(record, ensure_ascii=False)}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user may have no name
+        return "unknown"
+
+
+def _is_table(path: Path) -> bool:
+    versions = path / TABLE / "_versions"
+    return versions.is_dir() and any(re.fullmatch(r"\d+\.manifest", entry.name) for entry in versions.iterdir())
+
+
+def _dataset(path: Path, version: int | None = None) -> lance.LanceDataset:
+    try:
+        return lance.dataset(str(path / TABLE), version=version)
+    except (ValueError, OSError) as error:
+        asked = "" if version is None else f" at version {version}"
+        raise RetrievalError(f"{path / TABLE}{asked} cannot be read: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

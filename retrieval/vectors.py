@@ -1,0 +1,126 @@
+"""What every index checks before it touches a vector, and how an index is written to disk."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.errors import RetrievalError
+from retrieval.passages import check_id, listed
+
+MANIFEST = "manifest.json"
+IDS = "ids.json"
+
+
+def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
+    """float32 [N, D], C-ordered, each row of length 1.
+
+    Raises RetrievalError for a shape other than [N, dim], NaN, infinity or a row of zeros: ScaNN ends the process on some of these.
+    """
+    try:
+        rows = np.ascontiguousarray(vectors, np.float32)
+    except (TypeError, ValueError):
+        raise RetrievalError(f"{what} are a {type(vectors).__name__} that is no array of numbers; expected float32 [N, D]") from None
+    if rows.ndim != 2 or rows.shape[1] == 0 or (dim is not None and rows.shape[1] != dim):
+        raise RetrievalError(f"{what} have shape {list(rows.shape)}; expected [N, {dim or 'D'}]")
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    wrong = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
+    if wrong.size:
+        row = int(wrong[0])
+        kind = "is all zeros" if np.isfinite(rows[row]).all() and not rows[row].any() else "holds NaN, infinity or a value too large"
+        raise RetrievalError(f"{what}: row {row} {kind} ({wrong.size:,} such rows): nothing was changed; check the encoder")
+    return rows / lengths
+
+
+def check_ids(ids: Sequence[str], count: int) -> list[str]:
+    """The ids as a list. Raises RetrievalError unless they are `count` different passage ids."""
+    ids = list(ids)
+    if len(ids) != count:
+        raise RetrievalError(f"{len(ids)} ids for {count} vectors: every vector needs its id")
+    for id in ids:
+        check_id(id)
+    if len(set(ids)) != len(ids):
+        repeated = sorted({id for id in ids if ids.count(id) > 1}) if len(ids) < 1000 else ["among many"]
+        raise RetrievalError(f"ids given twice: {listed(repeated)}: every vector needs an id of its own")
+    return ids
+
+
+def check_k(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise RetrievalError(f"k={k!r}: expected how many to return, a whole number of at least 1")
+    return int(k)
+
+
+def save_index(directory, write: Callable[[Path], None], ids: list[str], **facts) -> None:
+    """Replaces `directory` by one that `write` fills, plus the ids and a manifest (`facts`, and sha256 and size of every file).
+
+    The manifest is written last and everything is flushed to disk before the folder takes its name, so that what `read_manifest`
+    accepts is complete. A process killed between the two renames leaves no folder, never half of one.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for stale in directory.parent.glob(f".{directory.name}-*"):  # of a killed process; writers hold a lock
+        shutil.rmtree(stale, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        write(fresh)
+        (fresh / IDS).write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
+        files = {path.name: {"sha256": _digest(path), "bytes": path.stat().st_size} for path in sorted(fresh.iterdir())}
+        for name in files:
+            _flush(fresh / name)
+        manifest = {**facts, "count": len(ids), "metric": "cosine", "files": files}
+        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _flush(fresh / MANIFEST)
+        _flush(fresh)
+        old = fresh.with_name(fresh.name + "-old")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(directory, old)
+        os.rename(fresh, directory)
+        _flush(directory.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def read_manifest(directory, kind: str) -> tuple[dict, list[str]]:
+    """(manifest, ids) of a saved index. Raises RetrievalError when a file is missing, changed or unlisted, or the kind is another."""
+    directory = Path(directory)
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        files, found = manifest["files"], manifest["kind"]
+        present = {path.name for path in directory.iterdir()} - {MANIFEST}
+        if found != kind:
+            raise RetrievalError(f"{directory} holds a {found} index; expected {kind}")
+        if present != set(files):
+            raise RetrievalError(f"{directory} does not hold the files its manifest lists: {listed(sorted(present ^ set(files)))}")
+        for name, expected in files.items():
+            if _digest(directory / name) != expected["sha256"]:
+                raise RetrievalError(f"{directory / name} differs from its manifest (sha256): build the index again")
+        ids = json.loads((directory / IDS).read_text(encoding="utf-8"))
+        if len(ids) != manifest["count"]:
+            raise RetrievalError(f"{directory}: {len(ids)} ids, but the manifest counts {manifest['count']}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, RetrievalError):
+            raise
+        raise RetrievalError(f"{directory} is not a saved index ({type(error).__name__}: {error}): build it again") from None
+    return manifest, ids
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
