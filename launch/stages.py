@@ -68,7 +68,7 @@ def load_study(config: str, workdir: str = "", samples: str = "", allowed: Seque
 def _get_config(config: str) -> Any:
     path, _, variant = config.partition(".py:") if ".py:" in config else (config.removesuffix(".py"), "", "")
     file = Path(f"{path}.py")
-    if not config.endswith(".py") and ".py:" not in config or "://" in config:
+    if "://" in config or not (config.endswith(".py") or ".py:" in config):
         raise LaunchError(f"--config={config}: expected a Python file on this machine, FILE.py or FILE.py:variant")
     if not file.is_file():
         beside = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []

@@ -1,0 +1,241 @@
+"""Runs the stages of a study in order, skips what is done, and keeps study.json. The rules of resuming are in launch/study.py."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from launch.child import Ended, run_child
+from launch.errors import LaunchError
+from launch.stages import Stage, Study, digest, fingerprint, size
+from lm.models.config import nearest
+
+MARKS = {
+    "pending": "[dim]·[/]",
+    "running": "[cyan]▸[/]",
+    "done": "[green]✓[/]",
+    "failed": "[red]✗[/]",
+    "interrupted": "[yellow]■[/]",
+}
+
+
+def run_chain(study: Study, start: str = "", only: str = "", *, silence: float = 15.0, grace: float = 60.0) -> int:
+    """Runs the study; start: this stage and all after it again; only: this stage alone. Returns the exit code (see launch/study.py).
+
+    Raises LaunchError for an unknown stage name, a working directory of another study, or one in use.
+    """
+    names = [stage.name for stage in study.stages]
+    for wanted in (start, only):
+        if wanted and wanted not in names:
+            raise LaunchError(f"stage {wanted!r} is not in study {study.name!r}{nearest(wanted, names)}; its stages: {', '.join(names)}")
+    console = Console(highlight=False, soft_wrap=True)
+    (study.workdir / "logs").mkdir(parents=True, exist_ok=True)
+    with _alone_in(study.workdir) as lock:
+        record = _read_record(study)
+        record["state"], began = "running", time.monotonic()
+        for entry in record["stages"]:
+            if entry["name"] == only or (start and names.index(entry["name"]) >= names.index(start)):
+                entry["status"] = "pending"
+        _list_stages(console, study, record)
+        code = 0
+        for i, stage in enumerate(study.stages):
+            entry = record["stages"][i]
+            if only and stage.name != only:
+                continue
+            if not _why_run(study, i, record):
+                console.print(f"{MARKS['done']} {i + 1}/{len(names)} {stage.name}: done earlier, in {_clock(entry['seconds'])}")
+                continue
+            code = _run_stage(console, study, i, record, lock, silence, grace)
+            if code:
+                break
+        record["state"] = "done" if not code else "interrupted" if code > 128 else "failed"
+        record["seconds"] = round(sum(entry["seconds"] or 0.0 for entry in record["stages"]), 3)
+        _write_record(study, record)
+    if not code:
+        console.print(
+            f"[green]study {escape(study.name)} done[/] in {_clock(time.monotonic() - began)}; record: {study.workdir}/study.json"
+        )
+    return code
+
+
+def _run_stage(console: Console, study: Study, i: int, record: dict[str, Any], lock: int, silence: float, grace: float) -> int:
+    stage, entry, place = study.stages[i], record["stages"][i], f"{i + 1}/{len(study.stages)}"
+    log = study.workdir / "logs" / f"{stage.name}.log"
+    expected, left = _expected(study, record, i)
+    entry.update(_new_entry(study, stage), status="running", run=uuid.uuid4().hex, used=_used(study, i, record))
+    about = f" [dim]{escape(stage.about)}[/]" if stage.about else ""
+    console.print(
+        f"{MARKS['running']} {place} [bold]{stage.name}[/]{about} [dim](about {_clock(expected)}; study about {_clock(left)} left)[/]"
+    )
+    missing = [path for path in stage.inputs if not Path(path).exists()]
+    if missing:
+        ended = Ended(2, 0.0, 0, _missing(study, stage, missing[0]))
+    else:
+        _write_record(study, record)
+
+        def beat(seconds: float) -> str:
+            return (
+                f"  {stage.name}: {_clock(seconds)} so far, about {_clock(expected - seconds)}; study about {_clock(left - seconds)} left"
+            )
+
+        ended = run_child([sys.executable, "-m", stage.module, *stage.args], log, beat, silence=silence, grace=grace, keep_open=(lock,))
+    entry.update(seconds=round(ended.seconds, 3), returncode=ended.returncode, bytes=sum(size(path) for path in stage.outputs))
+    unwritten = [path for path in stage.outputs if not Path(path).exists()]
+    if ended.stopped_by:
+        entry.update(status="interrupted", error=f"stopped by {signal.Signals(ended.stopped_by).name}")
+    elif ended.returncode or unwritten:
+        entry.update(status="failed", error=_error(ended, unwritten))
+    else:
+        entry.update(status="done", made={path: fingerprint(path) if Path(path).is_file() else "directory" for path in stage.outputs})
+    _write_record(study, record)
+    mark = MARKS[entry["status"]]
+    console.print(f"{mark} {place} {stage.name}: {entry['status']} after {_clock(ended.seconds)}, {entry['bytes']:,} bytes")
+    if entry["status"] == "done":
+        return 0
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    stderr.print(f"[red]stage {stage.name} {entry['status']}:[/] {escape(entry['error'])}")
+    stderr.print(f"  log: {log}\n  run the same line again to go on from here" if not missing else "  nothing was run")
+    return 128 + ended.stopped_by if ended.stopped_by else 1
+
+
+def _why_run(study: Study, i: int, record: dict[str, Any]) -> str:
+    """'' when stage i is done and nothing it depends on has changed, else what is new."""
+    stage, entry = study.stages[i], record["stages"][i]
+    if entry["status"] != "done":
+        return f"it is {entry['status']}"
+    if entry["digest"] != digest(stage):
+        return "its command or its config has changed"
+    if entry["used"] != _used(study, i, record):
+        return "an input has changed"
+    for path in stage.outputs:
+        made = entry["made"].get(path)
+        if not Path(path).exists() or (made != "directory" and made != fingerprint(path)):
+            return f"its output {path} has changed"
+    return ""
+
+
+def _used(study: Study, i: int, record: dict[str, Any]) -> dict[str, str]:
+    """What stage i reads: the run of the earlier stage that makes the path, or the path's content."""
+    used = {}
+    for path in study.stages[i].inputs:
+        maker = next((j for j in reversed(range(i)) if any(_within(path, made) for made in study.stages[j].outputs)), None)
+        used[path] = fingerprint(path) if maker is None else f"made in run {record['stages'][maker]['run']}"
+    return used
+
+
+def _within(path: str, other: str) -> bool:
+    """Whether one path is the other or lies in it."""
+    one, two = Path(os.path.abspath(path)), Path(os.path.abspath(other))
+    return one.is_relative_to(two) or two.is_relative_to(one)
+
+
+def _missing(study: Study, stage: Stage, path: str) -> str:
+    maker = next((s.name for s in study.stages if s.name != stage.name and any(_within(path, made) for made in s.outputs)), "")
+    advice = f"stage {maker} makes it: run that first (--from={maker})" if maker else "put it there, or correct the stage's inputs"
+    return f"its input {path} does not exist; {advice}"
+
+
+def _error(ended: Ended, unwritten: list[str]) -> str:
+    if ended.returncode < 0:
+        name = signal.Signals(-ended.returncode).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    if ended.returncode:
+        return ended.error or f"exit code {ended.returncode} without a word"
+    return f"it ended well but did not write {', '.join(unwritten)}, which its outputs declare"
+
+
+def _expected(study: Study, record: dict[str, Any], i: int) -> tuple[float, float]:
+    """Expected seconds of stage i and of all from i on that are not done, scaled by how this machine compares with the hints so far."""
+    done = [
+        (e["seconds"], s.seconds) for e, s in zip(record["stages"], study.stages, strict=True) if e["status"] == "done" and e["seconds"]
+    ]
+    scale = min(max(sum(a for a, _ in done) / sum(h for _, h in done), 0.05), 20.0) if done else 1.0
+    hints = [s.seconds * scale for j, s in enumerate(study.stages) if j == i or (j > i and record["stages"][j]["status"] != "done")]
+    return hints[0], sum(hints)
+
+
+def _list_stages(console: Console, study: Study, record: dict[str, Any]) -> None:
+    console.print(f"[bold]study {escape(study.name)}[/] in {study.workdir}: {len(study.stages)} stages")
+    width = max(len(stage.name) for stage in study.stages)
+    for i, (stage, entry) in enumerate(zip(study.stages, record["stages"], strict=True)):
+        mark = MARKS["done" if entry["status"] == "done" else "pending"]
+        console.print(f"  {mark} {i + 1} {stage.name:<{width}}  [dim]about {_clock(stage.seconds):>5}  {escape(stage.about)}[/]")
+
+
+def _clock(seconds: float | None) -> str:
+    seconds = max(0, round(seconds or 0))
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+
+
+def _new_entry(study: Study, stage: Stage) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "about": stage.about,
+        "command": shlex.join(["python", "-m", stage.module, *stage.args]),
+        "status": "pending",
+        "seconds": None,
+        "bytes": 0,
+        "outputs": list(stage.outputs),
+        "returncode": None,
+        "error": "",
+        "log": str(study.workdir / "logs" / f"{stage.name}.log"),
+        "digest": digest(stage),
+        "run": "",
+        "used": {},
+        "made": {},
+    }
+
+
+def _read_record(study: Study) -> dict[str, Any]:
+    """The record of an earlier run, in the order of today's stages; a fresh one where there is none or it cannot be read."""
+    path = study.workdir / "study.json"
+    earlier: dict[str, Any] = {}
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+            name, earlier = old["study"], {entry["name"]: entry for entry in old["stages"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise LaunchError(f"{path} is not a record of a study ({type(error).__name__}: {error}); move it away to start anew") from error
+        if name != study.name:
+            raise LaunchError(f"{study.workdir} holds study {name!r}, not {study.name!r}; choose another --workdir")
+    stages = []
+    for stage in study.stages:
+        fresh = _new_entry(study, stage)
+        entry = earlier.get(stage.name, fresh)
+        if set(entry) != set(fresh):  # written by another version
+            entry = fresh
+        stages.append({**entry, "status": "interrupted"} if entry["status"] == "running" else entry)
+    return {"study": study.name, "state": "pending", "seconds": None, "stages": stages}
+
+
+def _write_record(study: Study, record: dict[str, Any]) -> None:
+    path = study.workdir / "study.json"
+    temporary = path.with_name(f".study.json.{os.getpid()}")
+    with temporary.open("w") as file:
+        json.dump(record, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: Path) -> Generator[int]:
+    """Holds workdir/.lock; stages inherit it, so a stage that outlives a killed study still keeps others out. Yields its descriptor."""
+    with (workdir / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LaunchError(f"{workdir} is in use by another study, or by a stage a killed study left behind; wait or end it") from error
+        yield lock.fileno()

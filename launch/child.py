@@ -1,0 +1,143 @@
+"""One child process with its output shown as it comes, kept in a log, and signals passed on to its whole process group."""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-Z\\-_]")
+ERROR = re.compile(r"\b(\w+(Error|Exception)|error|fatal)\b\s*:", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a child ended. returncode: its exit code, or minus the signal that killed it; seconds: wall time;
+    stopped_by: the signal this process was sent meanwhile and passed on (0: none); error: its last error line ('' if it wrote nothing)."""
+
+    returncode: int
+    seconds: float
+    stopped_by: int
+    error: str
+
+
+def run_child(
+    argv: Sequence[str],
+    log: Path,
+    beat: Callable[[float], str],
+    *,
+    silence: float = 15.0,
+    grace: float = 60.0,
+    keep_open: Sequence[int] = (),
+) -> Ended:
+    """Runs argv to its end. Output goes to stdout and to log; a terminal is passed on as a terminal, so progress bars work.
+
+    beat(seconds since start) is printed whenever nothing was heard for `silence` seconds. SIGINT and SIGTERM are passed on to the
+    child's process group; it is killed on the second one, or when it has not ended `grace` seconds after the first. keep_open: file
+    descriptors to inherit.
+    """
+    terminal = sys.stdout.isatty()
+    started = time.monotonic()
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with _output(terminal) as (ours, theirs), log.open("wb") as kept:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            start_new_session=True,
+            pass_fds=tuple(keep_open),
+        )
+        os.close(theirs)
+        with _signals_to(child, grace) as sent:
+            tail = _copy(child, ours, kept, beat, silence, sent, grace)
+        returncode = child.wait()
+    return Ended(returncode, time.monotonic() - started, sent[0][0] if sent else 0, _error_line(tail))
+
+
+def _copy(child, ours: int, kept, beat: Callable[[float], str], silence: float, sent: list[tuple[int, float]], grace: float) -> bytes:
+    """Copies the child's output until it and its output have ended; returns the last 64 KiB of it."""
+    tail: collections.deque[bytes] = collections.deque(maxlen=64)
+    started = heard = time.monotonic()
+    while True:
+        ready, _, _ = select.select([ours], [], [], 0.1)
+        now = time.monotonic()
+        if sent and now - sent[0][1] > grace:
+            _kill(child, signal.SIGKILL)
+        if ready:
+            try:
+                chunk = os.read(ours, 65536)
+            except OSError:  # a pseudo-terminal whose other side is closed
+                chunk = b""
+            if not chunk:
+                return b"".join(tail)
+            heard = now
+            tail.append(chunk)
+            kept.write(chunk)
+            kept.flush()
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        elif child.poll() is not None and now - heard > 0.5:  # ended, but something it started keeps its output open
+            return b"".join(tail)
+        elif now - heard > silence:
+            heard = now
+            print(beat(now - started), flush=True)
+
+
+@contextlib.contextmanager
+def _output(terminal: bool) -> Generator[tuple[int, int]]:
+    """(our end, the child's end) of a pseudo-terminal of our terminal's size, or of a pipe."""
+    if terminal:
+        ours, theirs = pty.openpty()
+        with contextlib.suppress(OSError):
+            size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    else:
+        ours, theirs = os.pipe()
+    try:
+        yield ours, theirs
+    finally:
+        os.close(ours)
+
+
+@contextlib.contextmanager
+def _signals_to(child: subprocess.Popen, grace: float) -> Generator[list[tuple[int, float]]]:
+    """Passes SIGINT and SIGTERM on to the child; yields the list of (signal, time) received."""
+    sent: list[tuple[int, float]] = []
+
+    def forward(number, frame):
+        sent.append((number, time.monotonic()))
+        if len(sent) == 1:
+            print(f"\nstopping the stage (up to {grace:.0f} s; once more to kill it)", flush=True)
+        _kill(child, number if len(sent) == 1 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield sent
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill(child: subprocess.Popen, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
+
+
+def _error_line(output: bytes) -> str:
+    """The last line that reads like an error, else the last line."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", ANSI.sub(b"", output).decode(errors="replace"))]
+    lines = [line for line in lines if line]
+    return next((line for line in reversed(lines[-40:]) if ERROR.search(line)), lines[-1] if lines else "")

@@ -1,0 +1,53 @@
+"""The console script: openbook COMMAND ARGS runs the same entry point as python -m MODULE ARGS."""
+
+import importlib.metadata
+import runpy
+import sys
+from collections.abc import Sequence
+
+from lm.models.config import nearest
+
+COMMANDS = {
+    "train": ("lm.train", "train a model from a config; resumes by itself"),
+    "train-tokenizer": ("lm.train_tokenizer", "train a byte-pair tokenizer on text files"),
+    "generate": ("lm.generate", "continue a prompt, or chat, with a model or a run"),
+    "evaluate": ("lm.evaluate", "perplexity and bits per byte of a model on files"),
+    "export": ("lm.export", "write a run as a Hugging Face directory"),
+    "build": ("retrieval.build", "build a memory from passages"),
+    "ask": ("retrieval.ask", "ask questions of a memory and a reader"),
+    "edit": ("retrieval.edit", "add, change, delete or undo passages of a memory"),
+    "search": ("retrieval.search", "find the passages of a memory nearest to a text"),
+    "run": ("launch.run", "run a command on this machine, a TPU pod or SLURM"),
+    "study": ("launch.study", "run a study: a chain of stages that resumes"),
+}
+
+
+def usage() -> str:
+    """The text of openbook --help."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items())
+    return f"usage: openbook COMMAND ...\n\n{rows}\n\nopenbook COMMAND --help says more; openbook --version tells the version."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command in this process, as python -m would. Returns 0 after --help and --version, 2 for an unknown command."""
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    if command in ("--version", "-V"):
+        print(f"openbook {importlib.metadata.version('openbook')}")
+        return 0
+    if command not in COMMANDS:
+        print(f"error: openbook has no command {command!r}{nearest(command, COMMANDS)}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module = COMMANDS[command][0]
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as python -m does: files beside the user can be imported
+    sys.argv = [f"openbook {command}", *rest]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

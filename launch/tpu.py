@@ -1,0 +1,307 @@
+"""--on=tpu: asks for a TPU pod, runs the command on all its workers, and deletes the pod on every way out.
+
+However the run ends - success, failure, Ctrl-C, SIGTERM, a closed terminal, an exception, giving up - the queued resource is
+deleted, and where that fails the command that deletes it is printed. Only a kill -9 of this program leaves it; that command is therefore
+printed at the start too.
+
+Exit codes: the failing worker's own; 0 success; 69 the TPU never became ready; 70 gcloud failed; 71 the TPU could not be deleted;
+75 preempted (or the command stopped with 75, "resume me") and no retries left; 124 --max-hours reached; 129, 130, 143 SIGHUP, SIGINT, SIGTERM.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.errors import LaunchError
+from launch.gcloud import Answer, Pod, call, install_command, run_command
+from launch.interrupt import Interrupted, Signals, catch_signals
+from launch.source import read_source, write_archive
+from launch.workers import report, run_on_workers
+
+NOT_READY, CLOUD, LEFT_BEHIND, PREEMPTED, OUT_OF_TIME = 69, 70, 71, 75, 124
+STATES = {  # of a queued resource -> what to do; an unknown one is waited out, until --wait-hours
+    "CREATING": "wait",
+    "ACCEPTED": "wait",
+    "WAITING_FOR_RESOURCES": "wait",
+    "PROVISIONING": "wait",
+    "STATE_UNSPECIFIED": "wait",
+    "ACTIVE": "run",
+    "FAILED": "give up",
+    "DELETING": "give up",
+    "SUSPENDING": "preempted",
+    "SUSPENDED": "preempted",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds. poll: between looks at the state; call: limit of a short gcloud call; transfer: of copying and of deleting;
+    settle: for other workers to show their errors; patience: describe calls in a row that may fail."""
+
+    poll: float = 15.0
+    call: float = 120.0
+    transfer: float = 900.0
+    settle: float = 5.0
+    tick: float = 0.2
+    patience: int = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run and how long. env: names of environment variables to pass on in a file; retries: after preemptions only."""
+
+    pod: Pod
+    command: tuple[str, ...]
+    max_hours: float = 24.0
+    wait_hours: float = 6.0
+    retries: int = 0
+    env: tuple[str, ...] = ()
+
+
+class _Over(Exception):
+    """The run is over: code is the exit code, the message the reason in words."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+def run_tpu(job: Job, timing: Timing = Timing()) -> int:
+    """Runs the job; returns its exit code (see above). Raises LaunchError, before anything is asked for, when it cannot work."""
+    _check(job)
+    if not shutil.which("gcloud"):
+        raise LaunchError("--on=tpu needs gcloud on PATH: https://cloud.google.com/sdk/docs/install, then gcloud auth login")
+    source = read_source(Path.cwd())
+    print(f"code: {source}")
+    with tempfile.TemporaryDirectory(prefix="openbook-") as folder, catch_signals() as signals:
+        files = [str(Path(folder, f"{job.pod.name}.tar.gz"))]
+        write_archive(source, Path(files[0]))
+        if job.env:
+            files.append(_write_secrets(job, Path(folder)))
+        clock = _Clock(job.max_hours * 3600)
+        for tried in range(job.retries + 1):
+            code = _one_try(job, files, timing, signals, clock)
+            if signals.came:
+                return 128 + signals.came
+            if code != PREEMPTED or tried == job.retries:
+                break
+            print(f"preempted: try {tried + 2} of {job.retries + 1}", file=sys.stderr, flush=True)
+    return code
+
+
+def print_plan(job: Job) -> None:
+    """The dry run: every command in order, ready to be pasted into a shell; calls nothing but git."""
+    _check(job)
+    pod, name = job.pod, job.pod.name
+    files = [f"/tmp/{name}.tar.gz"] + ([f"/tmp/{name}.env"] if job.env else [])
+    print(f"# code: {read_source(Path.cwd())}\ngit ls-files -z | tar --null --files-from=- -czf {files[0]}")
+    if job.env:
+        print(f"# values of {', '.join(job.env)}, readable by you alone\n(umask 077; declare -px {shlex.join(job.env)} > {files[1]})")
+    print(f"# waits at most {job.wait_hours:g} h for it\n{shlex.join(pod.create(job.wait_hours))}")
+    print(f"# until ACTIVE\n{shlex.join(pod.state())}\n# how many workers\n{shlex.join(pod.endpoints())}\n{shlex.join(pod.copy(files))}")
+    print("# the real run gives every worker a process of its own, so that output comes at once")
+    print(shlex.join(pod.ssh("all", install_command(f"{name}.tar.gz"))))
+    print(f"# at most {job.max_hours:g} h\n{shlex.join(pod.ssh('all', run_command(job.command, f'{name}.env' if job.env else '')))}")
+    print(f"# on every way out\n{shlex.join(pod.delete())}")
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Seconds of TPU time: left is what remains of --max-hours over all tries."""
+
+    left: float
+    since: float | None = None
+
+    def check(self) -> None:
+        if self.since is not None and time.monotonic() - self.since > self.left:
+            raise _Over(OUT_OF_TIME, "--max-hours reached; the same command goes on from its last checkpoint")
+
+    def stop(self) -> None:
+        if self.since is not None:
+            self.left, self.since = self.left - (time.monotonic() - self.since), None
+
+
+def _one_try(job: Job, files: Sequence[str], timing: Timing, signals: Signals, clock: _Clock) -> int:
+    """Creates, runs and deletes; returns the exit code, which is LEFT_BEHIND where it was 0 or PREEMPTED and the delete failed.
+
+    Signals interrupt only what lies between the create and the delete; the delete itself is always reached and never cut short.
+    """
+    pod, ours, left = job.pod, True, False
+    print(f"asking for {pod.target.accelerator} ({pod.target.capacity}) as {pod.name} in {pod.zone}")
+    print(f"should this program be killed, delete it with: {shlex.join(pod.delete())}", flush=True)
+    try:
+        signals.doing = f"creating {pod.name}"
+        answer = call(pod.create(job.wait_hours), timing.call)
+        ours = not (answer.returncode and re.search("already.exists", answer.stderr, re.IGNORECASE))
+        if not ours:
+            raise _Over(CLOUD, f"{pod.name} exists already and is left alone; choose another --name")
+        if answer.returncode:
+            raise _Over(CLOUD, f"gcloud could not create {pod.name}: {answer.said}")
+        with signals.may_interrupt():
+            _wait_until_active(job, timing)
+            clock.since = time.monotonic()
+            code = _use(job, files, timing, clock)
+    except _Over as over:
+        print(f"error: {over}", file=sys.stderr, flush=True)
+        code = over.code
+    except Interrupted as interrupted:
+        code = 128 + interrupted.number
+    finally:
+        signals.doing = f"deleting {pod.name}"
+        if ours:
+            left = not _delete(pod, timing)
+        clock.stop()
+    return LEFT_BEHIND if left and code in (0, PREEMPTED) else code
+
+
+def _delete(pod: Pod, timing: Timing) -> bool:
+    """Deletes the queued resource, trying three times. False when it may still be there; what to do is then printed."""
+    answer = Answer(0, "", "")
+    for attempt in range(3):
+        if attempt:
+            time.sleep(min(timing.poll, 10.0))
+        answer = call(pod.delete(), timing.transfer)
+        if not answer.returncode or re.search(r"\bNOT_FOUND\b", answer.stderr):
+            print(f"{pod.name} is deleted", flush=True)
+            return True
+    print(f"error: {pod.name} COULD NOT BE DELETED and may cost money: {answer.said}", file=sys.stderr)
+    print(f"delete it with:\n  {shlex.join(pod.delete())}", file=sys.stderr, flush=True)
+    return False
+
+
+def _wait_until_active(job: Job, timing: Timing) -> None:
+    """Returns once the TPU is ready; raises _Over when it will not be."""
+    deadline, shown, wrong = time.monotonic() + job.wait_hours * 3600, "", 0
+    while True:
+        state, detail = _state(job.pod, timing)
+        wrong = wrong + 1 if not state else 0
+        if wrong >= timing.patience:
+            raise _Over(CLOUD, f"the state of {job.pod.name} could not be read {wrong} times in a row: {detail}")
+        action = STATES.get(state, "wait")
+        if (state or detail) != shown:
+            shown = state or detail
+            note = "" if state in STATES or not state else " (a state this program does not know: waiting)"
+            print(f"{job.pod.name}: {shown}{note}", flush=True)
+        if action == "run":
+            return
+        if action == "preempted":
+            raise _Over(PREEMPTED, f"{job.pod.name} was preempted before it was ready ({state})")
+        if action == "give up":
+            raise _Over(NOT_READY, f"{job.pod.name} is {state}{f': {detail}' if detail else ''}")
+        if time.monotonic() > deadline:
+            raise _Over(NOT_READY, f"{job.pod.name} was not ready within --wait-hours={job.wait_hours:g} (last state: {shown})")
+        time.sleep(timing.poll)
+
+
+def _state(pod: Pod, timing: Timing) -> tuple[str, str]:
+    """(state, detail) of the queued resource; ('', why) when it could not be read."""
+    found, why = _json(pod.state(), timing)
+    state = found.get("state")
+    if isinstance(state, dict) and isinstance(state.get("state"), str):
+        error = (state.get("failedData") or {}).get("error") or {}
+        return state["state"], str(error.get("message", ""))
+    return "", why or f"gcloud described it without a state: {json.dumps(found)[:200]}"
+
+
+def _json(argv: Sequence[str], timing: Timing) -> tuple[dict[str, Any], str]:
+    """(the object gcloud printed, '') or ({}, why there is none)."""
+    answer = call(argv, timing.call)
+    if answer.returncode:
+        return {}, answer.said
+    try:
+        found = json.loads(answer.stdout)
+    except ValueError:
+        return {}, f"gcloud printed no JSON: {answer.stdout[:200]!r}"
+    return (found, "") if isinstance(found, dict) else ({}, f"gcloud printed no JSON object: {answer.stdout[:200]!r}")
+
+
+def _use(job: Job, files: Sequence[str], timing: Timing, clock: _Clock) -> int:
+    """Copies, installs and runs on a TPU that is ready; returns 0, a failing worker's exit code, or PREEMPTED."""
+    workers = _count_workers(job.pod, timing)
+    print(f"{job.pod.name}: {workers} workers, copying the code", flush=True)
+    copied = call(job.pod.copy(files), timing.transfer)
+    if copied.returncode:
+        raise _Over(PREEMPTED if _preempted(job, timing) else CLOUD, f"the code could not be copied to {job.pod.name}: {copied.said}")
+    secrets = f"{job.pod.name}.env" if job.env else ""
+    values = [line for name in job.env for line in os.environ[name].splitlines() if len(line) > 3]
+    for what, command in (("install", install_command(f"{job.pod.name}.tar.gz")), ("run", run_command(job.command, secrets))):
+        print(f"{job.pod.name}: {what}", flush=True)
+        commands = [job.pod.ssh(number, command) for number in range(workers)]
+        failed = run_on_workers(commands, _watch(job, timing, clock), secrets=values, settle=timing.settle, tick=timing.tick)
+        if failed:
+            if _preempted(job, timing):
+                raise _Over(PREEMPTED, f"{job.pod.name} was preempted")
+            report(failed, workers)
+            codes = [worker.ended for worker in failed if worker.ended is not None and 0 < worker.ended < 256]
+            return codes[0] if codes else 1
+    return 0
+
+
+def _watch(job: Job, timing: Timing, clock: _Clock) -> Callable[[], None]:
+    """What to check while the workers run: time, and at every poll whether the TPU was taken away (ssh may hang then)."""
+    next_look = time.monotonic() + timing.poll
+
+    def watch() -> None:
+        nonlocal next_look
+        clock.check()
+        if time.monotonic() > next_look:
+            if STATES.get(_state(job.pod, timing)[0]) == "preempted":
+                raise _Over(PREEMPTED, f"{job.pod.name} was preempted")
+            next_look = time.monotonic() + timing.poll
+
+    return watch
+
+
+def _preempted(job: Job, timing: Timing) -> bool:
+    """Whether a failure was a preemption. The state may lag behind the broken connections, so a spot TPU is looked at three times."""
+    for look in range(3 if job.pod.target.capacity == "spot" else 1):
+        if look:
+            time.sleep(timing.poll)
+        if STATES.get(_state(job.pod, timing)[0]) == "preempted":
+            return True
+    return False
+
+
+def _count_workers(pod: Pod, timing: Timing) -> int:
+    why = ""
+    for attempt in range(timing.patience):
+        if attempt:
+            time.sleep(timing.poll)
+        found, why = _json(pod.endpoints(), timing)
+        endpoints = found.get("networkEndpoints")
+        if isinstance(endpoints, list) and endpoints:
+            return len(endpoints)
+    raise _Over(CLOUD, f"the workers of {pod.name} could not be listed: {why or 'gcloud listed none'}")
+
+
+def _write_secrets(job: Job, folder: Path) -> str:
+    path = folder / f"{job.pod.name}.env"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.writelines(f"export {name}={shlex.quote(os.environ[name])}\n" for name in job.env)
+    return str(path)
+
+
+def _check(job: Job) -> None:
+    for name in job.env:
+        if not name.isidentifier() or not name.isascii():
+            raise LaunchError(
+                f"--env={name}: expected the name of an environment variable; its value is read here and never put on a command line"
+            )
+        if name not in os.environ:
+            raise LaunchError(f"--env={name}: there is no such variable in the environment; export it first")
+    for flag, hours in (("max-hours", job.max_hours), ("wait-hours", job.wait_hours)):
+        if not 0 < hours <= 24 * 30:
+            raise LaunchError(f"--{flag}={hours:g}: expected hours, more than 0 and at most 720")
+    if not 0 <= job.retries <= 1000:
+        raise LaunchError(f"--retries={job.retries}: expected a number from 0 to 1000")
+    if not job.pod.zone:
+        raise LaunchError("--on=tpu needs --zone=ZONE (gcloud compute tpus locations list names them), or CLOUDSDK_COMPUTE_ZONE set")
