@@ -1,0 +1,142 @@
+"""from_hf: reads a checkpoint into our stacked parameters, one tensor at a time."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import families
+from lm.batch import Batch
+from lm.families.family import Family
+from lm.families.table import Row, Shape, Slot, expand
+from lm.models import LanguageModel, ModelConfig, build
+from lm.models.config import DTYPES, ConfigError
+from lm.weights.errors import WeightsError
+from lm.weights.gguf import open_gguf
+from lm.weights.resolve import HUB_ID, resolve
+from lm.weights.sources import FLOATS, Source, open_safetensors, read_json
+
+
+def from_hf(path_or_id, dtype: str | None = None) -> tuple[LanguageModel, dict]:
+    """Model and parameters from a Hugging Face directory (config.json and safetensors, sharded or not), hub id or .gguf file.
+
+    dtype: "float32" (the default), "bfloat16" or "float16", of parameters and computation; stored values are cast to it.
+    Returns (model, params), params a nested dict of arrays with the layers stacked on axis 0. Files are opened once and
+    read tensor by tensor: host memory peaks at the parameters plus one stacked tensor.
+
+    Raises ConfigError for a model type or option that is not supported, before any weight is read, and WeightsError for
+    files that are absent or damaged, or whose tensors (all of them are listed) do not fit the configuration.
+    """
+    if dtype not in (None, *DTYPES):
+        raise ConfigError(f"dtype={dtype!r} is unknown; one of {', '.join(DTYPES)}")
+    with open_checkpoint(path_or_id) as (config, rows, family, source):
+        config = config.replace(dtype=dtype or "float32", param_dtype=dtype or "float32")
+        model = build(config)
+        return model, read_params(source, rows, family, parameter_shapes(model), config.param_dtype)
+
+
+@contextlib.contextmanager
+def open_checkpoint(path_or_id) -> Iterator[tuple[ModelConfig, tuple[Row, ...], Family, Source]]:
+    """Configuration, table, family and tensors under the table's names."""
+    if not Path(path_or_id).expanduser().exists() and HUB_ID.fullmatch(str(path_or_id)):
+        read_config(resolve(path_or_id, weights=False))  # refuse before the large download
+    path = resolve(path_or_id)
+    if path.is_file():
+        with open_gguf(path) as (hf, source):
+            family = families.get(hf["model_type"])
+            yield families.config_from_hf(hf), family.gguf_table, family, source
+        return
+    config = read_config(path)
+    family = families.get(config.family)
+    with open_safetensors(path) as source:
+        if family.refine:
+            config = family.refine(config, source.shapes)
+        yield config, family.table, family, canonical(source, family, config)
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """config.json, with the special tokens of generation_config.json, which is what generation obeys."""
+    hf = read_json(directory / "config.json")
+    generation = directory / "generation_config.json"
+    if generation.is_file():
+        given = read_json(generation)
+        hf |= {name: given[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if given.get(name) is not None}
+    try:
+        return families.config_from_hf(hf)
+    except ConfigError as error:
+        raise ConfigError(f"{directory}: {error}") from error
+
+
+def canonical(source: Source, family: Family, config: ModelConfig) -> Source:
+    """The tensors under the names that the family's table uses: older names renewed, a left-out prefix restored."""
+    slots = expand(family.table, parameter_shapes(build(config)))
+    known = {*slots, *family.duplicates}
+
+    def rename(name: str) -> str:
+        for pattern, replacement in family.renames.items():
+            name = re.sub(pattern, replacement, name)
+        return family.prefix + name if family.prefix + name in known else name
+
+    return source.renamed(rename)
+
+
+def parameter_shapes(model: LanguageModel) -> dict[str, Shape]:
+    """The model's parameters by path, layers stacked; nothing is computed."""
+    model = build(model.config.replace(layers="scan"))
+    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]])))["params"]
+    return {path: x.shape for path, x in flax.traverse_util.flatten_dict(abstract, sep="/").items()}
+
+
+def read_params(source: Source, rows: tuple[Row, ...], family: Family, shapes: dict[str, Shape], dtype: str) -> dict:
+    """The nested dict of parameters; everything is checked before the first tensor is read."""
+    slots = expand(rows, shapes)
+    check(source, slots, family)
+    params, stacks = {}, {}
+    for name, slot in slots.items():
+        parts = slot.row.to_ours(source.read(name), slot.our_shapes)
+        for path, part in zip(slot.row.ours, parts, strict=True):
+            if path not in stacks:
+                stacks[path] = np.empty(shapes[path], jnp.dtype(dtype))
+            stacks[path][... if slot.layer is None else slot.layer] = part
+        if slot.layer is None or slot.layer == shapes[slot.row.ours[0]][0] - 1:
+            params |= {path: jnp.array(stacks.pop(path)) for path in slot.row.ours}
+    check_duplicates(source, slots, family, params)
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def check(source: Source, slots: dict[str, Slot], family: Family) -> None:
+    """Raises WeightsError listing every missing, extra and misshapen tensor, and every one of a dtype that holds no weights."""
+    expendable = lambda name: name in family.duplicates or any(re.fullmatch(pattern, name) for pattern in family.ignored)
+    missing = [name for name in slots if name not in source.shapes]
+    extra = [name for name in source.shapes if name not in slots and not expendable(name)]
+    both = [name for name in slots if name in source.shapes]
+    misshapen = [
+        f"{name} is {list(source.shapes[name])}, expected {list(slots[name].their_shape)}"
+        for name in both
+        if source.shapes[name] != slots[name].their_shape
+    ]
+    strange = [
+        f"{name} is {source.dtypes[name]}, expected one of {', '.join(FLOATS)}" for name in both if source.dtypes[name] not in FLOATS
+    ]
+    problems = (("missing", missing), ("extra", extra), ("misshapen", misshapen), ("not floating point", strange))
+    if any(found for _, found in problems):
+        listed = "".join(f"\n  {len(found)} {kind}: {'; '.join(found)}" for kind, found in problems if found)
+        raise WeightsError(f"the tensors of {source.where} are not those of the {family.model_type} model in its configuration:{listed}")
+
+
+def check_duplicates(source: Source, slots: dict[str, Slot], family: Family, params: dict) -> None:
+    """A stored copy must equal its original: otherwise the model is untied, whatever config.json says."""
+    for name, original in family.duplicates.items():
+        if name not in source.shapes or name in slots or original not in slots:
+            continue
+        ours = slots[original].row.to_theirs([np.asarray(params[path]) for path in slots[original].row.ours])
+        if source.shapes[name] != ours.shape or not np.array_equal(source.read(name).astype(ours.dtype), ours, equal_nan=True):
+            raise WeightsError(
+                f"{source.where}: {name} differs from {original}, but the configuration ties them; "
+                'if they are meant to differ, set "tie_word_embeddings": false in config.json'
+            )

@@ -1,0 +1,197 @@
+"""to_hf: writes parameters as a directory that transformers loads."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from lm import families
+from lm.families.family import Family, special_tokens_to_hf
+from lm.families.table import Slot, expand
+from lm.models import LanguageModel, ModelConfig
+from lm.models.config import DTYPES, ConfigError
+from lm.weights.errors import WeightsError
+from lm.weights.load import parameter_shapes
+from lm.weights.sources import INDEX, SINGLE
+
+MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+NOT_EXPORTED = ("dtype", "param_dtype", "layers", "remat", "dropout")  # how it is computed or trained, not what it computes
+
+
+def to_hf(
+    model: LanguageModel, params: dict, path, tokenizer=None, *, max_shard_size: int = 5_000_000_000, overwrite: bool = False
+) -> None:
+    """Writes config.json, generation_config.json, safetensors and the tokenizer's files into the directory `path`.
+
+    params: as `from_hf` returns or training holds them, stacked or separate layers, sharded or not, on the devices of this
+    process; each tensor keeps its dtype. max_shard_size: bytes a weight file holds at most, unless one tensor is larger.
+    The directory appears complete or not at all. One that holds a model is replaced (files that are not the model's stay);
+    any other that is not empty is refused unless `overwrite`.
+
+    Raises ConfigError for a configuration the Hugging Face class cannot express and WeightsError for parameters that do
+    not fit the model or a directory that must not be overwritten, before anything is written.
+    """
+    c = model.config
+    family, hf = families.get(c.family), exported_config(c)
+    flat = flatten(params, c)
+    slots = their_slots(family, model, flat)
+    dtypes = sorted({str(x.dtype) for x in flat.values()})
+    if not set(dtypes) <= set(DTYPES):
+        raise WeightsError(f"parameters have dtypes {', '.join(dtypes)}; {', '.join(DTYPES)} can be exported")
+    if tokenizer is not None and len(tokenizer) > c.vocab_size:
+        raise WeightsError(f"the tokenizer has {len(tokenizer)} tokens, more than the model's vocabulary of {c.vocab_size}")
+    hf["dtype"] = hf["torch_dtype"] = str(flat["embeddings/token"].dtype)
+    target = Path(path).expanduser().resolve()
+    refuse_foreign(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as directory:
+        write_json(directory / "config.json", hf)
+        if c.head == "causal_lm":
+            write_json(directory / "generation_config.json", {"_from_model_config": True, **special_tokens_to_hf(c)})
+        write_weights(directory, slots, flat, max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+
+
+def exported_config(c: ModelConfig) -> dict:
+    """config.json for `c`; ConfigError naming the fields that would be lost, found by reading it back."""
+    family = families.get(c.family)
+    classes = [name for name, head in family.architectures.items() if head == c.head]
+    if not classes:
+        raise ConfigError(
+            f"a {c.family} model with head={c.head!r} has no Hugging Face class; one of {', '.join(family.architectures.values())}"
+        )
+    hf = {"model_type": family.model_type, "architectures": classes[:1], **family.config_to_hf(c)}
+    back = family.config_from_hf(hf)
+    pairs = [(f.name, getattr(c, f.name), getattr(back, f.name)) for f in dataclasses.fields(c) if f.name not in (*NOT_EXPORTED, "pooler")]
+    lost = [f"{name}={ours!r} (would read back as {theirs!r})" for name, ours, theirs in pairs if ours != theirs]
+    if lost:
+        raise ConfigError(f"{classes[0]} cannot express this configuration: {'; '.join(lost)}")
+    return hf
+
+
+def flatten(params: dict, c: ModelConfig) -> dict[str, jax.Array]:
+    """Parameters by path, with separate layers ("layers_0/...") stacked again on the host."""
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    if c.layers == "separate":
+        inner = [path.removeprefix("layers_0/") for path in flat if path.startswith("layers_0/")]
+        stacked = {f"layers/{p}": np.stack([flat[f"layers_{i}/{p}"] for i in range(c.n_layers)]) for p in inner}
+        flat = {path: x for path, x in flat.items() if not path.startswith("layers_")} | stacked
+    distant = [path for path, x in flat.items() if isinstance(x, jax.Array) and not x.is_fully_addressable]
+    if distant:
+        raise WeightsError(
+            f"{len(distant)} parameters, such as {distant[0]}, are spread over several processes: export from a checkpoint in one"
+        )
+    return flat
+
+
+def their_slots(family: Family, model: LanguageModel, flat: dict) -> dict[str, Slot]:
+    """Every tensor to write, by its name in the file."""
+    shapes = parameter_shapes(model)
+    missing, extra = sorted(set(shapes) - set(flat)), sorted(set(flat) - set(shapes))
+    misshapen = [f"{p} is {list(flat[p].shape)}, expected {list(s)}" for p, s in shapes.items() if p in flat and flat[p].shape != s]
+    if missing or extra or misshapen:
+        raise WeightsError(f"these parameters are not this model's: missing {missing}, extra {extra}, misshapen {misshapen}")
+    try:
+        slots = expand(family.table, shapes)
+    except LookupError as error:
+        raise ConfigError(f"a Hugging Face {family.model_type} model has no place for parts of this one: {error}") from error
+    bare = model.config.head == "none"
+    if not model.config.tie_embeddings and not bare:  # an untied model stores its copies too
+        slots |= {name: slots[original] for name, original in family.duplicates.items() if name not in slots and original in slots}
+    return {name.removeprefix(family.prefix) if bare else name: slot for name, slot in slots.items()}
+
+
+def write_weights(directory: Path, slots: dict[str, Slot], flat: dict, max_shard_size: int) -> None:
+    """One file, or several and their index; host memory holds one file's tensors and one stacked parameter."""
+    sizes = {name: math.prod(slot.their_shape) * jnp.dtype(flat[slot.row.ours[0]].dtype).itemsize for name, slot in slots.items()}
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_size:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    many = len(shards) > 1
+    files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" if many else SINGLE for i in range(len(shards))]
+    host = HostCopies(flat)
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: np.ascontiguousarray(host.theirs(slots[name])) for name in names}
+        safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+    if many:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+class HostCopies:
+    """Fetches parameters from the devices once each: rows come in order, so only the current row's are kept."""
+
+    def __init__(self, flat: dict):
+        self.flat, self.paths, self.arrays = flat, (), []
+
+    def theirs(self, slot: Slot) -> np.ndarray:
+        if slot.row.ours != self.paths:
+            self.paths, self.arrays = slot.row.ours, [np.asarray(self.flat[path]) for path in slot.row.ours]
+        return slot.row.to_theirs([x if slot.layer is None else x[slot.layer] for x in self.arrays])
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def model_file(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in MODEL_FILES)
+
+
+def refuse_foreign(target: Path, overwrite: bool) -> None:
+    """Only a directory that is absent, empty or a model may be written to unasked."""
+    if target.exists() and not target.is_dir():
+        raise WeightsError(f"{target} is a file: give a directory to write the model to")
+    names = os.listdir(target) if target.exists() else []
+    a_model = "config.json" in names and any(fnmatch(name, "*.safetensors") for name in names)
+    if names and not a_model and not overwrite:
+        raise WeightsError(
+            f"{target} is not empty and holds no model: choose another directory, or pass overwrite=True to add the model to it"
+        )
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A new directory that takes the place of `target` when all went well; what is not a model's file moves along with it."""
+    new = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
+    try:
+        new.chmod(0o777 & ~umask())
+        yield new
+        if target.exists():
+            for entry in os.listdir(target):
+                if not model_file(entry) and not (new / entry).exists():
+                    copy = shutil.copytree if (target / entry).is_dir() else shutil.copy2
+                    copy(target / entry, new / entry)
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+            target.rename(old / target.name)
+            new.rename(target)
+            shutil.rmtree(old)
+        else:
+            new.rename(target)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,126 @@
+"""Checkpoints made by transformers on torch from random weights must give the same numbers in our model, and back again."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import lm
+from lm.batch import Batch
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 2e-4
+TOKENS = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
+DECODER = dict(vocab_size=97, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40)
+DECODER |= dict(max_position_embeddings=64, **TOKENS)
+GPT2 = dict(vocab_size=101, n_embd=24, n_layer=2, n_head=3, n_positions=32, **TOKENS)
+BERT = dict(vocab_size=83, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=56, max_position_embeddings=40)
+ROPE_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=2.0, original_max_position_embeddings=16)
+
+CASES = {  # name: (transformers class, its base options, what differs)
+    "gpt2": ("GPT2LMHeadModel", GPT2, {}),
+    "gpt2-wide": ("GPT2LMHeadModel", GPT2, dict(vocab_size=51, n_head=1, n_inner=72, layer_norm_epsilon=1e-3, activation_function="relu")),
+    "gpt2-untied": ("GPT2LMHeadModel", GPT2, dict(vocab_size=77, n_embd=32, n_layer=1, n_head=4, tie_word_embeddings=False)),
+    "gpt2-headless": ("GPT2Model", GPT2, dict(n_layer=3)),
+    "llama-grouped": ("LlamaForCausalLM", DECODER, dict(tie_word_embeddings=True, rope_theta=5000.0)),
+    "llama-untied": ("LlamaForCausalLM", DECODER, dict(num_key_value_heads=4, vocab_size=53, rms_norm_eps=1e-3)),
+    "llama-biased": ("LlamaForCausalLM", DECODER, dict(num_key_value_heads=1, attention_bias=True, mlp_bias=True, head_dim=10)),
+    "llama-headless": ("LlamaModel", DECODER, {}),
+    "llama-3-rope": ("LlamaForCausalLM", DECODER, dict(rope_parameters=dict(rope_theta=300.0, **ROPE_3))),
+    "llama-linear-rope": ("LlamaForCausalLM", DECODER, dict(rope_parameters=dict(rope_theta=300.0, rope_type="linear", factor=2.5))),
+    "mistral": ("MistralForCausalLM", DECODER, dict(sliding_window=5)),
+    "mistral-tied": ("MistralForCausalLM", DECODER, dict(num_key_value_heads=4, vocab_size=61, sliding_window=3, tie_word_embeddings=True)),
+    "mistral-full": ("MistralForCausalLM", DECODER, dict(sliding_window=None, head_dim=8)),
+    "qwen2": ("Qwen2ForCausalLM", DECODER, dict(rope_theta=1e6)),
+    "qwen2-tied": ("Qwen2ForCausalLM", DECODER, dict(num_key_value_heads=1, vocab_size=59, tie_word_embeddings=True)),
+    "qwen2-window": ("Qwen2ForCausalLM", DECODER, dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)),
+    "bert": ("BertModel", BERT, {}),
+    "bert-relu": ("BertModel", BERT, dict(num_attention_heads=4, vocab_size=41, hidden_act="relu", type_vocab_size=3)),
+    "bert-masked": ("BertForMaskedLM", BERT, {}),
+    "bert-masked-deep": ("BertForMaskedLM", BERT, dict(num_hidden_layers=3, vocab_size=67, layer_norm_eps=1e-5, hidden_act="gelu_new")),
+    "bert-masked-untied": ("BertForMaskedLM", BERT, dict(tie_word_embeddings=False)),
+}
+
+
+def torch_model(name):
+    """A random model in evaluation mode whose biases and norms are random too, so that a lost or swapped one shows."""
+    class_name, options, changes = CASES[name]
+    cls = getattr(transformers, class_name)
+    torch.manual_seed(len(name))
+    model = cls(cls.config_class(**options | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+        if name == "bert-masked-untied":  # transformers keeps two biases and computes with the second
+            model.cls.predictions.bias.copy_(model.cls.predictions.decoder.bias)
+    return model
+
+
+def padded_batch(model):
+    """Three rows of 13, 9 and 4 tokens, and token types where the model has them."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, model.config.vocab_size, (3, 13))
+    valid = np.arange(13)[None] < np.array([13, 9, 4])[:, None]
+    tokens = np.where(valid, tokens, 2)
+    types = (rng.integers(0, model.config.type_vocab_size, tokens.shape)) if hasattr(model.config, "type_vocab_size") else None
+    return tokens, valid, types
+
+
+def run_torch(model, tokens, valid, types):
+    """(hidden after the final norm, logits or None, pooled or None) as float32 numpy arrays."""
+    inputs = dict(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(valid).long())
+    if types is not None:
+        inputs["token_type_ids"] = torch.tensor(types)
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=True)
+    pooled = getattr(out, "pooler_output", None)
+    logits = getattr(out, "logits", None)
+    return out.hidden_states[-1].numpy(), *(None if x is None else x.numpy() for x in (logits, pooled))
+
+
+def arrays(params):
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_imported_model_computes_what_torch_computes_and_exports_without_loss(name, tmp_path, caplog):
+    reference = torch_model(name)
+    reference.save_pretrained(tmp_path / "theirs")
+    model, params = lm.from_hf(tmp_path / "theirs")
+
+    tokens, valid, types = padded_batch(reference)
+    hidden, logits, pooled = run_torch(reference, tokens, valid, types)
+    out = lm.forward(model, params, Batch.of(tokens, segments=valid.astype(np.int32), types=types))
+    np.testing.assert_allclose(np.asarray(out.hidden)[valid], hidden[valid], atol=TOLERANCE, rtol=0)
+    assert (logits is None) == (out.logits is None)
+    if logits is not None:
+        np.testing.assert_allclose(np.asarray(out.logits)[valid], logits[valid], atol=TOLERANCE, rtol=0)
+    if pooled is not None:
+        np.testing.assert_allclose(out.pooled, pooled, atol=TOLERANCE, rtol=0)
+
+    lm.to_hf(model, params, tmp_path / "ours")
+    again, params_again = lm.from_hf(tmp_path / "ours")
+    assert again.config.replace(dropout=0.0) == model.config.replace(dropout=0.0)
+    first, second = arrays(params), arrays(params_again)
+    assert first.keys() == second.keys()
+    assert all(first[path].tobytes() == second[path].tobytes() for path in first), "import -> export -> import changed a weight"
+
+    caplog.clear()
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.WARNING, logger="transformers"):
+            exported, report = type(reference).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not caplog.records, [record.getMessage() for record in caplog.records]
+    assert not any(report.values()), report
+    hidden_again, logits_again, _ = run_torch(exported.eval(), tokens, valid, types)
+    assert np.array_equal(hidden_again[valid], hidden[valid])
+    assert logits is None or np.array_equal(logits_again[valid], logits[valid])
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert written["architectures"] == [type(reference).__name__]
+    assert written["torch_dtype"] == "float32"
