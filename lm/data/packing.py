@@ -1,0 +1,189 @@
+"""Packing: documents become rows of exactly T tokens in which nothing is lost and no document sees another.
+
+A document of n tokens (a start token, the text, the end-of-text token) is n - 1 predictions. Predictions, not tokens, are laid into rows, so
+the end-of-text token is always trained and a document split into windows loses none at the seams. Rows are filled by best-fit decreasing
+(Ding et al. 2024, "Fewer Truncations Improve Language Modeling", section 3).
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from lm.data import sources
+from lm.data.sources import DataError
+
+VERSION = 1  # of the layout below; part of the cache key
+ENCODE_AT_ONCE = 256  # documents per call of the tokenizer
+
+_ARRAYS = ("tokens", "targets", "segments", "piece_row", "piece_segment", "piece_document", "document_bytes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """N rows of T tokens. A piece is a document or a window of one: a run of one segment id in one row.
+
+    tokens, targets: uint16 or int32 [N, T].   segments: uint16 [N, T], from 1 within each row, 0 = padding.
+    piece_row, piece_segment, piece_document: int32 [P].   document_bytes: int64 [D], UTF-8 bytes of each document's text.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    segments: np.ndarray
+    piece_row: np.ndarray
+    piece_segment: np.ndarray
+    piece_document: np.ndarray
+    document_bytes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1]
+
+    def stats(self) -> dict[str, float]:
+        """Counts, and `filled`: the share of positions that carry a prediction."""
+        pieces = np.bincount(self.piece_document, minlength=len(self.document_bytes))
+        predictions = int(np.count_nonzero(self.segments))
+        return {
+            "documents": len(self.document_bytes), "bytes": int(self.document_bytes.sum()), "rows": len(self), "length": self.length,
+            "predictions": predictions, "split_documents": int((pieces > 1).sum()), "filled": predictions / self.segments.size,
+        }  # fmt: skip
+
+
+def encode(texts: Iterable[str], tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """(token ids int32 [n], bytes) of each text: start token, text, end-of-text token.
+
+    The start token is the tokenizer's own, or its end-of-text token where it has none (as in GPT-2), so that a document's first token is
+    predicted too. Control tokens spelled out in the text stay text. Raises DataError when the tokenizer has no end-of-text token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-text token (eos_token), so documents cannot be told apart; set one and save it again")
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    texts = iter(texts)
+    while chunk := list(itertools.islice(texts, ENCODE_AT_ONCE)):
+        encoded = tokenizer(chunk, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
+        for text, ids in zip(chunk, encoded["input_ids"], strict=True):
+            yield np.array([start, *ids, tokenizer.eos_token_id], np.int32), len(text.encode("utf-8"))
+
+
+def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int) -> Packed:
+    """Rows of `length` tokens from (token ids [n], bytes) pairs; the same input always gives the same rows.
+
+    A document longer than a row becomes consecutive windows that overlap by the one token which is target in the first and input in the next.
+    Raises DataError when there is nothing to predict.
+    """
+    documents, sizes = [], []
+    for ids, size in encoded:
+        documents.append(ids)
+        sizes.append(size)
+    pieces = [
+        (document, start, min(length, len(ids) - 1 - start))
+        for document, ids in enumerate(documents)
+        for start in range(0, len(ids) - 1, length)
+    ]
+    if not pieces:
+        raise DataError("the corpus is empty: no document with any text in it; check the files, and data.field for JSONL")
+    row_of = best_fit([size for _, _, size in pieces], length)
+    rows = int(row_of.max()) + 1
+    largest = max(int(ids.max()) for ids in documents)
+    dtype = np.uint16 if largest < 2**16 else np.int32
+    tokens, targets = np.zeros((rows, length), dtype), np.zeros((rows, length), dtype)
+    segments = np.zeros((rows, length), np.uint16)
+    used, count = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    segment_of = np.zeros(len(pieces), np.int32)
+    for i, (document, start, size) in enumerate(pieces):
+        row, ids = row_of[i], documents[document]
+        at = slice(used[row], used[row] + size)
+        tokens[row, at] = ids[start : start + size]
+        targets[row, at] = ids[start + 1 : start + size + 1]
+        count[row] += 1
+        segments[row, at] = segment_of[i] = count[row]
+        used[row] += size
+    document_of = np.array([document for document, _, _ in pieces], np.int32)
+    return Packed(tokens, targets, segments, row_of, segment_of, document_of, np.array(sizes, np.int64))
+
+
+def best_fit(sizes: list[int], capacity: int) -> np.ndarray:
+    """The row of each size, int32 [P], by best-fit decreasing: longest first, each into the fullest row that still holds it."""
+    row_of = np.zeros(len(sizes), np.int32)
+    rows = 0
+    room: list[int] = []  # the distinct rooms left, ascending
+    open_rows: dict[int, list[int]] = {}
+    for piece in np.argsort(-np.asarray(sizes), kind="stable"):
+        size = sizes[piece]
+        i = bisect.bisect_left(room, size)
+        if i == len(room):
+            row, left = rows, capacity
+            rows += 1
+        else:
+            left = room[i]
+            row = open_rows[left].pop()
+            if not open_rows[left]:
+                del open_rows[left], room[i]
+        row_of[piece] = row
+        left -= size
+        if left:
+            if left not in open_rows:
+                open_rows[left] = []
+                bisect.insort(room, left)
+            open_rows[left].append(row)
+    return row_of
+
+
+def pack_files(patterns: str, tokenizer, length: int, cache: str | os.PathLike, *, field: str = "text", separator: str = "") -> Packed:
+    """The packed documents of the files, memory-mapped from `cache` where they were packed before.
+
+    The key is the content of the files, the tokenizer, and every argument that changes the rows. Raises DataError as `sources` and `pack` do.
+    """
+    files = sources.find_files(patterns)
+    identity = [VERSION, length, field, separator, sources.content_hash(files), _fingerprint(tokenizer)]
+    folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+    if not folder.exists():
+        try:
+            packed = pack(encode(sources.documents(files, field, separator), tokenizer), length)
+        except DataError as e:
+            raise DataError(f"{patterns}: {e}") from None
+        _save(packed, folder)
+    return Packed(**{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS})
+
+
+def _save(packed: Packed, folder: pathlib.Path) -> None:
+    """Whole or not at all: another process may be packing the same files."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix="unfinished-"))
+    for name in _ARRAYS:
+        np.save(unfinished / f"{name}.npy", getattr(packed, name), allow_pickle=False)
+    (unfinished / "stats.json").write_text(json.dumps(packed.stats(), indent=1))
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(unfinished)
+
+
+def _fingerprint(tokenizer) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    described = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    ids = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} "
+    return hashlib.sha256((ids + described).encode()).hexdigest()
+
+
+def synthetic(vocab_size: int, rows: int, length: int, seed: int = 0) -> Packed:
+    """Random tokens, one document a row: for benchmarks, where the data must cost nothing and mean nothing."""
+    ids = np.random.default_rng(seed).integers(0, vocab_size, (rows, length + 1), dtype=np.int32)
+    index = np.arange(rows, dtype=np.int32)
+    return Packed(
+        ids[:, :-1], ids[:, 1:], np.ones((rows, length), np.uint16),
+        index, np.ones_like(index), index, np.full(rows, length, np.int64),
+    )  # fmt: skip

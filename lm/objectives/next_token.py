@@ -1,0 +1,39 @@
+"""Next-token prediction: the pretraining objective of GPT (Radford et al. 2018, equation 1)."""
+
+import jax
+import jax.numpy as jnp
+
+from lm.batch import Batch
+from lm.objectives import cross_entropy
+from lm.objectives.loss import Loss
+
+
+def next_token(model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0) -> Loss:
+    """Summed cross-entropy of `batch.targets`, [B, T], each times its weight.
+
+    Dropout is on when `rng` is given. `chunk`: positions whose logits exist at one time; 0 = as many as a fixed memory holds.
+    """
+    rngs = None if rng is None else {"dropout": rng}
+    hidden = model.apply({"params": params}, batch, method="hidden", rngs=rngs).hidden
+    logits, head = head_of(model, params)
+    chunk = chunk or cross_entropy.chunk_length(*batch.tokens.shape, model.config.vocab_size)
+    total = cross_entropy.summed(logits, head, hidden, batch.targets, batch.weights, chunk)
+    return Loss(sum=total, weight=jnp.sum(batch.weights), metrics={})
+
+
+def token_losses(model, params: dict, batch: Batch, *, chunk: int = 0) -> jax.Array:
+    """Cross-entropy of every position in nats, float32 [B, T], whatever its weight; dropout is off."""
+    hidden = model.apply({"params": params}, batch, method="hidden").hidden
+    logits, head = head_of(model, params)
+    chunk = chunk or cross_entropy.chunk_length(*batch.tokens.shape, model.config.vocab_size)
+    return cross_entropy.per_token(logits, head, hidden, batch.targets, chunk)
+
+
+def head_of(model, params: dict):
+    """(logits function, the parameters it reads): the output layer and, where it is tied, the embeddings."""
+
+    def logits(head, hidden):
+        return model.apply({"params": head}, hidden, method="logits")
+
+    names = ["embeddings"] if model.config.tie_embeddings else []
+    return logits, {name: params[name] for name in (*names, "head") if name in params}

@@ -1,0 +1,1 @@
+"""Training: a mesh, a sharded state, a pure step, and the loop around it."""

@@ -1,0 +1,54 @@
+"""The mesh: how many devices along `data` (whole copies), `fsdp` (sharded parameters) and `tensor` (sharded layers)."""
+
+import math
+import os
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from lm.models.config import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh over `devices` (default: all, of every process). -1 on one axis means: the devices the others leave.
+
+    Raises ConfigError when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    # Explicit axes, the default of make_mesh, do not work with Linen's gathers and constraints.
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def resolve(sizes: dict[str, int], devices: int) -> dict[str, int]:
+    """The sizes with -1 filled in. Raises ConfigError in words when they cannot cover exactly `devices` devices."""
+    for axis, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
+            raise ConfigError(f"mesh.{axis}={size!r}: expected a positive number of devices, or -1 for all that are left")
+    shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ConfigError(f"mesh {shape}: only one axis can be -1 (the rest of the devices), not {' and '.join(free)}")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and devices % fixed == 0:
+        return {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
+    if not free and fixed == devices:
+        return dict(sizes)
+    advice = f"choose sizes whose product divides {devices}" if free else f"make the product {devices}, or set one axis to -1 (the rest)"
+    raise ConfigError(f"mesh {shape} does not fit: it covers {'a multiple of ' if free else ''}{fixed} devices and there are {devices}; {advice}")
+
+
+def initialize_distributed() -> None:
+    """Joins the processes of a multi-host run; does nothing on a single host. Call it before anything else touches JAX."""
+    # Kubernetes, SLURM and TPU pods are recognised by JAX itself; JAX_NUM_PROCESSES and JAX_PROCESS_ID are ours, for every other launcher.
+    env = os.environ
+    if "JAX_NUM_PROCESSES" in env:
+        if int(env["JAX_NUM_PROCESSES"]) > 1:
+            jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
+        return
+    slurm = int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env
+    tpu_pod = len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    if slurm or tpu_pod or "JAX_COORDINATOR_ADDRESS" in env:
+        jax.distributed.initialize()

@@ -1,0 +1,115 @@
+"""Sharding as data: logical names of dimensions -> mesh axes, for parameters and for activations apart; and the strict reading of it.
+
+A name without a rule and a size that its mesh axes do not divide are errors in words, before anything compiles. Left alone, Flax would
+replicate the first silently and XLA would pad or refuse the second far away from its cause.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lm.models.config import ConfigError, nearest
+
+Rules = Mapping[str, tuple[str, ...]]
+
+PARAMETERS: Rules = {
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "table_embed": ("fsdp",),  # the embedding width of tables, which a lookup needs whole
+    "pooled": ("tensor",),
+    "head_dim": (),
+    "layers": (),
+    "norm": (),
+    "positions": (),
+    "types": (),
+}
+ACTIVATIONS: Rules = {
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "embed": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+def check_rules(mesh: Mesh, rules: Rules, table: str) -> None:
+    """Raises ConfigError when a rule names a mesh axis that does not exist."""
+    for name, axes in rules.items():
+        if isinstance(axes, str):
+            raise ConfigError(f"sharding.{table}.{name}={axes!r}: expected a tuple of mesh axes, such as ({axes!r},), or () for none")
+        for axis in axes:
+            if axis not in mesh.axis_names:
+                raise ConfigError(
+                    f"sharding.{table}.{name} names the mesh axis {axis!r}{nearest(axis, mesh.axis_names)}; "
+                    f"the mesh has {', '.join(mesh.axis_names)}"
+                )
+
+
+def partition(mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...], rules: Rules, what: str, table: str) -> NamedSharding:
+    """The sharding of one array of `shape` whose dimensions are called `names`.
+
+    Raises ConfigError naming the array (`what`), the dimension, its size and the mesh axes that do not fit it.
+    """
+    if len(names) != len(shape):
+        raise ConfigError(f"{what} has {len(shape)} dimensions {shape} but {len(names)} logical names {names}; name every dimension")
+    spec: list[tuple[str, ...]] = []
+    for dimension, (size, name) in enumerate(zip(shape, names, strict=True)):
+        if name not in rules:
+            raise ConfigError(
+                f"{what}: dimension {dimension} (size {size}) is called {name!r}, which no rule in sharding.{table} knows"
+                f"{nearest(name, rules)}; known: {', '.join(rules)}"
+            )
+        axes = tuple(rules[name])
+        if twice := [axis for axis in axes if any(axis in used for used in spec)]:
+            raise ConfigError(f"{what}: the mesh axis {twice[0]!r} would shard two dimensions of {names}; change a rule in sharding.{table}")
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise ConfigError(
+                f"{what}: dimension {dimension} ({name!r}, size {size}) does not divide by mesh.{' x mesh.'.join(axes)} = {parts}; "
+                f"change the mesh, or the size (next that fits: {-(-size // parts) * parts})"
+            )
+        spec.append(axes)
+    return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in spec)))
+
+
+def parameter_shardings(mesh: Mesh, logical_axes, shapes, rules: Rules = PARAMETERS):
+    """A tree of NamedSharding like params, from `model.logical_axes()` and a tree of arrays or ShapeDtypeStructs. Raises ConfigError."""
+    check_rules(mesh, rules, "parameters")
+
+    def of(path, leaf, names):
+        return partition(mesh, leaf.shape, tuple(names), rules, f"parameter {path_name(path)}", "parameters")
+
+    return jax.tree_util.tree_map_with_path(of, shapes, logical_axes)
+
+
+def batch_sharding(mesh: Mesh, shape: tuple[int, int], rules: Rules = ACTIVATIONS) -> NamedSharding:
+    """The sharding of every array of a batch, [B, T]. Raises ConfigError."""
+    check_rules(mesh, rules, "activations")
+    return partition(mesh, shape, ("batch", "length"), rules, "the batch", "activations")
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """One whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Iterator[None]:
+    """Within it, the model's logical constraints mean axes of `mesh`. (`with mesh:` would drop them silently.)"""
+    with jax.set_mesh(mesh), nn.logical_axis_rules([(name, axes or None) for name, axes in rules.items()]):
+        yield
+
+
+def path_name(path) -> str:
+    """A key path as in "layers/mlp/up"."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
