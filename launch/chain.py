@@ -17,9 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from launch.child import Ended, run_child
-from launch.errors import LaunchError
+from launch.errors import LaunchError, nearest
 from launch.stages import Stage, Study, digest, fingerprint, size
-from lm.models.config import nearest
 
 MARKS = {
     "pending": "[dim]·[/]",

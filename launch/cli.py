@@ -5,7 +5,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from lm.models.config import nearest
+from launch.errors import nearest
 
 COMMANDS = {
     "train": ("lm.train", "train a model from a config; resumes by itself"),

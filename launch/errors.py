@@ -1,8 +1,9 @@
-"""LaunchError, and how an entry point of this room ends when it meets one."""
+"""LaunchError, how an entry point of this room ends when it meets one, and the hint that goes into it. Needs nothing heavy."""
 
+import difflib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class LaunchError(ValueError):
@@ -21,3 +22,9 @@ def one_line(main: Callable[..., int]) -> Callable[..., int]:
             return 2
 
     return wrapped
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' when some known name is close, else ''. As in lm.models.config, without importing JAX."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

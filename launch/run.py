@@ -12,12 +12,12 @@ from launch.errors import LaunchError, one_line
 from launch.gcloud import Pod
 from launch.local import run_local
 from launch.slurm import run_slurm
-from launch.target import check_name, parse_target
+from launch.target import check_hours, check_name, parse_target
 from launch.tpu import Job, Timing, print_plan, run_tpu
 
 
 @one_line
-def main(argv: Sequence[str] | None = None, timing: Timing = Timing()) -> int:
+def main(argv: Sequence[str] | None = None, timing: Timing | None = None) -> int:
     """Runs the command after `--`; returns its exit code, or those of launch/tpu.py. timing: how often the cloud is asked."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words[: words.index("--")] if "--" in words else words)
@@ -29,18 +29,19 @@ def main(argv: Sequence[str] | None = None, timing: Timing = Timing()) -> int:
     if target.kind == "local":
         return run_local(command, args.dry_run)
     name = check_name(args.name or _new_name())
+    max_hours = check_hours("max-hours", 24.0 if args.max_hours is None else args.max_hours)
     if target.kind == "slurm":
-        return run_slurm(target, command, name, args.max_hours or 24.0, args.dry_run)
+        return run_slurm(target, command, name, max_hours, args.dry_run)
     pod = Pod(name, target, args.zone or os.environ.get("CLOUDSDK_COMPUTE_ZONE", ""), args.project or "")
     job = Job(
         pod=pod,
         command=tuple(command),
-        max_hours=24.0 if args.max_hours is None else args.max_hours,
-        wait_hours=6.0 if args.wait_hours is None else args.wait_hours,
+        max_hours=max_hours,
+        wait_hours=check_hours("wait-hours", 6.0 if args.wait_hours is None else args.wait_hours),
         retries=args.retries or 0,
         env=tuple(args.env or ()),
     )
-    return print_plan(job) or 0 if args.dry_run else run_tpu(job, timing)
+    return print_plan(job) or 0 if args.dry_run else run_tpu(job, timing or Timing())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,11 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refuse_unused(args: argparse.Namespace, kind: str) -> None:
     """A flag that would be ignored is an error."""
-    used = {"local": (), "slurm": ("name", "max_hours"), "tpu": ("name", "max_hours", "zone", "project", "wait_hours", "retries", "env")}[
-        kind
-    ]
-    for flag in ("name", "max_hours", "zone", "project", "wait_hours", "retries", "env"):
-        if getattr(args, flag) is not None and flag not in used:
+    flags = ("name", "max_hours", "zone", "project", "wait_hours", "retries", "env")
+    for flag in flags[{"local": 0, "slurm": 2, "tpu": 7}[kind] :]:
+        if getattr(args, flag) is not None:
             raise LaunchError(f"--{flag.replace('_', '-')} has no meaning with --on={args.on}; leave it out")
 
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.errors import LaunchError
-from lm.models.config import nearest
+from launch.errors import LaunchError, nearest
 
 ALLOWED = ("lm.", "retrieval.", "launch.", "configs.")
 STUDY_FIELDS = ("name", "stages", "workdir", "samples_dir")

@@ -6,8 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from launch.errors import LaunchError
-from lm.models.config import nearest
+from launch.errors import LaunchError, nearest
 
 # TPU generation -> runtime image of its VMs.
 IMAGES = {
@@ -74,6 +73,13 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?", name):
         raise LaunchError(f"--name={name}: expected at most 48 lower-case letters, digits and dashes, beginning with a letter")
     return name
+
+
+def check_hours(flag: str, hours: float) -> float:
+    """The value of a flag in hours; raises LaunchError unless it is more than 0 and at most 720."""
+    if not 0 < hours <= 720:
+        raise LaunchError(f"--{flag}={hours:g}: expected hours, more than 0 and at most 720")
+    return hours
 
 
 def this_python(command: Sequence[str]) -> list[str]:

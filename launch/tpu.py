@@ -5,7 +5,8 @@ deleted, and where that fails the command that deletes it is printed. Only a kil
 printed at the start too.
 
 Exit codes: the failing worker's own; 0 success; 69 the TPU never became ready; 70 gcloud failed; 71 the TPU could not be deleted;
-75 preempted (or the command stopped with 75, "resume me") and no retries left; 124 --max-hours reached; 129, 130, 143 SIGHUP, SIGINT, SIGTERM.
+75 preempted (or the command stopped with 75, "resume me") and no retries left; 124 --max-hours reached; 129, 130 and 143 for SIGHUP,
+SIGINT and SIGTERM.
 """
 
 import dataclasses
@@ -81,7 +82,7 @@ def run_tpu(job: Job, timing: Timing = Timing()) -> int:
     if not shutil.which("gcloud"):
         raise LaunchError("--on=tpu needs gcloud on PATH: https://cloud.google.com/sdk/docs/install, then gcloud auth login")
     source = read_source(Path.cwd())
-    print(f"code: {source}")
+    print(f"code: {source}\n{_disk_note(job)}", end="")
     with tempfile.TemporaryDirectory(prefix="openbook-") as folder, catch_signals() as signals:
         files = [str(Path(folder, f"{job.pod.name}.tar.gz"))]
         write_archive(source, Path(files[0]))
@@ -89,13 +90,13 @@ def run_tpu(job: Job, timing: Timing = Timing()) -> int:
             files.append(_write_secrets(job, Path(folder)))
         clock = _Clock(job.max_hours * 3600)
         for tried in range(job.retries + 1):
-            code = _one_try(job, files, timing, signals, clock)
             if signals.came:
                 return 128 + signals.came
+            code = _one_try(job, files, timing, signals, clock)
             if code != PREEMPTED or tried == job.retries:
                 break
             print(f"preempted: try {tried + 2} of {job.retries + 1}", file=sys.stderr, flush=True)
-    return code
+        return 128 + signals.came if signals.came else code
 
 
 def print_plan(job: Job) -> None:
@@ -110,6 +111,7 @@ def print_plan(job: Job) -> None:
     print(f"# until ACTIVE\n{shlex.join(pod.state())}\n# how many workers\n{shlex.join(pod.endpoints())}\n{shlex.join(pod.copy(files))}")
     print("# the real run gives every worker a process of its own, so that output comes at once")
     print(shlex.join(pod.ssh("all", install_command(f"{name}.tar.gz"))))
+    print("".join(f"# {line}\n" for line in _disk_note(job).splitlines()), end="")
     print(f"# at most {job.max_hours:g} h\n{shlex.join(pod.ssh('all', run_command(job.command, f'{name}.env' if job.env else '')))}")
     print(f"# on every way out\n{shlex.join(pod.delete())}")
 
@@ -237,9 +239,11 @@ def _use(job: Job, files: Sequence[str], timing: Timing, clock: _Clock) -> int:
         print(f"{job.pod.name}: {what}", flush=True)
         commands = [job.pod.ssh(number, command) for number in range(workers)]
         failed = run_on_workers(commands, _watch(job, timing, clock), secrets=values, settle=timing.settle, tick=timing.tick)
+        if failed and _preempted(job, timing):
+            raise _Over(PREEMPTED, f"{job.pod.name} was preempted")
+        if what == "run":
+            _fetch(job, timing)
         if failed:
-            if _preempted(job, timing):
-                raise _Over(PREEMPTED, f"{job.pod.name} was preempted")
             report(failed, workers)
             codes = [worker.ended for worker in failed if worker.ended is not None and 0 < worker.ended < 256]
             return codes[0] if codes else 1
@@ -271,6 +275,33 @@ def _preempted(job: Job, timing: Timing) -> bool:
     return False
 
 
+def _own_workdir(command: Sequence[str]) -> str:
+    """The --workdir of the command where it is a relative path, so on a worker's own disk; else ''."""
+    for i, word in enumerate(command):
+        path = word.removeprefix("--workdir=") if word.startswith("--workdir=") else "".join(command[i + 1 : i + 2]) * (word == "--workdir")
+        if path:
+            return "" if "://" in path or path.startswith(("/", "~", "-")) or ".." in Path(path).parts else path
+    return ""
+
+
+def _disk_note(job: Job) -> str:
+    path = _own_workdir(job.command)
+    if not path:
+        return ""
+    return (
+        f"note: --workdir={path} is on the TPU's own disk. Worker 0's is copied here when the command has ended, and lost when it is "
+        "preempted or interrupted; with several workers, or to resume, use --workdir=gs://BUCKET/...\n"
+    )
+
+
+def _fetch(job: Job, timing: Timing) -> None:
+    """Copies a work directory on worker 0's own disk to the same place here; a failure is told and changes nothing else."""
+    if path := _own_workdir(job.command):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        copied = call(job.pod.fetch(path, f"{Path(path).parent}/"), timing.transfer)
+        print(f"{path} is copied here" if not copied.returncode else f"error: {path} could not be copied here: {copied.said}", flush=True)
+
+
 def _count_workers(pod: Pod, timing: Timing) -> int:
     why = ""
     for attempt in range(timing.patience):
@@ -298,9 +329,6 @@ def _check(job: Job) -> None:
             )
         if name not in os.environ:
             raise LaunchError(f"--env={name}: there is no such variable in the environment; export it first")
-    for flag, hours in (("max-hours", job.max_hours), ("wait-hours", job.wait_hours)):
-        if not 0 < hours <= 24 * 30:
-            raise LaunchError(f"--{flag}={hours:g}: expected hours, more than 0 and at most 720")
     if not 0 <= job.retries <= 1000:
         raise LaunchError(f"--retries={job.retries}: expected a number from 0 to 1000")
     if not job.pod.zone:
