@@ -51,11 +51,12 @@ def from_gguf(fields: Metadata):
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=SPLITS[pre] is None)
-    first = {"smollm": pre_tokenizers.Digits(individual_digits=True)}.get(pre)
-    if SPLITS[pre] is not None:
-        first = pre_tokenizers.Split(tokenizers.Regex(SPLITS[pre]), "isolated")
-    tokenizer.pre_tokenizer = byte_level if first is None else pre_tokenizers.Sequence([first, byte_level])
+    pattern = SPLITS[pre]
+    first = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    if pattern is not None:
+        first = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     special = [token for token, type_ in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True) if type_ == CONTROL]
     tokenizer.add_special_tokens(special)

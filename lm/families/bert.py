@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019): bidirectional, post-norm, token types; as an encoder or with its masked-language head."""
 
 from collections.abc import Collection
+from typing import Any
 
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.table import dense, linear, norm, row, table
@@ -32,15 +33,13 @@ WEIGHTS = table(
 
 def bert(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, max_length: int = 512, **changes) -> ModelConfig:
     """A BERT of any size; `changes` are further fields of ModelConfig."""
-    return ModelConfig(
-        **dict(
-            family="bert", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
-            head_dim=d_model // n_heads, d_ff=d_ff, max_length=max_length, causal=False, positions="learned", norm="layernorm",
-            norm_eps=1e-12, post_norm=True, activation="gelu", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
-            type_vocab_size=2, embedding_norm=True, final_norm=False, head="masked_lm",
-        )
-        | changes
+    fields: dict[str, Any] = dict(
+        family="bert", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
+        head_dim=d_model // n_heads, d_ff=d_ff, max_length=max_length, causal=False, positions="learned", norm="layernorm",
+        norm_eps=1e-12, post_norm=True, activation="gelu", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
+        type_vocab_size=2, embedding_norm=True, final_norm=False, head="masked_lm",
     )  # fmt: skip
+    return ModelConfig(**fields | changes)
 
 
 def config_from_hf(hf: dict) -> ModelConfig:

@@ -1,5 +1,7 @@
 """GPT-2 (Radford et al. 2019): learned positions, pre-norm, tied embeddings."""
 
+from typing import Any
+
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.table import VECTOR, conv1d, norm, row, table
 from lm.models.config import ModelConfig
@@ -28,14 +30,12 @@ WEIGHTS = table(  # their matrices are Conv1D: [in, out]
 
 def gpt2(*, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int, **changes) -> ModelConfig:
     """A GPT-2 of any size; `changes` are further fields of ModelConfig."""
-    return ModelConfig(
-        **dict(
-            family="gpt2", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
-            head_dim=d_model // n_heads, d_ff=4 * d_model, max_length=max_length, positions="learned", norm="layernorm",
-            activation="gelu_tanh", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
-        )
-        | changes
+    fields: dict[str, Any] = dict(
+        family="gpt2", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
+        head_dim=d_model // n_heads, d_ff=4 * d_model, max_length=max_length, positions="learned", norm="layernorm",
+        activation="gelu_tanh", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
     )  # fmt: skip
+    return ModelConfig(**fields | changes)
 
 
 def config_from_hf(hf: dict) -> ModelConfig:

@@ -114,14 +114,9 @@ def config_to_hf(c: ModelConfig) -> dict:
     return hf
 
 
-def tiny(model_type: str, **changes) -> ModelConfig:
-    return ModelConfig(
-        **dict(
-            family=model_type, vocab_size=259, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128, max_length=256,
-        )
-        | changes
-    )  # fmt: skip
-
+TINY = ModelConfig(
+    family="llama", vocab_size=259, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128, max_length=256,
+)  # fmt: skip
 
 SMOLLM2_135M = ModelConfig(
     family="llama", vocab_size=49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, d_ff=1536, max_length=8192,
@@ -137,7 +132,7 @@ def family(model_type: str, presets: dict[str, ModelConfig], gguf_table=()) -> F
 
 
 FAMILIES = (
-    family("llama", {"smollm2_135m": SMOLLM2_135M, "tiny": tiny("llama")}, GGUF_WEIGHTS),
-    family("mistral", {"tiny": tiny("mistral", sliding_window=32, tie_embeddings=False)}),
-    family("qwen2", {"tiny": tiny("qwen2", qkv_bias=True)}),
+    family("llama", {"smollm2_135m": SMOLLM2_135M, "tiny": TINY}, GGUF_WEIGHTS),
+    family("mistral", {"tiny": TINY.replace(family="mistral", sliding_window=32, tie_embeddings=False)}),
+    family("qwen2", {"tiny": TINY.replace(family="qwen2", qkv_bias=True)}),
 )

@@ -1,7 +1,7 @@
 """Named tensors in a GGUF file (llama.cpp's format, quantised or not), and its metadata as a config.json."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def hf_config(fields: Metadata, tensors) -> dict:
 
 
 @contextlib.contextmanager
-def open_gguf(path: Path) -> Iterator[tuple[dict, Source]]:
+def open_gguf(path: Path) -> Generator[tuple[dict, Source]]:
     """(config.json as a dict, tensors) of a GGUF file; `read` dequantises one tensor to float32 at a time."""
     import gguf
 

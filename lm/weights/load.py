@@ -1,8 +1,9 @@
 """from_hf: reads a checkpoint into our stacked parameters, one tensor at a time."""
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import flax.traverse_util
@@ -36,12 +37,11 @@ def from_hf(path_or_id, dtype: str | None = None) -> tuple[LanguageModel, dict]:
         raise ConfigError(f"dtype={dtype!r} is unknown; one of {', '.join(DTYPES)}")
     with open_checkpoint(path_or_id) as (config, rows, family, source):
         config = config.replace(dtype=dtype or "float32", param_dtype=dtype or "float32")
-        model = build(config)
-        return model, read_params(source, rows, family, parameter_shapes(model), config.param_dtype)
+        return build(config), read_params(source, rows, family, parameter_shapes(config), config.param_dtype)
 
 
 @contextlib.contextmanager
-def open_checkpoint(path_or_id) -> Iterator[tuple[ModelConfig, tuple[Row, ...], Family, Source]]:
+def open_checkpoint(path_or_id) -> Generator[tuple[ModelConfig, tuple[Row, ...], Family, Source]]:
     """Configuration, table, family and tensors under the table's names."""
     if not Path(path_or_id).expanduser().exists() and HUB_ID.fullmatch(str(path_or_id)):
         read_config(resolve(path_or_id, weights=False))  # refuse before the large download
@@ -74,7 +74,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 def canonical(source: Source, family: Family, config: ModelConfig) -> Source:
     """The tensors under the names that the family's table uses: older names renewed, a left-out prefix restored."""
-    slots = expand(family.table, parameter_shapes(build(config)))
+    slots = expand(family.table, parameter_shapes(config))
     known = {*slots, *family.duplicates}
 
     def rename(name: str) -> str:
@@ -85,9 +85,10 @@ def canonical(source: Source, family: Family, config: ModelConfig) -> Source:
     return source.renamed(rename)
 
 
-def parameter_shapes(model: LanguageModel) -> dict[str, Shape]:
-    """The model's parameters by path, layers stacked; nothing is computed."""
-    model = build(model.config.replace(layers="scan"))
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The parameters by path, layers stacked, of a model with `config`; nothing is computed."""
+    model = build(config.replace(layers="scan"))
     abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]])))["params"]
     return {path: x.shape for path, x in flax.traverse_util.flatten_dict(abstract, sep="/").items()}
 

@@ -5,11 +5,12 @@ import dataclasses
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -46,7 +47,7 @@ def to_hf(
     c = model.config
     family, hf = families.get(c.family), exported_config(c)
     flat = flatten(params, c)
-    slots = their_slots(family, model, flat)
+    slots = their_slots(family, c, flat)
     dtypes = sorted({str(x.dtype) for x in flat.values()})
     if not set(dtypes) <= set(DTYPES):
         raise WeightsError(f"parameters have dtypes {', '.join(dtypes)}; {', '.join(DTYPES)} can be exported")
@@ -82,7 +83,7 @@ def exported_config(c: ModelConfig) -> dict:
     return hf
 
 
-def flatten(params: dict, c: ModelConfig) -> dict[str, jax.Array]:
+def flatten(params: dict, c: ModelConfig) -> dict[str, Any]:
     """Parameters by path, with separate layers ("layers_0/...") stacked again on the host."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     if c.layers == "separate":
@@ -97,9 +98,9 @@ def flatten(params: dict, c: ModelConfig) -> dict[str, jax.Array]:
     return flat
 
 
-def their_slots(family: Family, model: LanguageModel, flat: dict) -> dict[str, Slot]:
+def their_slots(family: Family, c: ModelConfig, flat: dict) -> dict[str, Slot]:
     """Every tensor to write, by its name in the file."""
-    shapes = parameter_shapes(model)
+    shapes = parameter_shapes(c)
     missing, extra = sorted(set(shapes) - set(flat)), sorted(set(flat) - set(shapes))
     misshapen = [f"{p} is {list(flat[p].shape)}, expected {list(s)}" for p, s in shapes.items() if p in flat and flat[p].shape != s]
     if missing or extra or misshapen:
@@ -108,8 +109,8 @@ def their_slots(family: Family, model: LanguageModel, flat: dict) -> dict[str, S
         slots = expand(family.table, shapes)
     except LookupError as error:
         raise ConfigError(f"a Hugging Face {family.model_type} model has no place for parts of this one: {error}") from error
-    bare = model.config.head == "none"
-    if not model.config.tie_embeddings and not bare:  # an untied model stores its copies too
+    bare = c.head == "none"
+    if not c.tie_embeddings and not bare:  # an untied model stores its copies too
         slots |= {name: slots[original] for name, original in family.duplicates.items() if name not in slots and original in slots}
     return {name.removeprefix(family.prefix) if bare else name: slot for name, slot in slots.items()}
 
@@ -131,6 +132,7 @@ def write_weights(directory: Path, slots: dict[str, Slot], flat: dict, max_shard
     for file, names in zip(files, shards, strict=True):
         tensors = {name: np.ascontiguousarray(host.theirs(slots[name])) for name in names}
         safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+        (directory / file).chmod((directory / "config.json").stat().st_mode)  # safetensors makes it readable by its owner alone
     if many:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))})
@@ -160,6 +162,8 @@ def refuse_foreign(target: Path, overwrite: bool) -> None:
     """Only a directory that is absent, empty or a model may be written to unasked."""
     if target.exists() and not target.is_dir():
         raise WeightsError(f"{target} is a file: give a directory to write the model to")
+    if (target / "checkpoints").is_dir():
+        raise WeightsError(f"{target} is the folder of a training run, whose config.json an export would replace: choose another directory")
     names = os.listdir(target) if target.exists() else []
     a_model = "config.json" in names and any(fnmatch(name, "*.safetensors") for name in names)
     if names and not a_model and not overwrite:
@@ -169,29 +173,23 @@ def refuse_foreign(target: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Generator[Path]:
     """A new directory that takes the place of `target` when all went well; what is not a model's file moves along with it."""
-    new = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
+    stem = f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}"
+    new, old = target.parent / f"{stem}.new", target.parent / f"{stem}.old"
+    new.mkdir()
     try:
-        new.chmod(0o777 & ~umask())
         yield new
         if target.exists():
-            for entry in os.listdir(target):
-                if not model_file(entry) and not (new / entry).exists():
-                    copy = shutil.copytree if (target / entry).is_dir() else shutil.copy2
-                    copy(target / entry, new / entry)
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-            target.rename(old / target.name)
-            new.rename(target)
-            shutil.rmtree(old)
-        else:
-            new.rename(target)
+            target.rename(old)
+        new.rename(target)
     except BaseException:
+        if old.exists():
+            old.rename(target)
         shutil.rmtree(new, ignore_errors=True)
         raise
-
-
-def umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    if old.exists():
+        for entry in os.listdir(old):
+            if not model_file(entry) and not (target / entry).exists():
+                (old / entry).rename(target / entry)
+        shutil.rmtree(old)

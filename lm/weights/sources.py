@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def open_safetensors(directory: Path) -> Iterator[Source]:
+def open_safetensors(directory: Path) -> Generator[Source]:
     """The tensors of a model directory; every file is opened, and its header checked, once."""
     with contextlib.ExitStack() as stack:
         home, shapes, dtypes = {}, {}, {}

@@ -1,0 +1,81 @@
+"""Writes a model as a Hugging Face directory that transformers loads, and checks it against torch where torch is installed.
+
+python -m lm.export --model=RUN_FOLDER --output=DIR
+python -m lm.export --model=model.gguf --output=DIR --dtype=bfloat16
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lm.batch import Batch
+from lm.loading import is_run
+from lm.models import build, forward
+from lm.models.config import DTYPES
+from lm.tokenizer import load_tokenizer
+from lm.weights import WeightsError, from_hf, to_hf
+
+PROMPT = "The capital of France is Paris, and the capital of Lithuania is"
+
+
+def load(path: str, dtype: str | None):  # -> (model, params, tokenizer or None)
+    if is_run(path):
+        from lm.training.checkpoints import load_params
+
+        model, params, tokenizer = load_params(path)
+        return model, jax.tree.map(lambda x: x.astype(dtype), params) if dtype else params, tokenizer
+    model, params = from_hf(path, dtype)
+    try:
+        return model, params, load_tokenizer(path)
+    except WeightsError as error:
+        print(f"exporting without a tokenizer: {error}", file=sys.stderr)
+        return model, params, None
+
+
+def largest_difference(model, params, tokenizer, directory: str) -> tuple[float, float]:
+    """(largest |ours - transformers on torch|, largest |value|) over the logits, or hidden states of a model without a head."""
+    import torch
+    import transformers
+
+    c = model.config
+    ids = (tokenizer.encode(PROMPT) if tokenizer else [(7 * i + 3) % c.vocab_size for i in range(16)])[: c.max_length]
+    cls = getattr(transformers, json.loads((Path(directory) / "config.json").read_text())["architectures"][0])
+    out = cls.from_pretrained(directory, dtype=torch.float32).eval()(torch.tensor([ids]))
+    theirs = (out.last_hidden_state if c.head == "none" else out.logits).detach().numpy()
+    mine = forward(build(c.replace(dtype="float32")), params, Batch.of([ids]))
+    ours = np.asarray(mine.hidden if c.head == "none" else mine.logits)
+    return float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lm.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
+    parser.add_argument("--output", required=True, help="directory to write; one that holds a model is replaced")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: float32, or what the run trained in")
+    args = parser.parse_args(argv)
+    try:
+        if Path(args.output).resolve() == Path(args.model).resolve():
+            raise WeightsError(f"--output={args.output} is the model itself: give another directory")
+        model, params, tokenizer = load(args.model, args.dtype)
+        to_hf(model, params, args.output, tokenizer)
+        print(f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} MB of weights")
+        if not importlib.util.find_spec("torch"):
+            print("torch is not installed: the export was not compared with transformers")
+        else:
+            difference, scale = largest_difference(model, params, tokenizer, args.output)
+            print(f"largest difference from transformers on torch: {difference:.2e} (values up to {scale:.3g})")
+            if not difference <= 1e-3 * max(scale, 1.0):
+                raise WeightsError(f"{args.output} does not compute what the model computes: do not use it, and report this")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The table is a bijection for every family, and says what it cannot place."""
+
+import numpy as np
+import pytest
+
+from lm import families
+from lm.families.table import conv1d, expand, interleaved, linear, row, table
+from lm.models.config import ConfigError
+from lm.weights.load import parameter_shapes
+
+TINY = [(name, f, c) for name, f in families.FAMILIES.items() for size, c in f.presets.items() if c.n_layers <= 6]
+
+
+@pytest.mark.parametrize(("name", "family", "config"), TINY, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_parameter_goes_to_one_tensor_and_comes_back_unchanged(name, family, config):
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(config.replace(vocab_size=31, n_layers=2))
+    for rows in filter(None, (family.table, family.gguf_table)):
+        slots = expand(rows, shapes)
+        for slot in slots.values():
+            ours = [rng.normal(size=shape) for shape in slot.our_shapes]
+            theirs = slot.row.to_theirs(ours)
+            assert theirs.shape == slot.their_shape
+            assert all(np.array_equal(a, b) for a, b in zip(slot.row.to_ours(theirs, slot.our_shapes), ours, strict=True))
+        covered = [(path, slot.layer) for slot in slots.values() for path in slot.row.ours]
+        assert len(set(covered)) == len(covered)
+        assert {path for path, _ in covered} == set(shapes)
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("changes", [{}, dict(tie_embeddings=False), dict(norm_eps=3e-4, activation="relu")], ids=str)
+def test_configuration_survives_the_journey_to_config_json_and_back(name, changes):
+    family = families.get(name)
+    config = family.presets["tiny"].replace(**changes)
+    head = next(cls for cls, head in family.architectures.items() if head == config.head)
+    back = families.config_from_hf({"model_type": name, "architectures": [head], **family.config_to_hf(config)})
+    assert back == config
+
+
+def test_linear_splits_the_output_into_heads_in_torchs_order():
+    weight = np.arange(6 * 4).reshape(6, 4)  # torch: [H * K, D] with H = 3, K = 2, D = 4
+    ours = linear().to_ours(weight, (4, 3, 2))
+    assert ours[1, 2, 0] == weight[2 * 2 + 0, 1]
+    merged = linear(inputs=2).to_ours(weight.T, (3, 2, 4))  # an output projection, [D, H * K]
+    assert merged[2, 1, 3] == weight[2 * 2 + 1, 3]
+
+
+def test_merged_projections_of_unequal_width_are_cut_where_each_begins():
+    rows = row("query key value", "qkv", conv1d(), axis=1)
+    shapes = [(4, 3, 2), (4, 1, 2), (4, 1, 2)]
+    whole = np.arange(4 * 10).reshape(4, 10)
+    assert rows.their_shape(shapes) == (4, 10)
+    query, key, value = rows.to_ours(whole, shapes)
+    assert query[0, 2, 1] == whole[0, 5] and key[0, 0, 0] == whole[0, 6] and value[3, 0, 1] == whole[3, 9]
+
+
+def test_interleaved_rotary_pairs_are_moved_half_a_head_apart():
+    heads, half, d = 2, 3, 5
+    rotary = np.arange(heads * 2 * half * d).reshape(heads, 2 * half, d)  # rows in the order our attention wants
+    # llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute: feature k and feature k + K / 2 become neighbours
+    stored = rotary.reshape(heads, 2, half, d).swapaxes(1, 2).reshape(heads * 2 * half, d)
+    assert np.array_equal(interleaved().to_ours(stored, (d, heads, 2 * half)), np.moveaxis(rotary, 2, 0))
+    assert np.array_equal(stored[1], rotary[0, half])
+
+
+def test_a_parameter_without_a_row_is_named():
+    with pytest.raises(LookupError, match="layers/mystery"):
+        expand(table(row("embeddings/token", "wte.weight")), {"embeddings/token": (3, 2), "layers/mystery": (2, 2)})
+
+
+def test_an_unknown_model_type_names_the_nearest_and_all_supported():
+    with pytest.raises(ConfigError, match=r"'gpt3' is not supported \(did you mean 'gpt2'\?\); supported: bert, gpt2, llama"):
+        families.config_from_hf({"model_type": "gpt3"})
+    with pytest.raises(ConfigError, match="did you mean '124m'"):
+        families.preset("gpt2", "124")
+
+
+LLAMA = dict(model_type="llama", vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+             max_position_embeddings=8)  # fmt: skip
+QWEN2 = LLAMA | dict(model_type="qwen2", use_sliding_window=True, sliding_window=4, num_hidden_layers=2)
+GPT2 = dict(model_type="gpt2", vocab_size=9, n_embd=8, n_layer=1, n_head=2, n_positions=8)
+BERT = LLAMA | dict(model_type="bert")
+
+
+@pytest.mark.parametrize(
+    ("hf", "words"),
+    [
+        (LLAMA | dict(rope_scaling=dict(type="yarn", factor=2.0)), "rope_type='yarn'"),
+        (LLAMA | dict(rope_parameters=dict(rope_type="dynamic", factor=2.0)), "rope_type='dynamic'"),
+        (LLAMA | dict(rope_scaling=dict(rope_type="llama3", factor=2.0)), "high_freq_factor, low_freq_factor"),
+        (LLAMA | dict(rope_parameters=dict(rope_type="default", partial_rotary_factor=0.5)), "partial_rotary_factor=0.5"),
+        (LLAMA | dict(hidden_act="quick_gelu"), "hidden_act='quick_gelu'"),
+        (LLAMA | dict(num_local_experts=8), "num_local_experts=8"),
+        (LLAMA | dict(quantization_config=dict(quant_method="gptq")), "quant_method='gptq'"),
+        (LLAMA | dict(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
+        ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "'hidden_size'"),
+        (LLAMA | dict(hidden_size="8"), "wrong kind"),
+        (QWEN2 | dict(max_window_layers=1), "mixed in one model"),
+        (QWEN2 | dict(layer_types=["full_attention", "sliding_attention"]), "mixed in one model"),
+        (GPT2 | dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
+        (GPT2 | dict(scale_attn_weights=False), "scale_attn_weights=False"),
+        (BERT | dict(position_embedding_type="relative_key"), "position_embedding_type='relative_key'"),
+        (BERT | dict(is_decoder=True), "is_decoder=True"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_an_option_that_would_change_the_result_is_refused_by_name(hf, words):
+    with pytest.raises(ConfigError) as error:
+        families.config_from_hf(hf)
+    assert words in str(error.value)
+
+
+def test_older_configurations_mean_what_they_meant():
+    old = families.config_from_hf(LLAMA | dict(rope_theta=300.0, rope_scaling=dict(type="linear", factor=2)))
+    assert (old.rope_theta, old.rope_scaling, old.n_kv_heads, old.head_dim) == (300.0, (("factor", 2.0),), 2, 4)
+    new = families.config_from_hf(LLAMA | dict(rope_parameters=dict(rope_type="linear", rope_theta=300.0, factor=2.0)))
+    assert new == old
+    ids = families.config_from_hf(LLAMA | dict(bos_token_id=99, eos_token_id=[3, 4, 99], pad_token_id=-1))
+    assert (ids.bos_token_id, ids.eos_token_ids, ids.pad_token_id) == (None, (3, 4), None)
+
+
+def test_the_documented_table_is_the_registrys():
+    from pathlib import Path
+
+    page = Path(__file__).parents[3] / "docs" / "architectures.md"
+    assert families.markdown() in page.read_text(encoding="utf-8"), "run: python -m lm.families, and paste its output into the page"

@@ -1,0 +1,22 @@
+"""Small models with random parameters, and bit-for-bit comparison, for the tests of weights."""
+
+import jax
+import numpy as np
+
+import lm
+from lm import families
+from lm.batch import Batch
+
+
+def tiny(family="llama", **changes):
+    """(model, params) of a small model with random parameters, biases and norms included."""
+    model = lm.build(families.preset(family, "tiny", **dict(vocab_size=37, d_model=16, n_layers=2, head_dim=4, d_ff=24) | changes))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), Batch.of([[0, 0]]))["params"]
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+
+
+def identical(a, b):
+    leaves = lambda tree: {jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+    a, b = leaves(a), leaves(b)
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a)

@@ -1,0 +1,58 @@
+"""Real weights against transformers on torch; they run where $OPENBOOK_SAMPLES holds the samples (python -m lm.data.samples)."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lm
+from lm.batch import Batch
+
+SAMPLES = Path(os.environ.get("OPENBOOK_SAMPLES", "/absent"))
+GGUF, MINILM = SAMPLES / "smollm2-135m-instruct.gguf", SAMPLES / "minilm"
+pytestmark = pytest.mark.skipif(not (GGUF.is_file() and MINILM.is_dir()), reason="set OPENBOOK_SAMPLES to a folder with the real samples")
+
+
+def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(GGUF.parent, gguf_file=GGUF.name, dtype=torch.float32).eval()
+    tokenizer, original = lm.load_tokenizer(GGUF), transformers.AutoTokenizer.from_pretrained(GGUF.parent, gguf_file=GGUF.name)
+    text = "In 1998, the 3 largest cities of Lithuania were Vilnius, Kaunas and Klaipėda; 東京 is\n\n  not<|im_end|> one of them."
+    assert tokenizer.encode(text) == original.encode(text)
+
+    chat = [{"role": "user", "content": "Write three sentences about the sea."}]
+    prompts = [
+        tokenizer.encode("The history of printing begins"),
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"],
+    ]
+    expected = [
+        theirs.generate(torch.tensor([p]), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=2)[0, len(p) :].tolist()
+        for p in prompts
+    ]
+    model, params = lm.from_hf(GGUF)
+    assert lm.generate(model, params, prompts[:1], 64, stop_tokens=()) == expected[:1]
+    ids = prompts[1] + expected[1][:-1]
+    logits = np.asarray(lm.forward(model, params, Batch.of([ids])).logits[0])
+    with torch.no_grad():
+        reference = theirs(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(logits, reference, atol=1e-3, rtol=0)
+
+
+def test_minilm_sentence_vectors_equal_torchs():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    texts = ["Vilnius is the capital of Lithuania.", "short", "A sentence of a different length, about the boiling point of gallium."]
+    inputs = lm.load_tokenizer(MINILM)(texts, padding=True, return_tensors="np")
+    mask = inputs["attention_mask"]
+    out = lm.forward(*lm.from_hf(MINILM), Batch.of(inputs["input_ids"], segments=mask))
+    with torch.no_grad():
+        theirs = transformers.AutoModel.from_pretrained(MINILM)(**{k: torch.tensor(v) for k, v in inputs.items()}).last_hidden_state.numpy()
+
+    def sentence(hidden):
+        mean = (np.asarray(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+    np.testing.assert_allclose(sentence(out.hidden), sentence(theirs), atol=1e-4, rtol=0)
