@@ -155,11 +155,12 @@ def _error(ended: Ended, unwritten: list[str]) -> str:
 
 
 def _expected(study: Study, record: dict[str, Any], i: int) -> tuple[float, float]:
-    """Expected seconds of stage i and of all from i on that are not done, scaled by how this machine compares with the hints so far."""
-    done = [
-        (e["seconds"], s.seconds) for e, s in zip(record["stages"], study.stages, strict=True) if e["status"] == "done" and e["seconds"]
-    ]
-    scale = min(max(sum(a for a, _ in done) / sum(h for _, h in done), 0.05), 20.0) if done else 1.0
+    """Expected seconds of stage i, and of all from i on that are not done.
+
+    The hints are scaled by how this machine compared with them so far; half a minute at par is added, so that a short stage says little.
+    """
+    done = [(e["seconds"], s.seconds) for e, s in zip(record["stages"], study.stages, strict=True) if e["status"] == "done"]
+    scale = (sum(actual for actual, _ in done) + 30) / (sum(hint for _, hint in done) + 30)
     hints = [s.seconds * scale for j, s in enumerate(study.stages) if j == i or (j > i and record["stages"][j]["status"] != "done")]
     return hints[0], sum(hints)
 

@@ -11,7 +11,7 @@ class LaunchError(ValueError):
 
 
 def one_line(main: Callable[..., int]) -> Callable[..., int]:
-    """Wraps an entry point: a LaunchError becomes one clear message on stderr and exit code 2, never a stack trace."""
+    """Wraps an entry point: a LaunchError becomes one message on stderr and exit code 2, Ctrl-C exit code 130, never a stack trace."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
@@ -20,6 +20,8 @@ def one_line(main: Callable[..., int]) -> Callable[..., int]:
         except LaunchError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            return 130
 
     return wrapped
 

@@ -75,7 +75,7 @@ def install_command(archive: str) -> str:
             f"set -e; rm -rf {FOLDER}; mkdir {FOLDER}; tar -xzf {shlex.quote(archive)} -C {FOLDER}; cd {FOLDER}",
             "python3 -m pip install --quiet --user 'uv>=0.8'",
             "python3 -m uv venv --quiet --python 3.11 .venv",
-            "if [ -f requirements.lock ]; then python3 -m uv pip install --quiet --python .venv -r requirements.lock; fi",
+            "if [ -f requirements.lock ]; then python3 -m uv pip install --quiet --python .venv --require-hashes -r requirements.lock; fi",
             "python3 -m uv pip install --quiet --python .venv --editable '.[tpu]'",
         )
     )

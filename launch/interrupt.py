@@ -47,9 +47,10 @@ class Signals:
 
 @contextlib.contextmanager
 def catch_signals() -> Generator[Signals]:
-    """Within the block SIGINT, SIGTERM and SIGHUP go to the Signals it yields."""
+    """Within the block SIGINT, SIGTERM and SIGHUP go to the Signals it yields; one that is ignored (nohup) stays ignored."""
     signals = Signals()
-    before = {number: signal.signal(number, signals.handle) for number in NUMBERS}
+    heeded = [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signals.handle) for number in heeded}
     try:
         yield signals
     finally:

@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None, allowed: Sequence[str] = ALLOWED) ->
     parser = argparse.ArgumentParser(prog="launch.study", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="study config: FILE.py or FILE.py:variant")
     parser.add_argument("--workdir", default="", help="where the study writes (default: the config's, else runs/<name>)")
-    parser.add_argument("--samples-dir", default="", help="where real samples lie or are put (default: the config's, else samples)")
+    parser.add_argument(
+        "--samples-dir", "--samples_dir", default="", help="where real samples lie or are put (default: the config's, else samples)"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--from", dest="start", default="", metavar="STAGE", help="run this stage and all after it again")
     which.add_argument("--only", default="", metavar="STAGE", help="run this stage alone, again")

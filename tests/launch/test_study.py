@@ -6,13 +6,14 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from launch.chain import run_chain
-from launch.stages import load_study
+from launch.stages import digest, load_study
 from launch.study import main
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +61,9 @@ def status(workdir: str = "runs/trial") -> list[str]:
     return [entry["status"] for entry in record(workdir)["stages"]]
 
 
-def start(*argv: str, **more) -> subprocess.Popen:
+def start(*argv: str, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=None) -> subprocess.Popen[str]:
     code = "import sys; from launch.study import main; sys.exit(main(sys.argv[1:], allowed=('tests.',)))"
-    more = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **more}
-    return subprocess.Popen([sys.executable, "-c", code, "--config=study.py", *argv], **more)
+    return subprocess.Popen([sys.executable, "-c", code, "--config=study.py", *argv], stdout=stdout, stderr=stderr, env=env, text=True)
 
 
 def wait_for(condition) -> None:
@@ -125,8 +125,6 @@ def test_a_changed_config_of_a_stage_is_not_noticed(place):
     Path("train.py").write_text("steps = 1\n")
     tool = {"name": "a", "module": "tests.launch.configured", "args": {"config": "train.py:tiny"}}
     before = load_study(write(tool), allowed=("tests.",)).stages[0]
-    from launch.stages import digest
-
     first = digest(before)
     assert digest(before) == first
     Path("train.py").write_text("steps = 2\n")
@@ -193,10 +191,11 @@ def test_an_interruption_leaves_a_stage_running(place, number, code):
 def test_a_stage_that_will_not_stop_cannot_be_killed(place):
     write(stage("a", args={"wait": "go", "stubborn": True}))
     process = start()
-    assert process.stdout is not None
-    wait_for(lambda: "terminal" in process.stdout.readline())
+    output = process.stdout
+    assert output is not None
+    wait_for(lambda: "terminal" in output.readline())
     process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "not yet" in process.stdout.readline())
+    wait_for(lambda: "not yet" in output.readline())
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=15) == 143
 
@@ -232,11 +231,9 @@ def test_the_terminal_is_hidden_from_a_stage(place):
 
 def test_a_silent_stage_shows_no_sign_of_life(place, capfd):
     write(stage("a", args={"wait": "go"}, seconds=100), stage("b", seconds=20))
-    import threading
-
     threading.Timer(0.8, Path("go").touch).start()
     assert run_chain(load_study("study.py", allowed=("tests.",)), silence=0.2) == 0
-    assert "a: 0:00 so far, about 1:40; study about 2:00 left" in capfd.readouterr().out
+    assert "  a: 0:00 so far, about 1:40; study about 2:00 left" in capfd.readouterr().out
 
 
 def test_placeholders_are_not_filled_or_other_braces_are_touched(place):
@@ -269,12 +266,12 @@ GOOD = {"name": "a", "module": "lm.train"}
         ([{"name": "../a", "module": "lm.train"}], {}, "names a log file"),
         ([{"module": "lm.train"}], {}, "name=None"),
         ([{**GOOD, "seconds": -1}], {}, "seconds=-1"),
-        ([{**GOOD, "seconds": float("1e400")}], {}, "could not be read"),
+        ([{**GOOD, "seconds": "10"}], {}, "seconds='10'"),
         ([{**GOOD, "args": "x"}], {}, "args='x'"),
         ([{**GOOD, "args": {"--k": 1}}], {}, "without dashes"),
         ([{**GOOD, "args": {"k": {"x": 1}}}], {}, "args['k']"),
         ([{**GOOD, "outputs": "x"}], {}, "outputs='x'; expected a tuple of paths"),
-        ([{**GOOD, "args": {"k": "{wokdir}/x"}}], {}, "{wokdir} in '{wokdir}/x' is not a placeholder (did you mean 'workdir'?)"),
+        ([{**GOOD, "args": {"k": "{wokdir}/x"}}], {}, "{wokdir} in '--k={wokdir}/x' is not a placeholder (did you mean 'workdir'?)"),
         ([], {}, "at least one dict"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 
 from launch import gcloud
 from launch.gcloud import Pod, run_command
+from launch.interrupt import catch_signals
 from launch.run import main
 from launch.target import Target
 from launch.tpu import STATES, Timing
@@ -139,6 +140,16 @@ def test_a_signal_during_the_create_leaves_a_tpu_behind(cloud, checkout):
     assert process.wait(timeout=15) == 130
     assert cloud.left() == []
     assert cloud.said("tpu-vm", "ssh") == []
+
+
+def test_a_run_under_nohup_ends_with_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catch_signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def driver(*argv: str) -> subprocess.Popen:

@@ -1,0 +1,52 @@
+"""Writes passages.jsonl and questions.jsonl: cities, countries, elements, and in which country a city is.
+
+python -m launch.quickstart.passages --samples-dir=DIR --workdir=DIR [--cities=5000] [--per-bin=20]
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from launch.errors import one_line
+from launch.quickstart import world
+from lm.data.samples import fetch
+
+
+def write(path: Path, rows: Iterable[dict]) -> int:
+    """Writes one JSON object a line, all or nothing. Returns how many."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(path)
+    return len(lines)
+
+
+@one_line
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.quickstart.passages", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--samples-dir", help="where the samples lie (default: the user's cache)")
+    parser.add_argument("--workdir", required=True, type=Path, help="where passages.jsonl and questions.jsonl are written")
+    parser.add_argument("--cities", type=int, default=5000, help="how many cities get a passage (default 5000)")
+    parser.add_argument("--per-bin", type=int, default=20, help="questions in each of the ten popularity bins (default 20)")
+    args = parser.parse_args(argv)
+    geonames, elements = fetch("geonames", args.samples_dir), fetch("elements", args.samples_dir)
+    countries = world.read_countries(geonames)
+    cities = world.choose(world.read_cities(geonames), args.cities)
+    passages = [world.city_passage(city, countries) for city in cities]
+    passages += [world.country_passage(code, countries) for code in sorted(countries)]
+    passages += world.element_passages(elements)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    count = write(args.workdir / "passages.jsonl", (dataclasses.asdict(passage) for passage in passages))
+    asked = write(args.workdir / "questions.jsonl", world.questions(cities, countries, args.per_bin))
+    print(f"{count:,} passages ({len(cities):,} cities, {len(countries)} countries) and {asked} questions in {args.workdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
