@@ -92,6 +92,9 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ConfigError(f"model.{name}={value} is outside the vocabulary of {self.vocab_size}")
+        for value in self.eos_token_ids:
+            if not 0 <= value < self.vocab_size:
+                raise ConfigError(f"model.eos_token_ids: {value} is outside the vocabulary of {self.vocab_size}")
 
     def replace(self, **changes: Any) -> "ModelConfig":
         """A copy with some fields changed; an unknown field is a ConfigError that suggests the nearest name."""

@@ -1,0 +1,215 @@
+"""The model against itself: packing, masks, caches, stacks and precision must not change what a document gets."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lm
+
+CONFIGS = {
+    "llama": dict(n_kv_heads=2),
+    "llama-window": dict(n_kv_heads=1, sliding_window=5, tie_embeddings=False),
+    "llama3-scaling": dict(
+        n_kv_heads=2,
+        rope_scaling=(("factor", 8.0), ("high_freq_factor", 4.0), ("low_freq_factor", 1.0), ("original_max_position_embeddings", 16.0)),
+    ),
+    "gpt2": dict(
+        positions="learned", norm="layernorm", activation="gelu_tanh", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True
+    ),
+    "bert": dict(
+        causal=False, positions="learned", norm="layernorm", post_norm=True, activation="gelu", gated_mlp=False, qkv_bias=True,
+        out_bias=True, mlp_bias=True, type_vocab_size=2, embedding_norm=True, final_norm=False, head="masked_lm", pooler=True,
+    ),
+}  # fmt: skip
+DOCUMENTS = [[5, 9, 2, 7, 7, 30, 11], [3, 4, 50, 61, 12], [8, 8, 1, 40, 33, 20, 19, 2, 70]]
+
+
+@functools.cache
+def make(name: str, **changes):
+    base = dict(
+        family=name.split("-")[0], vocab_size=97, d_model=32, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48, max_length=64,
+        initializer_range=0.2,
+    )  # fmt: skip
+    config = lm.ModelConfig(**(base | CONFIGS[name] | changes))
+    model = lm.build(config)
+    return model, jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
+
+
+def pack(documents, length=24):
+    tokens, segments = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
+    at = 0
+    for i, document in enumerate(documents, 1):
+        tokens[0, at : at + len(document)], segments[0, at : at + len(document)] = document, i
+        at += len(document)
+    return lm.Batch.of(tokens, segments)
+
+
+@functools.cache
+def gradient(model):
+    return jax.jit(jax.grad(lambda params, batch: summed_loss(model, params, batch)))
+
+
+def summed_loss(model, params, batch):
+    logits = model.apply({"params": params}, batch).logits
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(batch.targets)[..., None], axis=-1)[..., 0]
+    return -jnp.sum(chosen * batch.weights)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_documents_cannot_see_each_other(name):
+    model, params = make(name)
+    together = lm.forward(model, params, pack(DOCUMENTS)).logits[0]
+    at = 0
+    for document in DOCUMENTS:
+        alone = lm.forward(model, params, pack([document])).logits[0, : len(document)]
+        np.testing.assert_allclose(together[at : at + len(document)], alone, atol=2e-5)
+        at += len(document)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_gradients_are_the_sum_of_the_documents_gradients(name):
+    model, params = make(name)
+    packed = gradient(model)(params, pack(DOCUMENTS))
+    alone = [gradient(model)(params, pack([d])) for d in DOCUMENTS]
+    jax.tree.map(lambda p, *a: np.testing.assert_allclose(p, sum(a), atol=1e-4, rtol=1e-4), packed, *alone)
+
+
+def test_one_leaking_boundary_would_be_seen():
+    """The packing test can fail: with a segment border removed, the logits after it change."""
+    model, params = make("llama")
+    good = pack(DOCUMENTS)
+    leaking = good.replace(segments=np.where(good.segments == 2, 1, good.segments))
+    difference = np.abs(lm.forward(model, params, good).logits - lm.forward(model, params, leaking).logits).max(axis=-1)[0]
+    assert difference[: len(DOCUMENTS[0])].max() == 0
+    assert difference[len(DOCUMENTS[0])] > 1e-3
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bert"])
+def test_a_causal_model_does_not_see_the_future(name):
+    model, params = make(name)
+    tokens = np.arange(1, 13)[None]
+    changed = tokens.copy()
+    changed[0, 8] = 90
+    a, b = (lm.forward(model, params, lm.Batch.of(t)).logits[0] for t in (tokens, changed))
+    np.testing.assert_array_equal(a[:8], b[:8])
+    assert np.abs(a[8:] - b[8:]).max() > 1e-3
+
+
+def test_a_sliding_window_forgets_what_is_further_back():
+    model, params = make("llama-window", n_layers=1)
+    tokens = np.arange(1, 13)[None]
+    changed = tokens.copy()
+    changed[0, 2] = 90
+    a, b = (np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0]) for t in (tokens, changed))
+    assert np.abs(a[6] - b[6]).max() > 1e-4  # 2 is the fifth latest token of 6
+    np.testing.assert_array_equal(a[7:], b[7:])
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize(
+    "changes", [dict(layers="unrolled"), dict(remat="dots"), dict(remat="full"), dict(remat="full", layers="unrolled")]
+)
+def test_how_layers_are_run_changes_no_gradient(name, changes):
+    model, params = make(name)
+    other = lm.build(model.config.replace(**changes))
+    plain, same = (gradient(m)(params, pack(DOCUMENTS)) for m in (model, other))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), plain, same)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_separate_layers_compute_what_stacked_layers_compute(name):
+    model, params = make(name)
+    batch = pack(DOCUMENTS)
+    np.testing.assert_allclose(lm.forward(*lm.separate(model, params), batch).logits, lm.forward(model, params, batch).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bert"])
+@pytest.mark.parametrize("layers", ["scan", "separate"])
+def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
+    model, params = make(name)
+    if layers == "separate":
+        model, params = lm.separate(model, params)
+    batch = lm.Batch.of(np.arange(1, 25).reshape(2, 12))
+    whole = lm.forward(model, params, batch).logits
+    cache, pieces = lm.init_cache(model.config, 2, 20), []
+    apply = jax.jit(lambda batch, cache: model.apply({"params": params}, batch, cache))
+    for piece in (slice(0, 5), slice(5, 6), slice(6, 12)):
+        out = apply(jax.tree.map(lambda x, piece=piece: x[:, piece], batch), cache)
+        cache = out.cache
+        pieces.append(out.logits)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_compute_stays_near_float32(name):
+    model, params = make(name, initializer_range=0.05)
+    low = lm.build(model.config.replace(dtype="bfloat16"))
+    batch = pack(DOCUMENTS)
+    exact, rough = lm.forward(model, params, batch).logits, lm.forward(low, params, batch).logits
+    assert rough.dtype == jnp.float32
+    assert np.abs(exact - rough).max() < 0.05 * np.abs(exact).max()
+
+
+def test_dropout_acts_only_when_given_its_rng():
+    model, params = make("bert", dropout=0.3)
+    batch = lm.Batch.of([DOCUMENTS[0]])
+    apply = jax.jit(lambda rngs: model.apply({"params": params}, batch, rngs=rngs).logits)
+    run = lambda **rngs: np.asarray(apply(rngs))
+    np.testing.assert_array_equal(run(), run())
+    first, second = run(dropout=jax.random.key(1)), run(dropout=jax.random.key(2))
+    assert np.abs(first - second).max() > 1e-3
+    assert np.abs(first - run()).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_dimension_of_every_parameter_has_a_logical_name(name):
+    model, params = make(name)
+    axes = model.logical_axes()
+    jax.tree.map(lambda p, names: np.testing.assert_equal(len(names), p.ndim), params, axes)
+    assert axes["layers"]["attention"]["query"] == ("layers", "embed", "heads", "head_dim")
+
+
+def test_params_are_a_plain_nested_dict_of_arrays():
+    _, params = make("llama")
+    assert type(params) is dict
+    assert all(type(leaf) is type(jnp.zeros(())) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(n_heads=4, n_kv_heads=3), "n_kv_heads=3"),
+        (dict(norm="rms"), "did you mean 'rmsnorm'"),
+        (dict(d_model=0), "positive integer"),
+        (dict(head_dim=7), "odd"),
+        (dict(causal=False), "causal_lm"),
+        (dict(dropout=1.5), "probability"),
+        (dict(eos_token_ids=(500,)), "outside the vocabulary"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused_in_words(changes, message):
+    with pytest.raises(lm.ConfigError, match=message):
+        make("llama", **changes)
+
+
+def test_a_misspelled_config_field_suggests_the_right_one():
+    model, _ = make("llama")
+    with pytest.raises(lm.ConfigError, match="did you mean 'n_layers'"):
+        model.config.replace(n_layer=2)
+
+
+def test_a_config_survives_a_json_round_trip():
+    model, _ = make("llama3-scaling")
+    assert lm.ModelConfig(**dataclasses.asdict(model.config)) == model.config
+
+
+def test_batch_of_restarts_positions_and_never_predicts_across_documents():
+    batch = pack(DOCUMENTS[:2], length=14)
+    assert batch.positions[0, :12].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4]
+    assert batch.weights[0].tolist() == [1] * 6 + [0] + [1] * 4 + [0] * 3
+    with pytest.raises(ValueError, match="segments have shape"):
+        lm.Batch.of([[1, 2, 3]], [[1, 1]])
