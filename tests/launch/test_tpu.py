@@ -14,7 +14,7 @@ import pytest
 
 from launch import gcloud
 from launch.gcloud import Pod, run_command
-from launch.interrupt import catch_signals
+from launch.interrupt import Interrupted, Signals, catch_signals
 from launch.run import main
 from launch.target import Target
 from launch.tpu import STATES, Timing
@@ -140,6 +140,27 @@ def test_a_signal_during_the_create_leaves_a_tpu_behind(cloud, checkout):
     assert process.wait(timeout=15) == 130
     assert cloud.left() == []
     assert cloud.said("tpu-vm", "ssh") == []
+
+
+def test_a_signal_during_the_delete_leaves_a_tpu_behind(cloud, checkout):
+    cloud.plan(delete_takes=0.7)
+    process = driver(*HELLO)
+    while not cloud.said("queued-resources", "delete"):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 143
+    assert cloud.left() == []
+
+
+def test_a_second_signal_breaks_into_the_way_out():
+    signals, left = Signals(), []
+    with pytest.raises(Interrupted), signals.may_interrupt():
+        try:
+            signals.handle(signal.SIGINT, None)
+        finally:
+            signals.handle(signal.SIGINT, None)
+            left.append("orderly")
+    assert left == ["orderly"]
 
 
 def test_a_run_under_nohup_ends_with_its_terminal():
