@@ -93,7 +93,7 @@ class Encoder:
 
 def _mean_pooled(model, params, batch) -> jax.Array:
     """[B, D] float32, rows of length 1; a row of padding gives zeros."""
-    hidden = model.apply({"params": params}, batch, method="hidden", deterministic=True).hidden.astype(jnp.float32)
+    hidden = model.apply({"params": params}, batch, method="hidden").hidden.astype(jnp.float32)
     seen = (batch.segments > 0)[..., None]
     mean = jnp.sum(jnp.where(seen, hidden, 0.0), axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

@@ -345,6 +345,11 @@ def _user() -> str:
         return "unknown"
 
 
+def exists(path) -> bool:
+    """Whether there is a memory in the folder `path`."""
+    return _is_table(Path(path))
+
+
 def _is_table(path: Path) -> bool:
     versions = path / TABLE / "_versions"
     return versions.is_dir() and any(re.fullmatch(r"\d+\.manifest", entry.name) for entry in versions.iterdir())

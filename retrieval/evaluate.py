@@ -1,0 +1,103 @@
+"""Asks a file of questions closed-book and open-book, scores both, and writes a row a question.
+
+python -m retrieval.evaluate --memory=DIR --reader=MODEL --questions=questions.jsonl --output=answers.jsonl
+
+A question is a JSON object a line: "question", "answers" (list of right names), and if wanted "others" (wrong names that hold a right one).
+Its row in the output has all its fields, and "closed_book", "open_book" (text), "closed_correct", "open_correct", "closed_exact",
+"open_exact" (see lm/evaluation/accuracy.py), and "citations", best first: the passages read.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lm.evaluation.accuracy import contains, exact, wilson
+from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
+from retrieval.errors import RetrievalError
+
+
+def read_questions(path: Path) -> list[dict]:
+    """The rows of a question file. Raises RetrievalError naming the line that is none."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RetrievalError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row.get("answers"):
+            raise RetrievalError(f"{path}, line {number}: expected an object with 'question' and 'answers', a list that is not empty")
+        rows.append(row)
+    if not rows:
+        raise RetrievalError(f"{path} holds no questions; expected a JSON object a line")
+    return rows
+
+
+def score(row: dict, answered) -> dict:
+    """The question's row with both answers (a retrieval.Answer), whether each is right, and what was cited."""
+    names, others = row["answers"], row.get("others", ())
+    closed, opened = answered.closed_book_text, answered.text
+    return {
+        **row,
+        "closed_book": closed,
+        "open_book": opened,
+        "closed_correct": contains(closed, names, others),
+        "open_correct": contains(opened, names, others),
+        "closed_exact": exact(closed, names),
+        "open_exact": exact(opened, names),
+        "citations": [dataclasses.asdict(hit) for hit in answered.citations],
+    }
+
+
+def progress(total: int) -> Callable[[int], None]:
+    """A callback that is told how many more are done, and says so every tenth of the way, with the time left."""
+    began, done, shown = time.monotonic(), 0, 0
+
+    def tell(number: int) -> None:
+        nonlocal done, shown
+        done += number
+        if done * 10 // total > shown or done == total:
+            shown, spent = done * 10 // total, time.monotonic() - began
+            print(f"  {done}/{total} answers, {spent:.0f} s, about {spent / done * (total - done):.0f} s left", flush=True)
+
+    return tell
+
+
+@entry_point
+def main(argv=None):
+    options = parser("retrieval.evaluate", "Ask a file of questions closed-book and open-book, score both, write a row a question.")
+    options.add_argument(
+        "--reader", required=True, metavar="PATH", help="run folder, directory, hub id or .gguf file of a causal language model"
+    )
+    options.add_argument("--questions", required=True, type=Path, metavar="FILE", help="JSON lines with question and answers")
+    options.add_argument("--output", required=True, type=Path, metavar="FILE", help="JSON lines to write")
+    options.add_argument("-k", type=int, default=3, help="passages to retrieve for each question")
+    options.add_argument("--max-new-tokens", type=int, default=24, help="length of an answer, in tokens")
+    add_encoder_option(options)
+    args = options.parse_args(argv)
+    rows = read_questions(args.questions)
+    from lm.loading import load
+    from retrieval import Reader, answer
+
+    memory, reader = open_memory(args.memory, args.encoder), Reader(*load(args.reader))
+    answered = answer([row["question"] for row in rows], memory, reader, args.k, args.max_new_tokens, on_batch=progress(2 * len(rows)))
+    scored = [score(row, one) for row, one in zip(rows, answered, strict=True)]
+    temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored), encoding="utf-8")
+    temporary.replace(args.output)
+    for book in ("closed", "open"):
+        right, exactly = (sum(row[f"{book}_{how}"] for row in scored) for how in ("correct", "exact"))
+        low, high = wilson(right, len(scored))
+        if args.json:
+            print(json.dumps({"book": book, "questions": len(scored), "right": right, "exact": exactly, "interval_95": [low, high]}))
+        else:
+            print(
+                f"{book}-book: {right}/{len(scored)} right, {right / len(scored):.1%} (95 % interval {low:.1%} to {high:.1%}), {exactly} exact"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""A memory at the input door: retrieved passages are put before the question (In-Context RALM, Ram et al. 2023).
+
+Text from a memory is data. It is put on one line, so that it cannot pass for another passage or for the question, and is
+tokenised with special tokens switched off, so that it cannot end the user's turn.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jinja2
+
+from retrieval.errors import RetrievalError
+from retrieval.passages import Hit
+
+INSTRUCTION = "Answer the question in a few words."
+MAX_PASSAGE_TOKENS = 192  # of one passage; a small reader loses itself in longer ones
+CONTENT = "openbook content goes here"  # stands for the user's turn while the chat template is rendered
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """tokens: what the reader reads. shown: the hits in it, best first; those that did not fit are left out."""
+
+    tokens: list[int]
+    shown: tuple[Hit, ...]
+
+
+def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int, max_passage_tokens: int = MAX_PASSAGE_TOKENS) -> Prompt:
+    """Numbered passages, then the question, as one user turn of the tokenizer's chat template (or plain text without one).
+
+    Several passages have the question before them too: a small reader then mixes them up far less (query-aware
+    contextualisation, Liu et al. 2024, Lost in the Middle, section 4.2). Each passage is cut at its end to
+    `max_passage_tokens`; when the whole is longer than `max_tokens`, the last passages are left out, and the first is cut.
+    Raises RetrievalError when the question alone is too long.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise RetrievalError(f"the question is {question!r}: expected some text")
+    plain = functools.partial(encode_plain, tokenizer)
+    asked = f"Question: {one_line(question)}"
+    for count in range(len(hits), 0, -1):
+        before, after = _frame(tokenizer)
+        head = plain(f"{INSTRUCTION} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
+        tail = plain(asked + _cue(tokenizer))
+        room = max_tokens - len(before) - len(head) - len(tail) - len(after)
+        lines = [_line(plain, number, hit, max_passage_tokens) for number, hit in enumerate(hits[:count], start=1)]
+        if count == 1:
+            lines[0] = _line(plain, 1, hits[0], min(room, max_passage_tokens))
+        size = sum(map(len, lines))
+        if lines[0] and size <= room:
+            return Prompt([*before, *head, *(token for line in lines for token in line), *tail, *after], tuple(hits[:count]))
+    before, after = _frame(tokenizer, INSTRUCTION)
+    tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
+    if len(tokens) > max_tokens:
+        raise RetrievalError(
+            f"the question {one_line(question)[:40]!r}... makes a prompt of {len(tokens):,} tokens, and the reader can take {max_tokens:,}: "
+            "ask a shorter question"
+        )
+    return Prompt(tokens, ())
+
+
+def encode_plain(tokenizer, text: str) -> list[int]:
+    """Token ids of `text`, in which the spelling of a special token is only text."""
+    tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    control = _control_tokens(tokenizer)
+    while control.keys() & set(tokens):  # added tokens that the tokenizer does not call special
+        for spelling in control.values():
+            text = text.replace(spelling, "")
+        tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return tokens
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of white space, line ends included, turned into one space."""
+    return " ".join(text.split())
+
+
+def _line(plain, number: int, hit: Hit, max_tokens: int) -> list[int]:
+    """One passage as a line of at most `max_tokens` tokens; empty when less than its number fits."""
+    head, end = plain(f"[{number}]"), plain("\n")
+    title = f" {one_line(hit.title)}:" if hit.title and not hit.text.startswith(hit.title) else ""
+    room = max_tokens - len(head) - len(end)
+    return [*head, *plain(f"{title} {one_line(hit.text)}")[:room], *end] if room > 0 else []
+
+
+def _cue(tokenizer) -> str:
+    return "" if tokenizer.chat_template else "\nAnswer:"
+
+
+def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
+    """The tokens before and after the user's text: of the chat template, or a start token where there is one.
+
+    `instruction` is the system's message, or the first line of the user's where the template knows no system.
+    """
+    if not tokenizer.chat_template:
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return [*start, *(encode_plain(tokenizer, instruction + "\n") if instruction else [])], []
+    render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    user = {"role": "user", "content": CONTENT}
+    try:
+        text = render([{"role": "system", "content": instruction}, user] if instruction else [user])
+    except (ValueError, TypeError, jinja2.TemplateError):
+        text = render([{"role": "user", "content": f"{instruction}\n{CONTENT}"}])
+    if text.count(CONTENT) != 1:
+        raise RetrievalError("the tokenizer's chat template does not show a user's message exactly once: give the reader another template")
+    before, after = text.split(CONTENT)
+    return tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
+
+
+def _control_tokens(tokenizer) -> dict[int, str]:
+    return {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
