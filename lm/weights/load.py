@@ -28,7 +28,7 @@ def from_hf(path_or_id, dtype: str | None = None) -> tuple[LanguageModel, dict]:
 
     dtype: "float32" (the default), "bfloat16" or "float16", of parameters and computation; stored values are cast to it.
     Returns (model, params), params a nested dict of arrays with the layers stacked on axis 0. Files are opened once and
-    read tensor by tensor: host memory peaks at the parameters plus one stacked tensor.
+    read tensor by tensor: memory peaks at the parameters plus one stacked tensor, mapped file pages aside.
 
     Raises ConfigError for a model type or option that is not supported, before any weight is read, and WeightsError for
     files that are absent or damaged, or whose tensors (all of them are listed) do not fit the configuration.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import jax
 import pytest
 import tokenizers
 
@@ -38,6 +39,18 @@ def test_the_command_writes_an_equal_model_and_says_how_far_it_is_from_torch(mod
 def test_the_command_casts_when_asked(model_directory, tmp_path):
     assert export.main([f"--model={model_directory[0]}", f"--output={tmp_path / 'out'}", "--dtype=bfloat16"]) == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_a_training_run_is_exported_in_the_dtype_asked_for(model_directory, tmp_path, monkeypatch):
+    from lm.training import checkpoints
+
+    source, params = model_directory
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(checkpoints, "load_params", lambda path: (*lm.from_hf(source), lm.load_tokenizer(source)))
+    for options, dtype in (([], "float32"), (["--dtype=float16"], "float16")):
+        assert export.main([f"--model={tmp_path / 'run'}", f"--output={tmp_path / dtype}", *options]) == 0
+        assert identical(lm.from_hf(tmp_path / dtype, dtype)[1], jax.tree.map(lambda x, d=dtype: x.astype(d), params))
+        assert lm.load_tokenizer(tmp_path / dtype).encode("capital") == [2]
 
 
 def test_the_command_fails_when_the_export_computes_something_else(model_directory, tmp_path, capsys, monkeypatch):

@@ -302,3 +302,36 @@ def test_what_hugging_face_cannot_express_is_refused_before_writing(tmp_path):
     with pytest.raises(WeightsError, match=r"missing \['layers/attention/key'\]"):
         lm.to_hf(model, params, tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_hub_model_of_an_unsupported_kind_is_refused_before_its_weights_are_downloaded(saved, monkeypatch):
+    import huggingface_hub
+
+    directory, _, params = saved
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **kw: asked.append(kw["allow_patterns"]) or str(directory))
+    assert identical(lm.from_hf("someone/model")[1], params)
+    assert "*.safetensors" not in asked[0] and "*.safetensors" in asked[1]
+    assert not any(pattern.endswith((".bin", ".py")) for patterns in asked for pattern in patterns)
+    asked.clear()
+    (directory / "config.json").write_text(json.dumps({"model_type": "rwkv"}))
+    with pytest.raises(ConfigError, match="'rwkv' is not supported"):
+        lm.from_hf("someone/model")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("RepositoryNotFoundError", "no public repository"),
+        ("GatedRepoError", "accept its licence"),
+        ("OfflineModeIsEnabled", "Without a network"),
+    ],
+)
+def test_what_the_hub_answers_is_said_in_words(monkeypatch, kind, words):
+    import huggingface_hub
+
+    error = getattr(huggingface_hub.errors, kind)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error.__new__(error)))
+    with pytest.raises(WeightsError, match=words):
+        lm.load_tokenizer("someone/model")

@@ -23,18 +23,12 @@ def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
     text = "In 1998, the 3 largest cities of Lithuania were Vilnius, Kaunas and Klaipėda; 東京 is\n\n  not<|im_end|> one of them."
     assert tokenizer.encode(text) == original.encode(text)
 
-    chat = [{"role": "user", "content": "Write three sentences about the sea."}]
-    prompts = [
-        tokenizer.encode("The history of printing begins"),
-        tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"],
-    ]
-    expected = [
-        theirs.generate(torch.tensor([p]), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=2)[0, len(p) :].tolist()
-        for p in prompts
-    ]
+    prompt = tokenizer.encode("The history of printing begins")
+    with torch.no_grad():
+        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=2)
     model, params = lm.from_hf(GGUF)
-    assert lm.generate(model, params, prompts[:1], 64, stop_tokens=()) == expected[:1]
-    ids = prompts[1] + expected[1][:-1]
+    assert lm.generate(model, params, [prompt], 64, stop_tokens=()) == expected[:, len(prompt) :].tolist()
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
     logits = np.asarray(lm.forward(model, params, Batch.of([ids])).logits[0])
     with torch.no_grad():
         reference = theirs(torch.tensor([ids])).logits[0].numpy()

@@ -27,11 +27,13 @@ CASES = {  # name: (transformers class, its base options, what differs)
     "gpt2-untied": ("GPT2LMHeadModel", GPT2, dict(vocab_size=77, n_embd=32, n_layer=1, n_head=4, tie_word_embeddings=False)),
     "gpt2-headless": ("GPT2Model", GPT2, dict(n_layer=3)),
     "llama-grouped": ("LlamaForCausalLM", DECODER, dict(tie_word_embeddings=True, rope_theta=5000.0)),
-    "llama-untied": ("LlamaForCausalLM", DECODER, dict(num_key_value_heads=4, vocab_size=53, rms_norm_eps=1e-3)),
-    "llama-biased": ("LlamaForCausalLM", DECODER, dict(num_key_value_heads=1, attention_bias=True, mlp_bias=True, head_dim=10)),
+    "llama-untied-llama3-rope": (
+        "LlamaForCausalLM", DECODER, dict(num_key_value_heads=4, vocab_size=53, rms_norm_eps=1e-3,
+                                          rope_parameters=dict(rope_theta=300.0, **ROPE_3))),
+    "llama-biased-linear-rope": (
+        "LlamaForCausalLM", DECODER, dict(num_key_value_heads=1, attention_bias=True, mlp_bias=True, head_dim=10,
+                                          rope_parameters=dict(rope_theta=300.0, rope_type="linear", factor=2.5))),
     "llama-headless": ("LlamaModel", DECODER, {}),
-    "llama-3-rope": ("LlamaForCausalLM", DECODER, dict(rope_parameters=dict(rope_theta=300.0, **ROPE_3))),
-    "llama-linear-rope": ("LlamaForCausalLM", DECODER, dict(rope_parameters=dict(rope_theta=300.0, rope_type="linear", factor=2.5))),
     "mistral": ("MistralForCausalLM", DECODER, dict(sliding_window=5)),
     "mistral-tied": ("MistralForCausalLM", DECODER, dict(num_key_value_heads=4, vocab_size=61, sliding_window=3, tie_word_embeddings=True)),
     "mistral-full": ("MistralForCausalLM", DECODER, dict(sliding_window=None, head_dim=8)),
@@ -43,7 +45,7 @@ CASES = {  # name: (transformers class, its base options, what differs)
     "bert-masked": ("BertForMaskedLM", BERT, {}),
     "bert-masked-deep": ("BertForMaskedLM", BERT, dict(num_hidden_layers=3, vocab_size=67, layer_norm_eps=1e-5, hidden_act="gelu_new")),
     "bert-masked-untied": ("BertForMaskedLM", BERT, dict(tie_word_embeddings=False)),
-}
+}  # fmt: skip
 
 
 def torch_model(name):
