@@ -16,13 +16,16 @@ from launch.quickstart import world
 from lm.data.samples import fetch
 
 
-def write(path: Path, rows: Iterable[dict]) -> int:
-    """Writes one JSON object a line, all or nothing. Returns how many."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+def write(path: Path, text: str) -> None:
+    """Writes the file, all or nothing, and the directory it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-    return len(lines)
+
+
+def json_lines(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @one_line
@@ -41,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     passages = [world.city_passage(city, countries) for city in cities]
     passages += [world.country_passage(code, countries) for code in sorted(countries)]
     passages += world.element_passages(elements)
-    args.workdir.mkdir(parents=True, exist_ok=True)
-    count = write(args.workdir / "passages.jsonl", (dataclasses.asdict(passage) for passage in passages))
-    asked = write(args.workdir / "questions.jsonl", world.questions(cities, countries, args.per_bin))
-    print(f"{count:,} passages ({len(cities):,} cities, {len(countries)} countries) and {asked} questions in {args.workdir}")
+    asked = world.questions(cities, countries, args.per_bin)
+    write(args.workdir / "passages.jsonl", json_lines(dataclasses.asdict(passage) for passage in passages))
+    write(args.workdir / "questions.jsonl", json_lines(asked))
+    print(f"{len(passages):,} passages ({len(cities):,} cities, {len(countries)} countries) and {len(asked)} questions in {args.workdir}")
     return 0
 
 

