@@ -6,7 +6,7 @@ Names are loaded when first used, so that `import retrieval` costs nothing.
 import importlib
 
 _HOMES = {
-    "Answer": "retrieval.answer", "Reader": "retrieval.answer", "answer": "retrieval.answer",
+    "Answer": "retrieval.answering", "Reader": "retrieval.answering", "answer": "retrieval.answering",
     "Commit": "retrieval.passages", "Hit": "retrieval.passages", "Passage": "retrieval.passages",
     "Encoder": "retrieval.encoder", "ExactIndex": "retrieval.index", "ScannIndex": "retrieval.index",
     "Memory": "retrieval.memory", "RetrievalError": "retrieval.errors",
@@ -18,6 +18,4 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'retrieval' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # also when a submodule of the same name (retrieval.answer) has just taken it
-    return value
+    return getattr(importlib.import_module(_HOMES[name]), name)

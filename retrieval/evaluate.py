@@ -80,7 +80,7 @@ def main(argv=None):
     args = options.parse_args(argv)
     rows = read_questions(args.questions)
     from lm.loading import load
-    from retrieval.answer import Reader, answer
+    from retrieval.answering import Reader, answer
 
     memory, reader = open_memory(args.memory, args.encoder), Reader(*load(args.reader))
     answered = answer([row["question"] for row in rows], memory, reader, args.k, args.max_new_tokens, on_batch=progress(2 * len(rows)))

@@ -53,8 +53,8 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int,
     tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
     if len(tokens) > max_tokens:
         raise RetrievalError(
-            f"the question {one_line(question)[:40]!r}... makes a prompt of {len(tokens):,} tokens, and the reader can take {max_tokens:,}: "
-            "ask a shorter question"
+            f"the question {one_line(question)[:40]!r}... makes a prompt of {len(tokens):,} tokens; the reader can take {max_tokens:,}: "
+            "ask a shorter one"
         )
     return Prompt(tokens, ())
 
