@@ -68,12 +68,17 @@ def encode(texts: Iterable[str], tokenizer) -> Iterator[tuple[np.ndarray, int]]:
     """
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-text token (eos_token), so documents cannot be told apart; set one and save it again")
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    start = start_token(tokenizer)
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, ENCODE_AT_ONCE)):
         encoded = tokenizer(chunk, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
         for text, ids in zip(chunk, encoded["input_ids"], strict=True):
             yield np.array([start, *ids, tokenizer.eos_token_id], np.int32), len(text.encode("utf-8"))
+
+
+def start_token(tokenizer) -> int:
+    """The token every document starts with."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int) -> Packed:

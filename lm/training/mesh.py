@@ -37,7 +37,9 @@ def resolve(sizes: dict[str, int], devices: int) -> dict[str, int]:
     if not free and fixed == devices:
         return dict(sizes)
     advice = f"choose sizes whose product divides {devices}" if free else f"make the product {devices}, or set one axis to -1 (the rest)"
-    raise ConfigError(f"mesh {shape} does not fit: it covers {'a multiple of ' if free else ''}{fixed} devices and there are {devices}; {advice}")
+    raise ConfigError(
+        f"mesh {shape} does not fit: it covers {'a multiple of ' if free else ''}{fixed} devices and there are {devices}; {advice}"
+    )
 
 
 def initialize_distributed() -> None:

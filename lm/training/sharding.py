@@ -71,7 +71,9 @@ def partition(mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...], rules:
             )
         axes = tuple(rules[name])
         if twice := [axis for axis in axes if any(axis in used for used in spec)]:
-            raise ConfigError(f"{what}: the mesh axis {twice[0]!r} would shard two dimensions of {names}; change a rule in sharding.{table}")
+            raise ConfigError(
+                f"{what}: the mesh axis {twice[0]!r} would shard two dimensions of {names}; change a rule in sharding.{table}"
+            )
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
             raise ConfigError(

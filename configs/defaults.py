@@ -1,0 +1,85 @@
+"""Every field of a training config, with its default. A config file starts from defaults(), changes what it needs, and ends in specialise()."""
+
+from ml_collections import ConfigDict
+
+from lm.models.config import ModelConfig
+from lm.training import optimizer, settings, sharding
+
+
+def defaults() -> ConfigDict:
+    """A locked config: setting a field that does not exist is an error that suggests the nearest name."""
+    c = ConfigDict()
+    c.seed = 0  # of the first weights, the order of the data, dropout
+    c.steps = 1000  # updates
+    c.batch_size = 32  # rows an update, over all devices
+    c.length = 256  # tokens a row
+    c.accumulate = 1  # micro-batches an update is computed in; the result is the same
+    c.tokenizer = ""  # folder, hub id or .gguf file; "bytes" = one token a byte; "" = that of init_from
+    c.init_from = ""  # run folder, model folder, hub id or .gguf file to start from; "" = random weights of `model`
+    c.compilation_cache = ""  # folder that keeps compiled code; "" = JAX_COMPILATION_CACHE_DIR, or none
+
+    c.model = settings.model_section(_MODEL)  # the fields of lm.ModelConfig; with init_from only dtype, param_dtype, remat, layers, dropout
+
+    c.model.vocab_size = 0  # 0 = the tokenizer's, rounded up to a multiple of 64; the ids of special tokens are always the tokenizer's
+
+    c.objective = ConfigDict()
+    c.objective.name = "next_token"  # lm/objectives
+    c.objective.chunk = 0  # positions whose logits exist at one time; 0 = as many as 256 MB hold
+
+    c.data = ConfigDict()
+    c.data.files = ""  # comma-separated files and globs: text, or .jsonl
+    c.data.field = "text"  # field of a JSONL record that holds the text
+    c.data.separator = ""  # what divides a text file into documents; "" = a file is one document
+    c.data.cache = ""  # folder for tokenised rows; "" = workdir/cache
+    c.data.synthetic_rows = 0  # instead of files: this many rows of random tokens, for benchmarks
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 1e-3  # peak
+    c.optimizer.warmup = 0  # updates of linear rise to the peak
+    c.optimizer.final = 0.1  # last learning rate as a share of the peak, reached by a cosine
+    c.optimizer.b1 = 0.9  # decay of AdamW's first moment
+    c.optimizer.b2 = 0.95  # decay of its second moment
+    c.optimizer.eps = 1e-8  # added to the square root of the second moment
+    c.optimizer.weight_decay = 0.1  # decoupled, times the learning rate
+    c.optimizer.decay = optimizer.DECAY  # (regex, share of weight_decay): the first that a parameter's path contains; norms and biases 0
+    c.optimizer.clip = 1.0  # largest global norm of the gradient; 0 = any
+
+    c.mesh = ConfigDict()  # devices along each axis; -1 = all that are left
+    c.mesh.data = -1  # whole copies of the model
+    c.mesh.fsdp = 1  # parameters, gradients and moments sharded, gathered when used
+    c.mesh.tensor = 1  # heads, mlp and vocabulary sharded within a layer
+
+    c.sharding = ConfigDict()  # logical dimension -> mesh axes
+    c.sharding.parameters = ConfigDict({name: tuple(axes) for name, axes in sharding.PARAMETERS.items()})  # of weights at rest
+    c.sharding.activations = ConfigDict({name: tuple(axes) for name, axes in sharding.ACTIVATIONS.items()})  # of what is computed
+
+    c.log = ConfigDict()
+    c.log.every = 10  # steps between rows of metrics.jsonl
+    c.log.tensorboard = True  # write the same to workdir/tensorboard
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 500  # steps; the last step and a SIGTERM save too
+    c.checkpoint.keep = 2  # the newest ones
+
+    c.eval = ConfigDict()
+    c.eval.every = 500  # steps; the last step evaluates too; 0 = never
+    c.eval.data = ConfigDict({"heldout": ""})  # name -> files, read as data.files are; "" = none
+    c.eval.max_rows = 0  # rows of each to read; 0 = all
+
+    c.samples = ConfigDict()
+    c.samples.prompts = ()  # texts to continue for samples.md; () = none
+    c.samples.every = 0  # steps; the last step samples too; 0 = only then
+    c.samples.tokens = 48  # new tokens a sample
+    c.samples.temperature = 0.8  # of the sampling
+    c.samples.top_p = 0.95  # share of the probability to sample from
+    return c.lock()
+
+
+def specialise(c: ConfigDict, variant: str, **known: dict) -> ConfigDict:
+    """The config as --config=file.py:variant asks; `known`: variant -> {"dotted.field": value}. Raises ConfigError for another name."""
+    return settings.variant(c, variant, **known)
+
+
+_MODEL = ModelConfig(  # a small Llama
+    family="llama", vocab_size=1, d_model=256, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=64, d_ff=704, max_length=1024,
+)  # fmt: skip

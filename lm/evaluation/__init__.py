@@ -1,0 +1,1 @@
+"""Evaluation: what a model knows, as numbers with their uncertainty."""

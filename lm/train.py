@@ -1,0 +1,47 @@
+"""Trains a language model as a config file says; started again, it continues where it was.
+
+python -m lm.train --config=FILE.py[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
+
+  --config    a Python file with get_config(variant) -> ConfigDict; configs/defaults.py explains every field
+  --workdir   the run folder: checkpoints, metrics.jsonl, TensorBoard, plots, samples, status.json; shared by all hosts
+  --config.FIELD=VALUE   changes a field, e.g. --config.optimizer.learning_rate=1e-3 --config.mesh.fsdp=-1
+
+Exit codes: 0 done; 2 something is wrong with config, data or checkpoint; 3 the training failed (e.g. NaN); 143 stopped by SIGTERM and
+130 by SIGINT, both with everything saved. JAX_COMPILATION_CACHE_DIR, or --config.compilation_cache, keeps compiled code between runs.
+"""
+
+import logging
+import os
+import sys
+
+
+def main(argv=None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
+        print(__doc__.strip())
+        return 0
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    from lm.data.sources import DataError
+    from lm.models.config import ConfigError
+    from lm.training import command_line, loop, mesh
+    from lm.training.checkpoints import CheckpointError
+    from lm.weights import WeightsError
+
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file
+    try:
+        config, workdir = command_line.parse(argv)
+        mesh.initialize_distributed()
+        return loop.train(config, workdir)
+    except (ConfigError, DataError, WeightsError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except loop.TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

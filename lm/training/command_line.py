@@ -1,0 +1,57 @@
+"""The command line of a training run: --config=FILE.py[:variant] --workdir=DIR --config.field=value ..."""
+
+import difflib
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lm.models.config import ConfigError
+
+
+def parse(argv: list[str]) -> tuple[ConfigDict, str]:
+    """(config with all overrides, locked; workdir) from arguments without the program's name.
+
+    Raises ConfigError for a field that does not exist (with the nearest name), a value of another type, a file that cannot be read.
+    """
+    given = [a.removeprefix("-").removeprefix("-") for a in argv]
+    for name, example in (("config", "--config=configs/tiny.py"), ("workdir", "--workdir=runs/tiny")):
+        if not any(a == name or a.startswith(f"{name}=") for a in given):
+            raise ConfigError(f"--{name} is missing, e.g. {example}; --help says more")
+    overrides = [a.removeprefix("config.").partition("=")[0] for a in given if a.startswith("config.")]
+    plain = [a for a, name in zip(argv, given, strict=True) if not name.startswith("config.")]
+    known = list(_dotted(_read(plain)[0]))
+    for path in overrides:
+        if path not in known:
+            close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+            hint = f" (did you mean {close[0]!r}?)" if close else "; configs/defaults.py has all of them"
+            raise ConfigError(f"the config has no field {path!r}{hint}")
+    return _read(argv)
+
+
+def _read(argv: list[str]) -> tuple[ConfigDict, str]:
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", None, "a config file", lock_config=True, flag_values=values, sys_argv=["", *argv])
+    workdir = flags.DEFINE_string("workdir", None, "the run folder", flag_values=values)
+    try:
+        rest = values(["lm.train", *argv])
+        settings = config.value
+        if not isinstance(settings, ConfigDict):
+            raise ConfigError("get_config() of the config file returned no ConfigDict; start it from configs.defaults.defaults()")
+    except ConfigError:
+        raise
+    except OSError as e:
+        raise ConfigError(f"the config file cannot be read: {e}") from e
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:  # a mistyped field in the file, a value of another type
+        raise ConfigError(" ".join(str(e).strip("'\"").replace("\\n", " ").split()) or type(e).__name__) from e
+    if len(rest) > 1:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; fields are set as --config.field=value")
+    return settings, workdir.value
+
+
+def _dotted(config: ConfigDict, prefix: str = ""):
+    for name in config:
+        value = config[name]
+        if isinstance(value, ConfigDict):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name

@@ -1,0 +1,272 @@
+"""The loop around the step: it never waits for the step it has just started, and loses nothing when it is stopped, killed or fails."""
+
+import collections
+import math
+import pathlib
+import signal
+import time
+
+import jax
+
+from lm.data import packing
+from lm.data.batches import TrainBatches
+from lm.evaluation.perplexity import make_evaluator
+from lm.training import checkpoints, flops, report, run_folder, settings, setup, sharding, trackers
+from lm.training.checkpoints import Checkpoints
+from lm.training.report import Report, Stopwatch, amount, clock
+from lm.training.setup import Run
+from lm.training.state import TrainState
+
+SPEED_OVER = 20  # rows of metrics over which the time left is estimated
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says at which step, why, and what is saved."""
+
+
+def train(config: settings.Config, workdir: str | pathlib.Path) -> int:
+    """Trains as `config` says, or continues the run in `workdir`. Returns 0 when it is done, 128 + n when signal n stopped it (all saved).
+
+    Raises ConfigError, DataError, WeightsError or CheckpointError before the first step, TrainingError or CheckpointError after it.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(config.compilation_cache).expanduser()))
+    out = Report()
+    with _Signals() as signals:
+        run = setup.prepare(config, workdir)
+        checkpoints.check_model(workdir, run.model.config)
+        packed, held_out = setup.training_data(config, run), setup.evaluation_data(config, run)
+        stats = packed.stats()
+        out.say(
+            f"data: {stats['documents']:,} documents, {stats['predictions']:,} tokens to predict in {stats['rows']:,} rows of "
+            f"{stats['length']}, {stats['filled']:.1%} filled, {stats['split_documents']:,} documents in several windows"
+        )
+        _write_folder(config, run, out)
+        try:
+            loop = _Loop(config, run, packed, held_out, out, signals)
+            try:
+                step = loop.run()
+            finally:
+                loop.close()
+        except Exception as e:
+            _status(run, config, "failed", None, error=str(e).splitlines()[0] if str(e) else type(e).__name__)
+            raise
+    return 0 if step == config.steps else 128 + signals.received
+
+
+class _Loop:
+    """One call of `train`, with what it holds while it runs."""
+
+    def __init__(self, config, run: Run, packed, held_out: dict, out: Report, signals: "_Signals"):
+        self.config, self.workdir, self.model, self.out, self.signals = config, run.workdir, run.model, out, signals
+        self.parts, self.held_out = run, held_out
+        self.batches = TrainBatches(packed, config.batch_size, config.seed, run.rows)
+        self.state, self.start = self._restore(run)
+        self.active = jax.process_index() == 0
+        self.trackers = trackers.Trackers(run.workdir, self.start, config.log.tensorboard, self.active)
+        self.checkpoints = Checkpoints(run.workdir, config.checkpoint.keep)
+        self.evaluate = make_evaluator(run.model, run.mesh, config.batch_size, activations=run.activations)
+        self.recent: collections.deque = collections.deque(maxlen=SPEED_OVER)
+        self.watch = Stopwatch()
+
+    def run(self) -> int:
+        """Steps until the end or a signal; returns the number of updates done."""
+        c, run, step = self.config, self.parts, self.start
+        if step >= c.steps:
+            self.out.say(f"{self.workdir} is already at step {step} of {c.steps}: nothing to train")
+            self._finish(step)
+            return c.steps
+        with sharding.activate(run.mesh, run.activations):
+            compiled = self._compile(run)
+        self.out.start(step, c.steps)
+        _status(run, c, "running", step)
+        self.watch = Stopwatch()
+        self.recent.append((step, 0.0))
+        pending = None
+        try:
+            while step < c.steps and not self.signals.stop(step):
+                with sharding.activate(run.mesh, run.activations):
+                    self.state, metrics = compiled(self.state, next(self.batches))
+                step += 1
+                if pending is not None:
+                    self._record(*pending)
+                pending = (step, metrics)
+                if self._due(step):
+                    self._record(*pending)  # waits for the step: what follows needs its result anyway
+                    pending = None
+                    self._rest(step)
+            if pending is not None:
+                self._record(*pending)
+        finally:
+            self.out.stop()
+        self._finish(step)
+        return step
+
+    def _restore(self, run: Run) -> tuple[TrainState, int]:
+        restored = checkpoints.restore(run.workdir, run.abstract)
+        if restored is None:
+            return run.fresh_state(self.config.seed), 0
+        self.batches.restore(restored.data)
+        self.out.say(f"continuing {run.workdir} after step {restored.step}")
+        return restored.state, restored.step
+
+    def _compile(self, run: Run):
+        """Compiles the step ahead of time, and says what it will cost."""
+        c, m = self.config, self.model.config
+        self.out.say("compiling the training step ...")
+        begun = time.monotonic()
+        batch = setup.abstract_batch(run.rows, (c.batch_size, c.length))
+        compiled = run.train_step.lower(self.state, batch).compile()
+        seconds, memory, cost = time.monotonic() - begun, compiled.memory_analysis(), compiled.cost_analysis() or {}
+        held = "" if memory is None else (
+            f"memory a device: {amount(memory.argument_size_in_bytes)} state and batch, {amount(memory.temp_size_in_bytes)} temporary"
+        )  # fmt: skip
+        tokens = c.batch_size * c.length
+        model = flops.train_per_token(m, c.length) * tokens
+        counted = cost.get("flops", math.nan) * run.mesh.size
+        peak = flops.peak()
+        parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        shape = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        self.out.say(f"compiled in {seconds:.1f} s; {held}")
+        self.out.say(
+            f"{parameters:,} parameters; {model:.3g} FLOPs a step of {tokens:,} tokens (XLA counts {counted:.3g}); "
+            f"{run.mesh.size} x {jax.devices()[0].device_kind} as {shape}; "
+            + ("peak not known, so no MFU" if peak is None else f"peak {peak / 1e12:.0f} TFLOP/s each")
+        )
+        return compiled
+
+    def _due(self, step: int) -> bool:
+        c = self.config
+        return step == c.steps or any(every and step % every == 0 for every in (c.checkpoint.every, c.eval.every, c.samples.every))
+
+    def _record(self, step: int, metrics: dict) -> None:
+        """Reads a step's metrics from the device (the step after it is already running), checks them, and writes them if they are due."""
+        c = self.config
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                saved = checkpoints.steps(self.workdir)
+                raise TrainingError(
+                    f"{name} is {values[name]} at step {step}: stopped. The last checkpoint is "
+                    + (f"step {saved[-1]}, from before it" if saved else "none yet")
+                    + "; try a lower optimizer.learning_rate, a longer warmup, or model.dtype='float32'"
+                )
+        if step != 1 and step % c.log.every and step != c.steps:
+            return
+        seconds, (last, then) = self.watch(), self.recent[-1]
+        tokens = c.batch_size * c.length
+        # The first step of a process also fills the pipeline; a speed is only given from the second on.
+        speed = tokens * (step - last) / (seconds - then) if seconds > then and step > self.start + 1 else None
+        used = None if speed is None else flops.utilisation(self.model.config, c.length, speed, jax.device_count())
+        self.recent.append((step, seconds))
+        first, since = self.recent[0]
+        left = (seconds - since) / (step - first) * (c.steps - step) if step > first else None
+        row = {"step": step, **values, "tokens": step * tokens, "tokens_per_second": speed, "mfu": used, "seconds": round(seconds, 3)}
+        self.trackers.write(row)
+        self.out.update(step, c.steps, row, left)
+        self.checkpoints.check()
+        _status(self.parts, c, "running", step, left)
+
+    def _rest(self, step: int) -> None:
+        """What is done between steps: evaluation, samples, a checkpoint; the checkpoint last, so that it stands for all rows before it."""
+        c, begun = self.config, time.monotonic()
+        if self.held_out and c.eval.every and (step % c.eval.every == 0 or step == c.steps):
+            self._evaluate(step)
+        if c.samples.prompts and (step == c.steps or (c.samples.every and step % c.samples.every == 0)):
+            self._sample(step)
+        if step % c.checkpoint.every == 0 or step == c.steps:
+            self.checkpoints.save(step, self.state, self.batches.state())
+        self.watch.paused(time.monotonic() - begun)
+
+    def _evaluate(self, step: int) -> None:
+        row: dict = {"step": step}
+        for name, packed in self.held_out.items():
+            p = self.evaluate(self.state.params, packed, self.config.eval.max_rows)
+            row |= {f"eval/{name}/loss": p.loss, f"eval/{name}/perplexity": p.perplexity, f"eval/{name}/bits_per_byte": p.bits_per_byte}
+            row[f"eval/{name}/bits_per_byte_stderr"] = p.bits_per_byte_stderr if math.isfinite(p.bits_per_byte_stderr) else None
+            self.out.say(f"step {step}: {name} loss {p.loss:.4f}, {p.bits_per_byte:.4f} ± {p.bits_per_byte_stderr:.4f} bits per byte")
+        self.trackers.write(row)
+        if self.active:
+            trackers.plot(self.workdir)
+
+    def _sample(self, step: int) -> None:
+        from lm.generation import Sample, generate
+
+        s, run = self.config.samples, self.parts
+        start = packing.start_token(run.tokenizer)
+        prompts = [[start, *run.tokenizer.encode(prompt, add_special_tokens=False)] for prompt in s.prompts]
+        new = generate(self.model, self.state.params, prompts, s.tokens, Sample(temperature=s.temperature, top_p=s.top_p), seed=step)
+        texts = [run.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
+        if self.active:
+            run_folder.write_samples(self.workdir, step, list(zip(s.prompts, texts, strict=True)))
+
+    def _finish(self, step: int) -> None:
+        """Saves, and leaves the folder in order."""
+        done = step >= self.config.steps
+        if step > 0:
+            self.checkpoints.save(step, self.state, self.batches.state())
+        self.close()
+        if self.active and step > 0:
+            trackers.plot(self.workdir)
+        _status(self.parts, self.config, "done" if done else "stopped", step, 0.0 if done else None)
+        name = None if done else signal.Signals(self.signals.received).name
+        self.out.say(f"done: {self.workdir}" if done else f"stopped by {name} at step {step}; the same command continues from there")
+
+    def close(self) -> None:
+        """Waits for a checkpoint in flight and closes the files; does nothing the second time."""
+        self.trackers.close()
+        self.checkpoints.close()
+
+
+class _Signals:
+    """SIGTERM and SIGINT ask the loop to save and leave at the end of its step; a second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.received = 0
+
+    def __enter__(self) -> "_Signals":
+        self._before = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if number == signal.SIGTERM and jax.distributed.is_initialized():
+                continue  # JAX's preemption service listens: all processes must stop at the same step
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def stop(self, step: int) -> bool:
+        """Whether to leave before the step after `step`; the same answer on all processes."""
+        if jax.distributed.is_initialized():
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.received = signal.SIGTERM
+                return True
+            return False
+        return bool(self.received)
+
+
+def _write_folder(config, run: Run, out: Report) -> None:
+    """Says what this run is, in its folder and on the terminal."""
+    if jax.process_index() == 0:
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        resumed = bool(checkpoints.steps(run.workdir))
+        for line in run_folder.write_config(run.workdir, config.to_dict()):
+            if resumed:
+                out.say(f"changed since this run was last started: {line}")
+        run_folder.write_environment(run.workdir)
+        checkpoints.save_model(run.workdir, run.model.config, run.tokenizer)
+
+
+def _status(run: Run, config, state: str, step: int | None, eta_s: float | None = None, error: str = "") -> None:
+    if jax.process_index() == 0:
+        step = max(checkpoints.steps(run.workdir), default=0) if step is None else step
+        run_folder.write_status(run.workdir, state, step, config.steps, eta_s, error)

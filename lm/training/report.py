@@ -1,0 +1,76 @@
+"""What a run says on the terminal: a progress bar with the time left where there is one, plain lines elsewhere. Honours NO_COLOR."""
+
+import time
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Report:
+    """Says things on standard output; on every process but the first it is silent."""
+
+    def __init__(self):
+        self._console = Console(highlight=False, quiet=jax.process_index() != 0, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task = None
+
+    def say(self, text: str) -> None:
+        """One line, above the bar if there is one. The text is not markup."""
+        self._console.print(text, markup=False)
+
+    def start(self, step: int, steps: int) -> None:
+        """Shows the bar from `step` on."""
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
+                TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            )  # fmt: skip
+            self._progress = Progress(*columns, console=self._console)
+            self._task = self._progress.add_task("training", completed=step, total=steps, loss="-", speed="")
+            self._progress.start()
+
+    def update(self, step: int, steps: int, row: dict, eta_s: float | None) -> None:
+        """A step has ended. `row` as in metrics.jsonl."""
+        used = "" if row.get("mfu") is None else f", MFU {row['mfu']:.1%}"
+        speed = f"{row['tokens_per_second']:,.0f} tokens/s{used}" if row.get("tokens_per_second") else ""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, loss=f"{row['loss']:.4f}", speed=speed)
+        else:
+            left = "" if eta_s is None else f", {clock(eta_s)} left"
+            self.say(f"step {step}/{steps}: loss {row['loss']:.4f}{', ' + speed if speed else ''}{left}")
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class Stopwatch:
+    """Seconds since it was made, without those spent in `pause`d work: what a speed should be divided by."""
+
+    def __init__(self):
+        self._start, self._away = time.monotonic(), 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() - self._start - self._away
+
+    def paused(self, seconds: float) -> None:
+        """Leaves out seconds that were spent on something else."""
+        self._away += seconds
+
+
+def clock(seconds: float) -> str:
+    """As in 1:02:03 or 2:03."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def amount(bytes_: float) -> str:
+    """As in 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if bytes_ < 1000:
+            return f"{bytes_:.3g} {unit}"
+        bytes_ /= 1000
+    return f"{bytes_:.3g} TB"

@@ -1,0 +1,92 @@
+"""The run folder beside its checkpoints: config.json, environment.json, status.json, samples.md. Only the first process writes."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import jax
+
+from lm.training.checkpoints import write_atomically
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
+
+
+def write_config(workdir: pathlib.Path, config: dict) -> list[str]:
+    """Writes config.json; returns what differs from the one that was there, as lines "field: old -> new"."""
+    path = workdir / "config.json"
+    new = json.loads(json.dumps(config))
+    old = json.loads(path.read_text()) if path.exists() else new
+    write_atomically(path, json.dumps(new, indent=1))
+    before, now = dict(_flat(old)), dict(_flat(new))
+    names = sorted(before.keys() | now.keys())
+    return [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names if before.get(name) != now.get(name)]
+
+
+def write_environment(workdir: pathlib.Path) -> None:
+    """Writes environment.json: command, code, versions and devices."""
+    environment = {
+        "command": sys.argv,
+        "git": _git(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+    write_atomically(workdir / "environment.json", json.dumps(environment, indent=1))
+
+
+def write_status(workdir: pathlib.Path, state: str, step: int, steps: int, eta_s: float | None = None, error: str = "") -> None:
+    """Writes status.json; `state` is running, stopped (saved on a signal), done or failed, and `eta_s` the seconds left, where known."""
+    status = {"state": state, "step": step, "steps": steps, "eta_s": eta_s, "error": error, "time": time.time(), "pid": os.getpid()}
+    write_atomically(workdir / "status.json", json.dumps(status))
+
+
+def write_samples(workdir: pathlib.Path, step: int, samples: list[tuple[str, str]]) -> None:
+    """Puts (prompt, continuation) pairs of a step into samples.md, newest first; a step written again is replaced."""
+    path = workdir / "samples.md"
+    sections = path.read_text(encoding="utf-8").split("\n## step ")[1:] if path.exists() else []
+    kept = {int(section.split("\n", 1)[0]): section.split("\n", 1)[1] for section in sections}
+    kept = {at: text for at, text in kept.items() if at < step}
+    kept[step] = "\n" + "\n".join(_quoted(prompt, continuation) for prompt, continuation in samples)
+    body = "".join(f"\n## step {at}\n{kept[at].rstrip()}\n" for at in sorted(kept, reverse=True))
+    write_atomically(path, "# Samples\n\nThe prompt in bold, what the model made of it after.\n" + body)
+
+
+def _quoted(prompt: str, continuation: str) -> str:
+    lines = f"**{prompt.strip()}**{continuation}".splitlines()
+    return "\n".join(f"> {line}" for line in lines) + "\n"
+
+
+def _git() -> dict | None:
+    """The commit this code is at, and the files changed since; None where it is not in a repository."""
+
+    def git(*args: str) -> str:
+        here = pathlib.Path(__file__).parent
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain").splitlines()}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _flat(tree: dict, prefix: str = ""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,113 @@
+"""What a training config may say: checked as a whole before any data is read or anything compiled."""
+
+import dataclasses
+import math
+import types
+import typing
+
+import ml_collections
+from ml_collections import config_dict
+
+from lm.models.config import ConfigError, ModelConfig, nearest
+from lm.objectives import OBJECTIVES
+from lm.training import mesh as meshes
+
+Config = ml_collections.ConfigDict
+
+POSITIVE = ("steps", "batch_size", "length", "accumulate", "log.every", "checkpoint.every", "checkpoint.keep", "samples.tokens")
+NOT_NEGATIVE = ("seed", "objective.chunk", "data.synthetic_rows", "optimizer.warmup", "eval.every", "eval.max_rows", "samples.every")
+FINITE = ("learning_rate", "final", "b1", "b2", "eps", "weight_decay", "clip")
+
+
+def model_section(config: ModelConfig) -> Config:
+    """A config's `model` section: the fields of ModelConfig, one to one, each open to --config.model.FIELD=..."""
+    section = Config()
+    hints = typing.get_type_hints(ModelConfig)
+    for field in dataclasses.fields(ModelConfig):
+        value, hint = getattr(config, field.name), hints[field.name]
+        optional = isinstance(hint, types.UnionType)
+        section[field.name] = config_dict.placeholder(typing.get_args(hint)[0]) if optional and value is None else value
+    return section
+
+
+def model_config(section: Config, tokenizer) -> ModelConfig:
+    """The ModelConfig of a config's `model` section; vocab_size 0 and the ids of special tokens come from the tokenizer, where there is one.
+
+    The vocabulary is rounded up to a multiple of 64, for the sake of matrix units and of sharding. Raises ConfigError.
+    """
+    fields = section.to_dict()
+    if tokenizer is not None:
+        fields["vocab_size"] = fields["vocab_size"] or -(-len(tokenizer) // 64) * 64
+        if fields["vocab_size"] < len(tokenizer):
+            raise ConfigError(f"model.vocab_size={fields['vocab_size']} cannot hold the tokenizer's {len(tokenizer)} tokens; set it to 0")
+        fields |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        fields["eos_token_ids"] = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    elif not fields["vocab_size"]:
+        raise ConfigError("model.vocab_size=0 means the tokenizer's, and there is none; set one of them")
+    return ModelConfig(**fields)
+
+
+def variant(config: Config, name: str, **known: dict) -> Config:
+    """The config changed as a variant asks; `known`: name -> {"dotted.field": value}. '' is the config as it is. Raises ConfigError."""
+    if name and name not in known:
+        raise ConfigError(f"variant {name!r} is unknown{nearest(name, known)}; this config has {', '.join(known) or 'none'}")
+    config.update_from_flattened_dict(known.get(name, {}))
+    return config
+
+
+def check(config: Config, devices: int) -> None:
+    """Raises ConfigError, naming the field, its value and what was expected, when the config cannot work on this many devices."""
+    for name in POSITIVE:
+        if _get(config, name) < 1:
+            raise ConfigError(f"{name}={_get(config, name)}: expected a number of at least 1")
+    for name in NOT_NEGATIVE:
+        if _get(config, name) < 0:
+            raise ConfigError(f"{name}={_get(config, name)}: expected 0 or more")
+    o = config.optimizer
+    for name in FINITE:
+        if not math.isfinite(o[name]) or o[name] < 0:
+            raise ConfigError(f"optimizer.{name}={o[name]}: expected a finite number, 0 or more")
+    if o.learning_rate == 0:
+        raise ConfigError("optimizer.learning_rate=0.0: nothing would be learned; expected a number above 0, such as 0.001")
+    for name in ("b1", "b2"):
+        if o[name] >= 1:
+            raise ConfigError(f"optimizer.{name}={o[name]}: expected a number in [0, 1)")
+    if o.final > 1:
+        raise ConfigError(f"optimizer.final={o.final}: expected the last learning rate as a share of the peak, in [0, 1]")
+    if o.warmup > config.steps:
+        raise ConfigError(f"optimizer.warmup={o.warmup} is more than steps={config.steps}: the peak would never be reached; lower it")
+    if config.objective.name not in OBJECTIVES:
+        name = config.objective.name
+        raise ConfigError(f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}")
+    if bool(config.data.files) == bool(config.data.synthetic_rows):
+        raise ConfigError("set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random tokens, and not both")
+    if not config.tokenizer and not config.init_from and not config.data.synthetic_rows:
+        raise ConfigError(
+            "tokenizer is not set: give a folder, a hub id, a .gguf file, or 'bytes'; python -m lm.train_tokenizer trains one"
+        )
+    if not config.init_from and config.length > config.model.max_length:
+        raise ConfigError(f"length={config.length} is more than model.max_length={config.model.max_length}; lower one or raise the other")
+    if config.model.dtype == "float16" or config.model.param_dtype == "float16":
+        raise ConfigError("model.dtype='float16' cannot be trained here: its gradients underflow without loss scaling; use 'bfloat16'")
+    if config.model.head != "causal_lm" and not config.init_from:
+        raise ConfigError(f"model.head={config.model.head!r}: the objective {config.objective.name!r} needs 'causal_lm'")
+    _check_batch(config, devices)
+
+
+def _check_batch(config: Config, devices: int) -> None:
+    sizes = meshes.resolve(config.mesh.to_dict(), devices)
+    if config.batch_size % config.accumulate:
+        raise ConfigError(f"batch_size={config.batch_size} does not divide by accumulate={config.accumulate}: micro-batches must be equal")
+    micro, axes = config.batch_size // config.accumulate, tuple(config.sharding.activations.batch)
+    parts = math.prod(sizes.get(axis, 1) for axis in axes)
+    if micro % parts:
+        raise ConfigError(
+            f"batch_size={config.batch_size} / accumulate={config.accumulate} = {micro} rows do not divide over "
+            f"{' x '.join(f'mesh.{axis}' for axis in axes)} = {parts}; make batch_size a multiple of {parts * config.accumulate}"
+        )
+
+
+def _get(config: Config, dotted: str):
+    for name in dotted.split("."):
+        config = config[name]
+    return config

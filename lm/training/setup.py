@@ -1,0 +1,123 @@
+"""From a checked config to the parts of a run: model, data, optimizer, state. Everything that can be refused is refused here."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from lm.batch import Batch
+from lm.data import packing, tokenizers
+from lm.data.packing import Packed
+from lm.models import build
+from lm.models.config import ConfigError
+from lm.objectives import OBJECTIVES
+from lm.training import checkpoints, optimizer, settings, sharding
+from lm.training.mesh import make_mesh
+from lm.training.sharding import Rules
+from lm.training.state import TrainState, abstract_state, create_state
+from lm.training.step import make_train_step
+
+COMPUTE = ("dtype", "param_dtype", "remat", "layers", "dropout")  # what config.model says about a model that init_from brings
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a training run. `params` are those of init_from, or None; `abstract` describes the state on the mesh."""
+
+    workdir: pathlib.Path
+    model: object
+    params: dict | None
+    tokenizer: object
+    mesh: Mesh
+    parameters: Rules
+    activations: Rules
+    rows: NamedSharding
+    optimizer: optax.GradientTransformation
+    train_step: object
+    abstract: TrainState
+
+    def fresh_state(self, seed: int) -> TrainState:
+        """Step 0: drawn from the seed, or the weights of init_from."""
+        return create_state(
+            self.model, self.optimizer, self.mesh, seed, params=self.params, rules=self.parameters, activations=self.activations
+        )
+
+
+def prepare(config: settings.Config, workdir: pathlib.Path) -> Run:
+    """Builds all that needs no data. Raises ConfigError, CheckpointError or WeightsError before anything is compiled."""
+    settings.check(config, jax.device_count())
+    mesh = make_mesh(**config.mesh.to_dict())
+    parameters, activations = (config.sharding[table].to_dict() for table in ("parameters", "activations"))
+    rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
+    model, params, tokenizer = _model(config, resuming=bool(checkpoints.steps(workdir)))
+    c = model.config
+    if config.length > c.max_length:
+        raise ConfigError(f"length={config.length} is more than the {c.max_length} tokens this model can read; lower it")
+    schedule = optimizer.learning_rate(config.optimizer.learning_rate, config.optimizer.warmup, config.steps, config.optimizer.final)
+    o = config.optimizer
+    adamw = optimizer.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip, decay=o.decay)
+    abstract = abstract_state(model, adamw, mesh, parameters)
+    objective = functools.partial(OBJECTIVES[config.objective.name], chunk=config.objective.chunk)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    train_step = make_train_step(model, objective, adamw, schedule, accumulate=config.accumulate, shardings=shardings.params)
+    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    _check_names(train_step, abstract, abstract_batch(rows, (config.batch_size, config.length)), mesh, activations)
+    if tokenizer is not None and len(tokenizer) > c.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {c.vocab_size}; they do not belong together"
+        )
+    return Run(workdir, model, params, tokenizer, mesh, parameters, activations, rows, adamw, train_step, abstract)
+
+
+def abstract_batch(rows: NamedSharding, shape: tuple[int, int]) -> Batch:
+    """A batch without contents, to compile for."""
+    ids, real = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.int32, jnp.float32))
+    return Batch(tokens=ids, targets=ids, weights=real, segments=ids, positions=ids)
+
+
+def training_data(config: settings.Config, run: Run) -> Packed:
+    """The packed training rows. Raises DataError."""
+    if config.data.synthetic_rows:
+        return packing.synthetic(run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed)
+    return _pack(config, run, config.data.files)
+
+
+def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
+    """Name -> packed rows, of every entry of eval.data that names files. Raises DataError."""
+    return {name: _pack(config, run, files) for name, files in config.eval.data.items() if files}
+
+
+def _pack(config, run: Run, files: str) -> Packed:
+    cache = config.data.cache or run.workdir / "cache"
+    return packing.pack_files(files, run.tokenizer, config.length, cache, field=config.data.field, separator=config.data.separator)
+
+
+def _model(config: settings.Config, resuming: bool):
+    """(model, params or None, tokenizer or None); params are not read when a checkpoint will replace them."""
+    from lm.loading import load
+    from lm.tokenizer import load_tokenizer
+
+    tokenizer = None
+    if config.tokenizer:
+        tokenizer = tokenizers.bytes_only() if config.tokenizer == "bytes" else load_tokenizer(config.tokenizer)
+    if not config.init_from:
+        return build(settings.model_config(config.model, tokenizer)), None, tokenizer
+    model, params, its_tokenizer = load(config.init_from)
+    changes = {name: config.model[name] for name in COMPUTE}
+    model = build(model.config.replace(**changes))
+    return model, None if resuming else params, tokenizer or its_tokenizer
+
+
+def _check_names(train_step, abstract: TrainState, batch: Batch, mesh: Mesh, activations: Rules) -> None:
+    """Traces the step, which reads every logical name in the model, and says in words which one no rule knows."""
+    try:
+        with sharding.activate(mesh, activations):
+            jax.eval_shape(train_step, abstract, batch)
+    except ValueError as e:
+        if "logical" not in str(e).lower():
+            raise
+        raise ConfigError(f"an activation has a logical name that no rule in sharding.activations knows: {e}") from e

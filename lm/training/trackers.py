@@ -1,0 +1,89 @@
+"""Trackers: metrics.jsonl (one row a step, exactly once also across kills), TensorBoard, and the picture of the loss."""
+
+import json
+import pathlib
+
+FILE = "metrics.jsonl"
+
+
+class Trackers:
+    """Writes rows of metrics for a run that continues after `step`; with `active` False (every process but the first) it writes nothing."""
+
+    def __init__(self, workdir: str | pathlib.Path, step: int, tensorboard: bool = True, active: bool = True):
+        self._file = self._board = None
+        if not active:
+            return
+        workdir = pathlib.Path(workdir)
+        keep_until(workdir / FILE, step)
+        self._file = (workdir / FILE).open("a", encoding="utf-8")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Appends a row; it must have a "step", and reaches the operating system before this returns."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def keep_until(path: pathlib.Path, step: int) -> None:
+    """Drops the rows after `step`, which will be computed again, and a last line that a kill left unfinished."""
+    if not path.exists():
+        return
+    kept, end = path.read_bytes(), 0
+    for line in kept.splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or row["step"] > step:
+            break
+        end += len(line)
+    if end < len(kept):
+        with path.open("r+b") as f:
+            f.truncate(end)
+
+
+def read(workdir: str | pathlib.Path) -> list[dict]:
+    """The whole rows of a run's metrics.jsonl, in order."""
+    path = pathlib.Path(workdir) / FILE
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def plot(workdir: str | pathlib.Path) -> None:
+    """Draws plots/loss.png: training loss, and every evaluated loss, over steps."""
+    from matplotlib.figure import Figure
+
+    rows = read(workdir)
+    names = sorted({name for row in rows for name in row if name == "loss" or name.startswith("eval/") and name.endswith("/loss")})
+    if not names:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in reversed(names):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(
+            *zip(*points, strict=True), label="training" if name == "loss" else name.split("/")[1], marker="" if name == "loss" else "o"
+        )
+    axes.set(xlabel="step", ylabel="loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    folder = pathlib.Path(workdir) / "plots"
+    folder.mkdir(exist_ok=True)
+    figure.savefig(folder / "loss.new.png", dpi=120)
+    (folder / "loss.new.png").replace(folder / "loss.png")
