@@ -1,5 +1,7 @@
 """Batch and Output: the one vocabulary of names that data, models and objectives share."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import numpy as np
@@ -43,7 +45,7 @@ class Batch:
             index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
             starts = np.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
             positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
-        arrays = dict(
+        arrays: dict[str, Any] = dict(
             tokens=tokens, targets=np.asarray(targets, np.int32), weights=np.asarray(weights, np.float32),
             segments=segments, positions=np.asarray(positions, np.int32),
             types=None if types is None else np.asarray(types, np.int32),

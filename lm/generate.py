@@ -45,7 +45,7 @@ def reply(model, params, tokenizer, ids, args, sampler) -> str:
 def main(argv=None) -> int:
     args = arguments(argv)
     try:
-        sampler = Sample(args.temperature, args.top_k, args.top_p) if args.temperature > 0 else Greedy()
+        sampler = Greedy() if args.temperature == 0 else Sample(args.temperature, args.top_k, args.top_p)
         model, params, tokenizer = load(args.model, args.dtype)
         if args.chat and not tokenizer.chat_template:
             raise ValueError(f"the tokenizer of {args.model} has no chat template: leave out --chat")

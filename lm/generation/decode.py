@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ def prefill(model: LanguageModel, params: dict, tokens_BT, segments_BT, length: 
     """
     positions = jnp.maximum(jnp.cumsum(segments_BT, axis=1) - 1, 0)
     batch = Batch(tokens=tokens_BT, targets=tokens_BT, weights=segments_BT, segments=segments_BT, positions=positions)
-    out = model.apply({"params": params}, batch, init_cache(model.config, tokens_BT.shape[0], length), method="hidden")
-    return model.apply({"params": params}, out.hidden[:, -1], method="logits"), out.cache
+    out = _apply(model, params, batch, init_cache(model.config, tokens_BT.shape[0], length), method="hidden")
+    return _apply(model, params, out.hidden[:, -1], method="logits"), out.cache
 
 
 def decode_step(model: LanguageModel, params: dict, tokens_B, positions_B, cache: dict) -> tuple[jax.Array, dict]:
@@ -32,8 +33,12 @@ def decode_step(model: LanguageModel, params: dict, tokens_B, positions_B, cache
     tokens, positions = tokens_B[:, None], positions_B[:, None]
     one = jnp.ones_like(tokens)
     batch = Batch(tokens=tokens, targets=tokens, weights=one, segments=one, positions=positions)
-    out = model.apply({"params": params}, batch, cache, method="hidden")
-    return model.apply({"params": params}, out.hidden[:, 0], method="logits"), out.cache
+    out = _apply(model, params, batch, cache, method="hidden")
+    return _apply(model, params, out.hidden[:, 0], method="logits"), out.cache
+
+
+def _apply(model, params, *args, method: str) -> Any:
+    return model.apply({"params": params}, *args, method=method)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler", "budget"))

@@ -1,5 +1,6 @@
 """LanguageModel: embeddings, a stack of blocks and a head, for every architecture."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -60,7 +61,7 @@ class LanguageModel(nn.Module):
 
     def __call__(self, batch: Batch, cache: dict | None = None) -> Output:
         output = self.hidden(batch, cache)
-        return output if self.config.head == "none" else output.replace(logits=self.logits(output.hidden))
+        return output if self.config.head == "none" else dataclasses.replace(output, logits=self.logits(output.hidden))
 
     def hidden(self, batch: Batch, cache: dict | None = None) -> Output:
         """Final hidden states. With a `cache` (see `init_cache`) the batch continues it and the output carries the new one.
