@@ -94,9 +94,8 @@ def main(argv=None):
         if args.json:
             print(json.dumps({"book": book, "questions": len(scored), "right": right, "exact": exactly, "interval_95": [low, high]}))
         else:
-            print(
-                f"{book}-book: {right}/{len(scored)} right, {right / len(scored):.1%} (95 % interval {low:.1%} to {high:.1%}), {exactly} exact"
-            )
+            share = f"{right / len(scored):.1%} (95 % interval {low:.1%} to {high:.1%})"
+            print(f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from launch.errors import LaunchError, one_line
 from launch.quickstart.passages import write
 from lm.loading import load
-from retrieval.answer import Reader, answer
+from retrieval.answering import Reader, answer
 from retrieval.memory import Memory
 
 ELSEWHERE = ("Norway", "Portugal")  # where the edited city is said to be; the second when it is in the first
