@@ -20,7 +20,7 @@ from retrieval.passages import listed
 from retrieval.vectors import check_ids, check_k, read_manifest, save_index, unit_rows
 
 BRUTE_FORCE_BELOW = 20_000  # rows (ScaNN docs/algorithms.md); above: quantised scores, the best of them scored again exactly
-PARTITIONS_FROM = 100_000  # rows; above: sqrt(n) partitions, of which a fifth is searched
+PARTITIONS_FROM = 100_000  # rows; above: sqrt(n) partitions, of which a quarter, at least 40, is searched
 REORDER = 200  # candidates scored exactly
 RETRAIN_AFTER = 0.5  # of the rows changed since the quantiser was trained: drift costs recall
 AS_CONFIGURED = -1  # what ScaNN takes for "as configured"
@@ -137,7 +137,7 @@ class ScannIndex:
             if size == 0 or len(queries) == 0:
                 return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
             k = min(k, size)
-            candidates = AS_CONFIGURED if _kind(self._trained_on) == "brute" else max(REORDER, 2 * k)
+            candidates = AS_CONFIGURED if _kind(self._trained_on) == "brute" else max(REORDER, 4 * k)
             parallel = len(queries) > 64
             rows, scores = self._searcher.search_batched(queries, k, candidates, AS_CONFIGURED, parallel, 64)
             # Where ScaNN found fewer than k it pads with row 0 and NaN.
@@ -207,7 +207,7 @@ def _builder(vectors: np.ndarray, size: int):
         return builder.score_brute_force()
     if _kind(size) == "partitioned":
         leaves = math.isqrt(size)
-        builder = builder.tree(leaves, max(1, leaves // 5), training_sample_size=min(size, 250_000))
+        builder = builder.tree(leaves, min(leaves, max(40, leaves // 4)), training_sample_size=min(size, 250_000))
     return builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDER)
 
 

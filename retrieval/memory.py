@@ -130,6 +130,7 @@ class Memory:
             return [[] for _ in texts]
         queries = self._vectors(list(texts), "encoding queries")
         with self._lock.read():
+            assert self._index is not None  # _ready
             ids, scores = self._index.search(queries, k)
             found = self._store.get(id for row in ids for id in row)
         return [[_hit(*found[id], score) for id, score in zip(*pair, strict=True)] for pair in zip(ids, scores, strict=True)]
@@ -188,9 +189,10 @@ class Memory:
         if folder.exists():
             try:
                 self._index, manifest = default_index().load(folder)
-                self._index_version = manifest["store_version"]
-                if manifest["fingerprint"] != self._store.fingerprint or self._index.dim != self._store.dim:
-                    raise RetrievalError(f"{folder} was made with another encoder")
+                self._index_version = manifest.get("store_version", 0)
+                theirs = (manifest.get("fingerprint"), manifest.get("state"))
+                if theirs != (self._store.fingerprint, self._store.tag(self._index_version)):
+                    raise RetrievalError(f"{folder} belongs to another memory or encoder")
                 self._catch_up()
                 return
             except RetrievalError as error:
@@ -223,9 +225,11 @@ class Memory:
         self._save_index()
 
     def _save_index(self) -> None:
+        assert self._index is not None
         try:
             with file_lock(self.path / LOCK):
-                self._index.save(self.path / INDEX, store_version=self._index_version, fingerprint=self._store.fingerprint)
+                facts = {"store_version": self._index_version, "state": self._store.tag(self._index_version)}
+                self._index.save(self.path / INDEX, fingerprint=self._store.fingerprint, **facts)
         except (OSError, RuntimeError, RetrievalError) as error:  # a memory on a read-only disk can still be searched
             logger.warning("the index of %s could not be saved (%s); it will be rebuilt when the memory is opened", self.path, error)
         self._unsaved = set()
@@ -235,7 +239,7 @@ class Memory:
         with self._encoder_lock:
             if self._encode is None:
                 self._encode = _remembered_encoder(self._store)
-            parts = [_encoded(self._encode, part, self._store.dim) for part in chunks_with_progress(texts, what)]
+            parts = [_encoded(self._encode, list(part), self._store.dim) for part in chunks_with_progress(texts, what)]
         return np.concatenate(parts) if parts else np.zeros((0, self._store.dim), np.float32)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import getpass
+import hashlib
 import json
 import logging
 import re
@@ -160,6 +161,13 @@ class Store:
         records = (self._record(later) for later in range(version + 1, self.version + 1))
         return {id for record in records if record is not None for id in record.commit.ids}
 
+    def tag(self, version: int) -> str:
+        """Names the commit that made the state of `version`: another memory, or a copy that went its own way, has another tag."""
+        if not 1 <= version <= self.version:
+            return ""
+        state = self._state(version)
+        return hashlib.sha256(json.dumps(dataclasses.astuple(state), ensure_ascii=False).encode()).hexdigest()
+
     # Writing: each of these is one commit, made while holding the folder's lock.
 
     def add(self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "") -> Commit:
@@ -287,9 +295,8 @@ class Store:
         text = (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None
         if text is None:
             return None
-        fields = json.loads(text)
-        undo_to = fields.pop("undo_to")
-        return Record(Commit(version=version, **{**fields, "ids": tuple(fields["ids"])}), undo_to)
+        row = json.loads(text)
+        return Record(Commit(version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"])), row["undo_to"])
 
     def _state(self, version: int) -> Record:
         """The record of the change that made the state seen at `version`."""

@@ -75,6 +75,7 @@ def save_index(directory, write: Callable[[Path], None], ids: list[str], **facts
         for name in files:
             _flush(fresh / name)
         manifest = {**facts, "count": len(ids), "metric": "cosine", "files": files}
+        manifest["sha256"] = _manifest_digest(manifest)
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _flush(fresh / MANIFEST)
         _flush(fresh)
@@ -96,6 +97,8 @@ def read_manifest(directory, kind: str) -> tuple[dict, list[str]]:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         files, found = manifest["files"], manifest["kind"]
         present = {path.name for path in directory.iterdir()} - {MANIFEST}
+        if manifest.pop("sha256", "") != _manifest_digest(manifest):
+            raise RetrievalError(f"{directory / MANIFEST} was changed after it was written: build the index again")
         if found != kind:
             raise RetrievalError(f"{directory} holds a {found} index; expected {kind}")
         if present != set(files):
@@ -111,6 +114,10 @@ def read_manifest(directory, kind: str) -> tuple[dict, list[str]]:
             raise
         raise RetrievalError(f"{directory} is not a saved index ({type(error).__name__}: {error}): build it again") from None
     return manifest, ids
+
+
+def _manifest_digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

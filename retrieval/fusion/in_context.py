@@ -15,6 +15,7 @@ from retrieval.passages import Hit
 
 INSTRUCTION = "Answer the question in a few words."
 MAX_PASSAGE_TOKENS = 192  # of one passage; a small reader loses itself in longer ones
+MIN_PASSAGE_TOKENS = 16  # a passage is not cut to less; it is left out
 CONTENT = "openbook content goes here"  # stands for the user's turn while the chat template is rendered
 
 
@@ -26,12 +27,12 @@ class Prompt:
     shown: tuple[Hit, ...]
 
 
-def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int, max_passage_tokens: int = MAX_PASSAGE_TOKENS) -> Prompt:
+def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int) -> Prompt:
     """Numbered passages, then the question, as one user turn of the tokenizer's chat template (or plain text without one).
 
     Several passages have the question before them too: a small reader then mixes them up far less (query-aware
     contextualisation, Liu et al. 2024, Lost in the Middle, section 4.2). Each passage is cut at its end to
-    `max_passage_tokens`; when the whole is longer than `max_tokens`, the last passages are left out, and the first is cut.
+    192 tokens; when the whole is longer than `max_tokens`, the last passages are left out, and the first is cut.
     Raises RetrievalError when the question alone is too long.
     """
     if not isinstance(question, str) or not question.strip():
@@ -43,11 +44,10 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int,
         head = plain(f"{INSTRUCTION} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
         tail = plain(asked + _cue(tokenizer))
         room = max_tokens - len(before) - len(head) - len(tail) - len(after)
-        lines = [_line(plain, number, hit, max_passage_tokens) for number, hit in enumerate(hits[:count], start=1)]
-        if count == 1:
-            lines[0] = _line(plain, 1, hits[0], min(room, max_passage_tokens))
-        size = sum(map(len, lines))
-        if lines[0] and size <= room:
+        lines = [_line(plain, number, hit, MAX_PASSAGE_TOKENS) for number, hit in enumerate(hits[:count], start=1)]
+        if count == 1 and len(lines[0]) > room >= MIN_PASSAGE_TOKENS:
+            lines[0] = _line(plain, 1, hits[0], room)
+        if sum(map(len, lines)) <= room:
             return Prompt([*before, *head, *(token for line in lines for token in line), *tail, *after], tuple(hits[:count]))
     before, after = _frame(tokenizer, INSTRUCTION)
     tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
@@ -60,14 +60,10 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int,
 
 
 def encode_plain(tokenizer, text: str) -> list[int]:
-    """Token ids of `text`, in which the spelling of a special token is only text."""
+    """Token ids of `text`, in which the spelling of a special token is only text; other control tokens are left out."""
+    control = {id for id, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
     tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    control = _control_tokens(tokenizer)
-    while control.keys() & set(tokens):  # added tokens that the tokenizer does not call special
-        for spelling in control.values():
-            text = text.replace(spelling, "")
-        tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return tokens
+    return [token for token in tokens if token not in control]
 
 
 def one_line(text: str) -> str:
@@ -76,11 +72,10 @@ def one_line(text: str) -> str:
 
 
 def _line(plain, number: int, hit: Hit, max_tokens: int) -> list[int]:
-    """One passage as a line of at most `max_tokens` tokens; empty when less than its number fits."""
+    """One passage as a line of at most `max_tokens` tokens."""
     head, end = plain(f"[{number}]"), plain("\n")
     title = f" {one_line(hit.title)}:" if hit.title and not hit.text.startswith(hit.title) else ""
-    room = max_tokens - len(head) - len(end)
-    return [*head, *plain(f"{title} {one_line(hit.text)}")[:room], *end] if room > 0 else []
+    return [*head, *plain(f"{title} {one_line(hit.text)}")[: max_tokens - len(head) - len(end)], *end]
 
 
 def _cue(tokenizer) -> str:
@@ -105,7 +100,3 @@ def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
         raise RetrievalError("the tokenizer's chat template does not show a user's message exactly once: give the reader another template")
     before, after = text.split(CONTENT)
     return tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
-
-
-def _control_tokens(tokenizer) -> dict[int, str]:
-    return {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}

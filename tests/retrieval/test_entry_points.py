@@ -1,0 +1,125 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from retrieval import Memory, build, edit, search
+from tests.retrieval.models import save_encoder, save_reader
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_encoder(folder / "encoder")
+    save_reader(folder / "reader")
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": f"r{i}", "text": f"town {i} is in land {i}", "title": f"town {i}", "metadata": {"n": i}} for i in range(5)]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    return path
+
+
+@pytest.fixture
+def built(tmp_path, models, rows):
+    assert build.main([f"--memory={tmp_path / 'm'}", f"--encoder={models / 'encoder'}", f"--input={rows}"]) == 0
+    return tmp_path / "m"
+
+
+def said(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_build_search_edit_delete_undo_and_log_by_command(built, capsys):
+    capsys.readouterr()
+    at = f"--memory={built}"
+    assert search.main([at, "--json", "-k", "2", "town 3. town 3 is in land 3"]) == 0
+    assert said(capsys)[0]["hits"][0]["id"] == "r3"
+    assert edit.main([at, "--edit", "r3", "--text", "town 3 moved", "--author", "Ada", "--reason", "news", "--json"]) == 0
+    assert edit.main([at, "--delete", "r1", "r2", "--json"]) == 0
+    assert edit.main([at, "--undo", "--json"]) == 0
+    assert [(c["version"], c["action"]) for c in said(capsys)] == [(3, "edit"), (4, "delete"), (5, "undo")]
+    assert edit.main([at, "--show", "r3", "--json"]) == 0 and edit.main([at, "--show", "r3", "--as-of", "2", "--json"]) == 0
+    assert [p["text"] for p in said(capsys)] == ["town 3 moved", "town 3 is in land 3"]
+    assert edit.main([at, "--log"]) == 0
+    log = capsys.readouterr().out
+    assert "Ada" in log and "news" in log and "undo of version 4" in log
+    assert search.main([at, "--as-of", "1", "town"]) == 0 and "empty" in capsys.readouterr().out
+
+
+def test_a_second_build_adds_and_paragraphs_become_passages(built, tmp_path, capsys):
+    text = tmp_path / "notes.txt"
+    text.write_text("\ufefffirst line\nof one paragraph\n\n \t\nsecond\n")
+    assert build.main([f"--memory={built}", f"--input={text}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["size"] == 7
+    memory = Memory.open(built)
+    assert memory.get("notes.txt:1").text == "first line of one paragraph" and memory.get("notes.txt:2").source == "notes.txt"
+
+
+def test_ask_prints_both_answers_and_what_was_cited(built, models, capsys):
+    from retrieval import ask
+
+    capsys.readouterr()
+    assert ask.main([f"--memory={built}", f"--reader={models / 'reader'}", "--json", "--max-new-tokens=3", "where is town 3"]) == 0
+    given = said(capsys)[0]
+    assert given["citations"] and given["citations"][0]["version"] == 2 and "closed_book_text" in given
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "holds no passages"),
+    ("not json\n", "line 1 is not JSON"),
+    ('{"id": "a", "text": "ok"}\n[1]\n', 'line 2: expected an object with a string "text"'),
+    ('{"id": "a", "text": " "}', "line 1 has no text"),
+    ('{"id": "a", "txt": "x", "text": "y"}', "unknown field 'txt'"),
+    ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}', "given twice"),
+])  # fmt: skip
+def test_a_bad_file_is_one_line_on_stderr_and_no_memory_is_made(tmp_path, models, capsys, content, message):
+    (tmp_path / "bad.jsonl").write_text(content)
+    assert build.main([f"--memory={tmp_path / 'm'}", f"--encoder={models / 'encoder'}", f"--input={tmp_path / 'bad.jsonl'}"]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--input=missing.jsonl", "--encoder=x"], "does not exist"),
+    (["--input=table.csv", "--encoder=x"], "expected a file ending in .jsonl or .txt"),
+    (["--input=latin.txt", "--encoder=x"], "not UTF-8"),
+    (["--input=ok.txt"], "--encoder=PATH"),
+    (["--input=ok.txt", "--encoder=nobody/no-such-model"], "nobody/no-such-model"),
+])  # fmt: skip
+def test_wrong_arguments_are_one_line_on_stderr(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ok.txt").write_text("text")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert build.main(["--memory=m", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not (tmp_path / "m").exists()
+
+
+def test_a_folder_that_is_no_memory_and_unknown_ids_are_one_line(tmp_path, built, capsys):
+    assert search.main([f"--memory={tmp_path / 'nothing'}", "x"]) == 2
+    assert edit.main([f"--memory={built}", "--delete", "zz"]) == 2
+    assert search.main([f"--memory={built}", "-k", "0", "x"]) == 2
+    err = capsys.readouterr().err
+    assert "does not exist" in err and "'zz'" in err and "k=0" in err and "Traceback" not in err
+
+
+def test_edit_without_its_text_and_a_change_of_the_past_are_refused_by_the_parser(tmp_path, capsys):
+    for arguments in (["--edit=a"], ["--undo", "--as-of=1"], []):
+        with pytest.raises(SystemExit) as exit:
+            edit.main([f"--memory={tmp_path}", *arguments])
+        assert exit.value.code == 2
+
+
+def test_importing_the_room_and_asking_for_help_load_nothing_heavy():
+    code = (
+        "import sys, retrieval, retrieval.ask, retrieval.build; sys.exit(len({'jax', 'lance', 'transformers', 'scann'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

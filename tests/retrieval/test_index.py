@@ -1,0 +1,260 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from retrieval import ExactIndex, RetrievalError, ScannIndex
+from retrieval import index as index_module
+
+BOTH = pytest.mark.parametrize("kind", [ScannIndex, ExactIndex])
+
+
+def clustered(n, dim=64, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(200, dim))
+    return (centres[rng.integers(0, 200, n)] + 0.7 * rng.normal(size=(n, dim))).astype(np.float32)
+
+
+def names(n, start=0):
+    return [f"v{i}" for i in range(start, start + n)]
+
+
+def brute_force(vectors, queries, k):
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    scores = unit(queries) @ unit(vectors).T
+    best = np.argsort(-scores, axis=1)[:, :k]
+    return [[f"v{i}" for i in row] for row in best], np.take_along_axis(scores, best, 1)
+
+
+def recall(found, right):
+    return np.mean([len(set(f) & set(r)) / len(r) for f, r in zip(found, right, strict=True)])
+
+
+@pytest.mark.parametrize("size, k", [(5_000, 10), (50_000, 10), (50_000, 500)])
+def test_scann_finds_at_least_95_percent_of_the_nearest(size, k):
+    vectors, queries = clustered(size), clustered(50, seed=1)
+    index = ScannIndex.build(vectors, names(size))
+    found, scores = index.search(queries, k)
+    right, right_scores = brute_force(vectors, queries, k)
+    assert all(len(row) == k for row in found)
+    assert recall(found, right) >= 0.95
+    assert np.allclose([row[0] for row in scores], right_scores[:, 0], atol=1e-5)
+
+
+def test_partitions_find_at_least_95_percent_and_none_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(index_module, "BRUTE_FORCE_BELOW", 1_000)
+    monkeypatch.setattr(index_module, "PARTITIONS_FROM", 5_000)
+    vectors, queries = clustered(8_000), clustered(50, seed=1)
+    index = ScannIndex.build(vectors, names(8_000))
+    assert recall(index.search(queries, 10)[0], brute_force(vectors, queries, 10)[0]) >= 0.95
+    found, scores = index.search(queries, 8_000)  # the partitions searched hold fewer
+    for ids, row in zip(found, scores, strict=True):
+        assert len(set(ids)) == len(ids) == len(row) and np.isfinite(row).all()
+
+
+def test_recall_holds_when_the_index_grows_from_brute_force_through_quantised_to_partitioned(monkeypatch):
+    monkeypatch.setattr(index_module, "BRUTE_FORCE_BELOW", 1_000)
+    monkeypatch.setattr(index_module, "PARTITIONS_FROM", 4_000)
+    vectors, queries = clustered(6_000), clustered(50, seed=1)
+    vectors[3_000:] += 2.0  # drift
+    index = ScannIndex.build(vectors[:100], names(100))
+    for start in range(100, 6_000, 590):
+        index.upsert(vectors[start : start + 590], names(len(vectors[start : start + 590]), start))
+        assert recall(index.search(queries, 10)[0], brute_force(vectors[: start + 590], queries, 10)[0]) >= 0.95
+    gone = names(5_500)
+    index.delete(gone)
+    found, _ = index.search(queries, 10)
+    assert not set(gone) & {id for row in found for id in row} and len(index) == 500
+
+
+@pytest.mark.parametrize("size", [1, 7, 1023, 1025])
+def test_exact_equals_brute_force(size):
+    vectors, queries = clustered(size), clustered(9, seed=1)
+    found, scores = ExactIndex.build(vectors, names(size)).search(queries, 5)
+    right, right_scores = brute_force(vectors, queries, 5)
+    assert found == right
+    assert np.allclose(scores, right_scores, atol=1e-5)
+
+
+def test_exact_does_not_compile_again_for_every_size():
+    index = ExactIndex.build(clustered(10), names(10))
+    index.search(clustered(1), 3)
+    before = index_module._jitted_top_k._cache_size()
+    for i in range(20):
+        index.upsert(clustered(5, seed=i), names(5, 10 + 5 * i))
+        index.search(clustered(1), 1 + i % 10)
+    assert index_module._jitted_top_k._cache_size() == before
+
+
+@BOTH
+def test_random_changes_agree_with_a_dict(kind, rng):
+    held, index, fresh = {}, kind.build(np.zeros((0, 8), np.float32), []), 0
+    for _ in range(60):
+        if held and rng.random() < 0.4:
+            gone = list(rng.choice(sorted(held), size=min(len(held), int(rng.integers(1, 6))), replace=False))
+            index.delete(gone)
+            held = {id: v for id, v in held.items() if id not in gone}
+        else:
+            some = list(rng.choice(sorted(held), size=min(len(held), 2), replace=False)) if held else []
+            ids = some + names(int(rng.integers(1, 5)), fresh)
+            fresh += 5
+            new = rng.normal(size=(len(ids), 8)).astype(np.float32)
+            index.upsert(new, ids)
+            held |= dict(zip(ids, new, strict=True))
+        assert len(index) == len(held)
+        if held:
+            ids = sorted(held)
+            found, scores = index.search(np.stack([held[id] for id in ids]), 1)
+            assert [row[0] for row in found] == ids, "each vector is its own nearest"
+            assert np.allclose(np.concatenate(scores), 1, atol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("size, k", [(0, 5), (1, 5), (5, 6), (5, 10_000)])
+def test_no_id_is_returned_that_is_not_there(kind, size, k):
+    index = kind.build(clustered(size), names(size))
+    found, scores = index.search(clustered(3, seed=1), k)
+    assert [sorted(row) for row in found] == [names(size)] * 3
+    assert all(np.isfinite(row).all() and len(row) == size for row in scores)
+    assert index.search(np.zeros((0, 64), np.float32), 3) == ([], [])
+
+
+def broken(kind):
+    vectors = clustered(3)
+    vectors[1] = {"nan": np.nan, "infinity": np.inf, "zeros": 0.0}[kind]
+    return vectors
+
+
+@BOTH
+@pytest.mark.parametrize("change", [
+    lambda index: index.upsert(broken("nan"), names(3, 100)),
+    lambda index: index.upsert(broken("infinity"), names(3, 100)),
+    lambda index: index.upsert(broken("zeros"), names(3, 100)),
+    lambda index: index.upsert(clustered(2), ["x", "x"]),
+    lambda index: index.upsert(clustered(2), ["x"]),
+    lambda index: index.upsert(clustered(2, dim=63), ["x", "y"]),
+    lambda index: index.upsert(clustered(1)[0], ["x"]),
+    lambda index: index.upsert([["a"]], ["x"]),
+    lambda index: index.upsert(clustered(1), [7]),
+    lambda index: index.delete(["v0", "unknown"]),
+    lambda index: index.delete(["v0", "v0"]),
+    lambda index: index.search(broken("nan"), 3),
+    lambda index: index.search(clustered(2, dim=63), 3),
+    lambda index: index.search(clustered(2), 0),
+    lambda index: index.search(clustered(2), -1),
+])  # fmt: skip
+def test_bad_input_is_refused_and_the_index_is_as_before(kind, change):
+    index, queries = kind.build(clustered(20), names(20)), clustered(4, seed=1)
+    before = index.search(queries, 20)
+    with pytest.raises(RetrievalError):
+        change(index)
+    after = index.search(queries, 20)
+    assert after[0] == before[0] and np.array_equal(after[1], before[1]) and len(index) == 20
+
+
+@BOTH
+def test_a_nan_at_build_is_an_error_and_not_the_end_of_the_process(kind):
+    with pytest.raises(RetrievalError, match="row 1"):
+        kind.build(broken("nan"), names(3))
+
+
+@BOTH
+def test_a_saved_index_moves_with_its_folder_and_can_be_changed_after_loading(kind, tmp_path):
+    index = kind.build(clustered(50), names(50))
+    index.delete(["v3"])
+    index.save(tmp_path / "a", store_version=7)
+    index.save(tmp_path / "a", store_version=8)  # over itself
+    (tmp_path / "a").rename(tmp_path / "b")
+    loaded, manifest = kind.load(tmp_path / "b")
+    assert manifest["store_version"] == 8 and manifest["count"] == 49
+    loaded.upsert(clustered(1, seed=5), ["v3"])
+    loaded.delete(["v4"])
+    queries = clustered(5, seed=1)
+    expected = kind.build(clustered(50), names(50))
+    expected.upsert(clustered(1, seed=5), ["v3"])
+    expected.delete(["v4"])
+    assert loaded.search(queries, 10)[0] == expected.search(queries, 10)[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b"], "nothing is left lying about"
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+@BOTH
+def test_every_flipped_byte_truncation_or_missing_file_is_found_at_loading(kind, tmp_path, rng):
+    kind.build(clustered(50), names(50)).save(tmp_path / "i", store_version=1)
+    files = list((tmp_path / "i").iterdir())
+    assert len(files) >= 3
+    for path in files:
+        good = path.read_bytes()
+        at = int(rng.integers(len(good)))
+        for bad in (good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :], good[:-1], b""):
+            path.write_bytes(bad)
+            with pytest.raises(RetrievalError):
+                kind.load(tmp_path / "i")
+        path.unlink()
+        with pytest.raises(RetrievalError):
+            kind.load(tmp_path / "i")
+        path.write_bytes(good)
+    kind.load(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"kind": "scann"}', '{"kind": "scann", "files": {}}', '{"kind": "scann", "files": 3}']
+)
+def test_a_manifest_that_is_none_is_an_error_in_words(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(RetrievalError):
+        ScannIndex.load(tmp_path)
+
+
+def test_a_pickle_planted_with_a_matching_manifest_is_not_read(tmp_path):
+    import hashlib
+
+    ScannIndex.build(clustered(5), names(5)).save(tmp_path / "i")
+    planted = b"cos\nsystem\n(S'touch /tmp/owned'\ntR."
+    (tmp_path / "i" / "scann_docids.pkl").write_bytes(planted)
+    with pytest.raises(RetrievalError, match="does not hold the files"):
+        ScannIndex.load(tmp_path / "i")
+    manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    manifest["files"]["scann_docids.pkl"] = {"sha256": hashlib.sha256(planted).hexdigest(), "bytes": len(planted)}
+    del manifest["sha256"]
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "i" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RetrievalError, match="pickle"):
+        ScannIndex.load(tmp_path / "i")
+
+
+def test_without_scann_the_default_is_exact_and_scann_says_why(monkeypatch):
+    def absent(name):
+        raise ImportError("No module named 'scann'")
+
+    assert index_module.default_index() is ScannIndex
+    monkeypatch.setattr(index_module.importlib, "import_module", absent)
+    assert index_module.default_index() is ExactIndex
+    with pytest.raises(RetrievalError, match=r"Linux.*ExactIndex"):
+        ScannIndex.build(clustered(3), names(3))
+
+
+@BOTH
+def test_searches_during_changes_never_see_half_of_one(kind):
+    """One writer moves a pair in and out together; a reader must never see one of the two."""
+    pair, index = clustered(2, seed=3), kind.build(clustered(30), names(30))
+    torn, stop = [], threading.Event()
+
+    def read():
+        while not stop.is_set():
+            found, _ = index.search(pair, 40)
+            for row in found:
+                if ("x" in row) != ("y" in row) or len(set(row)) != len(row):
+                    torn.append(row)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(60):
+        index.upsert(pair, ["x", "y"])
+        index.delete(["x", "y"])
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not torn

@@ -1,0 +1,210 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from retrieval import Memory, Passage, RetrievalError
+from retrieval.store import Store
+from tests.retrieval.toy import encode, state
+
+
+def vectors(n, dim=4):
+    return np.random.default_rng(n).normal(size=(n, dim))
+
+
+def filled(path, ids="abc"):
+    store = Store.create(path, 4, "fingerprint")
+    store.add([Passage(id, f"text of {id}") for id in ids], vectors(len(ids)))
+    return store
+
+
+def texts(store):
+    return {id: passage.text for id, (passage, _) in store.get(store.ids()).items()}
+
+
+IDS = [f"p{i}" for i in range(5)]
+CHANGES = st.lists(st.tuples(st.sampled_from(["add", "edit", "delete", "undo"]), st.sets(st.sampled_from(IDS), min_size=1)), max_size=12)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CHANGES)
+def test_any_changes_agree_with_a_dict_and_every_version_stays_as_it_was(tmp_path_factory, changes):
+    store = Store.create(tmp_path_factory.mktemp("store") / "m", 4, "f")
+    past = {1: {}}  # version -> state
+    undo_stack = []  # states to go back to
+    for number, (action, ids) in enumerate(changes):
+        now = dict(past[store.version])
+        before = store.version
+        allowed = {
+            "add": not ids & now.keys(), "edit": ids <= now.keys(), "delete": ids <= now.keys(), "undo": bool(undo_stack),
+        }  # fmt: skip
+        new = [Passage(id, f"{id} of step {number}") for id in sorted(ids)]
+        run = {
+            "add": lambda new=new: store.add(new, vectors(len(new))), "edit": lambda new=new: store.edit(new, vectors(len(new))),
+            "delete": lambda ids=ids: store.delete(sorted(ids)), "undo": store.undo,
+        }[action]  # fmt: skip
+        if not allowed[action]:
+            with pytest.raises(RetrievalError):
+                run()
+            assert store.version == before and texts(store) == now
+            continue
+        commit = run()
+        if action == "undo":
+            now = undo_stack.pop()
+        else:
+            undo_stack.append(dict(now))
+            now = {k: v for k, v in now.items() if k not in ids} if action == "delete" else now | {p.id: p.text for p in new}
+        past[store.version] = now
+        assert texts(store) == now and commit.version == store.version and commit.action == action
+    for version, then in past.items():
+        assert texts(Store.open(store.path, version)) == then
+    assert [c.version for c in store.log()] == sorted(past)
+
+
+def test_a_second_undo_goes_one_change_further_back_and_not_forward_again(tmp_path):
+    store = filled(tmp_path / "m")
+    store.edit([Passage("a", "edited")], vectors(1))
+    store.delete(["b"])
+    store.undo()
+    assert texts(store)["a"] == "edited" and "b" in texts(store)
+    store.undo()
+    assert texts(store)["a"] == "text of a"
+    store.add([Passage("d", "new")], vectors(1))
+    store.undo()
+    store.undo()
+    assert texts(store) == {}
+    with pytest.raises(RetrievalError, match="no change left to undo"):
+        store.undo()
+
+
+def test_an_undo_names_the_ids_it_changed_and_the_log_says_who_and_why(tmp_path):
+    store = filled(tmp_path / "m")
+    store.edit([Passage("a", "new")], vectors(1), author="Ada", reason='it\'s "wrong" \U0001f642')
+    store.undo()
+    log = store.log()
+    assert [c.action for c in log] == ["create", "add", "edit", "undo"]
+    assert (log[2].author, log[2].reason, log[2].ids) == ("Ada", 'it\'s "wrong" \U0001f642', ("a",))
+    assert log[3].ids == ("a",) and "version 3" in log[3].reason
+    assert log[1].time <= log[2].time <= log[3].time and log[1].time.endswith("+00:00")
+
+
+def test_undo_and_log_are_exact_across_upkeep_commits(tmp_path, monkeypatch):
+    monkeypatch.setattr("retrieval.store.COMPACT_FROM", 3)
+    monkeypatch.setattr("retrieval.store.SCALAR_INDEX_FROM", 2)
+    store = filled(tmp_path / "m")
+    states = [texts(store)]
+    for step in range(8):
+        store.edit([Passage("abc"[step % 3], f"step {step}")], vectors(1))
+        states.append(texts(store))
+    assert store.version > 10, "the upkeep under test did not run"
+    assert len(store.log()) == 10
+    for then in reversed(states[:-1]):
+        store.undo()
+        assert texts(store) == then
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ([Passage("x", "  ")], "has no text"),
+    ([Passage("x", "one"), Passage("x", "two")], "given twice"),
+    ([Passage("n", "ok"), Passage("a", "again")], "already in the memory: 'a'.*use edit"),
+    ([Passage("", "text")], "not usable"),
+    ([Passage("x\ny", "text")], "not usable"),
+    ([Passage("x" * 600, "text")], "not usable"),
+    ([Passage(7, "text")], "not usable"),
+    ([Passage("x", "y" * 1_000_001)], "split it"),
+    ([Passage("x", "half a pair \ud800")], "not valid Unicode"),
+    ([Passage("x", "text", metadata={"n": 1})], "metadata"),
+    (["text"], "expected a retrieval.Passage"),
+    ([], "no passages"),
+])  # fmt: skip
+def test_a_passage_that_cannot_be_kept_is_refused_and_nothing_changes(tmp_path, wrong, message):
+    store = filled(tmp_path / "m")
+    with pytest.raises(RetrievalError, match=message):
+        store.add(wrong, vectors(len(wrong)))
+    assert store.version == Store.open(store.path).version == 2 and len(store) == 3
+
+
+def test_unknown_ids_are_listed_and_the_known_ones_beside_them_stay(tmp_path):
+    store = filled(tmp_path / "m")
+    with pytest.raises(RetrievalError, match="'x', 'y'"):
+        store.delete(["a", "y", "x"])
+    with pytest.raises(RetrievalError, match="'z'"):
+        store.edit([Passage("a", "new"), Passage("z", "new")], vectors(2))
+    assert texts(store)["a"] == "text of a" and store.version == 2
+
+
+def test_ids_and_texts_come_back_as_they_went_in(tmp_path):
+    odd = ["it's", 'say "hi"', "back\\slash", "☃ snow", "'; DROP TABLE", "%_*", "a,b"]
+    store = Store.create(tmp_path / "m", 4, "f")
+    passages = [Passage(id, f"line\nof\t{id}\x00", title=id, source=id, metadata={id: id}) for id in odd]
+    store.add(passages, vectors(len(odd)))
+    assert [store.get([id])[id][0] for id in odd] == passages
+    store.delete(odd[:3])
+    assert sorted(store.ids()) == sorted(odd[3:])
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path: None, "does not exist"),
+    (lambda path: path.mkdir(), "without a memory"),
+    (lambda path: path.write_text("x"), "is a file"),
+])  # fmt: skip
+def test_what_is_no_memory_is_not_opened_and_not_touched(tmp_path, make, message):
+    make(tmp_path / "m")
+    with pytest.raises(RetrievalError, match=message):
+        Store.open(tmp_path / "m")
+    assert not (tmp_path / "m" / "lock").exists()
+
+
+def test_a_memory_is_not_made_over_another_or_among_other_files(tmp_path):
+    filled(tmp_path / "m")
+    with pytest.raises(RetrievalError, match="already holds a memory"):
+        Store.create(tmp_path / "m", 4, "f")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    with pytest.raises(RetrievalError, match=r"not empty.*thesis\.txt"):
+        Store.create(tmp_path / "full", 4, "f")
+
+
+@pytest.mark.parametrize("version", [0, -1, 3, 10**9, True, "2"])
+def test_a_version_that_never_was_is_refused(tmp_path, version):
+    store = filled(tmp_path / "m")
+    with pytest.raises(RetrievalError, match="expected a number from 1 to 2"):
+        Store.open(store.path, version)
+
+
+def test_the_past_cannot_be_changed(tmp_path):
+    past = Store.open(filled(tmp_path / "m").path, 1)
+    for change in (past.undo, lambda: past.delete(["a"]), lambda: past.add([Passage("x", "y")], vectors(1))):
+        with pytest.raises(RetrievalError, match="view of the past"):
+            change()
+
+
+def test_a_text_changed_behind_the_store_s_back_is_not_served(tmp_path):
+    store = filled(tmp_path / "m")
+    store._dataset.update({"text": "'forged'"}, where="id = 'b'")
+    store = Store.open(store.path)
+    with pytest.raises(RetrievalError, match=r"'b'.*damaged"):
+        store.get(["a", "b"])
+    assert store.get(["a"])
+
+
+def test_threads_that_add_at_once_lose_nothing(tmp_path):
+    memory = Memory.create(tmp_path / "m", encode)
+    memory.add([Passage("seed", "seed")])
+
+    def write(name):
+        mine = Memory.open(tmp_path / "m", encode)
+        for i in range(5):
+            mine.add([Passage(f"{name}{i}", f"{name} {i}")])
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "xyz"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(memory) == 16 and len(state(memory)) == 16
+    assert json.dumps(sorted(c.version for c in memory.log())) == json.dumps([c.version for c in memory.log()])
+    assert memory.search(["z 4"], 1)[0][0].id == "z4"
