@@ -1,7 +1,7 @@
 """A smoke run on any text: a byte-level Llama of 0.2 M parameters, seconds on a laptop CPU.
 
 python -m lm.train --config=configs/tiny.py --workdir=runs/tiny --config.data.files='README.md,docs/*.md'
-Expected: loss from 5.6 to below 3 within 60 steps.
+Expected: loss from 5.7 to about 2.5, less on a shorter text.
 """
 
 from configs.defaults import defaults, specialise
@@ -10,7 +10,7 @@ from lm.families import preset
 
 def get_config(variant=""):
     c = defaults()
-    c.steps = 60  # updates
+    c.steps = 200  # updates
     c.batch_size = 16  # rows an update
     c.length = 64  # tokens a row
     c.tokenizer = "bytes"  # one token a byte
@@ -18,7 +18,7 @@ def get_config(variant=""):
     c.model.update(d_model=64, n_layers=2, n_heads=8, n_kv_heads=8, head_dim=8, d_ff=192, max_length=128)
     c.optimizer.learning_rate = 1e-2  # high: the model is small
     c.optimizer.warmup = 5
-    c.checkpoint.every = 30
+    c.checkpoint.every = 100
     c.samples.prompts = ("The ",)
     return specialise(
         c,

@@ -11,7 +11,6 @@ Exit codes: 0 done; 2 something is wrong with config, data or checkpoint; 3 the 
 """
 
 import logging
-import os
 import sys
 
 
@@ -20,7 +19,6 @@ def main(argv=None) -> int:
     if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
         print(__doc__.strip())
         return 0
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     from lm.data.sources import DataError
     from lm.models.config import ConfigError
     from lm.training import command_line, loop, mesh

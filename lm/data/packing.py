@@ -81,11 +81,11 @@ def start_token(tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
-def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int) -> Packed:
+def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int, name: str = "the corpus") -> Packed:
     """Rows of `length` tokens from (token ids [n], bytes) pairs; the same input always gives the same rows.
 
     A document longer than a row becomes consecutive windows that overlap by the one token which is target in the first and input in the next.
-    Raises DataError when there is nothing to predict.
+    Raises DataError, calling the documents `name`, when there is nothing to predict.
     """
     documents, sizes = [], []
     for ids, size in encoded:
@@ -97,7 +97,7 @@ def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int) -> Packed:
         for start in range(0, len(ids) - 1, length)
     ]
     if not pieces:
-        raise DataError("the corpus is empty: no document with any text in it; check the files, and data.field for JSONL")
+        raise DataError(f"{name} is empty: no document with any text in it; check the files, and data.field for JSONL")
     row_of = best_fit([size for _, _, size in pieces], length)
     rows = int(row_of.max()) + 1
     largest = max(int(ids.max()) for ids in documents)
@@ -154,11 +154,7 @@ def pack_files(patterns: str, tokenizer, length: int, cache: str | os.PathLike, 
     identity = [VERSION, length, field, separator, sources.content_hash(files), _fingerprint(tokenizer)]
     folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     if not folder.exists():
-        try:
-            packed = pack(encode(sources.documents(files, field, separator), tokenizer), length)
-        except DataError as e:
-            raise DataError(f"{patterns}: {e}") from None
-        _save(packed, folder)
+        _save(pack(encode(sources.documents(files, field, separator), tokenizer), length, patterns), folder)
     return Packed(**{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS})
 
 

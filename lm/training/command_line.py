@@ -1,6 +1,9 @@
 """The command line of a training run: --config=FILE.py[:variant] --workdir=DIR --config.field=value ..."""
 
 import difflib
+import os
+import re
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -15,20 +18,23 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
     """
     given = [a.removeprefix("-").removeprefix("-") for a in argv]
     for name, example in (("config", "--config=configs/tiny.py"), ("workdir", "--workdir=runs/tiny")):
-        if not any(a == name or a.startswith(f"{name}=") for a in given):
+        if not any(a.startswith(f"{name}=") for a in given):
             raise ConfigError(f"--{name} is missing, e.g. {example}; --help says more")
+    file = next(a for a in given if a.startswith("config=")).removeprefix("config=").partition(":")[0]
+    if not os.path.isfile(file):
+        raise ConfigError(f"--config={file}: there is no such file (looked from {os.getcwd()})")
     overrides = [a.removeprefix("config.").partition("=")[0] for a in given if a.startswith("config.")]
     plain = [a for a, name in zip(argv, given, strict=True) if not name.startswith("config.")]
-    known = list(_dotted(_read(plain)[0]))
+    known = list(_dotted(_read(plain, file)[0]))
     for path in overrides:
         if path not in known:
             close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
             hint = f" (did you mean {close[0]!r}?)" if close else "; configs/defaults.py has all of them"
             raise ConfigError(f"the config has no field {path!r}{hint}")
-    return _read(argv)
+    return _read(argv, file)
 
 
-def _read(argv: list[str]) -> tuple[ConfigDict, str]:
+def _read(argv: list[str], path: str) -> tuple[ConfigDict, str]:
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", None, "a config file", lock_config=True, flag_values=values, sys_argv=["", *argv])
     workdir = flags.DEFINE_string("workdir", None, "the run folder", flag_values=values)
@@ -37,15 +43,30 @@ def _read(argv: list[str]) -> tuple[ConfigDict, str]:
         settings = config.value
         if not isinstance(settings, ConfigDict):
             raise ConfigError("get_config() of the config file returned no ConfigDict; start it from configs.defaults.defaults()")
-    except ConfigError:
-        raise
-    except OSError as e:
-        raise ConfigError(f"the config file cannot be read: {e}") from e
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:  # a mistyped field in the file, a value of another type
-        raise ConfigError(" ".join(str(e).strip("'\"").replace("\\n", " ").split()) or type(e).__name__) from e
+    except Exception as e:  # a config is a program: anything can be wrong in it
+        raise ConfigError(_root(e, path)) from e
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; fields are set as --config.field=value")
     return settings, workdir.value
+
+
+def _root(error: BaseException, file: str) -> str:
+    """What went wrong, in one line: config_flags wraps it in the text of a traceback."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    if said := [e for e in chain if isinstance(e, ConfigError)]:
+        return str(said[-1])
+    if isinstance(error, flags.Error) and "whilst parsing config file" not in str(error):
+        return str(error)
+    lines = [
+        frame.lineno
+        for e in chain
+        for frame in traceback.extract_tb(e.__traceback__)
+        if os.path.abspath(frame.filename) == os.path.abspath(file)
+    ]
+    message = re.sub(r"Other fields present: .*?\}\"\s*", "", str(chain[-1]).replace("\\n", " "), flags=re.DOTALL).strip("\"' ")
+    return f"{file}{f', line {lines[-1]}' if lines else ''}: {type(chain[-1]).__name__}: {' '.join(message.split())}"
 
 
 def _dotted(config: ConfigDict, prefix: str = ""):

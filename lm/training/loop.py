@@ -11,9 +11,9 @@ import jax
 from lm.data import packing
 from lm.data.batches import TrainBatches
 from lm.evaluation.perplexity import make_evaluator
-from lm.training import checkpoints, flops, report, run_folder, settings, setup, sharding, trackers
+from lm.training import checkpoints, flops, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
-from lm.training.report import Report, Stopwatch, amount, clock
+from lm.training.report import Report, Stopwatch, amount
 from lm.training.setup import Run
 from lm.training.state import TrainState
 

@@ -54,7 +54,7 @@ def make_train_step(model, objective: Objective, optimizer: optax.GradientTransf
         metrics = {
             "loss": loss.sum / weight,
             "weight": loss.weight,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             **{name: value / weight for name, value in loss.metrics.items()},
         }

@@ -70,7 +70,7 @@ def plot(workdir: str | pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     rows = read(workdir)
-    names = sorted({name for row in rows for name in row if name == "loss" or name.startswith("eval/") and name.endswith("/loss")})
+    names = sorted({name for row in rows for name in row if name == "loss" or (name.startswith("eval/") and name.endswith("/loss"))})
     if not names:
         return
     figure = Figure(figsize=(7, 4), layout="constrained")

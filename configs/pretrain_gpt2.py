@@ -1,0 +1,41 @@
+"""GPT-2 124M from scratch, 2^19 tokens an update, as in nanoGPT and llm.c.
+
+python -m lm.train --config=configs/pretrain_gpt2.py --workdir=runs/gpt2 --config.data.files='data/*.jsonl' --config.tokenizer=openai-community/gpt2
+For 8 GPUs of 80 GB or a TPU slice with as much memory; on fewer, raise accumulate until it fits. Expected, from those projects on
+OpenWebText or FineWeb: validation loss near 3.3 after 10 B tokens (19,073 updates). Not run to the end here.
+"""
+
+from configs.defaults import defaults, specialise
+from lm.families import preset
+from lm.training.settings import model_section
+
+
+def get_config(variant=""):
+    c = defaults()
+    c.steps = 19_073  # 10 B tokens
+    c.batch_size = 512  # rows an update
+    c.length = 1024  # tokens a row
+    c.tokenizer = "openai-community/gpt2"  # or a folder that python -m lm.train_tokenizer wrote
+    c.model.update(model_section(preset("gpt2", "124m")).to_dict())  # architecture and size
+    c.model.vocab_size = 0  # the tokenizer's 50,257, rounded up to 50,304
+    c.model.dtype = "bfloat16"  # of activations; parameters and moments stay float32
+    c.model.remat = "dots"  # keep matmul results, recompute the rest
+    c.optimizer.learning_rate = 6e-4
+    c.optimizer.warmup = 700
+    c.optimizer.final = 0.1
+    c.checkpoint.every = 1000
+    c.eval.every = 500
+    c.eval.max_rows = 1024  # about a million tokens of each held-out set
+    c.samples.prompts = ("The capital of France is", "In the beginning")
+    return specialise(
+        c,
+        variant,
+        # The same run at a size for a CPU, on any text: --config.data.files=...
+        tiny={
+            "steps": 20, "batch_size": 8, "length": 64, "tokenizer": "bytes", "optimizer.warmup": 2, "checkpoint.every": 10, "eval.every": 10,
+            "model.d_model": 64, "model.n_layers": 2, "model.n_heads": 4, "model.n_kv_heads": 4, "model.head_dim": 16, "model.d_ff": 256,
+        },
+        # Random tokens: the speed of the machine, without data.
+        bench={"steps": 60, "data.synthetic_rows": 4096, "tokenizer": "", "model.vocab_size": 50_304, "eval.every": 0, "checkpoint.every": 60,
+               "samples.prompts": (), "optimizer.warmup": 10},
+    )  # fmt: skip

@@ -1,0 +1,70 @@
+"""A model, a mesh and a step small enough to compile often."""
+
+import functools
+import sys
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lm.data import packing
+from lm.data.batches import TrainBatches
+from lm.models import build
+from lm.models.config import ModelConfig
+from lm.objectives import next_token
+from lm.training import optimizer, sharding
+from lm.training.mesh import make_mesh
+from lm.training.state import create_state
+from lm.training.step import make_train_step
+
+MODEL = ModelConfig(
+    family="llama", vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, max_length=32,
+    tie_embeddings=False, initializer_range=0.1,
+)  # fmt: skip
+ROWS, LENGTH = 16, 16
+
+
+def mesh_of(data: int, fsdp: int, tensor: int):
+    """A mesh over the first devices."""
+    return make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
+
+
+def parts(config=MODEL, *, clip=1.0):
+    """(model, optimizer, schedule)."""
+    schedule = optimizer.learning_rate(1e-3, 2, 10, 0.1)
+    return build(config), optimizer.adamw(schedule, clip=clip), schedule
+
+
+@functools.cache
+def lowered(shape, config=MODEL, accumulate=1):
+    """(jitted step lowered for a mesh of `shape`, state, first batch); nothing is donated."""
+    mesh = mesh_of(*shape)
+    model, adamw, schedule = parts(config)
+    state = create_state(model, adamw, mesh, seed=0)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = make_train_step(model, next_token, adamw, schedule, accumulate=accumulate, shardings=shardings.params)
+    batch = next(TrainBatches(packing.synthetic(64, 32, LENGTH), ROWS, 0, sharding.batch_sharding(mesh, (ROWS, LENGTH))))
+    with sharding.activate(mesh):
+        return jax.jit(step, out_shardings=(shardings, None)).lower(state, batch), state, batch
+
+
+@functools.cache
+def compiled(shape, accumulate=1):
+    """The step for a mesh of `shape`."""
+    return lowered(shape, accumulate=accumulate)[0].compile()
+
+
+def _resharding():
+    """What XLA can only do by replicating a whole array (openxla/xla#15207): shows that its warning would be seen."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows, columns = (NamedSharding(mesh, spec) for spec in (PartitionSpec("y", None, "x"), PartitionSpec(None, ("x", "y"), None)))
+    add = lambda a, b, c: c + jax.lax.with_sharding_constraint(a + b, columns)
+    x = jax.ShapeDtypeStruct((16, 16, 16), "float32")
+    jax.jit(add, in_shardings=(rows, rows, columns), out_shardings=columns).lower(x, x, x).compile()
+
+
+if __name__ == "__main__":  # run by test_step.py in a process of its own, for what XLA says on standard error
+    if sys.argv[1:] == ["control"]:
+        _resharding()
+    else:
+        lowered((2, 2, 2), MODEL.replace(tie_embeddings=True))[0].compile()
+        lowered((1, 8, 1), accumulate=2)[0].compile()
