@@ -68,9 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--answers", required=True, type=Path, help="answers.jsonl of retrieval.evaluate, to choose the facts from")
     parser.add_argument("--output", required=True, type=Path, help="the JSON file to write")
     args = parser.parse_args(argv)
-    edited, deleted = pick([json.loads(line) for line in args.answers.read_text(encoding="utf-8").splitlines()])
-    memory, reader = Memory.open(args.memory), Reader(*load(args.reader))
-    story = tell(memory, reader, edited, deleted)
+    try:
+        edited, deleted = pick([json.loads(line) for line in args.answers.read_text(encoding="utf-8").splitlines()])
+        memory, reader = Memory.open(args.memory), Reader(*load(args.reader))
+        story = tell(memory, reader, edited, deleted)
+    except (ValueError, OSError) as error:  # an unreadable model or memory
+        raise LaunchError(str(error)) from error
     if story[0]["asked"] != story[-1]["asked"]:
         raise LaunchError(f"after undoing both changes the answers are not those before: {story[-1]['asked']}; the memory is at fault")
     write(args.output, json.dumps({"story": story, "log": [vars(commit) for commit in memory.log()]}, ensure_ascii=False, indent=1))

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from launch.errors import one_line
+from launch.errors import LaunchError, one_line
 from launch.quickstart import world
 from lm.data.samples import fetch
+from lm.data.sources import DataError
 
 
 def write(path: Path, text: str) -> None:
@@ -38,7 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cities", type=int, default=5000, help="how many cities get a passage (default 5000)")
     parser.add_argument("--per-bin", type=int, default=20, help="questions in each of the ten popularity bins (default 20)")
     args = parser.parse_args(argv)
-    geonames, elements = fetch("geonames", args.samples_dir), fetch("elements", args.samples_dir)
+    try:
+        geonames, elements = fetch("geonames", args.samples_dir), fetch("elements", args.samples_dir)
+    except DataError as error:
+        raise LaunchError(str(error)) from error
     countries = world.read_countries(geonames)
     cities = world.choose(world.read_cities(geonames), args.cities)
     passages = [world.city_passage(city, countries) for city in cities]

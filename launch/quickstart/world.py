@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from launch.errors import LaunchError
 from lm.evaluation.accuracy import contains, normalise
 from retrieval.passages import Passage
 
@@ -137,7 +138,7 @@ def questions(cities: Sequence[City], countries: dict[str, dict], per_bin: int, 
     for i, low in enumerate(BINS):
         inside = [c for c in cities if bin_of(c.population) == i and not contains(c.name, names[c.country])]
         if len(inside) < per_bin:
-            raise ValueError(
+            raise LaunchError(
                 f"bin {i} ({low:,} people and more) has {len(inside)} cities to ask about, {per_bin} are wanted; take more cities"
             )
         for city in rng.sample(inside, per_bin):

@@ -1,0 +1,56 @@
+"""retrieval.evaluate: what is asked is what is scored, and a bad question file is found before any model is loaded."""
+
+import json
+
+import pytest
+
+import lm.loading
+from retrieval import Answer, Hit, RetrievalError, answering, evaluate
+
+
+def test_a_row_keeps_its_fields_and_gains_both_answers_and_the_citations():
+    hit = Hit("p", "Bagheria is in Italy.", "", "", 0.9, 2)
+    row = evaluate.score({"question": "Where?", "answers": ["Italy"], "bin": 3}, Answer("Where?", "Italy.", (hit,), "In Spain, not France"))
+    assert row["bin"] == 3 and (row["closed_correct"], row["open_correct"], row["open_exact"], row["closed_exact"]) == (
+        False,
+        True,
+        True,
+        False,
+    )
+    assert row["citations"][0]["id"] == "p" and row["citations"][0]["score"] == 0.9
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"question": "Where?"}', '{"question": "Where?", "answers": []}', '{"question": 1, "answers": ["a"]}']
+)
+def test_a_line_that_is_no_question_is_named(tmp_path, line):
+    (tmp_path / "q.jsonl").write_text('{"question": "Where?", "answers": ["a"]}\n' + line + "\n")
+    with pytest.raises(RetrievalError, match="line 2"):
+        evaluate.read_questions(tmp_path / "q.jsonl")
+
+
+def test_an_empty_question_file_is_an_error(tmp_path, capsys):
+    (tmp_path / "q.jsonl").write_text("")
+    assert evaluate.main([f"--memory={tmp_path}", "--reader=none", f"--questions={tmp_path}/q.jsonl", f"--output={tmp_path}/a"]) == 2
+    assert "holds no questions" in capsys.readouterr().err
+
+
+def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(tmp_path, monkeypatch, capsys):
+    def fake_answer(questions, memory, reader, k, max_new_tokens, on_batch):
+        assert (memory, reader, k, max_new_tokens) == ("memory", "reader", 2, 8)
+        on_batch(4)
+        return [Answer(q, "In Italy", (), "In Spain") for q in questions]
+
+    monkeypatch.setattr(answering, "answer", fake_answer)
+    monkeypatch.setattr(answering, "Reader", lambda model, params, tokenizer: "reader")
+    monkeypatch.setattr(lm.loading, "load", lambda path: (1, 2, 3))
+    monkeypatch.setattr(evaluate, "open_memory", lambda path, encoder: "memory")
+    (tmp_path / "q.jsonl").write_text(
+        "".join(json.dumps({"question": q, "answers": [a]}) + "\n" for q, a in (("A?", "Italy"), ("B?", "Spain")))
+    )
+    arguments = [f"--memory={tmp_path}", "--reader=x", f"--questions={tmp_path}/q.jsonl", f"--output={tmp_path}/a.jsonl", "-k=2"]
+    assert evaluate.main([*arguments, "--max-new-tokens=8"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [(r["closed_correct"], r["open_correct"]) for r in rows] == [(False, True), (True, False)]
+    said = capsys.readouterr().out
+    assert "closed-book: 1/2 right" in said and "open-book: 1/2 right" in said and "4/4 answers" in said
