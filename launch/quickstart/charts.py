@@ -1,5 +1,6 @@
 """Two drawings as SVG text: shares with intervals by group, and a curve. They follow the reader's light or dark theme by themselves."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -56,18 +57,24 @@ def shares(
 
 
 def curve(title: str, description: str, points: Sequence[tuple[float, float]], axis: str, unit: str) -> str:
-    """One series of (x, y) as a line, y from a little below its least to a little above its greatest value."""
+    """One series of (x, y) as a line; the axes end at round numbers."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    low, high = min(ys), max(ys)
-    pad = (high - low) * 0.05 or 1.0
-    low, high, start, end = low - pad, high + pad, min(xs), max(max(xs), min(xs) + 1)
-    place = lambda v: LEFT + (v - start) / (end - start) * (WIDTH - LEFT - RIGHT)
-    y = lambda v: TOP + (high - v) / (high - low) * (HEIGHT - TOP - BOTTOM)
-    body = _grid([(low + (high - low) * i / 4, f"{low + (high - low) * i / 4:.2g}") for i in range(5)], y)
-    for i in range(5):
-        v = start + (end - start) * i / 4
-        body.append(f'<text class="soft" x="{place(v):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{v:,.0f}</text>')
+    across, up = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
+    place = lambda v: LEFT + (v - across[0]) / (across[-1] - across[0]) * (WIDTH - LEFT - RIGHT)
+    y = lambda v: TOP + (up[-1] - v) / (up[-1] - up[0]) * (HEIGHT - TOP - BOTTOM)
+    body = _grid([(v, f"{v:g}") for v in up], y)
+    for v in across:
+        body.append(f'<text class="soft" x="{place(v):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{v:,g}</text>')
     body.append(f'<text class="soft" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(axis)}</text>')
     body.append(f'<polyline class="b line" points="{" ".join(f"{place(a):.1f},{y(b):.1f}" for a, b in points)}"/>')
     body.append(f'<text class="b" x="{place(xs[-1]) + 8:.1f}" y="{y(ys[-1]) + 4:.1f}">{ys[-1]:.2f} {escape(unit)}</text>')
     return _frame(title, description, body)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to ten round numbers, evenly spaced, from at most `low` to at least `high`."""
+    rough = (high - low) / 5 or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]

@@ -20,12 +20,12 @@ ELSEWHERE = ("Norway", "Portugal")  # where the edited city is said to be; the s
 
 
 def pick(answers: list[dict]) -> tuple[dict, dict]:
-    """Two rows, from the middle bins, answered right from the passage asked about, and wrong closed-book if there are such.
+    """The two shortest answers that are right from the passage asked about, and wrong closed-book if there are such.
 
     Raises LaunchError when there are none.
     """
     right = [row for row in answers if row["open_correct"] and any(hit["id"] == row["passage"] for hit in row["citations"][:1])]
-    right.sort(key=lambda row: (row["closed_correct"], abs(row["bin"] - 4.5)))
+    right.sort(key=lambda row: (row["closed_correct"], len(row["open_book"])))
     if len(right) < 2:
         raise LaunchError(f"{len(right)} of {len(answers)} answers are right and cite the passage asked about; two are needed to edit")
     return right[0], right[1]
@@ -76,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         raise LaunchError(str(error)) from error
     if story[0]["asked"] != story[-1]["asked"]:
         raise LaunchError(f"after undoing both changes the answers are not those before: {story[-1]['asked']}; the memory is at fault")
-    write(args.output, json.dumps({"story": story, "log": [vars(commit) for commit in memory.log()]}, ensure_ascii=False, indent=1))
+    log = [{"version": c.version, "action": c.action, "passages": len(c.ids), "time": c.time, "reason": c.reason} for c in memory.log()]
+    write(args.output, json.dumps({"story": story, "log": log}, ensure_ascii=False, indent=1))
     return 0
 
 

@@ -110,6 +110,12 @@ def tables(found: Findings) -> list[tuple[str, str, list[str], list[list[str]]]]
             _story(found.story),
         ),
         (
+            "What the memory remembers of it",
+            "Every change is one version; each can still be searched (Memory.as_of).",
+            ["version", "action", "passages", "when", "reason"],
+            [[str(c["version"]), c["action"], f"{c['passages']:,}", c["time"], c["reason"]] for c in found.log],
+        ),
+        (
             "Training from scratch",
             f"Loss fell from {first[1]:.2f} to {last[1]:.2f} nats a token in {last[0]:,.0f} steps on the speeches to 1900.",
             ["speeches of", "bits per byte", "standard error"],

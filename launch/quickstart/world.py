@@ -159,9 +159,12 @@ def questions(cities: Sequence[City], countries: dict[str, dict], per_bin: int, 
 
 
 def bin_label(i: int) -> str:
-    """ "80k-130k", "2M+": people."""
+    """ "80-130k", "800k-2M", "2M+": people."""
 
     def short(n: int) -> str:
         return f"{n / 1e6:g}M" if n >= 1_000_000 else f"{n / 1e3:g}k"
 
-    return f"{short(BINS[i])}+" if i == len(BINS) - 1 else f"{short(BINS[i])}-{short(BINS[i + 1])}"
+    if i == len(BINS) - 1:
+        return f"{short(BINS[i])}+"
+    low, high = short(BINS[i]), short(BINS[i + 1])
+    return f"{low.removesuffix(high[-1])}-{high}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch.errors import LaunchError
-from launch.quickstart import edits, findings, passages, report, world
+from launch.quickstart import charts, edits, findings, passages, report, world
 from lm.data.sources import DataError
 from lm.evaluation.accuracy import contains
 from retrieval import Answer, Memory, Passage
@@ -81,7 +81,7 @@ def test_cities_are_chosen_evenly_over_the_bins_and_scarce_bins_are_filled_from_
 
 def test_bins_cover_every_population_from_the_first_edge_on():
     assert [world.bin_of(n) for n in (14_999, 15_000, 19_999, 20_000, 2_000_000, 30_000_000)] == [-1, 0, 0, 1, 9, 9]
-    assert [world.bin_label(i) for i in (0, 8, 9)] == ["15k-20k", "800k-2M", "2M+"]
+    assert [world.bin_label(i) for i in (0, 8, 9)] == ["15-20k", "800k-2M", "2M+"]
 
 
 def test_no_question_gives_its_answer_away_and_each_knows_its_passage():
@@ -176,7 +176,8 @@ def row(i, bin, closed, opened, **more):
 
 def test_facts_to_edit_are_answered_right_from_their_own_passage():
     other = row(3, 5, False, True, citations=[{"id": "city-9", "text": ""}])
-    chosen = edits.pick([row(0, 4, False, False), other, row(1, 9, False, True), row(2, 5, True, True), row(4, 6, False, True)])
+    short = row(4, 6, False, True, open_book="Italy")
+    chosen = edits.pick([row(0, 4, False, False), other, row(1, 9, False, True), row(2, 5, True, True, open_book="It"), short])
     assert [r["passage"] for r in chosen] == ["city-4", "city-1"]
     with pytest.raises(LaunchError, match="1 of 2 answers"):
         edits.pick([other, row(1, 9, False, True)])
@@ -194,7 +195,8 @@ def finished(tmp_path):
     (tmp_path / "bits" / "2001.json").write_text(json.dumps({"bits_per_byte": 2.5, "bits_per_byte_stderr": None}))
     asked = [{"question": "Where?", "answer": "There", "citations": []}]
     steps = [{"step": s, "what": s, "seconds": 0.25, "asked": asked} for s in ("before", "edit")]
-    (tmp_path / "edits.json").write_text(json.dumps({"story": steps, "log": []}))
+    log = {"version": 3, "action": "edit", "passages": 1, "time": "2026-01-01", "reason": "correction"}
+    (tmp_path / "edits.json").write_text(json.dumps({"story": steps, "log": [log]}))
     stage = {"about": "it", "seconds": 1.5, "bytes": 1_234_567, "status": "done"}
     (tmp_path / "study.json").write_text(
         json.dumps({"stages": [{**stage, "name": "ask"}, {**stage, "name": "report", "status": "running"}]})
@@ -214,7 +216,7 @@ def test_the_report_is_one_page_that_loads_nothing_and_runs_nothing(finished):
     assert report.main([f"--workdir={finished}"]) == 0
     page = (finished / "report.html").read_text()
     assert "<script" not in page and not re.search(r"""(src|href)\s*=|url\(|@import""", page)
-    assert "25.0%" in page and "1,234,567" in page and page.count("<svg") == 2
+    assert "25.0%" in page and "1,234,567" in page and "correction" in page and page.count("<svg") == 2
     text = (finished / "report.md").read_text()
     assert "<script" not in text and "![Accuracy by population" in text and "GeoNames" in text
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in text.splitlines() if line.startswith("| In which"))
@@ -228,6 +230,12 @@ def test_every_picture_is_well_formed_has_words_for_it_and_shows_all_bins(finish
         assert root.get("role") == "img" and root.get("aria-label") and "title" in tags and "desc" in tags
         if name == "popularity.svg":
             assert tags.count("circle") == 20
+
+
+@pytest.mark.parametrize("low, high", [(1, 300), (4.95, 7.65), (0.0, 0.0), (0.001, 0.0013), (3, 3)])
+def test_an_axis_holds_all_its_values_between_a_few_round_numbers(low, high):
+    ticks = charts._ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 10 and len(set(ticks)) == len(ticks)
 
 
 def test_mistakes_are_all_shown(finished):
