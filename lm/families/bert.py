@@ -36,7 +36,7 @@ def bert(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: in
     fields: dict[str, Any] = dict(
         family="bert", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
         head_dim=d_model // n_heads, d_ff=d_ff, max_length=max_length, causal=False, positions="learned", norm="layernorm",
-        norm_eps=1e-12, post_norm=True, activation="gelu", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
+        norm_eps=1e-12, norm_placement="post", activation="gelu", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
         type_vocab_size=2, embedding_norm=True, final_norm=False, head="masked_lm",
     )  # fmt: skip
     return ModelConfig(**fields | changes)

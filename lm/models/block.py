@@ -1,4 +1,4 @@
-"""One layer: norm, attention, norm, mlp, with the norms before the mixers or after the residual sums."""
+"""One layer: attention and mlp, one after the other or side by side, with norms before, after or around them."""
 
 import flax.linen as nn
 import jax
@@ -30,25 +30,43 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, in the shape a scan wants: (x [B, T, D], cache, ...) -> (x, cache). Dropout is on when given its rng."""
+    """One layer, in the shape a scan wants: (x [B, T, D], cache, ...) -> (x, cache). Dropout is on when given its rng.
+
+    layer: what is this layer's own, by name: `view`, which entry of the stacked `views` (mask and angles) it takes, absent when
+    there is only one; `first`, whether it is the first layer, present only when that matters.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, cache, mask, angles, start):
+    def __call__(self, x, cache, layer, views, start):
         c = self.config
+        mask, angles = jax.tree.map(lambda view: view[layer["view"]], views) if "view" in layer else views
+
+        def mixed(x, name, mixer):
+            """What a mixer adds to the residual stream, and the norm that is left for the sum, if any."""
+            norm = Norm(c, name=f"{name}_norm")
+            h = norm(x) if c.norm_placement in ("pre", "sandwich") else x
+            if "first" in layer and name == "attention":
+                h = jnp.where(layer["first"], x, h)
+            y = mixer(h)
+            if c.norm_placement == "sandwich":
+                y = Norm(c, name=f"{name}_out_norm")(y)
+            if c.norm_placement == "output":
+                y = norm(y)
+            return nn.Dropout(c.dropout)(y, deterministic=not self.has_rng("dropout")), norm
 
         def residual(x, name, mixer):
-            norm = Norm(c, name=f"{name}_norm")
-            y = nn.Dropout(c.dropout)(mixer(x if c.post_norm else norm(x)), deterministic=not self.has_rng("dropout"))
-            x = norm(x + y) if c.post_norm else x + y
-            return constrain(x, "batch length embed")
+            y, norm = mixed(x, name, mixer)
+            return constrain(norm(x + y) if c.norm_placement == "post" else x + y, "batch length embed")
 
         def attend(x):
             nonlocal cache
             y, cache = Attention(c, name="attention")(x, mask, angles, cache, start)
             return y
 
+        mlp = MLP(c, name="mlp")
+        if c.parallel_residual:
+            return constrain(x + mixed(x, "attention", attend)[0] + mixed(x, "mlp", mlp)[0], "batch length embed"), cache
         x = residual(x, "attention", attend)
-        x = residual(x, "mlp", MLP(c, name="mlp"))
-        return x, cache
+        return residual(x, "mlp", mlp), cache

@@ -50,5 +50,8 @@ class Norm(nn.Module):
         if c.norm == "layernorm":
             x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
-        y = x32.astype(c.dtype) * weight(self, "scale", (x.shape[-1],), "norm", nn.initializers.ones)
-        return y + bias(self, "bias", (x.shape[-1],), "norm") if c.norm == "layernorm" else y
+        if c.norm_plus_one:
+            y = (x32 * (1.0 + bias(self, "scale", (x.shape[-1],), "norm").astype(jnp.float32))).astype(c.dtype)
+        else:
+            y = x32.astype(c.dtype) * weight(self, "scale", (x.shape[-1],), "norm", nn.initializers.ones)
+        return y + bias(self, "bias", (x.shape[-1],), "norm") if c.norm == "layernorm" and c.norm_bias else y

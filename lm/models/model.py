@@ -13,7 +13,7 @@ from lm.models.config import ModelConfig
 from lm.models.embeddings import Embeddings, Head
 from lm.models.layers import Norm, bias, weight
 from lm.models.positions import rotary_angles
-from lm.models.stack import layers, run
+from lm.models.stack import kinds, layers, run
 
 
 class Pooler(nn.Module):
@@ -73,9 +73,12 @@ class LanguageModel(nn.Module):
         if cache is not None:
             start, layer_cache = cache["length"], cache["layers"]
             key_segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], batch.segments, start, axis=1)
-        mask = attention_mask(c, batch.segments, key_segments, start)
-        angles = rotary_angles(c, batch.positions) if c.positions == "rotary" else None
-        x, layer_cache = run(self.layers, self.embeddings(batch.tokens, batch.positions, batch.types), layer_cache, mask, angles, start)
+        views = []
+        for kind in kinds(c):
+            mask = attention_mask(c, batch.segments, key_segments, start, c.sliding_window if kind == "local" else 0)
+            theta = c.local_rope_theta if kind == "local" and c.local_rope_theta else c.rope_theta
+            views.append((mask, rotary_angles(c, batch.positions, theta) if c.positions == "rotary" else None))
+        x, layer_cache = run(c, self.layers, self.embeddings(batch.tokens, batch.positions, batch.types), layer_cache, views, start)
         if c.final_norm:
             x = self.final_norm(x)
         if cache is not None:
@@ -106,10 +109,10 @@ def separate(model: LanguageModel, params: dict) -> tuple[LanguageModel, dict]:
     """The same model with its stacked layers split into one subtree each, as generation runs it.
 
     A decoding loop then reads every layer's weights in place; slicing a stacked array would copy them at each step. Do it
-    once and pass the result to `generate` when generating often: it costs one copy of the layers.
+    once and pass the result to `generate` when generating often: it costs one copy of the layers. Shared layers stay as they are.
     """
     c = model.config
-    if c.layers == "separate":
+    if c.layers == "separate" or c.shared_layers:
         return model, params
     rest = {name: value for name, value in params.items() if name != "layers"}
     split = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(c.n_layers)}

@@ -27,11 +27,12 @@ def peak(device=None) -> float | None:
 
 
 def parameters(c: ModelConfig) -> dict[str, int]:
-    """Parameters that take part in matrix products, by part, and those that are only looked up or added."""
+    """Parameters of matrix products, by part, each counted as often as a token meets it (shared layers `n_layers` times)."""
     attention = c.d_model * c.head_dim * 2 * (c.n_heads + c.n_kv_heads)
     mlp = c.d_model * c.d_ff * (3 if c.gated_mlp else 2)
-    head = {"none": 0, "causal_lm": c.vocab_size * c.d_model, "masked_lm": c.vocab_size * c.d_model + c.d_model**2}[c.head]
-    return {"attention": c.n_layers * attention, "mlp": c.n_layers * mlp, "head": head}
+    width = c.embedding_width or c.d_model
+    head = {"none": 0, "causal_lm": c.vocab_size * width, "masked_lm": c.vocab_size * width + c.d_model * width}[c.head]
+    return {"attention": c.n_layers * attention, "mlp": c.n_layers * mlp, "head": head, "projection": c.embedding_width * c.d_model}
 
 
 def forward_per_token(c: ModelConfig, length: int) -> float:
@@ -39,9 +40,10 @@ def forward_per_token(c: ModelConfig, length: int) -> float:
 
     Causal attention counts the half of the scores that is needed; rematerialisation and packing do not count.
     """
-    seen = min(length, c.sliding_window) if c.sliding_window else length
-    scores = 4 * c.n_layers * c.n_heads * c.head_dim * seen * (0.5 if c.causal and not c.sliding_window else 1.0)
-    return 2 * sum(parameters(c).values()) + scores
+    kinds = c.layer_pattern or ("local" if c.sliding_window else "global",)
+    seen = {"global": length * (0.5 if c.causal else 1.0)}
+    seen["local"] = min(seen["global"], c.sliding_window * (1 if c.causal else 2))
+    return 2 * sum(parameters(c).values()) + 4 * c.n_heads * c.head_dim * sum(seen[kinds[i % len(kinds)]] for i in range(c.n_layers))
 
 
 def train_per_token(c: ModelConfig, length: int) -> float:

@@ -24,6 +24,7 @@ PARAMETERS: Rules = {
     "vocab": ("tensor",),
     "table_embed": ("fsdp",),  # the embedding width of tables, which a lookup needs whole
     "pooled": ("tensor",),
+    "narrow_embed": (),  # a narrower embedding's width, where it is projected to the model's
     "head_dim": (),
     "layers": (),
     "norm": (),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,29 @@ CONFIGS = {
         positions="learned", norm="layernorm", activation="gelu_tanh", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True
     ),
     "bert": dict(
-        causal=False, positions="learned", norm="layernorm", post_norm=True, activation="gelu", gated_mlp=False, qkv_bias=True,
+        causal=False, positions="learned", norm="layernorm", norm_placement="post", activation="gelu", gated_mlp=False, qkv_bias=True,
         out_bias=True, mlp_bias=True, type_vocab_size=2, embedding_norm=True, final_norm=False, head="masked_lm", pooler=True,
     ),
+    "neox": dict(
+        rotary_fraction=0.5, parallel_residual=True, norm="layernorm", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
+        tie_embeddings=False,
+    ),
+    "olmo2": dict(n_kv_heads=2, qk_norm="projection", norm_placement="output"),
+    "gemma2": dict(
+        n_kv_heads=2, layer_pattern=("local", "global"), sliding_window=4, local_rope_theta=500.0, norm_placement="sandwich",
+        norm_plus_one=True, qk_norm="head", attention_softcap=3.0, logit_softcap=5.0, score_dim=5.0, scale_embeddings=True,
+    ),
+    "modernbert": dict(
+        causal=False, layer_pattern=("global", "local", "local"), sliding_window=3, local_rope_theta=500.0, norm="layernorm",
+        norm_bias=False, first_norm=False, embedding_norm=True, head="masked_lm", head_activation="gelu",
+    ),
+    "albert": dict(
+        causal=False, positions="learned", position_offset=2, embedding_width=12, shared_layers=True, norm="layernorm",
+        norm_placement="post", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True, embedding_norm=True, final_norm=False,
+        head="masked_lm",
+    ),
 }  # fmt: skip
+CAUSAL = [name for name, options in CONFIGS.items() if options.get("causal", True)]
 DOCUMENTS = [[5, 9, 2, 7, 7, 30, 11], [3, 4, 50, 61, 12], [8, 8, 1, 40, 33, 20, 19, 2, 70]]
 
 
@@ -88,7 +108,7 @@ def test_one_leaking_boundary_would_be_seen():
     assert difference[len(DOCUMENTS[0])] > 1e-3
 
 
-@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bert"])
+@pytest.mark.parametrize("name", CAUSAL)
 def test_a_causal_model_does_not_see_the_future(name):
     model, params = make(name)
     tokens = np.arange(1, 13)[None]
@@ -97,6 +117,25 @@ def test_a_causal_model_does_not_see_the_future(name):
     a, b = (lm.forward(model, params, lm.Batch.of(t)).logits[0] for t in (tokens, changed))
     np.testing.assert_array_equal(a[:8], b[:8])
     assert np.abs(a[8:] - b[8:]).max() > 1e-3
+
+
+def test_layers_take_their_windows_in_the_order_of_the_pattern():
+    """One global layer lets everything through; two local ones reach no further than both windows together."""
+    tokens = np.arange(1, 13)[None]
+    changed = tokens.copy()
+    changed[0, 2] = 90
+    for pattern, reach in ((("local", "global", "global"), 9), (("local", "local", "local"), 6), (("global", "local"), 9)):
+        model, params = make("llama-window", sliding_window=3, layer_pattern=pattern)
+        a, b = (np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0]) for t in (tokens, changed))
+        assert np.flatnonzero(np.abs(a - b).max(axis=-1) > 1e-4).max() - 2 == reach
+
+
+def test_a_local_layer_turns_by_its_own_base():
+    """A pattern of local layers alone with the base b is a uniform model with the base b."""
+    one, params = make("llama-window", rope_theta=300.0)
+    other = lm.build(one.config.replace(rope_theta=7.0, layer_pattern=("local",), local_rope_theta=300.0))
+    batch = pack(DOCUMENTS)
+    np.testing.assert_array_equal(lm.forward(one, params, batch).logits, lm.forward(other, params, batch).logits)
 
 
 def test_a_sliding_window_forgets_what_is_further_back():
@@ -109,7 +148,7 @@ def test_a_sliding_window_forgets_what_is_further_back():
     np.testing.assert_array_equal(a[7:], b[7:])
 
 
-@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("name", ["llama", "bert", "gemma2", "albert"])
 @pytest.mark.parametrize(
     "changes", [dict(layers="unrolled"), dict(remat="dots"), dict(remat="full"), dict(remat="full", layers="unrolled")]
 )
@@ -127,7 +166,7 @@ def test_separate_layers_compute_what_stacked_layers_compute(name):
     np.testing.assert_allclose(lm.forward(*lm.separate(model, params), batch).logits, lm.forward(model, params, batch).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bert"])
+@pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("layers", ["scan", "separate"])
 def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
     model, params = make(name)
@@ -170,7 +209,8 @@ def test_every_dimension_of_every_parameter_has_a_logical_name(name):
     model, params = make(name)
     axes = model.logical_axes()
     jax.tree.map(lambda p, names: np.testing.assert_equal(len(names), p.ndim), params, axes)
-    assert axes["layers"]["attention"]["query"] == ("layers", "embed", "heads", "head_dim")
+    stacked = () if model.config.shared_layers else ("layers",)
+    assert axes["layers"]["attention"]["query"] == (*stacked, "embed", "heads", "head_dim")
 
 
 def test_params_are_a_plain_nested_dict_of_arrays():
@@ -189,6 +229,20 @@ def test_params_are_a_plain_nested_dict_of_arrays():
         (dict(causal=False), "causal_lm"),
         (dict(dropout=1.5), "probability"),
         (dict(eos_token_ids=(500,)), "outside the vocabulary"),
+        (dict(norm_placement="before"), "norm_placement='before'"),
+        (dict(rotary_fraction=0.4), "turns 3 of model.head_dim=8"),
+        (dict(rotary_fraction=0.1), "turns 0 of"),
+        (dict(rotary_fraction=1.5), "rotary_fraction=1.5"),
+        (dict(attention_softcap=-1.0), "attention_softcap=-1.0"),
+        (dict(logit_softcap=float("nan")), "logit_softcap=nan"),
+        (dict(layer_pattern=("locl",), sliding_window=4), "did you mean 'local'"),
+        (dict(layer_pattern=("local", "global")), "model.sliding_window=0"),
+        (dict(layer_pattern=("global",) * 4), "longer than model.n_layers=3"),
+        (dict(local_rope_theta=5.0), "local_rope_theta=5.0"),
+        (dict(parallel_residual=True, norm_placement="post"), "parallel_residual needs"),
+        (dict(first_norm=False, norm_placement="output"), "first_norm=False"),
+        (dict(shared_layers=True, layers="separate"), "cannot separate"),
+        (dict(embedding_width=8), "no other head projects back"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_in_words(changes, message):
@@ -205,6 +259,8 @@ def test_a_misspelled_config_field_suggests_the_right_one():
 def test_a_config_survives_a_json_round_trip():
     model, _ = make("llama3-scaling")
     assert lm.ModelConfig(**dataclasses.asdict(model.config)) == model.config
+    model, _ = make("gemma2")
+    assert lm.ModelConfig(**json.loads(json.dumps(dataclasses.asdict(model.config)))) == model.config
 
 
 def test_batch_of_restarts_positions_and_never_predicts_across_documents():
