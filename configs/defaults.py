@@ -1,4 +1,7 @@
-"""Every field of a training config, with its default. A config file starts from defaults(), changes what it needs, and ends in specialise()."""
+"""Every field of a training config, with its default.
+
+A config file starts from defaults(), changes what it needs, and ends in specialise().
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,6 +1,6 @@
 """GPT-2 124M from scratch, 2^19 tokens an update, as in nanoGPT and llm.c.
 
-python -m lm.train --config=configs/pretrain_gpt2.py --workdir=runs/gpt2 --config.data.files='data/*.jsonl' --config.tokenizer=openai-community/gpt2
+python -m lm.train --config=configs/pretrain_gpt2.py --workdir=runs/gpt2 --config.data.files='data/*.jsonl'
 For 8 GPUs of 80 GB or a TPU slice with as much memory; on fewer, raise accumulate until it fits. Expected, from those projects on
 OpenWebText or FineWeb: validation loss near 3.3 after 10 B tokens (19,073 updates). Not run to the end here.
 """
@@ -30,12 +30,13 @@ def get_config(variant=""):
     return specialise(
         c,
         variant,
-        # The same run at a size for a CPU, on any text: --config.data.files=...
-        tiny={
-            "steps": 20, "batch_size": 8, "length": 64, "tokenizer": "bytes", "optimizer.warmup": 2, "checkpoint.every": 10, "eval.every": 10,
-            "model.d_model": 64, "model.n_layers": 2, "model.n_heads": 4, "model.n_kv_heads": 4, "model.head_dim": 16, "model.d_ff": 256,
+        tiny={  # the same run at a size for a CPU, on any text: --config.data.files=...
+            "steps": 20, "batch_size": 8, "length": 64, "tokenizer": "bytes", "optimizer.warmup": 2, "checkpoint.every": 10,
+            "eval.every": 10, "model.d_model": 64, "model.n_layers": 2, "model.n_heads": 4, "model.n_kv_heads": 4, "model.head_dim": 16,
+            "model.d_ff": 256,
         },
-        # Random tokens: the speed of the machine, without data.
-        bench={"steps": 60, "data.synthetic_rows": 4096, "tokenizer": "", "model.vocab_size": 50_304, "eval.every": 0, "checkpoint.every": 60,
-               "samples.prompts": (), "optimizer.warmup": 10},
+        bench={  # random tokens: the speed of the machine, without data
+            "steps": 60, "data.synthetic_rows": 4096, "tokenizer": "", "model.vocab_size": 50_304, "eval.every": 0,
+            "checkpoint.every": 60, "samples.prompts": (), "optimizer.warmup": 10,
+        },
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Batches: packed rows as sharded arrays. The global batch of a step is a function of (seed, step), whatever the number of hosts."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
@@ -38,7 +39,8 @@ class TrainBatches:
         self._shape = (batch_size, packed.length)
         self._sharding = sharding
         self._rows = _local_rows(sharding, self._shape)
-        shuffled = grain.MapDataset.source(Rows(packed)).seed(seed).shuffle().repeat()
+        rows: Any = Rows(packed)
+        shuffled: Any = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
 
         def read(step: int) -> dict[str, np.ndarray]:
             return _stack([shuffled[int(step) * batch_size + int(row)] for row in self._rows])
@@ -90,7 +92,7 @@ def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
     """Which rows of the global batch this process's devices hold, ascending."""
-    held = (range(shape[0])[index[0]] for index in sharding.addressable_devices_indices_map(shape).values())
+    held = (range(shape[0])[index[0]] for index in sharding.addressable_devices_indices_map(shape).values() if index)
     return np.unique(np.concatenate([np.asarray(rows) for rows in held]))
 
 

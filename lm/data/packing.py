@@ -1,8 +1,8 @@
 """Packing: documents become rows of exactly T tokens in which nothing is lost and no document sees another.
 
-A document of n tokens (a start token, the text, the end-of-text token) is n - 1 predictions. Predictions, not tokens, are laid into rows, so
-the end-of-text token is always trained and a document split into windows loses none at the seams. Rows are filled by best-fit decreasing
-(Ding et al. 2024, "Fewer Truncations Improve Language Modeling", section 3).
+A document of n tokens (a start token, the text, the end-of-text token) is n - 1 predictions. Predictions, not tokens, are laid into
+rows, so the end-of-text token is always trained and a document split into windows loses none at the seams. Rows are filled by
+best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", section 3).
 """
 
 import bisect
@@ -84,7 +84,7 @@ def start_token(tokenizer) -> int:
 def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int, name: str = "the corpus") -> Packed:
     """Rows of `length` tokens from (token ids [n], bytes) pairs; the same input always gives the same rows.
 
-    A document longer than a row becomes consecutive windows that overlap by the one token which is target in the first and input in the next.
+    A document longer than a row becomes consecutive windows; the last target of one is the first input of the next.
     Raises DataError, calling the documents `name`, when there is nothing to predict.
     """
     documents, sizes = [], []
@@ -148,7 +148,7 @@ def best_fit(sizes: list[int], capacity: int) -> np.ndarray:
 def pack_files(patterns: str, tokenizer, length: int, cache: str | os.PathLike, *, field: str = "text", separator: str = "") -> Packed:
     """The packed documents of the files, memory-mapped from `cache` where they were packed before.
 
-    The key is the content of the files, the tokenizer, and every argument that changes the rows. Raises DataError as `sources` and `pack` do.
+    The key is the content of the files, the tokenizer, and every argument that changes the rows. Raises DataError as `pack` does.
     """
     files = sources.find_files(patterns)
     identity = [VERSION, length, field, separator, sources.content_hash(files), _fingerprint(tokenizer)]

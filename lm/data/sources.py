@@ -30,7 +30,8 @@ def find_files(patterns: str) -> list[str]:
 def documents(files: list[str], field: str = "text", separator: str = "") -> Iterator[str]:
     """The non-empty documents of the files, in order.
 
-    `.jsonl` files: one object a line, its string under `field`. Any other file is UTF-8 text: one document, or several divided by `separator`.
+    `.jsonl` files: one object a line, its string under `field`. Any other file: UTF-8 text, one document or several
+    divided by `separator`.
     Raises DataError naming file and line when a line is not such an object or a file is not UTF-8.
     """
     for file in files:

@@ -1,4 +1,4 @@
-"""Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019, section 2.2) of one's own: trained on text, or plain bytes without any merge."""
+"""Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019, section 2.2) of one's own: trained on text, or plain bytes, unmerged."""
 
 from collections.abc import Iterable
 

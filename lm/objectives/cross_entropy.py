@@ -1,7 +1,7 @@
 """Cross-entropy that never holds logits for a whole batch: [B, C, V] at a time, C a chunk of the length.
 
-`summed` also takes the gradient chunk by chunk in the forward pass, as the loss is a sum and its gradient only waits for a scale: the logits
-are computed once instead of twice (the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989, section 3).
+`summed` also takes the gradient chunk by chunk in the forward pass, as the loss is a sum and its gradient only waits for a scale: the
+logits are computed once instead of twice (the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989, section 3).
 """
 
 from collections.abc import Callable

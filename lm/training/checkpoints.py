@@ -37,7 +37,7 @@ class Restored:
 
 
 class Checkpoints:
-    """Writes checkpoints of a run and keeps the newest `keep`. One may be in flight: the next save, `check` or `close` reports its failure."""
+    """Writes checkpoints of a run, keeps the newest `keep`. One may be in flight: the next save, `check` or `close` reports its failure."""
 
     def __init__(self, workdir: str | pathlib.Path, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True)
@@ -61,11 +61,15 @@ class Checkpoints:
         """Raises CheckpointError when a write that was under way has failed."""
         self._guard(self._manager.check_for_errors)
 
+    def wait(self) -> None:
+        """Returns when everything is written."""
+        self._guard(self._manager.wait_until_finished)
+
     def close(self) -> None:
         """Waits until everything is written; does nothing the second time."""
         if not self._closed:
             self._closed = True
-            self._guard(self._manager.wait_until_finished)
+            self.wait()
             self._manager.close()
 
     def _guard(self, work) -> None:

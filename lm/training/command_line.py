@@ -47,7 +47,7 @@ def _read(argv: list[str], path: str) -> tuple[ConfigDict, str]:
         raise ConfigError(_root(e, path)) from e
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; fields are set as --config.field=value")
-    return settings, workdir.value
+    return settings, str(workdir.value)
 
 
 def _root(error: BaseException, file: str) -> str:

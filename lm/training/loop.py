@@ -146,6 +146,7 @@ class _Loop:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values[name]):
+                self.checkpoints.wait()
                 saved = checkpoints.steps(self.workdir)
                 raise TrainingError(
                     f"{name} is {values[name]} at step {step}: stopped. The last checkpoint is "

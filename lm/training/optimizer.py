@@ -49,7 +49,7 @@ def adamw(
 ) -> optax.GradientTransformation:  # fmt: skip
     """AdamW (Loshchilov & Hutter 2019) with moments in float32; `clip` bounds the gradient's global norm, 0 leaves it."""
 
-    def decayed(updates, state, params):
+    def decayed(updates, state, params=None):
         shares = decay_mask(params, decay)
         return jax.tree.map(lambda u, p, share: u + weight_decay * share * p.astype(u.dtype), updates, params, shares), state
 

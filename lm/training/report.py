@@ -4,7 +4,7 @@ import time
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 class Report:
@@ -13,7 +13,7 @@ class Report:
     def __init__(self):
         self._console = Console(highlight=False, quiet=jax.process_index() != 0, soft_wrap=True)
         self._progress: Progress | None = None
-        self._task = None
+        self._task = TaskID(0)
 
     def say(self, text: str) -> None:
         """One line, above the bar if there is one. The text is not markup."""

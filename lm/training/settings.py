@@ -31,7 +31,7 @@ def model_section(config: ModelConfig) -> Config:
 
 
 def model_config(section: Config, tokenizer) -> ModelConfig:
-    """The ModelConfig of a config's `model` section; vocab_size 0 and the ids of special tokens come from the tokenizer, where there is one.
+    """The ModelConfig of a config's `model` section; vocab_size 0 and the ids of special tokens come from the tokenizer, if there is one.
 
     The vocabulary is rounded up to a multiple of 64, for the sake of matrix units and of sharding. Raises ConfigError.
     """

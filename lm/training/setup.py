@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from lm.batch import Batch
 from lm.data import packing, tokenizers
 from lm.data.packing import Packed
-from lm.models import build
+from lm.models import LanguageModel, build
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
 from lm.training import checkpoints, optimizer, settings, sharding
@@ -29,15 +30,15 @@ class Run:
     """The parts of a training run. `params` are those of init_from, or None; `abstract` describes the state on the mesh."""
 
     workdir: pathlib.Path
-    model: object
+    model: LanguageModel
     params: dict | None
-    tokenizer: object
+    tokenizer: Any
     mesh: Mesh
     parameters: Rules
     activations: Rules
     rows: NamedSharding
     optimizer: optax.GradientTransformation
-    train_step: object
+    train_step: Any  # jitted
     abstract: TrainState
 
     def fresh_state(self, seed: int) -> TrainState:
@@ -75,7 +76,8 @@ def prepare(config: settings.Config, workdir: pathlib.Path) -> Run:
 
 def abstract_batch(rows: NamedSharding, shape: tuple[int, int]) -> Batch:
     """A batch without contents, to compile for."""
-    ids, real = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.int32, jnp.float32))
+    ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+    real: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
     return Batch(tokens=ids, targets=ids, weights=real, segments=ids, positions=ids)
 
 

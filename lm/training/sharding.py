@@ -6,7 +6,7 @@ replicate the first silently and XLA would pad or refuse the second far away fro
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import flax.linen as nn
 import jax
@@ -107,7 +107,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 @contextlib.contextmanager
-def activate(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Iterator[None]:
+def activate(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
     """Within it, the model's logical constraints mean axes of `mesh`. (`with mesh:` would drop them silently.)"""
     with jax.set_mesh(mesh), nn.logical_axis_rules([(name, axes or None) for name, axes in rules.items()]):
         yield

@@ -1,5 +1,6 @@
 """TrainState: everything a step reads and writes, sharded from birth."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -16,12 +17,12 @@ from lm.training.sharding import ACTIVATIONS, PARAMETERS, Rules
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates done.   params: the model's dict.   opt_state: optax's.   rng: uint32 key data, the same at every step."""
+    """step: int32 scalar, updates done.   params: the model's dict.   opt_state: optax's.   rng: uint32 key data, never changed."""
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
-    rng: jax.Array
+    rng: Any
 
 
 def initialise(model, optimizer: optax.GradientTransformation, seed: int | jax.Array, rows: int = 1) -> TrainState:
@@ -53,6 +54,6 @@ def create_state(model, optimizer, mesh: Mesh, seed: int, *, params=None, rules:
         params = jax.tree.map(lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), params, abstract.params)
         rest = jax.jit(
             lambda p, s: TrainState(jnp.int32(0), (), optimizer.init(p), jax.random.key_data(jax.random.split(jax.random.key(s))[1])),
-            out_shardings=shardings.replace(params=()),
+            out_shardings=dataclasses.replace(shardings, params=()),
         )(params, seed)
-    return rest.replace(params=params)
+    return dataclasses.replace(rest, params=params)

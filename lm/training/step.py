@@ -1,5 +1,6 @@
 """One training step: pure, to be jitted with the state donated."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -58,7 +59,7 @@ def make_train_step(model, objective: Objective, optimizer: optax.GradientTransf
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             **{name: value / weight for name, value in loss.metrics.items()},
         }
-        state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        state = dataclasses.replace(state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
         return state, metrics
 
     return train_step

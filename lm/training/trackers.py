@@ -21,7 +21,7 @@ class Trackers:
 
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: dict) -> None:
         """Appends a row; it must have a "step", and reaches the operating system before this returns."""
         if self._file is None:
             return
@@ -30,7 +30,7 @@ class Trackers:
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, row["step"])
+                    self._board.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:
         """Writes out what is buffered."""

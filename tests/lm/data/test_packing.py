@@ -1,5 +1,7 @@
 """Rows hold every prediction of every document once, and nothing else."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,7 +28,7 @@ def test_a_prediction_is_lost_doubled_or_mixed_with_another_document(texts, leng
         found[document] += list(zip(packed.tokens[row][here], packed.targets[row][here], strict=True))
     for document, ids in enumerate(texts):
         whole = [1, *ids, 2]
-        assert found[document] == list(zip(whole[:-1], whole[1:], strict=True))
+        assert found[document] == list(itertools.pairwise(whole))
     assert packed.stats()["predictions"] == sum(len(ids) + 1 for ids in texts)
 
 

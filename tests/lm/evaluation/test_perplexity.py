@@ -1,0 +1,120 @@
+"""Perplexity and bits per byte: each token counts once, and the standard error covers what it should."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from lm import evaluate
+from lm.data import packing, tokenizers
+from lm.evaluation.perplexity import make_evaluator, summarise
+from lm.models import build
+from lm.objectives.next_token import token_losses
+from lm.training import checkpoints
+from lm.training.checkpoints import Checkpoints
+from lm.training.state import create_state
+from tests.lm.training import small
+
+TEXTS = ["one text", "another, longer text than a row can hold", "é", "and more of it"]
+CONFIG = small.MODEL.replace(vocab_size=320, n_layers=1)
+
+
+@pytest.fixture(scope="module")
+def packed():
+    return packing.pack(packing.encode(TEXTS, tokenizers.bytes_only()), 16)
+
+
+def test_a_token_is_left_out_or_counted_twice(packed):
+    model = build(CONFIG)
+    mesh = small.mesh_of(2, 2, 2)
+    params = create_state(model, small.parts()[1], mesh, 0).params
+    result = make_evaluator(model, mesh, batch_size=4)(params, packed)
+    losses = []
+    for text in TEXTS:  # one document at a time, in windows of 16 predictions
+        ((ids, _),) = packing.encode([text], tokenizers.bytes_only())
+        for at in range(0, len(ids) - 1, 16):
+            window = packing.pack([(ids[at : at + 17], 1)], 16)
+            from lm.batch import Batch
+
+            batch = Batch.of(window.tokens, window.segments, targets=window.targets, weights=window.segments > 0)
+            losses += list(np.asarray(jax.jit(lambda p, b: token_losses(model, p, b))(params, batch))[np.asarray(batch.weights) > 0])
+    size = sum(len(t.encode()) for t in TEXTS)
+    assert (result.tokens, result.bytes, result.units, result.unit) == (size + 4, size, 4, "document")
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(np.sum(losses) / size / math.log(2), rel=1e-5)
+
+
+def test_the_standard_error_does_not_cover_the_spread_of_samples():
+    random = np.random.default_rng(0)
+    found, spread = [], []
+    for _ in range(200):
+        lengths = random.integers(2, 60, 40)
+        packed = packing.pack([(np.ones(n + 1, np.int32), int(n)) for n in lengths], 16)
+        level = random.gamma(4.0, 0.5, 40)  # each document has a difficulty of its own
+        losses = np.zeros(packed.tokens.shape)
+        for row, segment, document in zip(packed.piece_row, packed.piece_segment, packed.piece_document, strict=True):
+            losses[row][packed.segments[row] == segment] = level[document]
+        result = summarise(packed, losses)
+        found.append(result.bits_per_byte)
+        spread.append(result.bits_per_byte_stderr)
+    assert np.mean(spread) == pytest.approx(np.std(found), rel=0.15)
+
+
+def test_rows_left_out_are_counted(packed):
+    losses = np.ones(packed.tokens.shape)
+    seen = np.zeros(len(packed), bool)
+    seen[0] = True
+    part = summarise(packed, losses, seen)
+    assert part.loss == pytest.approx(1.0)
+    assert part.tokens == np.count_nonzero(packed.segments[0])
+    assert part.bits_per_byte == pytest.approx(part.tokens / part.bytes / math.log(2), rel=0.05)
+
+
+def test_one_document_has_no_standard_error():
+    packed = packing.pack(packing.encode(["a long text of one document"], tokenizers.bytes_only()), 8)
+    result = summarise(packed, np.random.default_rng(0).random(packed.tokens.shape))
+    assert (result.units, result.unit) == (4, "window") and result.bits_per_byte_stderr > 0
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    checkpoints.save_model(workdir, CONFIG, tokenizers.bytes_only())
+    model, adamw, _ = small.parts(CONFIG)
+    writer = Checkpoints(workdir, keep=1)
+    writer.save(1, create_state(model, adamw, small.mesh_of(1, 1, 1), 0), {})
+    writer.close()
+    return workdir
+
+
+def test_the_command_gives_other_numbers_than_the_function(run_folder, packed, tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    args = [f"--model={run_folder}", f"--data={tmp_path}/x.jsonl", "--length=16"]
+    assert evaluate.main([*args, f"--json={tmp_path}/out/x.json"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "x.json").read_text())
+    model, params, _ = checkpoints.load_params(run_folder)
+    expected = make_evaluator(model, small.mesh_of(1, 1, 1), 8)(params, packed)
+    assert written["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-5)
+    assert written["bits_per_byte_stderr"] == pytest.approx(expected.bits_per_byte_stderr, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--data=nowhere*"], "no file matches"),
+        (["--data={}/empty.txt"], "is empty: no document"),
+        (["--data={}/x.txt", "--length=33"], "rows of 33 tokens: expected 1 to 32"),
+        (["--data={}/x.txt", "--batch-size=0"], "expected at least 1"),
+        (["--data={}/x.txt", "--model={}"], "config.json"),
+    ],
+)
+def test_bad_input_ends_in_a_stack_trace(run_folder, tmp_path, capsys, args, said):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "x.txt").write_text("text")
+    assert evaluate.main([f"--model={run_folder}", *(a.format(tmp_path) for a in args)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error

@@ -1,0 +1,23 @@
+"""Training runs of seconds."""
+
+from configs import tiny
+
+
+def text(folder, name="x.txt"):
+    """A file of some text; its path."""
+    path = folder / name
+    path.write_text("".join(f"The {n} of {n * 7 % 13} lies {n * n % 17} miles from the {n % 5}. " for n in range(60)))
+    return str(path)
+
+
+def config(folder, **changes):
+    """configs/tiny.py, smaller still; `changes` are dotted fields."""
+    c = tiny.get_config()
+    c.update_from_flattened_dict(
+        {
+            "steps": 12, "batch_size": 8, "length": 16, "data.files": text(folder), "data.cache": str(folder / "cache"),
+            "model.d_model": 16, "model.n_layers": 1, "model.d_ff": 32, "model.n_heads": 2, "model.n_kv_heads": 2, "optimizer.warmup": 2,
+            "log.every": 1, "log.tensorboard": False, "checkpoint.every": 4, "samples.prompts": (), **changes,
+        }
+    )  # fmt: skip
+    return c

@@ -1,0 +1,140 @@
+"""A run: its folder, its end, a signal, another mesh, a loss that is not a number."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from lm.training import checkpoints, loop, trackers
+from tests.lm.training import runs
+
+EVAL = {"eval.every": 6}
+
+
+def losses(workdir):
+    return [(row["step"], {k: v for k, v in row.items() if "loss" in k}) for row in trackers.read(workdir)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """(workdir, how many compilations had been done at each row) of a run nobody disturbed."""
+    compiled, seen = [], {}
+    listen = lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    write = trackers.Trackers.write
+
+    def count(self, row):
+        seen.setdefault(row["step"], len(compiled))
+        write(self, row)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(trackers.Trackers, "write", count)
+        c = runs.config(folder, **EVAL, **{"log.tensorboard": True, "samples.prompts": ("The 3", "")})
+        c.eval.data.heldout = runs.text(folder, "held.txt")
+        assert loop.train(c, folder / "whole") == 0
+    jax.monitoring.clear_event_listeners()
+    return folder / "whole", seen
+
+
+@pytest.fixture(scope="module")
+def stopped(folder):
+    """A run of the same config that got a SIGTERM during its fifth step."""
+    write = trackers.Trackers.write
+
+    def interrupt(self, row):
+        write(self, row)
+        if row["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    c = runs.config(folder, **EVAL)
+    c.eval.data.heldout = runs.text(folder, "held.txt")
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(trackers.Trackers, "write", interrupt)
+        assert loop.train(c, folder / "stopped") == 128 + signal.SIGTERM
+    return folder / "stopped", c
+
+
+def test_the_run_folder_lacks_a_file(whole):
+    workdir, _ = whole
+    assert json.loads((workdir / "config.json").read_text())["optimizer"]["warmup"] == 2
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__ and len(environment["devices"]) == 8
+    status = json.loads((workdir / "status.json").read_text())
+    assert (status["state"], status["step"], status["steps"]) == ("done", 12, 12)
+    assert (workdir / "plots" / "loss.png").stat().st_size > 1000
+    assert list((workdir / "tensorboard").iterdir())
+    assert "## step 12" in (workdir / "samples.md").read_text() and "**The 3**" in (workdir / "samples.md").read_text()
+    rows = trackers.read(workdir)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert [row["step"] for row in rows if "eval/heldout/bits_per_byte" in row] == [6, 12]
+    assert rows[-2]["tokens_per_second"] > 0 and rows[0]["loss"] == pytest.approx(np.log(320), rel=0.05)
+    assert rows[-2]["loss"] < rows[0]["loss"]
+
+
+def test_the_step_compiles_again_after_warm_up(whole):
+    _, compilations = whole
+    assert compilations[2] == compilations[3]  # the first checkpoint, of step 4, compiles copies
+    assert compilations[7] == compilations[11], "evaluation or a checkpoint makes the step compile again"
+
+
+def test_a_finished_run_trains_on(whole, folder, capsys):
+    workdir, _ = whole
+    before = losses(workdir)
+    assert loop.train(runs.config(folder, **EVAL), workdir) == 0
+    assert "nothing to train" in capsys.readouterr().out
+    assert losses(workdir) == before
+
+
+def test_a_signal_loses_a_step_or_repeats_one(whole, stopped, folder):
+    workdir, c = stopped
+    assert json.loads((workdir / "status.json").read_text())["state"] == "stopped"
+    at = checkpoints.steps(workdir)[-1]
+    assert at in (5, 6)
+    shutil.copytree(workdir, folder / "resumed")
+    assert loop.train(c, folder / "resumed") == 0
+    assert losses(folder / "resumed") == losses(whole[0])
+    ours, theirs = (checkpoints.load_params(d)[1] for d in (folder / "resumed", whole[0]))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_run_cannot_continue_on_another_mesh(whole, stopped, folder):
+    shutil.copytree(stopped[0], folder / "other_mesh")
+    c = stopped[1].copy_and_resolve_references()
+    c.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "accumulate": 2})
+    assert loop.train(c, folder / "other_mesh") == 0
+    for (step, ours), (also, theirs) in zip(losses(folder / "other_mesh"), losses(whole[0]), strict=True):
+        assert step == also
+        assert ours == pytest.approx(theirs, abs=2e-4)
+
+
+def test_a_run_continues_with_another_model(stopped, folder):
+    c = stopped[1].copy_and_resolve_references()
+    c.model.d_ff = 48
+    with pytest.raises(checkpoints.CheckpointError, match=r"model.d_ff: 32 in the run, 48 now"):
+        loop.train(c, stopped[0])
+
+
+def test_a_loss_that_is_not_a_number_goes_on(folder):
+    c = runs.config(folder, **{"optimizer.learning_rate": 1e30, "optimizer.clip": 0.0, "optimizer.warmup": 0, "checkpoint.every": 1})
+    with pytest.raises(loop.TrainingError, match=r"is (nan|inf) at step 2: stopped. The last checkpoint is step 1, from before it"):
+        loop.train(c, folder / "nan")
+    assert checkpoints.steps(folder / "nan") == [1]
+    assert [row["step"] for row in trackers.read(folder / "nan")] == [1]
+    status = json.loads((folder / "nan" / "status.json").read_text())
+    assert status["state"] == "failed" and "step 2" in status["error"]
+
+
+def test_weights_to_start_from_are_not_used(whole, folder):
+    c = runs.config(folder, **{"init_from": str(whole[0]), "steps": 1, "tokenizer": "", "optimizer.warmup": 0})
+    assert loop.train(c, folder / "continued") == 0
+    first, last = losses(folder / "continued")[0][1]["loss"], losses(whole[0])[-2][1]["loss"]
+    assert first < last + 0.5 < losses(whole[0])[0][1]["loss"]

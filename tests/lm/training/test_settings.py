@@ -1,0 +1,161 @@
+"""A config that cannot work is refused in words before any data is touched."""
+
+import json
+import pathlib
+
+import jax
+import pytest
+
+from configs import defaults, pretrain_gpt2, tiny
+from lm.data import tokenizers
+from lm.models import build
+from lm.models.config import ConfigError
+from lm.training import command_line, flops, loop, settings
+from tests.lm.training import small
+
+ROOT = pathlib.Path(__file__).parents[3]
+GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate=nan: expected a finite number"),
+        ("optimizer.learning_rate", 0.0, "nothing would be learned"),
+        ("optimizer.b1", 1.0, "optimizer.b1=1.0"),
+        ("steps", -3, "steps=-3: expected a number of at least 1"),
+        ("optimizer.warmup", 10_000, "optimizer.warmup=10000 is more than steps=200"),
+        ("accumulate", 3, "batch_size=16 does not divide by accumulate=3"),
+        ("accumulate", 4, r"batch_size=16 / accumulate=4 = 4 rows do not divide over mesh.data x mesh.fsdp = 8; .* multiple of 32"),
+        ("mesh.fsdp", 3, "does not fit"),
+        ("objective.name", "next_tokn", "did you mean 'next_token'"),
+        ("data.files", "", "set data.files"),
+        ("data.synthetic_rows", 8, "and not both"),
+        ("tokenizer", "", "tokenizer is not set"),
+        ("length", 129, "length=129 is more than model.max_length=128"),
+        ("model.dtype", "float16", "loss scaling"),
+        ("model.n_kv_heads", 3, "n_heads=8 is not a multiple"),
+        ("model.head", "masked_lm", "needs 'causal_lm'"),
+        ("model.vocab_size", 100, "cannot hold the tokenizer's 257 tokens"),
+        ("sharding.activations.length", ("sequence",), "names the mesh axis 'sequence'"),
+        ("sharding.activations.batch", ("data",), None),
+    ],
+)
+def test_a_config_that_cannot_work_is_started(tmp_path, monkeypatch, field, value, said):
+    c = tiny.get_config()
+    c.update_from_flattened_dict({field: value})
+    if said is None:
+        return settings.check(c, 8)
+    monkeypatch.chdir(tmp_path)  # the data files of the config are not here: touching them would be another error
+    with pytest.raises(ConfigError, match=said):
+        loop.train(c, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (
+            ["--config.optimizer.lerning_rate=1"],
+            "the config has no field 'optimizer.lerning_rate' (did you mean 'optimizer.learning_rate'?)",
+        ),
+        (["--config.model.d_moddel=1"], "(did you mean 'model.d_model'?)"),
+        (["--config.steps=many"], "flag --config.steps=many: invalid literal for int"),
+        (["--steps=3"], "Unknown command line flag 'steps'"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_a_mistyped_argument_is_not_explained(args, said):
+    with pytest.raises(ConfigError) as error:
+        command_line.parse(GOOD + args)
+    assert said in str(error.value) and "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("c.optimizer.lerning_rate = 1.0", 'line 4: KeyError: Key "lerning_rate" does not exist'),
+        ("c.steps = 'many'", "line 4: TypeError"),
+        ("return specialise(c, 'tinny', tiny={})", "variant 'tinny' is unknown (did you mean 'tiny'?)"),
+        ("return specialise(c, 'tiny', tiny={'stepps': 3})", "stepps"),
+        ("return 3", "returned no ConfigDict"),
+        ("1 / 0", "line 4: ZeroDivisionError"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_not_explained(tmp_path, content, said):
+    (tmp_path / "c.py").write_text(
+        f"from configs.defaults import defaults, specialise\ndef get_config(v=''):\n    c = defaults()\n    {content}\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        command_line.parse([f"--config={tmp_path}/c.py", "--workdir=x"])
+    assert said in str(error.value) and "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("args", [[], ["--workdir=x"], ["--config=nowhere.py", "--workdir=x"], [GOOD[0]]])
+def test_a_missing_argument_is_not_named(args):
+    with pytest.raises(ConfigError, match=r"--(config|workdir)"):
+        command_line.parse(args)
+
+
+def test_overrides_are_not_applied():
+    config, workdir = command_line.parse(
+        [*GOOD, "--config.steps=7", "--config.optimizer.learning_rate=2", "--config.samples.prompts=('a','b')"]
+    )
+    assert (config.steps, config.optimizer.learning_rate, config.samples.prompts, workdir) == (7, 2.0, ("a", "b"), "unused")
+    assert config.is_locked
+
+
+@pytest.mark.parametrize("variant", ["", "gpt2", "fsdp", "tensor"])
+def test_a_shipped_config_does_not_build(variant):
+    check(tiny.get_config(variant))
+
+
+@pytest.mark.parametrize("variant", ["", "tiny", "bench"])
+def test_the_gpt2_config_does_not_build(variant):
+    c = pretrain_gpt2.get_config(variant)
+    if not c.data.synthetic_rows:
+        c.data.files = "x"
+    check(c)
+
+
+def check(c):
+    settings.check(c, 8)
+    model = build(settings.model_config(c.model, tokenizers.bytes_only()))
+    assert model.logical_axes()
+    json.dumps(c.to_dict())
+
+
+def test_every_field_of_the_model_is_open_to_the_config():
+    section = settings.model_section(small.MODEL)
+    assert settings.model_config(section, None) == small.MODEL
+    section.bos_token_id = 3
+    assert settings.model_config(section, None).bos_token_id == 3
+    assert defaults.defaults().model.keys() == section.keys()
+
+
+def test_the_vocabulary_and_special_tokens_are_not_the_tokenizers():
+    c = settings.model_config(tiny.get_config().model, tokenizers.bytes_only())
+    assert (c.vocab_size, c.bos_token_id, c.eos_token_ids) == (320, 0, (0,))
+
+
+def test_flops_differ_from_what_the_compiler_counts():
+    config = small.MODEL.replace(layers="unrolled", vocab_size=512)
+    model = build(config)
+    from lm.batch import Batch
+
+    batch = Batch.of([list(range(32))] * 4)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"])
+    run = jax.jit(lambda p, b: model.apply({"params": p}, b).logits)
+    counted = run.lower(params, batch).compile().cost_analysis()["flops"] / 128
+    ours = flops.forward_per_token(config.replace(causal=False, head="none"), 32) + 2 * 512 * 32  # XLA computes all scores
+    assert ours == pytest.approx(counted, rel=0.15)
+
+
+def test_the_peak_of_a_device_is_wrong():
+    class Device:
+        def __init__(self, kind):
+            self.device_kind = kind
+
+    kinds = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+             "TPU v6 lite": 918e12, "TPU v4": 275e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H200": 989e12, "cpu": None}  # fmt: skip
+    assert {kind: flops.peak(Device(kind)) for kind in kinds} == kinds
