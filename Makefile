@@ -9,6 +9,7 @@ TORCH ?= torch==2.13.0
 # Arguments for the study, for example: make quickstart ARGS="--samples_dir=/media/samples"
 ARGS ?=
 WORKERS ?= 2
+export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
