@@ -49,7 +49,7 @@ def train(config: settings.Config, workdir: str | pathlib.Path) -> int:
                 step = loop.run()
             finally:
                 loop.close()
-        except Exception as e:
+        except BaseException as e:
             _status(run, config, "failed", None, error=str(e).splitlines()[0] if str(e) else type(e).__name__)
             raise
     return 0 if step == config.steps else 128 + signals.received
@@ -130,7 +130,7 @@ class _Loop:
         shape = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
         self.out.say(f"compiled in {seconds:.1f} s; {held}")
         self.out.say(
-            f"{parameters:,} parameters; {model:.3g} FLOPs a step of {tokens:,} tokens (XLA counts {counted:.3g}); "
+            f"{parameters:,} parameters; {model:.3g} FLOPs a step of {tokens:,} tokens (XLA counts {counted:.3g}, a loop's body once); "
             f"{run.mesh.size} x {jax.devices()[0].device_kind} as {shape}; "
             + ("peak not known, so no MFU" if peak is None else f"peak {peak / 1e12:.0f} TFLOP/s each")
         )

@@ -85,6 +85,8 @@ def check(config: Config, devices: int) -> None:
         raise ConfigError(
             "tokenizer is not set: give a folder, a hub id, a .gguf file, or 'bytes'; python -m lm.train_tokenizer trains one"
         )
+    if not config.tokenizer and not config.init_from and (config.samples.prompts or any(config.eval.data.values())):
+        raise ConfigError("samples.prompts and eval.data hold text, which needs a tokenizer: set one, or leave them empty")
     if not config.init_from and config.length > config.model.max_length:
         raise ConfigError(f"length={config.length} is more than model.max_length={config.model.max_length}; lower one or raise the other")
     if config.model.dtype == "float16" or config.model.param_dtype == "float16":

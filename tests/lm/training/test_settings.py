@@ -32,6 +32,7 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
         ("data.files", "", "set data.files"),
         ("data.synthetic_rows", 8, "and not both"),
         ("tokenizer", "", "tokenizer is not set"),
+        ({"tokenizer": "", "data.files": "", "data.synthetic_rows": 8}, None, "samples.prompts and eval.data hold text"),
         ("length", 129, "length=129 is more than model.max_length=128"),
         ("model.dtype", "float16", "loss scaling"),
         ("model.n_kv_heads", 3, "n_heads=8 is not a multiple"),
@@ -43,7 +44,7 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
 )
 def test_a_config_that_cannot_work_is_started(tmp_path, monkeypatch, field, value, said):
     c = tiny.get_config()
-    c.update_from_flattened_dict({field: value})
+    c.update_from_flattened_dict(field if isinstance(field, dict) else {field: value})
     if said is None:
         return settings.check(c, 8)
     monkeypatch.chdir(tmp_path)  # the data files of the config are not here: touching them would be another error
