@@ -1,14 +1,11 @@
-"""Llama (Touvron et al. 2023) and what shares its shape: Mistral (sliding window), Qwen2 (bias on query, key and value)."""
+"""Llama (Touvron et al. 2023) and what shares its shape: Mistral (sliding window), Qwen2 (biases), Qwen3 (norms of queries and keys)."""
+
+from typing import Any
 
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.rotary import layer_types, rope, rope_to_hf, windows
 from lm.families.table import dense, interleaved, linear, norm, row, table
-from lm.models.config import ConfigError, ModelConfig
-
-ROPE_SCALINGS = {  # rope_type -> the numbers it takes
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
-}
+from lm.models.config import ModelConfig
 
 WEIGHTS = table(
     row("embeddings/token", "model.embed_tokens.weight"),
@@ -17,6 +14,8 @@ WEIGHTS = table(
     dense("layers/attention/key", "model.layers.{i}.self_attn.k_proj"),
     dense("layers/attention/value", "model.layers.{i}.self_attn.v_proj"),
     dense("layers/attention/out", "model.layers.{i}.self_attn.o_proj", inputs=2),
+    norm("layers/attention/query_norm", "model.layers.{i}.self_attn.q_norm"),
+    norm("layers/attention/key_norm", "model.layers.{i}.self_attn.k_norm"),
     norm("layers/mlp_norm", "model.layers.{i}.post_attention_layernorm"),
     dense("layers/mlp/gate", "model.layers.{i}.mlp.gate_proj"),
     dense("layers/mlp/up", "model.layers.{i}.mlp.up_proj"),
@@ -46,72 +45,72 @@ def architectures(model_type: str) -> dict[str, str]:
     return {f"{stem}ForCausalLM": "causal_lm", f"{stem}Model": "none"}
 
 
-def rope(hf: dict) -> tuple[float, tuple[tuple[str, float], ...]]:
-    """rope_theta and our rope_scaling, from `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
-    given = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
-    theta = given.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
-    kind, older = given.pop("rope_type", None), given.pop("type", None)
-    kind = kind or older or "default"
-    expect({**hf, **given}, partial_rotary_factor=1.0)
-    if kind not in ROPE_SCALINGS:
-        raise ConfigError(f"rope_type={kind!r} is not supported for model_type {hf.get('model_type')!r}; one of {', '.join(ROPE_SCALINGS)}")
-    missing = [name for name in ROPE_SCALINGS[kind] if given.get(name) is None]
-    if missing:
-        raise ConfigError(f"rope_type={kind!r} needs {', '.join(missing)} beside it in config.json's rope parameters")
-    return float(theta), tuple((name, float(given[name])) for name in ROPE_SCALINGS[kind])
+def fields(hf: dict, *, kv_heads: int | None = None, fraction: float | None = None) -> dict[str, Any]:
+    """Fields of ModelConfig that every family of Llama's shape spells alike.
 
-
-def window(hf: dict) -> int:
-    """The sliding window of every layer in tokens, 0 for none; layers that differ are refused."""
-    size = hf.get("sliding_window")
-    if hf["model_type"] == "llama" or not size or (hf["model_type"] == "qwen2" and not hf.get("use_sliding_window")):
-        return 0
-    layers = value(hf, "num_hidden_layers")
-    full = min(layers, hf.get("max_window_layers", 28)) if hf["model_type"] == "qwen2" else 0
-    kinds = set(hf.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full))
-    if len(kinds) > 1:
-        raise ConfigError(f"layer_types={sorted(kinds)} mixed in one model is not supported for model_type {hf['model_type']!r}")
-    return size if kinds == {"sliding_attention"} else 0
-
-
-def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig."""
-    model_type = hf["model_type"]
+    kv_heads: the family's default where it is not one for each head; fraction: see `rope`.
+    """
     expect(hf, num_local_experts=0, num_experts=0)
-    attention_bias = bool(hf.get("attention_bias")) and model_type == "llama"
-    theta, scaling = rope(hf)
     d_model, n_heads = value(hf, "hidden_size"), value(hf, "num_attention_heads")
-    return ModelConfig(
-        family=model_type, vocab_size=value(hf, "vocab_size"), d_model=d_model, n_layers=value(hf, "num_hidden_layers"),
-        n_heads=n_heads, n_kv_heads=hf.get("num_key_value_heads") or (8 if model_type == "mistral" else n_heads),
+    return dict(
+        family=hf["model_type"], vocab_size=value(hf, "vocab_size"), d_model=d_model, n_layers=value(hf, "num_hidden_layers"),
+        n_heads=n_heads, n_kv_heads=hf.get("num_key_value_heads") or kv_heads or n_heads,
         head_dim=hf.get("head_dim") or d_model // n_heads, d_ff=value(hf, "intermediate_size"),
-        max_length=value(hf, "max_position_embeddings"), rope_theta=theta, rope_scaling=scaling, sliding_window=window(hf),
-        norm_eps=hf.get("rms_norm_eps", 1e-6), activation=activation(hf, "hidden_act", "silu"),
-        qkv_bias=attention_bias or model_type == "qwen2", out_bias=attention_bias,
-        mlp_bias=bool(hf.get("mlp_bias")) and model_type == "llama", head=head(hf, architectures(model_type)),
-        tie_embeddings=hf.get("tie_word_embeddings", False), initializer_range=hf.get("initializer_range", 0.02), **special_tokens(hf),
+        max_length=value(hf, "max_position_embeddings"), norm_eps=hf.get("rms_norm_eps", 1e-6),
+        activation=activation(hf, "hidden_act", "silu"), head=head(hf, architectures(hf["model_type"])),
+        tie_embeddings=hf.get("tie_word_embeddings", False), initializer_range=hf.get("initializer_range", 0.02),
+        **rope(hf, fraction), **special_tokens(hf),
     )  # fmt: skip
 
 
-def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
-    scaling = {name: int(x) if name.startswith("original") else x for name, x in c.rope_scaling}
-    hf = dict(
+def fields_to_hf(c: ModelConfig) -> dict[str, Any]:
+    """The inverse of `fields`."""
+    return dict(
         vocab_size=c.vocab_size, hidden_size=c.d_model, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
         num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.d_ff, max_position_embeddings=c.max_length,
-        rope_theta=c.rope_theta, rope_scaling=None, rms_norm_eps=c.norm_eps, hidden_act=their_activation(c.activation),
-        tie_word_embeddings=c.tie_embeddings, initializer_range=c.initializer_range, **special_tokens_to_hf(c),
+        rms_norm_eps=c.norm_eps, hidden_act=their_activation(c.activation), tie_word_embeddings=c.tie_embeddings,
+        initializer_range=c.initializer_range, **rope_to_hf(c), **special_tokens_to_hf(c),
     )  # fmt: skip
-    if scaling:
-        hf["rope_scaling"] = {"rope_type": "llama3" if "low_freq_factor" in scaling else "linear", **scaling}
-    if c.family == "llama":
-        hf |= dict(attention_bias=c.qkv_bias, mlp_bias=c.mlp_bias)
-    else:
-        hf["sliding_window"] = c.sliding_window or None
-    if c.family == "qwen2":
-        kind = "sliding_attention" if c.sliding_window else "full_attention"
-        hf |= dict(use_sliding_window=bool(c.sliding_window), max_window_layers=0, layer_types=[kind] * c.n_layers)
-    return hf
+
+
+def llama_from_hf(hf: dict) -> ModelConfig:
+    """config.json -> ModelConfig."""
+    bias = bool(hf.get("attention_bias"))
+    return ModelConfig(**fields(hf), qkv_bias=bias, out_bias=bias, mlp_bias=bool(hf.get("mlp_bias")))
+
+
+def llama_to_hf(c: ModelConfig) -> dict:
+    """ModelConfig -> config.json."""
+    return fields_to_hf(c) | dict(attention_bias=c.qkv_bias, mlp_bias=c.mlp_bias)
+
+
+def mistral_from_hf(hf: dict) -> ModelConfig:
+    """config.json -> ModelConfig. Every layer has the window, or none."""
+    window = windows({**hf, "layer_types": None}, hf.get("sliding_window"), ["sliding_attention"] * value(hf, "num_hidden_layers"))
+    return ModelConfig(**fields(hf, kv_heads=8), **window)
+
+
+def mistral_to_hf(c: ModelConfig) -> dict:
+    """ModelConfig -> config.json."""
+    return fields_to_hf(c) | dict(sliding_window=c.sliding_window or None)
+
+
+def qwen_from_hf(hf: dict) -> ModelConfig:
+    """config.json -> ModelConfig, of Qwen2 (biases) and Qwen3 (q/k norms); layers from `max_window_layers` on have the window."""
+    two, layers = hf["model_type"] == "qwen2", value(hf, "num_hidden_layers")
+    bias, full = bool(hf.get("attention_bias")) and not two, min(layers, hf.get("max_window_layers", 28))
+    size = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
+    kinds = ["full_attention"] * full + ["sliding_attention"] * (layers - full)
+    common = fields({**({} if two else {"head_dim": 128}), **hf})
+    return ModelConfig(**common, **windows(hf, size, kinds), qkv_bias=two or bias, out_bias=bias, qk_norm="none" if two else "head")
+
+
+def qwen_to_hf(c: ModelConfig) -> dict:
+    """ModelConfig -> config.json."""
+    kinds = layer_types(c)
+    hf = dict(use_sliding_window=bool(c.sliding_window), sliding_window=c.sliding_window or None, layer_types=kinds)
+    hf["max_window_layers"] = kinds.count("full_attention")
+    return fields_to_hf(c) | hf | ({} if c.family == "qwen2" else dict(attention_bias=c.qkv_bias))
 
 
 TINY = ModelConfig(
@@ -124,15 +123,17 @@ SMOLLM2_135M = ModelConfig(
 )  # fmt: skip
 
 
-def family(model_type: str, presets: dict[str, ModelConfig], gguf_table=()) -> Family:
+def family(model_type: str, presets: dict[str, ModelConfig], from_hf, to_hf, weights=WEIGHTS, gguf_table=()) -> Family:
+    """A family of Llama's shape, with Llama's tensor names unless `weights` says otherwise."""
     return Family(
-        model_type, architectures(model_type), WEIGHTS, config_from_hf, config_to_hf, presets, prefix="model.",
+        model_type, architectures(model_type), weights, from_hf, to_hf, presets, prefix="model.",
         ignored=(r".*rotary_emb\.inv_freq",), duplicates={"lm_head.weight": "model.embed_tokens.weight"}, gguf_table=gguf_table,
     )  # fmt: skip
 
 
 FAMILIES = (
-    family("llama", {"smollm2_135m": SMOLLM2_135M, "tiny": TINY}, GGUF_WEIGHTS),
-    family("mistral", {"tiny": TINY.replace(family="mistral", sliding_window=32, tie_embeddings=False)}),
-    family("qwen2", {"tiny": TINY.replace(family="qwen2", qkv_bias=True)}),
+    family("llama", {"smollm2_135m": SMOLLM2_135M, "tiny": TINY}, llama_from_hf, llama_to_hf, gguf_table=GGUF_WEIGHTS),
+    family("mistral", {"tiny": TINY.replace(family="mistral", sliding_window=32, tie_embeddings=False)}, mistral_from_hf, mistral_to_hf),
+    family("qwen2", {"tiny": TINY.replace(family="qwen2", qkv_bias=True)}, qwen_from_hf, qwen_to_hf),
+    family("qwen3", {"tiny": TINY.replace(family="qwen3", qk_norm="head")}, qwen_from_hf, qwen_to_hf),
 )

@@ -31,6 +31,8 @@ class Row:
     theirs: str
     rule: Rule
     axis: int = 0
+    fold: int = 1  # leading dimensions, after merging, that their tensor holds as one
+    first: int = 0  # the first entry of our stack that they have; those before keep the value one
 
     @property
     def stacked(self) -> bool:
@@ -41,19 +43,25 @@ class Row:
         abstract = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
         return [jax.eval_shape(self.rule.to_theirs, x).shape for x in abstract]
 
-    def their_shape(self, shapes: list[Shape]) -> Shape:
-        """The shape their tensor must have for our parts to have `shapes`."""
+    def merged_shape(self, shapes: list[Shape]) -> Shape:
+        """The shape of our parts on their side, merged and not yet folded."""
         first, *rest = self.their_shapes(shapes)
         return tuple(n + sum(s[axis] for s in rest) if axis == self.axis else n for axis, n in enumerate(first))
 
+    def their_shape(self, shapes: list[Shape]) -> Shape:
+        """The shape their tensor must have for our parts to have `shapes`."""
+        merged = self.merged_shape(shapes)
+        return (math.prod(merged[: self.fold]), *merged[self.fold :])
+
     def to_ours(self, array: np.ndarray, shapes: list[Shape]) -> list[np.ndarray]:
         sizes = [s[self.axis] for s in self.their_shapes(shapes)] if len(shapes) > 1 else []
-        parts = np.split(array, np.cumsum(sizes)[:-1], axis=self.axis) if sizes else [array]
+        parts = np.split(array.reshape(self.merged_shape(shapes)), np.cumsum(sizes)[:-1], axis=self.axis) if sizes else [array]
         return [self.rule.to_ours(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def to_theirs(self, arrays: list[np.ndarray]) -> np.ndarray:
         parts = [self.rule.to_theirs(array) for array in arrays]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
+        merged = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
+        return merged.reshape(-1, *merged.shape[self.fold :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +92,20 @@ def conv1d(inputs: int = 1) -> Rule:
     )
 
 
+def per_head(inputs: int = 1) -> Rule:
+    """GPT-NeoX's merged projection, a part of it [H, 1, K, in...], <-> ours [in..., H, K]; merge along axis 1 and fold 3 dimensions."""
+
+    def to_ours(array, shape):
+        flat = array.reshape(*shape[inputs:], *shape[:inputs])
+        return flat.transpose(*range(2, 2 + inputs), 0, 1)
+
+    def to_theirs(array):
+        heads_first = array.transpose(inputs, inputs + 1, *range(inputs))
+        return heads_first.reshape(heads_first.shape[0], 1, *heads_first.shape[1:])
+
+    return Rule(to_ours, to_theirs)
+
+
 def interleaved() -> Rule:
     """A rotary projection in llama.cpp's layout [H * K, D], feature pairs adjacent, <-> ours [D, H, K], pairs K / 2 apart."""
 
@@ -98,9 +120,9 @@ def interleaved() -> Rule:
     return Rule(to_ours, to_theirs)
 
 
-def row(ours: str, theirs: str, rule: Rule = SAME, axis: int = 0) -> Row:
-    """A row of the table; several of our paths, separated by spaces, merge into one of their tensors along `axis`."""
-    return Row(tuple(ours.split()), theirs, rule, axis)
+def row(ours: str, theirs: str, rule: Rule = SAME, axis: int = 0, fold: int = 1, first: int = 0) -> Row:
+    """A row of the table; several of our paths, separated by spaces, merge into one of their tensors along `axis`. See `Row`."""
+    return Row(tuple(ours.split()), theirs, rule, axis, fold, first)
 
 
 def dense(ours: str, theirs: str, inputs: int = 1) -> list[Row]:
@@ -132,7 +154,7 @@ def expand(rows: tuple[Row, ...], shapes: dict[str, Shape]) -> dict[str, Slot]:
             continue
         layer_shapes = [shape[1:] for shape in ours]
         their_shape = r.their_shape(layer_shapes)
-        for i in range(ours[0][0]):
+        for i in range(r.first, ours[0][0]):
             slots[r.theirs.format(i=i)] = Slot(r, i, layer_shapes, their_shape)
     homeless = sorted(set(shapes) - {path for r in present for path in r.ours})
     if homeless:

@@ -19,6 +19,10 @@ DECODER = dict(vocab_size=97, hidden_size=24, num_hidden_layers=2, num_attention
 DECODER |= dict(max_position_embeddings=64, **TOKENS)
 GPT2 = dict(vocab_size=101, n_embd=24, n_layer=2, n_head=3, n_positions=32, **TOKENS)
 BERT = dict(vocab_size=83, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=56, max_position_embeddings=40)
+NEOX = dict(vocab_size=89, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, rotary_pct=0.5)
+NEOX |= dict(max_position_embeddings=64, **TOKENS)
+OPT = dict(vocab_size=87, hidden_size=24, word_embed_proj_dim=24, num_hidden_layers=2, num_attention_heads=3, ffn_dim=40)
+OPT |= dict(max_position_embeddings=64, **TOKENS)
 ROPE_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=2.0, original_max_position_embeddings=16)
 
 CASES = {  # name: (transformers class, its base options, what differs)
@@ -40,6 +44,30 @@ CASES = {  # name: (transformers class, its base options, what differs)
     "qwen2": ("Qwen2ForCausalLM", DECODER, dict(rope_theta=1e6)),
     "qwen2-tied": ("Qwen2ForCausalLM", DECODER, dict(num_key_value_heads=1, vocab_size=59, tie_word_embeddings=True)),
     "qwen2-window": ("Qwen2ForCausalLM", DECODER, dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)),
+    "qwen2-mixed": ("Qwen2ForCausalLM", DECODER, dict(use_sliding_window=True, sliding_window=3, max_window_layers=1, num_hidden_layers=3)),
+    "qwen3": ("Qwen3ForCausalLM", DECODER, dict(head_dim=10, rms_norm_eps=1e-3)),
+    "qwen3-biased": ("Qwen3ForCausalLM", DECODER, dict(head_dim=8, attention_bias=True, tie_word_embeddings=True, num_key_value_heads=1)),
+    "qwen3-window": ("Qwen3ForCausalLM", DECODER, dict(head_dim=6, use_sliding_window=True, sliding_window=3, num_hidden_layers=3,
+                                                      layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
+    "openai-gpt": ("OpenAIGPTLMHeadModel", GPT2, {}),
+    "openai-gpt-relu": ("OpenAIGPTLMHeadModel", GPT2, dict(vocab_size=51, n_head=2, afn="relu", layer_norm_epsilon=1e-3, n_layer=3)),
+    "openai-gpt-headless": ("OpenAIGPTModel", GPT2, dict(n_head=4)),
+    "neox": ("GPTNeoXForCausalLM", NEOX, {}),
+    "neox-sequential": ("GPTNeoXForCausalLM", NEOX, dict(
+        use_parallel_residual=False, rotary_pct=1.0, rotary_emb_base=300, attention_bias=False, num_attention_heads=2)),
+    "neox-tied-linear-rope": ("GPTNeoXForCausalLM", NEOX, dict(
+        tie_word_embeddings=True, hidden_act="gelu_new",
+        rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=500.0, partial_rotary_factor=0.5))),
+    "neox-headless": ("GPTNeoXModel", NEOX, dict(vocab_size=45)),
+    "opt": ("OPTForCausalLM", OPT, {}),
+    "opt-post-norm": ("OPTForCausalLM", OPT, dict(do_layer_norm_before=False, num_hidden_layers=3, vocab_size=59)),
+    "opt-unbiased-untied": ("OPTForCausalLM", OPT, dict(enable_bias=False, tie_word_embeddings=False, activation_function="gelu")),
+    "opt-headless": ("OPTModel", OPT, dict(num_attention_heads=2)),
+    "phi3": ("Phi3ForCausalLM", DECODER, dict(rms_norm_eps=1e-3)),
+    "phi3-part": ("Phi3ForCausalLM", DECODER, dict(
+        hidden_size=32, sliding_window=4, tie_word_embeddings=True, num_key_value_heads=4,
+        rope_parameters=dict(rope_type="default", rope_theta=300.0, partial_rotary_factor=0.75))),
+    "phi3-headless": ("Phi3Model", DECODER, dict(vocab_size=47, num_attention_heads=2, num_key_value_heads=1)),
     "bert": ("BertModel", BERT, {}),
     "bert-relu": ("BertModel", BERT, dict(num_attention_heads=4, vocab_size=41, hidden_act="relu", type_vocab_size=3)),
     "bert-masked": ("BertForMaskedLM", BERT, {}),
@@ -48,15 +76,15 @@ CASES = {  # name: (transformers class, its base options, what differs)
 }  # fmt: skip
 
 
-def torch_model(name):
+def torch_model(name, matrices=0.15, vectors=0.15, **more):
     """A random model in evaluation mode whose biases and norms are random too, so that a lost or swapped one shows."""
     class_name, options, changes = CASES[name]
     cls = getattr(transformers, class_name)
     torch.manual_seed(len(name))
-    model = cls(cls.config_class(**options | changes)).eval()
+    model = cls(cls.config_class(**options | changes | more)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
+            parameter.add_(torch.randn_like(parameter) * (matrices if parameter.ndim > 1 else vectors))
         if name == "bert-masked-untied":  # transformers keeps two biases and computes with the second
             model.cls.predictions.bias.copy_(model.cls.predictions.decoder.bias)
     return model
