@@ -1,11 +1,11 @@
 """One way for every entry point to get a model: from a run folder, a directory, a hub id or a GGUF file."""
 
-from pathlib import Path
-
 
 def is_run(path: str) -> bool:
     """Whether `path` is the work directory of a training run."""
-    return (Path(path) / "checkpoints").is_dir()
+    from lm.training.paths import resolve
+
+    return (resolve(path) / "checkpoints").is_dir()
 
 
 def load(path_or_id: str, dtype: str | None = None):

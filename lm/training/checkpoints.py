@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from etils import epath
 
 from lm.models import build
 from lm.models.config import ModelConfig
+from lm.training.paths import Folder, is_remote, local_copy, resolve, upload, write_atomically
 from lm.training.sharding import path_name
 from lm.training.state import TrainState
 
@@ -39,7 +41,7 @@ class Restored:
 class Checkpoints:
     """Writes checkpoints of a run, keeps the newest `keep`. One may be in flight: the next save, `check` or `close` reports its failure."""
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int):
+    def __init__(self, workdir: str | Folder, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True)
         self._directory = _folder(workdir)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -83,19 +85,19 @@ class Checkpoints:
             ) from e
 
 
-def steps(workdir: str | pathlib.Path) -> list[int]:
+def steps(workdir: str | Folder) -> list[int]:
     """The steps whose checkpoints are complete, ascending."""
     return sorted(int(d.name) for d in _step_folders(workdir) if not _missing(d))
 
 
-def restore(workdir: str | pathlib.Path, abstract: TrainState) -> Restored | None:
+def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
     """The newest checkpoint that can be read, placed as `abstract` says; None when there is none to read.
 
     One that is incomplete or unreadable is logged and set aside under another name (never deleted). Raises CheckpointError when none of
     those there can be read, and when one holds other arrays than `abstract`.
     """
     found = sorted(_step_folders(workdir), key=lambda d: int(d.name), reverse=True)
-    rejected: list[tuple[pathlib.Path, str]] = []
+    rejected: list[tuple[Folder, str]] = []
     result = None
     for folder in found:
         if missing := _missing(folder):
@@ -126,7 +128,7 @@ def restore(workdir: str | pathlib.Path, abstract: TrainState) -> Restored | Non
     return result
 
 
-def load_params(workdir: str | pathlib.Path, step: int | None = None, shardings=None) -> tuple[Any, dict, Any]:
+def load_params(workdir: str | Folder, step: int | None = None, shardings=None) -> tuple[Any, dict, Any]:
     """(model, params, tokenizer) of a run folder, from its newest checkpoint or that of `step`. Params are plain nested dicts.
 
     `shardings`: a tree like params of where to put them; default: the first local device. Raises CheckpointError.
@@ -148,7 +150,8 @@ def load_params(workdir: str | pathlib.Path, step: int | None = None, shardings=
         folder = _folder(workdir) / str(candidate)
         try:
             params = _read(folder, {"params": abstract}, partial=True)["params"]
-            return model, params, load_tokenizer(str(_model_folder(workdir) / "tokenizer"))
+            with local_copy(_model_folder(workdir) / "tokenizer") as files:
+                return model, params, load_tokenizer(str(files))
         except CheckpointError:
             raise
         except Exception as e:
@@ -157,7 +160,7 @@ def load_params(workdir: str | pathlib.Path, step: int | None = None, shardings=
     raise CheckpointError(f"no checkpoint of {workdir} can be read ({'; '.join(reasons)})")
 
 
-def check_model(workdir: str | pathlib.Path, config: ModelConfig) -> None:
+def check_model(workdir: str | Folder, config: ModelConfig) -> None:
     """Raises CheckpointError, with a diff, when the run folder holds a run of another model."""
     path = _model_folder(workdir) / "config.json"
     if not path.exists():
@@ -174,31 +177,31 @@ def check_model(workdir: str | pathlib.Path, config: ModelConfig) -> None:
         )
 
 
-def save_model(workdir: str | pathlib.Path, config: ModelConfig, tokenizer) -> None:
+def save_model(workdir: str | Folder, config: ModelConfig, tokenizer) -> None:
     """Writes what the weights mean beside them."""
     folder = _model_folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
+    if tokenizer is not None and is_remote(folder):
+        with tempfile.TemporaryDirectory() as temporary:
+            tokenizer.save_pretrained(temporary)
+            upload(pathlib.Path(temporary), folder / "tokenizer")
+    elif tokenizer is not None:
         tokenizer.save_pretrained(str(folder / "tokenizer"))
     write_atomically(folder / "config.json", json.dumps(_plain(config), indent=1))
 
 
-def load_model_config(workdir: str | pathlib.Path) -> ModelConfig:
+def load_model_config(workdir: str | Folder) -> ModelConfig:
     """The ModelConfig a run folder was trained with. Raises CheckpointError when the folder is not one."""
     path = _model_folder(workdir) / "config.json"
     if not path.exists():
-        raise CheckpointError(f"{workdir} is not a run folder: it has no {path.relative_to(pathlib.Path(workdir).absolute())}")
+        raise CheckpointError(f"{workdir} is not a run folder: it has no model/config.json")
     fields = json.loads(path.read_text())
-    fields["eos_token_ids"] = tuple(fields["eos_token_ids"])
-    fields["rope_scaling"] = tuple(tuple(pair) for pair in fields["rope_scaling"])
-    return ModelConfig(**fields)
+    return ModelConfig(**{name: _tuples(value) for name, value in fields.items()})
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a small file whole."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _tuples(value):
+    """JSON's lists as the tuples that ModelConfig holds."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _plain(config: ModelConfig) -> dict:
@@ -208,20 +211,20 @@ def _plain(config: ModelConfig) -> dict:
 _COMPUTE = ("dtype", "remat", "dropout")  # may differ between the parts of one run
 
 
-def _folder(workdir) -> pathlib.Path:
-    return pathlib.Path(workdir).absolute() / "checkpoints"
+def _folder(workdir) -> Folder:
+    return resolve(workdir) / "checkpoints"
 
 
-def _model_folder(workdir) -> pathlib.Path:
-    return pathlib.Path(workdir).absolute() / "model"
+def _model_folder(workdir) -> Folder:
+    return resolve(workdir) / "model"
 
 
-def _step_folders(workdir) -> list[pathlib.Path]:
+def _step_folders(workdir) -> list[Folder]:
     folder = _folder(workdir)
     return [d for d in folder.iterdir() if d.name.isdigit()] if folder.is_dir() else []
 
 
-def _missing(folder: pathlib.Path) -> str:
+def _missing(folder: Folder) -> str:
     """The first file of a whole checkpoint that is not there, or ''."""
     for name in ("_CHECKPOINT_METADATA", "state/_METADATA", "data/metadata"):
         if not (folder / name).is_file():
@@ -229,7 +232,7 @@ def _missing(folder: pathlib.Path) -> str:
     return ""
 
 
-def _set_aside(folders: list[pathlib.Path]) -> None:
+def _set_aside(folders: list[Folder]) -> None:
     if jax.process_index() == 0:
         for folder in folders:
             number = 0
@@ -252,13 +255,13 @@ def _parameter_shapes(model):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]]))["params"])
 
 
-def _shapes(folder: pathlib.Path) -> dict[str, tuple]:
+def _shapes(folder: Folder) -> dict[str, tuple]:
     """Path -> (shape, dtype) of every saved array."""
     tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / "state")).tree
     return {path_name(path): (tuple(x.shape), jnp.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _refuse_other_arrays(folder: pathlib.Path, saved: dict[str, tuple], abstract: dict) -> None:
+def _refuse_other_arrays(folder: Folder, saved: dict[str, tuple], abstract: dict) -> None:
     """Orbax would cast another dtype silently, and say little about another shape."""
     wanted = {path_name(path): (x.shape, jnp.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
     show = lambda entry: "nothing" if entry is None else f"{entry[1]}{list(entry[0])}"
@@ -271,11 +274,11 @@ def _refuse_other_arrays(folder: pathlib.Path, saved: dict[str, tuple], abstract
         raise CheckpointError(f"{folder} does not fit this model and optimizer:\n" + "\n".join(changed[:20]))
 
 
-def _read(folder: pathlib.Path, abstract: dict, partial: bool = False) -> dict:
+def _read(folder: Folder, abstract: dict, partial: bool = False) -> dict:
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=partial)
     return ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=args)
 
 
-def _read_data(folder: pathlib.Path) -> dict:
+def _read_data(folder: Folder) -> dict:
     return json.loads((folder / "data" / "metadata").read_text())

@@ -11,7 +11,7 @@ import jax
 from lm.data import packing
 from lm.data.batches import TrainBatches
 from lm.evaluation.perplexity import make_evaluator
-from lm.training import checkpoints, flops, run_folder, settings, setup, sharding, trackers
+from lm.training import checkpoints, flops, paths, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.report import Report, Stopwatch, amount
 from lm.training.setup import Run
@@ -24,12 +24,12 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message says at which step, why, and what is saved."""
 
 
-def train(config: settings.Config, workdir: str | pathlib.Path) -> int:
+def train(config: settings.Config, workdir: str | paths.Folder) -> int:
     """Trains as `config` says, or continues the run in `workdir`. Returns 0 when it is done, 128 + n when signal n stopped it (all saved).
 
     Raises ConfigError, DataError, WeightsError or CheckpointError before the first step, TrainingError or CheckpointError after it.
     """
-    workdir = pathlib.Path(workdir).absolute()
+    workdir = paths.resolve(workdir)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(config.compilation_cache).expanduser()))
     out = Report()
@@ -177,6 +177,7 @@ class _Loop:
         if c.samples.prompts and (step == c.steps or (c.samples.every and step % c.samples.every == 0)):
             self._sample(step)
         if step % c.checkpoint.every == 0 or step == c.steps:
+            self.trackers.sync()
             self.checkpoints.save(step, self.state, self.batches.state())
         self.watch.paused(time.monotonic() - begun)
 

@@ -11,12 +11,12 @@ import time
 
 import jax
 
-from lm.training.checkpoints import write_atomically
+from lm.training.paths import Folder, write_atomically
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
 
 
-def write_config(workdir: pathlib.Path, config: dict) -> list[str]:
+def write_config(workdir: Folder, config: dict) -> list[str]:
     """Writes config.json; returns what differs from the one that was there, as lines "field: old -> new"."""
     path = workdir / "config.json"
     new = json.loads(json.dumps(config))
@@ -27,7 +27,7 @@ def write_config(workdir: pathlib.Path, config: dict) -> list[str]:
     return [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names if before.get(name) != now.get(name)]
 
 
-def write_environment(workdir: pathlib.Path) -> None:
+def write_environment(workdir: Folder) -> None:
     """Writes environment.json: command, code, versions and devices."""
     environment = {
         "command": sys.argv,
@@ -42,13 +42,13 @@ def write_environment(workdir: pathlib.Path) -> None:
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=1))
 
 
-def write_status(workdir: pathlib.Path, state: str, step: int, steps: int, eta_s: float | None = None, error: str = "") -> None:
+def write_status(workdir: Folder, state: str, step: int, steps: int, eta_s: float | None = None, error: str = "") -> None:
     """Writes status.json; `state` is running, stopped (saved on a signal), done or failed, and `eta_s` the seconds left, where known."""
     status = {"state": state, "step": step, "steps": steps, "eta_s": eta_s, "error": error, "time": time.time(), "pid": os.getpid()}
     write_atomically(workdir / "status.json", json.dumps(status))
 
 
-def write_samples(workdir: pathlib.Path, step: int, samples: list[tuple[str, str]]) -> None:
+def write_samples(workdir: Folder, step: int, samples: list[tuple[str, str]]) -> None:
     """Puts (prompt, continuation) pairs of a step into samples.md, newest first; a step written again is replaced."""
     path = workdir / "samples.md"
     sections = path.read_text(encoding="utf-8").split("\n## step ")[1:] if path.exists() else []

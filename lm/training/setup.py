@@ -18,10 +18,12 @@ from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
 from lm.training import checkpoints, optimizer, settings, sharding
 from lm.training.mesh import make_mesh
+from lm.training.paths import Folder, is_remote
 from lm.training.sharding import Rules
 from lm.training.state import TrainState, abstract_state, create_state
 from lm.training.step import make_train_step
 
+CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # of runs in object storage
 COMPUTE = ("dtype", "param_dtype", "remat", "layers", "dropout")  # what config.model says about a model that init_from brings
 
 
@@ -29,7 +31,7 @@ COMPUTE = ("dtype", "param_dtype", "remat", "layers", "dropout")  # what config.
 class Run:
     """The parts of a training run. `params` are those of init_from, or None; `abstract` describes the state on the mesh."""
 
-    workdir: pathlib.Path
+    workdir: Folder
     model: LanguageModel
     params: dict | None
     tokenizer: Any
@@ -48,7 +50,7 @@ class Run:
         )
 
 
-def prepare(config: settings.Config, workdir: pathlib.Path) -> Run:
+def prepare(config: settings.Config, workdir: Folder) -> Run:
     """Builds all that needs no data. Raises ConfigError, CheckpointError or WeightsError before anything is compiled."""
     settings.check(config, jax.device_count())
     mesh = make_mesh(**config.mesh.to_dict())
@@ -94,7 +96,8 @@ def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
 
 
 def _pack(config, run: Run, files: str) -> Packed:
-    cache = config.data.cache or run.workdir / "cache"
+    # Packed rows are memory-mapped, so they stay on a local disk.
+    cache = config.data.cache or (CACHE if is_remote(run.workdir) else run.workdir / "cache")
     return packing.pack_files(files, run.tokenizer, config.length, cache, field=config.data.field, separator=config.data.separator)
 
 

@@ -1,7 +1,11 @@
 """Trackers: metrics.jsonl (one row a step, exactly once also across kills), TensorBoard, and the picture of the loss."""
 
+import io
 import json
 import pathlib
+import tempfile
+
+from lm.training.paths import Folder, is_remote, resolve, upload
 
 FILE = "metrics.jsonl"
 
@@ -9,17 +13,26 @@ FILE = "metrics.jsonl"
 class Trackers:
     """Writes rows of metrics for a run that continues after `step`; with `active` False (every process but the first) it writes nothing."""
 
-    def __init__(self, workdir: str | pathlib.Path, step: int, tensorboard: bool = True, active: bool = True):
+    def __init__(self, workdir: str | Folder, step: int, tensorboard: bool = True, active: bool = True):
         self._file = self._board = None
         if not active:
             return
-        workdir = pathlib.Path(workdir)
-        keep_until(workdir / FILE, step)
-        self._file = (workdir / FILE).open("a", encoding="utf-8")
+        folder = resolve(workdir)
+        self._remote = folder if is_remote(folder) else None
+        if self._remote is None:
+            local = pathlib.Path(folder)
+        else:  # object storage cannot append: rows are kept here, and copied there by `sync`
+            self._temporary = tempfile.TemporaryDirectory()
+            local = pathlib.Path(self._temporary.name)
+            if (self._remote / FILE).exists():
+                (local / FILE).write_bytes((self._remote / FILE).read_bytes())
+        self._local = local
+        keep_until(local / FILE, step)
+        self._file = (local / FILE).open("a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+            self._board = SummaryWriter(str(local / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: dict) -> None:
         """Appends a row; it must have a "step", and reaches the operating system before this returns."""
@@ -32,8 +45,17 @@ class Trackers:
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, int(row["step"]))
 
+    def sync(self) -> None:
+        """Copies everything written so far to a run folder in object storage; a local one has it already."""
+        if self._file is not None and self._remote is not None:
+            if self._board is not None:
+                self._board.flush()
+            upload(self._local, self._remote)
+
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Writes out what is buffered; does nothing the second time."""
+        if self._file is not None and not self._file.closed:
+            self.sync()
         if self._file is not None:
             self._file.close()
         if self._board is not None:
@@ -58,14 +80,14 @@ def keep_until(path: pathlib.Path, step: int) -> None:
             f.truncate(end)
 
 
-def read(workdir: str | pathlib.Path) -> list[dict]:
+def read(workdir: str | Folder) -> list[dict]:
     """The whole rows of a run's metrics.jsonl, in order."""
-    path = pathlib.Path(workdir) / FILE
+    path = resolve(workdir) / FILE
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def plot(workdir: str | pathlib.Path) -> None:
+def plot(workdir: str | Folder) -> None:
     """Draws plots/loss.png: training loss, and every evaluated loss, over steps."""
     from matplotlib.figure import Figure
 
@@ -83,7 +105,8 @@ def plot(workdir: str | pathlib.Path) -> None:
     axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    folder = pathlib.Path(workdir) / "plots"
-    folder.mkdir(exist_ok=True)
-    figure.savefig(folder / "loss.new.png", dpi=120)
-    (folder / "loss.new.png").replace(folder / "loss.png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    folder = resolve(workdir) / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "loss.png").write_bytes(picture.getvalue())
