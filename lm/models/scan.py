@@ -1,0 +1,227 @@
+"""The numerics of state-space models: causal convolution, selective scan (S6) and state-space duality (SSD).
+
+All three treat a row of documents as if each were alone. `segments` int [B, T] number the documents of a row, 0 is padding: state and
+convolution window start from nothing where the number changes, and padding leaves them as they are. A state (or window) that is passed in
+belongs to the row's first document, the one that comes back to its last; one document may so be read in pieces, in any lengths, as long as
+padding lies before or after its tokens of a call, not between them, and none lies before a piece that continues.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def runs(segments_BT) -> tuple[jax.Array, jax.Array]:
+    """Which document of its row every position is in, int32 [B, T] from 0, and whether it is a token at all, bool [B, T].
+
+    Padding counts to the document before it, and at the head of a row to the first.
+    """
+    real = segments_BT != 0
+    latest = jax.lax.cummax(jnp.where(real, jnp.arange(segments_BT.shape[1]), -1), axis=1)
+    latest = jnp.where(latest < 0, jnp.argmax(real, axis=1, keepdims=True), latest)
+    document = jnp.take_along_axis(segments_BT, latest, axis=1)
+    changes = document[:, 1:] != document[:, :-1]
+    return jnp.cumsum(jnp.pad(changes, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32), real
+
+
+def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, jax.Array]:
+    """Depthwise convolution over the K latest tokens of the same document, the current one last: y_t = sum_k kernel_k x_{t-K+1+k}.
+
+    x_BTC [B, T, C]; kernel_KC [K, C]; window [B, K - 1, C], the inputs before the first token, or None for none.
+    Returns y [B, T, C] in the dtype of x, and the window that continues the row.
+    """
+    width, (batch, length, channels) = kernel_KC.shape[0], x_BTC.shape
+    run, real = runs(segments_BT)
+    x = jnp.where(real[..., None], x_BTC, 0)
+    window = jnp.zeros((batch, width - 1, channels), x.dtype) if window is None else window.astype(x.dtype)
+    x = jnp.concatenate([window, x], axis=1)
+    runs_of_x = jnp.pad(run, ((0, 0), (width - 1, 0)))  # the window is of the row's first document, which has number 0
+    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    y = jnp.zeros((batch, length, channels), dtype)
+    for k in range(width):
+        shift = slice(k, k + length)
+        y += jnp.where((runs_of_x[:, shift] == run)[..., None], x[:, shift], 0) * kernel_KC[k].astype(dtype)
+    after = jnp.max(jnp.where(real, jnp.arange(1, length + 1), 0), axis=1)  # how many positions until the row's last token
+    cut = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, width - 1))
+    window = jnp.where((cut(runs_of_x, after) == run[:, -1:])[..., None], cut(x, after), 0)
+    return y.astype(x_BTC.dtype), window
+
+
+def selective_scan(u, dt, A, B, C, D, segments, state=None, chunk=32) -> tuple[jax.Array, jax.Array]:
+    """S6 (Gu & Dao 2023, Algorithm 2): h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t.
+
+    u [B, T, E]; dt [B, T, E], positive; A [E, N], negative; B and C [B, T, N]; D [E]; state [B, N, E] or None for zeros.
+    Returns y [B, T, E] in the dtype of u and the last state, which like all arithmetic is float32 (float64 if u is).
+
+    Of the states [T, N, E] only one in every `chunk` tokens is kept for the backward pass, which recomputes the others a chunk at a time:
+    memory beyond the inputs and their gradients is (T / chunk + a few times chunk) N E numbers.
+    """
+    run, real = runs(segments)
+    dtype = jnp.promote_types(jnp.float32, u.dtype)
+    dt, A = jnp.where(real[..., None], dt, 0).astype(dtype), A.T.astype(dtype)
+    state = jnp.zeros((u.shape[0], *A.shape), dtype) if state is None else state.astype(dtype)
+    if u.shape[1] == 1:  # a decoding step
+        y, state = _s6_step(A, state, *(x[:, 0].astype(dtype) for x in (u, dt, B, C)))
+        y = y[:, None]
+    else:
+        starts = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (1, 0)))
+        y, state = _s6(A, state, _chunks((u, dt, B, C, starts), chunk))
+        y = _unchunked(y, u.shape[1])
+    return (y + u.astype(dtype) * D.astype(dtype)).astype(u.dtype), state
+
+
+def ssd(x, dt, A, B, C, D, segments, state=None, chunk=64) -> tuple[jax.Array, jax.Array]:
+    """Mamba-2's SSD (Dao & Gu 2024, section 6): h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t + D x_t, in matmuls.
+
+    x [B, T, H, P]; dt [B, T, H], positive; A and D [H], A negative; B and C [B, T, G, N], each shared by H / G consecutive heads;
+    state [B, H, P, N] or None for zeros. Returns y [B, T, H, P] in the dtype of x and the last state, which like all arithmetic is
+    float32 (float64 if x is). The backward pass keeps the state at every border between chunks and recomputes what is inside.
+    """
+    (batch, length, heads, width), (groups, n) = x.shape, B.shape[2:]
+    run, real = runs(segments)
+    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    dt, A = jnp.where(real[..., None], dt, 0).astype(dtype), A.astype(dtype)
+    state = jnp.zeros((batch, heads, width, n), dtype) if state is None else state.astype(dtype)
+    if length == 1:  # a decoding step
+        y, state = _ssd_step(A, state, *(z[:, 0].astype(dtype) for z in (x, dt, B, C)))
+        y = y[:, None]
+    else:
+        starts = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (1, 0)))
+        split = (groups, heads // groups)  # a head is (g, r): the r-th of group g
+        grouped = (x.reshape(batch, length, *split, width), dt.reshape(batch, length, *split), B, C, starts)
+        body = jax.checkpoint(functools.partial(_ssd_chunk, A.reshape(split)), prevent_cse=False)
+        state, y = jax.lax.scan(body, state.reshape(batch, *split, width, n), _chunks(grouped, chunk))
+        y, state = _unchunked(y, length).reshape(x.shape), state.reshape(batch, heads, width, n)
+    return (y + x.astype(dtype) * D.astype(dtype)[:, None]).astype(x.dtype), state
+
+
+def _chunks(arrays, chunk: int):
+    """[B, T, ...] -> [T / chunk, chunk, B, ...]; zeros fill up the last chunk, and a zero dt leaves the state alone."""
+
+    def split(x):
+        x = jnp.moveaxis(x, 1, 0)
+        size = min(chunk, x.shape[0])
+        x = jnp.pad(x, ((0, -x.shape[0] % size), *((0, 0),) * (x.ndim - 1)))
+        return x.reshape(-1, size, *x.shape[1:])
+
+    return jax.tree.map(split, arrays)
+
+
+def _unchunked(x, length: int) -> jax.Array:
+    """The inverse of `_chunks`."""
+    return jnp.moveaxis(x.reshape(-1, *x.shape[2:])[:length], 0, 1)
+
+
+def _s6_step(A, h, u, dt, B, C):
+    """One token. A [N, E]; h [B, N, E]; u, dt [B, E]; B, C [B, N] -> y [B, E], h."""
+    h = jnp.exp(dt[:, None] * A) * h + (dt * u)[:, None] * B[..., None]
+    return jnp.einsum("bne,bn->be", h, C), h
+
+
+def _sequential(a, b, h, reverse):
+    def step(h, ab):
+        h = ab[0] * h + ab[1]
+        return h, h
+
+    return jax.lax.scan(step, h, (a, b), reverse=reverse)[1]
+
+
+def _parallel(a, b, h, reverse):
+    def combine(first, then):
+        return then[0] * first[0], then[0] * first[1] + then[1]
+
+    a, b = jax.lax.associative_scan(combine, (a, b), reverse=reverse)
+    return a * h + b
+
+
+def _recurrence(a, b, h, reverse=False) -> jax.Array:
+    """All states of h_q = a_q h_{q-1} + b_q, q the leading axis (in `reverse`: h_q = a_q h_{q+1} + b_q), from h beyond its end.
+
+    Token by token where steps are cheap and memory is slow (CPU), as a tree of depth log Q where every step is a kernel launch.
+    """
+    branch = {name: functools.partial(f, reverse=reverse) for name, f in (("cpu", _sequential), ("default", _parallel))}
+    return jax.lax.platform_dependent(a, b, h, **branch)
+
+
+def _s6_inside(A, h, u, dt, B, starts):
+    """Decay a, input b and states of one chunk, each [Q, B, N, E], from the state h [B, N, E] before it."""
+    a = jnp.where(starts[..., None, None], 0, jnp.exp(dt[:, :, None] * A))
+    return a, _recurrence(a, (dt * u)[:, :, None] * B[..., None], h)
+
+
+def _s6_forward(A, h, chunks):
+    """y [chunks, Q, B, E], the last state, and the state before every chunk."""
+
+    def body(h, chunk):
+        u, dt, B, C, starts = (x.astype(h.dtype) if x.dtype != bool else x for x in chunk)
+        _, states = _s6_inside(A, h, u, dt, B, starts)
+        return states[-1], (jnp.einsum("qbne,qbn->qbe", states, C), h)
+
+    last, (y, borders) = jax.lax.scan(body, h, chunks)
+    return y, last, borders
+
+
+@jax.custom_vjp
+def _s6(A, h, chunks):
+    y, last, _ = _s6_forward(A, h, chunks)
+    return y, last
+
+
+def _s6_fwd(A, h, chunks):
+    y, last, borders = _s6_forward(A, h, chunks)
+    return (y, last), (A, borders, chunks)
+
+
+def _s6_bwd(kept, cotangents):
+    """The adjoint recurrence, chunk by chunk from the end: with g_t the gradient of h_t, g_t = C_t dy_t + a_{t+1} g_{t+1}.
+
+    Sums over N and E are written as matmuls: XLA's CPU reductions over a middle axis are many times slower.
+    """
+    A, borders, chunks = kept
+    ones = jnp.ones_like(A[:, 0])
+
+    def body(carry, chunk):
+        s, dA = carry  # s = a g of the token after
+        before, inputs, dy = chunk
+        u, dt, B, C, starts = (x.astype(s.dtype) if x.dtype != bool else x for x in inputs)
+        a, h = _s6_inside(A, before, u, dt, B, starts)
+        Cdy = C[..., None] * dy[:, :, None]
+        s_all = _recurrence(a, a * Cdy, s, reverse=True)
+        g = Cdy + jnp.concatenate([s_all[1:], s[None]])
+        decay = s_all * jnp.concatenate([before[None], h[:-1]])  # the gradient of log a, that is of dt A
+        d_input = jnp.einsum("qbne,qbn->qbe", g, B)  # of dt u
+        d_dt = jnp.einsum("qbne,n->qbe", decay * A, ones) + d_input * u
+        dB, dC = jnp.einsum("qbne,qbe->qbn", g, dt * u), jnp.einsum("qbne,qbe->qbn", h, dy)
+        gradients = (x.astype(primal.dtype) for x, primal in zip((d_input * dt, d_dt, dB, dC), inputs, strict=False))
+        return (s_all[0], dA + jnp.einsum("qbne,qbe->ne", decay, dt)), tuple(gradients)
+
+    dy, dlast = cotangents
+    (dh, dA), gradients = jax.lax.scan(body, (dlast, jnp.zeros_like(A)), (borders, chunks, dy), reverse=True)
+    return dA, dh, (*gradients, None)
+
+
+_s6.defvjp(_s6_fwd, _s6_bwd)
+
+
+def _ssd_step(A, h, x, dt, B, C):
+    """One token. A [H]; h [B, H, P, N]; x [B, H, P]; dt [B, H]; B, C [B, G, N] -> y [B, H, P], h."""
+    B, C = (jnp.repeat(z, x.shape[1] // z.shape[1], axis=1) for z in (B, C))
+    h = jnp.exp(dt * A)[..., None, None] * h + (dt[..., None] * x)[..., None] * B[:, :, None]
+    return jnp.einsum("bhpn,bhn->bhp", h, C), h
+
+
+def _ssd_chunk(A, h, chunk):
+    """One chunk of listing 1: h [B, G, R, P, N] before it, x [Q, B, G, R, P], dt [Q, B, G, R], B and C [Q, B, G, N] -> h after it, y."""
+    x, dt, B, C, starts = (z.astype(h.dtype) if z.dtype != bool else z for z in chunk)
+    run = jnp.cumsum(starts, axis=0)  # the document of every token, as the chunk counts them: the state before it belongs to 0
+    log_decay = jnp.cumsum(dt * A, axis=0)
+    total, dtx = log_decay[-1], dt[..., None] * x
+    sees = (run[:, None] == run[None]) & jnp.tril(jnp.ones((len(run),) * 2, bool))[..., None]  # [Q, S, B]: q sees s
+    decay = jnp.exp(jnp.where(sees[..., None, None], log_decay[:, None] - log_decay[None], -jnp.inf))
+    scores = jnp.einsum("qbgn,sbgn->qsbg", C, B)
+    y = jnp.einsum("qsbgr,sbgrp->qbgrp", scores[..., None] * decay, dtx)
+    carried = jnp.where((run == 0)[..., None, None], jnp.exp(log_decay), 0)
+    y += jnp.einsum("qbgn,bgrpn->qbgrp", C, h) * carried[..., None]
+    kept = jnp.where((run == run[-1])[..., None, None], jnp.exp(total - log_decay), 0)
+    return carried[-1][..., None, None] * h + jnp.einsum("qbgrp,qbgn->bgrpn", dtx * kept[..., None], B), y
