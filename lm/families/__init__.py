@@ -1,10 +1,11 @@
 """The registry of families: what can be exchanged with Hugging Face, by `model_type`."""
 
-from lm.families import bert, gpt2, gpt_neox, llama, openai_gpt, opt, phi3
+from lm.families import bert, gemma, gpt2, gpt_neox, llama, olmo2, openai_gpt, opt, phi3, stablelm
 from lm.families.family import Family
 from lm.models.config import ConfigError, ModelConfig, nearest
 
-FAMILIES: dict[str, Family] = {f.model_type: f for module in (openai_gpt, gpt2, gpt_neox, opt, llama, phi3, bert) for f in module.FAMILIES}
+MODULES = (openai_gpt, gpt2, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert)
+FAMILIES: dict[str, Family] = {f.model_type: f for module in MODULES for f in module.FAMILIES}
 
 __all__ = ["FAMILIES", "Family", "config_from_hf", "get", "markdown", "preset"]
 

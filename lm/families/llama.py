@@ -41,14 +41,17 @@ GGUF_WEIGHTS = table(
 
 
 def architectures(model_type: str) -> dict[str, str]:
-    stem = model_type.capitalize()
+    stem = {"stablelm": "StableLm"}.get(model_type, model_type.capitalize())
     return {f"{stem}ForCausalLM": "causal_lm", f"{stem}Model": "none"}
 
 
-def fields(hf: dict, *, kv_heads: int | None = None, fraction: float | None = None) -> dict[str, Any]:
+def fields(
+    hf: dict, *, kv_heads: int | None = None, fraction: float | None = None, act: tuple[str, str] = ("hidden_act", "silu")
+) -> dict[str, Any]:
     """Fields of ModelConfig that every family of Llama's shape spells alike.
 
-    kv_heads: the family's default where it is not one for each head; fraction: see `rope`.
+    kv_heads: the family's default where it is not one for each head; fraction: see `rope`; act: what the activation function is
+    called, and its default.
     """
     expect(hf, num_local_experts=0, num_experts=0)
     d_model, n_heads = value(hf, "hidden_size"), value(hf, "num_attention_heads")
@@ -57,7 +60,7 @@ def fields(hf: dict, *, kv_heads: int | None = None, fraction: float | None = No
         n_heads=n_heads, n_kv_heads=hf.get("num_key_value_heads") or kv_heads or n_heads,
         head_dim=hf.get("head_dim") or d_model // n_heads, d_ff=value(hf, "intermediate_size"),
         max_length=value(hf, "max_position_embeddings"), norm_eps=hf.get("rms_norm_eps", 1e-6),
-        activation=activation(hf, "hidden_act", "silu"), head=head(hf, architectures(hf["model_type"])),
+        activation=activation(hf, *act), head=head(hf, architectures(hf["model_type"])),
         tie_embeddings=hf.get("tie_word_embeddings", False), initializer_range=hf.get("initializer_range", 0.02),
         **rope(hf, fraction), **special_tokens(hf),
     )  # fmt: skip

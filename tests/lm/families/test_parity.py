@@ -23,6 +23,8 @@ NEOX = dict(vocab_size=89, hidden_size=24, num_hidden_layers=2, num_attention_he
 NEOX |= dict(max_position_embeddings=64, **TOKENS)
 OPT = dict(vocab_size=87, hidden_size=24, word_embed_proj_dim=24, num_hidden_layers=2, num_attention_heads=3, ffn_dim=40)
 OPT |= dict(max_position_embeddings=64, **TOKENS)
+GEMMA2 = DECODER | dict(head_dim=10, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10)
+GEMMA2 |= dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
 ROPE_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=2.0, original_max_position_embeddings=16)
 
 CASES = {  # name: (transformers class, its base options, what differs)
@@ -68,6 +70,21 @@ CASES = {  # name: (transformers class, its base options, what differs)
         hidden_size=32, sliding_window=4, tie_word_embeddings=True, num_key_value_heads=4,
         rope_parameters=dict(rope_type="default", rope_theta=300.0, partial_rotary_factor=0.75))),
     "phi3-headless": ("Phi3Model", DECODER, dict(vocab_size=47, num_attention_heads=2, num_key_value_heads=1)),
+    "gemma": ("GemmaForCausalLM", DECODER, dict(head_dim=10)),
+    "gemma-biased": ("GemmaForCausalLM", DECODER, dict(head_dim=8, attention_bias=True, num_key_value_heads=1, rms_norm_eps=1e-3)),
+    "gemma-headless": ("GemmaModel", DECODER, dict(head_dim=6, hidden_act="silu", vocab_size=51)),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA2, {}),
+    "gemma2-pattern": ("Gemma2ForCausalLM", GEMMA2, dict(
+        layer_types=["full_attention", "full_attention", "sliding_attention"], query_pre_attn_scalar=6, attention_bias=True)),
+    "gemma2-uncapped": ("Gemma2ForCausalLM", GEMMA2, dict(
+        attn_logit_softcapping=None, final_logit_softcapping=None, num_hidden_layers=2, tie_word_embeddings=False, rms_norm_eps=1e-3)),
+    "gemma2-headless": ("Gemma2Model", GEMMA2, dict(num_key_value_heads=4, vocab_size=43)),
+    "olmo2": ("Olmo2ForCausalLM", DECODER, {}),
+    "olmo2-biased": ("Olmo2ForCausalLM", DECODER, dict(attention_bias=True, tie_word_embeddings=True, rms_norm_eps=1e-3)),
+    "olmo2-headless": ("Olmo2Model", DECODER, dict(num_key_value_heads=1, rope_theta=300.0)),
+    "stablelm": ("StableLmForCausalLM", DECODER, dict(partial_rotary_factor=0.34)),
+    "stablelm-biased": ("StableLmForCausalLM", DECODER, dict(use_qkv_bias=True, partial_rotary_factor=1.0, tie_word_embeddings=True)),
+    "stablelm-headless": ("StableLmModel", DECODER, dict(hidden_size=32, num_key_value_heads=4, layer_norm_eps=1e-3)),
     "bert": ("BertModel", BERT, {}),
     "bert-relu": ("BertModel", BERT, dict(num_attention_heads=4, vocab_size=41, hidden_act="relu", type_vocab_size=3)),
     "bert-masked": ("BertForMaskedLM", BERT, {}),
