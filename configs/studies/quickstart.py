@@ -84,7 +84,7 @@ def get_config(variant=""):
             about="embedded by MiniLM, indexed by ScaNN, stored in Lance",
             seconds=70,
             module="retrieval.build",
-            args={"memory": "{workdir}/memory", "encoder": "{samples}/minilm", "input": "{workdir}/passages.jsonl"},
+            args={"memory": "{workdir}/memory", "encoder": "{samples}/minilm", "input": "{workdir}/passages.jsonl", "replace": True},
             inputs=["{workdir}/passages.jsonl", "{samples}/minilm"],
             outputs=["{workdir}/memory"],
         ),

@@ -5,6 +5,7 @@ python -m launch.quickstart.edits --memory=DIR --reader=MODEL --answers=answers.
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from lm.loading import load
 from retrieval.answering import Reader, answer
 from retrieval.memory import Memory
 
-ELSEWHERE = ("Norway", "Portugal")  # where the edited city is said to be; the second when it is in the first
+ELSEWHERE = ("Norway, Europe", "Portugal, Europe")  # where the edited city is said to be; the second when it is in the first
 
 
 def pick(answers: list[dict]) -> tuple[dict, dict]:
@@ -35,7 +36,7 @@ def tell(memory: Memory, reader: Reader, edited: dict, deleted: dict) -> list[di
     """Asks both questions before, after an edit, after a deletion, and after undoing both."""
     questions = [edited["question"], deleted["question"]]
     country = edited["answers"][0]
-    elsewhere = next(name for name in ELSEWHERE if name != country)
+    elsewhere = next(place for place in ELSEWHERE if not place.startswith(country))
     before = memory.get(edited["passage"]).text
     story = []
 
@@ -51,8 +52,8 @@ def tell(memory: Memory, reader: Reader, edited: dict, deleted: dict) -> list[di
         story.append({"step": name, "what": what, "seconds": seconds, "asked": asked})
 
     step("before", "Before any change", lambda: None)
-    after = before.replace(country, elsewhere)
-    step("edit", f"Edit {edited['passage']}: {country} becomes {elsewhere}", lambda: memory.edit(edited["passage"], after))
+    after = re.sub(r"(?<= is a city in )[^.]*", elsewhere, before, count=1)
+    step("edit", f"Edit {edited['passage']}: now in {elsewhere}", lambda: memory.edit(edited["passage"], after))
     step("delete", f"Delete {deleted['passage']}", lambda: memory.delete([deleted["passage"]]))
     step("undo", "Undo both", lambda: (memory.undo(), memory.undo()))
     return story

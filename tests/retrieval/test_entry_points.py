@@ -53,6 +53,28 @@ def test_build_search_edit_delete_undo_and_log_by_command(built, capsys):
     assert search.main([at, "--as-of", "1", "town"]) == 0 and "empty" in capsys.readouterr().out
 
 
+def test_a_build_that_replaces_leaves_only_the_new_passages_and_can_be_searched_where_it_lies(built, models, tmp_path, capsys):
+    (tmp_path / "new.jsonl").write_text(json.dumps({"id": "r3", "text": "town 3 moved"}) + "\n")
+    again = [f"--memory={built}", f"--encoder={models / 'encoder'}", f"--input={tmp_path / 'new.jsonl'}", "--replace"]
+    assert build.main(again) == 0 and build.main(again) == 0
+    capsys.readouterr()
+    assert search.main([f"--memory={built}", "--json", "-k", "9", "town"]) == 0
+    assert [(hit["id"], hit["text"]) for hit in said(capsys)[0]["hits"]] == [("r3", "town 3 moved")]
+    assert not list(tmp_path.glob(".*building"))
+
+
+def test_a_folder_that_holds_something_else_is_never_replaced(models, rows, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert build.main([f"--memory={tmp_path / 'mine'}", f"--encoder={models / 'encoder'}", f"--input={rows}", "--replace"]) == 2
+    assert "not empty" in capsys.readouterr().err and (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_replacement_that_fails_leaves_the_memory_that_was_there(built, models, tmp_path, capsys):
+    assert build.main([f"--memory={built}", f"--encoder={tmp_path / 'none'}", f"--input={tmp_path / 'rows.jsonl'}", "--replace"]) == 2
+    assert len(Memory.open(built)) == 5
+
+
 def test_a_second_build_adds_and_paragraphs_become_passages(built, tmp_path, capsys):
     text = tmp_path / "notes.txt"
     text.write_text("\ufefffirst line\nof one paragraph\n\n \t\nsecond\n")
