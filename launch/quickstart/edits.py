@@ -19,6 +19,8 @@ from retrieval.memory import Memory
 
 ELSEWHERE = ("Norway, Europe", "Portugal, Europe")  # where the edited city is said to be; the second when it is in the first
 
+REASON = "quickstart, to be undone"
+
 
 def pick(answers: list[dict]) -> tuple[dict, dict]:
     """The two shortest answers that are right from the passage asked about, and wrong closed-book if there are such.
@@ -30,6 +32,13 @@ def pick(answers: list[dict]) -> tuple[dict, dict]:
     if len(right) < 2:
         raise LaunchError(f"{len(right)} of {len(answers)} answers are right and cite the passage asked about; two are needed to edit")
     return right[0], right[1]
+
+
+def restore(memory: Memory) -> None:
+    """Undoes what an earlier run of this stage changed and, being killed, did not undo."""
+    log = [commit for commit in memory.log() if commit.reason == REASON]
+    for _ in range(sum(-1 if commit.action == "undo" else 1 for commit in log)):
+        memory.undo(reason=REASON)
 
 
 def tell(memory: Memory, reader: Reader, edited: dict, deleted: dict) -> list[dict[str, Any]]:
@@ -53,9 +62,9 @@ def tell(memory: Memory, reader: Reader, edited: dict, deleted: dict) -> list[di
 
     step("before", "Before any change", lambda: None)
     after = re.sub(r"(?<= is a city in )[^.]*", elsewhere, before, count=1)
-    step("edit", f"Edit {edited['passage']}: now in {elsewhere}", lambda: memory.edit(edited["passage"], after))
-    step("delete", f"Delete {deleted['passage']}", lambda: memory.delete([deleted["passage"]]))
-    step("undo", "Undo both", lambda: (memory.undo(), memory.undo()))
+    step("edit", f"Edit {edited['passage']}: now in {elsewhere}", lambda: memory.edit(edited["passage"], after, reason=REASON))
+    step("delete", f"Delete {deleted['passage']}", lambda: memory.delete([deleted["passage"]], reason=REASON))
+    step("undo", "Undo both", lambda: [memory.undo(reason=REASON) for _ in range(2)])
     return story
 
 
@@ -72,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         edited, deleted = pick([json.loads(line) for line in args.answers.read_text(encoding="utf-8").splitlines()])
         memory, reader = Memory.open(args.memory), Reader(*load(args.reader))
+        restore(memory)
         story = tell(memory, reader, edited, deleted)
     except (ValueError, OSError) as error:  # an unreadable model or memory
         raise LaunchError(str(error)) from error

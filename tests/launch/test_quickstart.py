@@ -166,6 +166,17 @@ def test_the_edit_story_changes_the_answer_takes_the_passage_away_and_brings_bot
     assert [commit.action for commit in memory.log()] == ["create", "add", "edit", "delete", "undo", "undo"]
 
 
+def test_what_a_killed_run_left_changed_is_undone_and_the_users_own_changes_are_not(story):
+    memory, _ = story
+    memory.edit("city-Kankan", "Kankan is a city I know.")
+    memory.edit("city-Bagheria", "Bagheria is a city in Norway.", reason=edits.REASON)
+    memory.delete(["city-Zug"], reason=edits.REASON)
+    edits.restore(memory)
+    edits.restore(memory)
+    assert memory.get("city-Bagheria").text == "Bagheria is a city in Italy." and memory.get("city-Zug")
+    assert memory.get("city-Kankan").text == "Kankan is a city I know."
+
+
 def row(i, bin, closed, opened, **more):
     hit = {"id": f"city-{i}", "text": "A <b>city</b> | here."}
     return {
