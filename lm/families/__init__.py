@@ -1,10 +1,26 @@
 """The registry of families: what can be exchanged with Hugging Face, by `model_type`."""
 
-from lm.families import bert, gemma, gpt2, gpt_neox, llama, olmo2, openai_gpt, opt, phi3, stablelm
+from lm.families import (
+    albert,
+    bert,
+    distilbert,
+    electra,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    modernbert,
+    olmo2,
+    openai_gpt,
+    opt,
+    phi3,
+    roberta,
+    stablelm,
+)
 from lm.families.family import Family
 from lm.models.config import ConfigError, ModelConfig, nearest
 
-MODULES = (openai_gpt, gpt2, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert)
+MODULES = (openai_gpt, gpt2, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert, roberta, distilbert, electra, albert, modernbert)
 FAMILIES: dict[str, Family] = {f.model_type: f for module in MODULES for f in module.FAMILIES}
 
 __all__ = ["FAMILIES", "Family", "config_from_hf", "get", "markdown", "preset"]

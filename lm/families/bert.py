@@ -1,29 +1,38 @@
 """BERT (Devlin et al. 2019): bidirectional, post-norm, token types; as an encoder or with its masked-language head."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
-from lm.families.table import dense, linear, norm, row, table
+from lm.families.table import Row, dense, linear, norm, row, table
 from lm.models.config import ModelConfig
 
 ARCHITECTURES = {"BertForMaskedLM": "masked_lm", "BertModel": "none"}
 
+
+def encoder(prefix: str) -> list[Row]:
+    """The rows of a BERT encoder and its pooler, whose names begin with `prefix`."""
+    layer = prefix + "encoder.layer.{i}."
+    return [
+        row("embeddings/token", prefix + "embeddings.word_embeddings.weight"),
+        row("embeddings/position", prefix + "embeddings.position_embeddings.weight"),
+        row("embeddings/type", prefix + "embeddings.token_type_embeddings.weight"),
+        *norm("embeddings/norm", prefix + "embeddings.LayerNorm"),
+        *dense("layers/attention/query", layer + "attention.self.query"),
+        *dense("layers/attention/key", layer + "attention.self.key"),
+        *dense("layers/attention/value", layer + "attention.self.value"),
+        *dense("layers/attention/out", layer + "attention.output.dense", inputs=2),
+        *norm("layers/attention_norm", layer + "attention.output.LayerNorm"),
+        *dense("layers/mlp/up", layer + "intermediate.dense"),
+        *dense("layers/mlp/down", layer + "output.dense"),
+        *norm("layers/mlp_norm", layer + "output.LayerNorm"),
+        row("pooler/kernel", prefix + "pooler.dense.weight", linear()),
+        row("pooler/bias", prefix + "pooler.dense.bias"),
+    ]
+
+
 WEIGHTS = table(
-    row("embeddings/token", "bert.embeddings.word_embeddings.weight"),
-    row("embeddings/position", "bert.embeddings.position_embeddings.weight"),
-    row("embeddings/type", "bert.embeddings.token_type_embeddings.weight"),
-    norm("embeddings/norm", "bert.embeddings.LayerNorm"),
-    dense("layers/attention/query", "bert.encoder.layer.{i}.attention.self.query"),
-    dense("layers/attention/key", "bert.encoder.layer.{i}.attention.self.key"),
-    dense("layers/attention/value", "bert.encoder.layer.{i}.attention.self.value"),
-    dense("layers/attention/out", "bert.encoder.layer.{i}.attention.output.dense", inputs=2),
-    norm("layers/attention_norm", "bert.encoder.layer.{i}.attention.output.LayerNorm"),
-    dense("layers/mlp/up", "bert.encoder.layer.{i}.intermediate.dense"),
-    dense("layers/mlp/down", "bert.encoder.layer.{i}.output.dense"),
-    norm("layers/mlp_norm", "bert.encoder.layer.{i}.output.LayerNorm"),
-    row("pooler/kernel", "bert.pooler.dense.weight", linear()),
-    row("pooler/bias", "bert.pooler.dense.bias"),
+    encoder("bert."),
     dense("head/dense", "cls.predictions.transform.dense"),
     norm("head/norm", "cls.predictions.transform.LayerNorm"),
     row("head/bias", "cls.predictions.bias"),
@@ -42,11 +51,11 @@ def bert(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: in
     return ModelConfig(**fields | changes)
 
 
-def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. A BertModel is taken to have its pooler; `with_pooler` corrects that from the tensor names."""
+def fields(hf: dict, architectures: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of `bert` that every encoder of BERT's shape spells alike. An encoder without a head is taken to have a pooler."""
     expect(hf, is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
-    kind = head(hf, ARCHITECTURES)
-    return bert(
+    kind = head(hf, architectures)
+    return dict(
         d_model=value(hf, "hidden_size"), n_layers=value(hf, "num_hidden_layers"), n_heads=value(hf, "num_attention_heads"),
         d_ff=value(hf, "intermediate_size"), vocab_size=value(hf, "vocab_size"), max_length=value(hf, "max_position_embeddings"),
         norm_eps=hf.get("layer_norm_eps", 1e-12), type_vocab_size=hf.get("type_vocab_size", 2),
@@ -54,6 +63,11 @@ def config_from_hf(hf: dict) -> ModelConfig:
         dropout=hf.get("hidden_dropout_prob", 0.1), tie_embeddings=hf.get("tie_word_embeddings", True),
         head=kind, pooler=kind == "none", **special_tokens(hf),
     )  # fmt: skip
+
+
+def config_from_hf(hf: dict) -> ModelConfig:
+    """config.json -> ModelConfig; `with_pooler` corrects from the tensor names whether there is a pooler."""
+    return bert(**fields(hf, ARCHITECTURES))
 
 
 def config_to_hf(c: ModelConfig) -> dict:
@@ -68,8 +82,8 @@ def config_to_hf(c: ModelConfig) -> dict:
 
 
 def with_pooler(c: ModelConfig, names: Collection[str]) -> ModelConfig:
-    """BertModel is saved with or without its pooler, and config.json does not say which."""
-    return c.replace(pooler=c.head == "none" and any(name.endswith("pooler.dense.weight") for name in names))
+    """An encoder is saved with or without its pooler, and config.json does not say which."""
+    return c.replace(pooler=c.head == "none" and any(name.endswith(("pooler.dense.weight", "pooler.weight")) for name in names))
 
 
 FAMILIES = (

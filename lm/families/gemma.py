@@ -1,4 +1,4 @@
-"""Gemma (Gemma Team 2024a): scaled embeddings, norms' scales stored less one; Gemma 2 (2024b): soft caps, alternating windows, four norms."""
+"""Gemma (Gemma Team 2024a): scaled embeddings, scales stored less one. Gemma 2 (2024b): soft caps, alternating windows, four norms."""
 
 from typing import Any
 

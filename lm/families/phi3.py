@@ -4,7 +4,7 @@ from lm.families import llama
 from lm.families.gpt2 import QKV
 from lm.families.rotary import windows
 from lm.families.table import linear, row, table
-from lm.models.config import ModelConfig
+from lm.models.config import ConfigError, ModelConfig
 
 SPLIT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 WEIGHTS = table(
@@ -15,10 +15,13 @@ WEIGHTS = table(
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. Long contexts' `longrope` is refused, as any scaling of rotary positions is that ours does not have."""
+    """config.json -> ModelConfig. Scaled rotary positions are refused: transformers knows only `longrope` here, which ours does not have."""
     window = windows({**hf, "layer_types": None}, hf.get("sliding_window"), ["sliding_attention"] * hf.get("num_hidden_layers", 0))
     defaults = {"rms_norm_eps": 1e-5, "head_dim": None}
-    return ModelConfig(**llama.fields(defaults | hf, fraction=1.0), **window, dropout=hf.get("resid_pdrop", 0.0))
+    common = llama.fields(defaults | hf, fraction=1.0)
+    if common["rope_scaling"]:
+        raise ConfigError(f"rope_scaling={dict(common['rope_scaling'])} is not supported for model_type 'phi3'; only the default is")
+    return ModelConfig(**common, **window, dropout=hf.get("resid_pdrop", 0.0))
 
 
 def config_to_hf(c: ModelConfig) -> dict:

@@ -42,6 +42,17 @@ def rope_to_hf(c: ModelConfig) -> dict[str, Any]:
     return dict(rope_theta=c.rope_theta, rope_scaling=scaling or None)
 
 
+def theta_of(parameters: dict | None, default: float) -> float:
+    """The base of rotary positions that nothing scales; ConfigError for any that are scaled."""
+    given = parameters or {}
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if kind != "default":
+        raise ConfigError(
+            f"rope_type={kind!r} is not supported where kinds of layers have rotary positions of their own; only 'default' is"
+        )
+    return float(given.get("rope_theta") or default)
+
+
 def windows(hf: dict, size: int | None, kinds: list[str]) -> dict[str, Any]:
     """Our sliding window and layer pattern; `kinds` are the layers' kinds where config.json has no `layer_types`."""
     layers, kinds = value(hf, "num_hidden_layers"), hf.get("layer_types") or kinds

@@ -32,7 +32,7 @@ class Row:
     rule: Rule
     axis: int = 0
     fold: int = 1  # leading dimensions, after merging, that their tensor holds as one
-    first: int = 0  # the first entry of our stack that they have; those before keep the value one
+    first: str = ""  # their name of our first entry, where it is not like the others'
 
     @property
     def stacked(self) -> bool:
@@ -120,7 +120,7 @@ def interleaved() -> Rule:
     return Rule(to_ours, to_theirs)
 
 
-def row(ours: str, theirs: str, rule: Rule = SAME, axis: int = 0, fold: int = 1, first: int = 0) -> Row:
+def row(ours: str, theirs: str, rule: Rule = SAME, axis: int = 0, fold: int = 1, first: str = "") -> Row:
     """A row of the table; several of our paths, separated by spaces, merge into one of their tensors along `axis`. See `Row`."""
     return Row(tuple(ours.split()), theirs, rule, axis, fold, first)
 
@@ -154,8 +154,8 @@ def expand(rows: tuple[Row, ...], shapes: dict[str, Shape]) -> dict[str, Slot]:
             continue
         layer_shapes = [shape[1:] for shape in ours]
         their_shape = r.their_shape(layer_shapes)
-        for i in range(r.first, ours[0][0]):
-            slots[r.theirs.format(i=i)] = Slot(r, i, layer_shapes, their_shape)
+        for i in range(ours[0][0]):
+            slots[r.first if r.first and i == 0 else r.theirs.format(i=i)] = Slot(r, i, layer_shapes, their_shape)
     homeless = sorted(set(shapes) - {path for r in present for path in r.ours})
     if homeless:
         raise LookupError(f"no row of the table covers {', '.join(homeless)}")

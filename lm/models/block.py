@@ -44,20 +44,20 @@ class Block(nn.Module):
         mask, angles = jax.tree.map(lambda view: view[layer["view"]], views) if "view" in layer else views
 
         def mixed(x, name, mixer):
-            """What a mixer adds to the residual stream, and the norm that is left for the sum, if any."""
+            """The residual stream, what a mixer adds to it, and the norm that is left for the sum, if any."""
             norm = Norm(c, name=f"{name}_norm")
             h = norm(x) if c.norm_placement in ("pre", "sandwich") else x
             if "first" in layer and name == "attention":
-                h = jnp.where(layer["first"], x, h)
+                x = jnp.where(layer["first"], h, x)
             y = mixer(h)
             if c.norm_placement == "sandwich":
                 y = Norm(c, name=f"{name}_out_norm")(y)
             if c.norm_placement == "output":
                 y = norm(y)
-            return nn.Dropout(c.dropout)(y, deterministic=not self.has_rng("dropout")), norm
+            return x, nn.Dropout(c.dropout)(y, deterministic=not self.has_rng("dropout")), norm
 
         def residual(x, name, mixer):
-            y, norm = mixed(x, name, mixer)
+            x, y, norm = mixed(x, name, mixer)
             return constrain(norm(x + y) if c.norm_placement == "post" else x + y, "batch length embed")
 
         def attend(x):
@@ -67,6 +67,6 @@ class Block(nn.Module):
 
         mlp = MLP(c, name="mlp")
         if c.parallel_residual:
-            return constrain(x + mixed(x, "attention", attend)[0] + mixed(x, "mlp", mlp)[0], "batch length embed"), cache
+            return constrain(x + mixed(x, "attention", attend)[1] + mixed(x, "mlp", mlp)[1], "batch length embed"), cache
         x = residual(x, "attention", attend)
         return residual(x, "mlp", mlp), cache

@@ -50,7 +50,7 @@ class ModelConfig:
     norm_bias: bool = True  # of a layernorm
     norm_plus_one: bool = False  # scales are stored less one (Gemma)
     norm_placement: str = "pre"  # before the mixer | post: after the residual sum (BERT) | output: of the mixer | sandwich: pre and output
-    first_norm: bool = True  # False: no norm before the first layer's attention (ModernBERT, whose embeddings have one)
+    first_norm_on_stream: bool = False  # the first attention's norm acts on the residual stream as well (ModernBERT's embedding norm)
     qk_norm: str = "none"  # rmsnorm of queries and keys, over each head (Qwen3) | over the whole projection (OLMo 2)
     parallel_residual: bool = False  # attention and mlp both read the layer's input (GPT-NeoX)
     activation: str = "silu"
@@ -153,8 +153,11 @@ class ModelConfig:
             raise ConfigError(
                 f"model.parallel_residual needs model.norm_placement='pre', not {self.norm_placement!r}: both mixers read one input"
             )
-        if not self.first_norm and self.norm_placement not in ("pre", "sandwich"):
-            raise ConfigError(f"model.first_norm=False leaves out a norm that model.norm_placement={self.norm_placement!r} does not have")
+        if self.first_norm_on_stream and (self.parallel_residual or self.norm_placement not in ("pre", "sandwich")):
+            raise ConfigError(
+                "model.first_norm_on_stream needs model.parallel_residual=False and model.norm_placement='pre' or 'sandwich', "
+                f"not {self.norm_placement!r}: otherwise no norm comes before the first attention alone"
+            )
         if self.shared_layers and self.layers == "separate":
             raise ConfigError("model.layers='separate' cannot separate the layers of model.shared_layers=True: use scan or unrolled")
 

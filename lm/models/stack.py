@@ -27,7 +27,7 @@ def differences(c: ModelConfig) -> dict[str, np.ndarray]:
     found = {}
     if len(kinds(c)) > 1:
         found["view"] = np.asarray([kinds(c).index(c.layer_pattern[i % len(c.layer_pattern)]) for i in range(c.n_layers)], np.int32)
-    if not c.first_norm:
+    if c.first_norm_on_stream:
         found["first"] = np.arange(c.n_layers) == 0
     return found
 

@@ -102,7 +102,7 @@ def read_params(source: Source, rows: tuple[Row, ...], family: Family, shapes: d
         parts = slot.row.to_ours(source.read(name), slot.our_shapes)
         for path, part in zip(slot.row.ours, parts, strict=True):
             if path not in stacks:
-                stacks[path] = (np.ones if slot.row.first else np.empty)(shapes[path], jnp.dtype(dtype))
+                stacks[path] = np.empty(shapes[path], jnp.dtype(dtype))
             stacks[path][... if slot.layer is None else slot.layer] = part
         if slot.layer is None or slot.layer == shapes[slot.row.ours[0]][0] - 1:
             params |= {path: jnp.array(stacks.pop(path)) for path in slot.row.ours}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lm
+from lm import families
 from lm.batch import Batch
 
 torch = pytest.importorskip("torch")
@@ -25,6 +26,9 @@ OPT = dict(vocab_size=87, hidden_size=24, word_embed_proj_dim=24, num_hidden_lay
 OPT |= dict(max_position_embeddings=64, **TOKENS)
 GEMMA2 = DECODER | dict(head_dim=10, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10)
 GEMMA2 |= dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
+DISTIL = dict(vocab_size=83, dim=24, n_layers=2, n_heads=3, hidden_dim=56, max_position_embeddings=40)
+MODERN = dict(vocab_size=83, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40, local_attention=8)
+MODERN |= dict(max_position_embeddings=40, global_rope_theta=700.0, local_rope_theta=30.0, cls_token_id=0, sep_token_id=1, **TOKENS)
 ROPE_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=2.0, original_max_position_embeddings=16)
 
 CASES = {  # name: (transformers class, its base options, what differs)
@@ -90,6 +94,24 @@ CASES = {  # name: (transformers class, its base options, what differs)
     "bert-masked": ("BertForMaskedLM", BERT, {}),
     "bert-masked-deep": ("BertForMaskedLM", BERT, dict(num_hidden_layers=3, vocab_size=67, layer_norm_eps=1e-5, hidden_act="gelu_new")),
     "bert-masked-untied": ("BertForMaskedLM", BERT, dict(tie_word_embeddings=False)),
+    "roberta": ("RobertaModel", BERT, dict(pad_token_id=1)),
+    "roberta-masked": ("RobertaForMaskedLM", BERT, dict(pad_token_id=0, hidden_act="relu", type_vocab_size=1)),
+    "roberta-masked-deep": ("RobertaForMaskedLM", BERT, dict(num_hidden_layers=3, vocab_size=67, pad_token_id=2, num_attention_heads=4)),
+    "distilbert": ("DistilBertModel", DISTIL, {}),
+    "distilbert-masked": ("DistilBertForMaskedLM", DISTIL, dict(activation="relu", n_heads=4, sinusoidal_pos_embds=True)),
+    "distilbert-masked-untied": ("DistilBertForMaskedLM", DISTIL, dict(tie_word_embeddings=False, n_layers=3, vocab_size=57)),
+    "electra": ("ElectraModel", BERT, dict(embedding_size=10)),
+    "electra-masked": ("ElectraForMaskedLM", BERT, dict(embedding_size=14, hidden_act="relu", type_vocab_size=3)),
+    "electra-masked-untied": ("ElectraForMaskedLM", BERT, dict(embedding_size=16, tie_word_embeddings=False, num_attention_heads=4)),
+    "electra-masked-wide": ("ElectraForMaskedLM", BERT, dict(embedding_size=24, vocab_size=61)),
+    "albert": ("AlbertModel", BERT, dict(embedding_size=10)),
+    "albert-masked": ("AlbertForMaskedLM", BERT, dict(embedding_size=14, num_hidden_layers=3, hidden_act="relu")),
+    "albert-masked-wide": ("AlbertForMaskedLM", BERT, dict(embedding_size=24, vocab_size=61, num_attention_heads=4, layer_norm_eps=1e-5)),
+    "modernbert": ("ModernBertModel", MODERN, {}),
+    "modernbert-masked": ("ModernBertForMaskedLM", MODERN, dict(num_hidden_layers=5, local_attention=3, classifier_activation="relu")),
+    "modernbert-masked-biased": ("ModernBertForMaskedLM", MODERN, dict(
+        attention_bias=True, mlp_bias=True, classifier_bias=True, norm_bias=True, hidden_activation="silu", tie_word_embeddings=False,
+        layer_types=["sliding_attention", "full_attention", "full_attention"], norm_eps=1e-3, num_attention_heads=2)),
 }  # fmt: skip
 
 
@@ -171,3 +193,25 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(na
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert written["architectures"] == [type(reference).__name__]
     assert written["torch_dtype"] == "float32"
+
+
+def test_a_discriminator_is_read_as_its_encoder(tmp_path):
+    """ElectraForPreTraining is how ELECTRA is published; its own head tells replaced tokens and is left out."""
+    torch.manual_seed(0)
+    reference = transformers.ElectraForPreTraining(transformers.ElectraConfig(**BERT, embedding_size=10)).eval()
+    reference.save_pretrained(tmp_path)
+    model, params = lm.from_hf(tmp_path)
+    tokens, valid, types = padded_batch(reference)
+    hidden = run_torch(reference, tokens, valid, types)[0]
+    out = lm.forward(model, params, Batch.of(tokens, segments=valid.astype(np.int32), types=types))
+    np.testing.assert_allclose(np.asarray(out.hidden)[valid], hidden[valid], atol=TOLERANCE, rtol=0)
+
+
+def test_older_modernbert_configurations_mean_what_they_meant():
+    """The published ones say every how many layers is global, and name both bases; transformers reads them so too."""
+    old = dict(num_hidden_layers=4, global_attn_every_n_layers=2, global_rope_theta=700.0, local_rope_theta=30.0, local_attention=6)
+    written = transformers.ModernBertConfig(**(MODERN | old)).to_dict()
+    ours = [families.config_from_hf({**hf, "architectures": None, "model_type": "modernbert"}) for hf in (MODERN | old, written)]
+    assert ours[0] == ours[1]
+    assert (ours[0].layer_pattern, ours[0].sliding_window) == (("global", "local"), 4)
+    assert (ours[0].rope_theta, ours[0].local_rope_theta) == (700.0, 30.0)

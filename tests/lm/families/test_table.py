@@ -1,11 +1,16 @@
 """The table is a bijection for every family, and says what it cannot place."""
 
+import jax
 import numpy as np
 import pytest
 
 from lm import families
+from lm.batch import Batch
 from lm.families.table import conv1d, expand, interleaved, linear, row, table
+from lm.models import build
 from lm.models.config import ConfigError
+from lm.training.mesh import make_mesh
+from lm.training.sharding import parameter_shardings
 from lm.weights.load import parameter_shapes
 
 FIXED_EPS = ("opt", "distilbert")  # their config.json does not name it
@@ -40,6 +45,15 @@ def test_configuration_survives_the_journey_to_config_json_and_back(name, change
     assert back == config
 
 
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_every_parameter_can_be_sharded_by_the_rules(name):
+    mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    model = build(families.get(name).presets["tiny"].replace(vocab_size=256))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]])))["params"]
+    shardings = parameter_shardings(mesh, model.logical_axes(), shapes)
+    assert any(axis for axis in shardings["layers"]["mlp"]["up"].spec)
+
+
 def test_linear_splits_the_output_into_heads_in_torchs_order():
     weight = np.arange(6 * 4).reshape(6, 4)  # torch: [H * K, D] with H = 3, K = 2, D = 4
     ours = linear().to_ours(weight, (4, 3, 2))
@@ -72,7 +86,7 @@ def test_a_parameter_without_a_row_is_named():
 
 
 def test_an_unknown_model_type_names_the_nearest_and_all_supported():
-    with pytest.raises(ConfigError, match=r"'gpt3' is not supported \(did you mean 'gpt2'\?\); supported: bert,"):
+    with pytest.raises(ConfigError, match=r"'gpt3' is not supported \(did you mean 'gpt2'\?\); supported: albert,"):
         families.config_from_hf({"model_type": "gpt3"})
     with pytest.raises(ConfigError, match="did you mean '124m'"):
         families.preset("gpt2", "124")
@@ -103,6 +117,7 @@ OPT = LLAMA | dict(model_type="opt", ffn_dim=8)
         (QWEN2 | dict(layer_types=["full_attention", "chunked_attention"]), "'chunked_attention'"),
         (QWEN2 | dict(layer_types=["full_attention"]), "1 entries for num_hidden_layers=2"),
         (LLAMA | dict(model_type="phi3", rope_scaling=dict(type="longrope", short_factor=[1], long_factor=[1])), "rope_type='longrope'"),
+        (LLAMA | dict(model_type="phi3", rope_scaling=dict(type="linear", factor=2.0)), "rope_scaling={'factor': 2.0}"),
         (NEOX | dict(rope_scaling=dict(type="dynamic", factor=2.0)), "rope_type='dynamic'"),
         (NEOX | dict(hidden_act="gelu_fast"), "hidden_act='gelu_fast'"),
         (LLAMA | dict(model_type="gemma", use_bidirectional_attention=True), "use_bidirectional_attention=True"),
@@ -117,6 +132,13 @@ OPT = LLAMA | dict(model_type="opt", ffn_dim=8)
         (GPT2 | dict(scale_attn_weights=False), "scale_attn_weights=False"),
         (BERT | dict(position_embedding_type="relative_key"), "position_embedding_type='relative_key'"),
         (BERT | dict(is_decoder=True), "is_decoder=True"),
+        (BERT | dict(model_type="roberta", pad_token_id=-1), "pad_token_id=-1"),
+        (BERT | dict(model_type="albert", num_hidden_groups=2), "num_hidden_groups=2"),
+        (BERT | dict(model_type="albert", inner_group_num=2), "inner_group_num=2"),
+        (BERT | dict(model_type="modernbert", decoder_bias=False), "decoder_bias=False"),
+        (BERT | dict(model_type="modernbert", classifier_bias=True), "classifier_bias=True"),
+        (BERT | dict(model_type="modernbert", rope_scaling=dict(rope_type="yarn")), "rope_scaling="),
+        (BERT | dict(model_type="modernbert", rope_parameters=dict(full_attention=dict(rope_type="yarn"))), "rope_type='yarn'"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -36,7 +36,7 @@ CONFIGS = {
     ),
     "modernbert": dict(
         causal=False, layer_pattern=("global", "local", "local"), sliding_window=3, local_rope_theta=500.0, norm="layernorm",
-        norm_bias=False, first_norm=False, embedding_norm=True, head="masked_lm", head_activation="gelu",
+        norm_bias=False, first_norm_on_stream=True, head="masked_lm", head_activation="gelu",
     ),
     "albert": dict(
         causal=False, positions="learned", position_offset=2, embedding_width=12, shared_layers=True, norm="layernorm",
@@ -240,7 +240,7 @@ def test_params_are_a_plain_nested_dict_of_arrays():
         (dict(layer_pattern=("global",) * 4), "longer than model.n_layers=3"),
         (dict(local_rope_theta=5.0), "local_rope_theta=5.0"),
         (dict(parallel_residual=True, norm_placement="post"), "parallel_residual needs"),
-        (dict(first_norm=False, norm_placement="output"), "first_norm=False"),
+        (dict(first_norm_on_stream=True, norm_placement="output"), "first_norm_on_stream"),
         (dict(shared_layers=True, layers="separate"), "cannot separate"),
         (dict(embedding_width=8), "no other head projects back"),
     ],
