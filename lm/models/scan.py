@@ -1,9 +1,9 @@
 """The numerics of state-space models: causal convolution, selective scan (S6) and state-space duality (SSD).
 
 All three treat a row of documents as if each were alone. `segments` int [B, T] number the documents of a row, 0 is padding: state and
-convolution window start from nothing where the number changes, and padding leaves them as they are. A state (or window) that is passed in
-belongs to the row's first document, the one that comes back to its last; one document may so be read in pieces, in any lengths, as long as
-padding lies before or after its tokens of a call, not between them, and none lies before a piece that continues.
+convolution window start from nothing where the number changes, and padding leaves them as they are. A state and window that come back
+belong to the row's last document, and those passed in go on with the document of the row's first position, or with none if that is
+padding: one document may be read in pieces of any lengths, with padding behind the pieces but not before or inside one that continues.
 """
 
 import functools
@@ -15,11 +15,10 @@ import jax.numpy as jnp
 def runs(segments_BT) -> tuple[jax.Array, jax.Array]:
     """Which document of its row every position is in, int32 [B, T] from 0, and whether it is a token at all, bool [B, T].
 
-    Padding counts to the document before it, and at the head of a row to the first.
+    Padding counts to the document before it, and at the head of a row as a document of its own.
     """
     real = segments_BT != 0
-    latest = jax.lax.cummax(jnp.where(real, jnp.arange(segments_BT.shape[1]), -1), axis=1)
-    latest = jnp.where(latest < 0, jnp.argmax(real, axis=1, keepdims=True), latest)
+    latest = jax.lax.cummax(jnp.where(real, jnp.arange(segments_BT.shape[1]), 0), axis=1)
     document = jnp.take_along_axis(segments_BT, latest, axis=1)
     changes = document[:, 1:] != document[:, :-1]
     return jnp.cumsum(jnp.pad(changes, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32), real
@@ -33,10 +32,9 @@ def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, 
     """
     width, (batch, length, channels) = kernel_KC.shape[0], x_BTC.shape
     run, real = runs(segments_BT)
-    x = jnp.where(real[..., None], x_BTC, 0)
-    window = jnp.zeros((batch, width - 1, channels), x.dtype) if window is None else window.astype(x.dtype)
-    x = jnp.concatenate([window, x], axis=1)
-    runs_of_x = jnp.pad(run, ((0, 0), (width - 1, 0)))  # the window is of the row's first document, which has number 0
+    window = jnp.zeros((batch, width - 1, channels), x_BTC.dtype) if window is None else window.astype(x_BTC.dtype)
+    x = jnp.concatenate([window, x_BTC], axis=1)
+    runs_of_x = jnp.pad(run, ((0, 0), (width - 1, 0)))  # the window is of document 0
     dtype = jnp.promote_types(jnp.float32, x.dtype)
     y = jnp.zeros((batch, length, channels), dtype)
     for k in range(width):

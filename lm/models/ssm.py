@@ -131,8 +131,8 @@ def continued(cache, segments_BT) -> dict:
     """Windows and state for a row that goes on with the cached document, and zeros for one that begins with another."""
     if cache is None:
         return dict.fromkeys(("conv", "bc_conv", "state"))
-    first = jnp.take_along_axis(segments_BT, jnp.argmax(segments_BT != 0, axis=1)[:, None], axis=1)[:, 0]
-    same = (first == cache["segment"]) | (first == 0)  # 0: nothing but padding
+    first = segments_BT[:, 0]
+    same = (first == cache["segment"]) | (first == 0)  # 0: a document after this padding starts from nothing by itself
     return {name: jnp.where(same.reshape(-1, *(1,) * (x.ndim - 1)), x, 0) for name, x in cache.items() if name != "segment"}
 
 

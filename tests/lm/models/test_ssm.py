@@ -240,16 +240,18 @@ def test_a_cache_filled_in_pieces_gives_what_one_pass_gives(name, pieces):
     np.testing.assert_allclose(np.concatenate(ys, axis=1), whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", "both"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_padding_around_a_prompt_leaves_state_and_decoding_as_if_it_were_alone(name, side):
     module, params = make(name)
-    prompt, following = hidden(1, 3), hidden(1, 2, seed=1)
-    padding = ((0, 0), (4, 0) if side == "left" else (0, 4))
+    empty, prompt, following = init_ssm_cache(CONFIG, module.ssm, 1), hidden(1, 3), hidden(1, 2, seed=1)
+    padding = ((0, 0), (4, 4 * (side == "both")))
     padded, segments = np.pad(prompt, (*padding, (0, 0)), constant_values=7.0), np.pad(np.ones((1, 3), int), padding)
     outputs = []
     for x, s in ((prompt, np.ones((1, 3), int)), (padded, segments)):
-        y, cache = applied(name)(params, x, s, init_ssm_cache(CONFIG, module.ssm, 1))
+        y, cache = applied(name)(params, x, s, empty)
+        if x is padded:  # and a row of nothing but padding
+            _, cache = applied(name)(params, np.full_like(padded, 7.0), np.zeros_like(segments), cache)
         decoded = []
         for t in range(2):
             z, cache = applied(name)(params, following[:, t : t + 1], np.ones((1, 1), int), cache)
