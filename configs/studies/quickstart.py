@@ -2,7 +2,7 @@
 
 python -m launch.study --config=configs/studies/quickstart.py [--samples-dir=DIR]
 2 CPU cores: under 8 minutes. Expected: open-book accuracy above closed-book in every popularity bin; runs/quickstart/report.html.
-Variant "tiny": the same chain at a size for a test, a minute.
+Variant "tiny": the same chain with 60 cities and 20 questions, two minutes.
 """
 
 import ml_collections
