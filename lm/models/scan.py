@@ -174,10 +174,9 @@ def _s6_fwd(A, h, chunks):
 def _s6_bwd(kept, cotangents):
     """The adjoint recurrence, chunk by chunk from the end: with g_t the gradient of h_t, g_t = C_t dy_t + a_{t+1} g_{t+1}.
 
-    Sums over N and E are written as matmuls: XLA's CPU reductions over a middle axis are many times slower.
+    Sums over N and E are written as batched matmuls: XLA's CPU reductions over a middle axis are many times slower.
     """
     A, borders, chunks = kept
-    ones = jnp.ones_like(A[:, 0])
 
     def body(carry, chunk):
         s, dA = carry  # s = a g of the token after
@@ -189,7 +188,7 @@ def _s6_bwd(kept, cotangents):
         g = Cdy + jnp.concatenate([s_all[1:], s[None]])
         decay = s_all * jnp.concatenate([before[None], h[:-1]])  # the gradient of log a, that is of dt A
         d_input = jnp.einsum("qbne,qbn->qbe", g, B)  # of dt u
-        d_dt = jnp.einsum("qbne,n->qbe", decay * A, ones) + d_input * u
+        d_dt = jnp.einsum("qbne,qbn->qbe", decay * A, jnp.ones_like(B)) + d_input * u
         dB, dC = jnp.einsum("qbne,qbe->qbn", g, dt * u), jnp.einsum("qbne,qbe->qbn", h, dy)
         gradients = (x.astype(primal.dtype) for x, primal in zip((d_input * dt, d_dt, dB, dC), inputs, strict=False))
         return (s_all[0], dA + jnp.einsum("qbne,qbe->ne", decay, dt)), tuple(gradients)
