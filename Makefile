@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint format lock clean
+.PHONY: help quickstart test test-slow bench lint format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list what can be made
@@ -29,6 +29,9 @@ test: .venv/.test  ## environment + all tests on 8 forced CPU devices
 
 test-slow: .venv/.test  ## the larger sweeps too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+bench: .venv/.test  ## speed beside transformers on torch, ratios in one run (ten minutes on two quiet cores)
+	$(BIN)/python -m tests.benchmarks.speed
 
 lint: .venv/.test  ## ruff and the type checker
 	$(BIN)/ruff check .

@@ -1,6 +1,9 @@
 """The parametric side: models, training, generation, evaluation. Public names load on first use."""
 
 import importlib
+import os
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not installed: we only take its tokenizers
 
 _HOMES = {
     "lm.batch": ("Batch", "Output"),
