@@ -22,8 +22,7 @@ class SSM:
     dt_rank: int = 0  # Mamba: width between the two projections that make dt
     n_heads: int = 0  # Mamba-2: d_inner = n_heads * head_dim
     head_dim: int = 0
-    n_groups: int = 1  # Mamba-2: sets of B and C, each serving as many heads
-    norm_groups: int = 1  # Mamba-2: parts of d_inner that the gated norm normalises separately
+    n_groups: int = 1  # Mamba-2: sets of B and C, each serving as many heads, whose features the gated norm normalises together
     chunk: int = 0  # tokens computed at once; 0 = what suits the kind. Changes no result
     bias: bool = False  # of the projections in and out
     conv_bias: bool = True
@@ -31,7 +30,7 @@ class SSM:
     dt_limit: tuple[float, ...] = ()  # Mamba-2: dt is clipped to (lowest, highest)
 
     def __post_init__(self):
-        for name in ("d_inner", "d_state", "conv_width", "n_groups", "norm_groups"):
+        for name in ("d_inner", "d_state", "conv_width", "n_groups"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.ssm.{name}={getattr(self, name)}: expected a positive integer")
         if bool(self.dt_rank) == bool(self.n_heads):
@@ -43,10 +42,10 @@ class SSM:
                 raise ConfigError(
                     f"model.ssm.n_heads={self.n_heads} times head_dim={self.head_dim} is not d_inner={self.d_inner}; make them equal"
                 )
-            if self.n_heads % self.n_groups or self.d_inner % self.norm_groups:
+            if self.n_heads % self.n_groups:
                 raise ConfigError(
-                    f"model.ssm: n_heads={self.n_heads} must be a multiple of n_groups={self.n_groups}, "
-                    f"d_inner={self.d_inner} of norm_groups={self.norm_groups}"
+                    f"model.ssm.n_heads={self.n_heads} is not a multiple of n_groups={self.n_groups}: "
+                    "every group of B and C serves the same number of heads"
                 )
 
 
@@ -122,7 +121,7 @@ class Mamba2Mixer(nn.Module):
         y, state = ssd(x, dt, A, B, C, skip, segments_BT, past["state"], s.chunk or 64)
 
         y = y.reshape(batch, length, s.d_inner).astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
-        y = rms(y.reshape(batch, length, s.norm_groups, -1), c.norm_eps).reshape(batch, length, s.d_inner).astype(c.dtype)
+        y = rms(y.reshape(batch, length, s.n_groups, -1), c.norm_eps).reshape(batch, length, s.d_inner).astype(c.dtype)
         y = constrain(y * weight(self, "norm_scale", (s.d_inner,), "mlp", nn.initializers.ones), "batch length mlp")
         return leave(self, y), updated(cache, segments_BT, conv=conv, bc_conv=bc_conv, state=state)
 

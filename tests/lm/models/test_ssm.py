@@ -161,7 +161,7 @@ def test_convolution_window_stops_at_document_borders_and_skips_padding():
 SHAPES = {
     "mamba": (MambaMixer, SSM(d_inner=24, d_state=4, dt_rank=3)),
     "falcon_mamba": (MambaMixer, SSM(d_inner=24, d_state=4, dt_rank=3, bias=True, inner_norm_eps=1e-6, chunk=5)),
-    "mamba2": (Mamba2Mixer, SSM(d_inner=24, d_state=5, n_heads=6, head_dim=4, n_groups=2, norm_groups=2, chunk=5)),
+    "mamba2": (Mamba2Mixer, SSM(d_inner=24, d_state=5, n_heads=6, head_dim=4, n_groups=2, chunk=5)),
     "mamba2-bias": (Mamba2Mixer, SSM(d_inner=24, d_state=5, n_heads=6, head_dim=4, bias=True, conv_bias=False, dt_limit=(0.01, 0.5))),
 }
 CONFIG = lm.ModelConfig(
