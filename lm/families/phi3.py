@@ -15,7 +15,7 @@ WEIGHTS = table(
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. Scaled rotary positions are refused: transformers has only `longrope` here, ours does not."""
+    """config.json -> ModelConfig. Scaled rotary positions (`longrope`, all that transformers knows here) are refused."""
     window = windows({**hf, "layer_types": None}, hf.get("sliding_window"), ["sliding_attention"] * hf.get("num_hidden_layers", 0))
     defaults = {"rms_norm_eps": 1e-5, "head_dim": None}
     common = llama.fields(defaults | hf, fraction=1.0)
