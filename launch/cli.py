@@ -1,6 +1,7 @@
 """The console script: openbook COMMAND ARGS runs the same entry point as python -m MODULE ARGS."""
 
 import importlib.metadata
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command in this process, as python -m would. Returns 0 after --help and --version, 2 for an unknown command."""
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("--help", "-h", "help"):
-        print(usage())
+        try:
+            print(usage(), flush=True)
+        except BrokenPipeError:  # whoever reads has seen enough, as in openbook --help | head -3
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if command in ("--version", "-V"):
         print(f"openbook {importlib.metadata.version('openbook')}")

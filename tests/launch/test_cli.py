@@ -35,3 +35,9 @@ def test_a_command_is_not_its_module():
 def test_the_command_line_waits_for_jax():
     code = "import sys, launch.cli, launch.run, launch.study; print('jax' in sys.modules, 'flax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+
+
+def test_help_cut_short_by_a_pipe_ends_in_a_stack_trace():
+    process = subprocess.Popen([sys.executable, "-m", "launch.cli", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # before anything is written
+    assert (process.wait(timeout=60), process.stderr.read()) == (0, "")

@@ -211,7 +211,8 @@ def test_a_pickle_planted_with_a_matching_manifest_is_not_read(tmp_path):
     import hashlib
 
     ScannIndex.build(clustered(5), names(5)).save(tmp_path / "i")
-    planted = b"cos\nsystem\n(S'touch /tmp/owned'\ntR."
+    owned = tmp_path / "owned"
+    planted = f"cos\nsystem\n(S'touch {owned}'\ntR.".encode()
     (tmp_path / "i" / "scann_docids.pkl").write_bytes(planted)
     with pytest.raises(RetrievalError, match="does not hold the files"):
         ScannIndex.load(tmp_path / "i")
@@ -222,6 +223,7 @@ def test_a_pickle_planted_with_a_matching_manifest_is_not_read(tmp_path):
     (tmp_path / "i" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RetrievalError, match="pickle"):
         ScannIndex.load(tmp_path / "i")
+    assert not owned.exists()
 
 
 def test_without_scann_the_default_is_exact_and_scann_says_why(monkeypatch):
