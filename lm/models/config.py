@@ -1,23 +1,11 @@
 """ModelConfig: one frozen dataclass describes every architecture, and says in words what does not fit together."""
 
 import dataclasses
-import difflib
 from typing import Any
 
-POSITIONS = ("learned", "rotary", "none")
-NORMS = ("layernorm", "rmsnorm")
-NORM_PLACEMENTS = ("pre", "post", "sandwich", "output")
-QK_NORMS = ("none", "head", "projection")
-LAYER_KINDS = ("global", "local")
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
-HEADS = ("causal_lm", "masked_lm", "none")
-LAYERS = ("scan", "unrolled", "separate")
-REMAT = ("none", "dots", "full")
-DTYPES = ("float32", "bfloat16", "float16")
+from lm.models.checks import DTYPES, LM_HEADS, ConfigError, check, nearest
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot work; the message names the field, its value and what was expected."""
+__all__ = ["DTYPES", "LM_HEADS", "ConfigError", "ModelConfig", "nearest"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,19 +19,22 @@ class ModelConfig:
     vocab_size: int
     d_model: int
     n_layers: int
-    n_heads: int
+    n_heads: int  # 0, as the next two, for a model without attention
     n_kv_heads: int
     head_dim: int
-    d_ff: int
+    d_ff: int  # 0 = layers without an mlp (Mamba)
     max_length: int  # longest sequence in tokens
     causal: bool = True  # False: every token sees its whole document (encoder)
     positions: str = "rotary"
     rope_theta: float = 10_000.0
     rope_scaling: tuple[tuple[str, float], ...] = ()  # () or llama3 / linear scaling as sorted (name, value) pairs
     rotary_fraction: float = 1.0  # of each head's features; the rest are not turned (GPT-NeoX)
+    relative_buckets: int = 0  # relative positions: learned biases of the attention scores (T5)
+    relative_max_distance: int = 0  # from which on all distances share a bucket
+    relative_per_layer: bool = False  # every layer has its own biases (UMT5); else the first layer's serve all
     position_offset: int = 0  # rows of the learned table before that of position 0 (OPT, RoBERTa)
     sliding_window: int = 0  # attend to tokens nearer than this, itself included; 0 = all
-    layer_pattern: tuple[str, ...] = ()  # kinds of consecutive layers, repeated: local (in sliding_window) | global; () = all alike
+    layer_pattern: tuple[str, ...] = ()  # kinds of consecutive layers, repeated: local (in sliding_window) | global | ssm; () = all alike
     local_rope_theta: float = 0.0  # rope_theta of the local layers of a pattern; 0 = the same
     norm: str = "rmsnorm"
     norm_eps: float = 1e-5
@@ -58,6 +49,24 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False  # and of the dense layer in a masked-language head
+    encoder_layers: int = 0  # of a bidirectional encoder, whose output every layer of the decoder attends to; 0 = none
+    encoder_heads: int = 0  # the encoder's heads and mlp width where they are not the decoder's
+    encoder_d_ff: int = 0
+    ssm_inner: int = 0  # state-space layers: width inside, usually 2 d_model; 0 = there are none
+    ssm_state: int = 0  # N
+    ssm_conv: int = 4  # tokens that the convolution sees
+    ssm_dt_rank: int = 0  # Mamba: width between the two projections that make dt
+    ssm_heads: int = 0  # Mamba-2: ssm_inner = ssm_heads * ssm_head_dim
+    ssm_head_dim: int = 0
+    ssm_groups: int = 1  # Mamba-2: sets of B and C, each serving as many heads, whose features the gated norm normalises together
+    ssm_chunk: int = 0  # tokens computed at once; 0 = what suits the kind. Changes no result
+    ssm_bias: bool = False  # of the projections in and out
+    ssm_conv_bias: bool = True
+    ssm_inner_norm_eps: float = 0.0  # Mamba: RMS normalisation, without a scale, of dt, B and C (FalconMamba); 0 = none
+    ssm_dt_limit: tuple[float, ...] = ()  # Mamba-2: dt is clipped to (lowest, highest)
+    neighbour_layers: tuple[int, ...] = ()  # layers that attend to retrieved neighbours (RETRO), counted from 0
+    neighbour_chunk: int = 64  # tokens that share their neighbours
+    neighbour_width: int = 0  # of the neighbours' vectors; 0 = d_model
     score_dim: float = 0.0  # attention scores are divided by its square root; 0 = head_dim
     attention_softcap: float = 0.0  # scores pass through cap * tanh(score / cap) (Gemma 2); 0 = none
     logit_softcap: float = 0.0  # the same for the logits
@@ -70,10 +79,20 @@ class ModelConfig:
     pooler: bool = False  # BERT pooler: tanh(W h_0 + b)
     head: str = "causal_lm"
     head_activation: str = ""  # in a masked-language head; "" = activation
+    head_bias: bool = False  # of the logits of a causal or seq2seq head, and of a classifier's labels
+    logit_scale: float = 1.0  # hidden states are multiplied by this before a tied table (T5: d_model ** -0.5)
+    n_labels: int = 0  # of a classification head; 1 = regression
+    pooling: str = "last"  # the position that a sequence's label or embedding is read from, or the mean of all
+    head_dense: str = ""  # activation of a dense layer before the classifier; "" = no such layer
+    head_norm: bool = False  # norm after that layer (ModernBERT)
+    normalize_embedding: bool = True  # an embedding head's vectors have length 1
     tie_embeddings: bool = True
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None  # what an encoder-decoder's answers begin after
+    forced_bos_token_id: int | None = None  # the first token of every answer (mBART: its language)
+    forced_eos_token_id: int | None = None  # the last token of an answer as long as it may be (BART)
     initializer_range: float = 0.02
     dropout: float = 0.0  # on embeddings, attention output and mlp output while training
     # How it is computed; none of these changes the result beyond rounding.
@@ -83,88 +102,33 @@ class ModelConfig:
     remat: str = "none"  # what the backward pass recomputes: none | dots (all but matmuls) | full (everything)
 
     def __post_init__(self):
-        for name in ("rope_scaling", "layer_pattern", "eos_token_ids"):  # lists, when read from JSON
-            object.__setattr__(self, name, tuple(tuple(x) if isinstance(x, list) else x for x in getattr(self, name)))
-        for name, allowed in (
-            ("positions", POSITIONS), ("norm", NORMS), ("activation", ACTIVATIONS), ("head", HEADS),
-            ("layers", LAYERS), ("remat", REMAT), ("dtype", DTYPES), ("param_dtype", DTYPES),
-            ("norm_placement", NORM_PLACEMENTS), ("qk_norm", QK_NORMS), ("head_activation", ("", *ACTIVATIONS)),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(f"model.{name}={value!r} is unknown{nearest(str(value), allowed)}; one of {', '.join(allowed)}")
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_length"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"model.{name}={value!r}: expected a positive integer")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(
-                f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.n_kv_heads}: "
-                "every key/value head serves the same number of query heads"
-            )
-        if self.positions == "rotary" and self.head_dim % 2:
-            raise ConfigError(f"model.head_dim={self.head_dim} is odd, but rotary positions turn pairs of features: make it even")
-        if self.positions == "rotary" and (not 0.0 < self.rotary_fraction <= 1.0 or self.rotary_dim % 2 or not self.rotary_dim):
-            raise ConfigError(
-                f"model.rotary_fraction={self.rotary_fraction} turns {self.rotary_dim} of model.head_dim={self.head_dim} features: "
-                "expected a fraction in (0, 1] that makes an even number, as features turn in pairs"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"model.dropout={self.dropout}: expected a probability in [0, 1)")
-        for name, zero in (
-            ("sliding_window", "all tokens"), ("position_offset", "none"), ("embedding_width", "d_model"),
-            ("local_rope_theta", "rope_theta"), ("score_dim", "head_dim"), ("attention_softcap", "none"), ("logit_softcap", "none"),
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"model.{name}={getattr(self, name)}: expected 0 ({zero}) or a positive number")
-        self._check_layers()
-        if self.embedding_width and self.head == "causal_lm":
-            raise ConfigError(
-                f"model.embedding_width={self.embedding_width} needs model.head='masked_lm' or 'none': no other head projects back"
-            )
-        if self.head == "causal_lm" and not self.causal:
-            raise ConfigError("model.head='causal_lm' needs model.causal=True: a bidirectional model sees the token it predicts")
-        for name in ("bos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < self.vocab_size:
-                raise ConfigError(f"model.{name}={value} is outside the vocabulary of {self.vocab_size}")
-        for value in self.eos_token_ids:
-            if not 0 <= value < self.vocab_size:
-                raise ConfigError(f"model.eos_token_ids: {value} is outside the vocabulary of {self.vocab_size}")
-
-    def _check_layers(self):
-        """What layers that differ, or do not, may be combined with."""
-        for kind in self.layer_pattern:
-            if kind not in LAYER_KINDS:
-                raise ConfigError(
-                    f"model.layer_pattern holds {kind!r}{nearest(str(kind), LAYER_KINDS)}; its kinds are {', '.join(LAYER_KINDS)}"
-                )
-        if len(self.layer_pattern) > self.n_layers:
-            raise ConfigError(
-                f"model.layer_pattern={self.layer_pattern} is longer than model.n_layers={self.n_layers}: give as many kinds as it needs"
-            )
-        if "local" in self.layer_pattern and not self.sliding_window:
-            raise ConfigError("model.layer_pattern has local layers, but model.sliding_window=0: give their window in tokens")
-        if self.local_rope_theta and "local" not in self.layer_pattern:
-            raise ConfigError(
-                f"model.local_rope_theta={self.local_rope_theta} is for the local layers of model.layer_pattern, which has none"
-            )
-        if self.parallel_residual and self.norm_placement != "pre":
-            raise ConfigError(
-                f"model.parallel_residual needs model.norm_placement='pre', not {self.norm_placement!r}: both mixers read one input"
-            )
-        if self.first_norm_on_stream and (self.parallel_residual or self.norm_placement not in ("pre", "sandwich")):
-            raise ConfigError(
-                "model.first_norm_on_stream needs model.parallel_residual=False and model.norm_placement='pre' or 'sandwich', "
-                f"not {self.norm_placement!r}: otherwise no norm comes before the first attention alone"
-            )
-        if self.shared_layers and self.layers == "separate":
-            raise ConfigError("model.layers='separate' cannot separate the layers of model.shared_layers=True: use scan or unrolled")
+        for field in dataclasses.fields(self):  # lists, when read from JSON
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(tuple(x) if isinstance(x, list) else x for x in value))
+        check(self)
 
     @property
     def rotary_dim(self) -> int:
         """Features of each head that rotary positions turn."""
         return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of every layer: global | local | ssm."""
+        alike = "ssm" if self.ssm_inner else "local" if self.sliding_window else "global"
+        pattern = self.layer_pattern or (alike,)
+        return tuple(pattern[i % len(pattern)] for i in range(self.n_layers))
+
+    @property
+    def encoder(self) -> "ModelConfig":
+        """The encoder of an encoder-decoder as a model of its own."""
+        heads = self.encoder_heads or self.n_heads
+        return self.replace(
+            n_layers=self.encoder_layers, encoder_layers=0, encoder_heads=0, encoder_d_ff=0, causal=False, head="none", head_bias=False,
+            head_dense="", head_norm=False, n_labels=0, n_heads=heads, d_ff=self.encoder_d_ff or self.d_ff, neighbour_layers=(),
+            head_dim=self.n_heads * self.head_dim // heads, n_kv_heads=heads if self.encoder_heads else self.n_kv_heads,
+        )  # fmt: skip
 
     def replace(self, **changes: Any) -> "ModelConfig":
         """A copy with some fields changed; an unknown field is a ConfigError that suggests the nearest name."""
@@ -173,9 +137,3 @@ class ModelConfig:
             if name not in known:
                 raise ConfigError(f"model.{name} is not a field of ModelConfig{nearest(name, known)}")
         return dataclasses.replace(self, **changes)
-
-
-def nearest(name: str, known) -> str:
-    """' (did you mean ...?)' when some known name is close, else ''."""
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -10,7 +10,7 @@ from lm.models.config import ConfigError
 from lm.training.sharding import path_name
 
 # The first pattern found in a parameter's path decides its share of the weight decay.
-DECAY = ((r"norm/|bias$", 0.0), (r".", 1.0))
+DECAY = ((r"norm[/_]|bias$|a_log$|skip$", 0.0), (r".", 1.0))
 
 
 def learning_rate(peak: float, warmup: int, steps: int, final: float) -> optax.Schedule:
