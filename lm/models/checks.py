@@ -93,9 +93,7 @@ def _attention(c) -> None:
     if c.positions == "sinusoidal" and c.d_model % 2:
         raise ConfigError(f"model.d_model={c.d_model} is odd, but sinusoidal positions are sines and cosines in pairs: make it even")
     if (c.positions == "relative") != bool(c.relative_buckets):
-        raise ConfigError(
-            f"model.relative_buckets={c.relative_buckets} with model.positions={c.positions!r}: relative positions need them"
-        )
+        raise ConfigError(f"model.relative_buckets={c.relative_buckets} with model.positions={c.positions!r}: relative positions need them")
     if c.relative_buckets and (c.relative_buckets % 4 or c.relative_max_distance <= c.relative_buckets // 2):
         raise ConfigError(
             f"model.relative_buckets={c.relative_buckets} and relative_max_distance={c.relative_max_distance}: "

@@ -122,7 +122,7 @@ class ModelConfig:
 
     @property
     def period(self) -> int:
-        """After how many layers the shapes of their parameters repeat: 1 when all are alike. Layer i is entry i // period of block i % period."""
+        """After how many layers the shapes of their parameters repeat: layer i is entry i // period of block i % period."""
         shapes = [(kind == "ssm", i in self.neighbour_layers) for i, kind in enumerate(self.layer_kinds)]
         whole = [n for n in range(1, self.n_layers + 1) if self.n_layers % n == 0]
         return next(n for n in whole if all(shape == shapes[i % n] for i, shape in enumerate(shapes)))
