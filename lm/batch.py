@@ -9,11 +9,15 @@ import numpy as np
 
 @flax.struct.dataclass
 class Batch:
-    """Rows of packed documents; every array is [B, T].
+    """Rows of packed documents; every array is [B, T], and [B, S] on the encoder side.
 
     tokens: int32 token ids.            targets: int32, what each position should predict.
     weights: float32 loss weight.       segments: int32 document number within the row, from 1; 0 = padding.
     positions: int32 position within its document.   types: int32 token types (BERT) or None.
+
+    encoder_tokens, encoder_segments, encoder_positions: the same for an encoder's input; a decoder token attends to the encoder tokens
+    of its own segment. neighbours: [B, C, S, N] vectors of the tokens retrieved for each of C chunks of the row, and
+    neighbour_segments int32 [B, C, S] the segment each is for, 0 = padding.
     """
 
     tokens: jax.Array
@@ -22,45 +26,74 @@ class Batch:
     segments: jax.Array
     positions: jax.Array
     types: jax.Array | None = None
+    encoder_tokens: jax.Array | None = None
+    encoder_segments: jax.Array | None = None
+    encoder_positions: jax.Array | None = None
+    neighbours: jax.Array | None = None
+    neighbour_segments: jax.Array | None = None
 
     @classmethod
-    def of(cls, tokens, segments=None, *, targets=None, weights=None, positions=None, types=None) -> "Batch":
+    def of(
+        cls, tokens, segments=None, *, targets=None, weights=None, positions=None, types=None,
+        encoder_tokens=None, encoder_segments=None, encoder_positions=None, neighbours=None, neighbour_segments=None,
+    ) -> "Batch":  # fmt: skip
         """Fills in what is not given: one document a row, positions from each document's start, next-token targets.
 
         The default weight is 1 where the next token belongs to the same document and 0 elsewhere, so that no document is
         asked to predict the first token of another. Raises ValueError when a shape is not that of `tokens`.
         """
-        tokens = np.asarray(tokens, np.int32)
-        if tokens.ndim != 2:
-            raise ValueError(f"tokens have shape {tokens.shape}; expected [B, T]: pad the rows to one length (segments 0 = padding)")
-        segments = np.ones_like(tokens) if segments is None else np.asarray(segments, np.int32)
-        if segments.shape != tokens.shape:
-            raise ValueError(f"segments have shape {segments.shape}, tokens {tokens.shape}; they must be equal")
+        tokens, segments, positions = _row("tokens", tokens, segments, positions)
         following = np.pad(segments[:, 1:], ((0, 0), (0, 1)))
-        if targets is None:
-            targets = np.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-        if weights is None:
-            weights = (segments > 0) & (following == segments)
-        if positions is None:
-            index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-            starts = np.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-            positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
-        arrays: dict[str, Any] = dict(
-            tokens=tokens, targets=np.asarray(targets, np.int32), weights=np.asarray(weights, np.float32),
-            segments=segments, positions=np.asarray(positions, np.int32),
-            types=None if types is None else np.asarray(types, np.int32),
+        given: dict[str, Any] = dict(
+            tokens=tokens, segments=segments, positions=positions,
+            targets=np.pad(tokens[:, 1:], ((0, 0), (0, 1))) if targets is None else np.asarray(targets, np.int32),
+            weights=np.asarray((segments > 0) & (following == segments) if weights is None else weights, np.float32),
         )  # fmt: skip
-        for name, value in arrays.items():
-            if value is not None and value.shape != tokens.shape:
+        if types is not None:
+            given["types"] = np.asarray(types, np.int32)
+        for name, value in given.items():
+            if value.shape != tokens.shape:
                 raise ValueError(f"{name} have shape {value.shape}, tokens {tokens.shape}; they must be equal")
-        return cls(**arrays)
+        if encoder_tokens is not None:
+            row = _row("encoder_tokens", encoder_tokens, encoder_segments, encoder_positions)
+            if len(row[0]) != len(tokens):
+                raise ValueError(f"encoder_tokens have {len(row[0])} rows, tokens {len(tokens)}; every row needs both")
+            given |= dict(zip(("encoder_tokens", "encoder_segments", "encoder_positions"), row, strict=True))
+        if neighbours is not None:
+            of = np.ones(np.shape(neighbours)[:3], np.int32) if neighbour_segments is None else np.asarray(neighbour_segments, np.int32)
+            if np.ndim(neighbours) != 4 or of.shape != np.shape(neighbours)[:3] or len(of) != len(tokens):
+                raise ValueError(
+                    f"neighbours have shape {np.shape(neighbours)} and neighbour_segments {of.shape}; expected [B, C, S, N] and [B, C, S] "
+                    f"with B = {len(tokens)}, the rows of tokens"
+                )
+            given |= dict(neighbours=neighbours, neighbour_segments=of)
+        return cls(**given)
+
+
+def _row(what: str, tokens, segments, positions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens with segments and positions, int32 [B, T] each: one document a row, and positions from each document's start, if not given."""
+    tokens = np.asarray(tokens, np.int32)
+    if tokens.ndim != 2:
+        raise ValueError(f"{what} have shape {tokens.shape}; expected [B, T]: pad the rows to one length (segments 0 = padding)")
+    segments = np.ones_like(tokens) if segments is None else np.asarray(segments, np.int32)
+    index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    if segments.shape == tokens.shape and positions is None:
+        starts = np.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+    for name, value in (("segments", segments), ("positions", positions)):
+        if np.shape(value) != tokens.shape:
+            raise ValueError(f"{what.replace('tokens', name)} have shape {np.shape(value)}, {what} {tokens.shape}; they must be equal")
+    return tokens, segments, np.asarray(positions, np.int32)
 
 
 @flax.struct.dataclass
 class Output:
-    """What a forward pass returns. logits float32 [B, T, V] or None, hidden [B, T, D], pooled [B, D] or None."""
+    """What a forward pass returns. logits float32 [B, T, V] (or what the head gives, see `LanguageModel`) or None, hidden [B, T, D],
+    pooled [B, D] or None, encoder_hidden [B, S, D] of an encoder-decoder that read its encoder's tokens, or None.
+    """
 
     logits: jax.Array | None
     hidden: jax.Array
     pooled: jax.Array | None = None
+    encoder_hidden: jax.Array | None = None
     cache: object = None

@@ -1,79 +1,190 @@
-"""Self-attention: multi-head and grouped-query, causal or bidirectional, packed or padded, with or without a KV cache."""
+"""Attention to the sequence itself, to an encoder's output, and to retrieved neighbours; packed or padded, with or without a KV cache."""
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.models.cache import ring_indices, slots
 from lm.models.config import ModelConfig
 from lm.models.layers import Norm, bias, constrain, weight
-from lm.models.positions import rotate
+from lm.models.positions import relative_buckets, rotary_angles, rotate
 
 
-def attention_mask(c: ModelConfig, segments_BT, key_segments_BS=None, start=0, window: int = 0) -> jax.Array:
-    """Who may look at whom: bool [B, 1, T, S].
+class View(NamedTuple):
+    """What all attention layers of one kind share. mask bool [B, 1, T, S]; angles of `rotary_angles`, buckets int32 [T, S], or None."""
 
-    A token sees its own document (equal segment ids; padding, 0, sees padding), the past only if the model is causal, and
-    tokens nearer than `window` (0: all). With a cache, keys fill S slots of which the queries take `start` .. `start` + T - 1.
+    mask: jax.Array
+    angles: tuple[jax.Array, jax.Array] | None
+    buckets: jax.Array | None
+
+
+def see(c: ModelConfig, kind: str, segments_BT, positions_BT, cache=None) -> View:
+    """The view of "global" or "local" layers; `cache` is that of the model, its segments already continued by these, or None.
+
+    A token sees its own document (equal segment ids; padding, 0, sees padding), the past only if the model is causal, and in
+    a local layer tokens nearer than the window. Keys are the row itself, or the slots of a cache: all of them in order, or a
+    ring of the latest ones, which a longer piece follows.
     """
-    key_segments_BS = segments_BT if key_segments_BS is None else key_segments_BS
-    query_TS = start + jnp.arange(segments_BT.shape[1])[:, None]
-    key_TS = jnp.arange(key_segments_BS.shape[1])[None, :]
+    length, window = segments_BT.shape[1], c.sliding_window if kind == "local" else 0
+    query_T, key_segments_BS = jnp.arange(length), segments_BT
+    key_S = query_T
+    if cache is not None:
+        start, key_segments_BS = cache["length"], cache["segments"]
+        query_T, key_S = start + query_T, jnp.arange(key_segments_BS.shape[1])
+        ring = slots(c, kind, len(key_S))
+        if ring < len(key_S):
+            key_S = ring_indices(start, ring) if length == 1 else jnp.concatenate([ring_indices(start - 1, ring), query_T])
+            key_segments_BS = jnp.where(key_S < 0, -1, key_segments_BS[:, jnp.maximum(key_S, 0)])
     mask = segments_BT[:, None, :, None] == key_segments_BS[:, None, None, :]
+    ahead = key_S[None, :] - query_T[:, None]
     if c.causal:
-        mask &= key_TS <= query_TS
+        mask &= ahead <= 0
     if window:
-        mask &= jnp.abs(query_TS - key_TS) < window
-    return mask
+        mask &= jnp.abs(ahead) < window
+    theta = c.local_rope_theta if kind == "local" and c.local_rope_theta else c.rope_theta
+    return View(
+        mask,
+        rotary_angles(c, positions_BT, theta) if c.positions == "rotary" else None,
+        relative_buckets(c, query_T, key_S) if c.positions == "relative" else None,
+    )
 
 
-def softcapped_attention(q_BTHK, k_BSJK, v_BSJK, mask, scale: float, cap: float) -> jax.Array:
-    """Attention whose scaled scores pass through cap * tanh(score / cap) before the softmax (Gemma Team 2024, section 2)."""
+def relative_bias(module: nn.Module) -> jax.Array:
+    """T5's learned bias of every bucket and head, [buckets, H]."""
+    c: ModelConfig = module.config
+    return weight(module, "relative_bias", (c.relative_buckets, c.n_heads), "buckets heads")
+
+
+def attend(c: ModelConfig, q_BTHK, k_BSJK, v_BSJK, mask, score_bias=None) -> jax.Array:
+    """softmax(scale q k + bias) v under the mask, [B, T, H, K]; J key heads serve H / J query heads each, and K is the head's width.
+
+    With a soft cap, scaled scores pass through cap * tanh(score / cap) before the softmax (Gemma Team 2024, section 2).
+    """
+    scale, cap = c.score_dim**-0.5 if c.score_dim else None, c.attention_softcap
+    if not cap:
+        return jax.nn.dot_product_attention(q_BTHK, k_BSJK, v_BSJK, score_bias, mask, scale=scale)
     b, t, h, k = q_BTHK.shape
     grouped = q_BTHK.reshape(b, t, k_BSJK.shape[2], -1, k)
-    scores = jnp.einsum("btjgk,bsjk->bjgts", grouped, k_BSJK, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("btjgk,bsjk->bjgts", grouped, k_BSJK, preferred_element_type=jnp.float32) * (scale or k**-0.5)
     scores = jnp.where(mask[:, :, None], cap * jnp.tanh(scores / cap), jnp.finfo(jnp.float32).min)
     y = jnp.einsum("bjgts,bsjk->btjgk", jax.nn.softmax(scores, axis=-1).astype(v_BSJK.dtype), v_BSJK)
     return y.reshape(b, t, h, k)
 
 
+def enter(module: nn.Module, x_BTD, name: str, with_bias: bool) -> jax.Array:
+    """The "query", "key" or "value" of every head, [B, T, H or J, K]."""
+    c: ModelConfig = module.config
+    heads, axis = (c.n_heads, "heads") if name == "query" else (c.n_kv_heads, "kv_heads")
+    y = jnp.einsum("btd,dhk->bthk", x_BTD, weight(module, name, (x_BTD.shape[-1], heads, c.head_dim), f"embed {axis} head_dim"))
+    return y + bias(module, f"{name}_bias", (heads, c.head_dim), f"{axis} head_dim") if with_bias else y
+
+
+def leave(module: nn.Module, y_BTHK, with_bias: bool, init=None) -> jax.Array:
+    """The heads' results together, [B, T, D]."""
+    c: ModelConfig = module.config
+    out = weight(module, "out", (c.n_heads, c.head_dim, c.d_model), "heads head_dim embed", init)
+    y = jnp.einsum("bthk,hkd->btd", constrain(y_BTHK, "batch length heads head_dim"), out)
+    return y + bias(module, "out_bias", (c.d_model,), "norm") if with_bias else y
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention (Ainslie et al. 2023; n_kv_heads == n_heads is Vaswani et al. 2017, section 3.2).
 
-    x_BTD [B, T, D], mask bool [B, 1, T, S], angles from `rotary_angles` or None -> [B, T, D] and the updated cache, a dict
-    of `key` and `value` [B, S, n_kv_heads, head_dim] whose slots from `start` on are overwritten, or None.
+    x_BTD [B, T, D], a View, `shared_bias` [1, H, T, S] or None -> [B, T, D] and the updated cache: a dict of `key` and `value`
+    [B, slots, n_kv_heads, head_dim], into which the row is written from index `start` on (modulo the slots), or None.
     """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, mask, angles=None, cache=None, start=0):
+    def __call__(self, x_BTD, view: View, shared_bias=None, start=0, cache=None):
         c = self.config
-        q, k, v = (self.project(x_BTD, *row) for row in (("query", "heads", c.n_heads), ("key", "kv_heads", c.n_kv_heads),
-                                                         ("value", "kv_heads", c.n_kv_heads)))  # fmt: skip
+        q, k, v = (enter(self, x_BTD, name, c.qkv_bias) for name in ("query", "key", "value"))
         if c.qk_norm != "none":
             q, k = self.normed(q, "query"), self.normed(k, "key")
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if view.angles is not None:
+            q, k = rotate(q, view.angles), rotate(k, view.angles)
         q, k, v = constrain(q, "batch length heads head_dim"), *(constrain(y, "batch length kv_heads head_dim") for y in (k, v))
         if cache is not None:
-            k, v = (jax.lax.dynamic_update_slice_in_dim(cache[n], y, start, axis=1) for n, y in (("key", k), ("value", v)))
-            cache = {"key": k, "value": v}
-        scale = c.score_dim**-0.5 if c.score_dim else None
-        if c.attention_softcap:
-            y = softcapped_attention(q, k, v, mask, scale or c.head_dim**-0.5, c.attention_softcap)
-        else:
-            y = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
-        y = constrain(y, "batch length heads head_dim")
-        y = jnp.einsum("bthk,hkd->btd", y, weight(self, "out", (c.n_heads, c.head_dim, c.d_model), "heads head_dim embed"))
-        if c.out_bias:
-            y = y + bias(self, "out_bias", (c.d_model,), "norm")
-        return y, cache
+            (k, new_k), (v, new_v) = (self.remember(cache[name], y, view, start) for name, y in (("key", k), ("value", v)))
+            cache = {**cache, "key": new_k, "value": new_v}
+        if c.relative_per_layer:
+            shared_bias = bucket_bias(relative_bias(self), view)
+        return leave(self, attend(c, q, k, v, view.mask, shared_bias), c.out_bias), cache
+
+    def remember(self, old_BSJK, new_BTJK, view, start) -> tuple[jax.Array, jax.Array]:
+        """What the row attends to, and the slots after it. A ring that a longer piece follows is read before it is overwritten."""
+        ring, length = old_BSJK.shape[1], new_BTJK.shape[1]
+        if view.mask.shape[-1] == ring:
+            slots = jax.lax.dynamic_update_slice_in_dim(old_BSJK, new_BTJK, start % ring if length == 1 else start, axis=1)
+            return slots, slots
+        both = jnp.concatenate([old_BSJK, new_BTJK], axis=1)
+        index = ring_indices(start + length - 1, ring)
+        return both, both[:, jnp.where(index >= start, ring + index - start, jnp.arange(ring))]
 
     def normed(self, y_BTHK, name) -> jax.Array:
         flat = y_BTHK if self.config.qk_norm == "head" else y_BTHK.reshape(*y_BTHK.shape[:2], -1)
         return Norm(self.config, name=f"{name}_norm")(flat).reshape(y_BTHK.shape)
 
-    def project(self, x_BTD, name, heads, n_heads) -> jax.Array:
+
+def bucket_bias(table_NH, view: View) -> jax.Array:
+    """What relative positions add to the scores, [1, H, T, S]."""
+    return jnp.moveaxis(table_NH[view.buckets], -1, 0)[None]
+
+
+class CrossAttention(nn.Module):
+    """A decoder's attention to its encoder's output (Vaswani et al. 2017, section 3.2.3).
+
+    x_BTD [B, T, D]; source [B, S, D], or None to use the `cross_key` and `cross_value` [B, S, J, K] that an earlier call left in the
+    cache; mask bool [B, 1, T, S] -> [B, T, D] and the cache with both, or None.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, source_BSD, mask, cache=None):
         c = self.config
-        y = jnp.einsum("btd,dhk->bthk", x_BTD, weight(self, name, (c.d_model, n_heads, c.head_dim), f"embed {heads} head_dim"))
-        return y + bias(self, f"{name}_bias", (n_heads, c.head_dim), f"{heads} head_dim") if c.qkv_bias else y
+        q = constrain(enter(self, x_BTD, "query", c.qkv_bias), "batch length heads head_dim")
+        if source_BSD is None:
+            assert cache is not None, "LanguageModel asks for one of them"
+            k, v = cache["cross_key"], cache["cross_value"]
+        else:
+            k, v = (constrain(enter(self, source_BSD, n, c.qkv_bias), "batch length kv_heads head_dim") for n in ("key", "value"))
+        cache = None if cache is None else {**cache, "cross_key": k, "cross_value": v}
+        return leave(self, attend(c, q, k, v, mask), c.out_bias), cache
+
+
+class NeighbourAttention(nn.Module):
+    """Chunked cross-attention to retrieved neighbours (Borgeaud et al. 2022, RETRO, section 2.4).
+
+    Neighbours [B, C, S, N] of chunk u of `neighbour_chunk` tokens are seen by its last token and by those after it, up to the last
+    but one of chunk u + 1: nothing that they were retrieved for lies ahead. `of` int32 [B, C, S] is the segment that each neighbour
+    token was retrieved for, 0 for padding: a token sees those of its own. A token that sees none gets zeros, and at initialisation
+    all do, so that the door changes nothing in a trained model until it is trained. x_BTD [B, T, D] begins at index `start` of its row.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, neighbours_BCSN, of_BCS, segments_BT, start=0):
+        c = self.config
+        (batch, length, _), size = x_BTD.shape, c.neighbour_chunk
+        first = start + 1  # groups of `size` tokens that see the same chunk begin at indices -1, size - 1, 2 size - 1, ...
+        groups = -(-(length + size - 1) // size)
+
+        def grouped(x):  # [B, T, ...] -> [B * groups, size, ...]
+            room = jnp.zeros((batch, groups * size, *x.shape[2:]), x.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(room, x, first % size, axis=1).reshape(batch * groups, size, *x.shape[2:])
+
+        def chosen(x):  # [B, C, S, ...] -> [B * groups, S, ...]; the first group may come before any chunk, the last after all
+            x = jnp.pad(x, ((0, 0), (1, groups), *((0, 0),) * (x.ndim - 2)))
+            return jax.lax.dynamic_slice_in_dim(x, first // size, groups, axis=1).reshape(batch * groups, *x.shape[2:])
+
+        source, of = chosen(neighbours_BCSN.astype(c.dtype)), chosen(of_BCS)
+        mask = (grouped(segments_BT)[:, None, :, None] == of[:, None, None, :]) & (of != 0)[:, None, None, :]
+        q, k, v = enter(self, grouped(x_BTD), "query", False), enter(self, source, "key", False), enter(self, source, "value", False)
+        y = jnp.where(mask.any(-1)[:, 0, :, None, None], attend(c, q, k, v, mask), 0)
+        y = jax.lax.dynamic_slice_in_dim(y.reshape(batch, groups * size, *y.shape[2:]), first % size, length, axis=1)
+        return leave(self, y, False, nn.initializers.zeros)

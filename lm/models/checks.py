@@ -7,7 +7,7 @@ NORMS = ("layernorm", "rmsnorm")
 NORM_PLACEMENTS = ("pre", "post", "sandwich", "output")
 QK_NORMS = ("none", "head", "projection")
 LAYER_KINDS = ("global", "local", "ssm")
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "tanh")
 HEADS = (
     "causal_lm", "masked_lm", "seq2seq_lm", "sequence_classification", "token_classification", "question_answering", "value", "embedding",
     "none",
@@ -94,10 +94,10 @@ def _attention(c) -> None:
         raise ConfigError(f"model.d_model={c.d_model} is odd, but sinusoidal positions are sines and cosines in pairs: make it even")
     if (c.positions == "relative") != bool(c.relative_buckets):
         raise ConfigError(f"model.relative_buckets={c.relative_buckets} with model.positions={c.positions!r}: relative positions need them")
-    if c.relative_buckets and (c.relative_buckets % 4 or c.relative_max_distance <= c.relative_buckets // 2):
+    if c.relative_buckets and (c.relative_buckets < 4 or c.relative_max_distance <= c.relative_buckets // 2):
         raise ConfigError(
             f"model.relative_buckets={c.relative_buckets} and relative_max_distance={c.relative_max_distance}: "
-            "expected a multiple of 4, and a distance above its half, as half of the buckets are for single distances"
+            "expected at least 4, and a distance above its half, as half of the buckets are for single distances"
         )
     if c.relative_buckets and c.attention_softcap:
         raise ConfigError("model.attention_softcap does not go with model.positions='relative'")

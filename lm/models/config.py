@@ -48,7 +48,7 @@ class ModelConfig:
     gated_mlp: bool = True
     qkv_bias: bool = False
     out_bias: bool = False
-    mlp_bias: bool = False  # and of the dense layer in a masked-language head
+    mlp_bias: bool = False  # and of the dense layer in a head
     encoder_layers: int = 0  # of a bidirectional encoder, whose output every layer of the decoder attends to; 0 = none
     encoder_heads: int = 0  # the encoder's heads and mlp width where they are not the decoder's
     encoder_d_ff: int = 0
@@ -94,7 +94,7 @@ class ModelConfig:
     forced_bos_token_id: int | None = None  # the first token of every answer (mBART: its language)
     forced_eos_token_id: int | None = None  # the last token of an answer as long as it may be (BART)
     initializer_range: float = 0.02
-    dropout: float = 0.0  # on embeddings, attention output and mlp output while training
+    dropout: float = 0.0  # of what mixers and mlps add to the residual stream, while training
     # How it is computed; none of these changes the result beyond rounding.
     dtype: str = "float32"  # of activations and matmul inputs
     param_dtype: str = "float32"  # of stored parameters

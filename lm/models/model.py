@@ -8,23 +8,44 @@ import jax
 import jax.numpy as jnp
 
 from lm.batch import Batch, Output
-from lm.models.attention import attention_mask
-from lm.models.config import ModelConfig
-from lm.models.embeddings import Embeddings, Head
-from lm.models.layers import Norm, bias, weight
-from lm.models.positions import rotary_angles
+from lm.models.attention import bucket_bias, relative_bias, see
+from lm.models.block import Context
+from lm.models.config import LM_HEADS, ModelConfig
+from lm.models.embeddings import Embeddings
+from lm.models.heads import Head, Pooler, pool
+from lm.models.layers import Norm
 from lm.models.stack import kinds, layers, run
 
 
-class Pooler(nn.Module):
-    """BERT's sentence vector: tanh of a dense layer on the first token (Devlin et al. 2019). [B, T, D] -> [B, D]."""
+class Encoder(nn.Module):
+    """The bidirectional half of an encoder-decoder; its token table is the decoder's."""
 
     config: ModelConfig
 
-    @nn.compact
-    def __call__(self, x_BTD):
-        d = self.config.d_model
-        return jnp.tanh(x_BTD[:, 0] @ weight(self, "kernel", (d, d), "embed pooled") + bias(self, "bias", (d,), "norm"))
+    def setup(self):
+        c = self.config
+        self.embeddings = Embeddings(c, own_table=False)
+        self.layers = layers(c)
+        if c.final_norm:
+            self.final_norm = Norm(c)
+        if c.relative_buckets and not c.relative_per_layer:
+            self.relative_bias = relative_bias(self)
+
+    def __call__(self, tokens_BS, segments_BS, positions_BS, table_VD) -> jax.Array:
+        """int [B, S] three times, and the token table [V, D] -> [B, S, D]."""
+        x = self.embeddings(tokens_BS, positions_BS, table_VD=table_VD)
+        x, _ = transform(self, x, segments_BS, positions_BS)
+        return x
+
+
+def transform(module, x, segments_BT, positions_BT, cache=None, **context) -> tuple[jax.Array, object]:
+    """The stack of an encoder or decoder and its last norm: [B, T, D] -> [B, T, D], and the layers' cache."""
+    c: ModelConfig = module.config
+    views = [see(c, kind, segments_BT, positions_BT, cache) for kind in kinds(c)]
+    shared = bucket_bias(module.relative_bias, views[0]) if c.relative_buckets and not c.relative_per_layer else None
+    context = Context(segments=segments_BT, view=None, bias=shared, start=0 if cache is None else cache["length"], **context)
+    x, layer_cache = run(c, module.layers, x, None if cache is None else cache["layers"], context, views)
+    return module.final_norm(x) if c.final_norm else x, layer_cache
 
 
 class LanguageModel(nn.Module):
@@ -34,6 +55,10 @@ class LanguageModel(nn.Module):
     model.apply({"params": p}, batch)                     -> Output(logits float32 [B, T, V], hidden [B, T, D], pooled)
     model.apply({"params": p}, batch, method="hidden")    -> the same without logits
     model.apply({"params": p}, hidden, method="logits")   -> float32 [..., V], for use on chunks of hidden states
+
+    Other heads give logits [B, n_labels] (sequence_classification), [B, T, n_labels] (token_classification), [B, T, 2]
+    (question_answering: start and end), [B, T] (value), or `pooled` [B, D] alone (embedding). What they say of a whole sequence is
+    for rows of one document.
     """
 
     config: ModelConfig
@@ -51,53 +76,92 @@ class LanguageModel(nn.Module):
     def setup(self):
         c = self.config
         self.embeddings = Embeddings(c)
+        if c.encoder_layers:
+            self.encoder = Encoder(c.encoder)
         self.layers = layers(c)
+        if c.relative_buckets and not c.relative_per_layer:
+            self.relative_bias = relative_bias(self)
         if c.final_norm:
             self.final_norm = Norm(c)
         if c.pooler:
             self.pooler = Pooler(c)
-        if c.head != "none":
+        if c.head not in ("none", "embedding"):
             self.head = Head(c)
 
     def __call__(self, batch: Batch, cache: dict | None = None) -> Output:
-        output = self.hidden(batch, cache)
-        return output if self.config.head == "none" else dataclasses.replace(output, logits=self.logits(output.hidden))
+        c, out = self.config, self.hidden(batch, cache)
+        if c.head == "none":
+            return out
+        if c.head in LM_HEADS:
+            return dataclasses.replace(out, logits=self.logits(out.hidden))
+        if c.head == "embedding":
+            vector = pool(c, out.hidden, batch.segments).astype(jnp.float32)
+            length = jnp.linalg.norm(vector, axis=-1, keepdims=True) if c.normalize_embedding else 1.0
+            return dataclasses.replace(out, pooled=vector / jnp.maximum(length, 1e-12))
+        x = out.hidden
+        if c.head == "sequence_classification":
+            x = out.pooled if c.pooler else pool(c, x, batch.segments)
+        labels = self.head(x)
+        return dataclasses.replace(out, logits=labels[..., 0] if c.head == "value" else labels)
 
     def hidden(self, batch: Batch, cache: dict | None = None) -> Output:
         """Final hidden states. With a `cache` (see `init_cache`) the batch continues it and the output carries the new one.
 
-        Dropout is on when a "dropout" rng is given to `apply`.
+        An encoder-decoder reads `batch.encoder_tokens`, and leaves what its decoder needs of them in the cache: batches that continue
+        it have none. Dropout is on when a "dropout" rng is given to `apply`. Raises ValueError for a batch that lacks what the model
+        needs, or holds what it would ignore.
         """
         c = self.config
-        start, key_segments, layer_cache = 0, batch.segments, None
+        batch = self._checked(batch, cache)
+        encoded, around = None, {}
         if cache is not None:
-            start, layer_cache = cache["length"], cache["layers"]
-            key_segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], batch.segments, start, axis=1)
-        views = []
-        for kind in kinds(c):
-            mask = attention_mask(c, batch.segments, key_segments, start, c.sliding_window if kind == "local" else 0)
-            theta = c.local_rope_theta if kind == "local" and c.local_rope_theta else c.rope_theta
-            views.append((mask, rotary_angles(c, batch.positions, theta) if c.positions == "rotary" else None))
-        x, layer_cache = run(c, self.layers, self.embeddings(batch.tokens, batch.positions, batch.types), layer_cache, views, start)
-        if c.final_norm:
-            x = self.final_norm(x)
+            segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], batch.segments, cache["length"], axis=1)
+            cache = {**cache, "segments": segments}
+        if c.encoder_layers:
+            fresh = cache is None or batch.encoder_tokens is not None
+            encoder_segments = batch.encoder_segments if fresh else cache["encoder_segments"]
+            if batch.encoder_tokens is not None:
+                encoded = self.encoder(batch.encoder_tokens, encoder_segments, batch.encoder_positions, self.embeddings.token)
+            around = dict(encoded=encoded, encoder_mask=(batch.segments[:, :, None] == encoder_segments[:, None, :])[:, None])
+            cache = None if cache is None else {**cache, "encoder_segments": encoder_segments}
+        if c.neighbour_layers:
+            around |= dict(neighbours=batch.neighbours, neighbour_segments=batch.neighbour_segments)
+        x = self.embeddings(batch.tokens, batch.positions, batch.types)
+        x, layer_cache = transform(self, x, batch.segments, batch.positions, cache, **around)
         if cache is not None:
-            cache = {"layers": layer_cache, "segments": key_segments, "length": start + batch.tokens.shape[1]}
-        return Output(logits=None, hidden=x, pooled=self.pooler(x) if c.pooler else None, cache=cache)
+            cache = {**cache, "layers": layer_cache, "length": cache["length"] + batch.tokens.shape[1]}
+        pooled = self.pooler(x) if c.pooler else None
+        return Output(logits=None, hidden=x, pooled=pooled, encoder_hidden=encoded, cache=cache)
+
+    def _checked(self, batch: Batch, cache) -> Batch:
+        """The batch, with something in every place at initialisation."""
+        c = self.config
+        if self.is_initializing():
+            if c.encoder_layers and batch.encoder_tokens is None:
+                same = dict(encoder_tokens=batch.tokens, encoder_segments=batch.segments, encoder_positions=batch.positions)
+                batch = dataclasses.replace(batch, **same)
+            if c.neighbour_layers and batch.neighbours is None:
+                one = jnp.zeros((batch.tokens.shape[0], 1, 1), jnp.int32)
+                vectors = jnp.zeros((*one.shape, c.neighbour_width or c.d_model), c.dtype)
+                batch = dataclasses.replace(batch, neighbours=vectors, neighbour_segments=one)
+        if c.encoder_layers and batch.encoder_tokens is None and cache is None:
+            raise ValueError(f"this {c.family} model has an encoder, and the batch no encoder_tokens: give them to Batch.of")
+        if not c.encoder_layers and batch.encoder_tokens is not None:
+            raise ValueError(f"this {c.family} model has no encoder, so that the batch's encoder_tokens would be ignored: leave them out")
+        if not c.neighbour_layers and batch.neighbours is not None:
+            raise ValueError(
+                f"this {c.family} model attends to no neighbours, so that the batch's would be ignored: set model.neighbour_layers"
+            )
+        return batch
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [..., D] -> float32 logits [..., V]. Raises ValueError for a model without a head."""
-        if self.config.head == "none":
-            raise ValueError(f"this {self.config.family} model has no head, so no logits: set model.head to causal_lm or masked_lm")
-        return self.head(hidden, self.embeddings.token if self.config.tie_embeddings else None)
-
-
-def init_cache(c: ModelConfig, batch_size: int, length: int) -> dict:
-    """An empty KV cache of `length` slots: zeros in the compute dtype, laid out as `config.layers` asks."""
-    slot = (batch_size, length, c.n_kv_heads, c.head_dim)
-    layer = lambda *lead: {name: jnp.zeros((*lead, *slot), c.dtype) for name in ("key", "value")}
-    entries = [layer() for _ in range(c.n_layers)] if c.layers == "separate" else layer(c.n_layers)
-    return {"layers": entries, "segments": jnp.zeros((batch_size, length), jnp.int32), "length": jnp.int32(0)}
+        """hidden [..., D] -> float32 logits [..., V]. Raises ValueError for a model whose head has none."""
+        c = self.config
+        if c.head not in LM_HEADS:
+            raise ValueError(
+                f"this {c.family} model with head={c.head!r} has no logits over tokens: model.head must be {', '.join(LM_HEADS)}"
+            )
+        return self.head(hidden, self.embeddings.token if c.tie_embeddings else None)
 
 
 def build(config: ModelConfig) -> LanguageModel:
@@ -115,7 +179,10 @@ def separate(model: LanguageModel, params: dict) -> tuple[LanguageModel, dict]:
     if c.layers == "separate" or c.shared_layers:
         return model, params
     rest = {name: value for name, value in params.items() if name != "layers"}
-    split = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(c.n_layers)}
+    stacks = [params["layers"]] if c.period == 1 else [params["layers"][f"block_{i}"] for i in range(c.period)]
+    split = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i // c.period], stacks[i % c.period]) for i in range(c.n_layers)}
+    if c.encoder_layers:
+        rest["encoder"] = separate(build(c.encoder), rest["encoder"])[1]
     return build(c.replace(layers="separate")), rest | split
 
 

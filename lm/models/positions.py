@@ -1,10 +1,37 @@
-"""Positions that act inside attention: rotary embeddings (Su et al. 2021, RoFormer, section 3.2)."""
+"""Positions that are computed: sinusoids for embeddings, rotary angles and relative buckets for attention."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm.models.config import ModelConfig
+
+
+def sinusoids(c: ModelConfig, positions_BT: jax.Array) -> jax.Array:
+    """float32 [B, T, D] for int positions [B, T]: sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi
+    (Vaswani et al. 2017, section 3.5, in the order of their own implementation).
+    """
+    frequencies = (10_000.0 ** (-np.arange(0, c.d_model, 2, dtype=np.float64) / c.d_model)).astype(np.float32)
+    angles = positions_BT.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def relative_buckets(c: ModelConfig, query_T: jax.Array, key_S: jax.Array) -> jax.Array:
+    """The bucket of every pair of a query and a key index, int32 [T, S] (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets are for single distances, the other half for ranges that grow with the distance up to
+    `relative_max_distance`. A bidirectional model has one set for keys before the query and one for those after it.
+    """
+    buckets = c.relative_buckets if c.causal else c.relative_buckets // 2
+    single, distance = buckets // 2, np.arange(c.relative_max_distance + 1)
+    with np.errstate(divide="ignore"):
+        growth = np.log(distance.astype(np.float32) / single) / np.float32(np.log(c.relative_max_distance / single))
+    far = np.where(distance < single, 0, single + np.maximum(growth, 0) * (buckets - single)).astype(np.int32)
+    of_distance = jnp.asarray(np.where(distance < single, distance, np.minimum(far, buckets - 1)), jnp.int32)
+    ahead = key_S[None, :] - query_T[:, None]
+    apart = jnp.maximum(-ahead, 0) if c.causal else jnp.abs(ahead)
+    bucket = of_distance[jnp.minimum(apart, c.relative_max_distance)]
+    return bucket if c.causal else bucket + jnp.where(ahead > 0, buckets, 0)
 
 
 def rotary_frequencies(c: ModelConfig, theta: float) -> np.ndarray:

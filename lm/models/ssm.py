@@ -1,92 +1,41 @@
 """Mamba (S6) and Mamba-2 (SSD) mixers: what a layer may have in place of attention, with a cache of fixed size."""
 
-import dataclasses
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.models.config import ConfigError, ModelConfig
+from lm.models.config import ModelConfig
 from lm.models.layers import ACTIVATION_FUNCTIONS, bias, constrain, weight
 from lm.models.scan import causal_conv, selective_scan, ssd
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SSM:
-    """Shape of a Mamba or Mamba-2 mixer, in elements. Raises ConfigError on construction when the sizes do not fit each other."""
-
-    d_inner: int  # width inside the mixer, usually 2 d_model
-    d_state: int  # N
-    conv_width: int = 4  # tokens that the convolution sees
-    dt_rank: int = 0  # Mamba: width between the two projections that make dt
-    n_heads: int = 0  # Mamba-2: d_inner = n_heads * head_dim
-    head_dim: int = 0
-    n_groups: int = 1  # Mamba-2: sets of B and C, each serving as many heads, whose features the gated norm normalises together
-    chunk: int = 0  # tokens computed at once; 0 = what suits the kind. Changes no result
-    bias: bool = False  # of the projections in and out
-    conv_bias: bool = True
-    inner_norm_eps: float | None = None  # Mamba: RMS normalisation, without a scale, of dt, B and C (FalconMamba); None = none
-    dt_limit: tuple[float, ...] = ()  # Mamba-2: dt is clipped to (lowest, highest)
-
-    def __post_init__(self):
-        for name in ("d_inner", "d_state", "conv_width", "n_groups"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.ssm.{name}={getattr(self, name)}: expected a positive integer")
-        if bool(self.dt_rank) == bool(self.n_heads):
-            raise ConfigError(
-                f"model.ssm has dt_rank={self.dt_rank} and n_heads={self.n_heads}: Mamba needs dt_rank > 0, Mamba-2 n_heads > 0, not both"
-            )
-        if self.n_heads:
-            if self.n_heads * self.head_dim != self.d_inner:
-                raise ConfigError(
-                    f"model.ssm.n_heads={self.n_heads} times head_dim={self.head_dim} is not d_inner={self.d_inner}; make them equal"
-                )
-            if self.n_heads % self.n_groups:
-                raise ConfigError(
-                    f"model.ssm.n_heads={self.n_heads} is not a multiple of n_groups={self.n_groups}: "
-                    "every group of B and C serves the same number of heads"
-                )
-
-
-def init_ssm_cache(config: ModelConfig, ssm: SSM, batch_size: int) -> dict:
-    """An empty cache of one layer: convolution windows in the compute dtype, float32 state, and the document they belong to."""
-    window = lambda channels: jnp.zeros((batch_size, ssm.conv_width - 1, channels), config.dtype)
-    cache = {"conv": window(ssm.d_inner), "segment": jnp.zeros((batch_size,), jnp.int32)}
-    if ssm.n_heads:
-        state = (batch_size, ssm.n_heads, ssm.head_dim, ssm.d_state)
-        cache["bc_conv"] = window(2 * ssm.n_groups * ssm.d_state)
-    else:
-        state = (batch_size, ssm.d_state, ssm.d_inner)
-    return cache | {"state": jnp.zeros(state, jnp.float32)}
-
-
 class MambaMixer(nn.Module):
-    """Mamba's selective state-space layer (Gu & Dao 2023, section 3.4), with FalconMamba's norms if `ssm` asks for them.
+    """Mamba's selective state-space layer (Gu & Dao 2023, section 3.4), with FalconMamba's norms if the config asks for them.
 
-    x_BTD [B, T, D], segments int [B, T] (0 = padding), cache from `init_ssm_cache` or None -> [B, T, D] and the cache after it, or None.
+    x_BTD [B, T, D], segments int [B, T] (0 = padding), a layer's cache as of `init_cache` or None -> [B, T, D] and the cache after.
     """
 
     config: ModelConfig
-    ssm: SSM
 
     @nn.compact
     def __call__(self, x_BTD, segments_BT, cache=None):
-        c, s = self.config, self.ssm
+        c = self.config
         act = ACTIVATION_FUNCTIONS[c.activation]
         past = continued(cache, segments_BT)
-        gate = project(self, x_BTD, "gate", s.d_inner, "mlp")
-        u, conv = convolve(self, project(self, x_BTD, "input", s.d_inner, "mlp"), "conv", "mlp", segments_BT, past["conv"])
+        gate = project(self, x_BTD, "gate", c.ssm_inner, "mlp")
+        u, conv = convolve(self, project(self, x_BTD, "input", c.ssm_inner, "mlp"), "conv", "mlp", segments_BT, past["conv"])
         u = constrain(act(u), "batch length mlp")
 
-        low = jnp.einsum("bte,er->btr", u, weight(self, "dt_down", (s.d_inner, s.dt_rank), "mlp dt"))
-        bc = jnp.einsum("bte,en->btn", u, weight(self, "bc", (s.d_inner, 2 * s.d_state), "mlp state"))
-        low, B, C = (z if s.inner_norm_eps is None else rms(z, s.inner_norm_eps) for z in (low, *jnp.split(bc, 2, axis=-1)))
-        dt = jnp.einsum("btr,re->bte", low, weight(self, "dt_up", (s.dt_rank, s.d_inner), "dt mlp", uniform(s.dt_rank**-0.5)))
-        dt = jax.nn.softplus(dt.astype(jnp.float32) + float32(self, "dt_bias", (s.d_inner,), "mlp", init_dt_bias))
-        A = -jnp.exp(float32(self, "a_log", (s.d_inner, s.d_state), "mlp state", init_a_log))
-        skip = float32(self, "skip", (s.d_inner,), "mlp", nn.initializers.ones)
-        y, state = selective_scan(u, dt, A, B, C, skip, segments_BT, past["state"], s.chunk or 32)
+        low = jnp.einsum("bte,er->btr", u, weight(self, "dt_down", (c.ssm_inner, c.ssm_dt_rank), "mlp dt"))
+        bc = jnp.einsum("bte,en->btn", u, weight(self, "bc", (c.ssm_inner, 2 * c.ssm_state), "mlp state"))
+        low, B, C = (rms(z, c.ssm_inner_norm_eps) if c.ssm_inner_norm_eps else z for z in (low, *jnp.split(bc, 2, axis=-1)))
+        dt = jnp.einsum("btr,re->bte", low, weight(self, "dt_up", (c.ssm_dt_rank, c.ssm_inner), "dt mlp", uniform(c.ssm_dt_rank**-0.5)))
+        dt = jax.nn.softplus(dt.astype(jnp.float32) + float32(self, "dt_bias", (c.ssm_inner,), "mlp", init_dt_bias))
+        A = -jnp.exp(float32(self, "a_log", (c.ssm_inner, c.ssm_state), "mlp state", init_a_log))
+        skip = float32(self, "skip", (c.ssm_inner,), "mlp", nn.initializers.ones)
+        y, state = selective_scan(u, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 32)
 
         y = constrain(y * act(gate), "batch length mlp")
         return leave(self, y), updated(cache, segments_BT, conv=conv, state=state)
@@ -95,34 +44,33 @@ class MambaMixer(nn.Module):
 class Mamba2Mixer(nn.Module):
     """Mamba-2's layer (Dao & Gu 2024, section 7): input, B, C and dt in one step, scalar decay per head, gated norm before the way out.
 
-    x_BTD [B, T, D], segments int [B, T] (0 = padding), cache from `init_ssm_cache` or None -> [B, T, D] and the cache after it, or None.
+    x_BTD [B, T, D], segments int [B, T] (0 = padding), a layer's cache as of `init_cache` or None -> [B, T, D] and the cache after.
     """
 
     config: ModelConfig
-    ssm: SSM
 
     @nn.compact
     def __call__(self, x_BTD, segments_BT, cache=None):
-        c, s = self.config, self.ssm
+        c = self.config
         act = ACTIVATION_FUNCTIONS[c.activation]
         past, (batch, length, _) = continued(cache, segments_BT), x_BTD.shape
-        gate = project(self, x_BTD, "gate", s.d_inner, "mlp")
-        x, conv = convolve(self, project(self, x_BTD, "input", s.d_inner, "mlp"), "conv", "mlp", segments_BT, past["conv"])
-        bc = project(self, x_BTD, "bc", 2 * s.n_groups * s.d_state, "state")
+        gate = project(self, x_BTD, "gate", c.ssm_inner, "mlp")
+        x, conv = convolve(self, project(self, x_BTD, "input", c.ssm_inner, "mlp"), "conv", "mlp", segments_BT, past["conv"])
+        bc = project(self, x_BTD, "bc", 2 * c.ssm_groups * c.ssm_state, "state")
         bc, bc_conv = convolve(self, bc, "bc_conv", "state", segments_BT, past["bc_conv"])
-        x = constrain(act(x).reshape(batch, length, s.n_heads, s.head_dim), "batch length heads head_dim")
-        B, C = (z.reshape(batch, length, s.n_groups, s.d_state) for z in jnp.split(act(bc), 2, axis=-1))
+        x = constrain(act(x).reshape(batch, length, c.ssm_heads, c.ssm_head_dim), "batch length heads head_dim")
+        B, C = (z.reshape(batch, length, c.ssm_groups, c.ssm_state) for z in jnp.split(act(bc), 2, axis=-1))
 
-        dt = project(self, x_BTD, "dt_in", s.n_heads, "heads").astype(jnp.float32)
-        dt = jax.nn.softplus(dt + float32(self, "dt_bias", (s.n_heads,), "heads", init_dt_bias))
-        dt = jnp.clip(dt, *s.dt_limit) if s.dt_limit else dt
-        A = -jnp.exp(float32(self, "a_log", (s.n_heads,), "heads", init_a_log))
-        skip = float32(self, "skip", (s.n_heads,), "heads", nn.initializers.ones)
-        y, state = ssd(x, dt, A, B, C, skip, segments_BT, past["state"], s.chunk or 64)
+        dt = project(self, x_BTD, "dt_in", c.ssm_heads, "heads").astype(jnp.float32)
+        dt = jax.nn.softplus(dt + float32(self, "dt_bias", (c.ssm_heads,), "heads", init_dt_bias))
+        dt = jnp.clip(dt, *c.ssm_dt_limit) if c.ssm_dt_limit else dt
+        A = -jnp.exp(float32(self, "a_log", (c.ssm_heads,), "heads", init_a_log))
+        skip = float32(self, "skip", (c.ssm_heads,), "heads", nn.initializers.ones)
+        y, state = ssd(x, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 64)
 
-        y = y.reshape(batch, length, s.d_inner).astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
-        y = rms(y.reshape(batch, length, s.n_groups, -1), c.norm_eps).reshape(batch, length, s.d_inner).astype(c.dtype)
-        y = constrain(y * weight(self, "norm_scale", (s.d_inner,), "mlp", nn.initializers.ones), "batch length mlp")
+        y = y.reshape(batch, length, c.ssm_inner).astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
+        y = rms(y.reshape(batch, length, c.ssm_groups, -1), c.norm_eps).reshape(batch, length, c.ssm_inner).astype(c.dtype)
+        y = constrain(y * weight(self, "norm_scale", (c.ssm_inner,), "mlp", nn.initializers.ones), "batch length mlp")
         return leave(self, y), updated(cache, segments_BT, conv=conv, bc_conv=bc_conv, state=state)
 
 
@@ -148,22 +96,22 @@ def updated(cache, segments_BT, **new) -> dict | None:
 def project(module, x_BTD, name, width, axis) -> jax.Array:
     """A way into the mixer, [B, T, D] -> [B, T, width]."""
     y = jnp.einsum("btd,de->bte", x_BTD, weight(module, name, (x_BTD.shape[-1], width), f"embed {axis}"))
-    return y + bias(module, f"{name}_bias", (width,), axis) if module.ssm.bias else y
+    return y + bias(module, f"{name}_bias", (width,), axis) if module.config.ssm_bias else y
 
 
 def leave(module, y_BTE) -> jax.Array:
     """The way out of the mixer, [B, T, E] -> [B, T, D]."""
     d_model = module.config.d_model
     y = jnp.einsum("bte,ed->btd", y_BTE, weight(module, "out", (y_BTE.shape[-1], d_model), "mlp embed"))
-    return y + bias(module, "out_bias", (d_model,), "norm") if module.ssm.bias else y
+    return y + bias(module, "out_bias", (d_model,), "norm") if module.config.ssm_bias else y
 
 
 def convolve(module, x_BTC, name, axis, segments_BT, window) -> tuple[jax.Array, jax.Array]:
     """`causal_conv` with the parameters `name` and, if the mixer has it, `name`_bias."""
-    s, channels = module.ssm, x_BTC.shape[-1]
-    kernel = weight(module, name, (s.conv_width, channels), f"conv {axis}", uniform(s.conv_width**-0.5))
+    c, channels = module.config, x_BTC.shape[-1]
+    kernel = weight(module, name, (c.ssm_conv, channels), f"conv {axis}", uniform(c.ssm_conv**-0.5))
     y, window = causal_conv(x_BTC, kernel, segments_BT, window)
-    return (y + bias(module, f"{name}_bias", (channels,), axis) if s.conv_bias else y), window
+    return (y + bias(module, f"{name}_bias", (channels,), axis) if c.ssm_conv_bias else y), window
 
 
 def float32(module, name, shape, axes, init) -> jax.Array:

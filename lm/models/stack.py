@@ -1,11 +1,13 @@
 """The only place that knows how layers repeat: scanned, unrolled, or separate; rematerialised or not; cache threaded through."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.models.block import Block
+from lm.models.block import Block, Context
 from lm.models.config import ModelConfig
 
 REMAT_POLICIES = {
@@ -15,50 +17,83 @@ REMAT_POLICIES = {
 
 
 def kinds(c: ModelConfig) -> tuple[str, ...]:
-    """The kinds of layers that a model has, in the order of the views they are given: one, unless they differ."""
-    return tuple(sorted(set(c.layer_pattern))) or ("local" if c.sliding_window else "global",)
+    """The kinds of attention that a model's layers have, in the order of the views they are given."""
+    return tuple(sorted(set(c.layer_kinds) - {"ssm"}))
 
 
 def differences(c: ModelConfig) -> dict[str, np.ndarray]:
-    """What tells one layer from another, an entry a layer; empty when nothing does. See `Block`.
+    """What tells one layer from another of its shape, an entry a layer; empty when nothing does. See `Block`.
 
     Layers that differ in their window and rotary base alone keep one stacked tree of parameters, and take these as data.
     """
     found = {}
     if len(kinds(c)) > 1:
-        found["view"] = np.asarray([kinds(c).index(c.layer_pattern[i % len(c.layer_pattern)]) for i in range(c.n_layers)], np.int32)
+        found["view"] = np.asarray([kinds(c).index(kind) if kind != "ssm" else 0 for kind in c.layer_kinds], np.int32)
     if c.first_norm_on_stream:
         found["first"] = np.arange(c.n_layers) == 0
     return found
 
 
+def block_class(c: ModelConfig) -> type[nn.Module]:
+    """`Block`, rematerialised as the config asks."""
+    if c.remat == "none":
+        return Block
+    return nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers != "scan")
+
+
+def shape(c: ModelConfig, i: int) -> dict[str, bool]:
+    """Which parts layer `i` has: the arguments of its `Block`."""
+    return dict(ssm=c.layer_kinds[i] == "ssm", neighbours=i in c.neighbour_layers)
+
+
+class Period(nn.Module):
+    """Consecutive layers of different shapes, after which the stack repeats; called as a `Block` is, with an entry a layer."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, cache, layer, context):
+        new = {}
+        for i in range(self.config.period):
+            name, own = f"block_{i}", {key: each[i] for key, each in layer.items()}
+            layer_i = block_class(self.config)(self.config, **shape(self.config, i), name=name)
+            x, new[name] = layer_i(x, None if cache is None else cache[name], own, context)
+        return x, None if cache is None else new
+
+
 def layers(c: ModelConfig) -> nn.Module | list[nn.Module]:
     """The blocks of a model: one scanned module with parameters stacked on a leading axis, or a list ("separate")."""
-    block = Block
-    if c.remat != "none":
-        block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers != "scan")
     if c.layers == "separate":
-        return [block(c) for _ in range(c.n_layers)]
+        return [block_class(c)(c, **shape(c, i)) for i in range(c.n_layers)]
+    repeated, parts = (block_class(c), shape(c, 0)) if c.period == 1 else (Period, {})
+    times = c.n_layers // c.period
     scanned = nn.scan(
-        block, length=c.n_layers, unroll=c.n_layers if c.layers == "unrolled" else 1,
-        in_axes=(0, 0, nn.broadcast, nn.broadcast),
+        repeated, length=times, unroll=times if c.layers == "unrolled" else 1, in_axes=(0, 0, nn.broadcast),
         variable_axes={} if c.shared_layers else {"params": 0}, variable_broadcast="params" if c.shared_layers else False,
         split_rngs={"params": not c.shared_layers, "dropout": True}, metadata_params={nn.PARTITION_NAME: "layers"},
     )  # fmt: skip
-    return scanned(c)
+    return scanned(c, **parts)
 
 
-def run(c: ModelConfig, blocks, x, cache, views, start):
-    """Applies the blocks in turn; `cache` is None, one stacked tree, or a list with an entry a layer, as `blocks` is.
+def run(c: ModelConfig, blocks, x, cache, context: Context, views):
+    """Applies the blocks in turn; `cache` is None, a stacked tree, or a list with an entry a layer, as `blocks` is.
 
-    views: (mask, angles) for each of `kinds(c)`.
+    views: one for each of `kinds(c)`.
     """
     own = differences(c)
-    view = jax.tree.map(lambda *each: jnp.stack(each), *views) if "view" in own else views[0]
     if not isinstance(blocks, (list, tuple)):
-        return blocks(x, cache, own, view, start)
+        if "view" in own:
+            context = dataclasses.replace(context, view=jax.tree.map(lambda *each: jnp.stack(each), *views))
+        else:
+            context = dataclasses.replace(context, view=views[0] if views else None)
+        if c.period > 1:
+            own = {name: each.reshape(-1, c.period) for name, each in own.items()}
+        return blocks(x, cache, own, context)
     new = []
-    for i, block in enumerate(blocks):
-        x, layer = block(x, None if cache is None else cache[i], {name: each[i] for name, each in own.items()}, view, start)
-        new.append(layer)
+    for i, layer in enumerate(blocks):
+        kind = c.layer_kinds[i]
+        mine = dataclasses.replace(context, view=None if kind == "ssm" else views[kinds(c).index(kind)])
+        first = {"first": own["first"][i]} if "first" in own else {}
+        x, memory = layer(x, None if cache is None else cache[i], first, mine)
+        new.append(memory)
     return x, None if cache is None else new

@@ -27,6 +27,11 @@ PARAMETERS: Rules = {
     "narrow_embed": (),  # a narrower embedding's width, where it is projected to the model's
     "head_dim": (),
     "layers": (),
+    "state": (),  # of a state-space layer, as the next two
+    "conv": (),
+    "dt": (),
+    "buckets": (),
+    "labels": (),
     "norm": (),
     "positions": (),
     "types": (),

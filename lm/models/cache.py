@@ -1,0 +1,54 @@
+"""What generation remembers: keys and values, state-space states, and whose they are."""
+
+import jax
+import jax.numpy as jnp
+
+from lm.models.config import ModelConfig
+
+
+def slots(c: ModelConfig, kind: str, length: int) -> int:
+    """How many keys a layer remembers of `length`: a local one no more than its window, as a ring of the latest.
+
+    Layers that are stacked on one axis need one size, so that a stack in which windows alternate remembers all.
+    """
+    alone = c.layers == "separate" or set(c.layer_kinds) <= {kind, "ssm"}
+    return min(c.sliding_window, length) if kind == "local" and alone else length
+
+
+def ring_indices(last, ring: int) -> jax.Array:
+    """The index that every slot of a ring holds, int32 [ring], when `last` was the last one written; negative where none was."""
+    return last - (last - jnp.arange(ring)) % ring
+
+
+def init_cache(c: ModelConfig, batch_size: int, length: int, encoder_length: int = 0) -> dict:
+    """An empty cache for rows of `length` tokens: zeros, in the compute dtype but for float32 states.
+
+    layers: a dict of arrays for each layer, [B, ...]: `key` and `value` [B, slots, n_kv_heads, head_dim] of attention, for an
+    encoder-decoder also `cross_key` and `cross_value` [B, encoder_length, ...]; `state`, `conv`, ... of a state-space layer. A
+    list when `config.layers` is "separate", else stacked as the parameters are. segments int32 [B, length]; length, how many
+    tokens were read, int32; encoder_segments int32 [B, encoder_length] of an encoder-decoder.
+    """
+    block = lambda i: _layer(c, c.layer_kinds[i], batch_size, length, encoder_length)
+    stacked = lambda i: jax.tree.map(lambda x: jnp.broadcast_to(x, (c.n_layers // c.period, *x.shape)), block(i))
+    if c.layers == "separate":
+        layers = [block(i) for i in range(c.n_layers)]
+    else:
+        layers = stacked(0) if c.period == 1 else {f"block_{i}": stacked(i) for i in range(c.period)}
+    cache = {"layers": layers, "segments": jnp.zeros((batch_size, length), jnp.int32), "length": jnp.int32(0)}
+    return cache | ({"encoder_segments": jnp.zeros((batch_size, encoder_length), jnp.int32)} if c.encoder_layers else {})
+
+
+def _layer(c: ModelConfig, kind: str, batch_size: int, length: int, encoder_length: int) -> dict:
+    if kind == "ssm":
+        window = lambda channels: jnp.zeros((batch_size, c.ssm_conv - 1, channels), c.dtype)
+        cache = {"conv": window(c.ssm_inner), "segment": jnp.zeros((batch_size,), jnp.int32)}
+        if c.ssm_heads:
+            return cache | {
+                "bc_conv": window(2 * c.ssm_groups * c.ssm_state),
+                "state": jnp.zeros((batch_size, c.ssm_heads, c.ssm_head_dim, c.ssm_state), jnp.float32),
+            }
+        return cache | {"state": jnp.zeros((batch_size, c.ssm_state, c.ssm_inner), jnp.float32)}
+    keys = lambda n: jnp.zeros((batch_size, n, c.n_kv_heads, c.head_dim), c.dtype)
+    size = slots(c, kind, length)
+    cache = {"key": keys(size), "value": keys(size)}
+    return cache | ({"cross_key": keys(encoder_length), "cross_value": keys(encoder_length)} if c.encoder_layers else {})

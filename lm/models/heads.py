@@ -1,0 +1,72 @@
+"""What is read off the hidden states: logits over the vocabulary, labels, spans, scalars, and one vector for a whole text."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.models.config import LM_HEADS, ModelConfig
+from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, bias, constrain, weight
+
+OUTPUTS = {"question_answering": 2, "value": 1}  # of a classifier whose head says how many
+
+
+class Pooler(nn.Module):
+    """BERT's sentence vector: tanh of a dense layer on the first token (Devlin et al. 2019). [B, T, D] -> [B, D]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        d = self.config.d_model
+        return jnp.tanh(x_BTD[:, 0] @ weight(self, "kernel", (d, d), "embed pooled") + bias(self, "bias", (d,), "norm"))
+
+
+def pool(c: ModelConfig, x_BTD, segments_BT) -> jax.Array:
+    """The hidden state of a row's first or last token, or the mean of all its tokens (segment > 0), [B, D]. One document a row."""
+    real = segments_BT > 0
+    if c.pooling == "mean":
+        total = jnp.sum(jnp.where(real[..., None], x_BTD, 0).astype(jnp.float32), axis=1)
+        return (total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(x_BTD.dtype)
+    at = jnp.argmax(real, axis=1) if c.pooling == "first" else real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    return jnp.take_along_axis(x_BTD, at[:, None, None], axis=1)[:, 0]
+
+
+class Head(nn.Module):
+    """Hidden states to logits over the vocabulary, or to labels.
+
+    A causal or seq2seq head is a table alone, a masked one BERT's transform before it (Devlin et al. 2019, A.1); a classifier may have
+    a dense layer with an activation (`head_dense`) and a norm before its labels.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, table_VD: jax.Array | None = None) -> jax.Array:
+        """x [..., D] -> float32 [..., V], `table_VD` the tied table or None for one of its own; or float32 [..., labels]."""
+        c = self.config
+        if c.head not in LM_HEADS:
+            return self.labels(x)
+        width = c.embedding_width or c.d_model
+        if c.head == "masked_lm":
+            x = Norm(c, name="norm")(self.dense(x, width, c.head_activation or c.activation))
+        if table_VD is None:
+            table_VD = weight(self, "table", (c.vocab_size, width), "vocab table_embed")
+        elif c.logit_scale != 1.0:
+            x = x * jnp.asarray(c.logit_scale, x.dtype)
+        logits = jnp.einsum("...d,vd->...v", x, constrain(table_VD, "vocab embed"), preferred_element_type=jnp.float32)
+        if c.head == "masked_lm" or c.head_bias:
+            logits = logits + bias(self, "bias", (c.vocab_size,), "vocab")
+        return c.logit_softcap * jnp.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
+
+    def dense(self, x, width: int, activation: str) -> jax.Array:
+        x = jnp.einsum("...d,de->...e", x, weight(self, "dense", (x.shape[-1], width), "embed pooled"))
+        x = x + bias(self, "dense_bias", (width,), "norm") if self.config.mlp_bias else x
+        return ACTIVATION_FUNCTIONS[activation](x)
+
+    def labels(self, x) -> jax.Array:
+        c = self.config
+        n = c.n_labels or OUTPUTS[c.head]
+        x = self.dense(x, c.d_model, c.head_dense) if c.head_dense else x
+        x = Norm(c, name="norm")(x) if c.head_norm else x
+        y = jnp.einsum("...d,dn->...n", x, weight(self, "classifier", (c.d_model, n), "embed labels"), preferred_element_type=jnp.float32)
+        return y + bias(self, "classifier_bias", (n,), "labels") if c.head_bias else y
