@@ -2,6 +2,8 @@
 
 from lm.families import (
     albert,
+    bamba,
+    bart,
     bert,
     distilbert,
     electra,
@@ -9,6 +11,8 @@ from lm.families import (
     gpt2,
     gpt_neox,
     llama,
+    mamba,
+    marian,
     modernbert,
     olmo2,
     openai_gpt,
@@ -16,11 +20,15 @@ from lm.families import (
     phi3,
     roberta,
     stablelm,
+    t5,
 )
 from lm.families.family import Family
 from lm.models.config import ConfigError, ModelConfig, nearest
 
-MODULES = (openai_gpt, gpt2, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert, roberta, distilbert, electra, albert, modernbert)
+MODULES = (
+    openai_gpt, gpt2, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert, roberta, distilbert, electra, albert,
+    modernbert, mamba, bamba, marian, bart, t5,
+)  # fmt: skip
 FAMILIES: dict[str, Family] = {f.model_type: f for module in MODULES for f in module.FAMILIES}
 
 __all__ = ["FAMILIES", "Family", "config_from_hf", "get", "markdown", "preset"]

@@ -2,7 +2,8 @@
 
 A table is a tuple of rows (our path, their name, rule). A row whose path the model does not have is skipped, so one table
 serves every option of a family: biases, poolers and untied heads exist exactly when the model's own shapes say so. Where
-their name holds {i}, our array is stacked on axis 0 and {i} counts its entries.
+their name holds {i}, our array is stacked on axis 0 and {i} counts its entries. In a stack whose layers have different shapes,
+"layers/block_{p}/x" for p = 0, 1, ..., the row of "layers/x" means each block that has x, and {i} counts the layers across blocks.
 """
 
 import dataclasses
@@ -33,10 +34,15 @@ class Row:
     axis: int = 0
     fold: int = 1  # leading dimensions, after merging, that their tensor holds as one
     first: str = ""  # their name of our first entry, where it is not like the others'
+    given: str = ""  # paths, separated by spaces, that the model must have, or with a "!" must not have, for the row to count
 
     @property
     def stacked(self) -> bool:
         return "{i}" in self.theirs
+
+    def counts(self, shapes: dict[str, Shape]) -> bool:
+        """Is the model one that the row is for?"""
+        return all((path.removeprefix("!") in shapes) != path.startswith("!") for path in self.given.split())
 
     def their_shapes(self, shapes: list[Shape]) -> list[Shape]:
         """The shape of each of our parts on their side, before merging."""
@@ -66,10 +72,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One of their tensors: its row, which entry of our stacked array it is (None: all of it), and both sides' shapes."""
+    """One of their tensors: its row, our paths, which entry of the stacked arrays there it is (None: all of it), both sides' shapes."""
 
     row: Row
-    layer: int | None
+    ours: tuple[str, ...]
+    entry: int | None
     our_shapes: list[Shape]
     their_shape: Shape
 
@@ -90,6 +97,11 @@ def conv1d(inputs: int = 1) -> Rule:
         lambda array, shape: array.reshape(shape),
         lambda array: array.reshape(math.prod(array.shape[:inputs]), -1),
     )
+
+
+def depthwise() -> Rule:
+    """torch.nn.Conv1d with a group for each channel [C, 1, K] <-> ours [K, C]."""
+    return Rule(lambda array, shape: array[:, 0].T, lambda array: array.T[:, None])
 
 
 def per_head(inputs: int = 1) -> Rule:
@@ -120,9 +132,9 @@ def interleaved() -> Rule:
     return Rule(to_ours, to_theirs)
 
 
-def row(ours: str, theirs: str, rule: Rule = SAME, axis: int = 0, fold: int = 1, first: str = "") -> Row:
+def row(ours: str, theirs: str, rule: Rule = SAME, axis: int = 0, fold: int = 1, first: str = "", given: str = "") -> Row:
     """A row of the table; several of our paths, separated by spaces, merge into one of their tensors along `axis`. See `Row`."""
-    return Row(tuple(ours.split()), theirs, rule, axis, fold, first)
+    return Row(tuple(ours.split()), theirs, rule, axis, fold, first, given)
 
 
 def dense(ours: str, theirs: str, inputs: int = 1) -> list[Row]:
@@ -146,17 +158,26 @@ def expand(rows: tuple[Row, ...], shapes: dict[str, Shape]) -> dict[str, Slot]:
     Raises LookupError naming the parameters that no row writes: the other library has no place for them.
     """
     slots: dict[str, Slot] = {}
-    present = [r for r in rows if all(path in shapes for path in r.ours)]
-    for r in present:
-        ours = [shapes[path] for path in r.ours]
-        if not r.stacked:
-            slots[r.theirs] = Slot(r, None, ours, r.their_shape(ours))
-            continue
-        layer_shapes = [shape[1:] for shape in ours]
-        their_shape = r.their_shape(layer_shapes)
-        for i in range(ours[0][0]):
-            slots[r.first if r.first and i == 0 else r.theirs.format(i=i)] = Slot(r, i, layer_shapes, their_shape)
-    homeless = sorted(set(shapes) - {path for r in present for path in r.ours})
+    blocks = sorted({path.split("/")[1] for path in shapes if path.startswith("layers/block_")}, key=lambda b: int(b[6:])) or [""]
+    for r in filter(lambda r: r.counts(shapes), rows):
+        for block, paths in enumerate(dict.fromkeys(_inside(r.ours, block) for block in blocks)):
+            if not all(path in shapes for path in paths):
+                continue
+            ours = [shapes[path] for path in paths]
+            if not r.stacked:
+                slots[r.theirs] = Slot(r, paths, None, ours, r.their_shape(ours))
+                continue
+            layer_shapes = [shape[1:] for shape in ours]
+            their_shape = r.their_shape(layer_shapes)
+            for entry in range(ours[0][0]):
+                i = entry * len(blocks) + block
+                slots[r.first if r.first and i == 0 else r.theirs.format(i=i)] = Slot(r, paths, entry, layer_shapes, their_shape)
+    homeless = sorted(set(shapes) - {path for slot in slots.values() for path in slot.ours})
     if homeless:
         raise LookupError(f"no row of the table covers {', '.join(homeless)}")
     return slots
+
+
+def _inside(paths: tuple[str, ...], block: str) -> tuple[str, ...]:
+    """The paths of a row in one block of the repeating stack; those outside of it are the same for every block."""
+    return tuple(path.replace("layers/", f"layers/{block}/", 1) if block and path.startswith("layers/") else path for path in paths)

@@ -65,7 +65,9 @@ def read_config(directory: Path) -> ModelConfig:
     generation = directory / "generation_config.json"
     if generation.is_file():
         given = read_json(generation)
-        hf |= {name: given[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if given.get(name) is not None}
+        inherited = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        hf |= {name: given[name] for name in inherited if given.get(name) is not None}
+        hf |= {name: given.get(name) for name in ("forced_bos_token_id", "forced_eos_token_id")}  # what it does not force is not
     try:
         return families.config_from_hf(hf)
     except ConfigError as error:
@@ -100,12 +102,12 @@ def read_params(source: Source, rows: tuple[Row, ...], family: Family, shapes: d
     params, stacks = {}, {}
     for name, slot in slots.items():
         parts = slot.row.to_ours(source.read(name), slot.our_shapes)
-        for path, part in zip(slot.row.ours, parts, strict=True):
+        for path, part in zip(slot.ours, parts, strict=True):
             if path not in stacks:
                 stacks[path] = np.empty(shapes[path], jnp.dtype(dtype))
-            stacks[path][... if slot.layer is None else slot.layer] = part
-        if slot.layer is None or slot.layer == shapes[slot.row.ours[0]][0] - 1:
-            params |= {path: jnp.array(stacks.pop(path)) for path in slot.row.ours}
+            stacks[path][... if slot.entry is None else slot.entry] = part
+        if slot.entry is None or slot.entry == shapes[slot.ours[0]][0] - 1:
+            params |= {path: jnp.array(stacks.pop(path)) for path in slot.ours}
     check_duplicates(source, slots, family, params)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
@@ -135,9 +137,9 @@ def check_duplicates(source: Source, slots: dict[str, Slot], family: Family, par
     for name, original in family.duplicates.items():
         if name not in source.shapes or name in slots or original not in slots:
             continue
-        ours = slots[original].row.to_theirs([np.asarray(params[path]) for path in slots[original].row.ours])
+        ours = slots[original].row.to_theirs([np.asarray(params[path]) for path in slots[original].ours])
         if source.shapes[name] != ours.shape or not np.array_equal(source.read(name).astype(ours.dtype), ours, equal_nan=True):
             raise WeightsError(
                 f"{source.where}: {name} differs from {original}, but the configuration ties them; "
-                'if they are meant to differ, set "tie_word_embeddings": false in config.json'
+                'if they are meant to differ, and one of them is the head, set "tie_word_embeddings": false in config.json'
             )

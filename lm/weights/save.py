@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Generator
@@ -28,7 +29,7 @@ from lm.weights.load import parameter_shapes
 from lm.weights.sources import INDEX, SINGLE
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
-NOT_EXPORTED = ("dtype", "param_dtype", "layers", "remat", "dropout")  # how it is computed or trained, not what it computes
+NOT_EXPORTED = ("dtype", "param_dtype", "layers", "remat", "dropout", "ssm_chunk")  # how it is computed or trained, not what it computes
 
 
 def to_hf(
@@ -59,7 +60,7 @@ def to_hf(
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as directory:
         write_json(directory / "config.json", hf)
-        if c.head == "causal_lm":
+        if c.head in ("causal_lm", "seq2seq_lm"):
             write_json(directory / "generation_config.json", {"_from_model_config": True, **special_tokens_to_hf(c)})
         write_weights(directory, slots, flat, max_shard_size)
         if tokenizer is not None:
@@ -84,17 +85,24 @@ def exported_config(c: ModelConfig) -> dict:
 
 
 def flatten(params: dict, c: ModelConfig) -> dict[str, Any]:
-    """Parameters by path, with separate layers ("layers_0/...") stacked again on the host."""
+    """Parameters by path, with separate layers ("layers_0/...", also an encoder's) stacked again on the host."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    if c.layers == "separate":
-        inner = [path.removeprefix("layers_0/") for path in flat if path.startswith("layers_0/")]
-        stacked = {f"layers/{p}": np.stack([flat[f"layers_{i}/{p}"] for i in range(c.n_layers)]) for p in inner}
-        flat = {path: x for path, x in flat.items() if not path.startswith("layers_")} | stacked
     distant = [path for path, x in flat.items() if isinstance(x, jax.Array) and not x.is_fully_addressable]
     if distant:
         raise WeightsError(
             f"{len(distant)} parameters, such as {distant[0]}, are spread over several processes: export from a checkpoint in one"
         )
+    separate: dict[str, dict[int, Any]] = {}  # path in the stacked tree -> its layers by number
+    numbered = {path: re.fullmatch(r"(encoder/|)layers_(\d+)/(.+)", path) for path in flat}
+    for path, found in numbered.items() if c.layers == "separate" else ():
+        if found:
+            side, layer, inner = found[1], int(found[2]), found[3]
+            block = f"block_{layer % c.period}/" if c.period > 1 and not side else ""
+            separate.setdefault(f"{side}layers/{block}{inner}", {})[layer] = flat.pop(path)
+    uneven = [path for path, layers in separate.items() if len({x.shape for x in layers.values()}) > 1]
+    if uneven:
+        raise WeightsError(f"these parameters differ in shape from layer to layer: {', '.join(uneven)}")
+    flat |= {path: np.stack([layers[i] for i in sorted(layers)]) for path, layers in separate.items()}
     return flat
 
 
@@ -110,14 +118,14 @@ def their_slots(family: Family, c: ModelConfig, flat: dict) -> dict[str, Slot]:
     except LookupError as error:
         raise ConfigError(f"a Hugging Face {family.model_type} model has no place for parts of this one: {error}") from error
     bare = c.head == "none"
-    if not c.tie_embeddings and not bare:  # an untied model stores its copies too
+    if not c.tie_embeddings and not bare and family.stored_copies:
         slots |= {name: slots[original] for name, original in family.duplicates.items() if name not in slots and original in slots}
     return {name.removeprefix(family.prefix) if bare else name: slot for name, slot in slots.items()}
 
 
 def write_weights(directory: Path, slots: dict[str, Slot], flat: dict, max_shard_size: int) -> None:
     """One file, or several and their index; host memory holds one file's tensors and one stacked parameter."""
-    sizes = {name: math.prod(slot.their_shape) * jnp.dtype(flat[slot.row.ours[0]].dtype).itemsize for name, slot in slots.items()}
+    sizes = {name: math.prod(slot.their_shape) * jnp.dtype(flat[slot.ours[0]].dtype).itemsize for name, slot in slots.items()}
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -145,9 +153,9 @@ class HostCopies:
         self.flat, self.paths, self.arrays = flat, (), []
 
     def theirs(self, slot: Slot) -> np.ndarray:
-        if slot.row.ours != self.paths:
-            self.paths, self.arrays = slot.row.ours, [np.asarray(self.flat[path]) for path in slot.row.ours]
-        return slot.row.to_theirs([x if slot.layer is None else x[slot.layer] for x in self.arrays])
+        if slot.ours != self.paths:
+            self.paths, self.arrays = slot.ours, [np.asarray(self.flat[path]) for path in slot.ours]
+        return slot.row.to_theirs([x if slot.entry is None else x[slot.entry] for x in self.arrays])
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -10,8 +10,13 @@ from lm.batch import Batch
 
 def tiny(family="llama", **changes):
     """(model, params) of a small model with random parameters, biases and norms included."""
-    d_ff = 64 if family == "openai-gpt" else 24  # GPT's is always four times its width
-    model = lm.build(families.preset(family, "tiny", **dict(vocab_size=37, d_model=16, n_layers=2, head_dim=4, d_ff=d_ff) | changes))
+    config = families.preset(family, "tiny")
+    small = dict(vocab_size=37, d_model=16, n_layers=2 * config.period)
+    if config.n_heads:
+        small |= dict(head_dim=4, d_ff=64 if family == "openai-gpt" else 24)  # GPT's is always four times its width
+    if config.ssm_inner:
+        small |= dict(ssm_inner=32, ssm_head_dim=4 if config.ssm_heads else 0)
+    model = lm.build(config.replace(**small | changes))
     shapes = jax.eval_shape(model.init, jax.random.key(0), Batch.of([[0, 0]]))["params"]
     rng = np.random.default_rng(0)
     return model, jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), shapes)

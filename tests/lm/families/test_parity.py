@@ -30,6 +30,9 @@ DISTIL = dict(vocab_size=83, dim=24, n_layers=2, n_heads=3, hidden_dim=56, max_p
 MODERN = dict(vocab_size=83, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40, local_attention=8)
 MODERN |= dict(max_position_embeddings=40, global_rope_theta=700.0, local_rope_theta=30.0, cls_token_id=0, sep_token_id=1, **TOKENS)
 ROPE_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=2.0, original_max_position_embeddings=16)
+MAMBA = dict(vocab_size=97, hidden_size=24, num_hidden_layers=2, state_size=5, **TOKENS)
+MAMBA2 = MAMBA | dict(num_heads=6, head_dim=8, n_groups=2)
+BAMBA = DECODER | dict(hidden_size=32, num_hidden_layers=4, attn_layer_indices=[1, 3], mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=5)
 
 CASES = {  # name: (transformers class, its base options, what differs)
     "gpt2": ("GPT2LMHeadModel", GPT2, {}),
@@ -112,12 +115,37 @@ CASES = {  # name: (transformers class, its base options, what differs)
     "modernbert-masked-biased": ("ModernBertForMaskedLM", MODERN, dict(
         attention_bias=True, mlp_bias=True, classifier_bias=True, norm_bias=True, hidden_activation="silu", tie_word_embeddings=False,
         layer_types=["sliding_attention", "full_attention", "full_attention"], norm_eps=1e-3, num_attention_heads=2)),
+    "mamba": ("MambaForCausalLM", MAMBA, {}),
+    "mamba-biased": ("MambaForCausalLM", MAMBA, dict(
+        use_bias=True, use_conv_bias=False, state_size=7, conv_kernel=3, time_step_rank=5, layer_norm_epsilon=1e-3, hidden_act="gelu",
+        tie_word_embeddings=False)),
+    "mamba-wide": ("MambaForCausalLM", MAMBA, dict(intermediate_size=40, num_hidden_layers=3, vocab_size=61, conv_kernel=2, expand=3)),
+    "mamba-headless": ("MambaModel", MAMBA, dict(use_bias=True, expand=1)),
+    "mamba2": ("Mamba2ForCausalLM", MAMBA2, {}),
+    "mamba2-biased": ("Mamba2ForCausalLM", MAMBA2, dict(
+        use_bias=True, use_conv_bias=False, n_groups=1, conv_kernel=3, layer_norm_epsilon=1e-3, time_step_limit=(0.05, 0.5),
+        tie_word_embeddings=True, hidden_act="gelu")),
+    "mamba2-many-groups": ("Mamba2ForCausalLM", MAMBA2, dict(
+        n_groups=6, num_hidden_layers=3, vocab_size=61, time_step_limit=(0.4, float("inf")))),
+    "mamba2-headless": ("Mamba2Model", MAMBA2, dict(expand=3, num_heads=4, head_dim=18, n_groups=4, state_size=3)),
+    "falcon-mamba": ("FalconMambaForCausalLM", MAMBA, dict(mixer_rms_eps=1e-3)),
+    "falcon-mamba-biased": ("FalconMambaForCausalLM", MAMBA, dict(
+        use_bias=True, use_conv_bias=False, conv_kernel=5, time_step_rank=1, layer_norm_epsilon=1e-3, tie_word_embeddings=False)),
+    "falcon-mamba-headless": ("FalconMambaModel", MAMBA, dict(expand=16, intermediate_size=40, num_hidden_layers=3, vocab_size=61)),
+    "bamba": ("BambaForCausalLM", BAMBA, {}),
+    "bamba-biased": ("BambaForCausalLM", BAMBA, dict(
+        num_hidden_layers=3, attn_layer_indices=[1], num_key_value_heads=1, attention_bias=True, mlp_bias=True, mamba_proj_bias=True,
+        mamba_conv_bias=False, mamba_n_groups=4, rms_norm_eps=1e-3, tie_word_embeddings=True, time_step_limit=(0.4, 1.5))),
+    "bamba-aperiodic": ("BambaForCausalLM", BAMBA, dict(
+        num_hidden_layers=5, attn_layer_indices=[0, 3, 4], head_dim=12, mamba_d_conv=3, mamba_n_heads=4, vocab_size=61, hidden_act="gelu",
+        rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=300.0, partial_rotary_factor=1.0))),
+    "bamba-headless": ("BambaModel", BAMBA, dict(num_hidden_layers=6, attn_layer_indices=[2, 5], num_key_value_heads=4)),
 }  # fmt: skip
 
 
-def torch_model(name, matrices=0.15, vectors=0.15, **more):
+def torch_model(name, matrices=0.15, vectors=0.15, cases=CASES, **more):
     """A random model in evaluation mode whose biases and norms are random too, so that a lost or swapped one shows."""
-    class_name, options, changes = CASES[name]
+    class_name, options, changes = cases[name]
     cls = getattr(transformers, class_name)
     torch.manual_seed(len(name))
     model = cls(cls.config_class(**options | changes | more)).eval()
@@ -155,6 +183,25 @@ def arrays(params):
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
 
+def export_and_load(reference, model, params, directory, caplog):
+    """Exports, sees that it reads back bit by bit, and loads it: (transformers' model, its warnings, its report)."""
+    lm.to_hf(model, params, directory)
+    again, params_again = lm.from_hf(directory)
+    assert again.config.replace(dropout=0.0) == model.config.replace(dropout=0.0)
+    first, second = arrays(params), arrays(params_again)
+    assert first.keys() == second.keys()
+    assert all(first[path].tobytes() == second[path].tobytes() for path in first), "import -> export -> import changed a weight"
+
+    caplog.clear()
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.WARNING, logger="transformers"):
+            exported, report = type(reference).from_pretrained(directory, output_loading_info=True)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    return exported.eval(), [record.getMessage() for record in caplog.records], report
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_imported_model_computes_what_torch_computes_and_exports_without_loss(name, tmp_path, caplog):
     reference = torch_model(name)
@@ -171,23 +218,10 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(na
     if pooled is not None:
         np.testing.assert_allclose(out.pooled, pooled, atol=TOLERANCE, rtol=0)
 
-    lm.to_hf(model, params, tmp_path / "ours")
-    again, params_again = lm.from_hf(tmp_path / "ours")
-    assert again.config.replace(dropout=0.0) == model.config.replace(dropout=0.0)
-    first, second = arrays(params), arrays(params_again)
-    assert first.keys() == second.keys()
-    assert all(first[path].tobytes() == second[path].tobytes() for path in first), "import -> export -> import changed a weight"
-
-    caplog.clear()
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    try:
-        with caplog.at_level(logging.WARNING, logger="transformers"):
-            exported, report = type(reference).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    finally:
-        logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert not caplog.records, [record.getMessage() for record in caplog.records]
+    exported, warnings, report = export_and_load(reference, model, params, tmp_path / "ours", caplog)
+    assert not warnings
     assert not any(report.values()), report
-    hidden_again, logits_again, _ = run_torch(exported.eval(), tokens, valid, types)
+    hidden_again, logits_again, _ = run_torch(exported, tokens, valid, types)
     assert np.array_equal(hidden_again[valid], hidden[valid])
     assert logits is None or np.array_equal(logits_again[valid], logits[valid])
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
