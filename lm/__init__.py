@@ -10,7 +10,7 @@ _HOMES = {
     "lm.models": ("ConfigError", "LanguageModel", "ModelConfig", "build", "forward", "init_cache", "separate"),
     "lm.weights": ("WeightsError", "from_hf", "to_hf"),
     "lm.tokenizer": ("load_tokenizer",),
-    "lm.generation": ("Greedy", "Sample", "decode_step", "generate", "prefill"),
+    "lm.generation": ("Beams", "Greedy", "Sample", "decode_step", "generate", "generate_text", "prefill"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -63,10 +63,10 @@ def test_streaming_yields_what_generate_returns():
 def test_prompt_lengths_within_a_bucket_compile_once():
     model, params = make("llama", d_ff=40)  # a config of its own: nothing compiled before counts
     lm.generate(model, params, [[1, 2, 3]], 5, stop_tokens=[])
-    before = decode._start._cache_size(), decode._continue._cache_size()
+    before = decode.start._cache_size(), decode.advance._cache_size()
     for length in (1, 7, 30, 32):
         lm.generate(model, params, [[4] * length], 9, stop_tokens=[])
-    assert (decode._start._cache_size(), decode._continue._cache_size()) == before
+    assert (decode.start._cache_size(), decode.advance._cache_size()) == before
 
 
 def test_prefill_and_decode_step_are_pure_and_continue_a_prompt():

@@ -1,0 +1,45 @@
+"""The flags of python -m lm.generate, and the sampler that they ask for."""
+
+import argparse
+
+from lm.generation.beams import Beams
+from lm.generation.samplers import Greedy, Sample
+
+
+def arguments(description: str, argv=None) -> argparse.Namespace:
+    """What was typed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.generate", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
+    parser.add_argument("--prompt", help="text to continue; without it, lines are read from standard input")
+    parser.add_argument("--chat", action="store_true", help="wrap each prompt in the tokenizer's chat template and remember the turns")
+    parser.add_argument("--system", help="system message of the chat")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; may be repeated")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the most probable token")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the k best tokens; 0 = all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the best tokens of this total probability")
+    parser.add_argument("--min-p", type=float, default=0.0, help="sample among tokens at least this share as probable as the best")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 makes tokens that were there before less likely")
+    parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search over N continuations; printed when it is done")
+    parser.add_argument("--length-penalty", type=float, default=1.0, help="of beams: above 0 favours longer answers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32")
+    return parser.parse_args(argv)
+
+
+def chosen(args) -> Greedy | Sample | Beams:
+    """The sampler that the flags ask for. Raises ValueError when they contradict each other."""
+    options = dict(top_k=args.top_k, top_p=args.top_p, min_p=args.min_p, repetition_penalty=args.repetition_penalty)
+    if args.beams != 1:
+        if args.temperature or Sample(**options) != Sample():
+            raise ValueError(f"--beams={args.beams} chooses by itself: leave out --temperature, --top-*, --min-p and --repetition-penalty")
+        return Beams(args.beams, args.length_penalty)
+    if args.length_penalty != 1.0:
+        raise ValueError(f"--length-penalty={args.length_penalty} is for beam search: set --beams")
+    if args.temperature != 0:
+        return Sample(args.temperature, **options)
+    if Sample(**options) != Sample(repetition_penalty=args.repetition_penalty):
+        raise ValueError("--top-k, --top-p and --min-p are for sampling: set --temperature above 0")
+    return Greedy(args.repetition_penalty)

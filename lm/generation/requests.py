@@ -1,0 +1,107 @@
+"""What is asked of a model: prompts and budgets, refused in words when they cannot be served, then padded to one of few shapes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lm.models import ModelConfig
+
+
+class GenerationError(ValueError):
+    """A prompt or a budget that cannot be served; the message says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """tokens: what the answer follows. budget: the most new tokens. encoder_tokens: what the encoder of an encoder-decoder reads."""
+
+    tokens: Sequence[int]
+    budget: int
+    encoder_tokens: Sequence[int] = ()
+
+    @property
+    def length(self) -> int:
+        return max(len(self.tokens), len(self.encoder_tokens))
+
+
+def requests(
+    c: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], decoder_prompts: Sequence[Sequence[int]] | None
+) -> list[Request]:
+    """One Request a prompt. Raises GenerationError for the first that this model cannot serve."""
+    if c.head not in ("causal_lm", "seq2seq_lm"):
+        raise GenerationError(f"a {c.family} model with head={c.head!r} does not generate text; expected causal_lm or seq2seq_lm")
+    given = np.asarray(max_new_tokens)
+    budgets = given.tolist() if given.ndim else [given.item()] * len(prompts)
+    if len(budgets) != len(prompts):
+        raise GenerationError(f"max_new_tokens has {len(budgets)} entries for {len(prompts)} prompts: give one number, or one a prompt")
+    if not c.encoder_layers:
+        if decoder_prompts is not None:
+            raise GenerationError(f"decoder_prompts are for encoder-decoders; this {c.family} model has no encoder: put them into prompts")
+        asked = [Request(prompt, budget) for prompt, budget in zip(prompts, budgets, strict=True)]
+    else:
+        if decoder_prompts is None:
+            if c.decoder_start_token_id is None:
+                raise GenerationError(
+                    f"this {c.family} model names no decoder_start_token_id: say in decoder_prompts what answers begin with"
+                )
+            decoder_prompts = [[c.decoder_start_token_id]] * len(prompts)
+        if len(decoder_prompts) != len(prompts):
+            raise GenerationError(f"there are {len(decoder_prompts)} decoder_prompts for {len(prompts)} prompts: give one a prompt")
+        asked = [Request(*each) for each in zip(decoder_prompts, budgets, prompts, strict=True)]
+    for i, request in enumerate(asked):
+        _check(c, i, request)
+    return asked
+
+
+def _check(c: ModelConfig, i: int, request: Request) -> None:
+    if not isinstance(request.budget, int) or request.budget < 1:
+        raise GenerationError(f"max_new_tokens={request.budget}: expected a whole number, at least 1")
+    read = (("decoder prompt", request.tokens), ("prompt", request.encoder_tokens)) if c.encoder_layers else (("prompt", request.tokens),)
+    for what, tokens in read:
+        if not len(tokens):
+            raise GenerationError(f"{what} {i} is empty: give at least one token (a start token, for example)")
+        if not 0 <= min(tokens) <= max(tokens) < c.vocab_size:
+            wrong = max(tokens) if min(tokens) >= 0 else min(tokens)
+            raise GenerationError(f"{what} {i} holds token {wrong}, outside the vocabulary of {c.vocab_size}: wrong tokenizer?")
+    if len(request.encoder_tokens) > c.max_length:
+        raise GenerationError(
+            f"prompt {i} has {len(request.encoder_tokens)} tokens, but this model's encoder reads at most {c.max_length}: shorten it"
+        )
+    if len(request.tokens) + request.budget > c.max_length:
+        raise GenerationError(
+            f"{read[0][0]} {i} has {len(request.tokens)} tokens and {request.budget} more are asked for, but this model's context is "
+            f"{c.max_length} tokens: shorten the prompt or lower max_new_tokens"
+        )
+
+
+def bucket(n: int) -> int:
+    """The padded size of n: few sizes to compile for, at most a quarter wasted beyond 128 (multiples of 32, then coarser)."""
+    step = max(32, 2 ** (max(n, 1).bit_length() - 3))
+    return -(-n // step) * step
+
+
+def padded(asked: Sequence[Request], rows: int) -> dict[str, Any]:
+    """Int32 arrays for the compiled programs, of `rows` rows; those beyond the requests have a budget of 0.
+
+    tokens, segments [rows, T], padded on the left, so that every row writes the same cache slot; budgets [rows]; for
+    encoder-decoders encoder_tokens, encoder_segments [rows, S], padded on the right. Segments are 1 for tokens and 0 for padding.
+    """
+    asked = [*asked, *[dataclasses.replace(asked[0], budget=0)] * (rows - len(asked))]
+    tokens, segments = _rows([request.tokens for request in asked], left=True)
+    arrays = {"tokens": tokens, "segments": segments, "budgets": np.asarray([request.budget for request in asked], np.int32)}
+    if len(asked[0].encoder_tokens):
+        arrays["encoder_tokens"], arrays["encoder_segments"] = _rows([request.encoder_tokens for request in asked], left=False)
+        if max(len(request.tokens) for request in asked) == 1:  # the start token alone, as nearly always: nothing to pad
+            arrays |= {name: arrays[name][:, -1:] for name in ("tokens", "segments")}
+    return arrays
+
+
+def _rows(lists: Sequence[Sequence[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:
+    width = bucket(max(map(len, lists)))
+    tokens, segments = np.zeros((len(lists), width), np.int32), np.zeros((len(lists), width), np.int32)
+    for row, values in enumerate(lists):
+        at = slice(width - len(values), width) if left else slice(0, len(values))
+        tokens[row, at], segments[row, at] = values, 1
+    return tokens, segments

@@ -1,0 +1,89 @@
+"""Text in, text out: generation with a tokenizer, ended by stop strings wherever the borders of tokens fall."""
+
+from collections.abc import Iterator, Sequence
+
+from lm.generation.answers import generate, stream
+from lm.generation.beams import Beams
+from lm.generation.samplers import Greedy
+from lm.models import LanguageModel
+
+UNFINISHED = "\ufffd"  # what half of a multi-byte character decodes to
+
+
+def generate_text(
+    model: LanguageModel, params: dict, tokenizer, prompts: Sequence[str], max_new_tokens: int | Sequence[int], sampler=Greedy(), *,
+    stop_strings: Sequence[str] = (), stop_tokens: Sequence[int] | None = None, **options,
+) -> list[str]:  # fmt: skip
+    """`generate` for text: the answer to each prompt, cut before the first of `stop_strings` that it completes.
+
+    The tokenizer adds its special tokens to the prompts, and leaves them out of the answers; a stop string that is one of its special
+    or added tokens stops at that token. Options are those of `generate`. Raises GenerationError as `generate` does, and ValueError
+    for an empty stop string.
+    """
+    stop_strings = _checked(stop_strings)
+
+    def finished(_, tokens: list[int]) -> bool:
+        return ending(decoded(tokenizer, tokens), stop_strings) is not None
+
+    watch = finished if stop_strings and not isinstance(sampler, Beams) else None
+    answers = generate(
+        model, params, [tokenizer.encode(prompt) for prompt in prompts], max_new_tokens, sampler,
+        stop_tokens=_stop_tokens(model, tokenizer, stop_tokens, stop_strings), finished=watch, **options,
+    )  # fmt: skip
+    texts = [decoded(tokenizer, tokens) for tokens in answers]
+    return [text[: ending(text, stop_strings)] for text in texts]
+
+
+def stream_text(
+    model: LanguageModel, params: dict, tokenizer, prompt: Sequence[int], max_new_tokens: int, sampler=Greedy(), *,
+    stop_strings: Sequence[str] = (), stop_tokens: Sequence[int] | None = None, **options,
+) -> Iterator[str]:  # fmt: skip
+    """Yields the answer to one prompt (token ids) piece by piece; together the pieces are what `generate_text` gives.
+
+    Held back until they are settled: half a character, and what may be the beginning of a stop string.
+    """
+    stop_strings = _checked(stop_strings)
+    stop_tokens = _stop_tokens(model, tokenizer, stop_tokens, stop_strings)
+    tokens, shown, text = [], 0, ""
+    for token in stream(model, params, prompt, max_new_tokens, sampler, stop_tokens=stop_tokens, **options):
+        tokens.append(token)
+        text = decoded(tokenizer, tokens)
+        end = ending(text, stop_strings)
+        settled = _settled(text, stop_strings) if end is None else end
+        if settled > shown:
+            yield text[shown:settled]
+            shown = settled
+        if end is not None:
+            return
+    if len(text) > shown:
+        yield text[shown:]
+
+
+def decoded(tokenizer, tokens: Sequence[int]) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def ending(text: str, stop_strings: Sequence[str]) -> int | None:
+    """Where the stop string begins that is complete first, reading from the left; None without any."""
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stop_strings if stop in text]
+    return min(found)[1] if found else None
+
+
+def _settled(text: str, stop_strings: Sequence[str]) -> int:
+    """How much of `text` no further token can take back: all but half a character and the longest end that begins a stop string."""
+    text = text.rstrip(UNFINISHED)
+    begun = (n for stop in stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
+    return len(text) - max(begun, default=0)
+
+
+def _checked(stop_strings: Sequence[str]) -> list[str]:
+    stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+    if not all(stop_strings):
+        raise ValueError("a stop string is empty: it would end every answer before it begins")
+    return stop_strings
+
+
+def _stop_tokens(model, tokenizer, stop_tokens, stop_strings) -> list[int]:
+    """The stop tokens, with those that a stop string spells: decoding leaves special tokens out, so its text would never show them."""
+    ids = {**tokenizer.get_added_vocab(), **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))}
+    return [*(model.config.eos_token_ids if stop_tokens is None else stop_tokens), *(ids[stop] for stop in stop_strings if stop in ids)]
