@@ -80,7 +80,7 @@ class ModelConfig:
     head: str = "causal_lm"
     head_activation: str = ""  # in a masked-language head; "" = activation
     head_bias: bool = False  # of the logits of a causal or seq2seq head, and of a classifier's labels
-    logit_scale: float = 1.0  # hidden states are multiplied by this before a tied table (T5: d_model ** -0.5)
+    logit_scale: float = 1.0  # hidden states are multiplied by this before the table (T5: d_model ** -0.5)
     n_labels: int = 0  # of a classification head; 1 = regression
     pooling: str = "last"  # the position that a sequence's label or embedding is read from, or the mean of all
     head_dense: str = ""  # activation of a dense layer before the classifier; "" = no such layer

@@ -51,7 +51,7 @@ class Head(nn.Module):
             x = Norm(c, name="norm")(self.dense(x, width, c.head_activation or c.activation))
         if table_VD is None:
             table_VD = weight(self, "table", (c.vocab_size, width), "vocab table_embed")
-        elif c.logit_scale != 1.0:
+        if c.logit_scale != 1.0:
             x = x * jnp.asarray(c.logit_scale, x.dtype)
         logits = jnp.einsum("...d,vd->...v", x, constrain(table_VD, "vocab embed"), preferred_element_type=jnp.float32)
         if c.head == "masked_lm" or c.head_bias:

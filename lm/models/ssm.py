@@ -37,7 +37,7 @@ class MambaMixer(nn.Module):
         skip = float32(self, "skip", (c.ssm_inner,), "mlp", nn.initializers.ones)
         y, state = selective_scan(u, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 32)
 
-        y = constrain(y * act(gate), "batch length mlp")
+        y = constrain(y * jax.nn.silu(gate), "batch length mlp")
         return leave(self, y), updated(cache, segments_BT, conv=conv, state=state)
 
 
