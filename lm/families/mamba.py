@@ -67,9 +67,10 @@ def time_step_limit(hf: dict) -> tuple[float, ...]:
     given = hf.get("time_step_limit")
     if given is None:
         return ()
-    if not isinstance(given, (list, tuple)) or len(given) != 2:
-        raise ConfigError(f"time_step_limit={given!r}: expected the lowest and the highest time step")
-    lowest, highest = (float(x["__float__"] if isinstance(x, dict) else x) for x in given)
+    try:
+        lowest, highest = (float(x["__float__"] if isinstance(x, dict) else x) for x in given)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"time_step_limit={given!r}: expected two numbers, the lowest and the highest time step") from error
     return () if lowest <= 0 and highest == math.inf else (lowest, highest)
 
 

@@ -136,7 +136,7 @@ CASES = {  # name: (transformers class, its base options, what differs)
     "bamba-biased": ("BambaForCausalLM", BAMBA, dict(
         num_hidden_layers=3, attn_layer_indices=[1], num_key_value_heads=1, attention_bias=True, mlp_bias=True, mamba_proj_bias=True,
         mamba_conv_bias=False, mamba_n_groups=4, rms_norm_eps=1e-3, tie_word_embeddings=True, time_step_limit=(0.4, 1.5))),
-    "bamba-aperiodic": ("BambaForCausalLM", BAMBA, dict(
+    "bamba-no-cycle": ("BambaForCausalLM", BAMBA, dict(
         num_hidden_layers=5, attn_layer_indices=[0, 3, 4], head_dim=12, mamba_d_conv=3, mamba_n_heads=4, vocab_size=61, hidden_act="gelu",
         rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=300.0, partial_rotary_factor=1.0))),
     "bamba-headless": ("BambaModel", BAMBA, dict(num_hidden_layers=6, attn_layer_indices=[2, 5], num_key_value_heads=4)),

@@ -6,21 +6,21 @@ import pytest
 
 from lm import families
 from lm.batch import Batch
-from lm.families.table import conv1d, expand, interleaved, linear, row, table
+from lm.families.table import conv1d, depthwise, expand, interleaved, linear, norm, row, table
 from lm.models import build
 from lm.models.config import ConfigError
 from lm.training.mesh import make_mesh
 from lm.training.sharding import parameter_shardings
 from lm.weights.load import parameter_shapes
 
-FIXED_EPS = ("opt", "distilbert")  # their config.json does not name it
-TINY = [(name, f, c) for name, f in families.FAMILIES.items() for size, c in f.presets.items() if c.n_layers <= 6]
+FIXED_EPS = ("opt", "distilbert", "marian", "bart", "mbart")  # their config.json does not name it
+TINY = [(name, f, c) for name, f in families.FAMILIES.items() for size, c in f.presets.items() if c.d_model <= 128]
 
 
 @pytest.mark.parametrize(("name", "family", "config"), TINY, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_parameter_goes_to_one_tensor_and_comes_back_unchanged(name, family, config):
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(config.replace(vocab_size=31, n_layers=2))
+    shapes = parameter_shapes(config.replace(vocab_size=31, n_layers=2 * config.period))
     for rows in filter(None, (family.table, family.gguf_table)):
         slots = expand(rows, shapes)
         for slot in slots.values():
@@ -28,7 +28,7 @@ def test_every_parameter_goes_to_one_tensor_and_comes_back_unchanged(name, famil
             theirs = slot.row.to_theirs(ours)
             assert theirs.shape == slot.their_shape
             assert all(np.array_equal(a, b) for a, b in zip(slot.row.to_ours(theirs, slot.our_shapes), ours, strict=True))
-        covered = [(path, slot.layer) for slot in slots.values() for path in slot.row.ours]
+        covered = [(path, slot.entry) for slot in slots.values() for path in slot.ours]
         assert len(set(covered)) == len(covered)
         assert {path for path, _ in covered} == set(shapes)
 
@@ -51,7 +51,7 @@ def test_every_parameter_can_be_sharded_by_the_rules(name):
     model = build(families.get(name).presets["tiny"].replace(vocab_size=256))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]])))["params"]
     shardings = parameter_shardings(mesh, model.logical_axes(), shapes)
-    assert any(axis for axis in shardings["layers"]["mlp"]["up"].spec)
+    assert any(axis for leaf in jax.tree.leaves(shardings["layers"]) for axis in leaf.spec)
 
 
 def test_linear_splits_the_output_into_heads_in_torchs_order():
@@ -80,6 +80,44 @@ def test_interleaved_rotary_pairs_are_moved_half_a_head_apart():
     assert np.array_equal(stored[1], rotary[0, half])
 
 
+def test_depthwise_convolution_keeps_the_order_of_taps_and_channels():
+    torch = pytest.importorskip("torch")
+    x, weight = np.random.default_rng(0).normal(size=(7, 3)), np.random.default_rng(1).normal(size=(3, 1, 4))
+    theirs = torch.nn.functional.conv1d(torch.tensor(x.T), torch.tensor(weight), groups=3).numpy().T
+    kernel = depthwise().to_ours(weight, (4, 3))
+    np.testing.assert_allclose(theirs, [np.sum(kernel * x[t : t + 4], axis=0) for t in range(4)])
+
+
+HYBRID = {  # layers 0 to 5: a, b, a, a, b, a
+    "layers/block_0/a/scale": (2, 5), "layers/block_0/mlp": (2, 3), "layers/block_1/b/scale": (2, 5), "layers/block_1/mlp": (2, 3),
+    "layers/block_2/a/scale": (2, 5), "layers/block_2/mlp": (2, 3), "head": (4,),
+}  # fmt: skip
+
+
+def test_layers_of_a_hybrid_stack_are_counted_across_its_blocks():
+    rows = table(norm("layers/a", "{i}.norm"), norm("layers/b", "{i}.norm"), row("layers/mlp", "{i}.mlp"), row("head", "head"))
+    slots = expand(rows, HYBRID)
+    places = {name: (slot.ours, slot.entry) for name, slot in slots.items()}
+    kinds = ("a", "b", "a", "a", "b", "a")
+    assert places == {
+        "head": (("head",), None),
+        **{f"{i}.mlp": ((f"layers/block_{i % 3}/mlp",), i // 3) for i in range(6)},
+        **{f"{i}.norm.weight": ((f"layers/block_{i % 3}/{kind}/scale",), i // 3) for i, kind in enumerate(kinds)},
+    }
+
+
+def test_a_parameter_of_one_block_without_a_row_is_named():
+    with pytest.raises(LookupError, match=r"covers layers/block_1/b/scale$"):
+        expand(table(norm("layers/a", "{i}.norm"), row("layers/mlp", "{i}.mlp"), row("head", "head")), HYBRID)
+
+
+def test_more_than_ten_blocks_keep_their_order():
+    shapes = {f"layers/block_{i}/x": (1, 3) for i in range(12)}
+    assert {name: slot.ours[0] for name, slot in expand(table(row("layers/x", "{i}.x")), shapes).items()} == {
+        f"{i}.x": f"layers/block_{i}/x" for i in range(12)
+    }
+
+
 def test_a_parameter_without_a_row_is_named():
     with pytest.raises(LookupError, match="layers/mystery"):
         expand(table(row("embeddings/token", "wte.weight")), {"embeddings/token": (3, 2), "layers/mystery": (2, 2)})
@@ -99,6 +137,9 @@ GPT2 = dict(model_type="gpt2", vocab_size=9, n_embd=8, n_layer=1, n_head=2, n_po
 BERT = LLAMA | dict(model_type="bert")
 NEOX = LLAMA | dict(model_type="gpt_neox")
 OPT = LLAMA | dict(model_type="opt", ffn_dim=8)
+MAMBA = dict(model_type="mamba", vocab_size=9, hidden_size=20, num_hidden_layers=1)
+MAMBA2 = MAMBA | dict(model_type="mamba2", num_heads=5, head_dim=8, n_groups=1)
+BAMBA = LLAMA | dict(model_type="bamba", mamba_n_heads=4, num_hidden_layers=4, attn_layer_indices=[1, 3], num_key_value_heads=2)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +171,15 @@ OPT = LLAMA | dict(model_type="opt", ffn_dim=8)
         (GPT2 | dict(model_type="openai-gpt", afn="gelu_new"), "afn='gelu_new'"),
         (GPT2 | dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
         (GPT2 | dict(scale_attn_weights=False), "scale_attn_weights=False"),
+        (MAMBA | dict(hidden_act="mish"), "hidden_act='mish'"),
+        (MAMBA2 | dict(num_heads=4), "model.ssm_heads=4 times model.ssm_head_dim=8 is not model.ssm_inner=40"),
+        (MAMBA2 | dict(n_groups=2), "ssm_groups=2"),
+        (MAMBA2 | dict(time_step_limit=[0.1]), "time_step_limit=[0.1]"),
+        (MAMBA2 | dict(time_step_limit=["low", "high"]), "time_step_limit=['low', 'high']"),
+        (BAMBA | dict(attn_layer_indices=[1, 4]), "attn_layer_indices has [4]"),
+        (BAMBA | dict(attn_layer_indices=[0, 1, 2, 3]), "names every layer"),
+        (BAMBA | dict(rope_scaling=dict(rope_type="yarn", factor=2.0)), "rope_type='yarn'"),
+        (BAMBA | dict(architectures=["BambaForSequenceClassification"]), "BambaForSequenceClassification"),
         (BERT | dict(position_embedding_type="relative_key"), "position_embedding_type='relative_key'"),
         (BERT | dict(is_decoder=True), "is_decoder=True"),
         (BERT | dict(model_type="roberta", pad_token_id=-1), "pad_token_id=-1"),
@@ -154,6 +204,32 @@ def test_layers_that_differ_are_read_as_the_shortest_pattern():
     assert read(num_hidden_layers=4, layer_types=["full_attention", "sliding_attention"] * 2) == (4, ("global", "local"))
     assert read(num_hidden_layers=3, max_window_layers=2) == (4, ("global", "global", "local"))
     assert read(max_window_layers=0) == (4, ()) and read(max_window_layers=2) == read(use_sliding_window=False) == (0, ())
+
+
+def test_kinds_of_layers_of_a_hybrid_are_read_as_the_shortest_pattern():
+    read = lambda *attention, layers=4: families.config_from_hf(BAMBA | dict(num_hidden_layers=layers, attn_layer_indices=list(attention)))
+    assert (read(1, 3).layer_pattern, read(1, 3).period) == (("ssm", "global"), 2)
+    assert (read(2).layer_pattern, read(2).period) == (("ssm", "ssm", "global"), 4)
+    assert read(2, 5, layers=7).layer_kinds == ("ssm", "ssm", "global", "ssm", "ssm", "global", "ssm")
+    assert (read().layer_pattern, read().layer_kinds, read().period) == ((), ("ssm",) * 4, 1)
+
+
+def test_sizes_of_state_space_layers_are_theirs():
+    read = lambda hf=MAMBA, **changes: families.config_from_hf(hf | changes)
+    assert (read().ssm_inner, read().ssm_dt_rank, read(time_step_rank=3).ssm_dt_rank) == (40, 2, 3)
+    assert read(expand=16, intermediate_size=48).ssm_inner == 48, "FalconMamba's config.json has an expand that is not its width"
+    assert read(BAMBA).ssm_head_dim == read(BAMBA, mamba_d_head=4).ssm_head_dim == 4
+    infinity = {"__float__": "Infinity"}
+    for given, ours in (([0.0, infinity], ()), ([0.0, float("inf")], ()), ([0.1, infinity], (0.1, float("inf"))), ([0.0, 2.0], (0.0, 2.0))):
+        assert read(MAMBA2, time_step_limit=given).ssm_dt_limit == ours
+        family = families.get("mamba2")
+        assert read(MAMBA2, **family.config_to_hf(read(MAMBA2, time_step_limit=given))).ssm_dt_limit == ours
+
+
+def test_rotary_positions_of_a_hybrid_turn_half_of_each_head_unless_its_rope_parameters_say_otherwise():
+    read = lambda **changes: families.config_from_hf(BAMBA | changes).rotary_fraction
+    assert read() == read(partial_rotary_factor=1.0) == read(rope_parameters=dict(rope_type="default", rope_theta=3.0)) == 0.5
+    assert read(rope_parameters=dict(rope_type="default", partial_rotary_factor=1.0)) == 1.0
 
 
 def test_older_configurations_mean_what_they_meant():
