@@ -11,6 +11,7 @@ import pytest
 
 import lm
 
+MAMBA = dict(n_heads=0, n_kv_heads=0, head_dim=0, d_ff=0, positions="none")
 CONFIGS = {
     "llama": dict(n_kv_heads=2),
     "llama-window": dict(n_kv_heads=1, sliding_window=5, tie_embeddings=False),
@@ -43,7 +44,33 @@ CONFIGS = {
         norm_placement="post", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True, embedding_norm=True, final_norm=False,
         head="masked_lm",
     ),
+    "mamba": MAMBA | dict(ssm_inner=40, ssm_state=4, ssm_dt_rank=3, ssm_chunk=5),
+    "mamba2": MAMBA | dict(ssm_inner=40, ssm_state=4, ssm_heads=5, ssm_head_dim=8, ssm_chunk=5),
+    "bamba": dict(
+        n_layers=4, n_kv_heads=2, layer_pattern=("ssm", "global"), ssm_inner=40, ssm_state=4, ssm_heads=10, ssm_head_dim=4, ssm_groups=2,
+    ),
+    "hybrid-window": dict(  # three layers of two shapes, one of them with a window: the pattern repeats nowhere
+        layer_pattern=("ssm", "local", "ssm"), sliding_window=4, ssm_inner=40, ssm_state=4, ssm_dt_rank=3, d_ff=0,
+    ),
+    "bart": dict(
+        encoder_layers=2, encoder_heads=2, encoder_d_ff=40, positions="learned", norm="layernorm", norm_placement="post",
+        gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True, embedding_norm=True, final_norm=False, scale_embeddings=True,
+        head="seq2seq_lm", head_bias=True,
+    ),
+    "marian": dict(
+        encoder_layers=3, positions="sinusoidal", norm="layernorm", norm_placement="post", gated_mlp=False, qkv_bias=True, out_bias=True,
+        mlp_bias=True, final_norm=False, head="seq2seq_lm",
+    ),
+    "t5": dict(
+        encoder_layers=1, positions="relative", relative_buckets=8, relative_max_distance=20, score_dim=1.0, head="seq2seq_lm",
+        logit_scale=0.2,
+    ),
+    "umt5": dict(
+        encoder_layers=3, positions="relative", relative_buckets=6, relative_max_distance=12, relative_per_layer=True, score_dim=1.0,
+        head="seq2seq_lm", tie_embeddings=False,
+    ),
 }  # fmt: skip
+SEQ2SEQ = [name for name, options in CONFIGS.items() if "encoder_layers" in options]
 CAUSAL = [name for name, options in CONFIGS.items() if options.get("causal", True)]
 DOCUMENTS = [[5, 9, 2, 7, 7, 30, 11], [3, 4, 50, 61, 12], [8, 8, 1, 40, 33, 20, 19, 2, 70]]
 
@@ -59,7 +86,11 @@ def make(name: str, **changes):
     return model, jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
 
 
-def pack(documents, length=24):
+def pack(documents, length=24, encoder=False):
+    """The documents in one row; with `encoder`, each is also read backwards by the encoder, after one token more."""
+    if encoder:
+        read = pack([[60 + len(d), *d[::-1]] for d in documents], length + 4)
+        return pack(documents, length).replace(encoder_tokens=read.tokens, encoder_segments=read.segments, encoder_positions=read.positions)
     tokens, segments = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
     at = 0
     for i, document in enumerate(documents, 1):
@@ -82,10 +113,10 @@ def summed_loss(model, params, batch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_documents_cannot_see_each_other(name):
     model, params = make(name)
-    together = lm.forward(model, params, pack(DOCUMENTS)).logits[0]
+    together = lm.forward(model, params, pack(DOCUMENTS, encoder=name in SEQ2SEQ)).logits[0]
     at = 0
     for document in DOCUMENTS:
-        alone = lm.forward(model, params, pack([document])).logits[0, : len(document)]
+        alone = lm.forward(model, params, pack([document], encoder=name in SEQ2SEQ)).logits[0, : len(document)]
         np.testing.assert_allclose(together[at : at + len(document)], alone, atol=2e-5)
         at += len(document)
 
@@ -93,8 +124,8 @@ def test_packed_documents_cannot_see_each_other(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_gradients_are_the_sum_of_the_documents_gradients(name):
     model, params = make(name)
-    packed = gradient(model)(params, pack(DOCUMENTS))
-    alone = [gradient(model)(params, pack([d])) for d in DOCUMENTS]
+    packed = gradient(model)(params, pack(DOCUMENTS, encoder=name in SEQ2SEQ))
+    alone = [gradient(model)(params, pack([d], encoder=name in SEQ2SEQ)) for d in DOCUMENTS]
     jax.tree.map(lambda p, *a: np.testing.assert_allclose(p, sum(a), atol=1e-4, rtol=1e-4), packed, *alone)
 
 
@@ -114,7 +145,8 @@ def test_a_causal_model_does_not_see_the_future(name):
     tokens = np.arange(1, 13)[None]
     changed = tokens.copy()
     changed[0, 8] = 90
-    a, b = (lm.forward(model, params, lm.Batch.of(t)).logits[0] for t in (tokens, changed))
+    read = dict(encoder_tokens=[[5, 6, 7]]) if name in SEQ2SEQ else {}
+    a, b = (lm.forward(model, params, lm.Batch.of(t, **read)).logits[0] for t in (tokens, changed))
     np.testing.assert_array_equal(a[:8], b[:8])
     assert np.abs(a[8:] - b[8:]).max() > 1e-3
 
@@ -148,21 +180,26 @@ def test_a_sliding_window_forgets_what_is_further_back():
     np.testing.assert_array_equal(a[7:], b[7:])
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "gemma2", "albert"])
 @pytest.mark.parametrize(
-    "changes", [dict(layers="unrolled"), dict(remat="dots"), dict(remat="full"), dict(remat="full", layers="unrolled")]
+    ("name", "changes"),
+    [("llama", dict(layers="unrolled")), ("llama", dict(remat="full"))]
+    + [
+        (name, changes)
+        for name in ("llama", "bert", "gemma2", "albert", "mamba", "mamba2", "bamba", "bart", "t5")
+        for changes in (dict(remat="dots"), dict(remat="full", layers="unrolled"))
+    ],
 )
 def test_how_layers_are_run_changes_no_gradient(name, changes):
     model, params = make(name)
     other = lm.build(model.config.replace(**changes))
-    plain, same = (gradient(m)(params, pack(DOCUMENTS)) for m in (model, other))
+    plain, same = (gradient(m)(params, pack(DOCUMENTS, encoder=name in SEQ2SEQ)) for m in (model, other))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), plain, same)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_separate_layers_compute_what_stacked_layers_compute(name):
     model, params = make(name)
-    batch = pack(DOCUMENTS)
+    batch = pack(DOCUMENTS, encoder=name in SEQ2SEQ)
     np.testing.assert_allclose(lm.forward(*lm.separate(model, params), batch).logits, lm.forward(model, params, batch).logits, atol=1e-5)
 
 
@@ -173,12 +210,15 @@ def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
     if layers == "separate":
         model, params = lm.separate(model, params)
     batch = lm.Batch.of(np.arange(1, 25).reshape(2, 12))
-    whole = lm.forward(model, params, batch).logits
-    cache, pieces = lm.init_cache(model.config, 2, 20), []
+    read = lm.Batch.of(batch.tokens, encoder_tokens=batch.tokens[:, 2:9]) if name in SEQ2SEQ else batch
+    whole = lm.forward(model, params, read).logits
+    cache, pieces = lm.init_cache(model.config, 2, 20, 7), []
+    encoder = {n: getattr(read, n) for n in ("encoder_tokens", "encoder_segments", "encoder_positions")}
     apply = jax.jit(lambda batch, cache: model.apply({"params": params}, batch, cache))
     for piece in (slice(0, 5), slice(5, 6), slice(6, 12)):
-        out = apply(jax.tree.map(lambda x, piece=piece: x[:, piece], batch), cache)
-        cache = out.cache
+        out = apply(jax.tree.map(lambda x, piece=piece: x[:, piece], batch).replace(**encoder), cache)
+        assert jax.tree.map(jnp.shape, out.cache) == jax.tree.map(jnp.shape, cache)
+        cache, encoder = out.cache, {}
         pieces.append(out.logits)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=2e-5)
 
@@ -187,7 +227,7 @@ def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
 def test_bfloat16_compute_stays_near_float32(name):
     model, params = make(name, initializer_range=0.05)
     low = lm.build(model.config.replace(dtype="bfloat16"))
-    batch = pack(DOCUMENTS)
+    batch = pack(DOCUMENTS, encoder=name in SEQ2SEQ)
     exact, rough = lm.forward(model, params, batch).logits, lm.forward(low, params, batch).logits
     assert rough.dtype == jnp.float32
     assert np.abs(exact - rough).max() < 0.05 * np.abs(exact).max()
@@ -210,7 +250,11 @@ def test_every_dimension_of_every_parameter_has_a_logical_name(name):
     axes = model.logical_axes()
     jax.tree.map(lambda p, names: np.testing.assert_equal(len(names), p.ndim), params, axes)
     stacked = () if model.config.shared_layers else ("layers",)
-    assert axes["layers"]["attention"]["query"] == (*stacked, "embed", "heads", "head_dim")
+    layer = axes["layers"] if model.config.period == 1 else axes["layers"]["block_1"]
+    if "attention" not in layer:
+        assert layer["ssm"]["gate"] == ("layers", "embed", "mlp")
+        return
+    assert layer["attention"]["query"] == (*stacked, "embed", "heads", "head_dim")
 
 
 def test_params_are_a_plain_nested_dict_of_arrays():

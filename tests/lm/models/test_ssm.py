@@ -14,7 +14,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as TorchMamba
 
 import lm
 from lm.models import scan
-from lm.models.ssm import SSM, Mamba2Mixer, MambaMixer, init_ssm_cache
+from lm.models.ssm import Mamba2Mixer, MambaMixer
 
 SEGMENTS = {
     "one document": [[1] * 13, [1] * 13],
@@ -159,27 +159,32 @@ def test_convolution_window_stops_at_document_borders_and_skips_padding():
 
 
 SHAPES = {
-    "mamba": (MambaMixer, SSM(d_inner=24, d_state=4, dt_rank=3)),
-    "falcon_mamba": (MambaMixer, SSM(d_inner=24, d_state=4, dt_rank=3, bias=True, inner_norm_eps=1e-6, chunk=5)),
-    "mamba2": (Mamba2Mixer, SSM(d_inner=24, d_state=5, n_heads=6, head_dim=4, n_groups=2, chunk=5)),
-    "mamba2-bias": (Mamba2Mixer, SSM(d_inner=24, d_state=5, n_heads=6, head_dim=4, bias=True, conv_bias=False, dt_limit=(0.01, 0.5))),
+    "mamba": dict(ssm_state=4, ssm_dt_rank=3),
+    "falcon_mamba": dict(ssm_state=4, ssm_dt_rank=3, ssm_bias=True, ssm_inner_norm_eps=1e-6, ssm_chunk=5),
+    "mamba2": dict(ssm_state=5, ssm_heads=6, ssm_head_dim=4, ssm_groups=2, ssm_chunk=5),
+    "mamba2-bias": dict(ssm_state=5, ssm_heads=6, ssm_head_dim=4, ssm_bias=True, ssm_conv_bias=False, ssm_dt_limit=(0.01, 0.5)),
 }
-CONFIG = lm.ModelConfig(
-    family="llama", vocab_size=9, d_model=12, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=12, d_ff=12, max_length=64,
-    initializer_range=0.3,
+CONFIG = dict(
+    family="mamba", vocab_size=9, d_model=12, n_layers=1, n_heads=0, n_kv_heads=0, head_dim=0, d_ff=0, max_length=64, positions="none",
+    ssm_inner=24, initializer_range=0.3,
 )  # fmt: skip
 
 
 @functools.cache
 def make(name):
-    kind, ssm = SHAPES[name]
-    module = kind(CONFIG, ssm)
-    x, segments = jnp.zeros((1, 2, CONFIG.d_model)), jnp.ones((1, 2), jnp.int32)
+    config = lm.ModelConfig(**CONFIG | SHAPES[name])
+    module = (Mamba2Mixer if config.ssm_heads else MambaMixer)(config)
+    x, segments = jnp.zeros((1, 2, config.d_model)), jnp.ones((1, 2), jnp.int32)
     boxed = jax.jit(module.init)(jax.random.key(0), x, segments)["params"]
     params = jax.tree.map(lambda box: box.unbox(), boxed, is_leaf=lambda b: hasattr(b, "unbox"))
     # Biases and steps that matter, so that an error in them would show.
     noise = {n: 0.3 * jax.random.normal(jax.random.key(i), v.shape) for i, (n, v) in enumerate(sorted(params.items()))}
     return module, jax.tree.map(jnp.add, params, noise)
+
+
+def empty_cache(config, batch_size):
+    """Of the one layer that is tested here."""
+    return lm.init_cache(config.replace(layers="separate"), batch_size, 64)["layers"][0]
 
 
 @functools.cache
@@ -189,7 +194,7 @@ def applied(name):
 
 
 def hidden(batch, length, seed=0):
-    return np.random.default_rng(seed).normal(size=(batch, length, CONFIG.d_model)).astype(np.float32)
+    return np.random.default_rng(seed).normal(size=(batch, length, CONFIG["d_model"])).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -231,7 +236,7 @@ def test_a_cache_filled_in_pieces_gives_what_one_pass_gives(name, pieces):
     module, params = make(name)
     x, segments = hidden(2, 11), np.asarray([[1] * 11, [4] * 5 + [1] * 6])  # a new document may begin where a piece does
     whole, _ = applied(name)(params, x, segments)
-    cache, ys, at = init_ssm_cache(CONFIG, module.ssm, 2), [], 0
+    cache, ys, at = empty_cache(module.config, 2), [], 0
     for n in pieces:
         y, new = applied(name)(params, x[:, at : at + n], segments[:, at : at + n], cache)
         assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(lambda a: (a.shape, a.dtype), cache)
@@ -244,7 +249,7 @@ def test_a_cache_filled_in_pieces_gives_what_one_pass_gives(name, pieces):
 @pytest.mark.parametrize("name", SHAPES)
 def test_padding_around_a_prompt_leaves_state_and_decoding_as_if_it_were_alone(name, side):
     module, params = make(name)
-    empty, prompt, following = init_ssm_cache(CONFIG, module.ssm, 1), hidden(1, 3), hidden(1, 2, seed=1)
+    empty, prompt, following = empty_cache(module.config, 1), hidden(1, 3), hidden(1, 2, seed=1)
     padding = ((0, 0), (4, 4 * (side == "both")))
     padded, segments = np.pad(prompt, (*padding, (0, 0)), constant_values=7.0), np.pad(np.ones((1, 3), int), padding)
     outputs = []
@@ -263,10 +268,9 @@ def test_padding_around_a_prompt_leaves_state_and_decoding_as_if_it_were_alone(n
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 def test_bfloat16_compute_keeps_a_float32_state_near_the_exact_one(name):
     (module, params), x, segments = make(name), hidden(1, 40), np.ones((1, 40), int)
-    low = type(module)(CONFIG.replace(dtype="bfloat16"), module.ssm)
+    low = type(module)(module.config.replace(dtype="bfloat16"))
     exact, rough = (
-        jax.jit(m.apply)({"params": params}, jnp.asarray(x, m.config.dtype), segments, init_ssm_cache(m.config, m.ssm, 1))
-        for m in (module, low)
+        jax.jit(m.apply)({"params": params}, jnp.asarray(x, m.config.dtype), segments, empty_cache(m.config, 1)) for m in (module, low)
     )
     assert rough[0].dtype == jnp.bfloat16
     assert rough[1]["state"].dtype == jnp.float32
@@ -276,19 +280,19 @@ def test_bfloat16_compute_keeps_a_float32_state_near_the_exact_one(name):
 def theirs(name):
     """transformers' mixer on torch with the parameters of ours."""
     module, params = make(name)
-    s = module.ssm
-    shared = dict(hidden_size=12, state_size=s.d_state, num_hidden_layers=1, expand=2, use_bias=s.bias, use_conv_bias=s.conv_bias)
+    c = module.config
+    shared = dict(hidden_size=12, state_size=c.ssm_state, num_hidden_layers=1, expand=2, use_bias=c.ssm_bias, use_conv_bias=c.ssm_conv_bias)
     p = {n: np.asarray(v) for n, v in params.items()}
-    if s.n_heads:
+    if c.ssm_heads:
         parts, convs = ("gate", "input", "bc", "dt_in"), ("conv", "bc_conv")
-        limit = {"time_step_limit": s.dt_limit} if s.dt_limit else {}
-        shape = dict(num_heads=s.n_heads, head_dim=s.head_dim, n_groups=s.n_groups, chunk_size=4, layer_norm_epsilon=CONFIG.norm_eps)
+        limit = {"time_step_limit": c.ssm_dt_limit} if c.ssm_dt_limit else {}
+        shape = dict(num_heads=c.ssm_heads, head_dim=c.ssm_head_dim, n_groups=c.ssm_groups, chunk_size=4, layer_norm_epsilon=c.norm_eps)
         mixer = TorchMamba2Mixer(Mamba2Config(**shared, **shape, **limit), 0)
         state = {"dt_bias": p["dt_bias"], "norm.weight": p["norm_scale"]}
     else:
         parts, convs = ("input", "gate"), ("conv",)
-        kind, config = (TorchMambaMixer, MambaConfig) if s.inner_norm_eps is None else (FalconMambaMixer, FalconMambaConfig)
-        mixer = kind(config(**shared, time_step_rank=s.dt_rank), 0, initialize_mixer_weights=False)
+        kind, config = (TorchMambaMixer, MambaConfig) if not c.ssm_inner_norm_eps else (FalconMambaMixer, FalconMambaConfig)
+        mixer = kind(config(**shared, time_step_rank=c.ssm_dt_rank), 0, initialize_mixer_weights=False)
         state = {
             "x_proj.weight": np.concatenate([p["dt_down"], p["bc"]], axis=1).T,
             "dt_proj.weight": p["dt_up"].T,
@@ -296,9 +300,9 @@ def theirs(name):
         }
     state |= {"in_proj.weight": np.concatenate([p[n] for n in parts], axis=1).T, "out_proj.weight": p["out"].T}
     state |= {"conv1d.weight": np.concatenate([p[n] for n in convs], axis=1).T[:, None], "A_log": p["a_log"], "D": p["skip"]}
-    if s.bias:
+    if c.ssm_bias:
         state |= {"in_proj.bias": np.concatenate([p[f"{n}_bias"] for n in parts]), "out_proj.bias": p["out_bias"]}
-    if s.conv_bias:
+    if c.ssm_conv_bias:
         state["conv1d.bias"] = np.concatenate([p[f"{n}_bias"] for n in convs])
     mixer.load_state_dict({n: torch.tensor(np.ascontiguousarray(v)) for n, v in state.items()})
     return mixer.eval()
@@ -318,13 +322,16 @@ def test_mixers_equal_those_of_transformers(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(dt_rank=3, n_heads=6, head_dim=4), "not both"),
-        (dict(), "dt_rank=0"),
-        (dict(n_heads=5, head_dim=4), "is not d_inner=24"),
-        (dict(n_heads=6, head_dim=4, n_groups=4), "multiple of n_groups=4"),
-        (dict(dt_rank=3, d_state=0), "positive integer"),
+        (dict(ssm_dt_rank=3, ssm_heads=6, ssm_head_dim=4), "not both"),
+        (dict(), "ssm_dt_rank=0"),
+        (dict(ssm_heads=5, ssm_head_dim=4), "is not model.ssm_inner=24"),
+        (dict(ssm_heads=6, ssm_head_dim=4, ssm_groups=4), "multiple of model.ssm_groups=4"),
+        (dict(ssm_dt_rank=3, ssm_state=0), "positive integer"),
+        (dict(ssm_dt_rank=3, causal=False, head="none"), "read from left to right"),
+        (dict(ssm_dt_rank=3, layer_pattern=("global",), n_heads=1, n_kv_heads=1, head_dim=12), "layers need a width"),
+        (dict(ssm_dt_rank=3, layer_pattern=("ssm", "global"), n_layers=2), "n_heads=0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_in_words(changes, message):
     with pytest.raises(lm.ConfigError, match=message):
-        SSM(**(dict(d_inner=24, d_state=4) | changes))
+        lm.ModelConfig(**CONFIG | dict(ssm_state=4) | changes)
