@@ -16,6 +16,8 @@ def tiny(family="llama", **changes):
         small |= dict(head_dim=4, d_ff=64 if family == "openai-gpt" else 24)  # GPT's is always four times its width
     if config.ssm_inner:
         small |= dict(ssm_inner=32, ssm_head_dim=4 if config.ssm_heads else 0)
+    if config.logit_scale != 1.0:
+        small |= dict(logit_scale=16**-0.5)  # T5's is of its width
     model = lm.build(config.replace(**small | changes))
     shapes = jax.eval_shape(model.init, jax.random.key(0), Batch.of([[0, 0]]))["params"]
     rng = np.random.default_rng(0)
