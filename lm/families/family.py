@@ -10,6 +10,7 @@ from lm.models.config import ConfigError, ModelConfig, nearest
 ACTIVATION_NAMES = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu",
 }  # fmt: skip
+SEQ2SEQ_TOKENS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Family:
     )  # regular expression -> replacement, for names of older checkpoints
     ignored: tuple[str, ...] = ()  # regular expressions: tensors without information for us, if no row claims them
     duplicates: Mapping[str, str] = dataclasses.field(default_factory=dict)  # copies: their name -> the tensor it must equal
+    stored_copies: bool = True  # their class, when untied, has them as parameters of its own (T5's shares its tables all the same)
     refine: Callable[[ModelConfig, Collection[str]], ModelConfig] | None = None  # what only the tensor names tell
     gguf_table: tuple[Row, ...] = ()  # the same weights under llama.cpp's names; () if not read from GGUF
 
@@ -86,7 +88,18 @@ def special_tokens(hf: dict) -> dict[str, Any]:
     return dict(bos_token_id=one("bos_token_id"), eos_token_ids=tuple(filter(valid, eos)), pad_token_id=one("pad_token_id"))
 
 
+def seq2seq_tokens(hf: dict) -> dict[str, Any]:
+    """`special_tokens` and those that an encoder-decoder's answers begin and end with."""
+    ids = {name: hf.get(name) for name in SEQ2SEQ_TOKENS}
+    for name, i in ids.items():
+        if not isinstance(i, int | None):
+            raise ConfigError(f"{name}={i!r} is not supported for model_type {hf.get('model_type')!r}; a single token id is")
+    valid = range(value(hf, "vocab_size"))
+    return special_tokens(hf) | {name: i if i in valid else None for name, i in ids.items()}
+
+
 def special_tokens_to_hf(c: ModelConfig) -> dict[str, Any]:
     """The fields of config.json and generation_config.json for the special tokens."""
-    eos = list(c.eos_token_ids)
-    return dict(bos_token_id=c.bos_token_id, eos_token_id=(eos[0] if len(eos) == 1 else eos or None), pad_token_id=c.pad_token_id)
+    eos, names = list(c.eos_token_ids), SEQ2SEQ_TOKENS if c.encoder_layers else ()
+    common = dict(bos_token_id=c.bos_token_id, eos_token_id=(eos[0] if len(eos) == 1 else eos or None), pad_token_id=c.pad_token_id)
+    return common | {name: getattr(c, name) for name in names if getattr(c, name) is not None or name != "forced_bos_token_id"}

@@ -105,7 +105,7 @@ def config_from_hf(hf: dict) -> ModelConfig:
         own |= seq2seq_tokens({"decoder_start_token_id": 0} | hf)
     return t5(
         family=hf["model_type"], d_model=value(hf, "d_model"), n_heads=value(hf, "num_heads"), head_dim=value(hf, "d_kv"),
-        d_ff=value(hf, "d_ff"), vocab_size=value(hf, "vocab_size"), max_length=hf.get("n_positions") or 512,
+        d_ff=value(hf, "d_ff"), vocab_size=value(hf, "vocab_size"), max_length=hf.get("n_positions") or 1024,
         relative_buckets=hf.get("relative_attention_num_buckets", 32), relative_max_distance=hf.get("relative_attention_max_distance", 128),
         relative_per_layer=hf["model_type"] == "umt5", norm_eps=hf.get("layer_norm_epsilon", 1e-6), activation=act, gated_mlp=gated,
         tie_embeddings=tied, logit_scale=value(hf, "d_model") ** -0.5 if scaled else 1.0, dropout=hf.get("dropout_rate", 0.1),
@@ -148,7 +148,7 @@ def family(model_type: str, presets: dict[str, ModelConfig]) -> Family:
 
 
 TINY = dict(d_model=64, n_layers=2, n_heads=4, head_dim=16, d_ff=128, vocab_size=259, relative_buckets=16, relative_max_distance=64)
-SMALL = dict(d_model=512, n_layers=8, n_heads=6, d_ff=1024)
+SMALL = dict(d_model=512, n_layers=8, n_heads=6, d_ff=1024, max_length=1024)
 
 FAMILIES = (
     family("t5", {
