@@ -9,6 +9,7 @@ from lm.families import (
     electra,
     gemma,
     gpt2,
+    gpt_neo,
     gpt_neox,
     llama,
     mamba,
@@ -26,7 +27,7 @@ from lm.families.family import Family
 from lm.models.config import ConfigError, ModelConfig, nearest
 
 MODULES = (
-    openai_gpt, gpt2, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert, roberta, distilbert, electra, albert,
+    openai_gpt, gpt2, gpt_neo, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert, roberta, distilbert, electra, albert,
     modernbert, mamba, bamba, marian, bart, t5,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {f.model_type: f for module in MODULES for f in module.FAMILIES}

@@ -22,6 +22,8 @@ GPT2 = dict(vocab_size=101, n_embd=24, n_layer=2, n_head=3, n_positions=32, **TO
 BERT = dict(vocab_size=83, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=56, max_position_embeddings=40)
 NEOX = dict(vocab_size=89, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, rotary_pct=0.5)
 NEOX |= dict(max_position_embeddings=64, **TOKENS)
+NEO = dict(vocab_size=89, hidden_size=24, num_layers=2, num_heads=3, max_position_embeddings=64, attention_types=[[["global", "local"], 1]])
+NEO |= dict(window_size=5, **TOKENS)
 OPT = dict(vocab_size=87, hidden_size=24, word_embed_proj_dim=24, num_hidden_layers=2, num_attention_heads=3, ffn_dim=40)
 OPT |= dict(max_position_embeddings=64, **TOKENS)
 GEMMA2 = DECODER | dict(head_dim=10, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10)
@@ -61,6 +63,13 @@ CASES = {  # name: (transformers class, its base options, what differs)
     "openai-gpt": ("OpenAIGPTLMHeadModel", GPT2, {}),
     "openai-gpt-relu": ("OpenAIGPTLMHeadModel", GPT2, dict(vocab_size=51, n_head=2, afn="relu", layer_norm_epsilon=1e-3, n_layer=3)),
     "openai-gpt-headless": ("OpenAIGPTModel", GPT2, dict(n_head=4)),
+    "neo": ("GPTNeoForCausalLM", NEO, {}),
+    "neo-mixed": ("GPTNeoForCausalLM", NEO, dict(
+        num_layers=5, attention_types=[[["global"], 1], [["local"], 2], [["local", "global"], 1]], window_size=3, vocab_size=57)),
+    "neo-untied": ("GPTNeoForCausalLM", NEO, dict(
+        num_heads=2, intermediate_size=40, activation_function="relu", tie_word_embeddings=False, layer_norm_epsilon=1e-3,
+        attention_types=[[["local"], 2]])),
+    "neo-headless": ("GPTNeoModel", NEO, dict(attention_types=[[["global"], 2]], vocab_size=45)),
     "neox": ("GPTNeoXForCausalLM", NEOX, {}),
     "neox-sequential": ("GPTNeoXForCausalLM", NEOX, dict(
         use_parallel_residual=False, rotary_pct=1.0, rotary_emb_base=300, attention_bias=False, num_attention_heads=2)),

@@ -136,6 +136,7 @@ QWEN2 = LLAMA | dict(model_type="qwen2", use_sliding_window=True, sliding_window
 GPT2 = dict(model_type="gpt2", vocab_size=9, n_embd=8, n_layer=1, n_head=2, n_positions=8)
 BERT = LLAMA | dict(model_type="bert")
 NEOX = LLAMA | dict(model_type="gpt_neox")
+NEO = LLAMA | dict(model_type="gpt_neo", num_layers=2, num_heads=2)
 OPT = LLAMA | dict(model_type="opt", ffn_dim=8)
 MAMBA = dict(model_type="mamba", vocab_size=9, hidden_size=20, num_hidden_layers=1)
 MAMBA2 = MAMBA | dict(model_type="mamba2", num_heads=5, head_dim=8, n_groups=1)
@@ -165,6 +166,8 @@ BAMBA = LLAMA | dict(model_type="bamba", mamba_n_heads=4, num_hidden_layers=4, a
         (LLAMA | dict(model_type="gemma2", hidden_activation="relu2"), "hidden_activation='relu2'"),
         (LLAMA | dict(model_type="stablelm", use_parallel_residual=True), "use_parallel_residual=True"),
         (LLAMA | dict(model_type="stablelm", qk_layernorm=True), "qk_layernorm=True"),
+        (NEO | dict(attention_types=[[["global", "sparse"], 1]]), "'sparse'"),
+        (NEO | dict(attention_types=[[["global", "local"], 12]]), "num_layers=2"),
         (OPT | dict(word_embed_proj_dim=4), "word_embed_proj_dim=4"),
         (OPT | dict(layer_norm_elementwise_affine=False), "layer_norm_elementwise_affine=False"),
         (OPT | dict(_remove_final_layer_norm=True), "_remove_final_layer_norm=True"),
