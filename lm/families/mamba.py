@@ -12,6 +12,7 @@ UNBOUNDED = 2**20  # max_length where config.json names none: a state has no lon
 
 
 def merged(parts: str, suffix: str = "") -> str:
+    """Our paths of the parts of one of their tensors."""
     return " ".join(f"layers/ssm/{part}{suffix}" for part in parts.split())
 
 
@@ -35,6 +36,7 @@ def mixer2(theirs: str) -> list[Row]:
 
 
 def around(rows: list[Row]) -> tuple[Row, ...]:
+    """A mixer's rows and those of the model around it."""
     return table(
         row("embeddings/token", "backbone.embeddings.weight"),
         norm("layers/ssm_norm", "backbone.layers.{i}.norm"),
