@@ -27,23 +27,39 @@ def peak(device=None) -> float | None:
 
 
 def parameters(c: ModelConfig) -> dict[str, int]:
-    """Parameters of matrix products, by part, each counted as often as a token meets it (shared layers `n_layers` times)."""
+    """Parameters of matrix products that a token meets, by part, each counted as often as it does (shared layers `n_layers` times).
+
+    Those of an encoder are not among them: its tokens are others.
+    """
     attention = c.d_model * c.head_dim * 2 * (c.n_heads + c.n_kv_heads)
     mlp = c.d_model * c.d_ff * (3 if c.gated_mlp else 2)
+    ways = 3 * c.d_model * c.ssm_inner  # in, gate and out
+    if c.ssm_heads:
+        ssm = ways + c.d_model * (2 * c.ssm_groups * c.ssm_state + c.ssm_heads)
+    else:
+        ssm = ways + c.ssm_inner * 2 * (c.ssm_dt_rank + c.ssm_state)
+    states = c.layer_kinds.count("ssm")
     width = c.embedding_width or c.d_model
-    head = {"none": 0, "causal_lm": c.vocab_size * width, "masked_lm": c.vocab_size * width + c.d_model * width}[c.head]
-    return {"attention": c.n_layers * attention, "mlp": c.n_layers * mlp, "head": head, "projection": c.embedding_width * c.d_model}
+    head = {"masked_lm": (c.vocab_size + c.d_model) * width, "causal_lm": c.vocab_size * width, "seq2seq_lm": c.vocab_size * width}
+    return {
+        "attention": (c.n_layers - states) * attention, "cross": (c.n_layers if c.encoder_layers else 0) * attention,
+        "ssm": states * ssm, "mlp": c.n_layers * mlp, "head": head.get(c.head, 0), "projection": c.embedding_width * c.d_model,
+    }  # fmt: skip
 
 
 def forward_per_token(c: ModelConfig, length: int) -> float:
-    """Operations of a forward pass for each token of a row of `length`: two per parameter of a matrix product, and attention.
+    """Operations of a forward pass for each token of a row of `length`: two per parameter of a matrix product, attention, and scans.
 
-    Causal attention counts the half of the scores that is needed; rematerialisation and packing do not count.
+    Causal attention counts the half of the scores that is needed, a state-space layer its recurrence, six operations for each element of
+    its state; rematerialisation and packing do not count. An encoder-decoder's row is its decoder's, beside an encoder row of
+    the same length, whose operations count to it.
     """
-    kinds = c.layer_pattern or ("local" if c.sliding_window else "global",)
-    seen = {"global": length * (0.5 if c.causal else 1.0)}
+    seen = {"global": length * (0.5 if c.causal else 1.0), "ssm": 0}
     seen["local"] = min(seen["global"], c.sliding_window * (1 if c.causal else 2))
-    return 2 * sum(parameters(c).values()) + 4 * c.n_heads * c.head_dim * sum(seen[kinds[i % len(kinds)]] for i in range(c.n_layers))
+    scores = sum(seen[kind] for kind in c.layer_kinds) + (c.n_layers * length if c.encoder_layers else 0)
+    states = 6 * c.ssm_inner * c.ssm_state * c.layer_kinds.count("ssm")
+    own = 2 * sum(parameters(c).values()) + 4 * c.n_heads * c.head_dim * scores + states
+    return own + (forward_per_token(c.encoder, length) if c.encoder_layers else 0)
 
 
 def train_per_token(c: ModelConfig, length: int) -> float:

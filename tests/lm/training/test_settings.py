@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from configs import defaults, pretrain_gpt2, tiny
+from lm.batch import Batch
 from lm.data import tokenizers
 from lm.models import build
 from lm.models.config import ConfigError
@@ -142,14 +143,34 @@ def test_the_vocabulary_and_special_tokens_are_not_the_tokenizers():
 def test_flops_differ_from_what_the_compiler_counts():
     config = small.MODEL.replace(layers="unrolled", vocab_size=512)
     model = build(config)
-    from lm.batch import Batch
-
     batch = Batch.of([list(range(32))] * 4)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"])
     run = jax.jit(lambda p, b: model.apply({"params": p}, b).logits)
     counted = run.lower(params, batch).compile().cost_analysis()["flops"] / 128
     ours = flops.forward_per_token(config.replace(causal=False, head="none"), 32) + 2 * 512 * 32  # XLA computes all scores
     assert ours == pytest.approx(counted, rel=0.15)
+
+
+STATE_SPACE = dict(ssm_inner=96, ssm_state=5)
+OTHERS = {
+    "seq2seq": dict(encoder_layers=3, encoder_d_ff=72, head="seq2seq_lm"),
+    "mamba": dict(STATE_SPACE, ssm_dt_rank=4, d_ff=0),
+    "mamba2": dict(STATE_SPACE, ssm_heads=6, ssm_head_dim=16, ssm_groups=2, layer_pattern=("ssm", "global")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_matrix_parameters_are_not_those_of_the_model(name):
+    """Counted for the flops against the arrays themselves: every matrix but tables, convolutions and what only recurs."""
+    config = small.MODEL.replace(tie_embeddings=False, **OTHERS[name])
+    shapes = jax.eval_shape(lambda: build(config).init(jax.random.key(0), Batch.of([[1, 2]]))["params"])
+    sizes = {jax.tree_util.keystr(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    small_ones = ("'token'", "norm", "bias", "a_log", "conv", "skip")
+    matrices = {path: n for path, n in sizes.items() if not any(part in path for part in small_ones)}
+    decoder = sum(n for path, n in matrices.items() if "['encoder']" not in path)
+    assert sum(flops.parameters(config).values()) == decoder
+    if config.encoder_layers:
+        assert sum(flops.parameters(config.encoder).values()) == sum(matrices.values()) - decoder > 0
 
 
 def test_the_peak_of_a_device_is_wrong():
