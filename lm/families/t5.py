@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import (
     Family,
     activation,
@@ -74,7 +75,8 @@ def t5(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int,
 
 def v1_1(**changes) -> ModelConfig:
     """The shape of T5 v1.1, Flan-T5, mT5 and UMT5; arguments as those of `t5`."""
-    return t5(**dict(activation="gelu_tanh", gated_mlp=True, tie_embeddings=False, logit_scale=1.0) | changes)
+    own: dict[str, Any] = dict(activation="gelu_tanh", gated_mlp=True, tie_embeddings=False, logit_scale=1.0)
+    return t5(**own | changes)
 
 
 def feed_forward(hf: dict) -> tuple[str, bool]:
@@ -99,7 +101,7 @@ def config_from_hf(hf: dict) -> ModelConfig:
     tied = hf.get("tie_word_embeddings") is not False
     scaled = hf.get("scale_decoder_outputs", tied) and hf["model_type"] != "mt5"
     if alone:
-        own = dict(n_layers=layers, encoder_layers=0, decoder_start_token_id=None, **special_tokens(hf))
+        own: dict[str, Any] = dict(n_layers=layers, encoder_layers=0, decoder_start_token_id=None, **special_tokens(hf))
     else:
         own = dict(n_layers=hf.get("num_decoder_layers") or layers, encoder_layers=layers)
         own |= seq2seq_tokens({"decoder_start_token_id": 0} | hf)
@@ -142,13 +144,16 @@ def architectures(model_type: str) -> dict[str, str]:
 def family(model_type: str, presets: dict[str, ModelConfig]) -> Family:
     return Family(
         model_type, architectures(model_type), WEIGHTS, config_from_hf, config_to_hf, presets, refine=with_head,
+        labels=heads.of_encoder_decoder(STEMS[model_type], base=f"{STEMS[model_type]}EncoderModel", prefix="transformer."),
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),  # never used
         duplicates={f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}, stored_copies=False,
     )  # fmt: skip
 
 
-TINY = dict(d_model=64, n_layers=2, n_heads=4, head_dim=16, d_ff=128, vocab_size=259, relative_buckets=16, relative_max_distance=64)
-SMALL = dict(d_model=512, n_layers=8, n_heads=6, d_ff=1024, max_length=1024)
+TINY: dict[str, Any] = dict(
+    d_model=64, n_layers=2, n_heads=4, head_dim=16, d_ff=128, vocab_size=259, relative_buckets=16, relative_max_distance=64
+)
+SMALL: dict[str, Any] = dict(d_model=512, n_layers=8, n_heads=6, d_ff=1024, max_length=1024)
 
 FAMILIES = (
     family("t5", {
