@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 import lm
-from lm.generation import GenerationError, decode, stream
+from lm.generation import GenerationError, answers, decode, stream
+from lm.generation.requests import Request, padded
+from tests.lm.generation.references import ENDS, load, their_answers
+from tests.lm.generation.references import PROMPTS as REFERENCE_PROMPTS
 from tests.lm.models.test_model import make
 
 PROMPTS = [[5, 9, 2], [7, 7, 30, 11, 60, 3, 3], [8], [40] * 20]
@@ -64,8 +67,8 @@ def test_prompt_lengths_within_a_bucket_compile_once():
     model, params = make("llama", d_ff=40)  # a config of its own: nothing compiled before counts
     lm.generate(model, params, [[1, 2, 3]], 5, stop_tokens=[])
     before = decode.start._cache_size(), decode.advance._cache_size()
-    for length in (1, 7, 30, 32):
-        lm.generate(model, params, [[4] * length], 9, stop_tokens=[])
+    for length, budget in ((1, 9), (7, 32), (30, [2]), (32, 1)):
+        lm.generate(model, params, [[4] * length], budget, stop_tokens=[])
     assert (decode.start._cache_size(), decode.advance._cache_size()) == before
 
 
@@ -80,22 +83,62 @@ def test_prefill_and_decode_step_are_pure_and_continue_a_prompt():
     assert logits.shape == (1, model.config.vocab_size)
 
 
-def test_sampling_follows_the_softmax_and_respects_top_k_and_top_p():
-    probabilities = np.asarray([0.5, 0.3, 0.15, 0.05], np.float32)
-    logits = np.broadcast_to(np.log(probabilities), (20_000, 4))
-    draw = lambda sampler: np.bincount(sampler(logits, jax.random.key(0)), minlength=4) / len(logits)
-    np.testing.assert_allclose(draw(lm.Sample()), probabilities, atol=0.015)
-    np.testing.assert_allclose(draw(lm.Sample(top_k=2)), [0.625, 0.375, 0, 0], atol=0.015)
-    np.testing.assert_allclose(draw(lm.Sample(top_p=0.79)), [0.625, 0.375, 0, 0], atol=0.015)
-    np.testing.assert_allclose(draw(lm.Sample(top_p=0.81)), np.asarray([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.015)
-    hot = probabilities**0.5
-    np.testing.assert_allclose(draw(lm.Sample(temperature=2.0)), hot / hot.sum(), atol=0.015)
-
-
 def test_sampling_depends_on_the_seed_alone():
     model, params = make("llama")
     one, same, other = (lm.generate(model, params, PROMPTS, 10, lm.Sample(), seed=s, stop_tokens=[]) for s in (1, 1, 2))
     assert one == same != other
+
+
+def test_every_prompt_has_its_own_budget():
+    model, params = make("llama")
+    free = lm.generate(model, params, PROMPTS, 12, stop_tokens=[])
+    budgets = [3, 12, 1, 7]
+    assert lm.generate(model, params, PROMPTS, budgets, stop_tokens=[]) == [a[:n] for a, n in zip(free, budgets, strict=True)]
+    assert lm.generate(model, params, PROMPTS, np.asarray(budgets), stop_tokens=[], batch_size=2) == [
+        a[:n] for a, n in zip(free, budgets, strict=True)
+    ]
+
+
+def test_a_batch_ends_with_its_largest_budget_not_with_the_bucket(monkeypatch):
+    model, params = make("llama")
+    counts = []
+    advance = answers.advance
+    monkeypatch.setattr(answers, "advance", lambda *a: counts.append(int((state := advance(*a))["count"])) or state)
+    lm.generate(model, params, PROMPTS, [3, 9, 1, 7], stop_tokens=[])
+    assert counts == [9], "one compiled loop a batch, of as many steps as its longest answer"
+
+
+def test_an_answer_that_is_finished_from_outside_ends_soon_and_alone():
+    model, params = make("llama")
+    free = lm.generate(model, params, PROMPTS, 30, stop_tokens=[])
+    asked = []
+
+    def finished(i, tokens):
+        asked.append((i, len(tokens)))
+        assert tokens == free[i][: len(tokens)]
+        return i == 1 and len(tokens) > 4
+
+    ended = lm.generate(model, params, PROMPTS, 30, stop_tokens=[], finished=finished)
+    assert ended[:1] + ended[2:] == free[:1] + free[2:] and ended[1] == free[1][: len(ended[1])]
+    assert 4 < len(ended[1]) <= 5 + answers.CHECK_EVERY
+    assert len(asked) < 4 * (2 + 30 / answers.CHECK_EVERY), "the host looks at every token"
+
+
+def test_a_repetition_penalty_counts_the_prompt_but_no_padding():
+    _, model, params = load("gpt2")
+    expected = their_answers("gpt2", max_new_tokens=12, repetition_penalty=1.4)
+    assert lm.generate(model, params, REFERENCE_PROMPTS, 12, lm.Greedy(1.4), stop_tokens=ENDS) == expected
+    assert expected != their_answers("gpt2", max_new_tokens=12), "the penalty makes no difference here"
+
+
+def test_what_was_seen_is_remembered_only_for_a_sampler_that_asks():
+    model, params = lm.separate(*make("llama"))
+    arrays = padded([Request(p, 4) for p in PROMPTS], 4)
+    state = lambda sampler: decode.start(model, sampler, 32, params, arrays, np.asarray([-1]), jax.random.key(0))
+    assert "seen" not in state(lm.Greedy()) and "seen" not in state(lm.Sample(0.5))
+    seen = np.asarray(state(lm.Greedy(1.1))["seen"])
+    assert seen.shape == (4, 97) and [set(np.flatnonzero(row)) >= set(p) for row, p in zip(seen, PROMPTS, strict=True)] == [True] * 4
+    assert seen.sum() <= sum(len(set(p)) + 1 for p in PROMPTS)  # and the token just chosen, but not the padding
 
 
 @pytest.mark.parametrize(
@@ -104,7 +147,12 @@ def test_sampling_depends_on_the_seed_alone():
         ([[1], []], 4, "prompt 1 is empty"),
         ([[1] * 62], 4, "context is 64 tokens"),
         ([[1, 99]], 4, "outside the vocabulary of 97"),
+        ([[1, -3]], 4, "token -3"),
         ([[1]], 0, "max_new_tokens=0"),
+        ([[1]], 2.5, "max_new_tokens=2.5"),
+        ([[1], [2]], [4, 0], "max_new_tokens=0"),
+        ([[1], [2]], [4, 5, 6], "3 entries for 2 prompts"),
+        ([[1], [1] * 40], [40, 40], "prompt 1 has 40 tokens and 40 more"),
     ],
 )
 def test_prompts_that_cannot_be_served_are_refused_before_anything_runs(prompts, count, message):
@@ -118,13 +166,15 @@ def test_no_prompts_give_no_answers():
     assert lm.generate(model, params, [], 4) == []
 
 
-def test_an_encoder_does_not_generate():
-    model, params = make("bert")
-    with pytest.raises(GenerationError, match="does not generate"):
-        lm.generate(model, params, [[1]], 4)
+@pytest.mark.parametrize("changes", [dict(name="bert"), dict(name="llama", head="value"), dict(name="llama", head="none")])
+def test_a_model_without_a_head_for_it_does_not_generate(changes):
+    model, params = make(**changes)
+    for sampler in (lm.Greedy(), lm.Beams()):
+        with pytest.raises(GenerationError, match="does not generate"):
+            lm.generate(model, params, [[1]], 4, sampler)
 
 
-@pytest.mark.parametrize("options", [dict(temperature=0.0), dict(temperature=float("nan")), dict(top_k=-1), dict(top_p=0.0)])
-def test_samplers_refuse_senseless_options(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        lm.Sample(**options)
+def test_decoder_prompts_are_refused_where_there_is_no_encoder():
+    model, params = make("llama")
+    with pytest.raises(GenerationError, match="put them into prompts"):
+        lm.generate(model, params, [[1]], 4, decoder_prompts=[[2]])
