@@ -39,8 +39,8 @@ def side(ours: str, theirs: str, mlp: int, given: str = "") -> list[Row]:
     rows = [
         *norm(ours + "layers/attention_norm", block + "0.layer_norm"),
         *attention(ours + "layers/attention", block + "0.SelfAttention"),
-        row(ours + "layers/attention/relative_bias", block + "0." + bias),
-        row(ours + "relative_bias", theirs + "block.0.layer.0." + bias),
+        row(ours + "layers/attention/relative_bias/table", block + "0." + bias),
+        row(ours + "relative_bias/table", theirs + "block.0.layer.0." + bias),
         *norm(ours + "layers/mlp_norm", f"{block}{mlp}.layer_norm"),
         row(gate, dense_mlp + "wi_0.weight", linear()),
         row(ours + "layers/mlp/up", dense_mlp + "wi_1.weight", linear(), given=gate),

@@ -51,10 +51,16 @@ def see(c: ModelConfig, kind: str, segments_BT, positions_BT, cache=None) -> Vie
     )
 
 
-def relative_bias(module: nn.Module) -> jax.Array:
-    """T5's learned bias of every bucket and head, [buckets, H]."""
-    c: ModelConfig = module.config
-    return weight(module, "relative_bias", (c.relative_buckets, c.n_heads), "buckets heads")
+class RelativeBias(nn.Module):
+    """What relative positions add to the attention scores: a learned number for each bucket and head (Raffel et al. 2020, section 2.1)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, view: View) -> jax.Array:
+        """[1, H, T, S]."""
+        c = self.config
+        return jnp.moveaxis(weight(self, "table", (c.relative_buckets, c.n_heads), "buckets heads")[view.buckets], -1, 0)[None]
 
 
 def attend(c: ModelConfig, q_BTHK, k_BSJK, v_BSJK, mask, score_bias=None) -> jax.Array:
@@ -111,7 +117,7 @@ class Attention(nn.Module):
             (k, new_k), (v, new_v) = (self.remember(cache[name], y, view, start) for name, y in (("key", k), ("value", v)))
             cache = {**cache, "key": new_k, "value": new_v}
         if c.relative_per_layer:
-            shared_bias = bucket_bias(relative_bias(self), view)
+            shared_bias = RelativeBias(c, name="relative_bias")(view)
         return leave(self, attend(c, q, k, v, view.mask, shared_bias), c.out_bias), cache
 
     def remember(self, old_BSJK, new_BTJK, view, start) -> tuple[jax.Array, jax.Array]:
@@ -127,11 +133,6 @@ class Attention(nn.Module):
     def normed(self, y_BTHK, name) -> jax.Array:
         flat = y_BTHK if self.config.qk_norm == "head" else y_BTHK.reshape(*y_BTHK.shape[:2], -1)
         return Norm(self.config, name=f"{name}_norm")(flat).reshape(y_BTHK.shape)
-
-
-def bucket_bias(table_NH, view: View) -> jax.Array:
-    """What relative positions add to the scores, [1, H, T, S]."""
-    return jnp.moveaxis(table_NH[view.buckets], -1, 0)[None]
 
 
 class CrossAttention(nn.Module):

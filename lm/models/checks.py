@@ -188,6 +188,8 @@ def _head(c) -> None:
     labelled = c.head in ("sequence_classification", "token_classification")
     if labelled != bool(c.n_labels):
         raise ConfigError(f"model.n_labels={c.n_labels} with model.head={c.head!r}: classification heads need labels, others have none")
+    if len(c.label_names) not in (0, c.n_labels):
+        raise ConfigError(f"model.label_names has {len(c.label_names)} names for model.n_labels={c.n_labels}: give one a label, or none")
 
 
 def _tokens(c) -> None:

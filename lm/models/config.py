@@ -82,8 +82,10 @@ class ModelConfig:
     head_bias: bool = False  # of the logits of a causal or seq2seq head, and of a classifier's labels
     logit_scale: float = 1.0  # hidden states are multiplied by this before the table (T5: d_model ** -0.5)
     n_labels: int = 0  # of a classification head; 1 = regression
+    label_names: tuple[str, ...] = ()  # () = they have none
     pooling: str = "last"  # the position that a sequence's label or embedding is read from, or the mean of all
     head_dense: str = ""  # activation of a dense layer before the classifier; "" = no such layer
+    head_dense_bias: bool | None = None  # of that layer; None = as mlp_bias
     head_norm: bool = False  # norm after that layer (ModernBERT)
     normalize_embedding: bool = True  # an embedding head's vectors have length 1
     tie_embeddings: bool = True
@@ -133,7 +135,8 @@ class ModelConfig:
         heads = self.encoder_heads or self.n_heads
         return self.replace(
             n_layers=self.encoder_layers, encoder_layers=0, encoder_heads=0, encoder_d_ff=0, causal=False, head="none", head_bias=False,
-            head_dense="", head_norm=False, n_labels=0, n_heads=heads, d_ff=self.encoder_d_ff or self.d_ff, neighbour_layers=(),
+            head_dense="", head_norm=False, n_labels=0, label_names=(), n_heads=heads,
+            neighbour_layers=(), d_ff=self.encoder_d_ff or self.d_ff,
             head_dim=self.n_heads * self.head_dim // heads, n_kv_heads=heads if self.encoder_heads else self.n_kv_heads,
         )  # fmt: skip
 

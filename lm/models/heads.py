@@ -60,7 +60,9 @@ class Head(nn.Module):
 
     def dense(self, x, width: int, activation: str) -> jax.Array:
         x = jnp.einsum("...d,de->...e", x, weight(self, "dense", (x.shape[-1], width), "embed pooled"))
-        x = x + bias(self, "dense_bias", (width,), "norm") if self.config.mlp_bias else x
+        given = self.config.head_dense_bias
+        biased = self.config.mlp_bias if given is None else given
+        x = x + bias(self, "dense_bias", (width,), "norm") if biased else x
         return ACTIVATION_FUNCTIONS[activation](x)
 
     def labels(self, x) -> jax.Array:
@@ -68,5 +70,7 @@ class Head(nn.Module):
         n = c.n_labels or OUTPUTS[c.head]
         x = self.dense(x, c.d_model, c.head_dense) if c.head_dense else x
         x = Norm(c, name="norm")(x) if c.head_norm else x
-        y = jnp.einsum("...d,dn->...n", x, weight(self, "classifier", (c.d_model, n), "embed labels"), preferred_element_type=jnp.float32)
+        init = nn.initializers.zeros if c.head == "value" else None  # a new critic expects nothing, rather than noise
+        kernel = weight(self, "classifier", (c.d_model, n), "embed labels", init)
+        y = jnp.einsum("...d,dn->...n", x, kernel, preferred_element_type=jnp.float32)
         return y + bias(self, "classifier_bias", (n,), "labels") if c.head_bias else y

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.batch import Batch, Output
-from lm.models.attention import bucket_bias, relative_bias, see
+from lm.models.attention import RelativeBias, see
 from lm.models.block import Context
 from lm.models.config import LM_HEADS, ModelConfig
 from lm.models.embeddings import Embeddings
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         if c.final_norm:
             self.final_norm = Norm(c)
         if c.relative_buckets and not c.relative_per_layer:
-            self.relative_bias = relative_bias(self)
+            self.relative_bias = RelativeBias(c)
 
     def __call__(self, tokens_BS, segments_BS, positions_BS, table_VD) -> jax.Array:
         """int [B, S] three times, and the token table [V, D] -> [B, S, D]."""
@@ -42,7 +42,7 @@ def transform(module, x, segments_BT, positions_BT, cache=None, **context) -> tu
     """The stack of an encoder or decoder and its last norm: [B, T, D] -> [B, T, D], and the layers' cache."""
     c: ModelConfig = module.config
     views = [see(c, kind, segments_BT, positions_BT, cache) for kind in kinds(c)]
-    shared = bucket_bias(module.relative_bias, views[0]) if c.relative_buckets and not c.relative_per_layer else None
+    shared = module.relative_bias(views[0]) if c.relative_buckets and not c.relative_per_layer else None
     context = Context(segments=segments_BT, view=None, bias=shared, start=0 if cache is None else cache["length"], **context)
     x, layer_cache = run(c, module.layers, x, None if cache is None else cache["layers"], context, views)
     return module.final_norm(x) if c.final_norm else x, layer_cache
@@ -80,7 +80,7 @@ class LanguageModel(nn.Module):
             self.encoder = Encoder(c.encoder)
         self.layers = layers(c)
         if c.relative_buckets and not c.relative_per_layer:
-            self.relative_bias = relative_bias(self)
+            self.relative_bias = RelativeBias(c)
         if c.final_norm:
             self.final_norm = Norm(c)
         if c.pooler:

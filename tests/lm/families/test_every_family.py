@@ -1,0 +1,161 @@
+"""Each family's tiny preset with its natural objective: it learns, packs exactly, shards by the rules, and runs alike however it is run.
+
+Families come from the registry, so that a new one is tested by being there. `python -m pytest -m slow` adds the larger sweep.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lm
+from lm import families
+from lm.objectives import next_token
+from lm.training import sharding
+
+FAMILIES = sorted(families.FAMILIES)
+DOCUMENTS = [[5, 9, 2, 7, 7, 30, 11], [3, 4, 50, 61, 12], [8, 8, 1, 40, 33, 20, 19, 2, 70]]
+LENGTH = 24
+MASK = 90
+
+
+@functools.cache
+def tiny(name: str, **changes):
+    """The preset made smaller, and drawn from a distribution wide enough that an error shows."""
+    preset = families.preset(name, "tiny")
+    config = preset.replace(vocab_size=97, bos_token_id=None, eos_token_ids=(), pad_token_id=None, decoder_start_token_id=None,
+                            forced_bos_token_id=None, forced_eos_token_id=None, initializer_range=0.1, dropout=0.0)  # fmt: skip
+    return lm.build(config.replace(**changes))
+
+
+@functools.cache
+def initial(name: str):
+    return jax.jit(tiny(name).init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
+
+
+def packed(name: str, documents) -> lm.Batch:
+    """The documents in one row with the family's objective: the next token, or every third one masked (Devlin et al. 2019, section 3.1)."""
+    c = tiny(name).config
+    rows = np.zeros((2, LENGTH), np.int32)
+    at = 0
+    for i, document in enumerate(documents, 1):
+        rows[:, at : at + len(document)] = document, [i] * len(document)
+        at += len(document)
+    tokens, segments = rows[:1], rows[1:]
+    read = {}
+    if c.encoder_layers:  # the encoder reads the same documents with their tokens moved on by one
+        read = dict(encoder_tokens=np.where(segments > 0, tokens + 1, 0), encoder_segments=segments)
+    if c.causal:
+        return lm.Batch.of(tokens, segments, **read)
+    places = lm.Batch.of(tokens, segments).positions
+    hidden = (segments > 0) & (places % 3 == 1)
+    return lm.Batch.of(np.where(hidden, MASK, tokens), segments, targets=tokens, weights=hidden)
+
+
+@functools.cache
+def gradient(model):
+    """float32 loss sum, weight sum and gradients, compiled once a model."""
+
+    def loss(params, batch):
+        found = next_token(model, params, batch, None)
+        return found.sum, found.weight
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_loss_and_gradients_are_those_of_the_documents_alone(name):
+    run = gradient(tiny(name))
+    (total, weight), together = run(initial(name), packed(name, DOCUMENTS))
+    alone = [run(initial(name), packed(name, [document])) for document in DOCUMENTS]
+    np.testing.assert_allclose(total, sum(loss for (loss, _), _ in alone), rtol=1e-5)
+    assert weight == sum(w for (_, w), _ in alone)
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(together))
+    assert largest > 0.1
+    jax.tree.map(lambda p, *a: np.testing.assert_allclose(p, sum(a), atol=1e-5 * max(1.0, largest)), together, *[g for _, g in alone])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_overfits_one_batch_with_its_natural_objective(name):
+    run, batch, params = gradient(tiny(name)), packed(name, DOCUMENTS), initial(name)
+    optimizer = optax.adam(3e-3)
+    update = jax.jit(lambda grads, state, params: _updated(optimizer, grads, state, params))
+    state = optimizer.init(params)
+    losses = []
+    for _ in range(150):
+        (loss, weight), grads = run(params, batch)
+        losses.append(float(loss / weight))
+        params, state = update(grads, state, params)
+        if losses[-1] < 0.1 * losses[0]:
+            break
+    assert losses[0] > 2.0, "an untrained model that already knows the answer"
+    assert losses[-1] < 0.1 * losses[0], losses[::5]
+
+
+def _updated(optimizer, grads, state, params):
+    changes, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, changes), state
+
+
+def agree(name, changes, atol, share):
+    """Loss and gradients of another way to run the model: within atol, or that share of the largest gradient."""
+    (loss, _), plain = gradient(tiny(name))(initial(name), packed(name, DOCUMENTS))
+    (other, _), same = gradient(tiny(name, **changes))(initial(name), packed(name, DOCUMENTS))
+    np.testing.assert_allclose(other, loss, rtol=max(share, 1e-5))
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(same), strict=True):
+        limit = atol + share * float(jnp.abs(x).max())
+        assert x.dtype == y.dtype == jnp.float32
+        assert float(jnp.abs(x - y).max()) <= limit, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_unscanned_and_rematerialised_layers_give_the_same_gradients(name):
+    agree(name, dict(layers="unrolled", remat="full"), atol=1e-4, share=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [dict(remat="dots"), dict(remat="full"), dict(layers="unrolled"), dict(layers="unrolled", remat="dots")]
+)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_stack_and_every_rematerialisation_gives_the_same_gradients(name, changes):
+    agree(name, changes, atol=1e-4, share=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_gradients_of_float32_parameters_stay_near_the_exact_ones(name):
+    agree(name, dict(dtype="bfloat16"), atol=0.05, share=0.25)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_compute_with_float32_parameters_agrees(name):
+    batch, params = packed(name, DOCUMENTS), initial(name)
+    inside = np.asarray(batch.segments[0]) > 0
+    exact, rough = (np.asarray(lm.forward(m, params, batch).logits)[0, inside] for m in (tiny(name), tiny(name, dtype="bfloat16")))
+    assert rough.dtype == np.float32
+    assert np.abs(exact - rough).max() < 0.06 * np.abs(exact).max()
+    separated, split = lm.separate(tiny(name), params)
+    if separated.config.layers == "separate":
+        np.testing.assert_allclose(np.asarray(lm.forward(separated, split, batch).logits)[0, inside], exact, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_has_a_place_on_a_mesh(name):
+    """The default rules know every dimension's name, and shard the large matrices."""
+    model = tiny(name)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
+    for (path, names), x in zip(
+        jax.tree_util.tree_leaves_with_path(model.logical_axes(), is_leaf=lambda n: isinstance(n, tuple)),
+        jax.tree.leaves(shapes),
+        strict=True,
+    ):
+        where = jax.tree_util.keystr(path)
+        assert len(names) == x.ndim, where
+        assert set(names) <= set(sharding.PARAMETERS), where
+        inner = [n for n in names if n != "layers"]
+        if len(inner) > 1 and x.size > 2000 and not {"positions", "types", "buckets", "conv"} & set(inner):
+            assert any(sharding.PARAMETERS[n] for n in inner), f"{where} would be whole on every device"
