@@ -9,6 +9,7 @@ _HOMES = {
     "lm.batch": ("Batch", "Output"),
     "lm.models": ("ConfigError", "LanguageModel", "ModelConfig", "build", "forward", "init_cache", "separate"),
     "lm.weights": ("WeightsError", "from_hf", "to_hf"),
+    "lm.heads": ("with_head",),
     "lm.tokenizer": ("load_tokenizer",),
     "lm.generation": ("Beams", "Greedy", "Sample", "decode_step", "generate", "generate_text", "prefill"),
 }

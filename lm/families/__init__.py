@@ -1,5 +1,7 @@
 """The registry of families: what can be exchanged with Hugging Face, by `model_type`."""
 
+import dataclasses
+
 from lm.families import (
     albert,
     bamba,
@@ -23,16 +25,20 @@ from lm.families import (
     stablelm,
     t5,
 )
-from lm.families.family import Family
-from lm.models.config import ConfigError, ModelConfig, nearest
+from lm.families.family import Family, expect
+from lm.families.heads import labels, labels_to_hf
+from lm.models.config import LM_HEADS, ConfigError, ModelConfig, nearest
 
 MODULES = (
     openai_gpt, gpt2, gpt_neo, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert, roberta, distilbert, electra, albert,
     modernbert, mamba, bamba, marian, bart, t5,
 )  # fmt: skip
+HEAD_FIELDS = (
+    "n_labels", "label_names", "head_bias", "head_dense", "head_dense_bias", "head_norm", "pooling", "pooler", "normalize_embedding",
+)  # fmt: skip
 FAMILIES: dict[str, Family] = {f.model_type: f for module in MODULES for f in module.FAMILIES}
 
-__all__ = ["FAMILIES", "Family", "config_from_hf", "get", "markdown", "preset"]
+__all__ = ["FAMILIES", "Family", "config_from_hf", "config_to_hf", "get", "markdown", "other_head", "preset"]
 
 
 def get(model_type: str | None) -> Family:
@@ -49,10 +55,49 @@ def config_from_hf(hf: dict) -> ModelConfig:
     if hf.get("quantization_config"):
         method = hf["quantization_config"].get("quant_method", "unknown") if isinstance(hf["quantization_config"], dict) else "unknown"
         raise ConfigError(f"quantization_config (quant_method={method!r}) is not supported; use the unquantised checkpoint or a GGUF file")
+    found = next((x for x in map(family.labelled, hf.get("architectures") or []) if x), None)
     try:
-        return family.config_from_hf(hf)
+        if found is None:
+            return family.config_from_hf(hf)
+        expect(hf, token_classification_bias=True)
+        base = family.config_from_hf(hf | dict(architectures=[found.base or family.bare()]))
+        return base.replace(head=found.head, **labels(hf, found.head), **found.fields(base))
     except (TypeError, AttributeError, ZeroDivisionError) as error:
         raise ConfigError(f"config.json of this {family.model_type!r} model holds a value of the wrong kind: {error}") from error
+
+
+def config_to_hf(c: ModelConfig) -> dict:
+    """ModelConfig -> config.json as a dict; ConfigError where the family has no class with the model's head."""
+    family = get(c.family)
+    classes = family.classes(c.head)
+    if not classes:
+        known = dict.fromkeys([*family.architectures.values(), *(x.head for x in family.labels)])
+        raise ConfigError(f"a {c.family} model with head={c.head!r} has no Hugging Face class; heads that have one: {', '.join(known)}")
+    hf = {"model_type": family.model_type, "architectures": classes[:1], **family.config_to_hf(c)}
+    return hf | dict(architectures=classes[:1], **labels_to_hf(c)) if family.labelled(c.head) else hf
+
+
+def other_head(c: ModelConfig, head: str, **fields) -> ModelConfig:
+    """The configuration with another head, and all that goes with one as in the family's class for it, but for the `fields` given.
+
+    An embedding is the mean over a bidirectional model's tokens, or the last of a causal one's. Labels are those there were, if any.
+    """
+    family = get(c.family)
+    known = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name in HEAD_FIELDS}
+    classes = family.classes("sequence_classification" if head == "value" else head)
+    if classes:
+        hf = {"model_type": family.model_type, **family.config_to_hf(c), "architectures": classes[:1]}
+        known |= {name: getattr(config_from_hf(hf), name) for name in HEAD_FIELDS}
+    known |= dict(n_labels=0, label_names=())
+    if head in ("sequence_classification", "token_classification"):
+        known |= dict(n_labels=c.n_labels, label_names=() if "n_labels" in fields else c.label_names)
+    if head in ("none", "embedding"):
+        known["pooler"] = c.pooler
+    if head == "embedding":
+        known["pooling"] = "last" if c.causal else "mean"
+    if head in (*LM_HEADS, "value"):
+        known["pooler"] = False
+    return c.replace(head=head, **known | fields)
 
 
 def preset(family: str, size: str, **changes) -> ModelConfig:
@@ -65,8 +110,9 @@ def preset(family: str, size: str, **changes) -> ModelConfig:
 
 def markdown() -> str:
     """The table of families in docs/architectures.md."""
-    lines = ["| `model_type` | classes read and written | presets | GGUF |", "|---|---|---|---|"]
+    lines = ["| `model_type` | classes read and written | labels | presets | GGUF |", "|---|---|---|---|---|"]
     for name, f in FAMILIES.items():
         classes, presets = (", ".join(f"`{x}`" for x in names) for names in (f.architectures, f.presets))
-        lines.append(f"| `{name}` | {classes} | {presets} | {'read' if f.gguf_table else ''} |")
+        given = ", ".join(x.head.split("_")[0] for x in f.labels)
+        lines.append(f"| `{name}` | {classes} | {given} | {presets} | {'read' if f.gguf_table else ''} |")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lm.families import bert
+from lm.families import bert, heads
 from lm.families.family import Family, expect
 from lm.families.table import dense, linear, norm, row, table
 from lm.models.config import ModelConfig
@@ -55,6 +55,7 @@ def config_to_hf(c: ModelConfig) -> dict:
 FAMILIES = (
     Family(
         "albert", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="albert.", refine=bert.with_pooler,
+        labels=heads.of_encoder("Albert"),
         ignored=(r".*embeddings\.position_ids", r"(albert\.)?pooler\..*", r"sop_classifier\..*"),
         duplicates={
             "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",

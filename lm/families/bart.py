@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import Family, activation, expect, head, seq2seq_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.table import VECTOR, Row, Rule, dense, norm, row, table
 from lm.models.config import ModelConfig
@@ -103,7 +104,8 @@ BART = {"BartForConditionalGeneration": "seq2seq_lm", "BartModel": "none"}
 MBART = {"MBartForConditionalGeneration": "seq2seq_lm", "MBartModel": "none"}
 
 FAMILY = Family(
-    "bart", BART, WEIGHTS, bart_from_hf, config_to_hf, prefix="model.", ignored=(r"(model\.)?(en|de)coder\.version",),
+    "bart", BART, WEIGHTS, bart_from_hf, config_to_hf, prefix="model.", labels=heads.of_encoder_decoder("Bart"),
+    ignored=(r"(model\.)?(en|de)coder\.version",),
     duplicates={
         "model.encoder.embed_tokens.weight": "model.shared.weight",
         "model.decoder.embed_tokens.weight": "model.shared.weight",
@@ -119,7 +121,7 @@ FAMILY = Family(
 FAMILIES = (
     FAMILY,
     dataclasses.replace(
-        FAMILY, model_type="mbart", architectures=MBART, config_from_hf=mbart_from_hf,
+        FAMILY, model_type="mbart", architectures=MBART, labels=heads.of_encoder_decoder("MBart"), config_from_hf=mbart_from_hf,
         presets={
             "large_cc25": mbart(d_model=1024, n_layers=12, n_heads=16, d_ff=4096, vocab_size=250027),
             "tiny": mbart(d_model=64, n_layers=2, n_heads=4, d_ff=128, vocab_size=259, max_length=128, decoder_start_token_id=2),

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.table import Row, dense, linear, norm, row, table
 from lm.models.config import ModelConfig
@@ -83,12 +84,13 @@ def config_to_hf(c: ModelConfig) -> dict:
 
 def with_pooler(c: ModelConfig, names: Collection[str]) -> ModelConfig:
     """An encoder is saved with or without its pooler, and config.json does not say which."""
-    return c.replace(pooler=c.head == "none" and any(name.endswith(("pooler.dense.weight", "pooler.weight")) for name in names))
+    stored = any(name.endswith(("pooler.dense.weight", "pooler.weight")) for name in names)
+    return c.replace(pooler=stored) if c.head in ("none", "embedding") else c
 
 
 FAMILIES = (
     Family(
-        "bert", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="bert.", refine=with_pooler,
+        "bert", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="bert.", refine=with_pooler, labels=heads.of_encoder("Bert"),
         renames={r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
         # A masked-language model is often stored with the pooler and the next-sentence head it was pretrained with.
         ignored=(r".*embeddings\.position_ids", r"(bert\.)?pooler\..*", r"cls\.seq_relationship\..*"),

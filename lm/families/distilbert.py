@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lm.families import bert
+from lm.families import bert, heads
 from lm.families.family import Family, activation, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ModelConfig
@@ -53,6 +53,7 @@ BASE: dict[str, Any] = dict(family="distilbert", type_vocab_size=0)
 FAMILIES = (
     Family(
         "distilbert", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="distilbert.",
+        labels=heads.of_encoder("DistilBert", dense_layer="pre_classifier", head_dense="relu"),
         ignored=(r".*embeddings\.position_ids",),
         duplicates={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
         presets={

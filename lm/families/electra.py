@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lm.families import bert
+from lm.families import bert, heads
 from lm.families.family import Family, value
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ModelConfig
@@ -42,6 +42,7 @@ def config_to_hf(c: ModelConfig) -> dict:
 FAMILIES = (
     Family(
         "electra", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="electra.",
+        labels=heads.of_encoder("Electra", dense_layer="classifier.dense", classifier="classifier.out_proj", head_dense="gelu"),
         ignored=(r".*embeddings\.position_ids", r"discriminator_predictions\..*"),
         duplicates={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         presets={

@@ -1,9 +1,11 @@
 """Family: everything needed to exchange one model type with Hugging Face; and helpers to read its config.json."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from lm.families.heads import LabelHead
 from lm.families.table import Row
 from lm.models.config import ConfigError, ModelConfig, nearest
 
@@ -22,7 +24,7 @@ class Family:
     """
 
     model_type: str
-    architectures: Mapping[str, str]  # their class -> our head; the first is meant when config.json names none
+    architectures: Mapping[str, str]  # their class -> our head, but those of `labels`; the first is meant when config.json names none
     table: tuple[Row, ...]  # with their names as the first architecture stores them
     config_from_hf: Callable[[dict], ModelConfig]
     config_to_hf: Callable[[ModelConfig], dict]
@@ -36,6 +38,36 @@ class Family:
     stored_copies: bool = True  # their class, when untied, has them as parameters of its own (T5's shares its tables all the same)
     refine: Callable[[ModelConfig, Collection[str]], ModelConfig] | None = None  # what only the tensor names tell
     gguf_table: tuple[Row, ...] = ()  # the same weights under llama.cpp's names; () if not read from GGUF
+    labels: tuple[LabelHead, ...] = ()  # classes with heads that give labels
+
+    def labelled(self, name: str) -> LabelHead | None:
+        """The label head with this name, theirs of the class or ours; a value is read and written as a regression is."""
+        name = "sequence_classification" if name == "value" else name
+        return next((x for x in self.labels if name in (x.architecture, x.head)), None)
+
+    def bare(self) -> str:
+        """Their class without a head."""
+        return next(name for name, kind in self.architectures.items() if kind == "none")
+
+    def classes(self, kind: str) -> list[str]:
+        """Their classes for one of our heads; an embedding is of the class without a head, a value has none."""
+        found = self.labelled(kind) if kind != "value" else None
+        named = [name for name, head in self.architectures.items() if head == ("none" if kind == "embedding" else kind)]
+        return named + ([found.architecture] if found else [])
+
+    def storing(self, kind: str) -> "Family":
+        """This family with the names under which its class for one of our heads stores the weights."""
+        found = self.labelled(kind)
+        if found is None:
+            return self
+        prefix = self.prefix if found.prefix is None else found.prefix
+        move = lambda name: prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
+        return dataclasses.replace(
+            self, prefix=prefix, table=tuple(dataclasses.replace(r, theirs=move(r.theirs), first=r.first and move(r.first))
+                                             for r in self.table if not r.of_head) + found.table,
+            ignored=(*self.ignored, *(re.escape(prefix) + pattern for pattern in self.ignored)),
+            duplicates={move(copy): move(original) for copy, original in self.duplicates.items()},
+        )  # fmt: skip
 
 
 def value(hf: dict, name: str) -> Any:

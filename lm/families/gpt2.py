@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.table import VECTOR, conv1d, norm, row, table
 from lm.models.config import ModelConfig
@@ -72,6 +73,7 @@ FAMILIES = (
     Family(
         "gpt2", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="transformer.",
         ignored=(r".*\.attn\.(bias|masked_bias)",), duplicates={"lm_head.weight": "transformer.wte.weight"},
+        labels=heads.of_decoder("GPT2"),
         presets={
             "124m": published(768, 12, 12), "355m": published(1024, 24, 16),
             "774m": published(1280, 36, 20), "1.5b": published(1600, 48, 25),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import Family, activation, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.gpt2 import gpt2
 from lm.families.rotary import windows
@@ -73,6 +74,7 @@ FAMILIES = (
     Family(
         "gpt_neo", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="transformer.",
         ignored=(r".*\.attn\.attention\.(bias|masked_bias)",), duplicates={"lm_head.weight": "transformer.wte.weight"},
+        labels=heads.of_decoder("GPTNeo"),
         presets={
             "125m": alternating(768, 12, 12), "1.3b": alternating(2048, 24, 16),
             "tiny": alternating(64, 2, 4, vocab_size=259, max_length=128, sliding_window=32, bos_token_id=None, eos_token_ids=()),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.gpt2 import QKV, QKV_BIAS
 from lm.families.rotary import rope, rope_to_hf
@@ -73,6 +74,7 @@ FAMILIES = (
     Family(
         "gpt_neox", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="gpt_neox.",
         ignored=(r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",), duplicates={"embed_out.weight": "gpt_neox.embed_in.weight"},
+        labels=heads.of_decoder("GPTNeoX"),
         presets={
             "pythia_70m": pythia(512, 6, 8), "pythia_160m": pythia(768, 12, 12), "pythia_410m": pythia(1024, 24, 16),
             "tiny": gpt_neox(d_model=64, n_layers=2, n_heads=4, vocab_size=259, max_length=128, rotary_fraction=0.5),

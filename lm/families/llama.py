@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.rotary import layer_types, rope, rope_to_hf, windows
 from lm.families.table import dense, interleaved, linear, norm, row, table
@@ -40,9 +41,15 @@ GGUF_WEIGHTS = table(
 )
 
 
+SPANS = {"llama": "transformer.", "qwen2": "transformer.", "qwen3": "transformer.", "mistral": "model."}  # prefixes in those classes
+
+
+def stem(model_type: str) -> str:
+    return {"stablelm": "StableLm"}.get(model_type, model_type.capitalize())
+
+
 def architectures(model_type: str) -> dict[str, str]:
-    stem = {"stablelm": "StableLm"}.get(model_type, model_type.capitalize())
-    return {f"{stem}ForCausalLM": "causal_lm", f"{stem}Model": "none"}
+    return {f"{stem(model_type)}ForCausalLM": "causal_lm", f"{stem(model_type)}Model": "none"}
 
 
 def fields(
@@ -128,9 +135,12 @@ SMOLLM2_135M = ModelConfig(
 
 def family(model_type: str, presets: dict[str, ModelConfig], from_hf, to_hf, weights=WEIGHTS, gguf_table=()) -> Family:
     """A family of Llama's shape, with Llama's tensor names unless `weights` says otherwise."""
+    tokens, spans = "" if model_type == "olmo2" else "score", SPANS.get(model_type)
+    labels = heads.of_decoder(stem(model_type), tokens=tokens, spans=bool(spans), spans_prefix=spans)
     return Family(
         model_type, architectures(model_type), weights, from_hf, to_hf, presets, prefix="model.",
         ignored=(r".*rotary_emb\.inv_freq",), duplicates={"lm_head.weight": "model.embed_tokens.weight"}, gguf_table=gguf_table,
+        labels=labels,
     )  # fmt: skip
 
 

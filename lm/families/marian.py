@@ -33,7 +33,7 @@ def config_to_hf(c: ModelConfig) -> dict:
 
 FAMILIES = (
     dataclasses.replace(
-        bart.FAMILY, model_type="marian", architectures=ARCHITECTURES, config_from_hf=config_from_hf, config_to_hf=config_to_hf,
+        bart.FAMILY, model_type="marian", architectures=ARCHITECTURES, labels=(), config_from_hf=config_from_hf, config_to_hf=config_to_hf,
         ignored=(r"(model\.)?(en|de)coder\.embed_positions\.weight",),  # files may hold the sinusoids
         presets={
             # "base" has the shape of the OPUS-MT models (Tiedemann & Thottingal 2020), "transformer_base" Vaswani et al.'s, table 3.

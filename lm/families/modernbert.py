@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.gpt2 import QKV, QKV_BIAS
 from lm.families.rotary import layer_types, theta_of, windows
@@ -10,6 +11,7 @@ from lm.models.config import ConfigError, ModelConfig
 
 ARCHITECTURES = {"ModernBertForMaskedLM": "masked_lm", "ModernBertModel": "none"}
 LAYER = "model.layers.{i}."
+POOLINGS = {"cls": "first", "mean": "mean"}
 GATE_UP, GATE_UP_BIAS = "layers/mlp/gate layers/mlp/up", "layers/mlp/gate_bias layers/mlp/up_bias"
 
 WEIGHTS = table(
@@ -30,6 +32,17 @@ WEIGHTS = table(
     row("head/table", "decoder.weight"),
 )
 
+LABELS = tuple(
+    heads.label_head(
+        f"ModernBertFor{name}", head, "classifier", dense_layer="head.dense", norm_layer="head.norm", head_norm=True,
+        fields=lambda c: dict(head_dense=c.head_activation),
+    )
+    for name, head in (
+        ("SequenceClassification", "sequence_classification"), ("TokenClassification", "token_classification"),
+        ("QuestionAnswering", "question_answering"),
+    )
+)  # fmt: skip
+
 
 def modernbert(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, max_length: int = 8192, **changes) -> ModelConfig:
     """A ModernBERT of any size; `changes` are further fields of ModelConfig."""
@@ -37,7 +50,7 @@ def modernbert(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_si
         family="modernbert", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
         head_dim=d_model // n_heads, d_ff=d_ff, max_length=max_length, causal=False, rope_theta=160_000.0, local_rope_theta=10_000.0,
         sliding_window=65, layer_pattern=("global", "local", "local"), norm="layernorm", norm_bias=False, first_norm_on_stream=True,
-        activation="gelu", head="masked_lm", head_activation="gelu",
+        activation="gelu", head="masked_lm", head_activation="gelu", pooling="first",
     )  # fmt: skip
     return ModelConfig(**fields | changes)
 
@@ -46,6 +59,9 @@ def config_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
     bias = bool(hf.get("mlp_bias"))
     expect(hf, decoder_bias=True, classifier_bias=bias)
+    pooling = hf.get("classifier_pooling") or "cls"
+    if pooling not in POOLINGS:
+        raise ConfigError(f"classifier_pooling={pooling!r} is not supported for model_type 'modernbert'; one of {', '.join(POOLINGS)}")
     n_layers, every, rotary = value(hf, "num_hidden_layers"), hf.get("global_attn_every_n_layers") or 3, hf.get("rope_parameters") or {}
     kinds = ["sliding_attention" if i % every else "full_attention" for i in range(n_layers)]
     window = windows(hf, hf.get("local_attention", 128) // 2 + 1, kinds)  # theirs counts both sides and not the token itself
@@ -63,7 +79,7 @@ def config_from_hf(hf: dict) -> ModelConfig:
         activation=activation(hf, "hidden_activation", "gelu"), head_activation=activation(hf, "classifier_activation", "gelu"),
         qkv_bias=attention_bias, out_bias=attention_bias, mlp_bias=bias, initializer_range=hf.get("initializer_range", 0.02),
         dropout=hf.get("mlp_dropout", 0.0), tie_embeddings=hf.get("tie_word_embeddings", True), head=head(hf, ARCHITECTURES),
-        **special_tokens(hf),
+        pooling=POOLINGS[pooling], **special_tokens(hf),
     )  # fmt: skip
 
 
@@ -79,14 +95,15 @@ def config_to_hf(c: ModelConfig) -> dict:
                          for kind, theta in (("full_attention", c.rope_theta), ("sliding_attention", local))},
         norm_eps=c.norm_eps, norm_bias=c.norm_bias, hidden_activation=their_activation(c.activation),
         classifier_activation=their_activation(c.head_activation or c.activation), attention_bias=c.qkv_bias, mlp_bias=c.mlp_bias,
-        classifier_bias=c.mlp_bias, decoder_bias=True, initializer_range=c.initializer_range, mlp_dropout=c.dropout,
+        classifier_bias=c.mlp_bias, decoder_bias=True, classifier_pooling="mean" if c.pooling == "mean" else "cls",
+        initializer_range=c.initializer_range, mlp_dropout=c.dropout,
         embedding_dropout=c.dropout, attention_dropout=0.0, tie_word_embeddings=c.tie_embeddings, **special,
     )  # fmt: skip
 
 
 FAMILIES = (
     Family(
-        "modernbert", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="model.",
+        "modernbert", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="model.", labels=LABELS,
         duplicates={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
         presets={
             "base": modernbert(d_model=768, n_layers=22, n_heads=12, d_ff=1152, vocab_size=50368, bos_token_id=50281,

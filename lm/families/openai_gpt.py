@@ -1,6 +1,6 @@
 """GPT (Radford et al. 2018): GPT-2's shape with norms after the residual sums and none at the end."""
 
-from lm.families import gpt2
+from lm.families import gpt2, heads
 from lm.families.family import Family, expect, head, special_tokens, special_tokens_to_hf, value
 from lm.families.table import Row, table
 from lm.models.config import ConfigError, ModelConfig
@@ -55,6 +55,7 @@ FAMILIES = (
     Family(
         "openai-gpt", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="transformer.",
         ignored=(r".*\.attn\.bias", r".*position_ids"), duplicates={"lm_head.weight": "transformer.tokens_embed.weight"},
+        labels=heads.of_decoder("OpenAIGPT", tokens="", spans=False),
         presets={
             "117m": gpt(d_model=768, n_layers=12, n_heads=12, vocab_size=40478),
             "tiny": gpt(d_model=64, n_layers=2, n_heads=4, vocab_size=259, max_length=128),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lm.families import heads
 from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ConfigError, ModelConfig
@@ -66,7 +67,7 @@ def config_to_hf(c: ModelConfig) -> dict:
 FAMILIES = (
     Family(
         "opt", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="model.",
-        duplicates={"lm_head.weight": "model.decoder.embed_tokens.weight"},
+        duplicates={"lm_head.weight": "model.decoder.embed_tokens.weight"}, labels=heads.of_decoder("OPT", tokens=""),
         presets={
             "125m": opt(d_model=768, n_layers=12, n_heads=12, vocab_size=50272, max_length=2048, bos_token_id=2, eos_token_ids=(2,),
                         pad_token_id=1),

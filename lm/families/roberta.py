@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lm.families import bert
+from lm.families import bert, heads
 from lm.families.family import Family, value
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ConfigError, ModelConfig
@@ -45,6 +45,7 @@ FAMILIES = (
     Family(
         "roberta", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="roberta.", refine=bert.with_pooler,
         renames={r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
+        labels=heads.of_encoder("Roberta", dense_layer="classifier.dense", classifier="classifier.out_proj", head_dense="tanh"),
         ignored=(r".*embeddings\.position_ids", r"(roberta\.)?pooler\..*"),
         duplicates={
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",

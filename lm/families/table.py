@@ -40,6 +40,10 @@ class Row:
     def stacked(self) -> bool:
         return "{i}" in self.theirs
 
+    @property
+    def of_head(self) -> bool:
+        return self.ours[0].startswith("head/")
+
     def counts(self, shapes: dict[str, Shape]) -> bool:
         """Is the model one that the row is for?"""
         return all((path.removeprefix("!") in shapes) != path.startswith("!") for path in self.given.split())

@@ -17,16 +17,21 @@ from lm.families.family import Family
 from lm.families.table import Row, Shape, Slot, expand
 from lm.models import LanguageModel, ModelConfig, build
 from lm.models.config import DTYPES, ConfigError
+from lm.weights import sentences as sentence_transformers
 from lm.weights.errors import WeightsError
 from lm.weights.gguf import open_gguf
 from lm.weights.resolve import HUB_ID, resolve
 from lm.weights.sources import FLOATS, Source, open_safetensors, read_json
 
 
-def from_hf(path_or_id, dtype: str | None = None) -> tuple[LanguageModel, dict]:
+def from_hf(path_or_id, dtype: str | None = None, head: str | None = None) -> tuple[LanguageModel, dict]:
     """Model and parameters from a Hugging Face directory (config.json and safetensors, sharded or not), hub id or .gguf file.
 
     dtype: "float32" (the default), "bfloat16" or "float16", of parameters and computation; stored values are cast to it.
+    head: read it with this head (see `ModelConfig`) instead of the one in config.json, such as "none" or "embedding" from a language
+    model, or "value" from a reward model of one label; what only the stored head needs is left out, and what the other needs must be
+    there. The directory of a sentence-transformers model has the head "embedding". A new head is `lm.with_head`'s business.
+
     Returns (model, params), params a nested dict of arrays with the layers stacked on axis 0. Files are opened once and
     read tensor by tensor: memory peaks at the parameters plus one stacked tensor, mapped file pages aside.
 
@@ -35,28 +40,53 @@ def from_hf(path_or_id, dtype: str | None = None) -> tuple[LanguageModel, dict]:
     """
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype={dtype!r} is unknown; one of {', '.join(DTYPES)}")
-    with open_checkpoint(path_or_id) as (config, rows, family, source):
+    with open_checkpoint(path_or_id, head) as (config, rows, family, source):
         config = config.replace(dtype=dtype or "float32", param_dtype=dtype or "float32")
         return build(config), read_params(source, rows, family, parameter_shapes(config), config.param_dtype)
 
 
 @contextlib.contextmanager
-def open_checkpoint(path_or_id) -> Generator[tuple[ModelConfig, tuple[Row, ...], Family, Source]]:
+def open_checkpoint(path_or_id, head: str | None = None) -> Generator[tuple[ModelConfig, tuple[Row, ...], Family, Source]]:
     """Configuration, table, family and tensors under the table's names."""
     if not Path(path_or_id).expanduser().exists() and HUB_ID.fullmatch(str(path_or_id)):
-        read_config(resolve(path_or_id, weights=False))  # refuse before the large download
+        asked_config(resolve(path_or_id, weights=False), head)  # refuse before the large download
     path = resolve(path_or_id)
     if path.is_file():
         with open_gguf(path) as (hf, source):
             family = families.get(hf["model_type"])
-            yield families.config_from_hf(hf), family.gguf_table, family, source
+            stored = families.config_from_hf(hf)
+            config = stored if head in (None, stored.head) else families.other_head(stored, head)
+            rows = family.gguf_table
+            yield config, rows, family, source if config == stored else source.without(head_names(rows))
         return
-    config = read_config(path)
-    family = families.get(config.family)
+    stored, config = asked_config(path, head)
+    family = families.get(stored.family)
     with open_safetensors(path) as source:
         if family.refine:
-            config = family.refine(config, source.shapes)
-        yield config, family.table, family, canonical(source, family, config)
+            stored, config = family.refine(stored, source.shapes), family.refine(config, source.shapes)
+        asked, family = family.storing(config.head), family.storing(stored.head)
+        source = canonical(source, family, stored)
+        if config.head == stored.head:
+            yield config, family.table, family, source
+            return
+        rows = (*(r for r in family.table if not r.of_head), *(r for r in asked.table if r.of_head))
+        unused = head_names(family.table) - head_names(rows)
+        yield config, rows, family, source.without(unused)
+
+
+def head_names(rows: tuple[Row, ...]) -> set[str]:
+    return {r.theirs for r in rows if r.of_head}
+
+
+def asked_config(directory: Path, head: str | None) -> tuple[ModelConfig, ModelConfig]:
+    """The stored configuration, and that to read it with: the head that was asked for, or that of a sentence-transformers directory."""
+    stored = read_config(directory)
+    sentences = sentence_transformers.read(directory) if head in (None, "embedding") else None
+    if head in (None, stored.head) and sentences is None:
+        return stored, stored
+    if head == "value" and (stored.head, stored.pooling) != ("sequence_classification", "last"):
+        raise ConfigError(f"{directory} holds a model with head={stored.head!r}: only a classifier of the last token gives each a value")
+    return stored, families.other_head(stored, head or "embedding", **sentences or {})
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -97,7 +127,10 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def read_params(source: Source, rows: tuple[Row, ...], family: Family, shapes: dict[str, Shape], dtype: str) -> dict:
     """The nested dict of parameters; everything is checked before the first tensor is read."""
-    slots = expand(rows, shapes)
+    try:
+        slots = expand(rows, shapes)
+    except LookupError as error:
+        raise WeightsError(f"{source.where}: a stored {family.model_type} model cannot have parts of the one asked for: {error}") from error
     check(source, slots, family)
     params, stacks = {}, {}
     for name, slot in slots.items():

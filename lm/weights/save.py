@@ -23,12 +23,14 @@ from lm import families
 from lm.families.family import Family, special_tokens_to_hf
 from lm.families.table import Slot, expand
 from lm.models import LanguageModel, ModelConfig
-from lm.models.config import DTYPES, ConfigError
+from lm.models.config import DTYPES, LM_HEADS, ConfigError
+from lm.weights import sentences
 from lm.weights.errors import WeightsError
 from lm.weights.load import parameter_shapes
 from lm.weights.sources import INDEX, SINGLE
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+MODEL_FILES += (sentences.MODULES, sentences.POOLING, sentences.NORMALIZE)
 NOT_EXPORTED = ("dtype", "param_dtype", "layers", "remat", "dropout", "ssm_chunk")  # how it is computed or trained, not what it computes
 
 
@@ -46,7 +48,7 @@ def to_hf(
     not fit the model or a directory that must not be overwritten, before anything is written.
     """
     c = model.config
-    family, hf = families.get(c.family), exported_config(c)
+    family, hf = families.get(c.family).storing(c.head), exported_config(c)
     flat = flatten(params, c)
     slots = their_slots(family, c, flat)
     dtypes = sorted({str(x.dtype) for x in flat.values()})
@@ -62,6 +64,9 @@ def to_hf(
         write_json(directory / "config.json", hf)
         if c.head in ("causal_lm", "seq2seq_lm"):
             write_json(directory / "generation_config.json", {"_from_model_config": True, **special_tokens_to_hf(c)})
+        for name, content in sentences.files(c).items() if c.head == "embedding" else ():
+            (directory / name).parent.mkdir(exist_ok=True)
+            write_json(directory / name, content)
         write_weights(directory, slots, flat, max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
@@ -69,21 +74,19 @@ def to_hf(
 
 def exported_config(c: ModelConfig) -> dict:
     """config.json for `c`; ConfigError naming the fields that would be lost, found by reading it back."""
-    family = families.get(c.family)
-    classes = [name for name, head in family.architectures.items() if head == c.head]
-    if not classes:
-        raise ConfigError(
-            f"a {c.family} model with head={c.head!r} has no Hugging Face class; one of {', '.join(family.architectures.values())}"
-        )
-    hf = {"model_type": family.model_type, "architectures": classes[:1], **family.config_to_hf(c)}
-    back = family.config_from_hf(hf)
-    compared = {f.name for f in dataclasses.fields(c)} - {*NOT_EXPORTED, "pooler"}
+    hf = families.config_to_hf(c)
+    back = families.config_from_hf(hf)
+    compared = {f.name for f in dataclasses.fields(c)} - {*NOT_EXPORTED}
+    if c.head in ("none", "embedding"):  # the tensors tell; an embedding's settings are written beside config.json
+        compared -= {"pooler", "normalize_embedding"} | ({"head"} if c.head == "embedding" else set())
+    if c.head != "sequence_classification" or c.pooler:  # nothing is pooled
+        compared -= {"pooling"}
     if c.layer_kinds == back.layer_kinds:  # a pattern may be written in several lengths
         compared.discard("layer_pattern")
     pairs = [(name, getattr(c, name), getattr(back, name)) for name in sorted(compared)]
     lost = [f"{name}={ours!r} (would read back as {theirs!r})" for name, ours, theirs in pairs if ours != theirs]
     if lost:
-        raise ConfigError(f"{classes[0]} cannot express this configuration: {'; '.join(lost)}")
+        raise ConfigError(f"{hf['architectures'][0]} cannot express this configuration: {'; '.join(lost)}")
     return hf
 
 
@@ -120,9 +123,11 @@ def their_slots(family: Family, c: ModelConfig, flat: dict) -> dict[str, Slot]:
         slots = expand(family.table, shapes)
     except LookupError as error:
         raise ConfigError(f"a Hugging Face {family.model_type} model has no place for parts of this one: {error}") from error
-    bare = c.head == "none"
+    bare = c.head in ("none", "embedding")
     if not c.tie_embeddings and not bare and family.stored_copies:
-        slots |= {name: slots[original] for name, original in family.duplicates.items() if name not in slots and original in slots}
+        within = "" if c.head in LM_HEADS else family.prefix  # a class with labels has no copies for logits
+        copies = {name: original for name, original in family.duplicates.items() if name.startswith(within)}
+        slots |= {name: slots[original] for name, original in copies.items() if name not in slots and original in slots}
     return {name.removeprefix(family.prefix) if bare else name: slot for name, slot in slots.items()}
 
 
@@ -161,7 +166,7 @@ class HostCopies:
         return slot.row.to_theirs([x if slot.entry is None else x[slot.entry] for x in self.arrays])
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict | list) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

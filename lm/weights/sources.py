@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,11 @@ class Source:
             {new: self.dtypes[old] for new, old in original.items()},
             lambda name: self.read(original[name]),
         )
+
+    def without(self, names: Collection[str]) -> "Source":
+        """The same tensors but for some."""
+        left = {name: shape for name, shape in self.shapes.items() if name not in names}
+        return dataclasses.replace(self, shapes=left)
 
 
 def read_json(path: Path) -> dict:

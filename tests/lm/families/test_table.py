@@ -153,7 +153,7 @@ BAMBA = LLAMA | dict(model_type="bamba", mamba_n_heads=4, num_hidden_layers=4, a
         (LLAMA | dict(hidden_act="quick_gelu"), "hidden_act='quick_gelu'"),
         (LLAMA | dict(num_local_experts=8), "num_local_experts=8"),
         (LLAMA | dict(quantization_config=dict(quant_method="gptq")), "quant_method='gptq'"),
-        (LLAMA | dict(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
+        (LLAMA | dict(architectures=["LlamaForMultipleChoice"]), "LlamaForMultipleChoice"),
         ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "'hidden_size'"),
         (LLAMA | dict(hidden_size="8"), "wrong kind"),
         (QWEN2 | dict(layer_types=["full_attention", "chunked_attention"]), "'chunked_attention'"),
