@@ -28,6 +28,13 @@ def test_beams_are_transformers_beams(name):
     assert not found >= {tuple(answer) for answer in their_answers(name, max_new_tokens=14)}, "greedy finds the same"
 
 
+def test_beams_run_on_although_most_tokens_end_an_answer():
+    _, model, params = load("gpt2")
+    ends = [token for token in range(41) if token % 3]
+    ours = lm.generate(model, params, PROMPTS, 14, lm.Beams(3, 3.0), stop_tokens=ends)
+    assert ours == their_answers("gpt2", ends=ends, num_beams=3, length_penalty=3.0, max_new_tokens=14)
+
+
 def test_every_prompt_has_its_own_budget():
     _, model, params = load("bart")
     budgets = [4, 12, 7]
