@@ -38,18 +38,27 @@ def load(path: str, dtype: str | None):  # -> (model, params, tokenizer or None)
 
 
 def largest_difference(model, params, tokenizer, directory: str) -> tuple[float, float]:
-    """(largest |ours - transformers on torch|, largest |value|) over the logits, or hidden states of a model without a head."""
+    """(largest |ours - transformers on torch|, largest |value|) over what the head gives, or hidden states of a model without one."""
     import torch
     import transformers
 
     c = model.config
     ids = (tokenizer.encode(PROMPT) if tokenizer else [(7 * i + 3) % c.vocab_size for i in range(16)])[: c.max_length]
+    if c.encoder_layers and c.eos_token_ids:
+        ids[-1] = c.eos_token_ids[0]  # transformers' classifiers of pairs read their label there
+    decoder = [c.decoder_start_token_id or 0, *ids[:-1]]
     cls = getattr(transformers, json.loads((Path(directory) / "config.json").read_text())["architectures"][0])
-    out = cls.from_pretrained(directory, dtype=torch.float32).eval()(torch.tensor([ids]))
-    theirs = (out.last_hidden_state if c.head == "none" else out.logits).detach().numpy()
-    mine = forward(build(c.replace(dtype="float32")), params, Batch.of([ids]))
-    ours = np.asarray(mine.hidden if c.head == "none" else mine.logits)
-    return float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
+    inputs = {"input_ids": torch.tensor([ids])} | ({"decoder_input_ids": torch.tensor([decoder])} if c.encoder_layers else {})
+    out = cls.from_pretrained(directory, dtype=torch.float32).eval()(**inputs)
+    batch = Batch.of([decoder], encoder_tokens=[ids]) if c.encoder_layers else Batch.of([ids])
+    mine = forward(build(c.replace(dtype="float32")), params, batch)
+    bare = c.head in ("none", "embedding")
+    if c.head == "question_answering":
+        theirs = torch.stack([out.start_logits, out.end_logits], dim=-1)
+    else:
+        theirs = out.last_hidden_state if bare else out.logits
+    theirs = theirs.detach().numpy()
+    return float(np.abs(np.asarray(mine.hidden if bare else mine.logits) - theirs).max()), float(np.abs(theirs).max())
 
 
 def main(argv=None) -> int:

@@ -1,11 +1,13 @@
 """load_tokenizer: a transformers tokenizer from a directory, a hub id or a GGUF file; torch is not needed, no code is run."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 from lm.weights.errors import WeightsError
 from lm.weights.gguf import Metadata, read_metadata
 from lm.weights.resolve import resolve
 
+FILES = ("*token*", "vocab*", "merges*", "*.model", "*.spm")  # of which a directory with a tokenizer has at least one
 CONTROL = 3  # llama.cpp's token type of special tokens
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -28,12 +30,13 @@ def load_tokenizer(path_or_id):
         return from_gguf(read_metadata(path))
     import transformers
 
+    present = sorted(p.name for p in Path(path).iterdir() if any(fnmatch(p.name, pattern) for pattern in FILES))
+    if not present:  # transformers would make an empty one up for some model types
+        raise WeightsError(f"no tokenizer can be read from {path} (it has no tokenizer.json, vocab, merges or sentencepiece file)")
     try:
         return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the Rust parser raises plain Exception for a damaged file
-        present = sorted(p.name for p in Path(path).iterdir() if "token" in p.name or p.name.startswith(("vocab", "merges")))
-        reason = f"{', '.join(present)}: {error}" if present else "it has no tokenizer.json, vocab or merges file"
-        raise WeightsError(f"no tokenizer can be read from {path} ({reason})") from error
+        raise WeightsError(f"no tokenizer can be read from {path} ({', '.join(present)}: {error})") from error
 
 
 def from_gguf(fields: Metadata):

@@ -9,8 +9,10 @@ import tokenizers
 
 import lm
 from lm import export
+from lm.training import checkpoints, loop
 from lm.weights import WeightsError
 from tests.lm.small_models import identical, tiny
+from tests.lm.training import runs
 
 
 @pytest.fixture
@@ -42,8 +44,6 @@ def test_the_command_casts_when_asked(model_directory, tmp_path):
 
 
 def test_a_training_run_is_exported_in_the_dtype_asked_for(model_directory, tmp_path, monkeypatch):
-    from lm.training import checkpoints
-
     source, params = model_directory
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.setattr(checkpoints, "load_params", lambda path: (*lm.from_hf(source), lm.load_tokenizer(source)))
@@ -51,6 +51,27 @@ def test_a_training_run_is_exported_in_the_dtype_asked_for(model_directory, tmp_
         assert export.main([f"--model={tmp_path / 'run'}", f"--output={tmp_path / dtype}", *options]) == 0
         assert identical(lm.from_hf(tmp_path / dtype, dtype)[1], jax.tree.map(lambda x, d=dtype: x.astype(d), params))
         assert lm.load_tokenizer(tmp_path / dtype).encode("capital") == [2]
+
+
+def test_a_checkpoint_sharded_over_a_mesh_is_exported(tmp_path, capsys):
+    """Written by a run on 8 devices whose parameters are split over two axes; read by a command that knows of no mesh."""
+    pytest.importorskip("torch")
+    config = runs.config(tmp_path, **{"steps": 2, "mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "model.tie_embeddings": False})
+    assert loop.train(config, tmp_path / "run") == 0
+    capsys.readouterr()
+    assert export.main([f"--model={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
+    assert float(capsys.readouterr().out.split("on torch: ")[1].split()[0]) < 2e-4
+    _, params, _ = checkpoints.load_params(str(tmp_path / "run"))
+    assert identical(lm.from_hf(tmp_path / "out")[1], params)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "mamba", "bamba", "bert", "gemma2"])
+def test_every_kind_of_architecture_is_compared_with_torch(family, tmp_path, capsys):
+    pytest.importorskip("torch")
+    model, params = tiny(family, initializer_range=0.1)
+    lm.to_hf(model, jax.tree.map(lambda x: 0.2 * x, params), tmp_path / "model")
+    assert export.main([f"--model={tmp_path / 'model'}", f"--output={tmp_path / 'out'}"]) == 0
+    assert float(capsys.readouterr().out.split("on torch: ")[1].split()[0]) < 2e-4
 
 
 def test_the_command_fails_when_the_export_computes_something_else(model_directory, tmp_path, capsys, monkeypatch):
@@ -67,8 +88,9 @@ def test_a_mistake_is_one_line_and_exit_2(model_directory, tmp_path, capsys):
     assert "does not exist" in errors[0] and "is the model itself" in errors[1]
 
 
-def test_a_directory_without_a_tokenizer_says_what_it_lacks(tmp_path):
-    lm.to_hf(*tiny(), tmp_path / "bare")
+@pytest.mark.parametrize("family", ["llama", "t5", "mamba"])  # transformers makes an empty one up for the last two
+def test_a_directory_without_a_tokenizer_says_what_it_lacks(family, tmp_path):
+    lm.to_hf(*tiny(family), tmp_path / "bare")
     with pytest.raises(WeightsError, match=r"it has no tokenizer.json"):
         lm.load_tokenizer(tmp_path / "bare")
 
