@@ -49,7 +49,7 @@ def of_decoder(stem: str, *, tokens: str = "classifier", spans: bool = True, spa
 
 def of_encoder(stem: str, *, dense_layer: str = "", classifier: str = "classifier", **fixed: Any) -> tuple[LabelHead, ...]:
     """The classes of an encoder of BERT's kind: sequences by their first token, through `dense_layer` or the pooler; tokens; spans."""
-    sequence = dict(dense_layer=dense_layer, pooling="first", pooler=not dense_layer) | fixed
+    sequence: dict[str, Any] = dict(dense_layer=dense_layer, pooling="first", pooler=not dense_layer) | fixed
     return (
         label_head(f"{stem}ForSequenceClassification", "sequence_classification", classifier, **sequence),
         label_head(f"{stem}ForTokenClassification", "token_classification", "classifier", pooler=False),
@@ -59,7 +59,7 @@ def of_encoder(stem: str, *, dense_layer: str = "", classifier: str = "classifie
 
 def of_encoder_decoder(stem: str, *, base: str = "", prefix: str | None = None) -> tuple[LabelHead, ...]:
     """The classes of an encoder-decoder: sequences by the decoder's last token; spans; with `base`, its encoder alone, also tokens."""
-    layers = dict(dense_layer="classification_head.dense", head_dense="tanh", head_dense_bias=True)
+    layers: dict[str, Any] = dict(dense_layer="classification_head.dense", head_dense="tanh", head_dense_bias=True)
     sequence, tokens = f"{stem}ForSequenceClassification", f"{stem}ForTokenClassification"
     heads = [label_head(sequence, "sequence_classification", "classification_head.out_proj", prefix=prefix, pooling="last", **layers)]
     heads += [label_head(tokens, "token_classification", "classifier", base=base, prefix=prefix)] if base else []

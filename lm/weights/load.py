@@ -69,9 +69,9 @@ def open_checkpoint(path_or_id, head: str | None = None) -> Generator[tuple[Mode
         if config.head == stored.head:
             yield config, family.table, family, source
             return
-        rows = (*(r for r in family.table if not r.of_head), *(r for r in asked.table if r.of_head))
-        unused = head_names(family.table) - head_names(rows)
-        yield config, rows, family, source.without(unused)
+        headless = config.head in ("none", "embedding")
+        rows = (*(r for r in family.table if not r.of_head), *(r for r in asked.table if r.of_head and not headless))
+        yield config, rows, family, source.without(head_names(family.table) - head_names(rows))
 
 
 def head_names(rows: tuple[Row, ...]) -> set[str]:
