@@ -21,7 +21,7 @@ FEW_ROWS = 4
 
 
 class Encoder:
-    """list[str] -> float32 [N, dim], rows of length 1: the mean of the last hidden states over a text's tokens, normalised.
+    """list[str] -> float32 [N, dim], rows of length 1: the last hidden states pooled as the model says, or their mean over a text.
 
     Tokens beyond `max_length` are not seen; `truncated` counts the texts that lost some, and a warning says so.
     """
@@ -38,8 +38,10 @@ class Encoder:
         self.source, self.dim, self.max_length, self.truncated = source, config.d_model, longest, 0
         self._tokenizer, self._params, self._pad = tokenizer, params, config.pad_token_id or 0
         self._lengths = (*(length for length in LENGTHS if length < longest), longest)
-        self._embed = jax.jit(partial(_mean_pooled, model))
-        self.fingerprint = _fingerprint(config, params, longest)
+        if config.head != "embedding":
+            model, self._params = lm.with_head(model, params, "embedding", pooling="mean")
+        self._embed = jax.jit(partial(_unit_vectors, model))
+        self.fingerprint = _fingerprint(config, params, longest, model.config.pooling)
 
     @classmethod
     def from_hf(cls, path_or_id, max_length: int | None = None) -> "Encoder":
@@ -91,19 +93,18 @@ class Encoder:
         return chosen, self._embed(self._params, lm.Batch.of(tokens, segments))
 
 
-def _mean_pooled(model, params, batch) -> jax.Array:
-    """[B, D] float32, rows of length 1; a row of padding gives zeros."""
-    hidden = model.apply({"params": params}, batch, method="hidden").hidden.astype(jnp.float32)
-    seen = (batch.segments > 0)[..., None]
-    mean = jnp.sum(jnp.where(seen, hidden, 0.0), axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
-    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+def _unit_vectors(model, params, batch) -> jax.Array:
+    """[B, D] float32, rows of length 1."""
+    pooled = model.apply({"params": params}, batch).pooled
+    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
 
-def _fingerprint(config, params, max_length: int) -> str:
-    """sha256 over the shape of the model and, of every parameter, its name, shape and first and last values."""
+def _fingerprint(config, params, max_length: int, pooling: str) -> str:
+    """sha256 over the shape of the model, what is pooled if not the mean, and, of every parameter, its name, shape and outermost values."""
     shape = {
         name: getattr(config, name) for name in ("family", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "activation", "norm_eps")
     }
+    shape |= {} if pooling == "mean" else {"pooling": pooling}
     digest = hashlib.sha256(json.dumps([shape, max_length], sort_keys=True).encode())
     for path, value in sorted((jax.tree_util.keystr(path), value) for path, value in jax.tree_util.tree_leaves_with_path(params)):
         flat = value.reshape(-1)

@@ -1,3 +1,4 @@
+import json
 import logging
 
 import numpy as np
@@ -56,6 +57,19 @@ def test_the_length_in_sentence_bert_config_is_kept(bert, tmp_path):
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 10}')
     vectors = Encoder.from_hf(tmp_path)(["many words in one text"])
     assert np.abs(vectors - on_torch(model, tokenizer, ["many words in one text"], 10)).max() < 1e-4
+
+
+def test_the_pooling_of_a_sentence_transformers_directory_is_kept(bert, encoder, tmp_path):
+    model, tokenizer = save_encoder(tmp_path)
+    types = [dict(type=f"sentence_transformers.models.{kind}", path=path) for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"))]
+    (tmp_path / "modules.json").write_text(json.dumps(types))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    first = Encoder.from_hf(tmp_path)
+    with torch.no_grad():
+        hidden = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).last_hidden_state[:, 0]
+    assert np.abs(first(TEXTS) - torch.nn.functional.normalize(hidden, dim=-1).numpy()).max() < 1e-4
+    assert first.fingerprint != encoder.fingerprint
 
 
 def test_an_empty_list_gives_no_rows_and_a_string_is_refused(encoder):
