@@ -34,13 +34,14 @@ FAMILIES = {  # their stem: (options, what there is besides sequences)
     "Qwen2": (parity.DECODER, (TOKEN, SPAN)), "Qwen3": (parity.DECODER | dict(head_dim=10), (TOKEN, SPAN)),
     "Phi3": (parity.DECODER, (TOKEN,)), "Gemma": (parity.DECODER | dict(head_dim=10), (TOKEN,)), "Gemma2": (parity.GEMMA2, (TOKEN,)),
     "Olmo2": (parity.DECODER, ()), "StableLm": (parity.DECODER | dict(partial_rotary_factor=0.34), (TOKEN,)),
+    "Starcoder2": (parity.DECODER, (TOKEN,)),
     "Bert": (parity.BERT, (TOKEN, SPAN)), "Roberta": (parity.BERT | dict(pad_token_id=2), (TOKEN, SPAN)),
     "DistilBert": (parity.DISTIL, (TOKEN, SPAN)), "Electra": (ALBERT, (TOKEN, SPAN)), "Albert": (ALBERT, (TOKEN, SPAN)),
     "ModernBert": (parity.MODERN, (TOKEN, SPAN)),
     "Bart": (BART, (SPAN,)), "MBart": (BART, (SPAN,)), "T5": (T5, (TOKEN, SPAN)), "MT5": (T5, (TOKEN, SPAN)), "UMT5": (T5, (TOKEN, SPAN)),
 }  # fmt: skip
 LABELS = {SEQUENCE: 3, TOKEN: 5, SPAN: 2}
-CASES = {f"{stem}{kind}": (f"{stem}{kind}", options, dict(num_labels=LABELS[kind]))
+CASES: dict[str, tuple[str, dict, dict]] = {f"{stem}{kind}": (f"{stem}{kind}", options, dict(num_labels=LABELS[kind]))
          for stem, (options, more) in FAMILIES.items() for kind in (SEQUENCE, *more)}  # fmt: skip
 CASES |= {
     "Llama-regression": ("LlamaForSequenceClassification", parity.DECODER, dict(num_labels=1, tie_word_embeddings=True)),
@@ -49,7 +50,19 @@ CASES |= {
         num_labels=7, classifier_pooling="mean", classifier_activation="silu", norm_bias=True)),
     "Bart-untied": ("BartForSequenceClassification", BART, dict(num_labels=2, encoder_attention_heads=2)),
 }  # fmt: skip
-LEFT = ("GPTNeoX", "Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma", "Gemma2", "Olmo2", "StableLm")  # where rows may be padded so
+LEFT = (
+    "GPTNeoX",
+    "Llama",
+    "Mistral",
+    "Qwen2",
+    "Qwen3",
+    "Phi3",
+    "Gemma",
+    "Gemma2",
+    "Olmo2",
+    "StableLm",
+    "Starcoder2",
+)  # where rows may be padded so
 
 
 def inputs(reference, left=False):
