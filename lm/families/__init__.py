@@ -23,20 +23,25 @@ from lm.families import (
     phi3,
     roberta,
     stablelm,
+    starcoder2,
     t5,
 )
 from lm.families.family import Family, expect
 from lm.families.heads import labels, labels_to_hf
 from lm.models.config import LM_HEADS, ConfigError, ModelConfig, nearest
 
-MODULES = (
-    openai_gpt, gpt2, gpt_neo, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, bert, roberta, distilbert, electra, albert,
-    modernbert, mamba, bamba, marian, bart, t5,
-)  # fmt: skip
+ARCHITECTURES = {  # the rows of README's table
+    "The original Transformer": (marian,),
+    "GPT and its extensions": (openai_gpt, gpt2, gpt_neo, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, starcoder2),
+    "BERT and its extensions": (bert, roberta, distilbert, electra, albert, modernbert),
+    "BART": (bart,),
+    "T5": (t5,),
+    "Mamba, and hybrids with attention": (mamba, bamba),
+}
 HEAD_FIELDS = (
     "n_labels", "label_names", "head_bias", "head_dense", "head_dense_bias", "head_norm", "pooling", "pooler", "normalize_embedding",
 )  # fmt: skip
-FAMILIES: dict[str, Family] = {f.model_type: f for module in MODULES for f in module.FAMILIES}
+FAMILIES: dict[str, Family] = {f.model_type: f for modules in ARCHITECTURES.values() for module in modules for f in module.FAMILIES}
 
 __all__ = ["FAMILIES", "Family", "config_from_hf", "config_to_hf", "get", "markdown", "other_head", "preset"]
 
@@ -115,4 +120,14 @@ def markdown() -> str:
         classes, presets = (", ".join(f"`{x}`" for x in names) for names in (f.architectures, f.presets))
         given = ", ".join(x.head.split("_")[0] for x in f.labels)
         lines.append(f"| `{name}` | {classes} | {given} | {presets} | {'read' if f.gguf_table else ''} |")
+    return "\n".join(lines)
+
+
+def readme() -> str:
+    """The table of architectures in README.md."""
+    lines = ["| architecture | families (`model_type`) | heads with weights in and out |", "|---|---|---|"]
+    for name, modules in ARCHITECTURES.items():
+        members = [f for module in modules for f in module.FAMILIES]
+        heads = dict.fromkeys(head for f in members for head in (*f.architectures.values(), *(x.head for x in f.labels)) if head != "none")
+        lines.append(f"| {name} | {', '.join(f'`{f.model_type}`' for f in members)} | {', '.join(heads).replace('_', ' ')} |")
     return "\n".join(lines)

@@ -1,5 +1,17 @@
-"""python -m lm.families prints the table of docs/architectures.md."""
+"""python -m lm.families prints the tables of README.md and docs/architectures.md; --write puts them there, between their markers."""
 
-from lm.families import markdown
+import re
+import sys
+from pathlib import Path
 
-print(markdown())
+from lm.families import markdown, readme
+
+TABLES = {"README.md": readme, "docs/architectures.md": markdown}
+
+for page, table in TABLES.items():
+    if "--write" not in sys.argv[1:]:
+        print(f"{page}:\n{table()}\n")
+        continue
+    text = Path(page).read_text(encoding="utf-8")
+    between = re.compile(r"(<!-- families -->\n).*?(\n<!-- /families -->)", re.DOTALL)
+    Path(page).write_text(between.sub(lambda marks, table=table: marks[1] + table() + marks[2], text), encoding="utf-8")

@@ -125,7 +125,8 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(na
     assert not any(report.values()), report
     again = run_torch(as_published(name, exported), *sides)
     for numbers, same, (_, real) in zip(expected, again, pairs, strict=True):
-        assert numbers is None or np.array_equal(numbers[real], same[real])
+        if numbers is not None:  # the same bits in memory laid out otherwise: torch's kernels may round differently
+            np.testing.assert_allclose(same[real], numbers[real], atol=2e-6, rtol=1e-6)
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert written["architectures"] == [type(theirs).__name__]
 

@@ -1,5 +1,7 @@
 """The table is a bijection for every family, and says what it cannot place."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -248,8 +250,16 @@ def test_older_configurations_mean_what_they_meant():
     ).rotary_fraction == 0.25
 
 
-def test_the_documented_table_is_the_registrys():
-    from pathlib import Path
+@pytest.mark.parametrize(("page", "table"), [("docs/architectures.md", families.markdown), ("README.md", families.readme)])
+def test_the_documented_table_is_the_registrys(page, table):
+    text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+    assert f"<!-- families -->\n{table()}\n<!-- /families -->" in text, "run: python -m lm.families --write"
 
-    page = Path(__file__).parents[3] / "docs" / "architectures.md"
-    assert families.markdown() in page.read_text(encoding="utf-8"), "run: python -m lm.families, and paste its output into the page"
+
+def test_the_page_about_adding_a_family_quotes_one():
+    """A whole family, as it is, and a page that can be read at once."""
+    root = Path(__file__).parents[3]
+    page = (root / "docs" / "adding_a_family.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    assert code == (root / "lm" / "families" / "starcoder2.py").read_text(encoding="utf-8")
+    assert len(page.replace(code, "").splitlines()) <= 40
