@@ -101,7 +101,7 @@ class LanguageModel(nn.Module):
         x = out.hidden
         if c.head == "sequence_classification":
             x = out.pooled if c.pooler else pool(c, x, batch.segments)
-        labels = self.head(x)
+        labels = self.head(jnp.asarray(x))
         return dataclasses.replace(out, logits=labels[..., 0] if c.head == "value" else labels)
 
     def hidden(self, batch: Batch, cache: dict | None = None) -> Output:
@@ -122,7 +122,7 @@ class LanguageModel(nn.Module):
             encoder_segments = batch.encoder_segments if fresh else cache["encoder_segments"]
             if batch.encoder_tokens is not None:
                 encoded = self.encoder(batch.encoder_tokens, encoder_segments, batch.encoder_positions, self.embeddings.token)
-            around = dict(encoded=encoded, encoder_mask=(batch.segments[:, :, None] == encoder_segments[:, None, :])[:, None])
+            around = dict(encoded=encoded, encoder_mask=(batch.segments[:, :, None] == jnp.asarray(encoder_segments)[:, None, :])[:, None])
             cache = None if cache is None else {**cache, "encoder_segments": encoder_segments}
         if c.neighbour_layers:
             around |= dict(neighbours=batch.neighbours, neighbour_segments=batch.neighbour_segments)
