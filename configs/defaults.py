@@ -29,6 +29,21 @@ def defaults() -> ConfigDict:
     c.objective.name = "next_token"  # lm/objectives
     c.objective.chunk = 0  # positions whose logits exist at one time; 0 = as many as 256 MB hold
 
+    c.objective.masked = ConfigDict()  # read when name is "masked"; so for the others
+    c.objective.masked.rate = 0.15  # share of the tokens to predict
+    c.objective.masked.mask = 0.8  # of these, the share that is read as the mask token
+    c.objective.masked.random = 0.1  # and the share that is read as some other token; the rest as themselves
+    c.objective.masked.whole_words = False  # choose words instead of tokens
+
+    c.objective.span_corruption = ConfigDict()
+    c.objective.span_corruption.rate = 0.15  # share of the tokens to write
+    c.objective.span_corruption.mean_span = 3.0  # tokens a span
+
+    c.objective.denoising = ConfigDict()
+    c.objective.denoising.rate = 0.3  # share of the tokens under masks
+    c.objective.denoising.mean_span = 3.0  # mean of the Poisson distribution of tokens under a mask
+    c.objective.denoising.permute_sentences = False  # read the sentences in random order
+
     c.data = ConfigDict()
     c.data.files = ""  # comma-separated files and globs: text, or .jsonl
     c.data.field = "text"  # field of a JSONL record that holds the text

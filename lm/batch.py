@@ -18,6 +18,7 @@ class Batch:
     encoder_tokens, encoder_segments, encoder_positions: the same for an encoder's input; a decoder token attends to the encoder tokens
     of its own segment. neighbours: [B, C, S, N] vectors of the tokens retrieved for each of C chunks of the row, and
     neighbour_segments int32 [B, C, S] the segment each is for, 0 = padding.
+    labels: float32 [B, K], what a row as a whole is labelled with: a class or a value (K = 1), or the first and last token of an answer.
     """
 
     tokens: jax.Array
@@ -31,6 +32,7 @@ class Batch:
     encoder_positions: jax.Array | None = None
     neighbours: jax.Array | None = None
     neighbour_segments: jax.Array | None = None
+    labels: jax.Array | None = None
 
     @classmethod
     def of(

@@ -1,4 +1,8 @@
-"""Batches: packed rows as sharded arrays. The global batch of a step is a function of (seed, step), whatever the number of hosts."""
+"""Batches: packed rows as sharded arrays. The global batch of a step is a function of (seed, step), whatever the number of hosts.
+
+An objective's transform (lm/objectives/objective.py) makes a row's fields anew whenever it is read, with a random generator of its own:
+in training that of (seed, place of the row in the endless stream), in evaluation that of the row number alone.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +14,8 @@ from jax.sharding import NamedSharding
 
 from lm.batch import Batch
 from lm.data.packing import Packed
+
+Lengths = tuple[int, int]  # of a batch's rows and of their encoder's; the second 0 without one
 
 
 class Rows:
@@ -23,27 +29,31 @@ class Rows:
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         p = self._packed
-        return {"tokens": p.tokens[row], "targets": p.targets[row], "segments": p.segments[row]}
+        return {"tokens": p.tokens[row], "targets": p.targets[row], "segments": p.segments[row]} | {n: x[row] for n, x in p.extra.items()}
 
     def __repr__(self) -> str:
         return f"Rows({len(self)} x {self._packed.length})"
 
 
 class TrainBatches:
-    """An endless iterator of global batches [batch_size, T]; every epoch is shuffled anew from `seed`.
+    """An endless iterator of global batches [batch_size, T]; every epoch is shuffled, and transformed, anew from `seed`.
 
     Each process reads only the rows its devices hold. `state()` is JSON, equal on all processes and for any number of them.
+    `lengths`: those of the rows, and of the encoder's or 0.
     """
 
-    def __init__(self, packed: Packed, batch_size: int, seed: int, sharding: NamedSharding, length: int | None = None):
-        self._shape = (batch_size, packed.length)
-        self._sharding = sharding
-        self._rows = _local_rows(sharding, self._shape)
+    def __init__(
+        self, packed: Packed, batch_size: int, seed: int, sharding: NamedSharding, length: int | None = None, transform: Any = None
+    ):
+        self.lengths = lengths_of(packed, transform)
+        self._batch_size, self._sharding = batch_size, sharding
+        self._rows = _local_rows(sharding, (batch_size, packed.length))
         rows: Any = Rows(packed)
         shuffled: Any = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
 
         def read(step: int) -> dict[str, np.ndarray]:
-            return _stack([shuffled[int(step) * batch_size + int(row)] for row in self._rows])
+            places = [int(step) * batch_size + int(row) for row in self._rows]
+            return _stack([_fields(shuffled[at], transform, self.lengths, (seed, at)) for at in places])
 
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._iterator = iter(grain.MapDataset.range(2**48 if length is None else length).map(read).to_iter_dataset(options))
@@ -52,7 +62,7 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
-        return _globalise(next(self._iterator), self._rows, self._shape, self._sharding)
+        return _globalise(next(self._iterator), self._rows, self._batch_size, self._sharding)
 
     def state(self) -> dict:
         """Where the iterator stands, for a checkpoint."""
@@ -63,18 +73,35 @@ class TrainBatches:
         self._iterator.set_state(state)
 
 
-def in_order(packed: Packed, batch_size: int, sharding: NamedSharding, limit: int | None = None) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(row numbers int [batch_size], batch) over the rows once, in order; the last batch is filled with empty rows, numbered -1."""
-    shape = (batch_size, packed.length)
-    mine = _local_rows(sharding, shape)
+def in_order(
+    packed: Packed,
+    batch_size: int,
+    sharding: NamedSharding,
+    limit: int | None = None,
+    transform: Any = None,
+    lengths: Lengths | None = None,
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(row numbers int [batch_size], batch) over the rows once, in order; the last batch is filled with empty rows, numbered -1.
+
+    `lengths`: the transform's for these rows, where they are known.
+    """
+    mine = _local_rows(sharding, (batch_size, packed.length))
+    lengths = lengths_of(packed, transform) if lengths is None else lengths
     total = len(packed) if limit is None else min(limit, len(packed))
     source = Rows(packed)
     empty = {name: np.zeros_like(value) for name, value in source[0].items()}
     for start in range(0, total, batch_size):
         numbers = np.arange(start, start + batch_size)
         numbers[numbers >= total] = -1
-        local = _stack([empty if numbers[row] < 0 else source[int(numbers[row])] for row in mine])
-        yield numbers, _globalise(local, mine, shape, sharding)
+        read = [(empty, 0) if numbers[row] < 0 else (source[int(numbers[row])], int(numbers[row])) for row in mine]
+        local = _stack([_fields(row, transform, lengths, (number,)) for row, number in read])
+        yield numbers, _globalise(local, mine, batch_size, sharding)
+
+
+def lengths_of(packed: Packed, transform: Any = None) -> Lengths:
+    """The lengths of the rows that a transform makes of packed ones."""
+    read = packed.extra["encoder_tokens"].shape[1] if "encoder_tokens" in packed.extra else 0
+    return (packed.length, read) if transform is None else transform.lengths(packed)
 
 
 def positions_of(segments: np.ndarray) -> np.ndarray:
@@ -84,10 +111,19 @@ def positions_of(segments: np.ndarray) -> np.ndarray:
     return index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
 
 
+def _fields(row: dict[str, np.ndarray], transform: Any, lengths: Lengths, key: tuple[int, ...]) -> dict[str, np.ndarray]:
+    if transform is None:
+        return {"weights": row["segments"] > 0} | row
+    return transform.fields(row, np.random.default_rng(key), lengths)
+
+
 def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    tokens, targets, segments = (np.stack([row[name] for row in rows]).astype(np.int32) for name in ("tokens", "targets", "segments"))
-    weights = (segments > 0).astype(np.float32)
-    return {"tokens": tokens, "targets": targets, "weights": weights, "segments": segments, "positions": positions_of(segments)}
+    real = ("weights", "labels")
+    fields = {name: np.stack([row[name] for row in rows]).astype(np.float32 if name in real else np.int32) for name in rows[0]}
+    for side in ("", "encoder_"):
+        if f"{side}segments" in fields:
+            fields[f"{side}positions"] = positions_of(fields[f"{side}segments"])
+    return fields
 
 
 def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
@@ -96,12 +132,12 @@ def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
     return np.unique(np.concatenate([np.asarray(rows) for rows in held]))
 
 
-def _globalise(local: dict[str, np.ndarray], rows: np.ndarray, shape: tuple[int, int], sharding: NamedSharding) -> Batch:
-    def of(name: str) -> jax.Array:
+def _globalise(local: dict[str, np.ndarray], rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> Batch:
+    def of(values: np.ndarray) -> jax.Array:
         def piece(index):
-            wanted = np.arange(shape[0])[index[0]]
-            return local[name][np.searchsorted(rows, wanted)][:, index[1]]
+            wanted = np.arange(batch_size)[index[0]]
+            return values[np.searchsorted(rows, wanted)][:, *index[1:]]
 
-        return jax.make_array_from_callback(shape, sharding, piece)
+        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, piece)
 
-    return Batch(**{name: of(name) for name in local})
+    return Batch(**{name: of(values) for name, values in local.items()})

@@ -14,7 +14,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Packed:
 
     tokens, targets: uint16 or int32 [N, T].   segments: uint16 [N, T], from 1 within each row, 0 = padding.
     piece_row, piece_segment, piece_document: int32 [P].   document_bytes: int64 [D], UTF-8 bytes of each document's text.
+    extra: further fields of `lm.Batch` by name, N rows each, such as weights [N, T], encoder_tokens and encoder_segments [N, S].
     """
 
     tokens: np.ndarray
@@ -42,6 +43,7 @@ class Packed:
     piece_segment: np.ndarray
     piece_document: np.ndarray
     document_bytes: np.ndarray
+    extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -60,20 +62,24 @@ class Packed:
         }  # fmt: skip
 
 
-def encode(texts: Iterable[str], tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+def encode(texts: Iterable[str], tokenizer, whole: bool = False) -> Iterator[tuple[np.ndarray, int]]:
     """(token ids int32 [n], bytes) of each text: start token, text, end-of-text token.
 
     The start token is the tokenizer's own, or its end-of-text token where it has none (as in GPT-2), so that a document's first token is
-    predicted too. Control tokens spelled out in the text stay text. Raises DataError when the tokenizer has no end-of-text token.
+    predicted too. With `whole`, all but the first id is the document as an encoder reads it: the tokenizer's start token, or [CLS], if
+    it has one, the text, and its end-of-text token or [SEP]; its targets are then the whole of it.
+    Control tokens spelled out in the text stay text. Raises DataError when the tokenizer has no end-of-text token.
     """
-    if tokenizer.eos_token_id is None:
+    end = tokenizer.sep_token_id if whole and tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if end is None:
         raise DataError("the tokenizer has no end-of-text token (eos_token), so documents cannot be told apart; set one and save it again")
-    start = start_token(tokenizer)
+    first = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    start = [start_token(tokenizer)] if not whole else [end] if first is None else [end, first]
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, ENCODE_AT_ONCE)):
         encoded = tokenizer(chunk, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
         for text, ids in zip(chunk, encoded["input_ids"], strict=True):
-            yield np.array([start, *ids, tokenizer.eos_token_id], np.int32), len(text.encode("utf-8"))
+            yield np.array([*start, *ids, end], np.int32), len(text.encode("utf-8"))
 
 
 def start_token(tokenizer) -> int:
@@ -145,25 +151,35 @@ def best_fit(sizes: list[int], capacity: int) -> np.ndarray:
     return row_of
 
 
-def pack_files(patterns: str, tokenizer, length: int, cache: str | os.PathLike, *, field: str = "text", separator: str = "") -> Packed:
-    """The packed documents of the files, memory-mapped from `cache` where they were packed before.
+def pack_files(
+    patterns: str, tokenizer, length: int, cache: str | os.PathLike, *, field: str = "text", separator: str = "", whole: bool = False
+) -> Packed:
+    """The packed documents of the files, encoded `whole` or not, memory-mapped from `cache` where they were packed before.
 
     The key is the content of the files, the tokenizer, and every argument that changes the rows. Raises DataError as `pack` does.
     """
     files = sources.find_files(patterns)
     identity = [VERSION, length, field, separator, sources.content_hash(files), _fingerprint(tokenizer)]
+    if whole:
+        identity += ["whole", tokenizer.cls_token_id, tokenizer.sep_token_id]
     folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     if not folder.exists():
-        _save(pack(encode(sources.documents(files, field, separator), tokenizer), length, patterns), folder)
-    return Packed(**{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS})
+        save(pack(encode(sources.documents(files, field, separator), tokenizer, whole), length, patterns), folder)
+    return load(folder)
 
 
-def _save(packed: Packed, folder: pathlib.Path) -> None:
-    """Whole or not at all: another process may be packing the same files."""
+def load(folder: pathlib.Path) -> Packed:
+    """The rows that `save` wrote, memory-mapped."""
+    found = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(folder.glob("*.npy"))}
+    return Packed(**{name: found.pop(name) for name in _ARRAYS}, extra=found)
+
+
+def save(packed: Packed, folder: pathlib.Path) -> None:
+    """Writes a folder, whole or not at all: another process may be packing the same files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix="unfinished-"))
-    for name in _ARRAYS:
-        np.save(unfinished / f"{name}.npy", getattr(packed, name), allow_pickle=False)
+    for name, array in ({name: getattr(packed, name) for name in _ARRAYS} | dict(packed.extra)).items():
+        np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
     (unfinished / "stats.json").write_text(json.dumps(packed.stats(), indent=1))
     try:
         unfinished.rename(folder)

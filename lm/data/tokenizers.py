@@ -7,6 +7,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 END = "<|endoftext|>"
+MASK = "<mask>"
 SMALLEST = 257  # all bytes and the end-of-text token
 
 
@@ -27,21 +28,25 @@ def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedToken
     return _wrapped(tokenizer)
 
 
-def bytes_only() -> transformers.PreTrainedTokenizerFast:
-    """One token a byte, and <|endoftext|>: 257 tokens, nothing to train. For smoke runs and byte-level models."""
-    vocabulary = {token: i for i, token in enumerate([END, *_alphabet()])}
+def bytes_only(*, mask: bool = False, sentinels: int = 0) -> transformers.PreTrainedTokenizerFast:
+    """One token a byte, and <|endoftext|>: 257 tokens, nothing to train. For smoke runs and byte-level models.
+
+    mask: <mask> too, as its mask token.   sentinels: so many of <extra_id_0>, <extra_id_1>, ... too, from the top down as in T5.
+    """
+    extra = [MASK] * mask + [f"<extra_id_{i}>" for i in reversed(range(sentinels))]
+    vocabulary = {token: i for i, token in enumerate([END, *_alphabet(), *extra])}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END])
-    return _wrapped(tokenizer)
+    tokenizer.add_special_tokens([END, *extra])
+    return _wrapped(tokenizer, **({"mask_token": MASK} if mask else {}))
 
 
 def _alphabet() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def _wrapped(tokenizer: tokenizers.Tokenizer) -> transformers.PreTrainedTokenizerFast:
+def _wrapped(tokenizer: tokenizers.Tokenizer, **special: str) -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=None, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=None, clean_up_tokenization_spaces=False, **special
     )

@@ -19,6 +19,8 @@ class Perplexity:
     """loss: nats per token, every token weighing the same.   perplexity: exp(loss).   bits_per_byte: of the text's UTF-8 bytes.
 
     bits_per_byte_stderr: standard error over `units` independent pieces of text (documents, or windows where there is one document).
+    Where an objective asks for some of the tokens only, or for others than those of the text, loss is over what it asks for, `tokens` is
+    their number, and bits per byte are not a number.
     """
 
     loss: float
@@ -31,30 +33,50 @@ class Perplexity:
     unit: str
 
 
-def make_evaluator(model, mesh: Mesh, batch_size: int, *, activations: Rules = ACTIVATIONS):
-    """A function (params, packed, max_rows=0) -> Perplexity that compiles once a row length. Rows are read in order; max_rows 0 = all."""
-    run = jax.jit(lambda params, batch: token_losses(model, params, batch), out_shardings=sharding.replicated(mesh))
+def make_evaluator(model, mesh: Mesh, batch_size: int, *, activations: Rules = ACTIVATIONS, transform=None):
+    """A function (params, packed, max_rows=0) -> Perplexity that compiles once a row length. Rows are read in order; max_rows 0 = all.
+
+    `transform`: of an objective (lm/objectives/objective.py); what it makes of a row depends on the row's number alone.
+    """
+
+    def losses_of(params, batch):
+        return token_losses(model, params, batch) * batch.weights, batch.weights, batch.segments
+
+    run = jax.jit(losses_of, out_shardings=sharding.replicated(mesh))
 
     def evaluate(params, packed: Packed, max_rows: int = 0) -> Perplexity:
         rows = sharding.batch_sharding(mesh, (batch_size, packed.length), activations)
-        losses = np.zeros((len(packed), packed.length), np.float32)
+        lengths = batches.lengths_of(packed, transform)
+        losses, weights = np.zeros((2, len(packed), lengths[0]), np.float32)
+        segments = np.zeros((len(packed), lengths[0]), np.int32)
         seen = np.zeros(len(packed), bool)
         with sharding.activate(mesh, activations):
-            for numbers, batch in batches.in_order(packed, batch_size, rows, max_rows or None):
+            for numbers, batch in batches.in_order(packed, batch_size, rows, max_rows or None, transform, lengths):
                 real = numbers >= 0
-                losses[numbers[real]] = np.asarray(run(params, batch))[real]
+                for array, found in zip((losses, weights, segments), run(params, batch), strict=True):
+                    array[numbers[real]] = np.asarray(found)[real]
                 seen[numbers[real]] = True
-        return summarise(packed, losses, seen)
+        whole = transform is None and "weights" not in packed.extra
+        return summarise(packed, losses, seen) if whole else summarise(packed, losses, seen, weights, segments)
 
     return evaluate
 
 
-def summarise(packed: Packed, losses: np.ndarray, seen: np.ndarray | None = None) -> Perplexity:
+def summarise(
+    packed: Packed,
+    losses: np.ndarray,
+    seen: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    segments: np.ndarray | None = None,
+) -> Perplexity:
     """Perplexity from the loss of every position, float [N, T] in nats; `seen` bool [N], the rows to count (default: all).
 
-    A document of which some rows are left out counts the share of its bytes that its predictions make up.
+    A document of which some rows are left out counts the share of its bytes that its predictions make up. `weights` and `segments` [N, T]
+    are those of rows that an objective made of the packed ones, whose losses are weighted already.
     """
     seen = np.ones(len(packed), bool) if seen is None else seen
+    if weights is not None and segments is not None:
+        return _of_objective(losses, weights, segments, seen)
     # Sums of each piece: a piece is one segment id in one row.
     segments = np.asarray(packed.segments).astype(np.int64)
     width = int(segments.max()) + 1
@@ -81,6 +103,13 @@ def summarise(packed: Packed, losses: np.ndarray, seen: np.ndarray | None = None
         loss=float(loss), perplexity=float(np.exp(min(loss, 700.0))), bits_per_byte=float(rate / math.log(2)),
         bits_per_byte_stderr=float(spread / math.log(2)), tokens=int(tokens.sum()), bytes=round(bytes_.sum()), units=n, unit=unit,
     )  # fmt: skip
+
+
+def _of_objective(losses: np.ndarray, weights: np.ndarray, segments: np.ndarray, seen: np.ndarray) -> Perplexity:
+    asked = weights[seen].sum(dtype=np.float64)
+    loss = float(losses[seen].sum(dtype=np.float64) / asked) if asked else math.nan
+    units = sum(len(np.unique(row[row > 0])) for row in segments[seen])
+    return Perplexity(loss, float(np.exp(min(loss, 700.0))), math.nan, math.nan, round(asked), 0, units, "window")
 
 
 def check_length(length: int, max_length: int) -> None:

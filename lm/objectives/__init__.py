@@ -1,8 +1,24 @@
-"""Objectives: functions (model, params, batch, rng) -> Loss, by the name a config gives them."""
+"""Objectives by the name a config gives them: what is made of packed rows, and the loss (model, params, batch, rng) -> Loss.
 
+All of these learn the tokens that `batch.targets` asks for, so that they share one loss; they differ in the rows they make.
+"""
+
+from lm.objectives import denoising, span_corruption
 from lm.objectives.loss import Loss
+from lm.objectives.masked import masked
 from lm.objectives.next_token import next_token
+from lm.objectives.objective import Objective, Transform
+from lm.objectives.prefix_lm import prefix_lm
 
-OBJECTIVES = {"next_token": next_token}
+OBJECTIVES = {
+    "next_token": Objective(next_token, heads=("causal_lm",)),
+    "prefix_lm": Objective(next_token, heads=("causal_lm",), transform=prefix_lm),
+    "masked": Objective(next_token, heads=("masked_lm",), transform=masked, whole=True, special={"mask": True}),
+    "span_corruption": Objective(
+        next_token, heads=("seq2seq_lm",), transform=span_corruption.span_corruption, whole=True, special={"sentinels": 100},
+        longest=span_corruption.longest,
+    ),
+    "denoising": Objective(next_token, heads=("seq2seq_lm",), transform=denoising.denoising, whole=True, special={"mask": True}),
+}  # fmt: skip
 
-__all__ = ["OBJECTIVES", "Loss", "next_token"]
+__all__ = ["OBJECTIVES", "Loss", "Objective", "Transform", "next_token"]

@@ -67,7 +67,20 @@ def train_per_token(c: ModelConfig, length: int) -> float:
     return 3 * forward_per_token(c, length)
 
 
-def utilisation(c: ModelConfig, length: int, tokens_per_second: float, devices: int) -> float | None:
-    """MFU: the share of the devices' peak that the model's own operations use; None where the peak is not known."""
+def train_per_row(c: ModelConfig, length: int, encoder_length: int = 0) -> float:
+    """Operations of forward and backward passes for a row, and its encoder's row where it has another length."""
+    if not c.encoder_layers or encoder_length == length:
+        return length * train_per_token(c, length)
+    cross = 4 * c.n_layers * c.d_model * c.head_dim * c.n_kv_heads  # an encoder token's keys and values in the decoder
+    scores = 4 * c.n_heads * c.head_dim * c.n_layers * (encoder_length - length)
+    own = forward_per_token(c, length) - forward_per_token(c.encoder, length) - cross + scores
+    return 3 * (length * own + encoder_length * (forward_per_token(c.encoder, encoder_length) + cross))
+
+
+def utilisation(c: ModelConfig, lengths: tuple[int, int], rows_per_second: float, devices: int) -> float | None:
+    """MFU: the share of the devices' peak that the model's own operations use; None where the peak is not known.
+
+    lengths: of the rows and of their encoder's, 0 without one.
+    """
     best = peak()
-    return None if best is None else tokens_per_second * train_per_token(c, length) / (best * devices)
+    return None if best is None else rows_per_second * train_per_row(c, *lengths) / (best * devices)

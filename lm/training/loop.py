@@ -61,12 +61,12 @@ class _Loop:
     def __init__(self, config, run: Run, packed, held_out: dict, out: Report, signals: "_Signals"):
         self.config, self.workdir, self.model, self.out, self.signals = config, run.workdir, run.model, out, signals
         self.parts, self.held_out = run, held_out
-        self.batches = TrainBatches(packed, config.batch_size, config.seed, run.rows)
+        self.batches = TrainBatches(packed, config.batch_size, config.seed, run.rows, transform=run.transform)
         self.state, self.start = self._restore(run)
         self.active = jax.process_index() == 0
         self.trackers = trackers.Trackers(run.workdir, self.start, config.log.tensorboard, self.active)
         self.checkpoints = Checkpoints(run.workdir, config.checkpoint.keep)
-        self.evaluate = make_evaluator(run.model, run.mesh, config.batch_size, activations=run.activations)
+        self.evaluate = make_evaluator(run.model, run.mesh, config.batch_size, activations=run.activations, transform=run.transform)
         self.recent: collections.deque = collections.deque(maxlen=SPEED_OVER)
         self.watch = Stopwatch()
 
@@ -116,18 +116,20 @@ class _Loop:
         c, m = self.config, self.model.config
         self.out.say("compiling the training step ...")
         begun = time.monotonic()
-        batch = setup.abstract_batch(run.rows, (c.batch_size, c.length))
+        batch = setup.abstract_batch(run.rows, c.batch_size, self.batches.lengths)
         compiled = run.train_step.lower(self.state, batch).compile()
         seconds, memory, cost = time.monotonic() - begun, compiled.memory_analysis(), compiled.cost_analysis() or {}
         held = "" if memory is None else (
             f"memory a device: {amount(memory.argument_size_in_bytes)} state and batch, {amount(memory.temp_size_in_bytes)} temporary"
         )  # fmt: skip
         tokens = c.batch_size * c.length
-        model = flops.train_per_token(m, c.length) * tokens
+        model = flops.train_per_row(m, *self.batches.lengths) * c.batch_size
         counted = cost.get("flops", math.nan) * run.mesh.size
         peak = flops.peak()
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
         shape = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        if self.batches.lengths[1]:
+            self.out.say("rows of {} tokens to write, {} to read".format(*self.batches.lengths))
         self.out.say(f"compiled in {seconds:.1f} s; {held}")
         self.out.say(
             f"{parameters:,} parameters; {model:.3g} FLOPs a step of {tokens:,} tokens (XLA counts {counted:.3g}, a loop's body once); "
@@ -159,7 +161,7 @@ class _Loop:
         tokens = c.batch_size * c.length
         # The first step of a process also fills the pipeline; a speed is only given from the second on.
         speed = tokens * (step - last) / (seconds - then) if seconds > then and step > self.start + 1 else None
-        used = None if speed is None else flops.utilisation(self.model.config, c.length, speed, jax.device_count())
+        used = None if speed is None else flops.utilisation(self.model.config, self.batches.lengths, speed / c.length, jax.device_count())
         self.recent.append((step, seconds))
         first, since = self.recent[0]
         left = (seconds - since) / (step - first) * (c.steps - step) if step > first else None
@@ -185,7 +187,11 @@ class _Loop:
         row: dict = {"step": step}
         for name, packed in self.held_out.items():
             p = self.evaluate(self.state.params, packed, self.config.eval.max_rows)
-            row |= {f"eval/{name}/loss": p.loss, f"eval/{name}/perplexity": p.perplexity, f"eval/{name}/bits_per_byte": p.bits_per_byte}
+            row |= {f"eval/{name}/loss": p.loss, f"eval/{name}/perplexity": p.perplexity}
+            if math.isnan(p.bits_per_byte):  # the objective does not predict every token of the text
+                self.out.say(f"step {step}: {name} loss {p.loss:.4f} over {p.tokens:,} tokens")
+                continue
+            row[f"eval/{name}/bits_per_byte"] = p.bits_per_byte
             row[f"eval/{name}/bits_per_byte_stderr"] = p.bits_per_byte_stderr if math.isfinite(p.bits_per_byte_stderr) else None
             self.out.say(f"step {step}: {name} loss {p.loss:.4f}, {p.bits_per_byte:.4f} ± {p.bits_per_byte_stderr:.4f} bits per byte")
         self.trackers.write(row)

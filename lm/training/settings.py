@@ -40,8 +40,14 @@ def model_config(section: Config, tokenizer) -> ModelConfig:
         fields["vocab_size"] = fields["vocab_size"] or -(-len(tokenizer) // 64) * 64
         if fields["vocab_size"] < len(tokenizer):
             raise ConfigError(f"model.vocab_size={fields['vocab_size']} cannot hold the tokenizer's {len(tokenizer)} tokens; set it to 0")
+        pad, ends = fields["pad_token_id"], fields["eos_token_ids"] or ()
         fields |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
         fields["eos_token_ids"] = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        start, last = fields["decoder_start_token_id"], fields["forced_eos_token_id"]
+        if start is not None:  # T5 starts from its padding, BART from its end-of-text token
+            its_pad = start == pad and start not in ends and tokenizer.pad_token_id is not None
+            fields["decoder_start_token_id"] = tokenizer.pad_token_id if its_pad else tokenizer.eos_token_id
+        fields["forced_eos_token_id"] = None if last is None else tokenizer.eos_token_id
     elif not fields["vocab_size"]:
         raise ConfigError("model.vocab_size=0 means the tokenizer's, and there is none; set one of them")
     return ModelConfig(**fields)
@@ -87,13 +93,37 @@ def check(config: Config, devices: int) -> None:
         )
     if not config.tokenizer and not config.init_from and (config.samples.prompts or any(config.eval.data.values())):
         raise ConfigError("samples.prompts and eval.data hold text, which needs a tokenizer: set one, or leave them empty")
-    if not config.init_from and config.length > config.model.max_length:
-        raise ConfigError(f"length={config.length} is more than model.max_length={config.model.max_length}; lower one or raise the other")
+    if not config.init_from:
+        check_length(config, config.model.max_length)
+        check_head(config, config.model.head)
     if config.model.dtype == "float16" or config.model.param_dtype == "float16":
         raise ConfigError("model.dtype='float16' cannot be trained here: its gradients underflow without loss scaling; use 'bfloat16'")
-    if config.model.head != "causal_lm" and not config.init_from:
-        raise ConfigError(f"model.head={config.model.head!r}: the objective {config.objective.name!r} needs 'causal_lm'")
     _check_batch(config, devices)
+
+
+def options(config: Config) -> dict:
+    """What the config's section for its objective says."""
+    return config.objective.get(config.objective.name, Config()).to_dict()
+
+
+def check_length(config: Config, most: int) -> None:
+    """Raises ConfigError when the objective makes longer documents than the `most` tokens that the model can read."""
+    longest = OBJECTIVES[config.objective.name].longest(config.length, **options(config))
+    if longest > most:
+        of = "" if longest == config.length else f" makes documents of {longest} tokens, which"
+        raise ConfigError(f"length={config.length}{of} is more than model.max_length={most}; lower one or raise the other")
+
+
+def check_head(config: Config, head: str) -> None:
+    """Raises ConfigError when the objective is not defined for a model with this head."""
+    name = config.objective.name
+    heads = OBJECTIVES[name].heads
+    if head not in heads:
+        others = [other for other, objective in OBJECTIVES.items() if head in objective.heads]
+        hint = f"; objectives for this model: {', '.join(others)}" if others else ""
+        raise ConfigError(f"model.head={head!r}: the objective {name!r} needs {' or '.join(map(repr, heads))}{hint}")
+    if config.samples.prompts and "causal_lm" not in heads:
+        raise ConfigError(f"samples.prompts are texts to continue, which the objective {name!r} does not teach; leave them empty")
 
 
 def _check_batch(config: Config, devices: int) -> None:

@@ -15,7 +15,7 @@ from lm.data import packing, tokenizers
 from lm.data.packing import Packed
 from lm.models import LanguageModel, build
 from lm.models.config import ConfigError
-from lm.objectives import OBJECTIVES
+from lm.objectives import OBJECTIVES, Transform
 from lm.training import checkpoints, optimizer, settings, sharding
 from lm.training.mesh import make_mesh
 from lm.training.paths import Folder, is_remote
@@ -42,6 +42,7 @@ class Run:
     optimizer: optax.GradientTransformation
     train_step: Any  # jitted
     abstract: TrainState
+    transform: Transform | None  # what the objective does to rows
 
     def fresh_state(self, seed: int) -> TrainState:
         """Step 0: drawn from the seed, or the weights of init_from."""
@@ -58,29 +59,38 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
     model, params, tokenizer = _model(config, resuming=bool(checkpoints.steps(workdir)))
     c = model.config
-    if config.length > c.max_length:
-        raise ConfigError(f"length={config.length} is more than the {c.max_length} tokens this model can read; lower it")
-    schedule = optimizer.learning_rate(config.optimizer.learning_rate, config.optimizer.warmup, config.steps, config.optimizer.final)
-    o = config.optimizer
-    adamw = optimizer.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip, decay=o.decay)
-    abstract = abstract_state(model, adamw, mesh, parameters)
-    objective = functools.partial(OBJECTIVES[config.objective.name], chunk=config.objective.chunk)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    train_step = make_train_step(model, objective, adamw, schedule, accumulate=config.accumulate, shardings=shardings.params)
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    _check_names(train_step, abstract, abstract_batch(rows, (config.batch_size, config.length)), mesh, activations)
+    settings.check_head(config, c.head)
+    settings.check_length(config, c.max_length)
     if tokenizer is not None and len(tokenizer) > c.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {c.vocab_size}; they do not belong together"
         )
-    return Run(workdir, model, params, tokenizer, mesh, parameters, activations, rows, adamw, train_step, abstract)
+    chosen = OBJECTIVES[config.objective.name]
+    transform = None if chosen.transform is None else chosen.transform(tokenizer, c, **settings.options(config))
+    schedule = optimizer.learning_rate(config.optimizer.learning_rate, config.optimizer.warmup, config.steps, config.optimizer.final)
+    o = config.optimizer
+    adamw = optimizer.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip, decay=o.decay)
+    abstract = abstract_state(model, adamw, mesh, parameters)
+    objective = functools.partial(chosen.loss, chunk=config.objective.chunk)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    train_step = make_train_step(model, objective, adamw, schedule, accumulate=config.accumulate, shardings=shardings.params)
+    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    example = abstract_batch(rows, config.batch_size, (config.length, config.length if c.encoder_layers else 0))
+    _check_names(train_step, abstract, example, mesh, activations)
+    return Run(workdir, model, params, tokenizer, mesh, parameters, activations, rows, adamw, train_step, abstract, transform)
 
 
-def abstract_batch(rows: NamedSharding, shape: tuple[int, int]) -> Batch:
-    """A batch without contents, to compile for."""
-    ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-    real: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
-    return Batch(tokens=ids, targets=ids, weights=real, segments=ids, positions=ids)
+def abstract_batch(rows: NamedSharding, batch_size: int, lengths: tuple[int, int]) -> Batch:
+    """A batch without contents, to compile for; lengths of its rows and of their encoder's, 0 without one."""
+
+    def array(length: int, dtype=jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, length), dtype, sharding=rows)
+
+    ids, read = array(lengths[0]), array(lengths[1]) if lengths[1] else None
+    return Batch(
+        tokens=ids, targets=ids, weights=array(lengths[0], jnp.float32), segments=ids, positions=ids,
+        encoder_tokens=read, encoder_segments=read, encoder_positions=read,
+    )  # fmt: skip
 
 
 def training_data(config: settings.Config, run: Run) -> Packed:
@@ -98,7 +108,10 @@ def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
 def _pack(config, run: Run, files: str) -> Packed:
     # Packed rows are memory-mapped, so they stay on a local disk.
     cache = config.data.cache or (CACHE if is_remote(run.workdir) else run.workdir / "cache")
-    return packing.pack_files(files, run.tokenizer, config.length, cache, field=config.data.field, separator=config.data.separator)
+    return packing.pack_files(
+        files, run.tokenizer, config.length, cache, field=config.data.field, separator=config.data.separator,
+        whole=OBJECTIVES[config.objective.name].whole,
+    )  # fmt: skip
 
 
 def _model(config: settings.Config, resuming: bool):
@@ -108,7 +121,8 @@ def _model(config: settings.Config, resuming: bool):
 
     tokenizer = None
     if config.tokenizer:
-        tokenizer = tokenizers.bytes_only() if config.tokenizer == "bytes" else load_tokenizer(config.tokenizer)
+        special = OBJECTIVES[config.objective.name].special
+        tokenizer = tokenizers.bytes_only(**special) if config.tokenizer == "bytes" else load_tokenizer(config.tokenizer)
     if not config.init_from:
         return build(settings.model_config(config.model, tokenizer)), None, tokenizer
     model, params, its_tokenizer = load(config.init_from)

@@ -39,7 +39,7 @@ def make_train_step(model, objective: Objective, optimizer: optax.GradientTransf
             return jax.tree.map(jnp.add, carry, micro(params, *xs)), None
 
         # Micro-batch i is rows i, i + k, ...: each device splits the rows it has, and nothing moves.
-        batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, x.shape[1]).swapaxes(0, 1), batch)
+        batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         rngs = jax.random.split(rng, accumulate)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, params, jax.tree.map(lambda x: x[0], batches), rng)

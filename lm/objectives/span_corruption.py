@@ -1,0 +1,111 @@
+"""Span corruption: write the spans that are missing from a text (T5, Raffel et al. 2020, sections 3.1.4 and 3.3.4).
+
+Counts and chances are those of `random_spans_noise_mask` in the paper's code: how many tokens and spans are missing depends on the length
+alone, a span comes last, and nothing else makes one mask likelier than another.
+"""
+
+import numpy as np
+
+from lm.data.packing import Packed
+from lm.models.config import ConfigError, ModelConfig
+from lm.objectives import pieces, rows
+from lm.objectives.objective import Fields, Row, Transform, share
+
+
+def counts(length, rate: float, mean_span: float):
+    """(missing tokens, spans) of texts of `length` tokens: int [...] both. A single token is never missing: it has none and none."""
+    length = np.asarray(length)
+    tokens = np.clip(np.rint(length * rate), 1, np.maximum(length - 1, 1)).astype(np.int64)
+    spans = np.clip(np.rint(tokens / mean_span), 1, np.maximum(np.minimum(tokens, length - tokens), 1)).astype(np.int64)
+    return np.where(length > 1, tokens, 0), np.where(length > 1, spans, 0)
+
+
+def sizes(length, rate: float, mean_span: float):
+    """(tokens to read, tokens to write) for texts of `length` tokens, with their sentinels and end tokens: int [...] both."""
+    tokens, spans = counts(length, rate, mean_span)
+    read, written = length - tokens + spans + 1, np.where(tokens > 0, tokens + spans + 1, 2)
+    return np.where(length > 0, read, 0), np.where(length > 0, written, 0)
+
+
+def noise_mask(length: int, rate: float, mean_span: float, rng: np.random.Generator) -> np.ndarray:
+    """Which tokens are missing, bool [length]: spans kept and missing by turns, beginning with a kept one."""
+    tokens, spans = (int(n) for n in counts(length, rate, mean_span))
+    if not spans:
+        return np.zeros(length, bool)
+    kept, missing = _segmentation(length - tokens, spans, rng), _segmentation(tokens, spans, rng)
+    return np.repeat(np.tile([False, True], spans), np.stack([kept, missing], axis=1).ravel())
+
+
+def corrupt(ids: np.ndarray, missing: np.ndarray, sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ids with one sentinel for each missing span, ids with one for each kept span), both with the first sentinels in their order."""
+    return _replaced(ids, missing, sentinels), _replaced(ids, ~missing, sentinels)
+
+
+def sentinels(tokenizer) -> np.ndarray:
+    """The ids of <extra_id_0>, <extra_id_1>, ... as far as the tokenizer has them, int32 [n]."""
+    vocabulary, found = tokenizer.get_vocab(), []
+    while (token := f"<extra_id_{len(found)}>") in vocabulary:
+        found.append(vocabulary[token])
+    return np.array(found, np.int32)
+
+
+def longest(length: int, *, rate: float, mean_span: float) -> int:
+    """The tokens of the longer side of a text that fills a row. Raises ConfigError for shares that make no sense."""
+    share("span_corruption.rate", rate, most=0.99)
+    share("span_corruption.mean_span", mean_span, least=0.99, most=1000)
+    return int(max(sizes(length, rate, mean_span)))
+
+
+def span_corruption(tokenizer, config: ModelConfig, *, rate: float = 0.15, mean_span: float = 3.0) -> Transform:
+    """`rate` of each text's tokens are missing, in spans of `mean_span` tokens on average. Both sides of a text end in the end token.
+
+    The encoder reads the text with <extra_id_0>, <extra_id_1>, ... in place of the spans; the decoder writes each of them and the span it
+    stands for. Rows must be packed `whole`; a start token of the tokenizer is left out, as T5 has none. Raises ConfigError for a model
+    that says not where its decoder starts, and for a tokenizer without sentinels, or with fewer than the spans of a full row (when told
+    the length of rows).
+    """
+    eos = pieces.needed(tokenizer, "span_corruption", "eos_token")
+    first, _ = pieces.ends(tokenizer)
+    marks = sentinels(tokenizer)
+    if not len(marks):
+        raise ConfigError(
+            "objective 'span_corruption' needs a tokenizer with sentinels, <extra_id_0>, <extra_id_1>, ..., and this one has none: "
+            "use T5's, or 'bytes'"
+        )
+    start = rows.decoder_start("span_corruption", config)
+
+    def of_document(ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        text = ids[rows.text_of(ids, first, eos)]
+        if not len(text):
+            return text, text
+        read, written = corrupt(text, noise_mask(len(text), rate, mean_span, rng), marks)
+        return np.append(read, eos), np.append(written, eos)
+
+    def lengths(packed: Packed) -> tuple[int, int]:
+        _, spans = counts(packed.length, rate, mean_span)
+        if spans > len(marks):
+            raise ConfigError(
+                f"length={packed.length}: a text that fills a row has {spans} spans, and the tokenizer {len(marks)} sentinels; "
+                "lower length or raise objective.span_corruption.mean_span"
+            )
+        # A piece that does not fill its row holds an end token that is not part of the text.
+        texts = lambda n: np.where(n == packed.length, n, n - 1)
+        read, written = (rows.widest(packed, lambda n, side=side: sizes(texts(n), rate, mean_span)[side]) for side in (0, 1))
+        return written, read
+
+    def fields(row: Row, rng: np.random.Generator, lengths: tuple[int, int]) -> Fields:
+        return rows.sides(row, of_document, start, rng, lengths)
+
+    return Transform(fields, lengths)
+
+
+def _segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
+    """The sizes, none of them 0, of `segments` parts of `items` things: int [segments], all ways to cut them equally likely."""
+    cuts = np.sort(rng.choice(items - 1, segments - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=items)
+
+
+def _replaced(ids: np.ndarray, spans: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    starts = spans & ~np.concatenate([[False], spans[:-1]])
+    number = np.cumsum(starts) - 1
+    return np.where(starts, marks[np.clip(number, 0, len(marks) - 1)], ids)[starts | ~spans].astype(np.int32)
