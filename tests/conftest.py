@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 # The second flag only makes LLVM compile our tiny programs two to three times faster; XLA's own passes all run.
 FLAGS = {"xla_force_host_platform_device_count": "8", "xla_backend_optimization_level": "0"}
 
@@ -12,3 +14,12 @@ for name, value in FLAGS.items():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def release_programs():
+    """Drop a module's compiled programs: each maps memory of its own, and Linux ends a process that maps 65,530 regions."""
+    yield
+    import jax
+
+    jax.clear_caches()
