@@ -9,7 +9,6 @@ import time
 import jax
 
 from lm.data import packing
-from lm.data.batches import TrainBatches
 from lm.evaluation.perplexity import make_evaluator
 from lm.training import checkpoints, flops, paths, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
@@ -61,7 +60,7 @@ class _Loop:
     def __init__(self, config, run: Run, packed, held_out: dict, out: Report, signals: "_Signals"):
         self.config, self.workdir, self.model, self.out, self.signals = config, run.workdir, run.model, out, signals
         self.parts, self.held_out = run, held_out
-        self.batches = TrainBatches(packed, config.batch_size, config.seed, run.rows, transform=run.transform)
+        self.batches = setup.train_batches(config, run, packed)
         self.state, self.start = self._restore(run)
         self.active = jax.process_index() == 0
         self.trackers = trackers.Trackers(run.workdir, self.start, config.log.tensorboard, self.active)

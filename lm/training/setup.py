@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from lm.batch import Batch
-from lm.data import packing, tokenizers
+from lm.data import batches, packing, tokenizers
 from lm.data.packing import Packed
 from lm.models import LanguageModel, build
 from lm.models.config import ConfigError
@@ -98,6 +98,11 @@ def training_data(config: settings.Config, run: Run) -> Packed:
     if config.data.synthetic_rows:
         return packing.synthetic(run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed)
     return _pack(config, run, config.data.files)
+
+
+def train_batches(config: settings.Config, run: Run, packed: Packed) -> batches.TrainBatches:
+    """The stream of batches that a run reads, from its first step on."""
+    return batches.TrainBatches(packed, config.batch_size, config.seed, run.rows, transform=run.transform)
 
 
 def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:

@@ -1,0 +1,212 @@
+"""Preview: what a model will see and be asked for, token by token, and what is likely to be wrong with it.
+
+Everything is read from the batches that training reads, after templates, packing, masks and corruption, never from the files.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from lm.batch import Batch
+from lm.data.packing import Packed
+
+GRAM = 13  # tokens in a row that make an overlap; GPT-3's filter takes as many words (Brown et al. 2020, appendix C)
+SCAN = 20_000  # rows of each set in which duplicates and overlaps are looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A token. kind: "trained" (with a loss), "context" (without) or "padding"; `special` of the tokenizer.
+
+    segment: of the document.   target: what is to be predicted in its place, where that is another token (masked language models).
+    weight: of its loss.
+    """
+
+    text: str
+    kind: str
+    special: bool
+    segment: int
+    weight: float = 0.0
+    target: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row: what an encoder reads ([] without one), and what the model reads and is asked for. labels: of the row, or ()."""
+
+    encoder: list[Piece]
+    tokens: list[Piece]
+    labels: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """ok: True, False, or None where it is only information."""
+
+    name: str
+    ok: bool | None
+    found: str
+
+
+def rows(batch: Batch, tokenizer, *, shifted: bool) -> list[Row]:
+    """The rows of a batch. shifted: targets are the next tokens (decoders); else they are for the place itself (masked models)."""
+    text = _Texts(tokenizer)
+    fields = {name: np.asarray(value) for name, value in vars(batch).items() if value is not None}
+    found = []
+    for i in range(len(fields["tokens"])):
+        row = {name: value[i] for name, value in fields.items()}
+        read = []
+        if "encoder_tokens" in row:
+            read = [text.piece(t, "context", s) for t, s in zip(row["encoder_tokens"], row["encoder_segments"], strict=True)]
+        found.append(Row(read, list(_shifted(row, text) if shifted else _in_place(row, text)), tuple(map(float, row.get("labels", ())))))
+    return found
+
+
+def _shifted(row: Mapping, text: "_Texts") -> Iterator[Piece]:
+    """Each document as a decoder goes through it: the token it starts from, then every target."""
+    for segment, at in _documents(row["segments"]):
+        if not segment:
+            yield from (text.piece(0, "padding", 0) for _ in range(at.stop - at.start))
+            continue
+        yield text.piece(row["tokens"][at.start], "context", segment)
+        for token, weight in zip(row["targets"][at], row["weights"][at], strict=True):
+            yield text.piece(token, "trained" if weight else "context", segment, float(weight))
+
+
+def _in_place(row: Mapping, text: "_Texts") -> Iterator[Piece]:
+    for token, target, weight, segment in zip(row["tokens"], row["targets"], row["weights"], row["segments"], strict=True):
+        piece = text.piece(token, "trained" if weight else "context", segment, float(weight))
+        yield dataclasses.replace(piece, target=text.of(target)) if weight and target != token else piece
+
+
+def checks(
+    batch: Batch, packed: Mapping[str, Packed], held_out: Mapping[str, Packed], tokenizer, *, shifted: bool, stops=()
+) -> list[Check]:
+    """What a careful reader would look at. `batch` is one of the training stream; `packed` and `held_out` are scanned.
+
+    stops: the tokens that end a document; default: the tokenizer's end-of-text token, or [SEP].
+    """
+    stops = stops or {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    weights, segments = np.asarray(batch.weights), np.asarray(batch.segments)
+    found = []
+    trained, real = int((weights > 0).sum()), int((segments > 0).sum())
+    found.append(Check("trained tokens", trained > 0, f"{trained:,} of {real:,} in this sample ({trained / max(real, 1):.1%})"))
+    if batch.labels is None:
+        idle = int((~(weights > 0).any(axis=1)).sum())
+        found.append(Check("rows that train nothing", idle == 0, f"{idle} of {len(weights)}"))
+    if shifted:
+        found += _starts(batch, tokenizer)
+    for name, rows_ in packed.items():
+        stats = rows_.stats()
+        found.append(Check(f"{name}: filled", None, f"{stats['filled']:.1%} of {stats['rows']:,} rows of {stats['length']}"))
+        if shifted:
+            ended, documents = ends(rows_, stops)
+            found.append(Check(f"{name}: end token trained", ended >= documents, f"in {ended:,} of {documents:,} documents"))
+        more = {key: value for key, value in stats.items() if key not in ("filled", "rows", "length")}
+        found.append(Check(f"{name}: counts", None, ", ".join(f"{key} {_number(value)}" for key, value in more.items())))
+        total, copies = duplicates(rows_)
+        found.append(Check(f"{name}: duplicates", copies == 0, f"{copies:,} of {total:,} documents or windows are copies of others"))
+    grams = {name: ngrams(rows_) for name, rows_ in packed.items()} if held_out else {}
+    for name, rows_ in held_out.items():
+        total, seen = overlap(rows_, grams.values())
+        found.append(Check(f"{name}: overlap", seen == 0, f"{seen:,} of {total:,} documents share {GRAM} tokens in a row with training"))
+    return found
+
+
+def _starts(batch: Batch, tokenizer) -> Iterator[Check]:
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokens, targets, segments = (np.asarray(x) for x in (batch.tokens, batch.targets, batch.segments))
+    starts = (segments > 0) & (np.diff(segments, axis=1, prepend=0) != 0)
+    twice = 0 if first is None or first == last else int((starts & (tokens == first) & (targets == first)).sum())
+    yield Check("one start token", twice == 0, f"{twice} of {int(starts.sum())} documents start with it twice")
+
+
+def ends(packed: Packed, stops: Iterable[int]) -> tuple[int, int]:
+    """(documents that end in one of the tokens `stops`, with a loss on it; documents) of the first rows."""
+    segments, targets = (np.asarray(x[:SCAN]).astype(np.int64) for x in (packed.segments, packed.targets))
+    weights = np.asarray(packed.extra["weights"][:SCAN]) if "weights" in packed.extra else segments > 0
+    last = (segments > 0) & (np.diff(segments, axis=1, append=0) != 0)
+    trained = last & (weights > 0) & np.isin(targets, list(stops))
+    _, pieces = np.unique(packed.piece_document[np.asarray(packed.piece_row) < SCAN], return_counts=True)
+    return int(trained.sum()), len(pieces)
+
+
+def duplicates(packed: Packed) -> tuple[int, int]:
+    """(documents or windows looked at, how many of them are exact copies of an earlier one)."""
+    seen, total = set(), 0
+    for tokens in _texts(packed):
+        seen.add(tokens.tobytes())
+        total += 1
+    return total, total - len(seen)
+
+
+def ngrams(packed: Packed) -> np.ndarray:
+    """Hashes of all runs of 13 tokens within documents, sorted, uint64 [n]."""
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *map(_hashes, _texts(packed))]))
+
+
+def overlap(packed: Packed, grams) -> tuple[int, int]:
+    """(documents or windows looked at, how many share a run of 13 tokens with one of the sets of hashes)."""
+    total = seen = 0
+    for tokens in _texts(packed):
+        hashes = _hashes(tokens)
+        total += 1
+        seen += any(len(known) and (known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes).any() for known in grams)
+    return total, seen
+
+
+def _texts(packed: Packed) -> Iterator[np.ndarray]:
+    """The tokens of every document of the first rows, with what its encoder reads before them."""
+    read = packed.extra.get("encoder_tokens")
+    for i in range(min(len(packed), SCAN)):
+        encoder = {}
+        if read is not None:
+            numbers = np.asarray(packed.extra["encoder_segments"][i])
+            encoder = {segment: np.asarray(read[i])[at] for segment, at in _documents(numbers)}
+        targets = np.asarray(packed.targets[i]).astype(np.int64)
+        for segment, at in _documents(np.asarray(packed.segments[i])):
+            if segment:
+                yield np.concatenate([encoder.get(segment, targets[:0]), targets[at]]).astype(np.int64)
+
+
+def _hashes(tokens: np.ndarray) -> np.ndarray:
+    if len(tokens) < GRAM:
+        return np.zeros(0, np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.uint64) + np.uint64(1), GRAM)
+    factors = np.full(GRAM, 0x9E3779B97F4A7C15, np.uint64).cumprod(dtype=np.uint64)
+    mixed = (windows * factors).sum(axis=1, dtype=np.uint64)
+    return mixed ^ (mixed >> np.uint64(29))
+
+
+def _documents(segments: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """(segment number, where it lies) of every run, padding (0) included."""
+    edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(segments)]
+    for start, stop in itertools.pairwise(edges):
+        if stop > start:
+            yield int(segments[start]), slice(start, stop)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1%}"
+
+
+class _Texts:
+    """What tokens look like: a space as ·, the end of a line as ⏎."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+    def of(self, token) -> str:
+        token = int(token)
+        text = self._tokenizer.decode([token], skip_special_tokens=False)
+        if not text or "\ufffd" in text:
+            text = str(self._tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
+        return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "→")
+
+    def piece(self, token, kind: str, segment, weight: float = 0.0) -> Piece:
+        if not segment:
+            return Piece("", "padding", False, 0)
+        return Piece(self.of(token), kind, int(token) in self._special, int(segment), weight)
