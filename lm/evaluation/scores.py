@@ -1,0 +1,200 @@
+"""Scores of a written answer against its references, and their means with an interval.
+
+Two normalisations are in use and give different numbers for the same answers, so they are named apart: that of Super-NaturalInstructions
+(Wang et al. 2022, arXiv 2204.07705), which keeps articles, and that of SQuAD (Rajpurkar et al. 2016, section 6.1), which drops them.
+Every score of an answer is the best over its references, between 0 and 1; tables show 100 times the mean over answers.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+Tokenize = Callable[[str], list[str]]
+
+
+def normalise_instructions(text: str) -> str:
+    """Lower case without ASCII punctuation, single spaces; articles stay: "The  cat." -> "the cat"."""
+    return " ".join(text.lower().translate(PUNCTUATION).split())
+
+
+def normalise_squad(text: str) -> str:
+    """`normalise_instructions` without the words a, an and the: "The  cat." -> "cat"."""
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(PUNCTUATION)).split())
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1.0 when both are the same, normalised as Super-NaturalInstructions does."""
+    return float(normalise_instructions(answer) == normalise_instructions(reference))
+
+
+def squad_exact_match(answer: str, reference: str) -> float:
+    """1.0 when both are the same, normalised as SQuAD does."""
+    return float(normalise_squad(answer) == normalise_squad(reference))
+
+
+def f1(answer: str, reference: str) -> float:
+    """Harmonic mean of precision and recall over words, normalised as SQuAD does; 1.0 where both have none (SQuAD 2.0)."""
+    ours, theirs = normalise_squad(answer).split(), normalise_squad(reference).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return _f1(sum((collections.Counter(ours) & collections.Counter(theirs)).values()), len(ours), len(theirs))
+
+
+def _f1(common: int, ours: int, theirs: int) -> float:
+    return 2 * common / (ours + theirs) if common else 0.0
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of Porter stems, by the rouge_score package."""
+    return _scorer().score(reference, answer)["rougeL"].fmeasure
+
+
+def rouge_1(answer: str, reference: str) -> float:
+    """ROUGE-1: F1 of the Porter stems in common, by the rouge_score package."""
+    return _scorer().score(reference, answer)["rouge1"].fmeasure
+
+
+@functools.cache
+def _scorer(tokenize: Tokenize | None = None):
+    try:
+        from rouge_score import rouge_scorer, tokenizers
+    except ImportError as error:
+        raise ValueError("ROUGE needs the rouge-score package: pip install rouge-score, or leave rouge_l and rouge_1 out") from error
+    if tokenize is None:
+        return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+    class Given(tokenizers.Tokenizer):
+        def tokenize(self, text: str) -> list[str]:
+            return tokenize(text)
+
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], tokenizer=Given())
+
+
+def rouge_of(tokenize: Tokenize) -> dict[str, Callable[[str, str], float]]:
+    """rouge_l and rouge_1 on the words that `tokenize` makes, not stemmed: for answers in other languages than English."""
+
+    def scored(name: str, answer: str, reference: str) -> float:
+        return _scorer(tokenize).score(reference, answer)[name].fmeasure
+
+    return {"rouge_l": functools.partial(scored, "rougeL"), "rouge_1": functools.partial(scored, "rouge1")}
+
+
+def byte_pairs(tokenizer) -> Tokenize:
+    """The words of a byte-level tokenizer without leading spaces; GPT-2's makes those of Super-NaturalInstructions' xlingual track."""
+    return lambda text: [token.lstrip("Ġ") for token in tokenizer.tokenize(text)]
+
+
+METRICS: Mapping[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match, "f1": f1, "rouge_l": rouge_l, "rouge_1": rouge_1, "squad_exact_match": squad_exact_match,
+}  # fmt: skip
+
+
+def chosen(names: str | Sequence[str], tokenize: Tokenize | None = None) -> dict[str, Callable[[str, str], float]]:
+    """The metrics of these names, in this order; `tokenize` makes the words of ROUGE's. Raises ValueError for another name."""
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    known = {**METRICS, **(rouge_of(tokenize) if tokenize else {})}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"metric {name!r} is unknown; one of {', '.join(known)}")
+    return {name: known[name] for name in names}
+
+
+def best(metric: Callable[[str, str], float], answer: str, references: Sequence[str]) -> float:
+    """The score of an answer: the best over its references. Raises ValueError without any."""
+    if not references:
+        raise ValueError(f"the answer {answer!r} has no reference to be scored against")
+    return max(metric(answer, reference) for reference in references)
+
+
+def score(
+    answers: Sequence[str], references: Sequence[Sequence[str]], metrics: Mapping[str, Callable[[str, str], float]]
+) -> dict[str, np.ndarray]:
+    """Metric name -> the score of every answer, float [N] in [0, 1]. Raises ValueError when an answer has no references."""
+    if len(answers) != len(references):
+        raise ValueError(f"{len(answers)} answers for {len(references)} sets of references; they must be equal")
+    pairs = list(zip(answers, references, strict=True))
+    return {name: np.array([best(metric, *pair) for pair in pairs]) for name, metric in metrics.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A line of a table. scores: metric -> 100 times the mean. intervals: metric -> the 95 % interval of that."""
+
+    name: str
+    answers: int
+    scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+def table(scores: Mapping[str, np.ndarray], groups: Sequence[str] | None = None, *, clusters: Sequence[str] | None = None) -> list[Scored]:
+    """One line for all answers, then one for each group (a task or a category) in order of its name.
+
+    The mean of all is over answers, as Super-NaturalInstructions has it, so that a task counts by its size. `clusters`: what the answers
+    of each interval are resampled by, see `bootstrap`; those of one task are not independent.
+    """
+    lines = [_line("all", scores, np.arange(len(next(iter(scores.values())))), clusters)]
+    if groups is not None:
+        lines += [_line(name, scores, np.flatnonzero(np.asarray(groups) == name), clusters) for name in sorted(set(groups))]
+    return lines
+
+
+def _line(name: str, scores: Mapping[str, np.ndarray], rows: np.ndarray, clusters: Sequence[str] | None) -> Scored:
+    within = None if clusters is None else [clusters[row] for row in rows]
+    within = None if within is None or len(set(within)) < 2 else within
+    means = {metric: 100 * float(values[rows].mean()) for metric, values in scores.items()}
+    intervals = {metric: bootstrap(100 * values[rows], within) for metric, values in scores.items()}
+    return Scored(name, len(rows), means, intervals)
+
+
+def bootstrap(
+    values: np.ndarray, clusters: Sequence[str] | None = None, *, share: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval of a mean (Efron and Tibshirani 1993, chapter 13), deterministic in `seed`.
+
+    values: float [N]. clusters: the name of each value's cluster; whole clusters are then drawn, and their values averaged together
+    (Field and Welsh 2007). One value, or none, has no interval: (nan, nan).
+    """
+    values = np.asarray(values, np.float64)
+    numbers = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sums, counts = np.bincount(numbers, values), np.bincount(numbers)
+    n = len(sums)
+    if n < 2:
+        return float("nan"), float("nan")
+    rng, means = np.random.default_rng(seed), np.empty(resamples)
+    for at in range(resamples):  # one at a time: memory stays that of the values
+        drawn = np.bincount(rng.integers(n, size=n), minlength=n)
+        means[at] = drawn @ sums / (drawn @ counts)
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def copy_input(inputs: Sequence[str]) -> list[str]:
+    """The baseline that answers with its input, which costs nothing."""
+    return list(inputs)
+
+
+def copy_demonstration(demonstrations: Sequence[Sequence[str]], seed: int = 0) -> list[str]:
+    """The baseline that answers with that of one of the task's demonstrations, drawn at random; '' where there is none."""
+    rng = np.random.default_rng(seed)
+    return [answers[int(rng.integers(len(answers)))] if answers else "" for answers in demonstrations]
+
+
+def formatted(lines: Sequence[Scored]) -> str:
+    """A table as Markdown: the mean, and the interval in brackets."""
+    metrics = list(lines[0].scores)
+    rows = [["", "answers", *metrics]]
+    rows += [[line.name, f"{line.answers:,}", *(_cell(line.scores[m], line.intervals[m]) for m in metrics)] for line in lines]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def _cell(mean: float, interval: tuple[float, float]) -> str:
+    return f"{mean:.1f}" if np.isnan(interval[0]) else f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
