@@ -20,13 +20,14 @@ class Example:
     """Segments in the order they are read. Tokens never reach across the border of what is trained and what is not.
 
     references: all responses that are right, for scoring.   task: what it is counted under.   cut: tokens its template left out of the
-    prompt's end to keep to a length.
+    prompt's end to keep to a length.   unanswered: it is a prompt, and nothing more.
     """
 
     segments: tuple[Segment, ...]
     references: tuple[str, ...] = ()
     task: str = ""
     cut: int = 0
+    unanswered: bool = False
 
     @property
     def prompt(self) -> tuple[Segment, ...]:
@@ -41,6 +42,8 @@ class Example:
     @property
     def _border(self) -> int:
         border = len(self.segments)
+        if self.unanswered:
+            return border
         while border and not self.segments[border - 1].trained:
             border -= 1
         if not border:
@@ -60,11 +63,11 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """A solved (or wrongly solved) instance that a task shows; explanation: why, or ""."""
+    """A solved (or wrongly solved) instance that a task shows; explanation: why, or None."""
 
     input: str
     output: str
-    explanation: str = ""
+    explanation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""From examples to tokens, each with a loss or without one. Training and generation go through here, so they read the same tokens.
+
+Text is tokenised in runs that never reach across the border of what is trained: a mask is exact by construction. The start and end tokens
+are those that the tokenizer adds by itself, and no more: a template that spells the start token is not given another.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from lm.data.examples import Example, Segment
+from lm.data.sources import DataError
+
+AT_ONCE = 256  # examples per call of the tokenizer
+SPACE = "▁"  # what SentencePiece's tokens spell a space with
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An example as tokens. ids: int32 [n], whose first is only read; trained: bool [n], those that are to be predicted.
+
+    prompt: how many ids generation is given.   read: int32 [m], what an encoder reads, or [0] without one.   bytes: of the answer, UTF-8.
+    keep: tokens at the beginning and the end of the prompt that are not text.   cut: tokens that the template left out.
+    """
+
+    ids: np.ndarray
+    trained: np.ndarray
+    prompt: int
+    read: np.ndarray
+    bytes: int
+    keep: tuple[int, int] = (0, 0)
+    cut: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    text: str
+    trained: bool
+    special: bool  # control tokens spelled out are those tokens
+    first: bool  # begins a sequence
+
+
+class Encoder:
+    """Encodes examples with a tokenizer; `decoder_start`: of an encoder-decoder, whose encoder reads the prompt, or None."""
+
+    def __init__(self, tokenizer, decoder_start: int | None = None):
+        from lm.data.templates.jinja import special_tokens
+
+        self._tokenizer, self._start = tokenizer, decoder_start
+        self._special = special_tokens(tokenizer)
+        self.prefix, self.suffix = affixes(tokenizer)
+        probe = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])
+        self._space = bool(probe) and str(probe[0]).startswith(SPACE)
+
+    def __call__(self, examples: Iterable[Example]) -> Iterator[Encoded]:
+        """Raises DataError for an example that trains no token."""
+        examples = iter(examples)
+        while chunk := list(itertools.islice(examples, AT_ONCE)):
+            split = [(self._runs(example.prompt, True), self._runs(example.response, self._start is not None)) for example in chunk]
+            ids = iter(self._tokenise([run for prompt, response in split for run in (*prompt, *response)]))
+            for example, (prompt, response) in zip(chunk, split, strict=True):
+                asked = [(run, next(ids)) for run in prompt]
+                yield self._joined(example, asked, [(run, next(ids)) for run in response])
+
+    def prompt(self, example: Example) -> list[int]:
+        """The ids that generation is given for an example with or without its answer: for the encoder, if there is one."""
+        runs = self._runs(example.prompt, True)
+        ids = [i for found in self._tokenise(runs) for i in found]
+        return self._framed(ids)
+
+    def _joined(self, example: Example, asked, answered) -> Encoded:
+        prompt = self._framed([i for _, ids in asked for i in ids])
+        trained = [run.trained for run, ids in asked for _ in ids]
+        written = [i for _, ids in answered for i in ids]
+        loss = [run.trained for run, ids in answered for _ in ids]
+        end = len(loss) - next((i for i, on in enumerate(reversed(loss)) if on), len(loss))
+        if not end:
+            raise DataError("an example has no token with a loss: its template trains none")
+        written, loss = written[:end], loss[:end]
+        size = sum(len(segment.text.encode()) for segment in example.response if segment.trained and not segment.control)
+        if self._start is None:
+            mask = [False] * (len(prompt) - len(trained)) + trained + loss
+            ids = np.array([*prompt, *written], np.int32)
+            kept = (len(prompt) - len(trained), 0)
+            return Encoded(ids, np.array(mask, bool), len(prompt), np.zeros(0, np.int32), size, kept, example.cut)
+        begin = [] if written[: len(self.prefix)] == self.prefix else self.prefix
+        ids = np.array([self._start, *begin, *written], np.int32)
+        mask = np.array([False, *[True] * len(begin), *loss])
+        kept = (len(self.prefix) if prompt[: len(self.prefix)] == self.prefix else 0, len(self.suffix))
+        return Encoded(ids, mask, 1, np.array(prompt, np.int32), size, kept, example.cut)
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        """With the tokens that the tokenizer adds to a text: the start unless it is there, and the end where an encoder reads it."""
+        start = [] if ids[: len(self.prefix)] == self.prefix else self.prefix
+        return [*start, *ids, *(self.suffix if self._start is not None else [])]
+
+    def _runs(self, segments: Sequence[Segment], first: bool) -> list[_Run]:
+        found = []
+        for trained, group in itertools.groupby((s for s in segments if s.text), key=lambda segment: segment.trained):
+            for text, special in self._texts(list(group)):
+                found.append(_Run(text, trained, special, first and not found))
+        return found
+
+    def _texts(self, segments: list[Segment]) -> list[tuple[str, bool]]:
+        """As one text where its control tokens are the template's own; else apart, so that those that a user spells out stay text."""
+        joined = "".join(segment.text for segment in segments)
+        own, at = [], 0
+        for segment in segments:
+            own += [m.start() + at for m in self._special.finditer(segment.text)] if segment.control else []
+            at += len(segment.text)
+        if [m.start() for m in self._special.finditer(joined)] == own:
+            return [(joined, True)]
+        groups = itertools.groupby(segments, key=lambda segment: segment.control)
+        return [("".join(segment.text for segment in group), control) for control, group in groups]
+
+    def _tokenise(self, runs: list[_Run]) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in runs]
+        for special in (True, False):
+            chosen = [i for i, run in enumerate(runs) if run.special == special]
+            texts = [self._text(runs[i]) for i in chosen]
+            if texts:
+                encoded = self._tokenizer(
+                    texts, add_special_tokens=False, split_special_tokens=not special, return_attention_mask=False, verbose=False
+                )  # fmt: skip
+                for i, ids in zip(chosen, encoded["input_ids"], strict=True):
+                    found[i] = list(ids)
+        return found
+
+    def _text(self, run: _Run) -> str:
+        # SentencePiece puts a space before every text; one that continues another brings its own.
+        return run.text[1:] if self._space and not run.first and re.match(r" \S", run.text) else run.text
+
+
+def affixes(tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer itself puts before and after a text."""
+    inner = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    outer = list(tokenizer("a")["input_ids"])
+    for at in range(len(outer) - len(inner) + 1):
+        if outer[at : at + len(inner)] == inner:
+            return outer[:at], outer[at + len(inner) :]
+    return [], []

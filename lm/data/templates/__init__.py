@@ -1,0 +1,90 @@
+"""Templates by the name a config gives them. A template is code, not a pattern: what is trained is known, never searched for."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lm.data.templates.alpaca import alpaca, alpaca_nl
+from lm.data.templates.chat import chatml, llama2, llama3, tulu
+from lm.data.templates.jinja import jinja
+from lm.data.templates.plain import plain
+from lm.data.templates.self_instruct import self_instruct
+from lm.data.templates.template import Template
+from lm.data.templates.tk_instruct import tk_instruct
+from lm.models.config import ConfigError, nearest
+
+TEMPLATES = {
+    "alpaca": alpaca, "alpaca_nl": alpaca_nl, "tk_instruct": tk_instruct, "self_instruct": self_instruct, "chatml": chatml, "tulu": tulu,
+    "llama2": llama2, "llama3": llama3, "jinja": jinja, "plain": plain,
+}  # fmt: skip
+CONTROL = {  # tokens a tokenizer must have for a template, besides its own end-of-text token
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+
+__all__ = ["CONTROL", "TEMPLATES", "Template", "check_name", "get", "options_of", "recall", "remember", "stop_id"]
+
+
+def get(name: str, tokenizer, **options) -> Template:
+    """The template of that name for a tokenizer.
+
+    Raises ConfigError for another name or option, and for a tokenizer without the control tokens that the template needs.
+    """
+    check_name(name)
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"template {name!r} has no option {option!r}{nearest(option, known)}; it has {', '.join(known) or 'none'}")
+    if tokenizer.eos_token is None:
+        raise ConfigError(f"template {name!r}: the tokenizer has no end-of-text token (eos_token); set one and save it again")
+    missing = [token for token in CONTROL.get(name, ()) if special_id(tokenizer, token) is None]
+    if missing:
+        raise ConfigError(
+            f"template {name!r} needs the control tokens {', '.join(missing)}, which the tokenizer does not have; add them to it as "
+            "special tokens, or use a template without any, such as 'tulu'"
+        )
+    return TEMPLATES[name](tokenizer, **options)
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError unless there is a template of that name."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"data.template={name!r} is unknown{nearest(name, TEMPLATES)}; one of {', '.join(TEMPLATES)}")
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a template, and their defaults."""
+    parameters = inspect.signature(TEMPLATES[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in ("tokenizer", "name", "end")}
+
+
+def stop_id(template: Template, tokenizer) -> int:
+    """The id of the token that ends an answer."""
+    found = special_id(tokenizer, template.stop)
+    if found is None:
+        raise ConfigError(f"template {template.name!r}: {template.stop!r} is no control token of the tokenizer")
+    return found
+
+
+def special_id(tokenizer, token: str) -> int | None:
+    """The id of a control token; None when the tokenizer does not know it as one."""
+    for number, added in tokenizer.added_tokens_decoder.items():
+        if str(added) == token and added.special:
+            return number
+    return tokenizer.convert_tokens_to_ids(token) if token in tokenizer.all_special_tokens else None
+
+
+def remember(template: Template) -> dict:
+    """What a run folder keeps of a template, as JSON."""
+    return {"name": template.name, "options": dict(template.options), "stop": template.stop, "fingerprint": template.fingerprint}
+
+
+def recall(kept: Mapping, tokenizer) -> Template:
+    """The template that `remember` described. Raises ConfigError when this code or tokenizer spells it differently."""
+    template = get(kept["name"], tokenizer, **kept["options"])
+    if template.fingerprint != kept["fingerprint"]:
+        raise ConfigError(
+            f"template {template.name!r} spells records differently from when the model was trained (fingerprint {template.fingerprint}, "
+            f"then {kept['fingerprint']}): the tokenizer or the code has changed; use those of the training, or name a template explicitly"
+        )
+    return template

@@ -1,0 +1,43 @@
+"""Self-Instruct's pool of templates (Wang et al. 2023, arXiv 2212.10560, section 2.3; prepare_for_finetuning.py)."""
+
+import numpy as np
+
+from lm.data.examples import Record, Segment
+from lm.data.templates.template import Asked, Template, answered, as_task
+
+WITH_INPUT = (  # around instruction and input, and what the answer begins with
+    ("", "\nInput: ", "\nOutput:", " "),
+    ("", "\n\nInput: ", "\n\nOutput:", " "),
+    ("Task: ", "\nInput: ", "\nOutput:", " "),
+    ("", "\n\n", "\n\nOutput:", " "),
+    ("", "\n\n", "\n\n", ""),
+    ("", "\n", "\n\n", ""),
+    ("Task: ", "\n\n", "\n\n", ""),
+)
+WITHOUT_INPUT = (  # around the instruction, and what the answer begins with
+    ("", " Output:", " "),
+    ("", "\nOutput:", " "),
+    ("", "\n\nOutput:", " "),
+    ("", "\n\n", ""),
+    ("", "\n", ""),
+    ("Task: ", "\n\n", ""),
+)
+
+
+def self_instruct(tokenizer, seed: int = 0) -> Template:
+    """One of the pool, drawn anew for each record from (seed, index)."""
+
+    def ask(question: Record, index: int) -> Asked:
+        task = as_task(question)
+        draw = np.random.default_rng((seed, index))
+        instruction, given = task.instruction.strip(), task.input.strip()
+        if given:
+            before, between, after, lead = WITH_INPUT[draw.integers(len(WITH_INPUT))]
+            text = f"{before}{instruction}{between}{given}{after}"
+        else:
+            before, after, lead = WITHOUT_INPUT[draw.integers(len(WITHOUT_INPUT))]
+            text = f"{before}{instruction}{after}"
+        spell = answered(tokenizer.eos_token, before=lead)
+        return Asked((Segment(text, False),), lambda answer: spell(answer.strip()))
+
+    return Template("self_instruct", {"seed": seed}, tokenizer.eos_token, ask)
