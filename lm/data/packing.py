@@ -34,6 +34,7 @@ class Packed:
     tokens, targets: uint16 or int32 [N, T].   segments: uint16 [N, T], from 1 within each row, 0 = padding.
     piece_row, piece_segment, piece_document: int32 [P].   document_bytes: int64 [D], UTF-8 bytes of each document's text.
     extra: further fields of `lm.Batch` by name, N rows each, such as weights [N, T], encoder_tokens and encoder_segments [N, S].
+    counts: what was left out or cut on the way here, by name.
     """
 
     tokens: np.ndarray
@@ -44,6 +45,7 @@ class Packed:
     piece_document: np.ndarray
     document_bytes: np.ndarray
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -53,13 +55,19 @@ class Packed:
         return self.tokens.shape[1]
 
     def stats(self) -> dict[str, float]:
-        """Counts, and `filled`: the share of positions that carry a prediction."""
+        """Counts, and `filled`: the share of positions that carry a prediction; with an encoder `encoder_filled` too."""
         pieces = np.bincount(self.piece_document, minlength=len(self.document_bytes))
         predictions = int(np.count_nonzero(self.segments))
-        return {
+        found: dict[str, float] = {
             "documents": len(self.document_bytes), "bytes": int(self.document_bytes.sum()), "rows": len(self), "length": self.length,
             "predictions": predictions, "split_documents": int((pieces > 1).sum()), "filled": predictions / self.segments.size,
         }  # fmt: skip
+        if "weights" in self.extra:
+            found["trained_tokens"] = int(np.count_nonzero(self.extra["weights"]))
+        if "encoder_segments" in self.extra:
+            read = self.extra["encoder_segments"]
+            found["encoder_filled"] = int(np.count_nonzero(read)) / read.size
+        return found | dict(self.counts)
 
 
 def encode(texts: Iterable[str], tokenizer, whole: bool = False) -> Iterator[tuple[np.ndarray, int]]:
@@ -159,7 +167,7 @@ def pack_files(
     The key is the content of the files, the tokenizer, and every argument that changes the rows. Raises DataError as `pack` does.
     """
     files = sources.find_files(patterns)
-    identity = [VERSION, length, field, separator, sources.content_hash(files), _fingerprint(tokenizer)]
+    identity = [VERSION, length, field, separator, sources.content_hash(files), fingerprint(tokenizer)]
     if whole:
         identity += ["whole", tokenizer.cls_token_id, tokenizer.sep_token_id]
     folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
@@ -171,7 +179,10 @@ def pack_files(
 def load(folder: pathlib.Path) -> Packed:
     """The rows that `save` wrote, memory-mapped."""
     found = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(folder.glob("*.npy"))}
-    return Packed(**{name: found.pop(name) for name in _ARRAYS}, extra=found)
+    counts = folder / "counts.json"
+    return Packed(
+        **{name: found.pop(name) for name in _ARRAYS}, extra=found, counts=json.loads(counts.read_text()) if counts.exists() else {}
+    )
 
 
 def save(packed: Packed, folder: pathlib.Path) -> None:
@@ -181,6 +192,7 @@ def save(packed: Packed, folder: pathlib.Path) -> None:
     for name, array in ({name: getattr(packed, name) for name in _ARRAYS} | dict(packed.extra)).items():
         np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
     (unfinished / "stats.json").write_text(json.dumps(packed.stats(), indent=1))
+    (unfinished / "counts.json").write_text(json.dumps(dict(packed.counts)))
     try:
         unfinished.rename(folder)
     except OSError:
@@ -189,7 +201,8 @@ def save(packed: Packed, folder: pathlib.Path) -> None:
         shutil.rmtree(unfinished)
 
 
-def _fingerprint(tokenizer) -> str:
+def fingerprint(tokenizer) -> str:
+    """Of all that decides which tokens a text becomes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     ids = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} "
