@@ -1,0 +1,87 @@
+"""Every objective with every family it is defined for: it learns, a copy that stopped halfway ends in the same bits, the preview is right.
+
+One family of each kind here; `python -m pytest -m slow tests/lm/test_smoke.py` takes all.
+"""
+
+import itertools
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import smoke
+from lm.data import preview
+from lm.families import FAMILIES, preset
+from lm.objectives import OBJECTIVES
+from lm.training import checkpoints, loop, paths, setup, trackers
+
+QUICK = ["next_token,gpt2", "prefix_lm,mamba", "masked,bert", "span_corruption,t5", "denoising,bart"]
+ALL = [f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if preset(family, "tiny").head in OBJECTIVES[name].heads]
+
+
+def kinds(row):
+    return [piece.kind for piece in row.tokens if piece.kind != "padding"]
+
+
+def right_next_token(row):
+    starts = [i for i, p in enumerate(row.tokens) if p.segment and (not i or row.tokens[i - 1].segment != p.segment)]
+    return all((piece.kind == "trained") == (i not in starts) for i, piece in enumerate(row.tokens) if piece.kind != "padding")
+
+
+def right_prefix_lm(row):
+    """Context, at least its start and one more, then tokens with a loss, document by document."""
+    documents = itertools.groupby((p for p in row.tokens if p.segment), key=lambda piece: piece.segment)
+    return all(re.fullmatch("c{2,}t+|ct", "".join(piece.kind[0] for piece in document)) for _, document in documents)
+
+
+def right_masked(row):
+    hidden = [piece for piece in row.tokens if piece.kind == "trained"]
+    return 0 < len(hidden) < 30 and any(piece.text == "<mask>" and piece.target for piece in hidden)
+
+
+def right_span_corruption(row):
+    read, written = ([piece.text for piece in side] for side in (row.encoder, row.tokens))
+    return "<extra_id_0>" in read and "<extra_id_0>" in written and "context" not in kinds(row)[1:2]
+
+
+def right_denoising(row):
+    return "<mask>" in [piece.text for piece in row.encoder] and "<mask>" not in [piece.text for piece in row.tokens]
+
+
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=[] if v in QUICK else [pytest.mark.slow]) for v in ALL])
+def test_an_objective_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
+    config = smoke.get_config(variant)
+    config.data.cache = str(tmp_path / "cache")
+    config.log.tensorboard = False
+    assert loop.train(config, tmp_path / "whole") == 0
+    rows = trackers.read(tmp_path / "whole")
+    name = config.objective.name
+    assert rows[0]["loss"] > 5 and rows[-1]["loss"] < smoke.BELOW[name], f"{rows[0]['loss']} -> {rows[-1]['loss']}"
+
+    half, end = checkpoints.steps(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(next((tmp_path / "half" / "checkpoints").glob(f"*{end}")))
+    assert checkpoints.steps(tmp_path / "half") == [half]
+    assert loop.train(config, tmp_path / "half") == 0
+    whole, again = (jax.tree.leaves(checkpoints.load_params(tmp_path / run)[1]) for run in ("whole", "half"))
+    assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
+
+    run = setup.prepare(config, paths.resolve(tmp_path / "half"))
+    batch = jax.device_get(next(setup.train_batches(config, run, setup.training_data(config, run))))
+    shifted = run.model.config.causal or bool(run.model.config.encoder_layers)
+    shown = preview.rows(batch, run.tokenizer, shifted=shifted)
+    right = globals()[f"right_{name}"]
+    assert len(shown) == config.batch_size and sum(map(right, shown)) >= 0.9 * len(shown)
+
+
+def test_smoke_names_what_it_does_not_know():
+    with pytest.raises(ValueError, match="did you mean 'masked'"):
+        smoke.get_config("maskd,bert")
+    with pytest.raises(ValueError, match="masked_lm, and gpt2 has causal_lm"):
+        smoke.get_config("masked,gpt2")
+
+
+def test_every_objective_has_a_smoke_run():
+    assert set(smoke.BELOW) == set(OBJECTIVES), set(OBJECTIVES) ^ set(smoke.BELOW)
