@@ -6,7 +6,7 @@ A config file starts from defaults(), changes what it needs, and ends in special
 from ml_collections import ConfigDict
 
 from lm.models.config import ModelConfig
-from lm.training import optimizer, settings, sharding
+from lm.training import optimizer, rules, settings, sharding
 
 
 def defaults() -> ConfigDict:
@@ -52,15 +52,23 @@ def defaults() -> ConfigDict:
     c.data.synthetic_rows = 0  # instead of files: this many rows of random tokens, for benchmarks
 
     c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw, adafactor, lion, or muon (AdamW for all but the matrices within layers)
     c.optimizer.learning_rate = 1e-3  # peak
+    c.optimizer.schedule = "cosine"  # way down from the peak: cosine, linear, wsd (stay, then a line), inverse_sqrt, constant
     c.optimizer.warmup = 0  # updates of linear rise to the peak
-    c.optimizer.final = 0.1  # last learning rate as a share of the peak, reached by a cosine
-    c.optimizer.b1 = 0.9  # decay of AdamW's first moment
-    c.optimizer.b2 = 0.95  # decay of its second moment
-    c.optimizer.eps = 1e-8  # added to the square root of the second moment
+    c.optimizer.cooldown = 0  # wsd: updates of the way down, at the end
+    c.optimizer.final = optimizer.FINAL  # last learning rate as a share of the peak
+    c.optimizer.b1 = optimizer.DEFAULTS["b1"]  # decay of AdamW's first moment; Lion: weight of the momentum in a step
+    c.optimizer.b2 = optimizer.DEFAULTS["b2"]  # decay of AdamW's second moment; Lion: of the momentum
+    c.optimizer.eps = optimizer.DEFAULTS["eps"]  # AdamW: added to the square root of the second moment
+    c.optimizer.momentum = optimizer.DEFAULTS["momentum"]  # Muon: decay of the momentum
     c.optimizer.weight_decay = 0.1  # decoupled, times the learning rate
-    c.optimizer.decay = optimizer.DECAY  # (regex, share of weight_decay): the first that a parameter's path contains; norms and biases 0
+    c.optimizer.decay = rules.DECAY  # (regex, share of weight_decay): the first that a parameter's path contains; norms and biases 0
+    c.optimizer.rates = rules.RATES  # (regex, multiple of the learning rate), read like decay; 0 = frozen: no gradient, no moments
     c.optimizer.clip = 1.0  # largest global norm of the gradient; 0 = any
+    c.optimizer.skip_above = 0.0  # skip an update whose gradient norm is this multiple of the median of the last 128; 0 = never
+    c.optimizer.skip_nonfinite = 0  # skip up to so many updates in a row whose loss or gradient is not finite, then stop
+    c.optimizer.ema = 0.0  # decay of a moving average of the weights, which then is what is evaluated, sampled and exported; 0 = none
 
     c.mesh = ConfigDict()  # devices along each axis; -1 = all that are left
     c.mesh.data = -1  # whole copies of the model

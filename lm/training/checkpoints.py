@@ -11,6 +11,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -19,8 +20,9 @@ from etils import epath
 from lm.models import build
 from lm.models.config import ModelConfig
 from lm.training.paths import Folder, is_remote, local_copy, resolve, upload, write_atomically
+from lm.training.rules import by_path
 from lm.training.sharding import path_name
-from lm.training.state import TrainState
+from lm.training.state import TrainState, average_of
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +151,7 @@ def load_params(workdir: str | Folder, step: int | None = None, shardings=None) 
     for candidate in [step] if step is not None else reversed(available):
         folder = _folder(workdir) / str(candidate)
         try:
-            params = _read(folder, {"params": abstract}, partial=True)["params"]
+            params = _read_weights(folder, abstract)
             with local_copy(_model_folder(workdir) / "tokenizer") as files:
                 return model, params, load_tokenizer(str(files))
         except CheckpointError:
@@ -246,7 +248,8 @@ def _set_aside(folders: list[Folder]) -> None:
 
 
 def _as_dict(state: TrainState) -> dict:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _parameter_shapes(model):
@@ -278,6 +281,17 @@ def _read(folder: Folder, abstract: dict, partial: bool = False) -> dict:
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=partial)
     return ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=args)
+
+
+def _read_weights(folder: Folder, abstract: dict) -> dict:
+    """The params of a checkpoint; where it holds their moving average, that."""
+    saved, of = _shapes(folder), by_path(abstract)
+    averaged = {n: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding) for n, x in of.items() if f"ema/{n}" in saved}
+    if not averaged:
+        return _read(folder, {"params": abstract}, partial=True)["params"]
+    wanted = {"params": abstract, "ema": flax.traverse_util.unflatten_dict(averaged, sep="/")}
+    read = _read(folder, wanted, partial=True)
+    return average_of(read["params"], read["ema"])
 
 
 def _read_data(folder: Folder) -> dict:

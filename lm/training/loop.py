@@ -146,7 +146,7 @@ class _Loop:
         c = self.config
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values[name]):
+            if not math.isfinite(values[name]) and values.get("nonfinite_in_a_row", 1) > c.optimizer.skip_nonfinite:
                 self.checkpoints.wait()
                 saved = checkpoints.steps(self.workdir)
                 raise TrainingError(
@@ -164,6 +164,7 @@ class _Loop:
         self.recent.append((step, seconds))
         first, since = self.recent[0]
         left = (seconds - since) / (step - first) * (c.steps - step) if step > first else None
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
         row = {"step": step, **values, "tokens": step * tokens, "tokens_per_second": speed, "mfu": used, "seconds": round(seconds, 3)}
         self.trackers.write(row)
         self.out.update(step, c.steps, row, left)
@@ -184,8 +185,9 @@ class _Loop:
 
     def _evaluate(self, step: int) -> None:
         row: dict = {"step": step}
+        params = self.parts.weights(self.state)
         for name, packed in self.held_out.items():
-            p = self.evaluate(self.state.params, packed, self.config.eval.max_rows)
+            p = self.evaluate(params, packed, self.config.eval.max_rows)
             row |= {f"eval/{name}/loss": p.loss, f"eval/{name}/perplexity": p.perplexity}
             if math.isnan(p.bits_per_byte):  # the objective does not predict every token of the text
                 self.out.say(f"step {step}: {name} loss {p.loss:.4f} over {p.tokens:,} tokens")
@@ -203,7 +205,7 @@ class _Loop:
         s, run = self.config.samples, self.parts
         start = packing.start_token(run.tokenizer)
         prompts = [[start, *run.tokenizer.encode(prompt, add_special_tokens=False)] for prompt in s.prompts]
-        new = generate(self.model, self.state.params, prompts, s.tokens, Sample(temperature=s.temperature, top_p=s.top_p), seed=step)
+        new = generate(self.model, run.weights(self.state), prompts, s.tokens, Sample(temperature=s.temperature, top_p=s.top_p), seed=step)
         texts = [run.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
         if self.active:
             run_folder.write_samples(self.workdir, step, list(zip(s.prompts, texts, strict=True)))

@@ -1,65 +1,149 @@
-"""AdamW with linear warm-up, cosine decay and clipping by the global norm."""
+"""Optimizers by name, each with clipping by the global norm, decoupled weight decay and rules for single parameters."""
 
-import re
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lm.models.config import ConfigError
+from lm.models.config import ConfigError, nearest
+from lm.training import rules, schedules
+from lm.training.muon import Axes, each_matrix, grouped, muon_matrix, scale_by_muon
+from lm.training.rules import DECAY, RATES, Table
 from lm.training.sharding import path_name
 
-# The first pattern found in a parameter's path decides its share of the weight decay.
-DECAY = ((r"norm[/_]|bias$|a_log$|skip$", 0.0), (r".", 1.0))
+# Name -> the settings it reads of those that not every optimizer has.
+USES: Mapping[str, tuple[str, ...]] = {
+    "adamw": ("b1", "b2", "eps"),
+    "adafactor": (),
+    "lion": ("b1", "b2"),
+    "muon": ("b1", "b2", "eps", "momentum"),
+}
+DEFAULTS = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95}
+FINAL = 0.1  # share of the peak that a schedule ends at, unless told otherwise
+FINITE = ("learning_rate", "final", "weight_decay", "clip", "skip_above", "ema", *DEFAULTS)
+COUNTS = ("warmup", "cooldown", "skip_nonfinite")
+FACTORED = 128  # Adafactor keeps whole second moments of matrices with a smaller side
 
 
-def learning_rate(peak: float, warmup: int, steps: int, final: float) -> optax.Schedule:
-    """0 -> `peak` over `warmup` updates, then half a cosine down to `final * peak` at update `steps` (Loshchilov & Hutter 2017)."""
-
-    def schedule(count):
-        count = jnp.asarray(count, jnp.float32)
-        # The first update already moves: its rate is peak / warmup, not 0.
-        rising = (count + 1) / max(1, warmup)
-        progress = jnp.clip((count - warmup) / max(1, steps - warmup), 0.0, 1.0)
-        falling = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return peak * jnp.where(count < warmup, rising, falling)
-
-    return schedule
-
-
-def decay_mask(params, rules=DECAY):
-    """The share of weight decay of each parameter, a tree of floats like params.
-
-    Raises ConfigError when a parameter matches no pattern.
-    """
-
-    def share(path, _):
-        name = path_name(path)
-        for pattern, value in rules:
-            if re.search(pattern, name):
-                return float(value)
-        raise ConfigError(f"optimizer.decay has no pattern for parameter {name}; end the list with ('.', share)")
-
-    return jax.tree_util.tree_map_with_path(share, params)
-
-
-def adamw(
-    schedule: optax.Schedule, *, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8,
-    weight_decay: float = 0.1, clip: float = 1.0, decay=DECAY,
+def build(
+    name: str, schedule: optax.Schedule, axes: Axes, *, b1: float = DEFAULTS["b1"], b2: float = DEFAULTS["b2"],
+    eps: float = DEFAULTS["eps"], momentum: float = DEFAULTS["momentum"], weight_decay: float = 0.1, clip: float = 1.0,
+    decay: Table = DECAY, rates: Table = RATES,
 ) -> optax.GradientTransformation:  # fmt: skip
-    """AdamW (Loshchilov & Hutter 2019) with moments in float32; `clip` bounds the gradient's global norm, 0 leaves it."""
+    """The optimizer called `name`: adamw, adafactor, lion or muon (AdamW for what is no matrix, and the first and last layer).
 
-    def decayed(updates, state, params=None):
-        shares = decay_mask(params, decay)
-        return jax.tree.map(lambda u, p, share: u + weight_decay * share * p.astype(u.dtype), updates, params, shares), state
-
-    def init(params):
-        decay_mask(params, decay)
-        return optax.EmptyState()
-
-    return optax.chain(
+    axes: path -> logical names of every parameter. `clip` bounds the gradient's global norm, 0 leaves it; decay and rates: see `rules`.
+    The transformation sees whole params, and gradients of those that are trained; moments are float32, and frozen parameters have none.
+    """
+    core = _CORES[name](axes, dict(b1=b1, b2=b2, eps=eps, momentum=momentum))
+    chain = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32),
-        optax.GradientTransformation(init, decayed),
+        core,
+        _decayed(weight_decay, decay, rates),
         optax.scale_by_learning_rate(schedule),
     )
+    trained = lambda params: rules.split(params, rates)[0]
+
+    def update(updates, state, params=None):
+        return chain.update(updates, state, trained(params))
+
+    return optax.GradientTransformation(lambda params: chain.init(trained(params)), update)
+
+
+def of_config(o: Any, steps: int, axes: Axes) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer and the schedule that a config's `optimizer` section describes."""
+    schedule = schedules.schedule(o.schedule, o.learning_rate, o.warmup, steps, o.final, o.cooldown)
+    same = {name: o[name] for name in (*DEFAULTS, "weight_decay", "clip", "decay", "rates")}
+    return build(o.name, schedule, axes, **same), schedule
+
+
+def check(o: Any, steps: int) -> None:
+    """Raises ConfigError, naming the field, its value and what was expected, when a config's `optimizer` section cannot work."""
+    for name in FINITE:
+        if not math.isfinite(o[name]) or o[name] < 0:
+            raise ConfigError(f"optimizer.{name}={o[name]}: expected a finite number, 0 or more")
+    for name in COUNTS:
+        if o[name] < 0:
+            raise ConfigError(f"optimizer.{name}={o[name]}: expected 0 or more")
+    if o.learning_rate == 0:
+        raise ConfigError("optimizer.learning_rate=0.0: nothing would be learned; expected a number above 0, such as 0.001")
+    for name in ("b1", "b2", "momentum", "ema"):
+        if o[name] >= 1:
+            raise ConfigError(f"optimizer.{name}={o[name]}: expected a number in [0, 1)")
+    for name, known in (("name", USES), ("schedule", schedules.SCHEDULES)):
+        if o[name] not in known:
+            raise ConfigError(f"optimizer.{name}={o[name]!r} is unknown{nearest(o[name], known)}; one of {', '.join(known)}")
+    for name, usual in DEFAULTS.items():
+        if o[name] != usual and name not in USES[o.name]:
+            raise ConfigError(f"optimizer.{name}={o[name]} would be ignored: {o.name} has none; leave it at {usual}")
+    if o.final > 1:
+        raise ConfigError(f"optimizer.final={o.final}: expected the last learning rate as a share of the peak, in [0, 1]")
+    if o.final != FINAL and "final" in schedules.IGNORED.get(o.schedule, ()):
+        raise ConfigError(f"optimizer.final={o.final} would be ignored: the schedule {o.schedule!r} has no end; leave it at {FINAL}")
+    if o.warmup > steps:
+        raise ConfigError(f"optimizer.warmup={o.warmup} is more than steps={steps}: the peak would never be reached; lower it")
+    if bool(o.cooldown) != (o.schedule == "wsd"):
+        raise ConfigError(
+            f"optimizer.cooldown={o.cooldown}: the schedule 'wsd' ends in so many updates of decay, and no other schedule has any; "
+            f"optimizer.schedule is {o.schedule!r}"
+        )
+    if o.warmup + o.cooldown > steps:
+        raise ConfigError(f"optimizer.warmup={o.warmup} and optimizer.cooldown={o.cooldown} are together more than steps={steps}")
+    if 0 < o.skip_above <= 1:
+        raise ConfigError(f"optimizer.skip_above={o.skip_above} would skip every second update; expected a multiple such as 10, or 0")
+    rules.check(o.decay, "optimizer.decay")
+    rules.check(o.rates, "optimizer.rates")
+
+
+def adamw(schedule: optax.Schedule, **options) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019); `options` as in `build`."""
+    return build("adamw", schedule, {}, **options)
+
+
+def _adam(axes: Axes, o: dict) -> optax.GradientTransformation:
+    return optax.scale_by_adam(o["b1"], o["b2"], o["eps"], mu_dtype=jnp.float32)
+
+
+def _lion(axes: Axes, o: dict) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023, algorithm 2): the sign of an interpolation of gradient and momentum."""
+    return optax.scale_by_lion(o["b1"], o["b2"], mu_dtype=jnp.float32)
+
+
+def _adafactor(axes: Axes, o: dict, factored: int = FACTORED) -> optax.GradientTransformation:
+    """Adafactor (Shazeer & Stern 2018, algorithm 4) without momentum: steps relative to each matrix's own size, 1e-3 at least."""
+    one = optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=factored), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+    )
+    return each_matrix(one, axes)
+
+
+def _muon(axes: Axes, o: dict) -> optax.GradientTransformation:
+    return grouped(
+        lambda path: "adamw" if muon_matrix(path, axes) is None else "muon",
+        {"muon": scale_by_muon(axes, o["momentum"]), "adamw": _adam(axes, o)},
+    )
+
+
+_CORES = {"adamw": _adam, "adafactor": _adafactor, "lion": _lion, "muon": _muon}
+
+
+def _decayed(weight_decay: float, decay: Table, rates: Table) -> optax.GradientTransformation:
+    """Adds each parameter's share of weight decay, and multiplies by its rate."""
+
+    def init(params):
+        rules.values(params, decay, "optimizer.decay")
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        def one(path, u, p):
+            name = path_name(path)
+            share, rate = rules.of(decay, name, "optimizer.decay"), rules.of(rates, name, "optimizer.rates")
+            u = u + weight_decay * share * p.astype(u.dtype)
+            return u if rate == 1.0 else rate * u
+
+        return jax.tree_util.tree_map_with_path(one, updates, params), state
+
+    return optax.GradientTransformation(init, update)

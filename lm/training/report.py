@@ -32,13 +32,14 @@ class Report:
 
     def update(self, step: int, steps: int, row: dict, eta_s: float | None) -> None:
         """A step has ended. `row` as in metrics.jsonl."""
+        loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
         used = "" if row.get("mfu") is None else f", MFU {row['mfu']:.1%}"
         speed = f"{row['tokens_per_second']:,.0f} tokens/s{used}" if row.get("tokens_per_second") else ""
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, loss=f"{row['loss']:.4f}", speed=speed)
+            self._progress.update(self._task, completed=step, loss=loss, speed=speed)
         else:
             left = "" if eta_s is None else f", {clock(eta_s)} left"
-            self.say(f"step {step}/{steps}: loss {row['loss']:.4f}{', ' + speed if speed else ''}{left}")
+            self.say(f"step {step}/{steps}: loss {loss}{', ' + speed if speed else ''}{left}")
 
     def stop(self) -> None:
         """Takes the bar away."""

@@ -11,12 +11,12 @@ from ml_collections import config_dict
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
 from lm.training import mesh as meshes
+from lm.training import optimizer
 
 Config = ml_collections.ConfigDict
 
 POSITIVE = ("steps", "batch_size", "length", "accumulate", "log.every", "checkpoint.every", "checkpoint.keep", "samples.tokens")
-NOT_NEGATIVE = ("seed", "objective.chunk", "data.synthetic_rows", "optimizer.warmup", "eval.every", "eval.max_rows", "samples.every")
-FINITE = ("learning_rate", "final", "b1", "b2", "eps", "weight_decay", "clip")
+NOT_NEGATIVE = ("seed", "objective.chunk", "data.synthetic_rows", "eval.every", "eval.max_rows", "samples.every")
 
 
 def model_section(config: ModelConfig) -> Config:
@@ -69,19 +69,7 @@ def check(config: Config, devices: int) -> None:
     for name in NOT_NEGATIVE:
         if _get(config, name) < 0:
             raise ConfigError(f"{name}={_get(config, name)}: expected 0 or more")
-    o = config.optimizer
-    for name in FINITE:
-        if not math.isfinite(o[name]) or o[name] < 0:
-            raise ConfigError(f"optimizer.{name}={o[name]}: expected a finite number, 0 or more")
-    if o.learning_rate == 0:
-        raise ConfigError("optimizer.learning_rate=0.0: nothing would be learned; expected a number above 0, such as 0.001")
-    for name in ("b1", "b2"):
-        if o[name] >= 1:
-            raise ConfigError(f"optimizer.{name}={o[name]}: expected a number in [0, 1)")
-    if o.final > 1:
-        raise ConfigError(f"optimizer.final={o.final}: expected the last learning rate as a share of the peak, in [0, 1]")
-    if o.warmup > config.steps:
-        raise ConfigError(f"optimizer.warmup={o.warmup} is more than steps={config.steps}: the peak would never be reached; lower it")
+    optimizer.check(config.optimizer, config.steps)
     if config.objective.name not in OBJECTIVES:
         name = config.objective.name
         raise ConfigError(f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}")

@@ -16,11 +16,11 @@ from lm.data.packing import Packed
 from lm.models import LanguageModel, build
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES, Transform
-from lm.training import checkpoints, optimizer, settings, sharding
+from lm.training import checkpoints, optimizer, rules, settings, sharding
 from lm.training.mesh import make_mesh
 from lm.training.paths import Folder, is_remote
 from lm.training.sharding import Rules
-from lm.training.state import TrainState, abstract_state, create_state
+from lm.training.state import Extras, TrainState, abstract_state, average_of, create_state
 from lm.training.step import make_train_step
 
 CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # of runs in object storage
@@ -43,12 +43,18 @@ class Run:
     train_step: Any  # jitted
     abstract: TrainState
     transform: Transform | None  # what the objective does to rows
+    extras: Extras
 
     def fresh_state(self, seed: int) -> TrainState:
         """Step 0: drawn from the seed, or the weights of init_from."""
         return create_state(
-            self.model, self.optimizer, self.mesh, seed, params=self.params, rules=self.parameters, activations=self.activations
-        )
+            self.model, self.optimizer, self.mesh, seed, params=self.params, rules=self.parameters, activations=self.activations,
+            extras=self.extras,
+        )  # fmt: skip
+
+    def weights(self, state: TrainState) -> dict:
+        """The model's params that a state stands for: what is evaluated, sampled and exported."""
+        return average_of(state.params, state.ema)
 
 
 def prepare(config: settings.Config, workdir: Folder) -> Run:
@@ -67,17 +73,22 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         )
     chosen = OBJECTIVES[config.objective.name]
     transform = None if chosen.transform is None else chosen.transform(tokenizer, c, **settings.options(config))
-    schedule = optimizer.learning_rate(config.optimizer.learning_rate, config.optimizer.warmup, config.steps, config.optimizer.final)
-    o = config.optimizer
-    adamw = optimizer.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip, decay=o.decay)
-    abstract = abstract_state(model, adamw, mesh, parameters)
+    o, axes = config.optimizer, rules.by_path(model.logical_axes())
+    for table in ("rates", "decay"):
+        rules.check_used(axes, o[table], f"optimizer.{table}", every_pattern=table == "rates")
+    updates, schedule = optimizer.of_config(o, config.steps, axes)
+    extras = Extras(ema=o.ema > 0, guard=bool(o.skip_above or o.skip_nonfinite), rates=o.rates)
+    abstract = abstract_state(model, updates, mesh, parameters, extras)
     objective = functools.partial(chosen.loss, chunk=config.objective.chunk)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    train_step = make_train_step(model, objective, adamw, schedule, accumulate=config.accumulate, shardings=shardings.params)
+    train_step = make_train_step(
+        model, objective, updates, schedule, accumulate=config.accumulate, shardings=shardings.params, rates=o.rates, ema=o.ema,
+        skip_above=o.skip_above,
+    )  # fmt: skip
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     example = abstract_batch(rows, config.batch_size, (config.length, config.length if c.encoder_layers else 0))
     _check_names(train_step, abstract, example, mesh, activations)
-    return Run(workdir, model, params, tokenizer, mesh, parameters, activations, rows, adamw, train_step, abstract, transform)
+    return Run(workdir, model, params, tokenizer, mesh, parameters, activations, rows, updates, train_step, abstract, transform, extras)
 
 
 def abstract_batch(rows: NamedSharding, batch_size: int, lengths: tuple[int, int]) -> Batch:

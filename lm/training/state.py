@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,49 +12,100 @@ import optax
 from jax.sharding import Mesh
 
 from lm.batch import Batch
-from lm.training import sharding
-from lm.training.sharding import ACTIVATIONS, PARAMETERS, Rules
+from lm.training import guard, rules, sharding
+from lm.training.rules import RATES, Table, by_path
+from lm.training.sharding import ACTIVATIONS, PARAMETERS, Rules, path_name
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates done.   params: the model's dict.   opt_state: optax's.   rng: uint32 key data, never changed."""
+    """step: int32 scalar, updates done.   params: the model's dict.   opt_state: optax's.   rng: uint32 key data, never changed.
+
+    Only where the run asks for them, else None: ema, the moving average of the trained params in float32; guard, what a spike is judged by.
+    """
 
     step: Any
     params: Any
     opt_state: Any
     rng: Any
+    ema: Any = None
+    guard: Any = None
 
 
-def initialise(model, optimizer: optax.GradientTransformation, seed: int | jax.Array, rows: int = 1) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What a state holds beside the model and its optimizer. rates: see `rules`; a parameter with the rate 0 has no average."""
+
+    ema: bool = False
+    guard: bool = False
+    rates: Table = RATES
+
+
+def initialise(
+    model, optimizer: optax.GradientTransformation, seed: int | jax.Array, rows: int = 1, extras: Extras = Extras()
+) -> TrainState:
     """A fresh state, pure. `rows`: of the example batch, for a mesh that divides it."""
-    params_key, rng = jax.random.split(jax.random.key(seed))
+    params_key, _ = jax.random.split(jax.random.key(seed))
     params = model.init(params_key, Batch.of(np.zeros((rows, 2), np.int32)))["params"]
-    return TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key_data(rng))
+    return start(params, optimizer, seed, extras)
 
 
-def abstract_state(model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS) -> TrainState:
+def start(params, optimizer: optax.GradientTransformation, seed: int | jax.Array, extras: Extras = Extras()) -> TrainState:
+    """The state that begins with `params`, pure."""
+    _, rng = jax.random.split(jax.random.key(seed))
+    trained = rules.split(params, extras.rates)[0]
+    return TrainState(
+        jnp.int32(0), params, optimizer.init(params), jax.random.key_data(rng),
+        ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), trained) if extras.ema else None,
+        guard=guard.start() if extras.guard else None,
+    )  # fmt: skip
+
+
+def abstract_state(model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS, extras: Extras = Extras()) -> TrainState:
     """The shapes, dtypes and shardings of the state on `mesh`: ShapeDtypeStructs. Raises ConfigError where the rules do not fit."""
-    shapes = jax.eval_shape(lambda: initialise(model, optimizer, 0))
+    shapes = jax.eval_shape(lambda: initialise(model, optimizer, 0, extras=extras))
     of_params = sharding.parameter_shardings(mesh, model.logical_axes(), shapes.params, rules)
-    everywhere = sharding.replicated(mesh)
-    of_optimizer = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, s: s, shapes.opt_state, of_params, transform_non_params=lambda _: everywhere
-    )
-    shardings = TrainState(everywhere, of_params, of_optimizer, everywhere)
+    shardings = _like_params(shapes, of_params, sharding.replicated(mesh))
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def create_state(model, optimizer, mesh: Mesh, seed: int, *, params=None, rules: Rules = PARAMETERS, activations: Rules = ACTIVATIONS):
+def create_state(
+    model, optimizer, mesh: Mesh, seed: int, *, params=None, rules: Rules = PARAMETERS, activations: Rules = ACTIVATIONS,
+    extras: Extras = Extras(),
+) -> TrainState:  # fmt: skip
     """A state on the mesh, drawn from `seed` shard by shard, or starting from `params`. The same numbers on every mesh."""
-    abstract = abstract_state(model, optimizer, mesh, rules)
+    abstract = abstract_state(model, optimizer, mesh, rules, extras)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     with sharding.activate(mesh, activations):
         if params is None:
-            return jax.jit(lambda s: initialise(model, optimizer, s, mesh.size), out_shardings=shardings)(seed)
+            return jax.jit(lambda s: initialise(model, optimizer, s, mesh.size, extras), out_shardings=shardings)(seed)
         params = jax.tree.map(lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), params, abstract.params)
         rest = jax.jit(
-            lambda p, s: TrainState(jnp.int32(0), (), optimizer.init(p), jax.random.key_data(jax.random.split(jax.random.key(s))[1])),
+            lambda p, s: dataclasses.replace(start(p, optimizer, s, extras), params=()),
             out_shardings=dataclasses.replace(shardings, params=()),
         )(params, seed)
     return dataclasses.replace(rest, params=params)
+
+
+def average_of(params: dict, average: dict | None) -> dict:
+    """`params` with the moving average, in their dtypes, in the place of those that have one."""
+    if average is None:
+        return params
+    flat, new = by_path(params), by_path(average)
+    return flax.traverse_util.unflatten_dict({n: x if n not in new else new[n].astype(x.dtype) for n, x in flat.items()}, sep="/")
+
+
+def _like_params(tree, shardings, otherwise):
+    """The sharding of every array of a tree: that of the parameter whose path is part of its own, if it has its shape.
+
+    So moments and averages lie beside their parameters, and what an optimizer keeps of rows and columns is whole everywhere.
+    """
+    of, shapes = by_path(shardings), {name: x.shape for name, x in by_path(tree.params).items()}
+
+    def one(path, leaf):
+        parts = path_name(path).split("/")
+        spans = (parts[i:j] for width in range(len(parts), 0, -1) for i in range(len(parts) - width + 1) for j in [i + width])
+        name = next((name for name in map("/".join, spans) if name in of), None)
+        return of[name] if name is not None and shapes[name] == leaf.shape else otherwise
+
+    return jax.tree_util.tree_map_with_path(one, tree)

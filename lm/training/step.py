@@ -1,7 +1,7 @@
 """One training step: pure, to be jitted with the state donated."""
 
-import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,57 +9,81 @@ import optax
 
 from lm.batch import Batch
 from lm.objectives.loss import Loss
+from lm.training import guard, rules
+from lm.training.rules import RATES, Table
 from lm.training.state import TrainState
 
 Objective = Callable[..., Loss]
 
 
-def make_train_step(model, objective: Objective, optimizer: optax.GradientTransformation, schedule, *, accumulate: int = 1, shardings=None):
+def make_train_step(
+    model, objective: Objective, optimizer: optax.GradientTransformation, schedule, *, accumulate: int = 1, shardings=None,
+    rates: Table = RATES, ema: float = 0.0, skip_above: float = 0.0,
+):  # fmt: skip
     """A function (state, batch) -> (state, metrics of float32 scalars).
 
     The gradient is that of sum(loss) / sum(weight) over the whole batch, whatever the number of devices and of micro-batches (`accumulate`,
-    which must divide the batch). `shardings`, of the parameters, keeps the gradients sharded as they are.
+    which must divide the batch). `shardings`, of the parameters, keeps the gradients sharded as they are. What `rates` freeze has no
+    gradient. `ema`: decay of the moving average in a state that has one; `skip_above`: see `guard.judge`, for a state that has a guard.
     """
     dropout = model.config.dropout > 0
 
-    def sums(params, batch: Batch, rng):
-        loss = objective(model, params, batch, rng if dropout else None)
+    def sums(trained, frozen, batch: Batch, rng):
+        loss = objective(model, rules.join(trained, frozen), batch, rng if dropout else None)
         return loss.sum, loss
 
-    def micro(params, batch: Batch, rng):
-        (_, loss), gradients = jax.value_and_grad(sums, has_aux=True)(params, batch, rng)
+    def micro(trained, frozen, batch: Batch, rng):
+        (_, loss), gradients = jax.value_and_grad(sums, has_aux=True)(trained, frozen, batch, rng)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
-        return loss, gradients if shardings is None else jax.lax.with_sharding_constraint(gradients, shardings)
+        return loss, gradients if shardings is None else jax.lax.with_sharding_constraint(gradients, rules.split(shardings, rates)[0])
 
-    def total(params, batch: Batch, rng):
+    def total(trained, frozen, batch: Batch, rng):
         if accumulate == 1:
-            return micro(params, batch, rng)
+            return micro(trained, frozen, batch, rng)
 
         def body(carry, xs):
-            return jax.tree.map(jnp.add, carry, micro(params, *xs)), None
+            return jax.tree.map(jnp.add, carry, micro(trained, frozen, *xs)), None
 
         # Micro-batch i is rows i, i + k, ...: each device splits the rows it has, and nothing moves.
         batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         rngs = jax.random.split(rng, accumulate)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, params, jax.tree.map(lambda x: x[0], batches), rng)
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, trained, frozen, jax.tree.map(lambda x: x[0], batches), rng)
         )
         return jax.lax.scan(body, zeros, (batches, rngs))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        loss, gradients = total(state.params, batch, rng)
+        trained, frozen = rules.split(state.params, rates)
+        loss, gradients = total(trained, frozen, batch, rng)
         weight = jnp.where(loss.weight > 0, loss.weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        applied = state.step if state.guard is None else state.step - state.guard.skipped
         metrics = {
             "loss": loss.sum / weight,
             "weight": loss.weight,
             "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(schedule(applied), jnp.float32),
             **{name: value / weight for name, value in loss.metrics.items()},
         }
-        state = dataclasses.replace(state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        trained: Any = optax.apply_updates(trained, updates)
+        average = None if state.ema is None else _averaged(state.ema, trained, applied, ema)
+        guarded = state.guard
+        if guarded is not None:
+            guarded, take = guard.judge(guarded, metrics["loss"], metrics["gradient_norm"], skip_above)
+            before = (rules.split(state.params, rates)[0], state.opt_state, state.ema)
+            choose = lambda new, old: jnp.where(take, new, old)
+            trained, opt_state, average = jax.tree.map(choose, (trained, opt_state, average), before)
+            metrics |= {"skipped": guarded.skipped.astype(jnp.float32), "nonfinite_in_a_row": guarded.nonfinite.astype(jnp.float32)}
+        state = TrainState(state.step + 1, rules.join(trained, frozen), opt_state, state.rng, average, guarded)
         return state, metrics
 
     return train_step
+
+
+def _averaged(average, params, updates_done, decay: float):
+    """Polyak averaging with a decay that rises to `decay`, so that the first weights are soon forgotten: (1 + n) / (10 + n) at most."""
+    n = updates_done.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + n) / (10 + n))
+    return jax.tree.map(lambda a, p: d * a + (1 - d) * p.astype(jnp.float32), average, params)

@@ -47,11 +47,11 @@ def ours_train() -> float:
 
     import lm
     from lm.objectives import next_token
-    from lm.training import mesh, optimizer, sharding, state, step
+    from lm.training import mesh, optimizer, schedules, sharding, state, step
 
     model, _ = ours_model()
     devices = mesh.make_mesh()
-    schedule = optimizer.learning_rate(1e-4, 10, 100, 0.1)
+    schedule = schedules.schedule("cosine", 1e-4, 10, 100, 0.1)
     adamw = optimizer.adamw(schedule)
     current = state.create_state(model, adamw, devices, 0)
     train_step = jax.jit(step.make_train_step(model, next_token, adamw, schedule), donate_argnums=0)

@@ -11,7 +11,7 @@ from lm.data.batches import TrainBatches
 from lm.models import build
 from lm.models.config import ModelConfig
 from lm.objectives import next_token
-from lm.training import optimizer, sharding
+from lm.training import optimizer, schedules, sharding
 from lm.training.mesh import make_mesh
 from lm.training.state import create_state
 from lm.training.step import make_train_step
@@ -30,7 +30,7 @@ def mesh_of(data: int, fsdp: int, tensor: int):
 
 def parts(config=MODEL, *, clip=1.0):
     """(model, optimizer, schedule)."""
-    schedule = optimizer.learning_rate(1e-3, 2, 10, 0.1)
+    schedule = schedules.schedule("cosine", 1e-3, 2, 10, 0.1)
     return build(config), optimizer.adamw(schedule, clip=clip), schedule
 
 

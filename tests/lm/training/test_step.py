@@ -6,14 +6,18 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lm.batch import Batch
+from lm.models import build
 from lm.objectives import next_token
-from lm.training import sharding
-from lm.training.state import create_state
+from lm.training import guard, optimizer, rules, sharding
+from lm.training.state import Extras, average_of, create_state
 from lm.training.step import make_train_step
+from tests.lm.small_models import identical
 from tests.lm.training import small
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -90,3 +94,125 @@ def test_a_step_compiles_again_after_the_first():
     jax.monitoring.clear_event_listeners()
     assert not count
     assert int(state.step) == 3
+
+
+def plain_step(model, adamw):
+    """The step without any extra, written out: gradient of the mean, clipping, AdamW."""
+
+    def step(params, opt_state, batch):
+        def mean(p):
+            loss = next_token(model, p, batch, None)
+            return loss.sum, loss
+
+        (_, loss), g = jax.value_and_grad(mean, has_aux=True)(params)
+        updates, opt_state = adamw.update(jax.tree.map(lambda x: x / loss.weight, g), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return jax.jit(step)
+
+
+def after(step, state, batches):
+    """(state, metrics of each step)."""
+    metrics = []
+    for batch in batches:
+        state, m = step(state, batch)
+        metrics.append({name: float(x) for name, x in m.items()})
+    return jax.device_get(state), metrics
+
+
+CONFIG = small.MODEL.replace(n_layers=1)
+
+
+def rows(n, seed=0):
+    return [Batch.of(np.random.default_rng(seed + i).integers(0, 64, (2, 8))) for i in range(n)]
+
+
+def test_a_step_with_everything_off_is_another_program_or_gives_other_bits():
+    model, adamw, schedule = small.parts(CONFIG)
+    mesh = small.mesh_of(1, 1, 1)
+    state = create_state(model, adamw, mesh, 0)
+    params, opt_state = state.params, state.opt_state
+    step = plain_step(model, adamw)
+    for batch in rows(3):
+        params, opt_state = step(params, opt_state, batch)
+    off = make_train_step(model, next_token, adamw, schedule, rates=rules.RATES, ema=0.0, skip_above=0.0)
+    found, _ = after(jax.jit(off), state, rows(3))
+    assert identical(found.params, params) and identical(found.opt_state, opt_state)
+    text = lambda f: str(jax.make_jaxpr(f)(state, rows(1)[0]))
+    assert text(off) == text(make_train_step(model, next_token, adamw, schedule))
+    assert found.ema is None and found.guard is None
+
+
+SPIKES = (1.0, 1e6, float("nan"), float("inf"))
+
+
+def spiked(model, params, batch, rng=None):
+    """Next-token loss times what the first token says of it."""
+    found = next_token(model, params, batch, rng)
+    return found.replace(sum=found.sum * jnp.asarray(SPIKES)[batch.types[0, 0]])
+
+
+def test_a_spike_changes_anything_or_is_not_counted():
+    model, adamw, schedule = small.parts(CONFIG)
+    mark = lambda batch, kind: batch.replace(types=np.full((2, 8), kind, np.int32))
+    batches = [mark(batch, 0) for batch in rows(guard.SEEN + 2)]
+    state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True, guard=True))
+    step = jax.jit(make_train_step(model, spiked, adamw, schedule, ema=0.9, skip_above=10.0))
+    before, _ = after(step, state, batches[:-1])
+    undisturbed, _ = after(step, before, batches[-1:])
+    for kind, factor in enumerate(SPIKES[1:], 1):
+        during, (metrics,) = after(step, before, [mark(batches[0], kind)])
+        assert metrics["skipped"] == 1.0 and metrics["nonfinite_in_a_row"] == float(not np.isfinite(factor)), factor
+        for name in ("params", "opt_state", "ema"):
+            assert identical(getattr(during, name), getattr(before, name)), (factor, name)
+        later, (metrics,) = after(step, during, batches[-1:])
+        assert metrics["skipped"] == 1.0 and metrics["nonfinite_in_a_row"] == 0.0
+        assert identical(later.params, undisturbed.params), "the update after a skipped one is not that of a run without it"
+
+
+def test_a_lasting_change_of_scale_is_skipped_for_ever():
+    judged = jax.jit(lambda g, norm: guard.judge(g, jnp.float32(0), norm, 5.0))
+    g, taken = guard.start(), []
+    for norm in [1.0] * guard.WINDOW + [50.0] * guard.WINDOW:
+        g, take = judged(g, jnp.float32(norm))
+        taken.append(bool(take))
+    assert taken[: guard.WINDOW] == [True] * guard.WINDOW
+    assert taken[guard.WINDOW :].index(True) == guard.WINDOW // 2 and int(g.skipped) == guard.WINDOW // 2
+    assert all(taken[-guard.WINDOW // 2 :])
+
+
+def test_the_average_is_not_the_recursion_of_the_parameters():
+    model, adamw, schedule = small.parts(CONFIG)
+    state = create_state(model, adamw, small.mesh_of(1, 2, 1), 0, extras=Extras(ema=True))
+    up = lambda tree: tree["layers"]["mlp"]["up"]
+    assert up(state.ema).sharding == up(state.params).sharding
+    state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True))
+    step = jax.jit(make_train_step(model, next_token, adamw, schedule, ema=0.15), donate_argnums=0)
+    wanted = np.asarray(up(state.ema)).copy()
+    for n, batch in enumerate(rows(4)):
+        state, _ = step(state, batch)
+        d = min(0.15, (1 + n) / (10 + n))
+        wanted = d * wanted + (1 - d) * np.asarray(up(state.params))
+    np.testing.assert_allclose(up(state.ema), wanted, rtol=1e-5, atol=1e-7)
+    assert identical(average_of(state.params, state.ema), state.ema) and average_of(state.params, None) is state.params
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor", "lion"])
+def test_an_optimizer_gives_other_numbers_on_eight_devices(name):
+    def run(shape):
+        model, mesh = build(CONFIG.replace(d_model=128, d_ff=128)), small.mesh_of(*shape)
+        updates = optimizer.build(name, lambda _: 1e-2, rules.by_path(model.logical_axes()), clip=0.0)
+        state = create_state(model, updates, mesh, 0)
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        step = make_train_step(model, next_token, updates, lambda _: 1e-2, shardings=shardings.params)
+        with sharding.activate(mesh):
+            step = jax.jit(step, out_shardings=(shardings, None))
+            for batch in rows(2, seed=5):
+                batch = jax.tree.map(lambda x: np.tile(x, (4, 1)), batch)
+                state, _ = step(state, batch)
+        return jax.device_get(state.params)
+
+    one, eight = run((1, 1, 1)), run((2, 2, 2))
+    # Where a gradient is next to nothing its sign is rounding, and the first steps of Lion and AdamW are signs.
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        assert np.mean(np.abs(a - b) > 1e-4) < 0.01

@@ -1,0 +1,77 @@
+"""What differs from parameter to parameter: a table of (regex, value), in which the first pattern found in a parameter's path counts.
+
+One mechanism for the share of weight decay, the learning rate, and what is frozen (rate 0), after big_vision's optax.py.
+"""
+
+import math
+import re
+from collections.abc import Collection
+
+import flax.traverse_util
+import jax
+
+from lm.models.config import ConfigError
+from lm.training.sharding import path_name
+
+Table = tuple[tuple[str, float], ...]
+
+DECAY: Table = ((r"norm[/_]|bias$|a_log$|skip$", 0.0), (r".", 1.0))  # norms, biases, and a state space's A, D and time-step bias: none
+RATES: Table = ((r".", 1.0),)
+
+
+def check(table: Table, field: str) -> None:
+    """Raises ConfigError, calling the table `field`, when it is not one of (regex, finite number of at least 0)."""
+    for entry in table:
+        pair = tuple(entry) if isinstance(entry, tuple | list) else ()
+        if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
+            raise ConfigError(f"{field} holds {entry!r}; expected pairs (regex, number), such as ((r'norm', 0.0), (r'.', 1.0))")
+        if not math.isfinite(pair[1]) or pair[1] < 0:
+            raise ConfigError(f"{field} gives {pair[0]!r} the value {pair[1]}; expected a finite number, 0 or more")
+        try:
+            re.compile(pair[0])
+        except re.error as e:
+            raise ConfigError(f"{field}: {pair[0]!r} is not a regular expression: {e}") from e
+
+
+def by_path(tree) -> dict:
+    """A nested dict, such as of logical names, as {path: leaf}."""
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def check_used(names: Collection[str], table: Table, field: str, every_pattern: bool = True) -> None:
+    """Raises ConfigError when one of the parameters' paths is found by no pattern, or a pattern finds none of them."""
+    for name in names:
+        of(table, name, field)
+    for pattern, _ in table:
+        if every_pattern and not any(re.search(pattern, name) for name in names):
+            raise ConfigError(f"{field}: {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}")
+
+
+def of(table: Table, name: str, field: str) -> float:
+    """The value for the parameter called `name`. Raises ConfigError when no pattern finds it."""
+    for pattern, value in table:
+        if re.search(pattern, name):
+            return float(value)
+    raise ConfigError(f"{field} has no pattern for parameter {name}; end the list with ('.', value)")
+
+
+def values(params, table: Table, field: str):
+    """The value of each parameter, a tree of floats like params. Raises ConfigError when a parameter matches no pattern."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: of(table, path_name(path), field), params)
+
+
+def split(params: dict, rates: Table = RATES) -> tuple[dict, dict]:
+    """(what is trained, what is frozen): two nested dicts that `join` puts together again; frozen is what has the rate 0."""
+    flat = by_path(params)
+    frozen = {name for name in flat if of(rates, name, "optimizer.rates") == 0.0}
+    if not frozen:
+        return params, {}
+    unflatten = lambda keep: flax.traverse_util.unflatten_dict({n: x for n, x in flat.items() if (n in frozen) != keep}, sep="/")
+    return unflatten(True), unflatten(False)
+
+
+def join(trained: dict, frozen: dict) -> dict:
+    """The inverse of `split`."""
+    if not frozen:
+        return trained
+    return flax.traverse_util.unflatten_dict(by_path(trained) | by_path(frozen), sep="/")

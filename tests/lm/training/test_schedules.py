@@ -1,0 +1,48 @@
+"""Every schedule against its closed form, written out update by update in Python's float64."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lm.training import schedules
+
+PEAK, WARMUP, STEPS, FINAL, COOLDOWN = 2e-3, 8, 50, 0.2, 12
+
+
+def down(name, n):
+    """The share of the peak at update n after the rise, as the papers write it."""
+    done = min(1.0, (n - WARMUP) / (STEPS - WARMUP))
+    return {
+        "cosine": FINAL + (1 - FINAL) * (1 + math.cos(math.pi * done)) / 2,
+        "linear": 1 - (1 - FINAL) * done,
+        "wsd": 1 - (1 - FINAL) * min(1.0, max(0, n - (STEPS - COOLDOWN)) / COOLDOWN),
+        "inverse_sqrt": math.sqrt(WARMUP / (n + 1)),
+        "constant": 1.0,
+    }[name]
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_a_schedule_is_not_its_closed_form(name):
+    rate = schedules.schedule(name, PEAK, WARMUP, STEPS, FINAL, COOLDOWN)
+    wanted = [PEAK * ((n + 1) / WARMUP if n < WARMUP else down(name, n)) for n in range(STEPS + 10)]
+    np.testing.assert_allclose([float(rate(n)) for n in range(STEPS + 10)], wanted, rtol=2e-6)
+
+
+def test_the_cosine_is_not_the_one_that_older_runs_followed():
+    """Bit for bit what optimizer.learning_rate computed, as a resumed run would notice."""
+    import jax.numpy as jnp
+
+    def before(count):
+        count = jnp.asarray(count, jnp.float32)
+        progress = jnp.clip((count - WARMUP) / max(1, STEPS - WARMUP), 0.0, 1.0)
+        falling = FINAL + (1 - FINAL) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return PEAK * jnp.where(count < WARMUP, (count + 1) / max(1, WARMUP), falling)
+
+    rate = schedules.schedule("cosine", PEAK, WARMUP, STEPS, FINAL)
+    assert all(float(rate(n)) == float(before(n)) for n in range(STEPS + 5))
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_a_run_without_warmup_does_not_start_at_the_peak(name):
+    assert float(schedules.schedule(name, 1.0, 0, 10, 0.1, 3)(0)) == 1.0
