@@ -114,23 +114,24 @@ def _shortened(e: Encoded, over: Sequence[int]) -> Encoded | None:
 
 
 def best_fit_two(sizes: np.ndarray, capacity: tuple[int, int]) -> np.ndarray:
-    """The row of each pair of sizes [P, 2], int32 [P]: the largest share of a capacity first, each into the fullest row that holds it.
+    """The row of each pair of sizes [P, 2], int32 [P]: the largest shares first, each into the open row that it leaves fullest.
 
-    The fullest rows are closed when many are open, so that it takes time in proportion to the number of examples.
+    Fullest by the squares of what is left (Panigrahy et al. 2011, "Heuristics for Vector Bin Packing", section 3.2). The fullest row is
+    closed when many are open, so that it takes time in proportion to the number of examples.
     """
-    share = sizes / np.maximum(capacity, 1)
+    share = sizes / np.asarray(capacity)
     row_of = np.zeros(len(sizes), np.int32)
     left = np.zeros((0, 2), np.int64)
     open_rows = np.zeros(0, np.int64)
     rows = 0
-    for i in np.argsort(-share.max(axis=1), kind="stable"):
-        fits = (left >= sizes[i]).all(axis=1)
+    for i in np.argsort(-share.sum(axis=1), kind="stable"):
+        after = left - sizes[i]
+        fits = (after >= 0).all(axis=1)
         if fits.any():
-            slack = ((left - sizes[i]) / np.maximum(capacity, 1)).sum(axis=1)
-            at = int(np.argmin(np.where(fits, slack, np.inf)))
+            at = int(np.argmin(np.where(fits, np.square(after / capacity).sum(axis=1), np.inf)))
         else:
             if len(left) == OPEN_ROWS:
-                fullest = int(np.argmin(left.min(axis=1)))
+                fullest = int(np.argmin((left / capacity).min(axis=1)))
                 left, open_rows = np.delete(left, fullest, 0), np.delete(open_rows, fullest)
             left, open_rows = np.vstack([left, capacity]), np.append(open_rows, rows)
             at, rows = len(left) - 1, rows + 1
