@@ -103,9 +103,8 @@ def each_matrix(part: optax.GradientTransformation, axes: Axes) -> optax.Gradien
     def update(updates, state, params=None):
         def one(path, u, s, p):
             (flat, stacked), (p, _) = view(path, u), view(path, p)
-            new: Any
-            new, s = (jax.vmap(part.update) if stacked else part.update)(flat, s, p)
-            return _Done(new.reshape(u.shape), s)
+            done: Any = (jax.vmap(part.update) if stacked else part.update)(flat, s, p)
+            return _Done(done[0].reshape(u.shape), done[1])
 
         done = jax.tree_util.tree_map_with_path(one, updates, state, params)
         return jax.tree.map(lambda d: d.update, done), jax.tree.map(lambda d: d.state, done)
