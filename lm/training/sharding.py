@@ -35,6 +35,7 @@ PARAMETERS: Rules = {
     "norm": (),
     "positions": (),
     "types": (),
+    "rank": (),  # of a low-rank adapter
 }
 ACTIVATIONS: Rules = {
     "batch": ("data", "fsdp"),

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from lm.adaptation.plan import Plan
 from lm.batch import Batch
 from lm.training import guard, rules, sharding
 from lm.training.rules import RATES, Table, by_path
@@ -21,7 +22,8 @@ from lm.training.sharding import ACTIVATIONS, PARAMETERS, Rules, path_name
 class TrainState:
     """step: int32 scalar, updates done.   params: the model's dict.   opt_state: optax's.   rng: uint32 key data, never changed.
 
-    Only where the run asks for them, else None: ema, the moving average of the trained params in float32; guard, what a spike is judged by.
+    Only where the run asks for them, else None: ema, the moving average of the trained params in float32; guard, what a spike is judged by;
+    fixed, what never changes (see lm.adaptation.plan), in which case params may be adapters instead of the model's own.
     """
 
     step: Any
@@ -30,15 +32,20 @@ class TrainState:
     rng: Any
     ema: Any = None
     guard: Any = None
+    fixed: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Extras:
-    """What a state holds beside the model and its optimizer. rates: see `rules`; a parameter with the rate 0 has no average."""
+    """What a state holds beside the model and its optimizer. rates: see `rules`; a parameter with the rate 0 has no average.
+
+    plan: how the model is adapted, or None.
+    """
 
     ema: bool = False
     guard: bool = False
     rates: Table = RATES
+    plan: Plan | None = None
 
 
 def initialise(
@@ -50,28 +57,37 @@ def initialise(
     return start(params, optimizer, seed, extras)
 
 
-def start(params, optimizer: optax.GradientTransformation, seed: int | jax.Array, extras: Extras = Extras()) -> TrainState:
-    """The state that begins with `params`, pure."""
-    _, rng = jax.random.split(jax.random.key(seed))
+def start(
+    params, optimizer: optax.GradientTransformation, seed: int | jax.Array, extras: Extras = Extras(), fisher: dict | None = None
+) -> TrainState:
+    """The state that begins with the model's `params`, pure; `fisher` for a plan that asks for it."""
+    params_key, rng = jax.random.split(jax.random.key(seed))
+    fixed = None
+    if extras.plan is not None:
+        params, fixed = extras.plan.start(params, jax.random.fold_in(params_key, 1), fisher)
     trained = rules.split(params, extras.rates)[0]
     return TrainState(
         jnp.int32(0), params, optimizer.init(params), jax.random.key_data(rng),
         ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), trained) if extras.ema else None,
-        guard=guard.start() if extras.guard else None,
+        guard=guard.start() if extras.guard else None, fixed=fixed,
     )  # fmt: skip
 
 
 def abstract_state(model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS, extras: Extras = Extras()) -> TrainState:
     """The shapes, dtypes and shardings of the state on `mesh`: ShapeDtypeStructs. Raises ConfigError where the rules do not fit."""
     shapes = jax.eval_shape(lambda: initialise(model, optimizer, 0, extras=extras))
-    of_params = sharding.parameter_shardings(mesh, model.logical_axes(), shapes.params, rules)
+    axes = model.logical_axes() if extras.plan is None else extras.plan.trained_axes()
+    of_params = sharding.parameter_shardings(mesh, axes, shapes.params, rules)
     shardings = _like_params(shapes, of_params, sharding.replicated(mesh))
+    if extras.plan is not None:
+        fixed = sharding.parameter_shardings(mesh, extras.plan.fixed_axes(), shapes.fixed, rules)
+        shardings = dataclasses.replace(shardings, fixed=fixed)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def create_state(
     model, optimizer, mesh: Mesh, seed: int, *, params=None, rules: Rules = PARAMETERS, activations: Rules = ACTIVATIONS,
-    extras: Extras = Extras(),
+    extras: Extras = Extras(), fisher: dict | None = None,
 ) -> TrainState:  # fmt: skip
     """A state on the mesh, drawn from `seed` shard by shard, or starting from `params`. The same numbers on every mesh."""
     abstract = abstract_state(model, optimizer, mesh, rules, extras)
@@ -79,7 +95,12 @@ def create_state(
     with sharding.activate(mesh, activations):
         if params is None:
             return jax.jit(lambda s: initialise(model, optimizer, s, mesh.size, extras), out_shardings=shardings)(seed)
-        params = jax.tree.map(lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), params, abstract.params)
+        put = lambda tree, like: jax.tree.map(lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), tree, like)
+        if extras.plan is not None:
+            fisher = None if fisher is None else put(fisher, abstract.fixed["fisher"])
+            begin = jax.jit(lambda p, f, s: start(p, optimizer, s, extras, f), out_shardings=shardings)
+            return begin(put(params, abstract.fixed["base"]), fisher, seed)
+        params = put(params, abstract.params)
         rest = jax.jit(
             lambda p, s: dataclasses.replace(start(p, optimizer, s, extras), params=()),
             out_shardings=dataclasses.replace(shardings, params=()),

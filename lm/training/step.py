@@ -18,44 +18,48 @@ Objective = Callable[..., Loss]
 
 def make_train_step(
     model, objective: Objective, optimizer: optax.GradientTransformation, schedule, *, accumulate: int = 1, shardings=None,
-    rates: Table = RATES, ema: float = 0.0, skip_above: float = 0.0,
+    rates: Table = RATES, ema: float = 0.0, skip_above: float = 0.0, noisy: bool | None = None,
 ):  # fmt: skip
     """A function (state, batch) -> (state, metrics of float32 scalars).
 
     The gradient is that of sum(loss) / sum(weight) over the whole batch, whatever the number of devices and of micro-batches (`accumulate`,
     which must divide the batch). `shardings`, of the parameters, keeps the gradients sharded as they are. What `rates` freeze has no
-    gradient. `ema`: decay of the moving average in a state that has one; `skip_above`: see `guard.judge`, for a state that has a guard.
+    gradient. An objective of a state with something fixed is given it as `fixed`. `noisy`: whether the objective draws random numbers;
+    None = if the model has dropout. `ema`: decay of the moving average in a state that has one; `skip_above`: see `guard.judge`, for a
+    state that has a guard.
     """
-    dropout = model.config.dropout > 0
+    dropout = model.config.dropout > 0 if noisy is None else noisy
 
-    def sums(trained, frozen, batch: Batch, rng):
-        loss = objective(model, rules.join(trained, frozen), batch, rng if dropout else None)
+    def sums(trained, held, batch: Batch, rng):
+        frozen, fixed = held
+        options = {} if fixed is None else {"fixed": fixed}
+        loss = objective(model, rules.join(trained, frozen), batch, rng if dropout else None, **options)
         return loss.sum, loss
 
-    def micro(trained, frozen, batch: Batch, rng):
-        (_, loss), gradients = jax.value_and_grad(sums, has_aux=True)(trained, frozen, batch, rng)
+    def micro(trained, held, batch: Batch, rng):
+        (_, loss), gradients = jax.value_and_grad(sums, has_aux=True)(trained, held, batch, rng)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
         return loss, gradients if shardings is None else jax.lax.with_sharding_constraint(gradients, rules.split(shardings, rates)[0])
 
-    def total(trained, frozen, batch: Batch, rng):
+    def total(trained, held, batch: Batch, rng):
         if accumulate == 1:
-            return micro(trained, frozen, batch, rng)
+            return micro(trained, held, batch, rng)
 
         def body(carry, xs):
-            return jax.tree.map(jnp.add, carry, micro(trained, frozen, *xs)), None
+            return jax.tree.map(jnp.add, carry, micro(trained, held, *xs)), None
 
         # Micro-batch i is rows i, i + k, ...: each device splits the rows it has, and nothing moves.
         batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         rngs = jax.random.split(rng, accumulate)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, trained, frozen, jax.tree.map(lambda x: x[0], batches), rng)
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, trained, held, jax.tree.map(lambda x: x[0], batches), rng)
         )
         return jax.lax.scan(body, zeros, (batches, rngs))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         trained, frozen = rules.split(state.params, rates)
-        loss, gradients = total(trained, frozen, batch, rng)
+        loss, gradients = total(trained, (frozen, state.fixed), batch, rng)
         weight = jnp.where(loss.weight > 0, loss.weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -76,7 +80,7 @@ def make_train_step(
             choose = lambda new, old: jnp.where(take, new, old)
             trained, opt_state, average = jax.tree.map(choose, (trained, opt_state, average), before)
             metrics |= {"skipped": guarded.skipped.astype(jnp.float32), "nonfinite_in_a_row": guarded.nonfinite.astype(jnp.float32)}
-        state = TrainState(state.step + 1, rules.join(trained, frozen), opt_state, state.rng, average, guarded)
+        state = TrainState(state.step + 1, rules.join(trained, frozen), opt_state, state.rng, average, guarded, state.fixed)
         return state, metrics
 
     return train_step

@@ -1,0 +1,93 @@
+"""LoRA (Hu et al. 2021): kernels of a frozen model plus products of two thin matrices, W + (alpha / rank) A B, which alone are trained.
+
+The adapters of a model are a nested dict of their own: at the path of each adapted kernel, {"a": [L, inputs..., rank], "b": [L, rank,
+outputs...]}. `merge` computes the adapted kernels; the model never knows.
+"""
+
+import dataclasses
+import math
+import re
+import zlib
+from collections.abc import Mapping
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from lm.models.config import ConfigError
+from lm.training.matrices import Matrix, matrix
+from lm.training.rules import by_path
+
+PATTERN = r"(attention|cross|mlp|ssm)/"  # every kernel within the layers (Biderman et al. 2024, section 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """rank: columns of A.   alpha: the product counts alpha / rank times; 0 = 2 * rank.   pattern: regex of the kernels' paths.
+
+    dropout: share of the inputs that A does not see. As whole kernels are merged, an input is dropped for a micro-batch, not for a token.
+    """
+
+    rank: int
+    alpha: float = 0.0
+    dropout: float = 0.0
+    pattern: str = PATTERN
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or 2.0 * self.rank) / self.rank
+
+
+def kernels(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict[str, Matrix]:
+    """Path -> dimensions of the matrices that a pattern names. axes: path -> logical names. Raises ConfigError when it names none."""
+    matrices = {path: m for path, names in axes.items() if (m := matrix(path, names)) is not None}
+    found = {path: m for path, m in matrices.items() if re.search(pattern, path)}
+    if not found:
+        raise ConfigError(f"adaptation.lora.pattern={pattern!r} is in no kernel's path; there are {', '.join(matrices)}")
+    return found
+
+
+def logical_axes(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict:
+    """Logical names of the adapters' dimensions, a nested dict like them."""
+    flat = {}
+    for path, m in kernels(axes, pattern).items():
+        name = lambda dimensions, path=path: tuple(axes[path][d] for d in dimensions)
+        flat[f"{path}/a"] = (*name(m.stacked), *name(m.inputs), "rank")
+        flat[f"{path}/b"] = (*name(m.stacked), "rank", *name(m.outputs))
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def initialise(params: dict, axes: Mapping[str, tuple[str, ...]], lora: Lora, key: jax.Array) -> dict:
+    """Fresh adapters in the kernels' dtypes: A uniform within 1 / sqrt(inputs), as PEFT draws it, B zero: nothing changes yet."""
+    flat, of = {}, by_path(params)
+    for path, m in kernels(axes, lora.pattern).items():
+        kernel = of[path]
+        size = lambda dimensions, shape=kernel.shape: tuple(shape[d] for d in dimensions)
+        bound = 1 / math.sqrt(math.prod(size(m.inputs)))
+        a = (*size(m.stacked), *size(m.inputs), lora.rank)
+        own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        flat[f"{path}/a"] = jax.random.uniform(own, a, jnp.float32, -bound, bound).astype(kernel.dtype)
+        flat[f"{path}/b"] = jnp.zeros((*size(m.stacked), lora.rank, *size(m.outputs)), kernel.dtype)
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def merge(params: dict, adapters: dict, scale: float, *, dropout: float = 0.0, rng: jax.Array | None = None) -> dict:
+    """The model's params with every adapted kernel W replaced by W + scale * A B, computed in float32; the others as they are."""
+    flat, of = dict(by_path(params)), by_path(adapters)
+    for path in sorted({name.rpartition("/")[0] for name in of}):
+        w, a, b = flat[path], of[f"{path}/a"], of[f"{path}/b"]
+        if dropout and rng is not None:
+            own = jax.random.fold_in(rng, zlib.crc32(path.encode()))
+            kept = jax.random.bernoulli(own, 1 - dropout, (*a.shape[:-1], 1))
+            a = jnp.where(kept, a / (1 - dropout), 0.0)
+        flat[path] = (w.astype(jnp.float32) + scale * product(w, a, b)).astype(w.dtype)
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def product(kernel, a, b) -> jax.Array:
+    """A B in the shape of `kernel`, float32."""
+    rank = a.shape[-1]
+    stacked = a.ndim + b.ndim - 2 - kernel.ndim  # a and b both have the stacked dimension
+    lead = kernel.shape[:stacked]
+    a, b = (x.astype(jnp.float32) for x in (a.reshape(*lead, -1, rank), b.reshape(*lead, rank, -1)))
+    return jnp.matmul(a, b, precision="highest").reshape(kernel.shape)
