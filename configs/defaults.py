@@ -48,6 +48,22 @@ def defaults() -> ConfigDict:
     c.data.files = ""  # comma-separated files and globs: text, or .jsonl
     c.data.field = "text"  # field of a JSONL record that holds the text
     c.data.separator = ""  # what divides a text file into documents; "" = a file is one document
+    c.data.format = "text"  # of instruct: auto (by the first record), alpaca, self_instruct, superni, completion, messages, sharegpt
+    c.data.template = ""  # of instruct: a name in lm/data/templates; "" = that of init_from's run
+    c.data.turns = "all"  # of a conversation, the assistant's turns that are trained: all, last
+    c.data.cap = 0  # records of a task, drawn from the seed; 0 = all
+    c.data.hold_out = ""  # tasks kept out of training: names or globs, or a share such as "0.1"; eval.data.NAME = "hold_out" reads them
+    c.data.max_bad_share = 0.0  # share of records that may be left out because they cannot be used
+    c.data.too_long = "drop"  # an example longer than a row: drop, truncate_prompt (its beginning), raise
+    c.data.max_long = 0.01  # share of examples that may be
+    c.data.target_length = 0  # tokens a row of an encoder-decoder's answers, where length is that of its prompts; 0 = length
+    c.data.tk_instruct = ConfigDict()  # read when template is "tk_instruct"
+    c.data.tk_instruct.definition = True  # the task's definition
+    c.data.tk_instruct.positive = 2  # examples
+    c.data.tk_instruct.negative = 0  # examples of what is wrong
+    c.data.tk_instruct.explanations = False  # of the examples
+    c.data.tk_instruct.mixed = False  # instead of these: one of five encodings, drawn for each record
+    c.data.tk_instruct.max_prompt = 1024  # tokens that examples are added up to, and the prompt is cut at
     c.data.cache = ""  # folder for tokenised rows; "" = workdir/cache
     c.data.synthetic_rows = 0  # instead of files: this many rows of random tokens, for benchmarks
 

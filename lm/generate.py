@@ -1,4 +1,5 @@
 """Continues a prompt, or holds a chat, streaming to the terminal. An encoder-decoder's encoder reads the prompt.
+A run that was trained on instruct data spells prompts with its template; --template names another, or none.
 
 python -m lm.generate --model=PATH_OR_HUB_ID_OR_RUN --prompt="The capital of France is"
 python -m lm.generate --model=model.gguf --chat                    # interactive; an empty line ends it
@@ -7,7 +8,7 @@ python -m lm.generate --model=model.gguf --chat                    # interactive
 import sys
 
 from lm.generation import stream_text
-from lm.generation.command_line import arguments, chosen
+from lm.generation.command_line import arguments, chosen, chosen_template, spelled
 from lm.loading import load
 from lm.models import separate
 
@@ -17,17 +18,16 @@ def main(argv=None) -> int:
     try:
         sampler = chosen(args)
         model, params, tokenizer = load(args.model, args.dtype)
-        if args.chat and not tokenizer.chat_template:
-            raise ValueError(f"the tokenizer of {args.model} has no chat template: leave out --chat")
+        template = chosen_template(args, tokenizer)
+        stops = args.stop if template is None else [*args.stop, template.stop]
         model, params = separate(model, params)
         turns = [{"role": "system", "content": args.system}] if args.system else []
         for line in [args.prompt] if args.prompt is not None else prompts():
             turns.append({"role": "user", "content": line})
-            template = dict(add_generation_prompt=True, return_dict=False)
-            ids = tokenizer.apply_chat_template(turns, **template) if args.chat else tokenizer.encode(line)
+            ids = spelled(model, tokenizer, template, turns, args.chat)
             answer = ""
             for piece in stream_text(
-                model, params, tokenizer, ids, args.max_new_tokens, sampler, stop_strings=args.stop, seed=args.seed
+                model, params, tokenizer, ids, args.max_new_tokens, sampler, stop_strings=stops, seed=args.seed
             ):  # fmt: skip
                 print(piece, end="", flush=True)
                 answer += piece

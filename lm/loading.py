@@ -8,6 +8,15 @@ def is_run(path: str) -> bool:
     return (resolve(path) / "checkpoints").is_dir()
 
 
+def load_template(path_or_id: str, tokenizer):
+    """The lm.data.templates.Template that a run was trained with; None for what is no run folder, or had none. Raises ConfigError."""
+    if not is_run(path_or_id):
+        return None
+    from lm.training import checkpoints
+
+    return checkpoints.load_template(path_or_id, tokenizer)
+
+
 def load(path_or_id: str, dtype: str | None = None):
     """(model, params, tokenizer) from whatever `path_or_id` names.
 

@@ -32,13 +32,13 @@ class Reading:
     """format: of FORMATS, or "auto": by the first record of each file.   cap: most records of a task, 0 = all.
 
     hold_out: whole tasks kept out of training: names or globs, comma-separated, or a share such as "0.1", by a hash of the name.
-    max_bad: share of bad records above which reading stops.   seed: of what is drawn.
+    max_bad_share: share of bad records above which reading stops.   seed: of what is drawn.
     """
 
     format: str = "auto"
     cap: int = 0
     hold_out: str = ""
-    max_bad: float = 0.0
+    max_bad_share: float = 0.0
     seed: int = 0
 
 
@@ -81,7 +81,7 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
     """The records of the files: those of training, of the tasks it leaves out ("held_out"), or "all".
 
     In training, `reading.cap` records of a task and one of the right answers are drawn from the seed; else they are the first.
-    Raises DataError when there are none, or more bad ones than `reading.max_bad` says; ConfigError for a format that is unknown.
+    Raises DataError when there are none, or more bad ones than `reading.max_bad_share` says; ConfigError for a format that is unknown.
     """
     if reading.format != "auto" and reading.format not in FORMATS:
         raise ConfigError(f"data.format={reading.format!r} is unknown{nearest(reading.format, FORMATS)}; one of auto, {', '.join(FORMATS)}")
@@ -95,12 +95,13 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
                 found.append(record)
             else:
                 bad.append(f"{where}: {record}")
-                if not reading.max_bad:
+                if not reading.max_bad_share:
                     raise DataError(bad[0])
     total = len(found) + len(bad)
-    if len(bad) > reading.max_bad * total:
+    if len(bad) > reading.max_bad_share * total:
         raise DataError(
-            f"{len(bad):,} of {total:,} records cannot be used, more than data.max_bad={reading.max_bad:g} allows: {'; '.join(bad[:NAMED])}"
+            f"{len(bad):,} of {total:,} records cannot be used, more than data.max_bad_share={reading.max_bad_share:g} allows: "
+            f"{'; '.join(bad[:NAMED])}"
         )
     warnings += [
         f"{what}: {len(tasks):,} tasks ({', '.join(tasks[:NAMED])}{', ...' * (len(tasks) > NAMED)})" for what, tasks in doubts.items()
@@ -248,7 +249,7 @@ def _conversation(rows: list, role: str, content: str) -> tuple[Turn, ...]:
         raise _Bad(f"the conversation ends with {turns[-1].role if turns else 'nothing'}, expected the assistant's turn; cut it there")
     for number, turn in enumerate(turns, 1):
         if turn.role == "assistant" and not turn.text.strip():
-            raise _Bad(f"turn {number}: the response is empty; remove the conversation, or set data.max_bad to leave such out")
+            raise _Bad(f"turn {number}: the response is empty; remove the conversation, or set data.max_bad_share to leave such out")
     if len(turns) == 1:
         raise _Bad("there is nothing before the assistant's turn")
     return tuple(turns)
@@ -280,7 +281,7 @@ def _text(row: Mapping, name: str, default: str | None = None) -> str:
 def _response(row: Mapping, name: str) -> str:
     text = _text(row, name)
     if not text.strip():
-        raise _Bad(f"the response {name!r} is empty; remove the record, or set data.max_bad to leave such records out")
+        raise _Bad(f"the response {name!r} is empty; remove the record, or set data.max_bad_share to leave such records out")
     return text
 
 

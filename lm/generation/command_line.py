@@ -2,6 +2,10 @@
 
 import argparse
 
+from lm.data import templates
+from lm.data.encoding import Encoder
+from lm.data.examples import Record, Turn
+from lm.data.templates import Template
 from lm.generation.beams import Beams
 from lm.generation.samplers import Greedy, Sample
 
@@ -13,7 +17,8 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
     parser.add_argument("--prompt", help="text to continue; without it, lines are read from standard input")
-    parser.add_argument("--chat", action="store_true", help="wrap each prompt in the tokenizer's chat template and remember the turns")
+    parser.add_argument("--chat", action="store_true", help="remember the turns; without a template: the tokenizer's own")
+    parser.add_argument("--template", help="spell prompts with this one (lm/data/templates), or 'none'; default: that of the run, if any")
     parser.add_argument("--system", help="system message of the chat")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; may be repeated")
@@ -27,6 +32,29 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32")
     return parser.parse_args(argv)
+
+
+def chosen_template(args, tokenizer) -> Template | None:
+    """The template that spells prompts: that of the flag, or of the run; None without one. Raises ConfigError (a ValueError)."""
+    from lm.loading import load_template
+
+    if args.template:
+        return None if args.template == "none" else templates.get(args.template, tokenizer)
+    kept = load_template(args.model, tokenizer)
+    if args.chat and kept is None and not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {args.model} has no chat template: leave out --chat")
+    return kept
+
+
+def spelled(model, tokenizer, template: Template | None, turns: list[dict[str, str]], chat: bool) -> list[int]:
+    """The tokens of a prompt: the last turn, or all of a chat. Without a template a chat is spelled by the tokenizer's own."""
+    turns = turns if chat else turns[-1:]
+    if template is None:
+        given = dict(add_generation_prompt=True, return_dict=False)
+        return tokenizer.apply_chat_template(turns, **given) if chat else tokenizer.encode(turns[-1]["content"])
+    c = model.config
+    record = Record(turns=tuple(Turn(turn["role"], turn["content"]) for turn in turns))
+    return Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None).prompt(template.prompt(record))
 
 
 def chosen(args) -> Greedy | Sample | Beams:

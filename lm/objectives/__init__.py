@@ -12,6 +12,7 @@ from lm.objectives.prefix_lm import prefix_lm
 
 OBJECTIVES = {
     "next_token": Objective(next_token, heads=("causal_lm",)),
+    "instruct": Objective(next_token, heads=("causal_lm", "seq2seq_lm")),
     "prefix_lm": Objective(next_token, heads=("causal_lm",), transform=prefix_lm),
     "masked": Objective(next_token, heads=("masked_lm",), transform=masked, whole=True, special={"mask": True}),
     "span_corruption": Objective(

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from lm.data import templates
+from lm.data.templates import Template
 from lm.models import build
 from lm.models.config import ModelConfig
 from lm.training.paths import Folder, is_remote, local_copy, resolve, upload, write_atomically
@@ -179,10 +181,12 @@ def check_model(workdir: str | Folder, config: ModelConfig) -> None:
         )
 
 
-def save_model(workdir: str | Folder, config: ModelConfig, tokenizer) -> None:
-    """Writes what the weights mean beside them."""
+def save_model(workdir: str | Folder, config: ModelConfig, tokenizer, template: Template | None = None) -> None:
+    """Writes what the weights mean beside them. template: that which spelled the records they learned from."""
     folder = _model_folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
+    if template is not None:
+        write_atomically(folder / "template.json", json.dumps(templates.remember(template), indent=1))
     if tokenizer is not None and is_remote(folder):
         with tempfile.TemporaryDirectory() as temporary:
             tokenizer.save_pretrained(temporary)
@@ -190,6 +194,32 @@ def save_model(workdir: str | Folder, config: ModelConfig, tokenizer) -> None:
     elif tokenizer is not None:
         tokenizer.save_pretrained(str(folder / "tokenizer"))
     write_atomically(folder / "config.json", json.dumps(_plain(config), indent=1))
+
+
+def load_template(workdir: str | Folder, tokenizer) -> Template | None:
+    """The template that a run's records were spelled by; None where it had none.
+
+    Raises ConfigError when this tokenizer or code spells differently: what generation sends would not be what was learned.
+    """
+    path = _model_folder(workdir) / "template.json"
+    return templates.recall(json.loads(path.read_text()), tokenizer) if path.exists() else None
+
+
+def check_template(workdir: str | Folder, template: Template | None) -> None:
+    """Raises CheckpointError when the run folder holds a run with another template."""
+    path = _model_folder(workdir) / "template.json"
+    if not path.exists():
+        return
+    there, now = json.loads(path.read_text()), None if template is None else templates.remember(template)
+    if there != now:
+        raise CheckpointError(
+            f"{workdir} holds a run with another template: {_described(there)} in the run, {_described(now)} now; use the old one, or "
+            "another --workdir"
+        )
+
+
+def _described(kept: dict | None) -> str:
+    return "none" if kept is None else f"{kept['name']} {kept['options']} ({kept['fingerprint']})"
 
 
 def load_model_config(workdir: str | Folder) -> ModelConfig:

@@ -8,7 +8,6 @@ import time
 
 import jax
 
-from lm.data import packing
 from lm.evaluation.perplexity import make_evaluator
 from lm.training import checkpoints, flops, paths, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
@@ -35,12 +34,16 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
     with _Signals() as signals:
         run = setup.prepare(config, workdir)
         checkpoints.check_model(workdir, run.model.config)
+        checkpoints.check_template(workdir, run.template)
         packed, held_out = setup.training_data(config, run), setup.evaluation_data(config, run)
         stats = packed.stats()
         out.say(
             f"data: {stats['documents']:,} documents, {stats['predictions']:,} tokens to predict in {stats['rows']:,} rows of "
             f"{stats['length']}, {stats['filled']:.1%} filled, {stats['split_documents']:,} documents in several windows"
         )
+        if run.template is not None:
+            counted = ", ".join(f"{packed.stats()[name]:,} {name.replace('_', ' ')}" for name in ("trained_tokens", *packed.counts))
+            out.say(f"template {run.template.name} {run.template.fingerprint}: {counted}")
         _write_folder(config, run, out)
         try:
             loop = _Loop(config, run, packed, held_out, out, signals)
@@ -203,8 +206,7 @@ class _Loop:
         from lm.generation import Sample, generate
 
         s, run = self.config.samples, self.parts
-        start = packing.start_token(run.tokenizer)
-        prompts = [[start, *run.tokenizer.encode(prompt, add_special_tokens=False)] for prompt in s.prompts]
+        prompts = [run.prompt_ids(prompt) for prompt in s.prompts]
         new = generate(self.model, run.weights(self.state), prompts, s.tokens, Sample(temperature=s.temperature, top_p=s.top_p), seed=step)
         texts = [run.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
         if self.active:
@@ -272,7 +274,7 @@ def _write_folder(config, run: Run, out: Report) -> None:
             if resumed:
                 out.say(f"changed since this run was last started: {line}")
         run_folder.write_environment(run.workdir)
-        checkpoints.save_model(run.workdir, run.model.config, run.tokenizer)
+        checkpoints.save_model(run.workdir, run.model.config, run.tokenizer, run.template)
 
 
 def _status(run: Run, config, state: str, step: int | None, eta_s: float | None = None, error: str = "") -> None:

@@ -10,8 +10,8 @@ from ml_collections import config_dict
 
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
+from lm.training import instruction, optimizer
 from lm.training import mesh as meshes
-from lm.training import optimizer
 
 Config = ml_collections.ConfigDict
 
@@ -73,6 +73,7 @@ def check(config: Config, devices: int) -> None:
     if config.objective.name not in OBJECTIVES:
         name = config.objective.name
         raise ConfigError(f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}")
+    instruction.check(config)
     if bool(config.data.files) == bool(config.data.synthetic_rows):
         raise ConfigError("set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random tokens, and not both")
     if not config.tokenizer and not config.init_from and not config.data.synthetic_rows:

@@ -13,10 +13,12 @@ from jax.sharding import Mesh, NamedSharding
 from lm.batch import Batch
 from lm.data import batches, packing, tokenizers
 from lm.data.packing import Packed
+from lm.data.templates import Template
+from lm.loading import load_template
 from lm.models import LanguageModel, build
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES, Transform
-from lm.training import checkpoints, optimizer, rules, settings, sharding
+from lm.training import checkpoints, instruction, optimizer, rules, settings, sharding
 from lm.training.mesh import make_mesh
 from lm.training.paths import Folder, is_remote
 from lm.training.sharding import Rules
@@ -44,6 +46,7 @@ class Run:
     abstract: TrainState
     transform: Transform | None  # what the objective does to rows
     extras: Extras
+    template: Template | None  # what spells the records of instruct data
 
     def fresh_state(self, seed: int) -> TrainState:
         """Step 0: drawn from the seed, or the weights of init_from."""
@@ -51,6 +54,12 @@ class Run:
             self.model, self.optimizer, self.mesh, seed, params=self.params, rules=self.parameters, activations=self.activations,
             extras=self.extras,
         )  # fmt: skip
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The tokens of a prompt to sample from, as training would have them."""
+        if self.template is not None:
+            return instruction.prompt_ids(self.model.config, self.tokenizer, self.template, text)
+        return [packing.start_token(self.tokenizer), *self.tokenizer.encode(text, add_special_tokens=False)]
 
     def weights(self, state: TrainState) -> dict:
         """The model's params that a state stands for: what is evaluated, sampled and exported."""
@@ -64,6 +73,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     parameters, activations = (config.sharding[table].to_dict() for table in ("parameters", "activations"))
     rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
     model, params, tokenizer = _model(config, resuming=bool(checkpoints.steps(workdir)))
+    template = instruction.template_of(config, tokenizer, load_template(config.init_from, tokenizer) if config.init_from else None)
+    model = build(instruction.with_stop(model.config, template, tokenizer))
     c = model.config
     settings.check_head(config, c.head)
     settings.check_length(config, c.max_length)
@@ -88,7 +99,10 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     example = abstract_batch(rows, config.batch_size, (config.length, config.length if c.encoder_layers else 0))
     _check_names(train_step, abstract, example, mesh, activations)
-    return Run(workdir, model, params, tokenizer, mesh, parameters, activations, rows, updates, train_step, abstract, transform, extras)
+    return Run(
+        workdir, model, params, tokenizer, mesh, parameters, activations, rows, updates, train_step, abstract, transform, extras,
+        template,
+    )  # fmt: skip
 
 
 def abstract_batch(rows: NamedSharding, batch_size: int, lengths: tuple[int, int]) -> Batch:
@@ -108,7 +122,7 @@ def training_data(config: settings.Config, run: Run) -> Packed:
     """The packed training rows. Raises DataError."""
     if config.data.synthetic_rows:
         return packing.synthetic(run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed)
-    return _pack(config, run, config.data.files)
+    return _pack(config, run, config.data.files, training=True)
 
 
 def train_batches(config: settings.Config, run: Run, packed: Packed) -> batches.TrainBatches:
@@ -121,9 +135,11 @@ def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
     return {name: _pack(config, run, files) for name, files in config.eval.data.items() if files}
 
 
-def _pack(config, run: Run, files: str) -> Packed:
+def _pack(config, run: Run, files: str, training: bool = False) -> Packed:
     # Packed rows are memory-mapped, so they stay on a local disk.
     cache = config.data.cache or (CACHE if is_remote(run.workdir) else run.workdir / "cache")
+    if run.template is not None:
+        return instruction.pack(config, run.model.config, run.tokenizer, run.template, files, cache, training)
     return packing.pack_files(
         files, run.tokenizer, config.length, cache, field=config.data.field, separator=config.data.separator,
         whole=OBJECTIVES[config.objective.name].whole,
@@ -139,6 +155,7 @@ def _model(config: settings.Config, resuming: bool):
     if config.tokenizer:
         special = OBJECTIVES[config.objective.name].special
         tokenizer = tokenizers.bytes_only(**special) if config.tokenizer == "bytes" else load_tokenizer(config.tokenizer)
+        tokenizer = instruction.with_control(tokenizer, config.data.template) if config.tokenizer == "bytes" else tokenizer
     if not config.init_from:
         return build(settings.model_config(config.model, tokenizer)), None, tokenizer
     model, params, its_tokenizer = load(config.init_from)

@@ -44,7 +44,7 @@ class Template:
         """
         question, answer = divided(record)
         if not answer.strip():
-            raise _refused(record, "the response is empty; remove the record, or raise data.max_bad to leave such records out")
+            raise _refused(record, "the response is empty; remove the record, or raise data.max_bad_share to leave such records out")
         asked = self._asked(question, index)
         response = asked.respond(answer)
         trained = [segment for segment in response if segment.trained]

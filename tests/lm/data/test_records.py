@@ -70,7 +70,7 @@ GOOD = {"instruction": "a", "input": "", "output": "c"}
     [
         ("{'a': 1}", "line 2: not JSON"),
         ({"instruction": "a"}, "line 2: no field 'output'; it has 'instruction'"),
-        ({"instruction": "a", "output": " "}, "line 2: the response 'output' is empty; .*data.max_bad"),
+        ({"instruction": "a", "output": " "}, "line 2: the response 'output' is empty; .*data.max_bad_share"),
         ({"instruction": 3, "output": "c"}, "line 2: field 'instruction' is int, expected a text"),
         ([1], "line 2: it is list, expected an object"),
     ],
@@ -79,10 +79,10 @@ def test_a_bad_record_is_trained_on_or_not_named(tmp_path, row, message):
     path = lines(tmp_path / "x.jsonl", GOOD, row, GOOD)
     with pytest.raises(DataError, match=f"x.jsonl, {message}"):
         records.read(path, Reading())
-    read = records.read(path, Reading(max_bad=0.4))
+    read = records.read(path, Reading(max_bad_share=0.4))
     assert (len(read.records), read.bad) == (2, 1) and "1 of 3 records were left out" in read.warnings[0]
-    with pytest.raises(DataError, match=r"1 of 3 records cannot be used, more than data\.max_bad=0\.3"):
-        records.read(path, Reading(max_bad=0.3))
+    with pytest.raises(DataError, match=r"1 of 3 records cannot be used, more than data\.max_bad_share=0\.3"):
+        records.read(path, Reading(max_bad_share=0.3))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""What a config says about instruct data: checked, and made into a template, readings and rows."""
+
+from typing import Any
+
+import ml_collections
+
+from lm.data import fitting, instruct, templates
+from lm.data.encoding import Encoder
+from lm.data.examples import Record
+from lm.data.fitting import Limits
+from lm.data.packing import Packed
+from lm.data.records import FORMATS, Reading
+from lm.data.templates import Template
+from lm.data.templates.chat import TURNS
+from lm.models.config import ConfigError, ModelConfig, nearest
+
+OBJECTIVES = ("instruct",)  # that learn answers to prompts
+HELD_OUT = "hold_out"  # in eval.data: the tasks of data.files that data.hold_out keeps out of training
+DEFAULTS = {  # of the fields of config.data that only these objectives read
+    "format": "text", "template": "", "turns": "all", "cap": 0, "hold_out": "", "too_long": "drop", "max_long": 0.01, "target_length": 0,
+    "max_bad_share": 0.0,
+}  # fmt: skip
+OF_TEXT = {"field": "text", "separator": ""}  # and of those that only the others read
+SEEDED = ("self_instruct", "tk_instruct")  # templates that draw
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError, naming the field, when the fields contradict the objective or each other."""
+    data, name = config.data, config.objective.name
+    if name not in OBJECTIVES:
+        changed = [field for field, default in DEFAULTS.items() if data[field] != default] + _changed_options(data)
+        if changed:
+            raise ConfigError(
+                f"data.{changed[0]} is for the objective {' or '.join(OBJECTIVES)}, and objective.name is {name!r}; leave it as it is"
+            )
+        return
+    if data.format == "text":
+        raise ConfigError(f"data.format='text' has no answers to learn: objective {name!r} needs 'auto' or one of {', '.join(FORMATS)}")
+    if data.format != "auto" and data.format not in FORMATS:
+        raise ConfigError(f"data.format={data.format!r} is unknown{nearest(data.format, FORMATS)}; one of auto, {', '.join(FORMATS)}")
+    if data.synthetic_rows:
+        raise ConfigError(f"data.synthetic_rows={data.synthetic_rows}: random tokens have no answers; set data.files")
+    for field, default in OF_TEXT.items():
+        if data[field] != default:
+            raise ConfigError(f"data.{field}={data[field]!r} is not used by objective {name!r}; leave it as it is")
+    if data.template:
+        templates.check_name(data.template)
+        if data.template != "tk_instruct" and (changed := _changed_options(data)):
+            raise ConfigError(f"data.{changed[0]} is for the template 'tk_instruct', and data.template is {data.template!r}")
+        if data.turns != DEFAULTS["turns"] and "turns" not in templates.options_of(data.template):
+            raise ConfigError(f"data.turns={data.turns!r}: template {data.template!r} has one turn; use a chat template such as 'chatml'")
+    elif not config.init_from:
+        raise ConfigError(f"data.template is not set: one of {', '.join(templates.TEMPLATES)}")
+    for field, known in (("turns", TURNS), ("too_long", fitting.POLICIES)):
+        if data[field] not in known:
+            raise ConfigError(f"data.{field}={data[field]!r}{nearest(data[field], known)}: expected one of {', '.join(known)}")
+    for field in ("cap", "target_length"):
+        if data[field] < 0:
+            raise ConfigError(f"data.{field}={data[field]}: expected 0 or more")
+    if not 0 <= data.max_long <= 1:
+        raise ConfigError(f"data.max_long={data.max_long}: expected a share between 0 and 1")
+    if HELD_OUT in config.eval.data.values() and not data.hold_out:
+        raise ConfigError(f"eval.data asks for {HELD_OUT!r}, and data.hold_out names no tasks")
+
+
+def _changed_options(data) -> list[str]:
+    known = templates.options_of("tk_instruct")
+    return [f"tk_instruct.{name}" for name, value in data.tk_instruct.items() if value != known[name]]
+
+
+def template_of(config: ml_collections.ConfigDict, tokenizer, kept: Template | None) -> Template | None:
+    """The template that the config names, or else `kept`, that of init_from; None for other objectives. Raises ConfigError."""
+    data = config.data
+    if config.objective.name not in OBJECTIVES:
+        return None
+    if not data.template:
+        if kept is None:
+            raise ConfigError(
+                f"data.template is not set, and {config.init_from} was trained with none: one of {', '.join(templates.TEMPLATES)}"
+            )
+        if data.turns != DEFAULTS["turns"] or _changed_options(data):
+            raise ConfigError(f"data.template is not set, so that it is that of {config.init_from} as it was; set it to change its options")
+        return kept
+    options: dict[str, Any] = data.tk_instruct.to_dict() if data.template == "tk_instruct" else {}
+    if "turns" in templates.options_of(data.template):
+        options["turns"] = data.turns
+    if data.template in SEEDED:
+        options["seed"] = config.seed
+    return templates.get(data.template, tokenizer, **options)
+
+
+def with_control(tokenizer, name: str):
+    """The bytes tokenizer with the control tokens of a template."""
+    import transformers
+
+    missing = [token for token in templates.CONTROL.get(name, ()) if templates.special_id(tokenizer, token) is None]
+    tokenizer.add_tokens([transformers.AddedToken(token, special=True) for token in missing], special_tokens=True)
+    return tokenizer
+
+
+def with_stop(config: ModelConfig, template: Template | None, tokenizer) -> ModelConfig:
+    """The model's config, with the token that ends the template's answers among those that end a text."""
+    if template is None:
+        return config
+    stop = templates.stop_id(template, tokenizer)
+    return config if stop in config.eos_token_ids else config.replace(eos_token_ids=(*config.eos_token_ids, stop))
+
+
+def pack(config: ml_collections.ConfigDict, model: ModelConfig, tokenizer, template: Template, files: str, cache, training: bool) -> Packed:
+    """The packed examples of data.files or, not for training, of an entry of eval.data. Raises ConfigError and DataError."""
+    data = config.data
+    length = data.target_length or config.length
+    start = model.decoder_start_token_id if model.encoder_layers else None
+    if data.target_length and start is None:
+        raise ConfigError(f"data.target_length={data.target_length} is for an encoder-decoder; a decoder's rows have length")
+    if model.encoder_layers and start is None:
+        raise ConfigError("model.decoder_start_token_id is not set, and the decoder must start from some token")
+    if length > model.max_length:
+        raise ConfigError(f"data.target_length={length} is more than model.max_length={model.max_length}; lower it")
+    limits = Limits(length, 0 if start is None else config.length, data.too_long, data.max_long)
+    reading = Reading(data.format, data.cap, data.hold_out, data.max_bad_share, config.seed)
+    part = "train" if training else "held_out" if files == HELD_OUT else "all"
+    patterns = data.files if files == HELD_OUT else files
+    return instruct.pack_examples(patterns, template, tokenizer, limits, cache, reading, part=part, decoder_start=start)
+
+
+def prompt_ids(model: ModelConfig, tokenizer, template: Template, text: str) -> list[int]:
+    """What generation is given for a prompt that a user types."""
+    start = model.decoder_start_token_id if model.encoder_layers else None
+    return Encoder(tokenizer, start).prompt(template.prompt(Record(instruction=text)))

@@ -1,0 +1,137 @@
+"""Instruct runs from files: what contradicts is refused, the template travels with the run, and held-out tasks are evaluated."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import pytest
+
+import lm
+from configs import defaults, tiny
+from lm.data import templates, tokenizers
+from lm.data.sources import DataError
+from lm.families import preset
+from lm.loading import load_template
+from lm.models.config import ConfigError
+from lm.training import checkpoints, instruction, loop, paths, settings, setup
+from lm.training.checkpoints import CheckpointError
+
+
+def command_of():
+    """The module of the command; `lm.generate` is the function."""
+    spec = importlib.util.spec_from_file_location("generate_command", pathlib.Path(lm.__file__).parent / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def config(folder, family="llama", **changes):
+    """A run of seconds on eight tasks of a few records."""
+    for task in range(8):
+        rows = [{"instruction": f"task {task}", "input": str(i), "output": "ab"[i % 2] * 3} for i in range(6)]
+        (folder / f"t{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = tiny.get_config("gpt2" if family == "gpt2" else "")
+    if family == "t5":
+        c.model.update(settings.model_section(preset("t5", "tiny")).to_dict() | {"vocab_size": 0, "max_length": 128, "dropout": 0.0})
+    changes = {
+        "steps": 4, "batch_size": 8, "length": 64, "objective.name": "instruct", "data.files": str(folder / "*.jsonl"),
+        "data.format": "auto", "data.template": "tulu", "data.cache": str(folder / "cache"), "data.hold_out": "t7",
+        "eval.data.heldout": "hold_out",
+        "optimizer.warmup": 1, "log.tensorboard": False, "samples.prompts": ("task 1",), "samples.tokens": 2, **changes,
+    }  # fmt: skip
+    if family == "llama":
+        changes = {"model.d_model": 16, "model.n_layers": 1, "model.n_heads": 2, "model.n_kv_heads": 2, "model.d_ff": 32} | changes
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def test_the_defaults_that_are_compared_with_are_others():
+    data = defaults.defaults().data
+    assert {name: data[name] for name in instruction.DEFAULTS} == instruction.DEFAULTS
+    assert data.tk_instruct.to_dict() == {k: v for k, v in templates.options_of("tk_instruct").items() if k != "seed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.name": "next_token", "data.format": "text"}, r"data\.template is for the objective instruct"),
+        ({"data.format": "text"}, r"data\.format='text' has no answers to learn"),
+        ({"data.format": "alpacca"}, r"data\.format='alpacca' is unknown .did you mean 'alpaca'"),
+        ({"data.template": ""}, r"data\.template is not set: one of alpaca"),
+        ({"data.template": "chatm"}, r"data\.template='chatm' is unknown .did you mean 'chatml'"),
+        ({"data.field": "body"}, r"data\.field='body' is not used"),
+        ({"data.tk_instruct.positive": 1}, r"data\.tk_instruct\.positive is for the template 'tk_instruct'"),
+        ({"data.template": "alpaca", "data.turns": "last"}, r"data\.turns='last': template 'alpaca' has one turn"),
+        ({"data.turns": "first"}, r"data\.turns='first'.*all, last"),
+        ({"data.too_long": "cut"}, r"data\.too_long='cut'.*drop, truncate_prompt, raise"),
+        ({"data.max_long": 2.0}, r"data\.max_long=2\.0"),
+        ({"data.cap": -1}, r"data\.cap=-1"),
+        ({"data.hold_out": ""}, r"eval\.data asks for 'hold_out', and data\.hold_out names no tasks"),
+        ({"data.files": "", "data.synthetic_rows": 8}, "random tokens have no answers"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_accepted(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        settings.check(config(tmp_path, **changes), 8)
+
+
+def test_what_only_data_or_model_can_refuse_is_trained_on(tmp_path):
+    def rows(**changes):
+        c = config(tmp_path, **changes)
+        return setup.training_data(c, setup.prepare(c, paths.resolve(str(tmp_path / "run"))))
+
+    with pytest.raises(ConfigError, match=r"data\.target_length=8 is for an encoder-decoder"):
+        rows(**{"data.target_length": 8})
+    with pytest.raises(DataError, match=r"42 of 42 examples \(100\.0%\) are longer than a row of 8 tokens"):
+        rows(length=8)
+    with pytest.raises(ConfigError, match=r"data\.hold_out: no task is called 'u7'"):
+        rows(**{"data.hold_out": "u7"})
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, capsys):
+    workdir, c = str(tmp_path / "run"), config(tmp_path, family, **{"data.target_length": 16, "steps": 2} if family == "t5" else {})
+    loop.train(c, workdir)
+    said = capsys.readouterr().out
+    template = templates.get("tulu", tokenizers.bytes_only())
+    assert f"template tulu {template.fingerprint}: 168 trained tokens" in said  # of 42 examples, three letters and the end
+    rows = [json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    assert any("eval/heldout/loss" in row for row in rows) and "heldout loss" in said and "over 24 tokens" in said
+    _, _, tokenizer = checkpoints.load_params(workdir)
+    kept = load_template(workdir, tokenizer)
+    assert kept is not None and kept.fingerprint == template.fingerprint
+    assert "task 1" in pathlib.Path(workdir, "samples.md").read_text()
+    if family == "t5":
+        return
+    with pytest.raises(CheckpointError, match=r"holds a run with another template: tulu .* plain"):
+        loop.train(config(tmp_path, **{"data.template": "plain", "steps": 5}), workdir)
+    # A run that begins from this one keeps its template unless told otherwise.
+    next_ = config(tmp_path, **{"init_from": workdir, "tokenizer": "", "data.template": ""})
+    carried = setup.prepare(next_, paths.resolve(str(tmp_path / "next"))).template
+    assert carried is not None and carried.fingerprint == template.fingerprint
+    # Generation spells prompts as training did, unless a flag says otherwise.
+    seen, command = [], command_of()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(command, "stream_text", lambda model, params, tokenizer, ids, *_, **__: seen.append(tokenizer.decode(ids)) or iter(()))
+        assert command.main([f"--model={workdir}", "--prompt=hi"]) == 0
+        assert command.main([f"--model={workdir}", "--prompt=hi", "--template=plain"]) == 0
+        assert command.main([f"--model={workdir}", "--prompt=hi", "--template=none"]) == 0
+        assert command.main([f"--model={workdir}", "--prompt=hi", "--template=nonsense"]) == 2
+    assert seen == ["<|user|>\nhi\n<|assistant|>\n", "hi", "hi"]
+    file = tmp_path / "run" / "model" / "template.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "0" * 16}))
+    assert command.main([f"--model={workdir}", "--prompt=hi"]) == 2
+    assert "spells records differently" in capsys.readouterr().err
+
+
+def test_control_tokens_of_a_template_are_not_learned_to_end_an_answer(tmp_path):
+    c = config(tmp_path, **{"data.template": "chatml"})
+    run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
+    stop = run.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert run.model.config.eos_token_ids == (run.tokenizer.eos_token_id, stop) and run.model.config.vocab_size == 320
+    packed = setup.training_data(c, run)
+    last = jax.numpy.diff(jax.numpy.asarray(packed.segments, int), axis=1, append=0) != 0
+    assert set(packed.targets[last & (packed.segments > 0)].tolist()) == {stop}
+    assert run.tokenizer.decode(run.prompt_ids("hi")) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
