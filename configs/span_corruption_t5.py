@@ -26,8 +26,11 @@ def get_config(variant=""):
     c.model.dropout = 0.0  # none in pretraining, from v1.1 on
     c.model.dtype = "bfloat16"  # of activations; parameters and moments stay float32
     c.model.remat = "dots"  # keep matmul results, recompute the rest
-    c.optimizer.learning_rate = 1e-3  # AdamW and a cosine here; the paper's Adafactor falls from 0.01 as the inverse square root
-    c.optimizer.warmup = 10_000
+    c.optimizer.name = "adafactor"
+    c.optimizer.learning_rate = 0.01  # relative to each matrix's own size
+    c.optimizer.schedule = "inverse_sqrt"  # 1 / sqrt(update) from here on
+    c.optimizer.warmup = 10_000  # a rise, where the paper stays at 0.01
+    c.optimizer.clip = 0.0  # Adafactor has a clipping of its own
     c.optimizer.weight_decay = 0.0
     c.checkpoint.every = 5000
     c.eval.every = 5000
@@ -37,7 +40,7 @@ def get_config(variant=""):
         variant,
         tiny={  # the same run at a size for a CPU, on any text: --config.data.files=...
             "data.files": "README.md,docs/*.md", "steps": 300, "batch_size": 16, "length": 64, "tokenizer": "bytes",
-            "optimizer.learning_rate": 5e-3, "optimizer.warmup": 20, "checkpoint.every": 150, "eval.every": 150,
+            "optimizer.learning_rate": 0.1, "optimizer.warmup": 20, "checkpoint.every": 150, "eval.every": 150,
             "model.dtype": "float32", "model.remat": "none", "model.d_model": 64, "model.n_layers": 2, "model.encoder_layers": 2,
             "model.n_heads": 4, "model.n_kv_heads": 4, "model.head_dim": 16, "model.d_ff": 128, "model.max_length": 128,
         },
