@@ -54,7 +54,7 @@ def _read(argv: list[str]):
     """(what the config is, rows, checks) of a command line."""
     import jax
 
-    from lm.data import preview
+    from lm.data import preview, templates
     from lm.training import command_line, paths, setup
 
     config, workdir = command_line.parse(argv)
@@ -64,7 +64,10 @@ def _read(argv: list[str]):
         raise ValueError("data.synthetic_rows without a tokenizer has no text to show; set data.files and tokenizer")
     sample = jax.device_get(next(setup.train_batches(config, run, packed)))
     shifted = run.model.config.causal or bool(run.model.config.encoder_layers)
-    checks = preview.checks(sample, {"training": packed}, held_out, run.tokenizer, shifted=shifted)
+    stops = set() if run.template is None else {templates.stop_id(run.template, run.tokenizer)}
+    checks = preview.checks(sample, {"training": packed}, held_out, run.tokenizer, shifted=shifted, stops=stops)
+    if run.template is not None:
+        checks.insert(0, preview.Check("template", None, f"{run.template.name} {dict(run.template.options)} {run.template.fingerprint}"))
     what = next(a.partition("=")[2] for a in argv if a.startswith("--config="))
     return f"{what}, objective {config.objective.name}", preview.rows(sample, run.tokenizer, shifted=shifted), checks
 

@@ -3,18 +3,21 @@
 import importlib.util
 import json
 import pathlib
+import re
+import shlex
 
 import jax
 import pytest
 
 import lm
 from configs import defaults, tiny
-from lm.data import templates, tokenizers
+from lm import preview
+from lm.data import records, templates, tokenizers
 from lm.data.sources import DataError
 from lm.families import preset
 from lm.loading import load_template
 from lm.models.config import ConfigError
-from lm.training import checkpoints, instruction, loop, paths, settings, setup
+from lm.training import checkpoints, command_line, instruction, loop, paths, settings, setup
 from lm.training.checkpoints import CheckpointError
 
 
@@ -124,6 +127,35 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "0" * 16}))
     assert command.main([f"--model={workdir}", "--prompt=hi"]) == 2
     assert "spells records differently" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", ["chatml", "alpaca"])
+def test_the_preview_misses_the_end_of_an_answer_or_shows_a_prompt_as_trained(tmp_path, template, capsys):
+    text = "from tests.lm.training.test_instruction import config\n\ndef get_config(variant=''):\n    import pathlib\n"
+    (tmp_path / "c.py").write_text(f"{text}    return config(pathlib.Path({str(tmp_path)!r}))\n")
+    arguments = [
+        f"--config={tmp_path / 'c.py'}",
+        f"--config.data.template={template}",
+        "--config.length=256",
+        "--config.model.max_length=256",
+    ]
+    preview.main([*arguments, "--json", "--rows=1"])
+    shown = json.loads(capsys.readouterr().out)
+    checks = {check["name"]: check for check in shown["checks"]}
+    assert checks["training: end token trained"]["ok"] and checks["template"]["found"].startswith(template)
+    trained = "".join(piece["text"] for piece in shown["rows"][0]["tokens"] if piece["kind"] == "trained")
+    stop = "<|im_end|>" if template == "chatml" else "<|endoftext|>"
+    assert stop in trained and set(trained.split(stop)) <= {"aaa", "bbb", ""}
+
+
+def test_the_commands_of_the_page_are_refused():
+    page = (pathlib.Path(lm.__file__).parents[1] / "docs" / "data.md").read_text().replace("\\\n", "")
+    commands = re.findall(r"^    python -m lm\.(?:train|preview) (.*)", page, re.MULTILINE)
+    assert len(commands) == 2
+    for flags in commands:
+        c, _ = command_line.parse([*shlex.split(flags), *([] if "--workdir" in flags else ["--workdir=x"])])
+        settings.check(c, 8)
+    assert set(re.findall(r"^\| `([a-z_0-9]+)` \|", page, re.MULTILINE)) == {*templates.TEMPLATES, *records.FORMATS}
 
 
 def test_control_tokens_of_a_template_are_not_learned_to_end_an_answer(tmp_path):
