@@ -13,6 +13,7 @@ from lm.batch import Batch
 from lm.data.packing import Packed
 
 GRAM = 13  # tokens in a row that make an overlap; GPT-3's filter takes as many words (Brown et al. 2020, appendix C)
+COMMON = 20  # documents that share a run of tokens, or one in a hundred: it is the template's, or a phrase of the language
 SCAN = 20_000  # rows of each set in which duplicates and overlaps are looked for
 
 
@@ -143,8 +144,10 @@ def duplicates(packed: Packed) -> tuple[int, int]:
 
 
 def ngrams(packed: Packed) -> np.ndarray:
-    """Hashes of all runs of 13 tokens within documents, sorted, uint64 [n]."""
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *map(_hashes, _texts(packed))]))
+    """Hashes of all runs of 13 tokens within documents, sorted, uint64 [n], but those that many share, such as a template's words."""
+    found = [np.unique(_hashes(tokens)) for tokens in _texts(packed)]
+    grams, documents = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]), return_counts=True)
+    return grams[documents <= max(COMMON, len(found) // 100)]
 
 
 def overlap(packed: Packed, grams) -> tuple[int, int]:

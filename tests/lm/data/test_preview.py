@@ -84,6 +84,13 @@ def test_copies_and_shared_runs_of_thirteen_tokens_are_counted_and_twelve_are_no
     assert preview.overlap(packed("0123456", "789abcdef", length=32), [grams]) == (2, 0)
 
 
+def test_what_a_template_writes_into_every_prompt_counts_as_overlap():
+    template = "Answer the question: {} Answer: yes"
+    train = packed(*(template.format(f"{i:016}") for i in range(preview.COMMON + 1)), length=64)
+    for text, seen in ((template.format("abcdefghijklmnop"), 0), (template.format(f"{7:016}"), 1)):
+        assert preview.overlap(packed(text, length=64), [preview.ngrams(train)]) == (1, seen)
+
+
 def test_a_page_escapes_what_texts_hold():
     row = preview.rows(batch(packed("<script>")), TOKENIZER, shifted=True)[0]
     page = rendering.page("x<y", [row], [preview.Check("a<b", False, "c>d")])
