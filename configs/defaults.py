@@ -5,6 +5,7 @@ A config file starts from defaults(), changes what it needs, and ends in special
 
 from ml_collections import ConfigDict
 
+from lm.adaptation import lora
 from lm.models.config import ModelConfig
 from lm.training import optimizer, rules, settings, sharding
 
@@ -85,6 +86,20 @@ def defaults() -> ConfigDict:
     c.optimizer.skip_above = 0.0  # skip an update whose gradient norm is this multiple of the median of the last 128; 0 = never
     c.optimizer.skip_nonfinite = 0  # skip up to so many updates in a row whose loss or gradient is not finite, then stop
     c.optimizer.ema = 0.0  # decay of a moving average of the weights, which then is what is evaluated, sampled and exported; 0 = none
+
+    c.adaptation = ConfigDict()  # what keeps a model near the one of init_from; replay is a matter of data
+    c.adaptation.lora = ConfigDict()  # train low-rank additions to kernels instead of the kernels
+    c.adaptation.lora.rank = 0  # of the additions; 0 = none
+    c.adaptation.lora.alpha = 0.0  # the additions count alpha / rank times; 0 = 2 * rank
+    c.adaptation.lora.dropout = 0.0  # share of a kernel's inputs that its addition does not see, anew for each micro-batch
+    c.adaptation.lora.pattern = lora.PATTERN  # regex: kernels whose path contains it
+    c.adaptation.l2_sp = 0.0  # strength / 2 * squared distance of the weights from where they began
+    c.adaptation.ewc = ConfigDict()  # the same, each weight's distance times its Fisher information
+    c.adaptation.ewc.strength = 0.0
+    c.adaptation.ewc.fisher = ""  # file that python -m lm.fisher wrote
+    c.adaptation.kl = ConfigDict()  # divergence of the predictions from those of the base, where tokens are trained
+    c.adaptation.kl.strength = 0.0
+    c.adaptation.kl.direction = "forward"  # KL(base || model); "reverse": KL(model || base)
 
     c.mesh = ConfigDict()  # devices along each axis; -1 = all that are left
     c.mesh.data = -1  # whole copies of the model

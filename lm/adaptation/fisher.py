@@ -30,7 +30,8 @@ def diagonal(nll: Callable[[Any, Any], jax.Array], params, examples, chunk: int 
     def body(total, some):
         return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, jax.vmap(squared)(some)), None
 
-    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), examples)
+    # Examples i, i + n / chunk, ...: where they are split over devices, each device works on its own.
+    chunks = jax.tree.map(lambda x: x.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1), examples)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     return jax.lax.scan(body, zeros, chunks)[0]
 

@@ -16,7 +16,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
+from lm.adaptation import plan
+from lm.adaptation.lora import Lora
 from lm.data import templates
 from lm.data.templates import Template
 from lm.models import build
@@ -139,7 +142,7 @@ def load_params(workdir: str | Folder, step: int | None = None, shardings=None) 
     """
     from lm.tokenizer import load_tokenizer
 
-    model = build(load_model_config(workdir))
+    model, lora = build(load_model_config(workdir)), _lora(workdir)
     available = steps(workdir)
     if not available:
         raise CheckpointError(f"{workdir} has no complete checkpoint yet (looked in {_folder(workdir)}); train it first")
@@ -153,7 +156,7 @@ def load_params(workdir: str | Folder, step: int | None = None, shardings=None) 
     for candidate in [step] if step is not None else reversed(available):
         folder = _folder(workdir) / str(candidate)
         try:
-            params = _read_weights(folder, abstract)
+            params = _read_weights(folder, abstract, model, lora)
             with local_copy(_model_folder(workdir) / "tokenizer") as files:
                 return model, params, load_tokenizer(str(files))
         except CheckpointError:
@@ -313,7 +316,27 @@ def _read(folder: Folder, abstract: dict, partial: bool = False) -> dict:
     return ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=args)
 
 
-def _read_weights(folder: Folder, abstract: dict) -> dict:
+def _lora(workdir: str | Folder) -> Lora | None:
+    """The adapters that the run in a folder trains, told by its config, or None."""
+    path = resolve(workdir) / "config.json"
+    section = json.loads(path.read_text()).get("adaptation") if path.exists() else None
+    return plan.lora_of(section) if section else None
+
+
+def _read_weights(folder: Folder, abstract: dict, model, lora: Lora | None) -> dict:
+    """The model's params of a checkpoint, adapters merged."""
+    if lora is None:
+        return _read_averaged(folder, abstract)
+    adaptation = plan.Plan(model.logical_axes(), lora)
+    placed = jax.tree.leaves(abstract)[0].sharding
+    whole = NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
+    shapes = jax.eval_shape(lambda base: adaptation.start(base, jax.random.key(0))[0], abstract)
+    adapters = _read_averaged(folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes))
+    fixed = _read(folder, {"fixed": {"base": abstract}}, partial=True)["fixed"]
+    return jax.jit(adaptation.weights, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(adapters, fixed)
+
+
+def _read_averaged(folder: Folder, abstract: dict) -> dict:
     """The params of a checkpoint; where it holds their moving average, that."""
     saved, of = _shapes(folder), by_path(abstract)
     averaged = {n: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding) for n, x in of.items() if f"ema/{n}" in saved}

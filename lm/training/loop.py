@@ -9,7 +9,7 @@ import time
 import jax
 
 from lm.evaluation.perplexity import make_evaluator
-from lm.training import checkpoints, flops, paths, run_folder, settings, setup, sharding, trackers
+from lm.training import checkpoints, flops, paths, rules, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.report import Report, Stopwatch, amount
 from lm.training.setup import Run
@@ -128,7 +128,11 @@ class _Loop:
         model = flops.train_per_row(m, *self.batches.lengths) * c.batch_size
         counted = cost.get("flops", math.nan) * run.mesh.size
         peak = flops.peak()
-        parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        whole = run.abstract.params if run.abstract.fixed is None else run.abstract.fixed["base"]
+        parameters = sum(x.size for x in jax.tree.leaves(whole))
+        trained = sum(x.size for x in jax.tree.leaves(rules.split(run.abstract.params, c.optimizer.rates)[0]))
+        if trained != parameters:
+            self.out.say(f"{trained:,} parameters are trained")
         shape = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
         if self.batches.lengths[1]:
             self.out.say("rows of {} tokens to write, {} to read".format(*self.batches.lengths))

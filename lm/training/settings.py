@@ -8,6 +8,7 @@ import typing
 import ml_collections
 from ml_collections import config_dict
 
+from lm.adaptation import plan
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
 from lm.training import instruction, optimizer
@@ -70,6 +71,7 @@ def check(config: Config, devices: int) -> None:
         if _get(config, name) < 0:
             raise ConfigError(f"{name}={_get(config, name)}: expected 0 or more")
     optimizer.check(config.optimizer, config.steps)
+    plan.check(config.adaptation, config.init_from)
     if config.objective.name not in OBJECTIVES:
         name = config.objective.name
         raise ConfigError(f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}")

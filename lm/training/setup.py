@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from lm.adaptation import fisher as fishers
+from lm.adaptation import plan as plans
 from lm.batch import Batch
 from lm.data import batches, packing, tokenizers
 from lm.data.packing import Packed
@@ -47,12 +49,13 @@ class Run:
     transform: Transform | None  # what the objective does to rows
     extras: Extras
     template: Template | None  # what spells the records of instruct data
+    fisher: dict | None = None  # of params, where the plan asks for it and no checkpoint has it
 
     def fresh_state(self, seed: int) -> TrainState:
         """Step 0: drawn from the seed, or the weights of init_from."""
         return create_state(
             self.model, self.optimizer, self.mesh, seed, params=self.params, rules=self.parameters, activations=self.activations,
-            extras=self.extras,
+            extras=self.extras, fisher=self.fisher,
         )  # fmt: skip
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -63,7 +66,12 @@ class Run:
 
     def weights(self, state: TrainState) -> dict:
         """The model's params that a state stands for: what is evaluated, sampled and exported."""
-        return average_of(state.params, state.ema)
+        params = average_of(state.params, state.ema)
+        if self.extras.plan is None or self.extras.plan.lora is None:
+            return params
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract.fixed["base"])
+        with sharding.activate(self.mesh, self.activations):
+            return jax.jit(self.extras.plan.weights, out_shardings=shardings)(params, state.fixed)
 
 
 def prepare(config: settings.Config, workdir: Folder) -> Run:
@@ -84,24 +92,32 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         )
     chosen = OBJECTIVES[config.objective.name]
     transform = None if chosen.transform is None else chosen.transform(tokenizer, c, **settings.options(config))
-    o, axes = config.optimizer, rules.by_path(model.logical_axes())
+    plan = plans.of_config(config.adaptation, model.logical_axes())
+    plans.check_head(config.adaptation, c.head)
+    fisher = None
+    if plan is not None and plan.ewc and params is not None:
+        fisher = fishers.load(config.adaptation.ewc.fisher, params)
+    o, axes = config.optimizer, rules.by_path(model.logical_axes() if plan is None else plan.trained_axes())
     for table in ("rates", "decay"):
         rules.check_used(axes, o[table], f"optimizer.{table}", every_pattern=table == "rates")
+    if not any(rules.of(o.rates, name, "optimizer.rates") for name in axes):
+        raise ConfigError(f"optimizer.rates={o.rates} freezes every parameter: nothing would be learned")
     updates, schedule = optimizer.of_config(o, config.steps, axes)
-    extras = Extras(ema=o.ema > 0, guard=bool(o.skip_above or o.skip_nonfinite), rates=o.rates)
+    extras = Extras(ema=o.ema > 0, guard=bool(o.skip_above or o.skip_nonfinite), rates=o.rates, plan=plan)
     abstract = abstract_state(model, updates, mesh, parameters, extras)
     objective = functools.partial(chosen.loss, chunk=config.objective.chunk)
+    objective = objective if plan is None else plan.objective(objective)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     train_step = make_train_step(
         model, objective, updates, schedule, accumulate=config.accumulate, shardings=shardings.params, rates=o.rates, ema=o.ema,
-        skip_above=o.skip_above,
+        skip_above=o.skip_above, noisy=c.dropout > 0 or bool(plan and plan.lora and plan.lora.dropout),
     )  # fmt: skip
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     example = abstract_batch(rows, config.batch_size, (config.length, config.length if c.encoder_layers else 0))
     _check_names(train_step, abstract, example, mesh, activations)
     return Run(
         workdir, model, params, tokenizer, mesh, parameters, activations, rows, updates, train_step, abstract, transform, extras,
-        template,
+        template, fisher,
     )  # fmt: skip
 
 

@@ -1,0 +1,51 @@
+"""Averages of weights: WiSE-FT between a base and what was tuned from it, and soups of several models tuned from one base."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from lm.models.config import ConfigError
+from lm.training.rules import by_path
+
+
+def interpolate(base: dict, tuned: dict, alpha: float) -> dict:
+    """(1 - alpha) * base + alpha * tuned, in float32 and then the base's dtypes (Wortsman et al. 2022, WiSE-FT, section 2).
+
+    alpha 0 and 1 give the ends bit for bit. Raises ConfigError when they are not the weights of one architecture.
+    """
+    check_same([base, tuned], ["the base", "the tuned model"])
+    if alpha in (0, 1):
+        return jax.tree.map(lambda b, t: jnp.asarray(t if alpha else b, b.dtype), base, tuned)
+    mix = lambda b, t: ((1 - alpha) * b.astype(jnp.float32) + alpha * t.astype(jnp.float32)).astype(b.dtype)
+    return jax.tree.map(mix, base, tuned)
+
+
+def soup(models: Sequence[dict]) -> dict:
+    """The mean of several models' weights (Wortsman et al. 2022, Model soups): uniform."""
+    check_same(models, [f"model {number}" for number in range(1, len(models) + 1)])
+    return jax.tree.map(lambda *ws: (sum(w.astype(jnp.float32) for w in ws) / len(ws)).astype(ws[0].dtype), *models)
+
+
+def greedy_soup(models: Sequence[dict], loss: Callable[[dict], float]) -> tuple[dict, list[int]]:
+    """(soup, numbers of the models in it): the best by `loss`, then each next best that does not make the mean worse (recipe 1 there)."""
+    losses = [loss(model) for model in models]
+    order = sorted(range(len(models)), key=lambda i: losses[i])
+    kept, best = order[:1], losses[order[0]]
+    for candidate in order[1:]:
+        tried = loss(soup([models[i] for i in (*kept, candidate)]))
+        if tried <= best:
+            kept, best = [*kept, candidate], tried
+    return soup([models[i] for i in kept]), kept
+
+
+def check_same(models: Sequence[dict], names: Sequence[str]) -> None:
+    """Raises ConfigError, naming what differs, when the models do not have the same parameters."""
+    shapes = [{path: tuple(x.shape) for path, x in by_path(model).items()} for model in models]
+    for found, name in zip(shapes[1:], names[1:], strict=True):
+        if differ := sorted(path for path in found.keys() | shapes[0].keys() if found.get(path) != shapes[0].get(path)):
+            path = differ[0]
+            raise ConfigError(
+                f"{names[0]} and {name} are not of one architecture: {len(differ)} parameters differ, such as {path} "
+                f"({shapes[0].get(path)} and {found.get(path)})"
+            )

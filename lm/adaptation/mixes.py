@@ -1,0 +1,43 @@
+"""The mixes that python -m lm.interpolate is asked for, and their losses on text."""
+
+from typing import Any
+
+from lm.adaptation import interpolation
+from lm.data import packing
+from lm.evaluation import perplexity
+from lm.loading import load
+from lm.training.mesh import make_mesh
+
+
+def mixes(base: str, tuned: str, alphas: str, soup: str, greedy: str, loss) -> tuple[Any, Any, list[Any]]:
+    """(model, tokenizer, [(name of a mix, what describes it, function that makes its params)]) for what the command line says.
+
+    `greedy`: files by whose `loss` a soup is chosen, or "" for all of it. Raises ConfigError and whatever `load` does.
+    """
+    names = soup.split(",") if soup else [base, tuned]
+    models, params, tokenizers = zip(*(load(name) for name in names), strict=True)
+    interpolation.check_same(params, names)
+    if soup and greedy:
+        mixed, kept = interpolation.greedy_soup(params, lambda p: loss(models[0], p, tokenizers[0], greedy))
+        return models[0], tokenizers[0], [("soup", {"soup": [names[i] for i in kept]}, lambda: mixed)]
+    if soup:
+        return models[0], tokenizers[0], [("soup", {"soup": names}, lambda: interpolation.soup(params))]
+    numbers = [float(alpha) for alpha in alphas.split(",")]
+    mixed = lambda alpha: interpolation.interpolate(*params, alpha)
+    return models[0], tokenizers[1], [(f"alpha-{a:g}", {"alpha": a}, lambda a=a: mixed(a)) for a in numbers]
+
+
+def measurer(cache: str, length: int, max_rows: int):
+    """A function (model, params, tokenizer, files) -> loss in nats a token; text is packed once."""
+    mesh, packed, run = make_mesh(), {}, {}
+
+    def loss(model, params, tokenizer, files: str) -> float:
+        size = length or min(model.config.max_length, 1024)
+        perplexity.check_length(size, model.config.max_length)
+        if files not in packed:
+            packed[files] = packing.pack_files(files, tokenizer, size, cache)
+        if not run:
+            run[0] = perplexity.make_evaluator(model, mesh, 8 * mesh.size)
+        return run[0](params, packed[files], max_rows).loss
+
+    return loss

@@ -1,0 +1,205 @@
+"""LoRA adapters as PEFT's directories (adapter_config.json, adapter_model.safetensors), in both directions, for every family.
+
+The family's table of weights says which of their modules each of our kernels is; where one of theirs holds several of ours (GPT-2's
+c_attn), its A has the rows of all, and its B is block by block.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lm import families
+from lm.adaptation import lora as low_rank
+from lm.adaptation.lora import Lora
+from lm.families.table import Slot, expand
+from lm.models.config import ConfigError
+from lm.training.matrices import matrix
+from lm.training.rules import by_path
+from lm.weights.load import parameter_shapes
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+TASKS = {
+    "causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """One of their linear layers: parts are our kernels in it. inputs int [in]: our input of each of theirs.
+
+    outputs: for each of theirs, (part, our output of that part), int [out, 2].
+    """
+
+    slot: Slot
+    inputs: np.ndarray
+    outputs: np.ndarray
+    transposed: bool  # stored [in, out], as GPT-2's Conv1D
+
+
+def modules(model) -> dict[str, Module]:
+    """Their name -> module, of every linear layer whose weight is made of our kernels. Raises ConfigError for layers that are unrolled."""
+    c = model.config
+    if c.layers == "separate":
+        raise ConfigError("adapters are exchanged for stacked layers: leave model.layers at 'scan'")
+    axes, family = by_path(model.logical_axes()), families.get(c.family).storing(c.head)
+    found = {}
+    for name, slot in expand(family.table, parameter_shapes(c)).items():
+        kernels = [matrix(path, axes[path]) for path in slot.ours]
+        if not name.endswith(".weight") or not all(kernels):
+            continue
+        # Every entry of our kernels gets a number, and the place it takes in their weight tells which input and output it joins.
+        shapes = [(math.prod(s[d - len(m.stacked)] for d in m.inputs), s) for m, s in zip(kernels, slot.our_shapes, strict=True) if m]
+        sizes = [math.prod(s) for _, s in shapes]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        numbers = [np.arange(size).reshape(s) + start for size, (_, s), start in zip(sizes, shapes, starts, strict=False)]
+        theirs = np.asarray(slot.row.to_theirs(numbers))
+        part = np.searchsorted(starts, theirs, side="right") - 1
+        widths = np.array([size // inputs for size, (inputs, _) in zip(sizes, shapes, strict=True)])
+        i, o = np.divmod(theirs - starts[part], widths[part])
+        transposed = bool(theirs.shape[0] > 1 and (i[:, 0] != i[0, 0]).any())
+        if transposed:
+            i, o, part = i.T, o.T, part.T
+        if (i != i[:1]).any() or (o != o[:, :1]).any():
+            raise ConfigError(f"{name} is not one linear map of our kernels, and cannot be adapted in their format")
+        found[name.removesuffix(".weight")] = Module(slot, i[0], np.stack([part[:, 0], o[:, 0]], axis=1), transposed)
+    return found
+
+
+def save(path: str | Path, model, adapters: dict, lora: Lora, base: str) -> None:
+    """Writes adapters as a directory that PEFT loads onto `base`, the name or path of the model they adapt.
+
+    Raises ConfigError when one of them has no place in the family's own modules.
+    """
+    flat = {name: np.asarray(x, np.float32) for name, x in by_path(adapters).items()}
+    adapted = {name.rpartition("/")[0] for name in flat}
+    tensors, ranks = {}, {}
+    known = modules(model)
+    homeless = adapted - {ours for module in known.values() for ours in module.slot.ours}
+    if homeless:
+        raise ConfigError(f"{', '.join(sorted(homeless))}: a Hugging Face {model.config.family} model has no module of its own for it")
+    for name, module in known.items():
+        parts = [p for p, ours in enumerate(module.slot.ours) if ours in adapted]
+        if not parts:
+            continue
+        a_of, b_of = zip(*(_layer(flat, module.slot, p) for p in parts), strict=True)
+        rank = sum(a.shape[1] for a in a_of)
+        b = np.zeros((len(module.outputs), rank), np.float32)
+        start = 0
+        for p, its_b in zip(parts, b_of, strict=True):
+            rows = module.outputs[:, 0] == p
+            b[rows, start : start + len(its_b)] = its_b[:, module.outputs[rows, 1]].T
+            start += len(its_b)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(np.concatenate([a[module.inputs].T for a in a_of]))
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = b
+        ranks[name] = rank
+    most = max(ranks.values())
+    fewer = {name: rank for name, rank in ranks.items() if rank != most}
+    transposed = {known[name].transposed for name in ranks}
+    config = {
+        "peft_type": "LORA", "task_type": TASKS.get(model.config.head), "base_model_name_or_path": base, "r": most,
+        "lora_alpha": lora.scale * most, "rank_pattern": fewer, "alpha_pattern": {n: lora.scale * r for n, r in fewer.items()},
+        "lora_dropout": lora.dropout, "target_modules": sorted(ranks), "fan_in_fan_out": transposed == {True}, "bias": "none",
+        "inference_mode": True, "use_rslora": False, "use_dora": False, "modules_to_save": None,
+    }  # fmt: skip
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load(path: str | Path, model) -> tuple[dict, float]:
+    """(adapters, scale) of a directory that PEFT or `save` wrote, for `merge`. What it leaves out in some layers is zero there.
+
+    Raises ConfigError for what is not plain LoRA on modules of this model, naming it.
+    """
+    config, tensors = read_config(path), _read(path)
+    known = modules(model)
+    pairs: dict[str, dict[str, np.ndarray]] = {}
+    for name, x in tensors.items():
+        stem, _, kind = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        if kind not in ("lora_A", "lora_B") or stem not in known:
+            raise ConfigError(f"{path}: {name} adapts nothing that this {model.config.family} model has as a linear layer")
+        pairs.setdefault(stem, {})[kind] = x.astype(np.float32)
+    scale, found = _scale(config, ""), {}
+    for name, pair in pairs.items():
+        module, a, b = known[name], pair["lora_A"], pair["lora_B"] * (_scale(config, name) / scale)
+        if a.shape[1] != len(module.inputs) or b.shape[0] != len(module.outputs):
+            raise ConfigError(f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, not those of a layer of this model")
+        inputs = np.empty_like(a.T)
+        inputs[module.inputs] = a.T
+        for p, ours in enumerate(module.slot.ours):
+            rows = module.outputs[:, 0] == p
+            outputs = np.empty((b.shape[1], rows.sum()), np.float32)
+            outputs[:, module.outputs[rows, 1]] = b[rows].T
+            found.setdefault(ours, {})[module.slot.entry] = (inputs, outputs)
+    return _stacked(found, model), scale
+
+
+def read_config(path: str | Path) -> dict:
+    """adapter_config.json. Raises ConfigError for a method that is not plain LoRA."""
+    try:
+        config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{Path(path) / CONFIG} cannot be read: {error}") from error
+    allowed = {"peft_type": ("LORA",), "use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, [])}
+    for name, good in allowed.items():
+        if config.get(name) not in good:
+            raise ConfigError(f"{Path(path) / CONFIG}: {name}={config.get(name)!r} is not supported, only {good[0]!r}")
+    return config
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether `path` is a directory of PEFT's format."""
+    return (Path(path).expanduser() / CONFIG).is_file()
+
+
+def _layer(flat: dict, slot: Slot, part: int) -> tuple[np.ndarray, np.ndarray]:
+    """A [inputs, rank] and B [rank, outputs] of one part in the layer that `slot` is."""
+    a, b = (flat[f"{slot.ours[part]}/{side}"] for side in "ab")
+    a, b = (x if slot.entry is None else x[slot.entry] for x in (a, b))
+    return a.reshape(-1, a.shape[-1]), b.reshape(b.shape[0], -1)
+
+
+def _scale(config: dict, name: str) -> float:
+    rank = config.get("rank_pattern", {}).get(name, config["r"])
+    alpha = config.get("alpha_pattern", {}).get(name, config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _read(path: str | Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(Path(path) / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"{Path(path) / WEIGHTS} cannot be read: {error}") from error
+
+
+def _stacked(found: dict[str, dict], model) -> dict:
+    """Adapters from the pairs of each layer; every rank is filled up with zeros to the largest of its kernel."""
+    shapes, axes, flat = parameter_shapes(model.config), by_path(model.logical_axes()), {}
+    for path, layers in found.items():
+        m, shape = matrix(path, axes[path]), shapes[path]
+        assert m is not None
+        rank = max(a.shape[1] for a, _ in layers.values())
+        inside, outside = ([shape[d] for d in side] for side in (m.inputs, m.outputs))
+        count = [shape[d] for d in m.stacked]
+        a, b = np.zeros((*count, *inside, rank), np.float32), np.zeros((*count, rank, *outside), np.float32)
+        for entry, (its_a, its_b) in layers.items():
+            at = ... if entry is None else entry
+            a[at][..., : its_a.shape[1]] = its_a.reshape(*inside, -1)
+            b[at][: len(its_b)] = its_b.reshape(-1, *outside)
+        flat |= {f"{path}/a": jnp.asarray(a), f"{path}/b": jnp.asarray(b)}
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def apply(path: str | Path, model, params: dict) -> dict:
+    """The params of `model` with the adapters of a directory merged into them."""
+    return low_rank.merge(params, *load(path, model))

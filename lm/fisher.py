@@ -1,0 +1,73 @@
+"""Writes the Fisher information of a model's weights, which adaptation.ewc holds later training to (docs/forgetting.md).
+
+python -m lm.fisher --config=FILE.py[:VARIANT] --workdir=DIR [--sampled] [--config.FIELD=VALUE ...]
+
+The config is that of a training run: init_from names the model, data and objective what it must not forget, steps * batch_size the rows
+to read. Writes DIR/fisher.safetensors. --sampled: targets drawn from the model instead of the data's (the Fisher information proper).
+"""
+
+import logging
+import sys
+
+
+def main(argv=None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if {"--help", "-h"} & set(argv):
+        print(__doc__.strip())
+        return 0
+    from lm.data.sources import DataError
+    from lm.models.config import ConfigError
+    from lm.training import command_line
+    from lm.training.checkpoints import CheckpointError
+    from lm.weights import WeightsError
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    sampled = "--sampled" in argv
+    try:
+        config, workdir = command_line.parse([a for a in argv if a != "--sampled"])
+        write(config, workdir, sampled)
+    except (ConfigError, DataError, WeightsError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write(config, workdir: str, sampled: bool) -> None:
+    """Reads config.steps batches and writes workdir/fisher.safetensors."""
+    import functools
+    import itertools
+    import math
+    from pathlib import Path
+
+    import jax
+    import jax.numpy as jnp
+
+    from lm.adaptation import fisher
+    from lm.models.config import LM_HEADS, ConfigError
+    from lm.objectives import OBJECTIVES
+    from lm.training import setup, sharding
+
+    if not config.init_from:
+        raise ConfigError("init_from is not set: it names the model whose Fisher information to take")
+    run = setup.prepare(config, Path(workdir))
+    if run.params is None:
+        raise ConfigError(f"{workdir} holds a training run: give another --workdir for the Fisher information")
+    if run.extras.plan is not None:
+        raise ConfigError("adaptation is on: Fisher information is that of the base, before any; leave that section as it is by default")
+    if sampled and run.model.config.head not in LM_HEADS:
+        raise ConfigError(f"--sampled draws tokens, and a model with head={run.model.config.head!r} predicts none")
+    batches = setup.train_batches(config, run, setup.training_data(config, run))
+    objective = functools.partial(OBJECTIVES[config.objective.name].loss, chunk=config.objective.chunk)
+    params = jax.tree.map(lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), run.params, run.abstract.params)
+    at_once = math.prod(run.mesh.shape[axis] for axis in run.activations["batch"])
+    with sharding.activate(run.mesh, run.activations):
+        information, rows = fisher.fisher(
+            run.model, objective, params, itertools.islice(batches, config.steps), sampled=sampled, seed=config.seed, chunk=at_once
+        )
+    path = Path(workdir) / "fisher.safetensors"
+    fisher.save(path, information, rows, sampled)
+    print(f"wrote {path}: {'sampled' if sampled else 'empirical'} Fisher information over {rows} rows")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

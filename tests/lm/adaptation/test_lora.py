@@ -1,0 +1,161 @@
+"""LoRA changes nothing at first, computes W + s A B afterwards, trains nothing else, and means the same to PEFT and torch."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lm
+from lm.adaptation import lora, peft, plan
+from lm.adaptation.lora import Lora
+from lm.batch import Batch
+from lm.models.config import ConfigError
+from lm.objectives import next_token
+from lm.training import optimizer, rules, sharding
+from lm.training.matrices import matrix
+from lm.training.state import Extras, abstract_state, create_state
+from lm.training.step import make_train_step
+from tests.lm.small_models import identical, tiny
+from tests.lm.training import small
+
+FAMILIES = ["gpt2", "gpt_neox", "llama", "bert", "t5", "bart", "mamba", "mamba2", "bamba", "albert", "openai-gpt"]
+
+
+def adapted(family, rank=3, pattern=lora.PATTERN):
+    """(model, params, its LoRA, adapters that are random all over)."""
+    model, params = tiny(family)
+    spec = Lora(rank, alpha=1.5, pattern=pattern)
+    fresh = lora.initialise(params, rules.by_path(model.logical_axes()), spec, jax.random.key(0))
+    rng = np.random.default_rng(1)
+    return model, params, spec, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3), x.dtype), fresh)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_adapter_changes_a_bit_or_a_merged_kernel_is_not_w_plus_s_a_b(family):
+    model, params, spec, adapters = adapted(family)
+    axes = rules.by_path(model.logical_axes())
+    fresh = lora.initialise(params, axes, spec, jax.random.key(3))
+    assert identical(lora.merge(params, fresh, spec.scale), params)
+    merged, before, of = (rules.by_path(x) for x in (lora.merge(params, adapters, spec.scale), params, adapters))
+    kernels = {path for path, names in axes.items() if "layers/" in path and matrix(path, names)}
+    assert {path.rpartition("/")[0] for path in of} == kernels
+    for path, w in before.items():
+        wanted = np.asarray(w, np.float64)
+        if path in kernels:
+            a, b = (np.asarray(of[f"{path}/{side}"], np.float64) for side in "ab")
+            stacked = axes[path][0] == "layers"
+            one = lambda x, y: np.tensordot(x, y, axes=(-1, 0))
+            product = np.stack([one(x, y) for x, y in zip(a, b, strict=True)]) if stacked else one(a, b)
+            assert product.shape == w.shape
+            wanted = wanted + spec.alpha / spec.rank * product
+        np.testing.assert_allclose(merged[path], wanted, rtol=1e-5, atol=1e-5, err_msg=path)
+
+
+def test_a_pattern_adapts_other_kernels_or_none_is_not_refused():
+    model, _, _, adapters = adapted("llama", pattern=r"attention/(query|value)")
+    assert set(adapters["layers"]) == {"attention"} and set(adapters["layers"]["attention"]) == {"query", "value"}
+    with pytest.raises(ConfigError, match=r"'qeury' is in no kernel's path; there are .*layers/mlp/up"):
+        lora.logical_axes(rules.by_path(model.logical_axes()), "qeury")
+
+
+def test_dropout_hides_other_inputs_than_its_share_or_changes_the_mean():
+    w, a, b = jnp.zeros((400, 5)), jnp.ones((400, 1)), jnp.ones((1, 5))
+    out = lora.merge({"k": w}, {"k": {"a": a, "b": b}}, 1.0, dropout=0.25, rng=jax.random.key(0))["k"]
+    rows = np.asarray(out[:, 0])
+    assert (np.asarray(out) == rows[:, None]).all() and set(np.unique(rows)) == {0.0, np.float32(1 / 0.75)}
+    assert abs(rows.mean() - 1) < 0.1
+    assert identical(lora.merge({"k": w}, {"k": {"a": a, "b": b}}, 1.0, dropout=0.25), {"k": jnp.ones((400, 5))})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_comes_back_from_peft_s_format_as_another(tmp_path, family):
+    model, params, spec, adapters = adapted(family)
+    peft.save(tmp_path, model, adapters, spec, "base")
+    back = peft.apply(tmp_path, model, params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), back, lora.merge(params, adapters, spec.scale))
+
+
+def ids(model):
+    return [(7 * i + 3) % model.config.vocab_size for i in range(9)]
+
+
+def logits_of(torch_model, model):
+    import torch
+
+    tokens = torch.tensor([ids(model)])
+    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if model.config.encoder_layers else {})
+    with torch.no_grad():
+        return torch_model.eval()(**inputs).logits.numpy()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "t5", "mamba"])
+def test_torch_with_the_adapter_s_files_computes_something_else(tmp_path, family):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from safetensors.torch import load_file
+
+    model, params, spec, adapters = adapted(family, pattern="attention/query|mlp/|ssm/(input|gate|dt_up)")  # PEFT refuses Mamba's out_proj
+    lm.to_hf(model, params, tmp_path / "base")
+    peft.save(tmp_path / "adapter", model, adapters, spec, str(tmp_path / "base"))
+    cls = getattr(transformers, json.loads((tmp_path / "base" / "config.json").read_text())["architectures"][0])
+    theirs = cls.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    config, tensors = peft.read_config(tmp_path / "adapter"), load_file(tmp_path / "adapter" / peft.WEIGHTS)
+    assert len(tensors) == 2 * len(config["target_modules"])
+    for name in config["target_modules"]:
+        a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        change = peft._scale(config, name) * b @ a
+        theirs.get_submodule(name).weight.data += change.T if config["fan_in_fan_out"] else change
+    read = dict(encoder_tokens=[ids(model)]) if model.config.encoder_layers else {}
+    ours = lm.forward(model, lora.merge(params, adapters, spec.scale), Batch.of([ids(model)], **read)).logits
+    wanted = logits_of(theirs, model)
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+    try:
+        import peft as library
+    except ImportError:
+        return
+    theirs = library.PeftModel.from_pretrained(cls.from_pretrained(tmp_path / "base", dtype=torch.float32), tmp_path / "adapter")
+    np.testing.assert_allclose(logits_of(theirs, model), wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"use_dora": True}, "use_dora=True is not supported"), ({"peft_type": "IA3"}, "only 'LORA'"), ({"bias": "all"}, "bias='all'")],
+)
+def test_an_adapter_that_is_not_plain_lora_is_read(tmp_path, changed, said):
+    model, _, spec, adapters = adapted("llama")
+    peft.save(tmp_path, model, adapters, spec, "base")
+    config = json.loads((tmp_path / peft.CONFIG).read_text())
+    (tmp_path / peft.CONFIG).write_text(json.dumps(config | changed))
+    with pytest.raises(ConfigError, match=said):
+        peft.load(tmp_path, model)
+
+
+def test_an_adapter_of_another_model_is_read(tmp_path):
+    model, _, spec, adapters = adapted("llama")
+    peft.save(tmp_path, model, adapters, spec, "base")
+    with pytest.raises(ConfigError, match="adapts nothing that this gpt2 model has"):
+        peft.load(tmp_path, tiny("gpt2")[0])
+
+
+def test_the_base_moves_or_has_moments_or_the_adapters_do_not():
+    mesh = small.mesh_of(1, 2, 1)
+    model, _, schedule = small.parts(small.MODEL.replace(n_layers=1))
+    adaptation = plan.Plan(model.logical_axes(), Lora(2))
+    adamw, extras = optimizer.adamw(schedule), Extras(plan=adaptation)
+    base = model.init(jax.random.key(5), Batch.of([[0, 0]]))["params"]
+    state = create_state(model, adamw, mesh, 0, params=base, extras=extras)
+    assert identical(jax.device_get(adaptation.weights(state.params, state.fixed)), jax.device_get(base))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, adamw, mesh, extras=extras))
+    step = make_train_step(model, adaptation.objective(next_token), adamw, schedule, shardings=shardings.params, accumulate=2)
+    batch = Batch.of(np.random.default_rng(0).integers(0, 64, (4, 16)))
+    with sharding.activate(mesh):
+        step, losses = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0), []
+        for _ in range(8):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    assert identical(jax.device_get(state.fixed["base"]), jax.device_get(base))
+    moments = rules.by_path(state.opt_state[1].mu)
+    assert moments.keys() == rules.by_path(state.params).keys() and all(name[-2:] in ("/a", "/b") for name in moments)
+    assert all(np.abs(x).max() > 0 for name, x in rules.by_path(jax.device_get(state.params)).items() if name.endswith("/b"))
