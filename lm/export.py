@@ -2,6 +2,7 @@
 
 python -m lm.export --model=RUN_FOLDER --output=DIR
 python -m lm.export --model=model.gguf --output=DIR --dtype=bfloat16
+python -m lm.export --model=LORA_RUN --output=DIR --adapter          # only the adapters, as PEFT's directory
 """
 
 import argparse
@@ -66,10 +67,18 @@ def main(argv=None) -> int:
     parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
     parser.add_argument("--output", required=True, help="directory to write; one that holds a model is replaced")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: float32, or what the run trained in")
+    parser.add_argument("--adapter", action="store_true", help="write the low-rank adapters of a run alone, in PEFT's format")
     args = parser.parse_args(argv)
     try:
         if Path(args.output).resolve() == Path(args.model).resolve():
             raise WeightsError(f"--output={args.output} is the model itself: give another directory")
+        if args.adapter:
+            from lm.adaptation import peft
+            from lm.training.checkpoints import load_adapters
+
+            peft.save(args.output, *load_adapters(args.model))
+            print(f"wrote {args.output}: adapters in PEFT's format")
+            return 0
         model, params, tokenizer = load(args.model, args.dtype)
         to_hf(model, params, args.output, tokenizer)
         print(f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} MB of weights")

@@ -45,10 +45,11 @@ def write(config, workdir: str, sampled: bool) -> None:
     from lm.adaptation import fisher
     from lm.models.config import LM_HEADS, ConfigError
     from lm.objectives import OBJECTIVES
-    from lm.training import setup, sharding
+    from lm.training import optimizer, setup, sharding
 
     if not config.init_from:
         raise ConfigError("init_from is not set: it names the model whose Fisher information to take")
+    config.optimizer.update(schedule="constant", warmup=0, cooldown=0, final=optimizer.FINAL)  # nothing is updated: steps may be few
     run = setup.prepare(config, Path(workdir))
     if run.params is None:
         raise ConfigError(f"{workdir} holds a training run: give another --workdir for the Fisher information")

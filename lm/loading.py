@@ -1,4 +1,4 @@
-"""One way for every entry point to get a model: from a run folder, a directory, a hub id or a GGUF file."""
+"""One way for every entry point to get a model: from a run folder, a directory, a hub id, a GGUF file, or a PEFT adapter's directory."""
 
 
 def is_run(path: str) -> bool:
@@ -26,8 +26,12 @@ def load(path_or_id: str, dtype: str | None = None):
         from lm.training.checkpoints import load_params
 
         return load_params(path_or_id)
+    from lm.adaptation import peft
     from lm.tokenizer import load_tokenizer
     from lm.weights import from_hf
 
+    if peft.is_adapter(path_or_id):
+        model, params, tokenizer = load(peft.read_config(path_or_id)["base_model_name_or_path"], dtype)
+        return model, peft.apply(path_or_id, model, params), tokenizer
     model, params = from_hf(path_or_id, dtype=dtype)
     return model, params, load_tokenizer(path_or_id)

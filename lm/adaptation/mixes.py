@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import jax
+
 from lm.adaptation import interpolation
 from lm.data import packing
 from lm.evaluation import perplexity
 from lm.loading import load
 from lm.training.mesh import make_mesh
+from lm.training.sharding import replicated
 
 
 def mixes(base: str, tuned: str, alphas: str, soup: str, greedy: str, loss) -> tuple[Any, Any, list[Any]]:
@@ -38,6 +41,6 @@ def measurer(cache: str, length: int, max_rows: int):
             packed[files] = packing.pack_files(files, tokenizer, size, cache)
         if not run:
             run[0] = perplexity.make_evaluator(model, mesh, 8 * mesh.size)
-        return run[0](params, packed[files], max_rows).loss
+        return run[0](jax.device_put(params, replicated(mesh)), packed[files], max_rows).loss
 
     return loss

@@ -167,6 +167,18 @@ def load_params(workdir: str | Folder, step: int | None = None, shardings=None) 
     raise CheckpointError(f"no checkpoint of {workdir} can be read ({'; '.join(reasons)})")
 
 
+def load_adapters(workdir: str | Folder) -> tuple[Any, dict, Lora, str]:
+    """(model, adapters, their description, the base as the run's config names it) of the newest checkpoint. Raises CheckpointError."""
+    lora = _lora(workdir)
+    if lora is None:
+        raise CheckpointError(f"{workdir} is no run with adapters: adaptation.lora.rank is 0 there")
+    if not (available := steps(workdir)):
+        raise CheckpointError(f"{workdir} has no complete checkpoint yet (looked in {_folder(workdir)}); train it first")
+    model, here = build(load_model_config(workdir)), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    adapters = _read_averaged(_folder(workdir) / str(available[-1]), _adapter_shapes(model, lora, _parameter_shapes(model), here))
+    return model, adapters, lora, json.loads((resolve(workdir) / "config.json").read_text())["init_from"]
+
+
 def check_model(workdir: str | Folder, config: ModelConfig) -> None:
     """Raises CheckpointError, with a diff, when the run folder holds a run of another model."""
     path = _model_folder(workdir) / "config.json"
@@ -330,10 +342,14 @@ def _read_weights(folder: Folder, abstract: dict, model, lora: Lora | None) -> d
     adaptation = plan.Plan(model.logical_axes(), lora)
     placed = jax.tree.leaves(abstract)[0].sharding
     whole = NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
-    shapes = jax.eval_shape(lambda base: adaptation.start(base, jax.random.key(0))[0], abstract)
-    adapters = _read_averaged(folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes))
+    adapters = _read_averaged(folder, _adapter_shapes(model, lora, abstract, whole))
     fixed = _read(folder, {"fixed": {"base": abstract}}, partial=True)["fixed"]
     return jax.jit(adaptation.weights, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(adapters, fixed)
+
+
+def _adapter_shapes(model, lora: Lora, base: dict, place) -> dict:
+    shapes = jax.eval_shape(lambda p: plan.Plan(model.logical_axes(), lora).start(p, jax.random.key(0))[0], base)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
 def _read_averaged(folder: Folder, abstract: dict) -> dict:

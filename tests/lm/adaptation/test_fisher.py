@@ -39,9 +39,8 @@ def test_a_language_model_s_is_not_the_mean_over_rows_of_squared_gradients(param
     empty = Batch.of(tokens[:2], np.zeros((2, 6)))  # padding does not count
     found, rows = fisher.fisher(MODEL, next_token, params, [Batch.of(tokens), empty], chunk=2)
     assert rows == 4
-    squares = [
-        jax.tree.map(jnp.square, jax.grad(lambda p, row=row: next_token(MODEL, p, Batch.of(row[None])).sum)(params)) for row in tokens
-    ]
+    gradient = jax.jit(jax.grad(lambda p, batch: next_token(MODEL, p, batch).sum))
+    squares = [jax.tree.map(jnp.square, gradient(params, Batch.of(row[None]))) for row in tokens]
     wanted = jax.tree.map(lambda *xs: sum(xs) / 4, *squares)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, wanted)
 
@@ -56,12 +55,12 @@ def test_sampled_targets_are_not_drawn_from_the_model(params):
 
 def test_the_sampled_kind_does_not_approach_the_expectation_over_the_model(params):
     """For one token of context the expectation over all 16 targets can be written out."""
-    tokens = np.tile([[3, 5]], (512, 1))
-    found, _ = fisher.fisher(MODEL, next_token, params, [Batch.of(tokens)], sampled=True, chunk=512)
-    logp = lambda p, target: -next_token(MODEL, p, Batch.of([[3, 5]], targets=np.array([[target, 0]])[:, :2])).sum
-    chance = np.exp([float(logp(params, t)) for t in range(16)])
-    squares = [jax.tree.map(jnp.square, jax.grad(lambda p, t=t: logp(p, t))(params)) for t in range(16)]
-    wanted = jax.tree.map(lambda *xs: sum(c * x for c, x in zip(chance, xs, strict=True)), *squares)
+    tokens = np.tile([[3, 5]], (256, 1))
+    found, _ = fisher.fisher(MODEL, next_token, params, [Batch.of(tokens)], sampled=True, chunk=64)
+    both = jax.jit(jax.value_and_grad(lambda p, target: next_token(MODEL, p, Batch.of([[3, 5]]).replace(targets=target)).sum))
+    outcomes = [both(params, jnp.array([[t, 0]])) for t in range(16)]
+    wanted = jax.tree.map(lambda *gs: sum(np.exp(-float(v)) * jnp.square(g) for (v, _), g in zip(outcomes, gs, strict=True)),
+                          *[g for _, g in outcomes])  # fmt: skip
     total = lambda tree: sum(float(x.sum()) for x in jax.tree.leaves(tree))
     assert total(found) == pytest.approx(total(wanted), rel=0.15)
 

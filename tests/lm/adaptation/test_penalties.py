@@ -83,7 +83,9 @@ def test_a_divergence_or_its_gradient_is_not_the_formula_in_float64(direction):
 def test_the_base_gets_a_gradient():
     params, fixed, batch = parts()
     wrapped = penalties.penalised(next_token, **STRENGTHS)
-    gradient = jax.grad(lambda f: wrapped(MODEL, params, batch, None, fixed=f).sum)({"base": fixed["base"], "fisher": fixed["fisher"]})
+    gradient = jax.jit(jax.grad(lambda f: wrapped(MODEL, params, batch, None, fixed=f).sum))(
+        {"base": fixed["base"], "fisher": fixed["fisher"]}
+    )
     assert all(not np.any(x) for x in jax.tree.leaves(gradient["base"]))
 
 
