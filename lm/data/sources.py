@@ -1,24 +1,83 @@
-"""Sources: where documents come from. A document is one string; nothing else is known about it here."""
+"""Sources: where documents and records come from: text, JSONL, JSON, Parquet, TFDS and Hugging Face data sets, here or in object storage.
 
+A source is a name: a path or glob, also of gs:// or s3://; tfds:NAME[/CONFIG][:SPLIT]; hf:NAME[:SPLIT]. A document is one string.
+"""
+
+import dataclasses
+import fnmatch
 import glob
+import gzip
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
+
+SETS = ("tfds:", "hf:")  # names of data sets, no files; lm/data/tables.py reads them
+LINES = (".jsonl", ".ndjson")
+NAMED = 3  # bad records named in a message
+TEXT = "text"  # the field of a text file's records
+
+log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file, and the line where there is one."""
 
 
+class Row(NamedTuple):
+    """A record, or what is wrong with one. where: "FILE, line N", or entry N of a list, row N of a table."""
+
+    where: str
+    value: Any = None
+    problem: str = ""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was read so far. records: good and bad ones.   first: what is wrong with the first bad ones.   bytes: of the files."""
+
+    records: int = 0
+    bad: int = 0
+    first: list[str] = dataclasses.field(default_factory=list)
+    bytes: int = 0
+
+    def count(self, row: Row, most: float) -> bool:
+        """Whether a row is good. Raises DataError when it is not and `most`, the share that may be bad, is 0."""
+        self.records += 1
+        if not row.problem:
+            return True
+        self.bad += 1
+        self.first += [f"{row.where}: {row.problem}"] * (len(self.first) < NAMED)
+        if not most:
+            raise DataError(f"{row.where}: {row.problem}")
+        return False
+
+    def close(self, most: float) -> None:
+        """Says how many were bad. Raises DataError when they were more than the share `most`."""
+        if self.bad > most * self.records:
+            raise DataError(
+                f"{self.bad:,} of {self.records:,} records cannot be used, more than data.max_bad_share={most:g} allows: "
+                f"{'; '.join(self.first)}"
+            )
+        if self.bad:
+            log.warning("%s of %s records were left out: %s", f"{self.bad:,}", f"{self.records:,}", "; ".join(self.first))
+
+
 def find_files(patterns: str) -> list[str]:
-    """Files matching a comma-separated list of paths and globs (`**` crosses folders), sorted within each pattern, each file once.
+    """Sources of a comma-separated list of names, paths and globs (`**` crosses folders), sorted within each pattern, each once.
 
     Raises DataError when a pattern matches no file.
     """
     files: dict[str, None] = {}
     for pattern in filter(None, (p.strip() for p in patterns.split(","))):
-        found = sorted(f for f in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(f))
+        if pattern.startswith(SETS):
+            found = [pattern]
+        elif "://" in pattern:
+            found = _remote(pattern)
+        else:
+            found = sorted(f for f in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(f))
         if not found:
             raise DataError(f"no file matches {pattern!r} (looked from {os.getcwd()}); give a file or a glob such as 'data/*.txt'")
         files.update(dict.fromkeys(found))
@@ -27,39 +86,158 @@ def find_files(patterns: str) -> list[str]:
     return list(files)
 
 
-def documents(files: list[str], field: str = "text", separator: str = "") -> Iterator[str]:
-    """The non-empty documents of the files, in order.
+def _remote(pattern: str) -> list[str]:
+    from etils import epath
 
-    `.jsonl` files: one object a line, its string under `field`. Any other file: UTF-8 text, one document or several
-    divided by `separator`.
-    Raises DataError naming file and line when a line is not such an object or a file is not UTF-8.
+    scheme, _, path = pattern.partition("://")
+    bucket, *parts = path.split("/")
+    fixed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
+    folder = epath.Path("/".join([f"{scheme}://{bucket}", *parts[:fixed]]))
+    try:
+        if fixed == len(parts):
+            return [pattern] if folder.is_file() else []
+        return sorted(_matching(folder, parts[fixed:]))
+    except Exception as e:  # a missing package, credentials, bucket: whatever the storage's client raises
+        raise DataError(
+            f"{pattern} cannot be reached ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}); object storage needs its client "
+            "(pip install gcsfs, or s3fs) and credentials (gcloud auth application-default login)"
+        ) from e
+
+
+def _matching(folder: Any, parts: list[str]) -> Iterator[str]:
+    """Files below a folder whose path matches the globs, one a level; ** stands for any number of levels."""
+    if parts[0] == "**" and parts[1:]:
+        yield from _matching(folder, parts[1:])
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            rest = parts if parts[0] == "**" else parts[1:] if fnmatch.fnmatchcase(path.name, parts[0]) else []
+            yield from _matching(path, rest) if rest else ()
+        elif len(parts) == 1 and fnmatch.fnmatchcase(path.name, parts[0]):
+            yield str(path)
+
+
+def open_bytes(file: str) -> IO[bytes]:
+    """A file, here or in object storage, to read; unpacked when its name ends in .gz."""
+    from etils import epath
+
+    raw: Any = epath.Path(file).open("rb") if "://" in file else open(file, "rb")  # noqa: SIM115
+    unpacked: Any = gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw
+    return unpacked
+
+
+def kind(file: str) -> str:
+    """The suffix that says how a file is read, lower case, without .gz; "" for the name of a data set."""
+    return "" if file.startswith(SETS) else os.path.splitext(file.lower().removesuffix(".gz"))[1]
+
+
+def rows(file: str, separator: str = "", tally: Tally | None = None) -> Iterator[Row]:
+    """The records of one source, in order, one in memory at a time except in a .json file; bad lines of JSONL too, as such.
+
+    .jsonl: a JSON value a line.  .json: a list of them, or one in an object as {"data": [...]}, or else JSONL.  .parquet, tfds:, hf: an
+    object a row. Anything else: UTF-8 text, a document or several divided by `separator`, as {"text": ...}.
+    Raises DataError when the file cannot be read as that.
     """
+    tally = Tally() if tally is None else tally
+    if file.startswith(SETS) or kind(file) == ".parquet":
+        from lm.data import tables
+
+        table = tables.open_table(file)
+        yield from (Row(f"{file}, row {i + 1}", table[i]) for i in range(len(table)))
+    elif kind(file) in LINES:
+        yield from _lines(file, tally)
+    elif kind(file) == ".json":
+        yield from _json(file, tally)
+    else:
+        yield from (Row(f"{file}, document {i}", {TEXT: text}) for i, text in enumerate(_text(file, separator, tally), 1))
+
+
+def records(
+    files: list[str], *, separator: str = "", max_bad_share: float = 0.0, tally: Tally | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) of every record of the files: objects only.
+
+    Of bad records up to the share `max_bad_share` are left out, counted in `tally` and warned of. Raises DataError, naming file and
+    line, at the first one when the share is 0, else at the end.
+    """
+    tally = Tally() if tally is None else tally
     for file in files:
-        read = _jsonl(file, field) if file.endswith((".jsonl", ".ndjson")) else _text(file, separator)
-        yield from (text for text in read if text.strip())
+        for row in rows(file, separator, tally):
+            if not row.problem and not isinstance(row.value, dict):
+                row = Row(row.where, problem=f"it is {type(row.value).__name__}, expected an object")
+            if tally.count(row, max_bad_share):
+                yield row.where, row.value
+    tally.close(max_bad_share)
 
 
-def _jsonl(file: str, field: str) -> Iterator[str]:
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file}, line {number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise DataError(f"{where}: not JSON ({e}); expected one object a line, such as {{{json.dumps(field)}: ...}}") from None
-            if not isinstance(record, dict) or field not in record:
-                fields = f"; it has {', '.join(map(repr, record))}" if isinstance(record, dict) else ""
-                raise DataError(f"{where}: no field {field!r}{fields}; set data.field to the one that holds the text")
-            if not isinstance(record[field], str):
-                raise DataError(f"{where}: field {field!r} is {type(record[field]).__name__}, expected a string")
-            yield record[field]
+def documents(
+    files: list[str], field: str = TEXT, separator: str = "", *, max_bad_share: float = 0.0, tally: Tally | None = None
+) -> Iterator[str]:
+    """The non-empty documents of the files, in order: of records the string under `field`, of text files all there is (see `rows`).
+
+    Raises DataError naming file and line when a record has no such string or a file is not UTF-8; the rest as in `records`.
+    """
+    tally = Tally() if tally is None else tally
+    for file in files:
+        name = field if kind(file) in (*LINES, ".json", ".parquet") or file.startswith(SETS) else TEXT
+        for row in rows(file, separator, tally):
+            if not row.problem:
+                row = Row(row.where, row.value, _no_text(row.value, name))
+            elif row.problem.startswith("not JSON"):
+                row = Row(row.where, problem=f"{row.problem}, such as {{{json.dumps(field)}: ...}}")
+            if tally.count(row, max_bad_share) and (text := row.value[name]).strip():
+                yield text
+    tally.close(max_bad_share)
 
 
-def _text(file: str, separator: str) -> Iterator[str]:
-    with open(file, "rb") as f:
+def _no_text(record: Any, field: str) -> str:
+    if not isinstance(record, dict) or field not in record:
+        fields = f"; it has {', '.join(map(repr, record))}" if isinstance(record, dict) else ""
+        return f"no field {field!r}{fields}; set data.field to the one that holds the text"
+    return "" if isinstance(record[field], str) else f"field {field!r} is {type(record[field]).__name__}, expected a string"
+
+
+def parse(line: bytes, where: str) -> Row:
+    """A line of JSONL."""
+    try:
+        return Row(where, json.loads(line))
+    except (ValueError, RecursionError) as e:
+        return Row(where, problem=f"not JSON ({e}); expected one object a line")
+
+
+def _lines(file: str, tally: Tally) -> Iterator[Row]:
+    try:
+        with open_bytes(file) as lines:
+            for number, line in enumerate(lines, 1):
+                tally.bytes += len(line)
+                if line.strip():
+                    yield parse(line, f"{file}, line {number}")
+    except (EOFError, gzip.BadGzipFile) as e:
+        raise DataError(f"{file}: not a whole gzip file ({e}); fetch it again") from None
+
+
+def _json(file: str, tally: Tally) -> Iterator[Row]:
+    with open_bytes(file) as f:
         raw = f.read()
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        if "Extra data" not in str(e):
+            raise DataError(f"{file}: not JSON ({e})") from None
+        yield from _lines(file, tally)
+        return
+    tally.bytes += len(raw)
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if isinstance(content, list):
+        yield from (Row(f"{file}, entry {i}", value) for i, value in enumerate(content, 1))
+    else:
+        yield Row(file, content)
+
+
+def _text(file: str, separator: str, tally: Tally) -> Iterator[str]:
+    with open_bytes(file) as f:
+        raw = f.read()
+    tally.bytes += len(raw)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -72,6 +250,21 @@ def content_hash(files: list[str]) -> str:
     """SHA-256 over names' suffixes and contents, in order: what `documents` would read, not where it lies."""
     total = hashlib.sha256()
     for file in files:
-        with open(file, "rb") as f:
-            total.update(hashlib.file_digest(f, "sha256").digest() + os.path.splitext(file)[1].encode())
+        if file.startswith(SETS):
+            from lm.data import tables
+
+            total.update(tables.fingerprint(file).encode())
+            continue
+        digest = hashlib.sha256()
+        opened: Any = open(file, "rb") if "://" not in file else _opened(file)  # noqa: SIM115
+        with opened as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+        total.update(digest.digest() + os.path.splitext(file)[1].encode())
     return total.hexdigest()
+
+
+def _opened(file: str) -> IO[bytes]:
+    from etils import epath
+
+    return epath.Path(file).open("rb")
