@@ -57,6 +57,7 @@ def schedule(name: str, peak: float, warmup: int, steps: int, final: float = 0.1
     def rate(count):
         count = jnp.asarray(count, jnp.float32)
         rising = (count + 1) / max(1, warmup)
-        return peak * jnp.where(count < warmup, rising, shape(count, warmup, steps, cooldown, final))
+        falling = shape(count, warmup, steps, cooldown, final)
+        return peak * jnp.where(count < warmup, rising, falling)
 
     return rate

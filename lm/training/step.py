@@ -71,6 +71,7 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(applied), jnp.float32),
             **{name: value / weight for name, value in loss.metrics.items()},
         }
+        following = state.step + 1
         trained: Any = optax.apply_updates(trained, updates)
         average = None if state.ema is None else _averaged(state.ema, trained, applied, ema)
         guarded = state.guard
@@ -80,7 +81,7 @@ def make_train_step(
             choose = lambda new, old: jnp.where(take, new, old)
             trained, opt_state, average = jax.tree.map(choose, (trained, opt_state, average), before)
             metrics |= {"skipped": guarded.skipped.astype(jnp.float32), "nonfinite_in_a_row": guarded.nonfinite.astype(jnp.float32)}
-        state = TrainState(state.step + 1, rules.join(trained, frozen), opt_state, state.rng, average, guarded, state.fixed)
+        state = TrainState(following, rules.join(trained, frozen), opt_state, state.rng, average, guarded, state.fixed)
         return state, metrics
 
     return train_step
