@@ -7,6 +7,7 @@ c_attn), its A has the rows of all, and its B is block by block.
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import flax.traverse_util
@@ -170,8 +171,12 @@ def _layer(flat: dict, slot: Slot, part: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scale(config: dict, name: str) -> float:
-    rank = config.get("rank_pattern", {}).get(name, config["r"])
-    alpha = config.get("alpha_pattern", {}).get(name, config["lora_alpha"])
+    """What a module's product counts; patterns are names, their ends, or regular expressions for them, as PEFT reads them."""
+
+    def of(patterns: dict | None, otherwise):
+        return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
+
+    rank, alpha = of(config.get("rank_pattern"), config["r"]), of(config.get("alpha_pattern"), config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

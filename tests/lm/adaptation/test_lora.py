@@ -20,7 +20,7 @@ from lm.training.step import make_train_step
 from tests.lm.small_models import identical, tiny
 from tests.lm.training import small
 
-FAMILIES = ["gpt2", "gpt_neox", "llama", "bert", "t5", "bart", "mamba", "mamba2", "bamba", "albert", "openai-gpt"]
+FAMILIES = ["gpt2", "gpt_neox", "llama", "t5", "bart", "mamba", "bamba", "albert"]
 
 
 def adapted(family, rank=3, pattern=lora.PATTERN):
@@ -95,7 +95,7 @@ def test_torch_with_the_adapter_s_files_computes_something_else(tmp_path, family
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from safetensors.torch import load_file
 
-    model, params, spec, adapters = adapted(family, pattern="attention/query|mlp/|ssm/(input|gate|dt_up)")  # PEFT refuses Mamba's out_proj
+    model, params, spec, adapters = adapted(family, pattern="attention/query|mlp/|ssm/(input|gate|bc)")  # not Mamba's out_proj and dt_proj: see docs/forgetting.md
     lm.to_hf(model, params, tmp_path / "base")
     peft.save(tmp_path / "adapter", model, adapters, spec, str(tmp_path / "base"))
     cls = getattr(transformers, json.loads((tmp_path / "base" / "config.json").read_text())["architectures"][0])
@@ -116,6 +116,26 @@ def test_torch_with_the_adapter_s_files_computes_something_else(tmp_path, family
         return
     theirs = library.PeftModel.from_pretrained(cls.from_pretrained(tmp_path / "base", dtype=torch.float32), tmp_path / "adapter")
     np.testing.assert_allclose(logits_of(theirs, model), wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_an_adapter_that_peft_wrote_is_read_as_another(tmp_path):
+    library, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    import torch
+
+    model, params = tiny("gpt2")
+    lm.to_hf(model, params, tmp_path / "base")
+    config = library.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["c_attn", "mlp.c_proj"], rank_pattern={"c_proj": 2}, alpha_pattern={"h.1.mlp.c_proj": 7},
+        layers_to_transform=[1], fan_in_fan_out=True, use_rslora=True,
+    )  # fmt: skip
+    theirs = library.get_peft_model(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base"), config)
+    for name, p in theirs.named_parameters():
+        if "lora_" in name:
+            p.data = 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    theirs.save_pretrained(tmp_path / "adapter")
+    wanted = logits_of(theirs, model)
+    ours = lm.forward(model, peft.apply(tmp_path / "adapter", model, params), Batch.of([ids(model)])).logits
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(
