@@ -190,7 +190,10 @@ def formatted(lines: Sequence[Scored]) -> str:
     """A table as Markdown: the mean, and the interval in brackets."""
     metrics = list(lines[0].scores)
     rows = [["", "answers", *metrics]]
-    rows += [[line.name, f"{line.answers:,}", *(_cell(line.scores[m], line.intervals[m]) for m in metrics)] for line in lines]
+    rows += [
+        [line.name, f"{line.answers:,}", *(_cell(line.scores[m], line.intervals[m]) if m in line.scores else "" for m in metrics)]
+        for line in lines
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])

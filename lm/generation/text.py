@@ -11,14 +11,14 @@ UNFINISHED = "\ufffd"  # what half of a multi-byte character decodes to
 
 
 def generate_text(
-    model: LanguageModel, params: dict, tokenizer, prompts: Sequence[str], max_new_tokens: int | Sequence[int], sampler=Greedy(), *,
-    stop_strings: Sequence[str] = (), stop_tokens: Sequence[int] | None = None, **options,
+    model: LanguageModel, params: dict, tokenizer, prompts: Sequence[str | Sequence[int]], max_new_tokens: int | Sequence[int],
+    sampler=Greedy(), *, stop_strings: Sequence[str] = (), stop_tokens: Sequence[int] | None = None, **options,
 ) -> list[str]:  # fmt: skip
     """`generate` for text: the answer to each prompt, cut before the first of `stop_strings` that it completes.
 
-    The tokenizer adds its special tokens to the prompts, and leaves them out of the answers; a stop string that is one of its special
-    or added tokens stops at that token. Options are those of `generate`. Raises GenerationError as `generate` does, and ValueError
-    for an empty stop string.
+    prompts: texts, to which the tokenizer adds its special tokens, or token ids. It leaves special tokens out of the answers; a stop
+    string that is one of its special or added tokens stops at that token. Options are those of `generate`. Raises GenerationError as
+    `generate` does, and ValueError for an empty stop string.
     """
     stop_strings = _checked(stop_strings)
 
@@ -27,7 +27,7 @@ def generate_text(
 
     watch = finished if stop_strings and not isinstance(sampler, Beams) else None
     answers = generate(
-        model, params, [tokenizer.encode(prompt) for prompt in prompts], max_new_tokens, sampler,
+        model, params, [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts], max_new_tokens, sampler,
         stop_tokens=_stop_tokens(model, tokenizer, stop_tokens, stop_strings), finished=watch, **options,
     )  # fmt: skip
     texts = [decoded(tokenizer, tokens) for tokens in answers]

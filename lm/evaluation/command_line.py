@@ -1,0 +1,175 @@
+"""The flags of python -m lm.evaluate, and how its two kinds of numbers are found: of text, and of answers to instruct data."""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+import tempfile
+
+import jax
+
+from lm.data import packing, records, templates
+from lm.data.records import Reading
+from lm.evaluation import generation, perplexity, pseudo, scores
+from lm.evaluation.progress import bar
+from lm.loading import is_run, load, load_template
+from lm.models.config import ConfigError
+from lm.objectives import OBJECTIVES
+from lm.training import paths
+from lm.training.mesh import make_mesh
+from lm.training.sharding import replicated
+
+OF_TEXT = ("next_token", "prefix_lm", "masked", "span_corruption", "denoising")  # objectives that read plain text
+
+
+def arguments(description: str, argv=None) -> argparse.Namespace:
+    """What was typed. Raises SystemExit, as argparse does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.evaluate", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
+    parser.add_argument("--data", metavar="GLOBS", help="comma-separated files and globs: text, or .jsonl with a text field")
+    parser.add_argument("--examples", metavar="GLOBS", help="instruct data to answer: files, folders, globs or lists of tasks")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="windows or answers at a time (default 8)")
+    parser.add_argument("--max_rows", "--max-rows", type=int, default=0, help="read only the first N windows; 0 = all")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the numbers as JSON, to FILE or standard output")
+    text = parser.add_argument_group("with --data")
+    text.add_argument("--length", type=int, default=0, help="tokens a window (default: what the model can read, at most 1024)")
+    text.add_argument("--field", default="text", help="the field of a JSONL record that holds the text (default: text)")
+    text.add_argument("--separator", default="", help="what divides a text file into documents (default: nothing)")
+    text.add_argument("--objective", default="", help="what is asked of the model (default: see docs/evaluation.md)")
+    asked = parser.add_argument_group("with --examples")
+    asked.add_argument("--format", default="auto", help=f"auto (default), {', '.join(records.FORMATS)}")
+    asked.add_argument("--template", default="", help=f"of a model that was not trained with one: {', '.join(templates.TEMPLATES)}")
+    asked.add_argument("--template_options", "--template-options", default="{}", metavar="JSON", help="such as '{\"positive\": 2}'")
+    asked.add_argument("--force_template", "--force-template", action="store_true", help="though the run was trained with another template")
+    asked.add_argument("--metrics", default=generation.METRICS, help=f"comma-separated, of {', '.join(scores.METRICS)}")
+    asked.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=128, metavar="N", help="tokens an answer (default 128)")
+    asked.add_argument("--cap", type=int, default=0, help="only the first N records of each task; 0 = all")
+    asked.add_argument("--hold_out", "--hold-out", default="", help="only these tasks: names or globs, or a share, as data.hold_out")
+    asked.add_argument("--max_examples", "--max-examples", type=int, default=0, help="only N records, spread over all; 0 = all")
+    asked.add_argument("--baselines", action="store_true", help="also score copying the input, and the answer of a demonstration")
+    asked.add_argument("--answers", metavar="FILE", help="write every prompt, answer, reference and score as JSONL")
+    return parser.parse_args(argv)
+
+
+def of_text(args) -> tuple[dict, str]:
+    """(numbers, what to print) of a model on the text of `args.data`. Raises ValueError or OSError."""
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size={args.batch_size}: expected at least 1")
+    model, params, tokenizer = load(args.model, args.dtype)
+    length = args.length or min(model.config.max_length, 1024)
+    perplexity.check_length(length, model.config.max_length)
+    name, options = objective_of(args.model, args.objective, model.config, tokenizer)
+    mesh = make_mesh()
+    batch_size = -(-args.batch_size // mesh.size) * mesh.size
+    params = jax.device_put(params, replicated(mesh))
+    whole = name == pseudo.NAME or OBJECTIVES[name].whole
+    with tempfile.TemporaryDirectory() as cache:
+        packed = packing.pack_files(args.data, tokenizer, length, cache, field=args.field, separator=args.separator, whole=whole)
+        if name == pseudo.NAME:
+            with bar(min(args.max_rows or len(packed), len(packed)), "windows") as done:
+                result = pseudo.evaluate(model, params, packed, tokenizer, mesh, batch_size, args.max_rows, done)
+        else:
+            make = OBJECTIVES[name].transform
+            transform = None if make is None else make(tokenizer, model.config, **options)
+            result = perplexity.make_evaluator(model, mesh, batch_size, transform=transform)(params, packed, args.max_rows)
+    found = {"model": args.model, "data": args.data, "length": length, "objective": name, **dataclasses.asdict(result)}
+    kind = "pseudo-perplexity" if name == pseudo.NAME else "perplexity"
+    said = f"{name}: loss {result.loss:.4f} nats a token, {kind} {result.perplexity:.2f}, {result.tokens:,} tokens"
+    if not math.isnan(result.bits_per_byte):
+        over = f"over {result.units} {result.unit}s"
+        said += f", {result.bytes:,} bytes\nbits per byte {result.bits_per_byte:.4f} ± {result.bits_per_byte_stderr:.4f}"
+        said += f" (standard error {over})"
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in found.items()}, said
+
+
+def objective_of(path: str, asked: str, c, tokenizer) -> tuple[str, dict]:
+    """(what is asked of the model on text, its options): `asked`, or what suits its head, see docs/evaluation.md. Raises ConfigError.
+
+    That of a run which was trained with the same objective has the run's options.
+    """
+    known = [name for name in OF_TEXT if c.head in OBJECTIVES[name].heads]
+    known += [pseudo.NAME] * (c.head == "masked_lm")
+    if not known:
+        raise ConfigError(
+            f"a {c.family} model with head={c.head!r} says nothing of a text's probability: give it labelled data or instruct data"
+        )
+    if asked and asked not in known:
+        raise ConfigError(f"--objective={asked!r}: for a model with head={c.head!r} it is one of {', '.join(known)}")
+    file = paths.resolve(path) / "config.json"
+    trained = json.loads(file.read_text()).get("objective", {}) if is_run(path) and file.exists() else {}
+    usual = {"causal_lm": "next_token", "masked_lm": pseudo.NAME}.get(c.head)
+    if usual is None:  # an encoder-decoder has no probability of a text alone: its own objective is asked
+        sentinels = "<extra_id_0>" in tokenizer.get_vocab()
+        usual = trained.get("name") if trained.get("name") in known else "span_corruption" if sentinels else "denoising"
+    name = asked or str(usual)
+    return name, dict(trained.get(name) or {}) if trained.get("name") == name else {}
+
+
+def of_examples(args) -> tuple[dict, str]:
+    """(numbers, what to print) of a model's answers to the instruct data of `args.examples`. Raises ValueError or OSError."""
+    metrics = scores.chosen(args.metrics)
+    for name in ("batch_size", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected at least 1")
+    reading = Reading(args.format, args.cap, args.hold_out)
+    read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
+    model, params, tokenizer = load(args.model, args.dtype)
+    template = template_of(args, tokenizer)
+    asked = generation.questions(generation.spread(read.records, args.max_examples), template, model, tokenizer, args.max_new_tokens)
+    with bar(len(asked), "answers") as done:
+        given = generation.answers(
+            model, params, tokenizer, asked, args.max_new_tokens, template, batch_size=args.batch_size, on_batch=done
+        )  # fmt: skip
+    found = generation.scored(asked, given, metrics)
+    tasks = [question.record.task for question in asked]
+    lines = scores.table(found, tasks if len(set(tasks)) > 1 else None, clusters=tasks)
+    lines[0] = dataclasses.replace(lines[0], name="model")
+    numbers = {
+        "model": args.model, "examples": args.examples, "template": templates.remember(template), "answers": len(asked),
+        "shortened_prompts": sum(question.shortened > 0 for question in asked), "all": _numbers(lines[0]),
+        "tasks": {line.name: _numbers(line) for line in lines[1:]},
+    }  # fmt: skip
+    if args.baselines:
+        others = {name: scores.table(values, clusters=tasks)[0] for name, values in generation.baselines(asked, metrics).items()}
+        numbers["baselines"] = {name: _numbers(line) for name, line in others.items()}
+        lines[1:1] = [dataclasses.replace(line, name=name) for name, line in others.items()]
+    if args.answers:
+        write_answers(pathlib.Path(args.answers), asked, given, found)
+    said = f"template {template.name}, greedy, at most {args.max_new_tokens} tokens; 95 % intervals, whole tasks drawn again\n\n"
+    shortened = numbers["shortened_prompts"]
+    return numbers, said + scores.formatted(lines) + (f"\n\n{shortened} prompts were shortened to fit the model" if shortened else "")
+
+
+def template_of(args, tokenizer) -> templates.Template:
+    """The template that the model was trained with, or the one that is named. Raises ConfigError where the two are not the same."""
+    options = json.loads(args.template_options)
+    named = templates.get(args.template, tokenizer, **options) if args.template else None
+    kept = None if args.force_template else load_template(args.model, tokenizer)
+    chosen = kept if named is None else named
+    if chosen is None:
+        raise ConfigError(f"--template is not set, and {args.model} was trained with none: one of {', '.join(templates.TEMPLATES)}")
+    if named is not None and kept is not None and named.fingerprint != kept.fingerprint:
+        raise ConfigError(
+            f"--template={args.template}: {args.model} was trained with the template {kept.name!r} and options {dict(kept.options)}: "
+            "its answers to another say little; leave --template out, or add --force-template"
+        )
+    return chosen
+
+
+def write_answers(path: pathlib.Path, asked, given, found) -> None:
+    """A JSON object a line: task, prompt, answer, references, whether it stopped, and the scores."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for number, (question, answer) in enumerate(zip(asked, given, strict=True)):
+            row = {"task": question.record.task, "prompt": question.text, "answer": answer.text, "references": question.references}
+            row |= {"stopped": answer.stopped} | {name: float(values[number]) for name, values in found.items() if name != "stop_rate"}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _numbers(line: scores.Scored) -> dict:
+    given = {name: [None if math.isnan(x) else x for x in interval] for name, interval in line.intervals.items()}
+    return {"answers": line.answers, "scores": line.scores, "intervals": given}

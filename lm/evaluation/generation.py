@@ -1,0 +1,104 @@
+"""Answers to instruct data, and their scores: for every model that generates, with the prompts that training spells."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lm.data import templates
+from lm.data.encoding import Encoder
+from lm.data.examples import Record
+from lm.data.sources import DataError
+from lm.data.templates import Template
+from lm.evaluation import scores
+from lm.generation import GenerationError, generate
+from lm.generation.text import decoded
+from lm.models import LanguageModel
+
+METRICS = "exact_match,f1,rouge_l"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """ids: what generation is given.   text: the same, to show.   shortened: tokens left out of it, so that it fits."""
+
+    ids: list[int]
+    text: str
+    record: Record
+    references: tuple[str, ...]
+    shortened: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """stopped: the model ended it; otherwise the budget did."""
+
+    text: str
+    stopped: bool
+
+
+def questions(records: Sequence[Record], template: Template, model: LanguageModel, tokenizer, max_new_tokens: int) -> list[Question]:
+    """The records as generation is asked them; of a prompt that leaves no room, tokens are left out at the beginning of its text.
+
+    Raises DataError for a record without a right answer, GenerationError when the budget leaves no room for any prompt.
+    """
+    c = model.config
+    if c.head not in ("causal_lm", "seq2seq_lm"):
+        raise GenerationError(f"a {c.family} model with head={c.head!r} does not generate text; expected causal_lm or seq2seq_lm")
+    encoder = Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None)
+    room = c.max_length - (0 if c.encoder_layers else max_new_tokens)
+    head, tail = len(encoder.prefix), len(encoder.suffix) if c.encoder_layers else 0
+    if room <= head + tail:
+        raise GenerationError(f"max_new_tokens={max_new_tokens} leaves {room} of the model's {c.max_length} tokens for a prompt: lower it")
+    found = []
+    for number, record in enumerate(records):
+        example = template.prompt(record, number)
+        if not example.references:
+            raise DataError(f"{record.source or f'record {number}'}: there is no answer to score against")
+        ids = encoder.prompt(example)
+        over = max(0, len(ids) - room)
+        start = head if ids[:head] == encoder.prefix else 0
+        kept = [*ids[:start], *ids[start + over :]]
+        text = "".join(segment.text for segment in example.prompt)
+        found.append(Question(kept, text, record, example.references, over + example.cut))
+    return found
+
+
+def answers(
+    model: LanguageModel, params: dict, tokenizer, asked: Sequence[Question], max_new_tokens: int, template: Template, *,
+    batch_size: int = 16, on_batch: Callable[[int], None] | None = None,
+) -> list[Answer]:  # fmt: skip
+    """The model's greedy answer to each question, ended by the template's stop token, an end-of-text token, or the budget."""
+    stop = {*model.config.eos_token_ids, templates.stop_id(template, tokenizer)}
+    found = generate(
+        model, params, [question.ids for question in asked], max_new_tokens, stop_tokens=sorted(stop), batch_size=batch_size,
+        on_batch=on_batch,
+    )  # fmt: skip
+    full = max_new_tokens - (model.config.forced_eos_token_id in stop)  # BART's last token is no choice of the model
+    return [Answer(decoded(tokenizer, ids).strip(), len(ids) < full) for ids in found]
+
+
+def scored(asked: Sequence[Question], given: Sequence[Answer], metrics: Mapping[str, Callable[[str, str], float]]) -> dict[str, np.ndarray]:
+    """Metric -> the score of each answer, float [N]; stop_rate: 1 where the model ended it."""
+    found = scores.score([answer.text for answer in given], [question.references for question in asked], metrics)
+    return found | {"stop_rate": np.array([answer.stopped for answer in given], np.float64)}
+
+
+def baselines(
+    asked: Sequence[Question], metrics: Mapping[str, Callable[[str, str], float]], seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """The scores of two answers that cost nothing: the input, and that of a demonstration drawn from the seed."""
+    inputs = scores.copy_input([question.record.input or question.record.instruction for question in asked])
+    drawn = scores.copy_demonstration([[shown.output for shown in question.record.positive] for question in asked], seed)
+    references = [question.references for question in asked]
+    return {
+        name: scores.score(given, references, metrics) for name, given in (("copy input", inputs), ("copy demonstration", drawn))
+    }  # fmt: skip
+
+
+def spread(records: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the records, evenly over them all, always the same; 0 = all."""
+    if not most or most >= len(records):
+        return list(records)
+    return [records[i] for i in np.linspace(0, len(records) - 1, most).round().astype(int)]

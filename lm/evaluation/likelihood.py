@@ -1,0 +1,116 @@
+"""The log-likelihood of a continuation given a context, for every model that generates; and of a whole text, window by window."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.batch import Batch
+from lm.generation.requests import bucket
+from lm.models import LanguageModel
+from lm.models.config import ConfigError
+from lm.objectives import cross_entropy
+from lm.objectives.next_token import head_of
+
+AT_ONCE = 32  # positions whose logits exist at one time; `bucket` gives multiples of it
+
+Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
+
+
+def log_likelihoods(
+    model: LanguageModel, params: dict, pairs: Sequence[Pair], *, batch_size: int = 16, on_batch: Callable[[int], None] | None = None
+) -> list[tuple[float, bool]]:
+    """(log-probability in nats of each continuation given its context, whether greedy decoding would give it).
+
+    pairs: token ids, neither empty. A decoder reads both, an encoder-decoder's encoder the context and its decoder the continuation after
+    the model's start token. A context that is too long loses its beginning. Pairs of similar lengths run together, `batch_size` at a time;
+    `on_batch(number)` is called as they finish. Raises ValueError for a pair that cannot be scored, ConfigError for a model without a
+    language-model head that reads from left to right.
+    """
+    rows = [_row(model.config, i, *pair) for i, pair in enumerate(pairs)]
+    order = sorted(range(len(rows)), key=lambda i: -max(map(len, rows[i])))
+    found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        losses, hits = jax.device_get(_scores(model, params, _batch([rows[i] for i in members], min(batch_size, len(rows)))))
+        for at, i in enumerate(members):
+            length, scored = len(rows[i][0]), len(pairs[i][1])
+            inside = slice(length - scored, length)
+            found[i] = -float(losses[at, inside].sum(dtype=np.float64)), bool(hits[at, inside].all())
+        if on_batch is not None:
+            on_batch(len(members))
+    return found
+
+
+def windows(tokens: Sequence[int], prefix: int, length: int) -> Iterator[Pair]:
+    """(context, continuation) pairs in which every token is predicted once, the first after `prefix`; a pair is `length` + 1 tokens.
+
+    Continuations follow each other; the last window reaches back for as much context as it has room for. This is the division of
+    lm-evaluation-harness, whose numbers depend on it.
+    """
+    for start in range(0, len(tokens), length):
+        end = min(start + length, len(tokens))
+        begin = max(0, end - length)
+        yield [prefix if begin == 0 else tokens[begin - 1], *tokens[begin:start]], tokens[start:end]
+
+
+def _row(c, number: int, context: Sequence[int], continuation: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """What the model reads, what it should predict at each place, and what its encoder reads, if it has one."""
+    if c.head not in ("causal_lm", "seq2seq_lm"):
+        raise ConfigError(
+            f"a {c.family} model with head={c.head!r} gives no likelihood of what follows: expected causal_lm or seq2seq_lm; "
+            "python -m lm.evaluate gives a masked one its pseudo-perplexity"
+        )
+    context, continuation = list(context), list(continuation)
+    if not context or not continuation:
+        raise ValueError(f"pair {number}: the {'continuation' if context else 'context'} has no tokens; expected at least one")
+    if len(continuation) > c.max_length:
+        raise ValueError(
+            f"pair {number}: a continuation of {len(continuation)} tokens is longer than the {c.max_length} this model reads: "
+            "score it as a whole text, which is read in windows"
+        )
+    if c.encoder_layers:
+        if c.decoder_start_token_id is None:
+            raise ConfigError(f"this {c.family} model names no decoder_start_token_id, after which its decoder would begin")
+        return [c.decoder_start_token_id, *continuation[:-1]], continuation, context[-c.max_length :]
+    both = (context + continuation)[-(c.max_length + 1) :]
+    return both[:-1], both[1:], []
+
+
+def _batch(rows: Sequence[tuple[list[int], list[int], list[int]]], size: int) -> Batch:
+    """Rows of one document each, padded on the right to one of few lengths, and by empty rows to `size`."""
+
+    def padded(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.zeros((size, bucket(max(map(len, lists)))), np.int32)
+        segments = np.zeros_like(tokens)
+        for at, values in enumerate(lists):
+            tokens[at, : len(values)], segments[at, : len(values)] = values, 1
+        return tokens, segments
+
+    read, wanted, encoded = zip(*rows, strict=True)
+    tokens, segments = padded(read)
+    given = dict(zip(("encoder_tokens", "encoder_segments"), padded(encoded), strict=True)) if any(encoded) else {}
+    return Batch.of(tokens, segments, targets=padded(wanted)[0], **given)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _scores(model: Any, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """-log p(target) float32 [B, T], and whether the target is the most probable token, bool [B, T]."""
+    hidden = model.apply({"params": params}, batch, method="hidden").hidden
+    logits, head = head_of(model, params)
+
+    def at_once(xs):
+        scores = logits(head, xs[0])
+        return cross_entropy.token_losses(scores, xs[1]), scores.argmax(axis=-1) == xs[1]
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, AT_ONCE, *x.shape[2:]), 1, 0)
+
+    def joined(x):
+        return jnp.moveaxis(x, 0, 1).reshape(batch.targets.shape)
+
+    losses, hits = jax.lax.map(at_once, (split(hidden), split(batch.targets)))
+    return joined(losses), joined(hits)

@@ -1,0 +1,112 @@
+"""Answers to instruct data: asked as training spells them, scored against all references, by the command and within a run."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lm
+from lm import evaluate
+from lm.data import templates, tokenizers
+from lm.data.examples import Demonstration, Record
+from lm.data.records import Reading, read
+from lm.evaluation import generation, scores
+from lm.training import checkpoints
+from lm.training.checkpoints import Checkpoints
+from lm.training.state import create_state
+from tests.lm.models.test_model import make
+from tests.lm.training import small
+
+TOKENIZER: Any = tokenizers.bytes_only()
+ROWS = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(5)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "mamba"])
+def test_an_answer_is_not_what_generate_gives_to_the_prompt_alone(name):
+    model, params = make(name, vocab_size=257, max_length=160, **({"decoder_start_token_id": 1} if name == "t5" else {}))
+    template = templates.get("self_instruct", TOKENIZER)
+    records = [Record(instruction="Say it. " * n, output="it", references=("it", "that"), task="t") for n in (1, 3, 2)]
+    asked = generation.questions(records, template, model, TOKENIZER, 8)
+    found = generation.answers(model, params, TOKENIZER, asked, 8, template, batch_size=2)
+    for question, answer in zip(asked, found, strict=True):
+        new = lm.generate(model, params, [question.ids], 8, stop_tokens=[TOKENIZER.eos_token_id])[0]
+        assert answer == generation.Answer(TOKENIZER.decode(new, clean_up_tokenization_spaces=False).strip(), len(new) < 8)
+        assert question.references == ("it", "that") and TOKENIZER.decode(question.ids) == question.text
+
+
+def test_a_prompt_that_leaves_no_room_loses_the_beginning_of_its_text():
+    model, _ = make("gpt2", vocab_size=257, max_length=64)
+    template = templates.get("self_instruct", TOKENIZER)
+    record = Record(instruction="x" * 100, input="the end", output="it")
+    (question,) = generation.questions([record], template, model, TOKENIZER, 10)
+    assert len(question.ids) == 54 and question.text.endswith(TOKENIZER.decode(question.ids))
+    assert question.shortened == len(TOKENIZER.encode(question.text)) - 54
+    with pytest.raises(ValueError, match="max_new_tokens=64 leaves 0 of the model's 64 tokens"):
+        generation.questions([record], template, model, TOKENIZER, 64)
+
+
+def test_the_stop_rate_counts_answers_that_the_budget_ended():
+    record = Record(instruction="Say it", output="it", positive=(Demonstration("a", "it"), Demonstration("b", "it")))
+    asked = [generation.Question([1], "Say it", record, ("it",))] * 4
+    given = [generation.Answer("it", True), generation.Answer("it it", False), generation.Answer("", True), generation.Answer("it", True)]
+    found = generation.scored(asked, given, scores.chosen("exact_match,f1"))
+    assert found["stop_rate"].mean() == 0.75 and found["exact_match"].tolist() == [1, 0, 0, 1]
+    assert found["f1"].tolist() == pytest.approx([1, 2 / 3, 0, 1])
+    copied = generation.baselines(asked, scores.chosen("exact_match"))
+    assert copied["copy demonstration"]["exact_match"].tolist() == [1.0] * 4
+    assert copied["copy input"]["exact_match"].tolist() == [0.0] * 4  # "Say it", as there is no input
+
+
+def test_the_fixed_records_are_those_of_the_first_task_alone():
+    assert generation.spread(list(range(100)), 5) == [0, 25, 50, 74, 99]
+    assert generation.spread([1, 2], 5) == [1, 2] == generation.spread([1, 2], 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    config = small.MODEL.replace(vocab_size=320, n_layers=1, max_length=256, eos_token_ids=(0,))
+    checkpoints.save_model(folder / "run", config, TOKENIZER, templates.get("alpaca", TOKENIZER))
+    writer = Checkpoints(folder / "run", keep=1)
+    writer.save(1, create_state(*small.parts(config)[:2], small.mesh_of(1, 1, 1), 0), {})
+    writer.close()
+    return folder
+
+
+def test_the_command_asks_otherwise_than_the_run_was_trained(folder, capsys):
+    args = [f"--model={folder}/run", f"--examples={folder}/x.jsonl", "--max-new-tokens=6", "--metrics=exact_match,rouge_l"]
+    assert evaluate.main([*args, "--baselines", f"--answers={folder}/answers.jsonl", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["template"]["name"] == "alpaca" and found["answers"] == 5
+    model, params, _ = checkpoints.load_params(folder / "run")
+    template = templates.get("alpaca", TOKENIZER)
+    asked = generation.questions(read(f"{folder}/x.jsonl", Reading(), "all").records, template, model, TOKENIZER, 6)
+    given = generation.answers(model, params, TOKENIZER, asked, 6, template)
+    values = generation.scored(asked, given, scores.chosen("exact_match,rouge_l"))
+    assert found["all"]["scores"] == pytest.approx({name: 100 * float(np.mean(x)) for name, x in values.items()})
+    assert set(found["baselines"]) == {"copy input", "copy demonstration"}
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in rows] == [answer.text for answer in given] and rows[3]["references"] == ["3"]
+    assert rows[0]["prompt"].startswith("Below is an instruction")
+    assert evaluate.main([*args, "--template=tulu", "--force-template"]) == 0
+    assert "template tulu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--template=tulu"], "was trained with the template 'alpaca'"),
+        (["--template=tulus"], "did you mean 'tulu'"),
+        (["--metrics=bleu"], "metric 'bleu' is unknown"),
+        (["--examples=nowhere.jsonl"], "no file matches"),
+        (["--data=x.txt"], "and not both"),
+        (["--max-new-tokens=0"], "expected at least 1"),
+        (["--max-new-tokens=300"], "leaves -44 of the model's 256 tokens"),
+    ],
+)
+def test_bad_input_ends_in_a_stack_trace(folder, capsys, more, said):
+    assert evaluate.main([f"--model={folder}/run", f"--examples={folder}/x.jsonl", *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error

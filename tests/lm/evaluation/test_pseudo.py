@@ -1,0 +1,61 @@
+"""Pseudo-perplexity against transformers on torch, one masked token and one sentence at a time."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from lm import evaluate
+
+torch = pytest.importorskip("torch")
+import transformers  # noqa: E402
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "a", "dog", "ran", "##s", "."]
+TEXTS = ["the cat sat on the mat.", "a dog ran", "cats", "the dogs sat on a cat on a mat on the dog"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
+        initializer_range=0.5,
+    )  # fmt: skip
+    model = transformers.BertForMaskedLM(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return folder, model, tokenizer
+
+
+def test_a_token_is_seen_while_it_is_predicted_or_not_counted(bert, capsys):
+    folder, theirs, tokenizer = bert
+    losses = []
+    for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        for at in range(1, len(ids) - 1):
+            masked = torch.tensor([[*ids[:at], tokenizer.mask_token_id, *ids[at + 1 :]]])
+            with torch.no_grad():
+                losses.append(-theirs(masked).logits[0, at].log_softmax(-1)[ids[at]].item())
+    args = [f"--model={folder}", f"--data={folder}/x.jsonl", "--length=20", "--json"]
+    assert evaluate.main(args) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["objective"], found["tokens"]) == ("pseudo_perplexity", len(losses))
+    assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert found["perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-3)
+    assert found["bits_per_byte"] is None  # the factors are no probability of the text
+    assert evaluate.main([*args, "--max-rows=1"]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["tokens"] < len(losses)
+
+
+def test_another_objective_is_asked_by_name_and_a_wrong_one_refused(bert, capsys):
+    folder, *_ = bert
+    args = [f"--model={folder}", f"--data={folder}/x.jsonl", "--length=20"]
+    assert evaluate.main([*args, "--objective=masked"]) == 0
+    assert capsys.readouterr().out.startswith("masked: loss ")
+    assert evaluate.main([*args, "--objective=next_token"]) == 2
+    assert "it is one of masked, pseudo_perplexity" in capsys.readouterr().err
