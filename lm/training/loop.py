@@ -9,7 +9,7 @@ import time
 import jax
 
 from lm.evaluation.perplexity import make_evaluator
-from lm.training import checkpoints, flops, paths, rules, run_folder, settings, setup, sharding, trackers
+from lm.training import answering, checkpoints, flops, paths, rules, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.report import Report, Stopwatch, amount
 from lm.training.setup import Run
@@ -64,6 +64,7 @@ class _Loop:
         self.config, self.workdir, self.model, self.out, self.signals = config, run.workdir, run.model, out, signals
         self.parts, self.held_out = run, held_out
         self.batches = setup.train_batches(config, run, packed)
+        self.asked = answering.questions(config, run)
         self.state, self.start = self._restore(run)
         self.active = jax.process_index() == 0
         self.trackers = trackers.Trackers(run.workdir, self.start, config.log.tensorboard, self.active)
@@ -146,7 +147,8 @@ class _Loop:
 
     def _due(self, step: int) -> bool:
         c = self.config
-        return step == c.steps or any(every and step % every == 0 for every in (c.checkpoint.every, c.eval.every, c.samples.every))
+        intervals = (c.checkpoint.every, c.eval.every, c.samples.every, c.eval.generation.every)
+        return step == c.steps or any(every and step % every == 0 for every in intervals)
 
     def _record(self, step: int, metrics: dict) -> None:
         """Reads a step's metrics from the device (the step after it is already running), checks them, and writes them if they are due."""
@@ -183,8 +185,13 @@ class _Loop:
         c, begun = self.config, time.monotonic()
         if self.held_out and c.eval.every and (step % c.eval.every == 0 or step == c.steps):
             self._evaluate(step)
+        shown = []
         if c.samples.prompts and (step == c.steps or (c.samples.every and step % c.samples.every == 0)):
-            self._sample(step)
+            shown += self._sample(step)
+        if self.asked and (step == c.steps or (c.eval.generation.every and step % c.eval.generation.every == 0)):
+            shown += self._answer(step)
+        if shown and self.active:
+            run_folder.write_samples(self.workdir, step, shown)
         if step % c.checkpoint.every == 0 or step == c.steps:
             self.trackers.sync()
             self.checkpoints.save(step, self.state, self.batches.state())
@@ -206,15 +213,21 @@ class _Loop:
         if self.active:
             trackers.plot(self.workdir)
 
-    def _sample(self, step: int) -> None:
+    def _answer(self, step: int) -> list[tuple[str, str]]:
+        row, shown = answering.answer(self.config, self.parts, self.parts.weights(self.state), self.asked)
+        self.trackers.write({"step": step, **row})
+        said = ", ".join(f"{name.rpartition('/')[2].replace('_', ' ')} {value:.1f}" for name, value in row.items())
+        self.out.say(f"step {step}: {len(self.asked)} answers: {said}")
+        return shown
+
+    def _sample(self, step: int) -> list[tuple[str, str]]:
         from lm.generation import Sample, generate
 
         s, run = self.config.samples, self.parts
         prompts = [run.prompt_ids(prompt) for prompt in s.prompts]
         new = generate(self.model, run.weights(self.state), prompts, s.tokens, Sample(temperature=s.temperature, top_p=s.top_p), seed=step)
         texts = [run.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
-        if self.active:
-            run_folder.write_samples(self.workdir, step, list(zip(s.prompts, texts, strict=True)))
+        return list(zip(s.prompts, texts, strict=True))
 
     def _finish(self, step: int) -> None:
         """Saves, and leaves the folder in order."""

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from lm.adaptation import plan
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
-from lm.training import instruction, optimizer
+from lm.training import answering, instruction, optimizer
 from lm.training import mesh as meshes
 
 Config = ml_collections.ConfigDict
@@ -78,6 +78,7 @@ def check(config: Config, devices: int) -> None:
     instruction.check(config)
     if bool(config.data.files) == bool(config.data.synthetic_rows):
         raise ConfigError("set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random tokens, and not both")
+    answering.check(config)
     if not config.tokenizer and not config.init_from and not config.data.synthetic_rows:
         raise ConfigError(
             "tokenizer is not set: give a folder, a hub id, a .gguf file, or 'bytes'; python -m lm.train_tokenizer trains one"

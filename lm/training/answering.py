@@ -1,0 +1,64 @@
+"""Answers in the course of training: the same questions at intervals, answered greedily and scored; the config's eval.generation."""
+
+import ml_collections
+
+from lm.data import records
+from lm.data.records import Reading
+from lm.evaluation import generation, scores
+from lm.evaluation.generation import Question
+from lm.generation import GenerationError
+from lm.models.config import ConfigError
+from lm.training import instruction
+
+BATCH = 32  # answers at a time
+SHOWN = 8  # answers in samples.md
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError, naming the field, when the section cannot work."""
+    section, data = config.eval.generation, config.data
+    for name, least in (("max_examples", 0), ("every", 0), ("max_new_tokens", 1)):
+        if section[name] < least:
+            raise ConfigError(f"eval.generation.{name}={section[name]}: expected a number of at least {least}")
+    if not section.files:
+        if section.every:
+            raise ConfigError(f"eval.generation.every={section.every}, and eval.generation.files names no questions; set them, or 0")
+        return
+    if config.objective.name not in instruction.OBJECTIVES:
+        raise ConfigError(
+            f"eval.generation.files={section.files!r}: questions are spelled by data.template, which the objective "
+            f"{config.objective.name!r} has not; leave it empty, and run python -m lm.evaluate --examples afterwards"
+        )
+    if section.files == instruction.HELD_OUT and not (data.hold_out and data.files):
+        raise ConfigError(f"eval.generation.files={instruction.HELD_OUT!r} needs data.files and the tasks of data.hold_out")
+
+
+def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
+    """What is asked: eval.generation.max_examples records, spread over all of its files. Raises ConfigError and DataError."""
+    section, data = config.eval.generation, config.data
+    if not section.files:
+        return []
+    held_out = section.files == instruction.HELD_OUT
+    format = "auto" if data.format == instruction.DEFAULTS["format"] else data.format
+    reading = Reading(format, data.cap, data.hold_out if held_out else "", data.max_bad_share, config.seed)
+    found = records.read(data.files if held_out else section.files, reading, "held_out" if held_out else "all").records
+    try:
+        chosen = generation.spread(found, section.max_examples)
+        return generation.questions(chosen, run.template, run.model, run.tokenizer, section.max_new_tokens)
+    except GenerationError as error:
+        raise ConfigError(f"eval.generation: {error}") from error
+
+
+def answer(config: ml_collections.ConfigDict, run, params: dict, asked: list[Question]) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """(100 times each metric's mean and the stop rate, by their names in metrics.jsonl; some answers for samples.md)."""
+    budget = config.eval.generation.max_new_tokens
+    given = generation.answers(run.model, params, run.tokenizer, asked, budget, run.template, batch_size=BATCH)
+    found = generation.scored(asked, given, scores.chosen(generation.METRICS))
+    row = {f"eval/generation/{name}": 100 * float(values.mean()) for name, values in found.items()}
+    shown = []
+    for number in generation.spread(range(len(asked)), SHOWN):
+        question, said = asked[number], given[number]
+        marks = ", ".join(f"{name} {100 * values[number]:.0f}" for name, values in found.items() if name != "stop_rate")
+        end = "" if said.stopped else ", not ended"
+        shown.append((question.text, f" {said.text}\n\n(wanted: {question.references[0]}; {marks}{end})"))
+    return row, shown
