@@ -95,7 +95,9 @@ def test_torch_with_the_adapter_s_files_computes_something_else(tmp_path, family
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from safetensors.torch import load_file
 
-    model, params, spec, adapters = adapted(family, pattern="attention/query|mlp/|ssm/(input|gate|bc)")  # not Mamba's out_proj and dt_proj: see docs/forgetting.md
+    model, params, spec, adapters = adapted(
+        family, pattern="attention/query|mlp/|ssm/(input|gate|bc)"
+    )  # not Mamba's out_proj and dt_proj: see docs/forgetting.md
     lm.to_hf(model, params, tmp_path / "base")
     peft.save(tmp_path / "adapter", model, adapters, spec, str(tmp_path / "base"))
     cls = getattr(transformers, json.loads((tmp_path / "base" / "config.json").read_text())["architectures"][0])
