@@ -10,7 +10,9 @@ from lm.models.config import ConfigError, nearest
 from lm.objectives import OBJECTIVES
 from lm.training.settings import model_section
 
-BELOW = {"next_token": 3.5, "prefix_lm": 3.5, "masked": 3.6, "span_corruption": 3.8, "denoising": 3.5}  # nats; a byte costs 5.5 untrained
+BELOW = {  # nats; a byte costs 5.5 untrained
+    "next_token": 3.5, "instruct": 3.5, "prefix_lm": 3.5, "masked": 3.6, "span_corruption": 3.8, "denoising": 3.5,
+}  # fmt: skip
 
 
 def get_config(variant="next_token,llama"):
@@ -25,6 +27,12 @@ def get_config(variant="next_token,llama"):
     c.tokenizer = "bytes"  # one token a byte
     c.data.files = "README.md,docs/*.md"  # any text
     c.objective.name = objective
+    if objective == "instruct":
+        c.data.files = "configs/examples/instruct.jsonl"
+        c.data.format = "alpaca"
+        c.data.template = "plain"  # the shortest
+        c.length = 128
+        c.data.target_length = 16 if preset(family, "tiny").encoder_layers else 0
     model = preset(family, "tiny")
     heads = OBJECTIVES[objective].heads
     if model.head not in heads:

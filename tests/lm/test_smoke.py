@@ -17,7 +17,7 @@ from lm.families import FAMILIES, preset
 from lm.objectives import OBJECTIVES
 from lm.training import checkpoints, loop, paths, setup, trackers
 
-QUICK = ["next_token,gpt2", "prefix_lm,mamba", "masked,bert", "span_corruption,t5", "denoising,bart"]
+QUICK = ["next_token,gpt2", "instruct,llama", "prefix_lm,mamba", "masked,bert", "span_corruption,t5", "denoising,bart"]
 ALL = [f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if preset(family, "tiny").head in OBJECTIVES[name].heads]
 
 
@@ -28,6 +28,13 @@ def kinds(row):
 def right_next_token(row):
     starts = [i for i, p in enumerate(row.tokens) if p.segment and (not i or row.tokens[i - 1].segment != p.segment)]
     return all((piece.kind == "trained") == (i not in starts) for i, piece in enumerate(row.tokens) if piece.kind != "padding")
+
+
+def right_instruct(row):
+    """Each document's answer and its end carry the loss, its prompt none."""
+    documents = itertools.groupby((p for p in row.tokens if p.segment), key=lambda piece: piece.segment)
+    shown = [list(document) for _, document in documents]
+    return all(re.fullmatch("c+t+", "".join(p.kind[0] for p in document)) and document[-1].special for document in shown)
 
 
 def right_prefix_lm(row):
