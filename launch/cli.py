@@ -14,6 +14,8 @@ COMMANDS = {
     "preview": ("lm.preview", "show what a model will see and be asked for, and check it"),
     "generate": ("lm.generate", "continue a prompt, or chat, with a model or a run"),
     "evaluate": ("lm.evaluate", "perplexity and bits per byte of a model on files"),
+    "fisher": ("lm.fisher", "what a model's weights matter to, for elastic weight consolidation"),
+    "interpolate": ("lm.interpolate", "mix the weights of models, and measure the mixes"),
     "export": ("lm.export", "write a run as a Hugging Face directory"),
     "build": ("retrieval.build", "build a memory from passages"),
     "ask": ("retrieval.ask", "ask questions of a memory and a reader"),

@@ -95,7 +95,7 @@ def test_every_stage_of_the_quickstart_is_an_entry_point_that_knows_its_flags():
     for stage in study.stages:
         source = ROOT / f"{stage.module.replace('.', '/')}.py"
         assert source.is_file(), stage.module
-        text = "".join(p.read_text() for p in (source, ROOT / "retrieval/cli.py"))
+        text = "".join(p.read_text() for p in (source, ROOT / "retrieval/cli.py", ROOT / "lm/evaluation/command_line.py"))
         for flag in (arg.partition("=")[0] for arg in stage.args):
             assert flag.startswith("--config.") or f'"{flag}"' in text or f"{flag} " in text or f"{flag}=" in text, f"{stage.name}: {flag}"
         unmade = [path for path in stage.inputs if not any(path == m or path.startswith(f"{m}/") for m in made)]
