@@ -6,7 +6,10 @@ import math
 import numpy as np
 import pytest
 
+import lm
 from lm import evaluate
+from lm.data import tokenizers
+from tests.lm.small_models import tiny
 
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
@@ -59,3 +62,16 @@ def test_another_objective_is_asked_by_name_and_a_wrong_one_refused(bert, capsys
     assert capsys.readouterr().out.startswith("masked: loss ")
     assert evaluate.main([*args, "--objective=next_token"]) == 2
     assert "it is one of masked, pseudo_perplexity" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, tokens", [("t5", {"sentinels": 100}), ("bart", {"mask": True})])
+def test_an_encoder_decoder_is_not_asked_its_own_objective(name, tokens, tmp_path, capsys):
+    tokenizer = tokenizers.bytes_only(**tokens)
+    model, params = tiny(name, vocab_size=384)
+    lm.to_hf(model, params, str(tmp_path / "model"), tokenizer=tokenizer)
+    (tmp_path / "x.txt").write_text("one text of some length, to be read in windows. " * 3)
+    args = [f"--model={tmp_path}/model", f"--data={tmp_path}/x.txt", "--length=32", "--json"]
+    assert evaluate.main(args) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["objective"] == {"t5": "span_corruption", "bart": "denoising"}[name]
+    assert math.isfinite(found["loss"]) and found["bits_per_byte"] is None

@@ -1,0 +1,87 @@
+"""Scores of labels: classes of texts or tokens, values, and spans that answer a question."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from lm.evaluation import scores
+from lm.evaluation.accuracy import wilson
+
+
+@dataclasses.dataclass(frozen=True)
+class Classified:
+    """accuracy, with its 95 % interval (Wilson 1927); macro_f1: mean of the classes' F1; micro_f1: F1 of all decisions together.
+
+    per_class: F1 of each class that was given or wanted. With one label each and no class left out, micro_f1 is the accuracy.
+    """
+
+    answers: int
+    accuracy: float
+    interval: tuple[float, float]
+    macro_f1: float
+    micro_f1: float
+    per_class: dict[int, float]
+
+
+def classified(given, wanted, *, without: Sequence[int] = ()) -> Classified:
+    """Scores of classes, int [N] given and wanted: of texts, or of tokens. `without`: classes that F1 leaves out, such as "no entity".
+
+    Raises ValueError when there are none, or not as many of one as of the other.
+    """
+    given, wanted = _equal(np.asarray(given).ravel(), np.asarray(wanted).ravel())
+    hits = given == wanted
+    found = {}
+    right = guessed = there = 0
+    for label in sorted({*given.tolist(), *wanted.tolist()} - {*without}):
+        counts = np.sum(hits & (wanted == label)), np.sum(given == label), np.sum(wanted == label)
+        found[label] = float(2 * counts[0] / (counts[1] + counts[2]))
+        right, guessed, there = right + counts[0], guessed + counts[1], there + counts[2]
+    micro = float(2 * right / (guessed + there)) if guessed + there else 0.0
+    macro = float(np.mean(list(found.values()))) if found else 0.0
+    return Classified(len(hits), float(hits.mean()), wilson(int(hits.sum()), len(hits)), macro, micro, found)
+
+
+def correlated(given, wanted) -> tuple[float, float]:
+    """(Pearson's, Spearman's) correlation of values, float [N] given and wanted; nan for a constant. Raises ValueError as above."""
+    given, wanted = _equal(np.asarray(given, np.float64).ravel(), np.asarray(wanted, np.float64).ravel())
+    return _pearson(given, wanted), _pearson(_ranks(given), _ranks(wanted))
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size else float("nan")
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """From 1; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def best_span(start_T, end_T, segments_T, longest: int = 30) -> tuple[int, int]:
+    """The (first, last) token of the answer that the logits [T] of a question-answering head give, among tokens with segments_T > 0.
+
+    That of the highest sum with first <= last < first + longest (Devlin et al. 2019, section 4.2). Raises ValueError without any token.
+    """
+    inside = np.asarray(segments_T) > 0
+    if not inside.any():
+        raise ValueError("there is no token that an answer could be in")
+    length = len(inside)
+    allowed = inside[:, None] & inside[None] & np.triu(np.tril(np.ones((length, length), bool), longest - 1))
+    total = np.where(allowed, np.asarray(start_T)[:, None] + np.asarray(end_T)[None], -np.inf)
+    first, last = divmod(int(total.argmax()), length)
+    return first, last
+
+
+def answered(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """SQuAD's exact_match and f1 of extracted texts, 100 times the mean over questions, each the best over its references."""
+    found = scores.score(texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1})
+    return {name: 100 * float(values.mean()) for name, values in found.items()}
+
+
+def _equal(given: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(given) != len(wanted) or not len(given):
+        raise ValueError(f"{len(given)} labels given for {len(wanted)} wanted; they must be equal, and more than none")
+    return given, wanted
