@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import sys
+import types
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not installed: we only take its tokenizers
 
@@ -26,3 +28,18 @@ def __getattr__(name: str):
 
 def __dir__():
     return __all__
+
+
+class _Package(types.ModuleType):
+    """`lm.generate` is the function, also after the entry point lm/generate.py was imported (which would take its name)."""
+
+    @property
+    def generate(self):
+        return __getattr__("generate")
+
+    @generate.setter
+    def generate(self, module):
+        pass
+
+
+sys.modules[__name__].__class__ = _Package
