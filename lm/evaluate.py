@@ -2,6 +2,7 @@
 
 python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --data='texts/*.txt' [--json[=FILE]]
 python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --examples=tasks/ [--template=tk_instruct] [--baselines] [--json[=FILE]]
+python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --task=question_answering --data=dev.json [--predictions=FILE] [--json[=FILE]]
 
 Text is read in windows of --length tokens that do not overlap; each document ends in the end-of-text token, which is predicted too.
 A run that was trained on instruct data is asked with its own template. docs/evaluation.md says what each number is.
@@ -13,6 +14,8 @@ import pathlib
 import sys
 
 from lm.evaluation.command_line import arguments, of_examples, of_text
+from lm.evaluation.labelled import of_labels
+from lm.printing import piped
 
 
 def main(argv=None) -> int:
@@ -21,14 +24,19 @@ def main(argv=None) -> int:
     try:
         if bool(args.data) == bool(args.examples):
             raise ValueError("give --data=FILES (text) or --examples=FILES (instruct data), and not both")
-        found, said = of_text(args) if args.data else of_examples(args)
+        if (args.predictions or args.label_field or args.pair_field or args.stride) and not args.task:
+            raise ValueError("--predictions, --label-field, --pair-field and --stride are of labelled data: give --task too")
+        if args.task and not args.data:
+            raise ValueError(f"--task={args.task} needs --data=FILES, the labelled data")
+        found, said = of_examples(args) if args.examples else of_labels(args) if args.task else of_text(args)
         if args.json and args.json != "-":
             pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             pathlib.Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found) if args.json == "-" else said)
+    with piped():
+        print(json.dumps(found) if args.json == "-" else said)
     return 0
 
 

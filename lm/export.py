@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from lm.batch import Batch
-from lm.loading import is_run
+from lm.loading import is_run, kept_template, save_template
 from lm.models import build, forward
 from lm.models.config import DTYPES
 from lm.tokenizer import load_tokenizer
@@ -77,10 +77,13 @@ def main(argv=None) -> int:
             from lm.training.checkpoints import load_adapters
 
             peft.save(args.output, *load_adapters(args.model))
+            save_template(args.output, kept_template(args.model))
             print(f"wrote {args.output}: adapters in PEFT's format")
             return 0
         model, params, tokenizer = load(args.model, args.dtype)
+        template = kept_template(args.model)
         to_hf(model, params, args.output, tokenizer)
+        save_template(args.output, template)
         print(f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} MB of weights")
         if not importlib.util.find_spec("torch"):
             print("torch is not installed: the export was not compared with transformers")

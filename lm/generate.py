@@ -11,6 +11,7 @@ from lm.generation import stream_text
 from lm.generation.command_line import arguments, chosen, chosen_template, spelled
 from lm.loading import load
 from lm.models import separate
+from lm.printing import piped
 
 
 def main(argv=None) -> int:
@@ -22,17 +23,18 @@ def main(argv=None) -> int:
         stops = args.stop if template is None else [*args.stop, template.stop]
         model, params = separate(model, params)
         turns = [{"role": "system", "content": args.system}] if args.system else []
-        for line in [args.prompt] if args.prompt is not None else prompts():
-            turns.append({"role": "user", "content": line})
-            ids = spelled(model, tokenizer, template, turns, args.chat)
-            answer = ""
-            for piece in stream_text(
-                model, params, tokenizer, ids, args.max_new_tokens, sampler, stop_strings=stops, seed=args.seed
-            ):  # fmt: skip
-                print(piece, end="", flush=True)
-                answer += piece
-            print()
-            turns.append({"role": "assistant", "content": answer})
+        with piped():
+            for line in [args.prompt] if args.prompt is not None else prompts():
+                turns.append({"role": "user", "content": line})
+                ids = spelled(model, tokenizer, template, turns, args.chat)
+                answer = ""
+                for piece in stream_text(
+                    model, params, tokenizer, ids, args.max_new_tokens, sampler, stop_strings=stops, seed=args.seed
+                ):  # fmt: skip
+                    print(piece, end="", flush=True)
+                    answer += piece
+                print()
+                turns.append({"role": "assistant", "content": answer})
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

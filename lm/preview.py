@@ -24,6 +24,7 @@ def main(argv=None) -> int:
     from lm.data import rendering
     from lm.data.sources import DataError
     from lm.models.config import ConfigError
+    from lm.printing import piped
     from lm.training.checkpoints import CheckpointError
     from lm.weights import WeightsError
 
@@ -43,10 +44,11 @@ def main(argv=None) -> int:
     except (ConfigError, DataError, WeightsError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if "--json" in options:
-        print(json.dumps(rendering.record(what, rows[:shown], checks)))
-    else:
-        rendering.show(rows[:shown], checks)
+    with piped():
+        if "--json" in options:
+            print(json.dumps(rendering.record(what, rows[:shown], checks)))
+        else:
+            rendering.show(rows[:shown], checks)
     return int(any(check.ok is False for check in checks))
 
 

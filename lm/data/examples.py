@@ -76,7 +76,7 @@ class Record:
 
     Either an instruction (a task's definition, or a whole prompt), the input it is applied to or "", and the output wanted, with what else
     a task shows; or the turns of a conversation. output, like the last assistant's turn, is "" in a prompt that is yet to be answered.
-    references: all outputs that are right, or () for the one.   source: file and line.
+    references: all outputs that are right, or () for the one.   source: file and line.   category: of its task, or "".
     """
 
     instruction: str = ""
@@ -88,6 +88,7 @@ class Record:
     negative: tuple[Demonstration, ...] = ()
     task: str = ""
     source: str = ""
+    category: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,14 @@ p.row{{font-family:ui-monospace,monospace;overflow-wrap:anywhere;border-left:3px
 """
 
 
+class _Piped(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # lm.printing.piped ends it; rich would exit with 1, which says that a check failed
+
+
 def show(rows: Iterable[Row], checks: Iterable[Check], console: Console | None = None) -> None:
     """Prints rows and checks on a terminal."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or _Piped(highlight=False, soft_wrap=True)
     console.print(LEGEND, markup=False, style="dim")
     for number, row in enumerate(rows):
         console.rule(f"row {number}" + (f", {said(row)}" if said(row) else ""), align="left")

@@ -23,11 +23,12 @@ def is_task(row: object) -> bool:
 def records(task: Mapping[str, Any], name: str, file: str) -> Iterator[tuple[str, Record | str]]:
     """(where it is, an instance of the task or what is wrong with it). Definitions and outputs may be strings or lists of them.
 
-    Raises DataError when the task as a whole cannot be used.
+    Of several categories the first counts, as in the script of the paper. Raises DataError when the task as a whole cannot be used.
     """
     definition = _strings(task["Definition"])
     if not definition:
         raise DataError(f"{file}: 'Definition' is not a text or a list of texts")
+    category = next(iter(_strings(task.get("Categories"))), "").strip()
     positive, negative = (
         tuple(_demonstrations(task.get(f"{kind} Examples", []), f"{file}: '{kind} Examples'")) for kind in ("Positive", "Negative")
     )
@@ -44,7 +45,7 @@ def records(task: Mapping[str, Any], name: str, file: str) -> Iterator[tuple[str
             references = tuple(output for output in outputs if output.strip())
             yield where, Record(
                 definition[0], instance["input"], references[0], references=references, positive=positive, negative=negative, task=name,
-                source=where,
+                source=where, category=category,
             )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import tempfile
 import jax
 
 from lm.data import packing, records, templates
+from lm.data.labelled import TASKS
 from lm.data.records import Reading
 from lm.evaluation import generation, perplexity, pseudo, scores
 from lm.evaluation.progress import bar
@@ -40,6 +41,12 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     text.add_argument("--field", default="text", help="the field of a JSONL record that holds the text (default: text)")
     text.add_argument("--separator", default="", help="what divides a text file into documents (default: nothing)")
     text.add_argument("--objective", default="", help="what is asked of the model (default: see docs/evaluation.md)")
+    labelled = parser.add_argument_group("with --data and --task; a run's own fields, length and stride are the defaults")
+    labelled.add_argument("--task", default="", help=f"score labels instead of text: {', '.join(TASKS)}")
+    labelled.add_argument("--label_field", "--label-field", default="", help="the field of the label (default: label, or tags)")
+    labelled.add_argument("--pair_field", "--pair-field", default="", help="the field of the second text of a pair (default: none)")
+    labelled.add_argument("--stride", type=int, default=0, help="tokens from one window of a context to the next (default: a third)")
+    labelled.add_argument("--predictions", metavar="FILE", help="write every prediction as JSONL")
     asked = parser.add_argument_group("with --examples")
     asked.add_argument("--format", default="auto", help=f"auto (default), {', '.join(records.FORMATS)}")
     asked.add_argument("--template", default="", help=f"of a model that was not trained with one: {', '.join(templates.TEMPLATES)}")
@@ -128,10 +135,11 @@ def of_examples(args) -> tuple[dict, str]:
     tasks = [question.record.task for question in asked]
     lines = scores.table(found, tasks if len(set(tasks)) > 1 else None, clusters=tasks)
     lines[0] = dataclasses.replace(lines[0], name="model")
+    categories = generation.by_category(asked, found)
     numbers = {
         "model": args.model, "examples": args.examples, "template": templates.remember(template), "answers": len(asked),
         "shortened_prompts": sum(question.shortened > 0 for question in asked), "all": _numbers(lines[0]),
-        "tasks": {line.name: _numbers(line) for line in lines[1:]},
+        "tasks": {line.name: _numbers(line) for line in lines[1:]}, "categories": {line.name: _numbers(line) for line in categories},
     }  # fmt: skip
     if args.baselines:
         others = {name: scores.table(values, clusters=tasks)[0] for name, values in generation.baselines(asked, metrics).items()}
@@ -140,8 +148,9 @@ def of_examples(args) -> tuple[dict, str]:
     if args.answers:
         write_answers(pathlib.Path(args.answers), asked, given, found)
     said = f"template {template.name}, greedy, at most {args.max_new_tokens} tokens; 95 % intervals, whole tasks drawn again\n\n"
+    said += scores.formatted(lines) + (f"\n\nby category\n\n{scores.formatted(categories)}" if len(categories) > 1 else "")
     shortened = numbers["shortened_prompts"]
-    return numbers, said + scores.formatted(lines) + (f"\n\n{shortened} prompts were shortened to fit the model" if shortened else "")
+    return numbers, said + (f"\n\n{shortened} prompts were shortened to fit the model" if shortened else "")
 
 
 def template_of(args, tokenizer) -> templates.Template:

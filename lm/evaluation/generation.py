@@ -85,6 +85,16 @@ def scored(asked: Sequence[Question], given: Sequence[Answer], metrics: Mapping[
     return found | {"stop_rate": np.array([answer.stopped for answer in given], np.float64)}
 
 
+def by_category(asked: Sequence[Question], found: Mapping[str, np.ndarray]) -> list[scores.Scored]:
+    """A line for each category of the tasks, the mean over its answers, as the script of Wang et al. 2022; [] where none is named."""
+    rows = [row for row, question in enumerate(asked) if question.record.category]
+    if not rows:
+        return []
+    of = [asked[row].record for row in rows]
+    within = {name: values[rows] for name, values in found.items()}
+    return scores.table(within, [record.category for record in of], clusters=[record.task for record in of])[1:]
+
+
 def baselines(
     asked: Sequence[Question], metrics: Mapping[str, Callable[[str, str], float]], seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:

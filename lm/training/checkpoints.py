@@ -211,15 +211,6 @@ def save_model(workdir: str | Folder, config: ModelConfig, tokenizer, template: 
     write_atomically(folder / "config.json", json.dumps(_plain(config), indent=1))
 
 
-def load_template(workdir: str | Folder, tokenizer) -> Template | None:
-    """The template that a run's records were spelled by; None where it had none.
-
-    Raises ConfigError when this tokenizer or code spells differently: what generation sends would not be what was learned.
-    """
-    path = _model_folder(workdir) / "template.json"
-    return templates.recall(json.loads(path.read_text()), tokenizer) if path.exists() else None
-
-
 def check_template(workdir: str | Folder, template: Template | None) -> None:
     """Raises CheckpointError when the run folder holds a run with another template."""
     path = _model_folder(workdir) / "template.json"

@@ -30,7 +30,7 @@ from lm.weights.load import parameter_shapes
 from lm.weights.sources import INDEX, SINGLE
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
-MODEL_FILES += (sentences.MODULES, sentences.POOLING, sentences.NORMALIZE)
+MODEL_FILES += ("template.json", sentences.MODULES, sentences.POOLING, sentences.NORMALIZE)
 NOT_EXPORTED = ("dtype", "param_dtype", "layers", "remat", "dropout", "ssm_chunk")  # how it is computed or trained, not what it computes
 
 

@@ -8,11 +8,17 @@ import pytest
 import tokenizers
 
 import lm
-from lm import export
+from lm import evaluate, export
+from lm.data import templates
+from lm.data.tokenizers import bytes_only
+from lm.loading import load_template
+from lm.models.config import ConfigError
 from lm.training import checkpoints, loop
+from lm.training.checkpoints import Checkpoints
+from lm.training.state import create_state
 from lm.weights import WeightsError
 from tests.lm.small_models import identical, tiny
-from tests.lm.training import runs
+from tests.lm.training import runs, small
 
 
 @pytest.fixture
@@ -119,3 +125,74 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(model_directory, tmp_
     model, params = tiny(vocab_size=3)
     with pytest.raises(WeightsError, match="the tokenizer has 4 tokens, more than the model's vocabulary of 3"):
         lm.to_hf(model, params, tmp_path / "out", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def instructed(tmp_path_factory):
+    """A folder with x.jsonl, a run that was taught with a template and options, and out, an export of it."""
+    folder, tokenizer = tmp_path_factory.mktemp("instructed"), bytes_only()
+    (folder / "x.jsonl").write_text('{"instruction": "Say 1.", "input": "", "output": "1"}\n')
+    config = small.MODEL.replace(vocab_size=320, n_layers=1, max_length=256, eos_token_ids=(0,))
+    template = templates.get("tk_instruct", tokenizer, positive=1, explanations=True)
+    checkpoints.save_model(folder / "run", config, tokenizer, template)
+    writer = Checkpoints(folder / "run", keep=1)
+    writer.save(1, create_state(*small.parts(config)[:2], small.mesh_of(1, 1, 1), 0), {})
+    writer.close()
+    assert export.main([f"--model={folder / 'run'}", f"--output={folder / 'out'}"]) == 0
+    return folder
+
+
+def test_an_exported_model_is_asked_otherwise_than_its_run(instructed, capsys):
+    kept = load_template(str(instructed / "out"), lm.load_tokenizer(instructed / "out"))
+    taught = templates.get("tk_instruct", bytes_only(), positive=1, explanations=True)
+    assert kept is not None and templates.remember(kept) == templates.remember(taught)
+    scored = {}
+    for name in ("run", "out"):
+        args = [f"--model={instructed / name}", f"--examples={instructed / 'x.jsonl'}", "--max-new-tokens=4", "--metrics=f1"]
+        assert evaluate.main([*args, f"--answers={instructed / name}.jsonl", "--json"]) == 0
+        scored[name] = json.loads(capsys.readouterr().out)
+        assert evaluate.main([*args, "--template=tulu"]) == 2
+        assert "was trained with the template 'tk_instruct' and options" in capsys.readouterr().err
+    assert scored["out"]["template"] == scored["run"]["template"] and scored["out"]["all"] == scored["run"]["all"]
+    assert (instructed / "out.jsonl").read_text() == (instructed / "run.jsonl").read_text()
+    assert evaluate.main([*args, "--template=tulu", "--force-template"]) == 0 and "template tulu" in capsys.readouterr().out
+
+
+def test_generate_spells_prompts_of_an_exported_model_otherwise(instructed):
+    from lm.generation import command_line
+
+    tokenizer = lm.load_tokenizer(instructed / "out")
+    chosen = lambda *more: command_line.chosen_template(command_line.arguments("", [f"--model={instructed / 'out'}", *more]), tokenizer)
+    kept = chosen()
+    assert kept is not None and dict(kept.options)["positive"] == 1 and chosen("--template=none") is None
+
+
+def test_an_export_of_an_export_or_over_one_has_a_stale_template(instructed, model_directory, tmp_path):
+    for name in ("first", "second"):
+        source = instructed / "out" if name == "first" else tmp_path / "first"
+        assert export.main([f"--model={source}", f"--output={tmp_path / name}"]) == 0
+        assert (tmp_path / name / "template.json").read_text() == (instructed / "out" / "template.json").read_text()
+    assert export.main([f"--model={model_directory[0]}", f"--output={tmp_path / 'first'}"]) == 0
+    assert not (tmp_path / "first" / "template.json").exists()
+    lm.to_hf(*tiny(), tmp_path / "second")
+    assert not (tmp_path / "second" / "template.json").exists()
+
+
+@pytest.mark.parametrize("foreign", ["[1]", '{"name": "x"}', '{"name": 3, "options": {}, "fingerprint": "x"}'])
+def test_a_template_of_another_program_is_read(model_directory, foreign):
+    (model_directory[0] / "template.json").write_text(foreign)
+    assert load_template(str(model_directory[0]), lm.load_tokenizer(model_directory[0])) is None
+
+
+def test_a_template_that_cannot_be_is_not_refused_in_words(instructed, tmp_path, capsys):
+    assert export.main([f"--model={instructed / 'out'}", f"--output={tmp_path / 'out'}"]) == 0
+    file, kept = tmp_path / "out" / "template.json", json.loads((instructed / "out" / "template.json").read_text())
+    args = [f"--model={tmp_path / 'out'}", f"--examples={instructed / 'x.jsonl'}", "--max-new-tokens=4"]
+    for text, said in ((json.dumps(kept | {"fingerprint": "0"}), "spells records differently"), ("{", "is not JSON")):
+        file.write_text(text)
+        capsys.readouterr()
+        assert evaluate.main(args) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and said in error
+        with pytest.raises(ConfigError, match=said):
+            load_template(str(tmp_path / "out"), bytes_only())

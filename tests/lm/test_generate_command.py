@@ -1,6 +1,7 @@
 """python -m lm.generate: what a person types and sees."""
 
 import io
+import os
 import runpy
 import sys
 
@@ -43,6 +44,15 @@ def test_streams_what_generate_returns(monkeypatch, capsys, folder):
     tokenizer = lm.load_tokenizer(folder)
     expected = tokenizer.decode(lm.generate(model, params, [tokenizer.encode("Hello")], 8)[0], skip_special_tokens=True)
     assert capsys.readouterr().out == expected + "\n"
+
+
+def test_an_answer_whose_reader_has_gone_is_an_error(monkeypatch, capsys, folder):
+    ends = os.pipe()
+    os.close(ends[0])
+    with open(ends[1], "w", encoding="utf-8") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert run(monkeypatch, f"--model={folder}", "--prompt=Hello", "--max-new-tokens=8") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_stops_before_a_stop_string(monkeypatch, capsys, folder):

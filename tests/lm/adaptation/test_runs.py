@@ -10,7 +10,8 @@ import pytest
 
 from lm import evaluate, export, fisher, interpolate
 from lm.adaptation import lora, peft
-from lm.loading import load
+from lm.data import templates, tokenizers
+from lm.loading import kept_template, load
 from lm.models.config import ConfigError
 from lm.training import checkpoints, loop, rules, settings
 from tests.lm.small_models import identical
@@ -74,6 +75,14 @@ def test_an_exported_adapter_is_not_the_run(folder):
     _, found, _ = load(str(folder / "adapter"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, merged)
     assert export.main([f"--model={folder / 'base'}", f"--output={folder / 'none'}", "--adapter"]) == 2
+
+
+def test_an_exported_adapter_has_lost_its_template_or_has_another_runs(folder):
+    template = templates.get("plain", tokenizers.bytes_only())
+    (folder / "resumed" / "model" / "template.json").write_text(json.dumps(templates.remember(template)))
+    for name, kept in (("resumed", templates.remember(template)), ("lora", None)):
+        assert export.main([f"--model={folder / name}", f"--output={folder / 'either'}", "--adapter"]) == 0
+        assert kept_template(str(folder / "either")) == kept
 
 
 def test_a_sweep_does_not_end_in_the_models_themselves(folder, capsys):

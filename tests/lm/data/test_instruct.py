@@ -59,8 +59,8 @@ def test_packed_examples_weigh_other_than_each_alone(family):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
 
 
-def test_a_model_that_knows_twenty_answers_does_not_stop_after_them():
-    records_ = [Record(f"{i}: ", output="abcdefgh"[i % 3 : i % 7 + 1][::-1] + str(i)) for i in range(20)]
+def test_a_model_that_knows_fifty_answers_does_not_stop_after_them():
+    records_ = [Record(f"{i}: ", output="abcdefgh"[i % 3 : i % 7 + 1][::-1] + str(i)) for i in range(50)]
     template = templates.get("plain", TOKENIZER)
     packed = fitting.pack(Encoder(TOKENIZER)(template.render(record) for record in records_), Limits(128))
     config = lm.ModelConfig(

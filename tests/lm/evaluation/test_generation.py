@@ -58,6 +58,42 @@ def test_the_stop_rate_counts_answers_that_the_budget_ended():
     assert copied["copy input"]["exact_match"].tolist() == [0.0] * 4  # "Say it", as there is no input
 
 
+def task_file(path, answers, *categories):
+    """A Super-NaturalInstructions task whose answers are these."""
+    instances = [{"input": f"{path.stem} {n}", "output": [answer]} for n, answer in enumerate(answers)]
+    path.write_text(json.dumps({"Definition": ["Say it."], "Instances": instances} | ({"Categories": [*categories]} if categories else {})))
+
+
+def test_a_category_is_not_the_mean_of_all_answers_of_its_tasks(folder, tmp_path, capsys, monkeypatch):
+    (tasks := tmp_path / "tasks").mkdir()
+    task_file(tasks / "task1_a.json", ["a b", "c d", "e f"], "Word Analogy")
+    task_file(tasks / "task2_b.json", ["a b c"] * 5, "Title Generation", "Word Analogy")  # the first counts
+    task_file(tasks / "task3_c.json", ["x"] * 2, "Word Analogy")
+    task_file(tasks / "task4_d.json", ["a"] * 4)
+    given = ["a b", "c", "", "a b c", "a", "c b a", "b c", "no", "x", "y", "a", "b", "a", "a"]
+    monkeypatch.setattr(generation, "answers", lambda *_, **__: [generation.Answer(text, bool(text)) for text in given])
+    args = [f"--model={folder}/run", f"--examples={tasks}", "--max-new-tokens=6", "--metrics=exact_match,rouge_l"]
+    assert evaluate.main([*args, f"--answers={tmp_path}/answers.jsonl", f"--json={tmp_path}/numbers.json"]) == 0
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "numbers.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert set(found["categories"]) == {"Title Generation", "Word Analogy"} and found["all"]["answers"] == len(rows) == 14
+    for name, names in (("Title Generation", ("task2_b",)), ("Word Analogy", ("task1_a", "task3_c"))):
+        line, inside = found["categories"][name], [row for row in rows if row["task"] in names]
+        assert line["answers"] == len(inside) == 5
+        for metric in ("exact_match", "rouge_l"):
+            assert line["scores"][metric] == pytest.approx(100 * sum(row[metric] for row in inside) / 5)
+        assert line["scores"]["stop_rate"] == 100 * sum(row["stopped"] for row in inside) / 5
+    assert found["categories"]["Word Analogy"]["scores"]["exact_match"] == pytest.approx(40)  # "a b" and "x" of five, not of two tasks
+    table = said.split("by category\n\n")[1]
+    assert "| Word Analogy" in table and "40.0 [" in table and "task1_a" not in table
+    assert found["categories"]["Word Analogy"]["intervals"]["exact_match"] == pytest.approx([100 / 3, 50])  # whole tasks are drawn again
+
+
+def test_data_without_categories_has_a_table_of_them(folder, capsys):
+    assert evaluate.main([f"--model={folder}/run", f"--examples={folder}/x.jsonl", "--max-new-tokens=2", "--metrics=f1"]) == 0
+    assert "category" not in capsys.readouterr().out
+
+
 def test_the_fixed_records_are_those_of_the_first_task_alone():
     assert generation.spread(list(range(100)), 5) == [0, 25, 50, 74, 99]
     assert generation.spread([1, 2], 5) == [1, 2] == generation.spread([1, 2], 0)

@@ -8,8 +8,11 @@ import string
 import numpy as np
 import pytest
 
-from lm.evaluation import scores
+from lm.data import records
+from lm.data.examples import Demonstration, Record
+from lm.evaluation import generation, scores
 from lm.evaluation.scores import METRICS, bootstrap, byte_pairs, chosen, copy_demonstration, copy_input, score, table
+from tests.lm.data.test_records import REAL, real
 
 PAIRS = [
     ("the cats sat on the mat", "a cat was sitting on a mat"),
@@ -158,3 +161,26 @@ def test_the_copying_baselines():
     drawn = copy_demonstration(demonstrations, seed=3)
     assert drawn == copy_demonstration(demonstrations, seed=3) != copy_demonstration(demonstrations, seed=4)
     assert set(drawn[:50]) == {"yes", "no"} and drawn[50] == ""
+
+
+def asked(records):
+    return [generation.Question([], "", record, record.references or (record.output,)) for record in records]
+
+
+def test_copying_scores_other_than_by_hand():
+    shown = (Demonstration("x", "two cats", None),) * 2
+    rows = [
+        Record("Say it.", "a cat sat", "the cat", positive=shown),  # input: cat of 3 and 2 words; shown: cats' stem of 2 and 2
+        Record("the cat", "", "the cat"),  # no input: the instruction is copied; no demonstration: nothing
+    ]
+    found = generation.baselines(asked(rows), chosen("rouge_l,exact_match"))
+    assert found["copy input"]["rouge_l"].tolist() == pytest.approx([0.4, 1.0])
+    assert found["copy demonstration"]["rouge_l"].tolist() == pytest.approx([0.5, 0.0])
+    assert found["copy input"]["exact_match"].tolist() == [0.0, 1.0]
+
+
+@real
+def test_copying_the_input_of_super_natural_instructions_scores_far_from_what_is_published():
+    rows = records.read(str(REAL / "natural-instructions"), records.Reading()).records
+    mean = 100 * generation.baselines(asked(rows), chosen("rouge_l"))["copy input"]["rouge_l"].mean()
+    assert 7 < mean < 20  # 14.2 on the test tasks (Wang et al. 2022, table 3)

@@ -11,7 +11,7 @@ import pytest
 
 import lm
 from configs import defaults, tiny
-from lm import preview
+from lm import export, preview
 from lm.data import records, templates, tokenizers
 from lm.data.packing import Packed
 from lm.data.sources import DataError
@@ -136,10 +136,12 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
         return
     with pytest.raises(CheckpointError, match=r"holds a run with another template: tulu .* plain"):
         loop.train(config(tmp_path, **{"data.template": "plain", "steps": 5}), workdir)
-    # A run that begins from this one keeps its template unless told otherwise.
-    next_ = config(tmp_path, **{"init_from": workdir, "tokenizer": "", "data.template": ""})
-    carried = setup.prepare(next_, paths.resolve(str(tmp_path / "next"))).template
-    assert carried is not None and carried.fingerprint == template.fingerprint
+    # A run that begins from this one, or from its export, keeps its template unless told otherwise.
+    assert export.main([f"--model={workdir}", f"--output={tmp_path / 'exported'}"]) == 0
+    for start in (workdir, str(tmp_path / "exported")):
+        next_ = config(tmp_path, **{"init_from": start, "tokenizer": "", "data.template": ""})
+        carried = setup.prepare(next_, paths.resolve(str(tmp_path / "next"))).template
+        assert carried is not None and carried.fingerprint == template.fingerprint
     # Generation spells prompts as training did, unless a flag says otherwise.
     seen, command = [], command_of()
     with pytest.MonkeyPatch.context() as m:
@@ -181,7 +183,7 @@ def test_the_commands_of_the_page_are_refused():
     for flags in commands:
         c, _ = command_line.parse([*shlex.split(flags), *([] if "--workdir" in flags else ["--workdir=x"])])
         settings.check(c, 8)
-    assert set(re.findall(r"^\| `([a-z_0-9]+)` \|", page, re.MULTILINE)) == {*templates.TEMPLATES, *records.FORMATS}
+    assert set(re.findall(r"^\| `([a-z_0-9]+)` \|", page, re.MULTILINE)) == {*templates.TEMPLATES, *records.FORMATS, *tokenizers.MODELS}
 
 
 def test_control_tokens_of_a_template_are_not_learned_to_end_an_answer(tmp_path):
