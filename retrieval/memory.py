@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.errors import RetrievalError
-from retrieval.index import ExactIndex, Index, default_index
+from retrieval.exact_index import ExactIndex
+from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
 from retrieval.passages import Commit, Hit, Passage, check_id, check_passages, listed
 from retrieval.progress import chunks_with_progress
+from retrieval.scann_index import default_index
 from retrieval.store import LOCK, Store, check_free, read_only_error
 from retrieval.vectors import check_k, unit_rows
 

@@ -1,11 +1,11 @@
 import json
+import sys
 import threading
 
 import numpy as np
 import pytest
 
-from retrieval import ExactIndex, RetrievalError, ScannIndex
-from retrieval import index as index_module
+from retrieval import ExactIndex, RetrievalError, ScannIndex, exact_index, scann_index
 
 BOTH = pytest.mark.parametrize("kind", [ScannIndex, ExactIndex])
 
@@ -43,8 +43,8 @@ def test_scann_finds_at_least_95_percent_of_the_nearest(size, k):
 
 
 def test_partitions_find_at_least_95_percent_and_none_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(index_module, "BRUTE_FORCE_BELOW", 1_000)
-    monkeypatch.setattr(index_module, "PARTITIONS_FROM", 5_000)
+    monkeypatch.setattr(scann_index, "BRUTE_FORCE_BELOW", 1_000)
+    monkeypatch.setattr(scann_index, "PARTITIONS_FROM", 5_000)
     vectors, queries = clustered(8_000), clustered(50, seed=1)
     index = ScannIndex.build(vectors, names(8_000))
     assert recall(index.search(queries, 10)[0], brute_force(vectors, queries, 10)[0]) >= 0.95
@@ -54,8 +54,8 @@ def test_partitions_find_at_least_95_percent_and_none_that_is_not_there(monkeypa
 
 
 def test_recall_holds_when_the_index_grows_from_brute_force_through_quantised_to_partitioned(monkeypatch):
-    monkeypatch.setattr(index_module, "BRUTE_FORCE_BELOW", 1_000)
-    monkeypatch.setattr(index_module, "PARTITIONS_FROM", 4_000)
+    monkeypatch.setattr(scann_index, "BRUTE_FORCE_BELOW", 1_000)
+    monkeypatch.setattr(scann_index, "PARTITIONS_FROM", 4_000)
     vectors, queries = clustered(6_000), clustered(50, seed=1)
     vectors[3_000:] += 2.0  # drift
     index = ScannIndex.build(vectors[:100], names(100))
@@ -80,11 +80,11 @@ def test_exact_equals_brute_force(size):
 def test_exact_does_not_compile_again_for_every_size():
     index = ExactIndex.build(clustered(10), names(10))
     index.search(clustered(1), 3)
-    before = index_module._jitted_top_k._cache_size()
+    before = exact_index._jitted_top_k._cache_size()
     for i in range(20):
         index.upsert(clustered(5, seed=i), names(5, 10 + 5 * i))
         index.search(clustered(1), 1 + i % 10)
-    assert index_module._jitted_top_k._cache_size() == before
+    assert exact_index._jitted_top_k._cache_size() == before
 
 
 @BOTH
@@ -227,12 +227,9 @@ def test_a_pickle_planted_with_a_matching_manifest_is_not_read(tmp_path):
 
 
 def test_without_scann_the_default_is_exact_and_scann_says_why(monkeypatch):
-    def absent(name):
-        raise ImportError("No module named 'scann'")
-
-    assert index_module.default_index() is ScannIndex
-    monkeypatch.setattr(index_module.importlib, "import_module", absent)
-    assert index_module.default_index() is ExactIndex
+    assert scann_index.default_index() is ScannIndex
+    monkeypatch.setitem(sys.modules, scann_index.SCANN, None)
+    assert scann_index.default_index() is ExactIndex
     with pytest.raises(RetrievalError, match=r"Linux.*ExactIndex"):
         ScannIndex.build(clustered(3), names(3))
 
