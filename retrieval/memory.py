@@ -1,5 +1,6 @@
 """Memory: a store of passages, an encoder of texts and an index of vectors, as one thing that can be changed and asked."""
 
+import dataclasses
 import hashlib
 import logging
 import threading
@@ -90,16 +91,20 @@ class Memory:
         return self._change(lambda: self._store.add(passages, vectors, author, reason))
 
     def edit(
-        self, id: str, text: str, title: str | None = None, source: str | None = None, metadata: dict[str, str] | None = None,
-        author: str | None = None, reason: str = "",
+        self, id: str, text: str | None = None, title: str | None = None, source: str | None = None,
+        metadata: dict[str, str] | None = None, author: str | None = None, reason: str = "", *,
+        span: tuple[int, int] | None = None, time: str | None = None, tags: tuple[str, ...] | None = None, access: str | None = None,
     ) -> Commit:  # fmt: skip
-        """Replaces a passage's text, and its title, source or metadata where given. Raises RetrievalError when the id is unknown."""
+        """Replaces those fields of a passage that are given. Raises RetrievalError when the id is unknown."""
         self._check_writable()
-        old = self.get(id)
-        new = Passage(
-            id, text, old.title if title is None else title, old.source if source is None else source,
-            old.metadata if metadata is None else metadata,
-        )  # fmt: skip
+        given = {
+            "text": text, "title": title, "source": source, "metadata": metadata, "span": span, "time": time, "tags": tags,
+            "access": access,
+        }  # fmt: skip
+        changes = {name: value for name, value in given.items() if value is not None}
+        if not changes:
+            raise RetrievalError(f"the edit of {id!r} changes nothing: give a text, or another field")
+        new = dataclasses.replace(self.get(id), **changes)
         check_passages([new])
         vectors = self._vectors([new.searchable], "encoding")
         return self._change(lambda: self._store.edit([new], vectors, author, reason))
@@ -283,4 +288,5 @@ def _encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:
 
 
 def _hit(passage: Passage, version: int, score: float) -> Hit:
-    return Hit(passage.id, passage.text, passage.title, passage.source, float(score), version, passage.metadata)
+    fields = {field.name: getattr(passage, field.name) for field in dataclasses.fields(passage)}
+    return Hit(**fields, score=float(score), version=version)

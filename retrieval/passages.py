@@ -1,26 +1,37 @@
 """Passage, Hit and Commit: what goes into a memory, what comes out, and what happened to it."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 
 from retrieval.errors import RetrievalError
 
 MAX_ID_CHARACTERS = 512
 MAX_TEXT_CHARACTERS = 1_000_000
+MAX_WORD_CHARACTERS = 128  # of a tag or an access group
 SHOWN = 5  # names listed in an error message
 
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A piece of text with a name. id: unique in its memory; metadata: str -> str, kept but not searched."""
+    """A piece of text with a name. id: unique in its memory; metadata: str -> str, kept but not searched.
+
+    span: its [start, end) in the source document, in characters. time: of the content, ISO 8601 ("1998", "2026-11-24T10:00Z"; UTC
+    where it names no zone), "" unknown. tags: free words. access: the group that may read it, "" everybody.
+    """
 
     id: str
     text: str
     title: str = ""
     source: str = ""
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    span: tuple[int, int] | None = None
+    time: str = ""
+    tags: tuple[str, ...] = ()
+    access: str = ""
 
     @property
     def searchable(self) -> str:
@@ -29,8 +40,10 @@ class Passage:
 
     @property
     def content_hash(self) -> str:
-        """sha256, in hex, over all five fields."""
-        content = json.dumps([self.id, self.text, self.title, self.source, self.metadata], sort_keys=True, ensure_ascii=False)
+        """sha256, in hex, over all fields. Those after metadata count only where one is set: format 1 had none of them."""
+        later = [self.span, self.time, self.tags, self.access]
+        fields = [self.id, self.text, self.title, self.source, self.metadata, *(later if any(later) else [])]
+        content = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -45,6 +58,10 @@ class Hit:
     score: float
     version: int
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    span: tuple[int, int] | None = None
+    time: str = ""
+    tags: tuple[str, ...] = ()
+    access: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +88,7 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
             raise RetrievalError(f"id {passage.id!r} is given twice in one call: give every passage an id of its own")
         seen.add(passage.id)
         check_text(passage.id, passage.text)
-        for name in ("title", "source"):
+        for name in ("title", "source", "time", "access"):
             if not isinstance(getattr(passage, name), str):
                 raise RetrievalError(f"passage {passage.id!r}: {name} is {getattr(passage, name)!r}; expected a string")
             check_unicode(f"passage {passage.id!r}: {name}", getattr(passage, name))
@@ -81,7 +98,44 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
             if not isinstance(key, str) or not isinstance(value, str):
                 raise RetrievalError(f"passage {passage.id!r}: metadata {key!r}: {value!r} is no pair of strings; turn both into strings")
             check_unicode(f"passage {passage.id!r}: metadata", key + value)
+        if passage.time:
+            moment(passage.time, f"passage {passage.id!r}: time")
+        if not isinstance(passage.tags, tuple):
+            raise RetrievalError(f"passage {passage.id!r}: tags is {passage.tags!r}; expected a tuple of words")
+        for word in (*passage.tags, *([passage.access] if passage.access else [])):
+            check_word(passage.id, word)
+        check_span(passage.id, passage.span)
     return checked
+
+
+def check_word(id: str, word: str) -> None:
+    """Raises RetrievalError for a tag or access group that is not 1 to 128 printable characters."""
+    if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD_CHARACTERS or not word.isprintable():
+        raise RetrievalError(
+            f"passage {id!r}: tag or access group {str(word)[:80]!r}: expected 1 to {MAX_WORD_CHARACTERS} printable characters"
+        )
+
+
+def check_span(id: str, span: tuple[int, int] | None) -> None:
+    """Raises RetrievalError unless `span` is None or two whole numbers 0 <= start <= end."""
+    if span is None:
+        return
+    whole = isinstance(span, tuple) and len(span) == 2 and all(type(n) is int for n in span)
+    if not whole or not 0 <= span[0] <= span[1] < 2**63:
+        raise RetrievalError(f"passage {id!r}: span is {span!r}; expected two whole numbers, 0 <= start <= end, or None")
+
+
+def moment(text: str, what: str = "time") -> datetime.datetime:
+    """The first instant an ISO 8601 text stands for, UTC unless it names a zone; a year or a month will do.
+
+    Raises RetrievalError, naming `what`, for anything else.
+    """
+    short = re.fullmatch(r"(\d{4})(-\d\d)?", text) if isinstance(text, str) else None
+    try:
+        then = datetime.datetime.fromisoformat(f"{short[1]}{short[2] or '-01'}-01" if short else text)
+    except (TypeError, ValueError):
+        raise RetrievalError(f"{what} is {text!r}; expected ISO 8601, such as 2026-11-24 or 2026-11-24T10:00:00+01:00") from None
+    return then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
 
 
 def check_id(id: str) -> None:

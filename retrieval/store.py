@@ -19,14 +19,15 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
+from lance.schema import LanceSchema
 
 from retrieval.errors import RetrievalError
 from retrieval.locks import file_lock
 from retrieval.passages import Commit, Passage, check_passages, listed
+from retrieval.rows import FIELDS, FORMAT, passage_of, table_of, table_schema
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "1"
 TABLE = "passages.lance"
 LOCK = "lock"
 RECORD = "openbook"  # the transaction property that holds a commit's record
@@ -51,10 +52,11 @@ class Store:
         self.read_only = read_only
         self._dataset = dataset
         settings = {key.decode(): value.decode() for key, value in (dataset.schema.metadata or {}).items()}
-        if settings.get("openbook.format") != FORMAT:
-            raise RetrievalError(
-                f"{path} holds a table of format {settings.get('openbook.format', 'unknown')!r}; this version of openbook reads {FORMAT!r}"
-            )
+        found = settings.get("openbook.format", "none")
+        if found not in ("1", FORMAT):
+            newer = found.isdecimal() and int(found) > int(FORMAT)
+            remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
+            raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
         self.fingerprint = settings["openbook.encoder"]
         self.encoder_source = settings["openbook.encoder_source"]
         self.dim = int(settings["openbook.dim"])
@@ -71,7 +73,7 @@ class Store:
                 "openbook.format": FORMAT, "openbook.encoder": fingerprint,
                 "openbook.encoder_source": encoder_source, "openbook.dim": str(dim),
             }  # fmt: skip
-            schema = _schema(dim).with_metadata(settings)
+            schema = table_schema(dim).with_metadata(settings)
             properties = _properties("create", (), None, "", None)
             dataset = lance.write_dataset(schema.empty_table(), str(path / TABLE), schema=schema, transaction_properties=properties)
         return cls(path, dataset, read_only=False)
@@ -115,8 +117,17 @@ class Store:
 
     # Reading
 
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Whole columns of this version: id, text, title, source, metadata, span_start, span_end, time, tags, access, vector,
+        content_hash, version. Where a format-1 memory has none yet, a column is all null, which stands for the default."""
+        known = table_schema(self.dim)
+        unknown = [name for name in names if name not in known.names]
+        if unknown:
+            raise RetrievalError(f"a memory has no columns {listed(unknown)}; it has {', '.join(known.names)}")
+        return self._select(None, list(names))
+
     def ids(self) -> list[str]:
-        return self._dataset.to_table(columns=["id"])["id"].to_pylist()
+        return self.columns(["id"])["id"].to_pylist()
 
     def existing(self, ids: Iterable[str]) -> set[str]:
         """Those of `ids` that are in the store."""
@@ -131,8 +142,8 @@ class Store:
         Raises RetrievalError when a stored passage no longer matches the hash written with it.
         """
         found = {}
-        for row in self._select(set(ids), ["id", "text", "title", "source", "metadata", "version", "content_hash"]).to_pylist():
-            passage = Passage(row["id"], row["text"], row["title"], row["source"], json.loads(row["metadata"]))
+        for row in self._select(set(ids), [*FIELDS, "version", "content_hash"]).to_pylist():
+            passage = passage_of(row)
             if passage.content_hash != row["content_hash"]:
                 raise RetrievalError(
                     f"passage {row['id']!r} in {self.path} is damaged on disk (its content hash differs): "
@@ -143,8 +154,7 @@ class Store:
 
     def vectors(self, ids: Iterable[str] | None = None) -> tuple[np.ndarray, list[str]]:
         """(float32 [N, dim], their ids), of all passages or of those of `ids` that exist."""
-        columns = ["id", "vector"]
-        table = self._dataset.to_table(columns=columns) if ids is None else self._select(set(ids), columns)
+        table = self._select(None if ids is None else set(ids), ["id", "vector"])
         flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["vector"].chunks]
         values = np.concatenate(flat) if flat else np.zeros(0, np.float16)
         return values.astype(np.float32).reshape(-1, self.dim), table["id"].to_pylist()
@@ -175,7 +185,7 @@ class Store:
         passages = _some(check_passages(passages), "passages")
         with self._writing():
             self.check_new(passage.id for passage in passages)
-            table = self._table(passages, vectors)
+            table = table_of(passages, vectors, self.dim, self.version + 1)
             transaction = lance.fragment.write_fragments(table, self._dataset, mode="append", return_transaction=True)
             return self._commit(transaction, "add", [p.id for p in passages], author, reason, undo_to=self.version)
 
@@ -185,7 +195,7 @@ class Store:
         with self._writing():
             self.check_known(p.id for p in passages)
             merge = self._dataset.merge_insert("id").when_matched_update_all()
-            transaction, _ = merge.execute_uncommitted(self._table(passages, vectors))
+            transaction, _ = merge.execute_uncommitted(table_of(passages, vectors, self.dim, self.version + 1))
             return self._commit(transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version)
 
     def delete(self, ids: Sequence[str], author: str | None = None, reason: str = "") -> Commit:
@@ -193,7 +203,7 @@ class Store:
         ids = _some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
         with self._writing():
             self.check_known(ids)
-            rows = pa.table([pa.array(ids, pa.string())], schema=pa.schema([_schema(self.dim).field("id")]))
+            rows = pa.table([pa.array(ids, pa.string())], schema=pa.schema([table_schema(self.dim).field("id")]))
             transaction, _ = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
             return self._commit(transaction, "delete", ids, author, reason, undo_to=self.version)
 
@@ -235,10 +245,22 @@ class Store:
         with file_lock(self.path / LOCK):
             self.latest()
             try:
+                self._upgrade()
                 yield
             except OSError as error:
                 raise RetrievalError(f"{self.path} could not be written ({_first_line(error)}): nothing was changed") from None
             self._tidy()
+
+    def _upgrade(self) -> None:
+        """Gives a format-1 table the columns it lacks, all null, and its new format: one commit of upkeep that rewrites nothing."""
+        new = [field for field in table_schema(self.dim) if field.name not in self._dataset.schema.names]
+        if not new:
+            return
+        schema = pa.schema([*self._dataset.schema, *new], {**self._dataset.schema.metadata, b"openbook.format": FORMAT.encode()})
+        fragments = [fragment.metadata for fragment in self._dataset.get_fragments()]
+        self._dataset = lance.LanceDataset.commit(
+            self._dataset, lance.Transaction(self.version, lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(schema)))
+        )
 
     def _commit(self, transaction, action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> Commit:
         transaction.transaction_properties = _properties(action, ids, author, reason, undo_to)
@@ -259,32 +281,15 @@ class Store:
         except (OSError, RuntimeError, ValueError) as error:  # the change itself is committed
             logger.warning("%s: upkeep failed and will be tried again at the next change: %s", self.path, _first_line(error))
 
-    def _table(self, passages: Sequence[Passage], vectors: np.ndarray) -> pa.Table:
-        vectors = np.asarray(vectors)
-        if vectors.shape != (len(passages), self.dim):
-            raise RetrievalError(
-                f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {self.dim}], a row for each passage"
-            )
-        if not np.isfinite(vectors).all():
-            raise RetrievalError("a vector holds NaN or infinity: check the encoder")
-        flat = pa.array(np.ascontiguousarray(vectors, np.float16).ravel())
-        columns = {
-            "id": [p.id for p in passages],
-            "text": [p.text for p in passages],
-            "title": [p.title for p in passages],
-            "source": [p.source for p in passages],
-            "metadata": [json.dumps(p.metadata, sort_keys=True, ensure_ascii=False) for p in passages],
-            "vector": pa.FixedSizeListArray.from_arrays(flat, self.dim),
-            "content_hash": [p.content_hash for p in passages],
-            "version": pa.array([self.version + 1] * len(passages), pa.int64()),
-        }
-        return pa.table(columns, schema=_schema(self.dim))
-
-    def _select(self, ids: set[str], columns: list[str]) -> pa.Table:
-        names = sorted(ids)
+    def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
+        """Columns of the rows of `ids` (None: all), those that this version lacks all null."""
+        schema = pa.schema([table_schema(self.dim).field(name) for name in columns])
+        here = [name for name in columns if name in self._dataset.schema.names]
+        names = sorted(ids or ())
         parts = [names[start : start + WHOLE_COLUMN_FROM] for start in range(0, len(names), WHOLE_COLUMN_FROM)]
-        tables = [self._dataset.to_table(columns=columns, filter=f"id IN ({', '.join(map(_quoted, part))})") for part in parts]
-        return pa.concat_tables(tables) if tables else pa.schema([self._dataset.schema.field(name) for name in columns]).empty_table()
+        filters = [None] if ids is None else [f"id IN ({', '.join(map(_quoted, part))})" for part in parts]
+        tables = [self._dataset.to_table(columns=here, filter=filter) for filter in filters]
+        return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(columns)
 
     def _record(self, version: int) -> Record | None:
         """What was written with `version`; None for upkeep."""
@@ -330,13 +335,6 @@ def _some(items: list, what: str) -> list:
     if not items:
         raise RetrievalError(f"no {what} were given: expected at least one")
     return items
-
-
-def _schema(dim: int) -> pa.Schema:
-    text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "text", "title", "source", "metadata")]
-    vector = pa.field("vector", pa.list_(pa.float16(), dim), nullable=False)
-    content_hash = pa.field("content_hash", pa.string(), nullable=False)
-    return pa.schema([*text, vector, content_hash, pa.field("version", pa.int64(), nullable=False)])
 
 
 def _properties(action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> dict[str, str]:

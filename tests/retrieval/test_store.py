@@ -1,7 +1,10 @@
+import dataclasses
 import json
 import threading
 
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -117,6 +120,15 @@ def test_undo_and_log_are_exact_across_upkeep_commits(tmp_path, monkeypatch):
     ([Passage("x", "y" * 1_000_001)], "split it"),
     ([Passage("x", "half a pair \ud800")], "not valid Unicode"),
     ([Passage("x", "text", metadata={"n": 1})], "metadata"),
+    ([Passage("x", "text", time="last week")], "'x': time is 'last week'; expected ISO 8601"),
+    ([Passage("x", "text", time="2026-13")], "ISO 8601"),
+    ([Passage("x", "text", tags=["news"])], "tags"),
+    ([Passage("x", "text", tags=("two\nlines",))], "printable"),
+    ([Passage("x", "text", tags=("",))], "printable"),
+    ([Passage("x", "text", access="g" * 129)], "printable"),
+    ([Passage("x", "text", access=None)], "access"),
+    ([Passage("x", "text", span=(5, 2))], "span"),
+    ([Passage("x", "text", span=(0, 2.0))], "span"),
     (["text"], "expected a retrieval.Passage"),
     ([], "no passages"),
 ])  # fmt: skip
@@ -139,7 +151,10 @@ def test_unknown_ids_are_listed_and_the_known_ones_beside_them_stay(tmp_path):
 def test_ids_and_texts_come_back_as_they_went_in(tmp_path):
     odd = ["it's", 'say "hi"', "back\\slash", "☃ snow", "'; DROP TABLE", "%_*", "a,b"]
     store = Store.create(tmp_path / "m", 4, "f")
-    passages = [Passage(id, f"line\nof\t{id}\x00", title=id, source=id, metadata={id: id}) for id in odd]
+    more = {"span": (0, 7), "time": "2026-11-24T10:00:00+01:00", "tags": ("odd", "ids, all"), "access": "legal"}
+    passages = [
+        Passage(id, f"line\nof\t{id}\x00", title=id, source=id, metadata={id: id}, **(more if i % 2 else {})) for i, id in enumerate(odd)
+    ]
     store.add(passages, vectors(len(odd)))
     assert [store.get([id])[id][0] for id in odd] == passages
     store.delete(odd[:3])
@@ -166,6 +181,49 @@ def test_a_memory_is_not_made_over_another_or_among_other_files(tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("x")
     with pytest.raises(RetrievalError, match=r"not empty.*thesis\.txt"):
         Store.create(tmp_path / "full", 4, "f")
+
+
+def format_1(path):
+    """A memory as the first release wrote it."""
+    text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "text", "title", "source", "metadata")]
+    vector, made = pa.field("vector", pa.list_(pa.float16(), 4), nullable=False), pa.field("content_hash", pa.string(), nullable=False)
+    settings = {"openbook.format": "1", "openbook.encoder": "fingerprint", "openbook.encoder_source": "", "openbook.dim": "4"}
+    schema = pa.schema([*text, vector, made, pa.field("version", pa.int64(), nullable=False)], settings)
+    record = {"action": "create", "author": "Ada", "reason": "", "time": "2026-01-01T00:00:00.000+00:00", "ids": [], "undo_to": None}
+    properties = lambda **changes: {"openbook": json.dumps(record | changes)}
+    table = str(path / "passages.lance")
+    lance.write_dataset(schema.empty_table(), table, schema=schema, transaction_properties=properties())
+    hash_of_a = "e619d4454eee82aa11b227f380ef4455431caac26f49aee9b2bb81f3f3c991f2"
+    rows = {"id": ["a"], "text": ["old"], "title": ["A"], "source": [""], "metadata": ['{"n": "1"}'], "content_hash": [hash_of_a]}
+    rows |= {"vector": pa.FixedSizeListArray.from_arrays(pa.array([1, 0, 0, 0], pa.float16()), 4), "version": [2]}
+    lance.write_dataset(pa.table(rows, schema), table, mode="append", transaction_properties=properties(action="add", ids=["a"], undo_to=1))
+
+
+def test_a_memory_of_format_1_is_read_as_it_is_and_upgraded_by_the_first_change(tmp_path):
+    format_1(tmp_path / "m")
+    old = Passage("a", "old", "A", metadata={"n": "1"})
+    store = Store.open(tmp_path / "m")
+    assert store.get(["a"])["a"] == (old, 2) and store.version == 2
+    assert store.columns(["id", "tags", "access"]).to_pylist() == [{"id": "a", "tags": None, "access": None}]
+    new = Passage("b", "new", span=(3, 6), time="2026", tags=("x", "y"), access="staff")
+    store.add([new], vectors(1))
+    assert store.get(["a", "b"]) == {"a": (old, 2), "b": (new, store.version)}
+    assert store.columns(["tags", "span_end"]).to_pylist() == [{"tags": None, "span_end": None}, {"tags": ["x", "y"], "span_end": 6}]
+    store.edit([dataclasses.replace(old, access="staff")], vectors(1))
+    for _ in range(2):
+        store.undo()
+    assert store.get(store.ids()) == {"a": (old, 2)} and Store.open(store.path, 2).get(["a", "b"]) == {"a": (old, 2)}
+    store.delete(["a"])
+    assert len(store) == 0 and [c.action for c in store.log()] == ["create", "add", "add", "edit", "undo", "undo", "delete"]
+
+
+def test_a_memory_of_a_newer_format_asks_for_a_newer_openbook(tmp_path):
+    store = filled(tmp_path / "m")
+    store._dataset.update_schema_metadata({"openbook.format": "3"})
+    with pytest.raises(RetrievalError, match=r"format '3', this openbook reads 1 to 2: install a newer"):
+        Store.open(store.path)
+    with pytest.raises(RetrievalError, match="no columns 'size'; it has id, text"):
+        filled(tmp_path / "n").columns(["size"])
 
 
 @pytest.mark.parametrize("version", [0, -1, 3, 10**9, True, "2"])

@@ -1,0 +1,58 @@
+"""Rows: what a passage, its vector and its checksums are in a Lance table."""
+
+import json
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from retrieval.errors import RetrievalError
+from retrieval.passages import Passage
+
+FORMAT = "2"  # 1 had no span, time, tags, access and vector_crc; it is read as it is, and upgraded by the next change
+FIELDS = ("id", "text", "title", "source", "metadata", "span_start", "span_end", "time", "tags", "access")  # of a Passage
+
+
+def table_schema(dim: int) -> pa.Schema:
+    """The columns. Those that format 1 did not have can be null, which stands for the default."""
+    text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "text", "title", "source", "metadata")]
+    place = [pa.field("span_start", pa.int64()), pa.field("span_end", pa.int64())]
+    rights = [pa.field("time", pa.string()), pa.field("tags", pa.list_(pa.string())), pa.field("access", pa.string())]
+    vector = [pa.field("vector", pa.list_(pa.float16(), dim), nullable=False), pa.field("vector_crc", pa.int64())]
+    made = [pa.field("content_hash", pa.string(), nullable=False), pa.field("version", pa.int64(), nullable=False)]
+    return pa.schema([*text, *place, *rights, *vector, *made])
+
+
+def passage_of(row: dict) -> Passage:
+    span = None if row["span_start"] is None else (row["span_start"], row["span_end"])
+    metadata, tags = json.loads(row["metadata"]), tuple(row["tags"] or ())
+    text = (row["id"], row["text"], row["title"], row["source"])
+    return Passage(*text, metadata, span, row["time"] or "", tags, row["access"] or "")
+
+
+def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version: int) -> pa.Table:
+    """The rows that commit `version` writes. Raises RetrievalError unless vectors are finite, [len(passages), dim]."""
+    vectors = np.asarray(vectors)
+    if vectors.shape != (len(passages), dim):
+        raise RetrievalError(f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {dim}], a row for each passage")
+    if not np.isfinite(vectors).all():
+        raise RetrievalError("a vector holds NaN or infinity: check the encoder")
+    half = np.ascontiguousarray(vectors, np.float16)
+    columns = {
+        "id": [p.id for p in passages],
+        "text": [p.text for p in passages],
+        "title": [p.title for p in passages],
+        "source": [p.source for p in passages],
+        "metadata": [json.dumps(p.metadata, sort_keys=True, ensure_ascii=False) for p in passages],
+        "span_start": [p.span and p.span[0] for p in passages],
+        "span_end": [p.span and p.span[1] for p in passages],
+        "time": [p.time for p in passages],
+        "tags": [list(p.tags) for p in passages],
+        "access": [p.access for p in passages],
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), dim),
+        "vector_crc": [zlib.crc32(row) for row in half],
+        "content_hash": [p.content_hash for p in passages],
+        "version": pa.array([version] * len(passages), pa.int64()),
+    }
+    return pa.table(columns, schema=table_schema(dim))
