@@ -7,7 +7,7 @@ import importlib
 
 _HOMES = {
     "Answer": "retrieval.answering", "Reader": "retrieval.answering", "answer": "retrieval.answering",
-    "Commit": "retrieval.passages", "Hit": "retrieval.passages", "Passage": "retrieval.passages",
+    "Commit": "retrieval.passages", "Diff": "retrieval.passages", "Hit": "retrieval.passages", "Passage": "retrieval.passages",
     "Encoder": "retrieval.encoder", "ExactIndex": "retrieval.exact_index", "ScannIndex": "retrieval.scann_index",
     "Memory": "retrieval.memory", "RetrievalError": "retrieval.errors",
 }  # fmt: skip

@@ -1,30 +1,29 @@
 """Memory: a store of passages, an encoder of texts and an index of vectors, as one thing that can be changed and asked."""
 
 import dataclasses
-import hashlib
+import datetime
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from retrieval.encoding import PROBE, Encode, check_encoder, encoded, fingerprint, remembered_encoder
 from retrieval.errors import RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
-from retrieval.passages import Commit, Hit, Passage, check_id, check_passages, listed
+from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages
 from retrieval.progress import chunks_with_progress
 from retrieval.scann_index import default_index
-from retrieval.store import LOCK, Store, check_free, read_only_error
-from retrieval.vectors import check_k, unit_rows
+from retrieval.store import LOCK, TABLE, Store, check_free, read_only_error
+from retrieval.vectors import check_k
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[list[str]], np.ndarray]
-
 INDEX = "index"
-PROBE = "The quick brown fox jumps over the lazy dog."
 SAVE_AFTER = 0.1  # of the rows changed since the index was saved; fewer are read from the history when the memory is opened
 REBUILD_AFTER = 0.5  # of the rows changed by others: building again is faster than changing
 
@@ -50,7 +49,7 @@ class Memory:
         Raises RetrievalError when the folder is in use or the encoder does not answer with finite vectors.
         """
         check_free(path)
-        probe = _encoded(encoder, [PROBE], None)
+        probe = encoded(encoder, [PROBE], None)
         source = str(getattr(encoder, "source", ""))
         return cls(Store.create(path, probe.shape[1], fingerprint(encoder, probe), source), encoder)
 
@@ -62,7 +61,7 @@ class Memory:
         """
         store = Store.open(path)
         if encoder is not None:
-            _check_encoder(encoder, store)
+            check_encoder(encoder, store)
         return cls(store, encoder)
 
     @property
@@ -87,8 +86,8 @@ class Memory:
         self._check_writable()
         self._see_others()
         self._store.check_new(p.id for p in passages)
-        vectors = self._vectors([p.searchable for p in passages], "encoding passages")
-        return self._change(lambda: self._store.add(passages, vectors, author, reason))
+        vectors, encoder = self._vectors([p.searchable for p in passages], "encoding passages")
+        return self._change(lambda: self._store.add(passages, vectors, author, reason), encoder)
 
     def edit(
         self, id: str, text: str | None = None, title: str | None = None, source: str | None = None,
@@ -106,8 +105,8 @@ class Memory:
             raise RetrievalError(f"the edit of {id!r} changes nothing: give a text, or another field")
         new = dataclasses.replace(self.get(id), **changes)
         check_passages([new])
-        vectors = self._vectors([new.searchable], "encoding")
-        return self._change(lambda: self._store.edit([new], vectors, author, reason))
+        vectors, encoder = self._vectors([new.searchable], "encoding")
+        return self._change(lambda: self._store.edit([new], vectors, author, reason), encoder)
 
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
@@ -119,6 +118,35 @@ class Memory:
         """Restores the state before the latest change not yet undone, as a new commit; a second undo goes one change further back."""
         self._check_writable()
         return self._change(lambda: self._store.undo(author, reason))
+
+    def reembed(self, encoder: Encode, author: str | None = None, reason: str = "") -> Commit:
+        """Encodes everything anew with another encoder and swaps in one commit; searches go on with the old one until then.
+
+        Versions before it keep the old encoder's vectors: search them with `as_of(version, old_encoder)`. Raises RetrievalError
+        when `encoder` is the memory's own, or does not answer with finite vectors; other handles on the folder must be opened again.
+        """
+        self._check_writable()
+        self._see_others()
+        probe = encoded(encoder, [PROBE], None)
+        name, dim = fingerprint(encoder, probe), probe.shape[1]
+        if name == self._store.fingerprint:
+            raise RetrievalError(f"{self.path} is encoded with {name} already: nothing was changed")
+        known: dict[str, np.ndarray] = {}
+
+        def vectors_of(passages: list[Passage]) -> np.ndarray:
+            texts = [text for text in dict.fromkeys(p.searchable for p in passages) if text not in known]
+            for part in chunks_with_progress(texts, "encoding passages"):
+                known.update(zip(part, encoded(encoder, list(part), dim), strict=True))
+            return np.array([known[p.searchable] for p in passages], np.float32).reshape(-1, dim)
+
+        vectors_of([passage for passage, _ in self._store.get(self._store.ids()).values()])  # the long part, under no lock
+
+        def commit() -> Commit:
+            done = self._store.reembed(vectors_of, dim, name, str(getattr(encoder, "source", "")), author, reason)
+            self._encode = encoder
+            return done
+
+        return self._change(commit)
 
     # Asking
 
@@ -135,11 +163,15 @@ class Memory:
             return []
         if not len(self._store):
             return [[] for _ in texts]
-        queries = self._vectors(list(texts), "encoding queries")
+        queries, encoder = self._vectors(list(texts), "encoding queries")
         with self._lock.read():
-            assert self._index is not None  # _ready
-            ids, scores = self._index.search(queries, k)
-            found = self._store.get(id for row in ids for id in row)
+            current = encoder == self._store.fingerprint
+            if current:
+                assert self._index is not None  # _ready
+                ids, scores = self._index.search(queries, k)
+                found = self._store.get(id for row in ids for id in row)
+        if not current:  # reembed came in between
+            return self.search(texts, k)
         return [[_hit(*found[id], score) for id, score in zip(*pair, strict=True)] for pair in zip(ids, scores, strict=True)]
 
     def get(self, id: str) -> Passage:
@@ -156,14 +188,49 @@ class Memory:
         self._see_others()
         return self._store.log()
 
-    def as_of(self, version: int) -> "Memory":
-        """A read-only Memory as it was after commit `version` (see `log`). Searched exactly."""
-        return Memory(Store.open(self.path, version), self._encode)
+    def diff(self, a, b) -> Diff:
+        """The ids that were added, edited and deleted from one version, or moment, to another; see `as_of`."""
+        return self._store.diff(a, b)
+
+    def history(self, id: str) -> list[tuple[Commit, Passage | None]]:
+        """Every commit that touched a passage, oldest first, each with the passage after it; None where it was gone."""
+        self._see_others()
+        return self._store.past_of(id)
+
+    def as_of(self, version: int | str | datetime.datetime, encoder: Encode | None = None) -> "Memory":
+        """A read-only Memory as it was after commit `version` (see `log`), or at a moment: ISO 8601 text or a datetime.
+
+        Searched exactly. A version from before `reembed` is searched with the encoder it was made with: the one given, or the one
+        whose path it remembers.
+        """
+        past = Store.open(self.path, version)
+        if encoder is not None:
+            check_encoder(encoder, past)
+        return Memory(past, encoder or (self._encode if past.fingerprint == self._store.fingerprint else None))
+
+    def stats(self) -> dict:
+        """What is in this version of the memory, as plain values: counts by tag and access group, encoder, bytes on disk."""
+        self._see_others()
+        table = self._store.columns(["text", "source", "tags", "access"]).to_pydict()
+        commits = self._store.log()
+        sizes = {name: sum(f.stat().st_size for f in (self.path / name).rglob("*") if f.is_file()) for name in (TABLE, INDEX)}
+        return {
+            "version": self.version, "passages": len(self._store), "commits": len(commits),
+            "created": commits[0].time, "changed": commits[-1].time,
+            "characters": sum(map(len, table["text"])), "sources": len(set(table["source"])),
+            "tags": dict(Counter(tag for tags in table["tags"] for tag in tags or ()).most_common()),
+            "access": dict(Counter(group or "" for group in table["access"]).most_common()),
+            "encoder": self._store.fingerprint, "encoder_source": self._store.encoder_source, "dim": self._store.dim,
+            "table_bytes": sizes[TABLE], "index_bytes": sizes[INDEX],
+        }  # fmt: skip
 
     # Keeping the index in step
 
-    def _change(self, commit: Callable[[], Commit]) -> Commit:
+    def _change(self, commit: Callable[[], Commit], encoder: str | None = None) -> Commit:
+        """Makes a commit and brings the index to it. encoder: the fingerprint of what made the vectors that it writes."""
         with self._lock.write():
+            if encoder not in (None, self._store.fingerprint):
+                raise RetrievalError(f"{self.path} was re-encoded during this change: nothing was changed, try again")
             done = commit()
             self._catch_up()
         return done
@@ -198,7 +265,7 @@ class Memory:
                 self._index, manifest = default_index().load(folder)
                 self._index_version = manifest.get("store_version", 0)
                 theirs = (manifest.get("fingerprint"), manifest.get("state"))
-                if theirs != (self._store.fingerprint, self._store.tag(self._index_version)):
+                if theirs != (self._store.fingerprint, self._store.history.tag(self._index_version)):
                     raise RetrievalError(f"{folder} belongs to another memory or encoder")
                 self._catch_up()
                 return
@@ -210,7 +277,7 @@ class Memory:
         """Brings the index, if it is loaded, to the store's version, from the history where that is faster."""
         if self._index is None:
             return
-        changed = self._store.changed_since(self._index_version)
+        changed = self._store.history.changed_since(self._index_version)
         if changed is None or len(changed) > 1000 + REBUILD_AFTER * len(self._index):
             self._rebuild()
             return
@@ -235,56 +302,21 @@ class Memory:
         assert self._index is not None
         try:
             with file_lock(self.path / LOCK):
-                facts = {"store_version": self._index_version, "state": self._store.tag(self._index_version)}
+                facts = {"store_version": self._index_version, "state": self._store.history.tag(self._index_version)}
                 self._index.save(self.path / INDEX, fingerprint=self._store.fingerprint, **facts)
         except (OSError, RuntimeError, RetrievalError) as error:  # a memory on a read-only disk can still be searched
             logger.warning("the index of %s could not be saved (%s); it will be rebuilt when the memory is opened", self.path, error)
         self._unsaved = set()
 
-    def _vectors(self, texts: list[str], what: str) -> np.ndarray:
-        """float32 unit rows [N, dim] from the encoder; one thread encodes at a time."""
+    def _vectors(self, texts: list[str], what: str) -> tuple[np.ndarray, str]:
+        """float32 unit rows [N, dim], and the fingerprint of the encoder they are from; one thread encodes at a time."""
         with self._encoder_lock:
             if self._encode is None:
-                self._encode = _remembered_encoder(self._store)
-            parts = [_encoded(self._encode, list(part), self._store.dim) for part in chunks_with_progress(texts, what)]
-        return np.concatenate(parts) if parts else np.zeros((0, self._store.dim), np.float32)
-
-
-def fingerprint(encoder: Encode, probe: np.ndarray | None = None) -> str:
-    """The encoder's own `fingerprint`, or for a plain callable a hash of its vector of a fixed sentence."""
-    own = getattr(encoder, "fingerprint", None)
-    if isinstance(own, str):
-        return own
-    probe = _encoded(encoder, [PROBE], None) if probe is None else probe
-    return "probe-" + hashlib.sha256(np.round(probe, 3).astype(np.float32).tobytes() + str(probe.shape).encode()).hexdigest()[:32]
-
-
-def _check_encoder(encoder: Encode, store: Store) -> None:
-    given = fingerprint(encoder)
-    if given != store.fingerprint:
-        made_with = f" ({store.encoder_source})" if store.encoder_source else ""
-        raise RetrievalError(
-            f"{store.path} was made with the encoder {store.fingerprint}{made_with}, the one given is {given}: "
-            "their vectors cannot be compared; open it with its own encoder, or build a new memory"
-        )
-
-
-def _remembered_encoder(store: Store) -> Encode:
-    if not store.encoder_source:
-        raise RetrievalError(f"{store.path} was made with an encoder that has no path: give it, Memory.open(path, encoder)")
-    from retrieval.encoder import Encoder
-
-    encoder = Encoder.from_hf(store.encoder_source)
-    _check_encoder(encoder, store)
-    return encoder
-
-
-def _encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:
-    """The encoder's answer as unit rows [N, D]; RetrievalError names what is wrong with it."""
-    vectors = unit_rows(encoder(texts), dim, "the encoder's vectors")
-    if len(vectors) != len(texts):
-        raise RetrievalError(f"the encoder answered {len(texts)} texts ({listed(t[:40] for t in texts)}) with {len(vectors)} vectors")
-    return vectors
+                self._encode = remembered_encoder(self._store)
+            with self._lock.read():
+                encode, dim, encoder = self._encode, self._store.dim, self._store.fingerprint
+            parts = [encoded(encode, list(part), dim) for part in chunks_with_progress(texts, what)]
+        return np.concatenate(parts) if parts else np.zeros((0, dim), np.float32), encoder
 
 
 def _hit(passage: Passage, version: int, score: float) -> Hit:

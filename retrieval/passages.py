@@ -66,7 +66,7 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Commit:
-    """One change of a memory. action: create | add | edit | delete | undo; time: ISO 8601, UTC; ids: the passages it touched."""
+    """One change of a memory. action: create | add | edit | delete | undo | reembed; time: ISO 8601, UTC; ids: the passages it touched."""
 
     version: int
     action: str
@@ -74,6 +74,15 @@ class Commit:
     reason: str
     time: str
     ids: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Diff:
+    """Ids, sorted, by what became of them from one version to another."""
+
+    added: tuple[str, ...]
+    edited: tuple[str, ...]
+    deleted: tuple[str, ...]
 
 
 def check_passages(passages: Iterable[Passage]) -> list[Passage]:

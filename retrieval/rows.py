@@ -31,8 +31,8 @@ def passage_of(row: dict) -> Passage:
     return Passage(*text, metadata, span, row["time"] or "", tags, row["access"] or "")
 
 
-def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version: int) -> pa.Table:
-    """The rows that commit `version` writes. Raises RetrievalError unless vectors are finite, [len(passages), dim]."""
+def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, versions: Sequence[int]) -> pa.Table:
+    """Rows, with the versions that wrote their texts. Raises RetrievalError unless vectors are finite, [len(passages), dim]."""
     vectors = np.asarray(vectors)
     if vectors.shape != (len(passages), dim):
         raise RetrievalError(f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {dim}], a row for each passage")
@@ -53,6 +53,6 @@ def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), dim),
         "vector_crc": [zlib.crc32(row) for row in half],
         "content_hash": [p.content_hash for p in passages],
-        "version": pa.array([version] * len(passages), pa.int64()),
+        "version": versions,
     }
     return pa.table(columns, schema=table_schema(dim))

@@ -6,42 +6,32 @@ overwritten; an older version is read by its number, and undo is a new commit th
 """
 
 import contextlib
-import dataclasses
 import datetime
-import getpass
-import hashlib
-import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from lance.schema import LanceSchema
 
 from retrieval.errors import RetrievalError
+from retrieval.history import REEMBED, History, properties
 from retrieval.locks import file_lock
-from retrieval.passages import Commit, Passage, check_passages, listed
+from retrieval.passages import Commit, Diff, Passage, check_passages, listed
 from retrieval.rows import FIELDS, FORMAT, passage_of, table_of, table_schema
 
 logger = logging.getLogger(__name__)
 
 TABLE = "passages.lance"
 LOCK = "lock"
-RECORD = "openbook"  # the transaction property that holds a commit's record
+SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
 SCALAR_INDEX_FROM = 20_000  # rows; below, reading the id column is as fast
 COMPACT_FROM = 128  # fragments; each one-row change adds one
-WHOLE_COLUMN_FROM = 2_000  # ids; above, reading the whole id column is faster than asking for each
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A commit as it is written: the Commit's fields, and the version that undo would restore (None: nothing to undo)."""
-
-    commit: Commit
-    undo_to: int | None
+AT_ONCE = 2_000  # ids asked for in one filter
 
 
 class Store:
@@ -50,16 +40,13 @@ class Store:
     def __init__(self, path: Path, dataset: lance.LanceDataset, read_only: bool):
         self.path = path
         self.read_only = read_only
-        self._dataset = dataset
-        settings = {key.decode(): value.decode() for key, value in (dataset.schema.metadata or {}).items()}
-        found = settings.get("openbook.format", "none")
+        self._dataset, self.history = dataset, History(dataset)
+        found, self.fingerprint, self.encoder_source, dim = _settings(dataset)
         if found not in ("1", FORMAT):
             newer = found.isdecimal() and int(found) > int(FORMAT)
             remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
             raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
-        self.fingerprint = settings["openbook.encoder"]
-        self.encoder_source = settings["openbook.encoder_source"]
-        self.dim = int(settings["openbook.dim"])
+        self.dim = int(dim)
 
     @classmethod
     def create(cls, path, dim: int, fingerprint: str, encoder_source: str = "") -> "Store":
@@ -69,18 +56,17 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         with file_lock(path / LOCK):
             check_free(path)
-            settings = {
-                "openbook.format": FORMAT, "openbook.encoder": fingerprint,
-                "openbook.encoder_source": encoder_source, "openbook.dim": str(dim),
-            }  # fmt: skip
-            schema = table_schema(dim).with_metadata(settings)
-            properties = _properties("create", (), None, "", None)
-            dataset = lance.write_dataset(schema.empty_table(), str(path / TABLE), schema=schema, transaction_properties=properties)
+            schema = table_schema(dim).with_metadata(dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True)))
+            record = properties("create", (), None, "", None)
+            dataset = lance.write_dataset(schema.empty_table(), str(path / TABLE), schema=schema, transaction_properties=record)
         return cls(path, dataset, read_only=False)
 
     @classmethod
-    def open(cls, path, version: int | None = None) -> "Store":
-        """The newest version, or a read-only handle on an older one. Raises RetrievalError when there is none."""
+    def open(cls, path, version: int | str | datetime.datetime | None = None) -> "Store":
+        """The newest version, or a read-only handle on an older one, by its number or by a moment (ISO 8601) when it was the newest.
+
+        Raises RetrievalError when there is none.
+        """
         path = Path(path)
         if not _is_table(path):
             what = "does not exist" if not path.exists() else "is a folder without a memory" if path.is_dir() else "is a file"
@@ -88,6 +74,8 @@ class Store:
         newest = _dataset(path)
         if version is None:
             return cls(path, newest, read_only=False)
+        if isinstance(version, str | datetime.datetime):
+            version = History(newest).at(version)
         if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= newest.version:
             raise RetrievalError(
                 f"version {version!r} of {path} does not exist: expected a number from 1 to {newest.version} (see the log)"
@@ -112,8 +100,16 @@ class Store:
         newest = _dataset(self.path)
         moved = newest.version != self._dataset.version
         if moved:
-            self._dataset = newest
+            encoder, source = _settings(newest)[1:3]
+            if encoder != self.fingerprint:
+                raise RetrievalError(
+                    f"{self.path} was re-encoded since it was opened here, now with {encoder} {source}: open it again with that encoder"
+                )
+            self._move(newest)
         return moved
+
+    def _move(self, dataset: lance.LanceDataset) -> None:
+        self._dataset = self.history.dataset = dataset
 
     # Reading
 
@@ -131,10 +127,7 @@ class Store:
 
     def existing(self, ids: Iterable[str]) -> set[str]:
         """Those of `ids` that are in the store."""
-        ids = set(ids)
-        if len(ids) > WHOLE_COLUMN_FROM:
-            return ids.intersection(self.ids())
-        return set(self._select(ids, ["id"])["id"].to_pylist())
+        return set(self._select(set(ids), ["id"])["id"].to_pylist())
 
     def get(self, ids: Iterable[str]) -> dict[str, tuple[Passage, int]]:
         """id -> (passage, the version that wrote it), for those of `ids` that exist.
@@ -161,22 +154,24 @@ class Store:
 
     def log(self) -> list[Commit]:
         """Every change up to this version, oldest first."""
-        records = (self._record(version) for version in range(1, self.version + 1))
-        return [record.commit for record in records if record is not None]
+        return self.history.log()
 
-    def changed_since(self, version: int) -> set[str] | None:
-        """The ids touched by commits after `version`; None when that version is not in this table's past."""
-        if not 1 <= version <= self.version:
-            return None
-        records = (self._record(later) for later in range(version + 1, self.version + 1))
-        return {id for record in records if record is not None for id in record.commit.ids}
+    def diff(self, a, b) -> Diff:
+        """What became of the passages from version (or moment) `a` to `b`, by their content."""
+        first, second = Store.open(self.path, a), Store.open(self.path, b)
+        early, late = sorted((first, second), key=lambda store: store.version)
+        touched = late.history.touched_since(early.version)
+        old, new = (
+            dict(zip(*store._select(touched, ["id", "content_hash"]).to_pydict().values(), strict=True)) for store in (first, second)
+        )
+        edited = [id for id in old.keys() & new.keys() if old[id] != new[id]]
+        return Diff(*(tuple(sorted(ids)) for ids in (new.keys() - old.keys(), edited, old.keys() - new.keys())))
 
-    def tag(self, version: int) -> str:
-        """Names the commit that made the state of `version`: another memory, or a copy that went its own way, has another tag."""
-        if not 1 <= version <= self.version:
-            return ""
-        state = self._state(version)
-        return hashlib.sha256(json.dumps(dataclasses.astuple(state), ensure_ascii=False).encode()).hexdigest()
+    def past_of(self, id: str) -> list[tuple[Commit, Passage | None]]:
+        """The commits that touched a passage, oldest first, each with the passage as it was after it; None where it was gone."""
+        commits = [commit for commit in self.log() if id in commit.ids]
+        found = [Store.open(self.path, commit.version).get([id]).get(id, (None, 0)) for commit in commits]
+        return [(commit, passage) for commit, (passage, _) in zip(commits, found, strict=True)]
 
     # Writing: each of these is one commit, made while holding the folder's lock.
 
@@ -185,7 +180,7 @@ class Store:
         passages = _some(check_passages(passages), "passages")
         with self._writing():
             self.check_new(passage.id for passage in passages)
-            table = table_of(passages, vectors, self.dim, self.version + 1)
+            table = table_of(passages, vectors, self.dim, [self.version + 1] * len(passages))
             transaction = lance.fragment.write_fragments(table, self._dataset, mode="append", return_transaction=True)
             return self._commit(transaction, "add", [p.id for p in passages], author, reason, undo_to=self.version)
 
@@ -195,7 +190,7 @@ class Store:
         with self._writing():
             self.check_known(p.id for p in passages)
             merge = self._dataset.merge_insert("id").when_matched_update_all()
-            transaction, _ = merge.execute_uncommitted(table_of(passages, vectors, self.dim, self.version + 1))
+            transaction, _ = merge.execute_uncommitted(table_of(passages, vectors, self.dim, [self.version + 1] * len(passages)))
             return self._commit(transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version)
 
     def delete(self, ids: Sequence[str], author: str | None = None, reason: str = "") -> Commit:
@@ -214,14 +209,34 @@ class Store:
         that a second undo goes one change further back. Raises RetrievalError when nothing is left to undo.
         """
         with self._writing():
-            newest = self._state(self.version)
+            newest = self.history.state(self.version)
             if newest.undo_to is None:
-                raise RetrievalError(f"{self.path} has no change left to undo")
-            target = self._state(newest.undo_to)
-            undone = next(r for v in range(newest.undo_to + 1, self.version + 1) if (r := self._record(v)) is not None)
+                why = f" since version {newest.commit.version}, which changed the encoder" if newest.commit.action == REEMBED else ""
+                raise RetrievalError(f"{self.path} has no change left to undo{why}")
+            target = self.history.state(newest.undo_to)
+            undone = self.history.first_after(newest.undo_to)
             transaction = lance.Transaction(self.version, lance.LanceOperation.Restore(newest.undo_to))
-            reason = reason or f"undo of version {undone.commit.version} ({undone.commit.action})"
-            return self._commit(transaction, "undo", undone.commit.ids, author, reason, undo_to=target.undo_to)
+            reason = reason or f"undo of version {undone.version} ({undone.action})"
+            return self._commit(transaction, "undo", undone.ids, author, reason, undo_to=target.undo_to)
+
+    def reembed(
+        self, vectors_of: Callable[[list[Passage]], np.ndarray], dim: int, fingerprint: str, encoder_source: str,
+        author: str | None = None, reason: str = "",
+    ) -> Commit:  # fmt: skip
+        """Replaces all vectors by those of another encoder, in one commit. vectors_of: passages -> [N, dim].
+
+        Older versions keep their vectors and the name of their encoder; undo does not go back beyond this.
+        """
+        with self._writing():
+            versions = self._select(None, ["version"])["version"].to_pylist()
+            passages = [passage_of(row) for row in self._select(None, list(FIELDS)).to_pylist()]
+            settings = dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True))
+            table = table_of(passages, vectors_of(passages), dim, versions).replace_schema_metadata(settings)
+            uri = str(self.path / TABLE)
+            transaction = lance.fragment.write_fragments(table, uri, mode="overwrite", return_transaction=True)
+            commit = self._commit(transaction, REEMBED, [], author, reason, undo_to=None)
+            self.fingerprint, self.encoder_source, self.dim = fingerprint, encoder_source, dim
+            return commit
 
     def check_new(self, ids: Iterable[str]) -> None:
         """Raises RetrievalError listing those of `ids` that are in the store."""
@@ -258,14 +273,13 @@ class Store:
             return
         schema = pa.schema([*self._dataset.schema, *new], {**self._dataset.schema.metadata, b"openbook.format": FORMAT.encode()})
         fragments = [fragment.metadata for fragment in self._dataset.get_fragments()]
-        self._dataset = lance.LanceDataset.commit(
-            self._dataset, lance.Transaction(self.version, lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(schema)))
-        )
+        merge = lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(schema))
+        self._move(lance.LanceDataset.commit(self._dataset, lance.Transaction(self.version, merge)))
 
     def _commit(self, transaction, action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> Commit:
-        transaction.transaction_properties = _properties(action, ids, author, reason, undo_to)
-        self._dataset = lance.LanceDataset.commit(self._dataset, transaction, max_retries=0)
-        return self._state(self.version).commit
+        transaction.transaction_properties = properties(action, ids, author, reason, undo_to)
+        self._move(lance.LanceDataset.commit(self._dataset, transaction, max_retries=0))
+        return self.history.state(self.version).commit
 
     def _tidy(self) -> None:
         """Keeps one-row changes and look-ups fast. These are commits without a record: they change no passage."""
@@ -285,30 +299,20 @@ class Store:
         """Columns of the rows of `ids` (None: all), those that this version lacks all null."""
         schema = pa.schema([table_schema(self.dim).field(name) for name in columns])
         here = [name for name in columns if name in self._dataset.schema.names]
+        if ids is not None and len(ids) > max(AT_ONCE, len(self) / 4):  # reading everything is faster
+            table = self._select(None, list(dict.fromkeys(["id", *columns])))
+            return table.filter(pc.field("id").isin(list(ids))).select(columns)
         names = sorted(ids or ())
-        parts = [names[start : start + WHOLE_COLUMN_FROM] for start in range(0, len(names), WHOLE_COLUMN_FROM)]
+        parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
         filters = [None] if ids is None else [f"id IN ({', '.join(map(_quoted, part))})" for part in parts]
         tables = [self._dataset.to_table(columns=here, filter=filter) for filter in filters]
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(columns)
 
-    def _record(self, version: int) -> Record | None:
-        """What was written with `version`; None for upkeep."""
-        try:
-            transaction = self._dataset.read_transaction(version)
-        except TypeError:  # pylance 14 cannot show a compaction in Python
-            return None
-        text = (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None
-        if text is None:
-            return None
-        row = json.loads(text)
-        return Record(Commit(version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"])), row["undo_to"])
 
-    def _state(self, version: int) -> Record:
-        """The record of the change that made the state seen at `version`."""
-        for earlier in range(version, 0, -1):
-            if (record := self._record(earlier)) is not None:
-                return record
-        raise RetrievalError(f"{self.path} has no history: it was not made by Memory.create, or its _transactions folder was removed")
+def _settings(dataset: lance.LanceDataset) -> list[str]:
+    """format, encoder, encoder source and dim of a table; "" where it is not ours."""
+    metadata = dataset.schema.metadata or {}
+    return [metadata.get(name.encode(), b"").decode() for name in SETTINGS]
 
 
 def read_only_error(store: Store) -> RetrievalError:
@@ -335,19 +339,6 @@ def _some(items: list, what: str) -> list:
     if not items:
         raise RetrievalError(f"no {what} were given: expected at least one")
     return items
-
-
-def _properties(action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> dict[str, str]:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    record = {"action": action, "author": author or _user(), "reason": reason, "time": now, "ids": list(ids), "undo_to": undo_to}
-    return {RECORD: json.dumps(record, ensure_ascii=False)}
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user may have no name
-        return "unknown"
 
 
 def exists(path) -> bool:

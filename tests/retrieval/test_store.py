@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 import json
 import threading
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retrieval import Memory, Passage, RetrievalError
+from retrieval import Diff, Memory, Passage, RetrievalError
 from retrieval.store import Store
 from tests.retrieval.toy import encode, state
 
@@ -226,11 +227,60 @@ def test_a_memory_of_a_newer_format_asks_for_a_newer_openbook(tmp_path):
         filled(tmp_path / "n").columns(["size"])
 
 
-@pytest.mark.parametrize("version", [0, -1, 3, 10**9, True, "2"])
+@pytest.mark.parametrize("version", [0, -1, 3, 10**9, True, "2", "1999", "yesterday"])
 def test_a_version_that_never_was_is_refused(tmp_path, version):
     store = filled(tmp_path / "m")
-    with pytest.raises(RetrievalError, match="expected a number from 1 to 2"):
+    message = {"1999": "did not exist at 1999-01-01", "2": "expected ISO 8601", "yesterday": "expected ISO 8601"}
+    with pytest.raises(RetrievalError, match=message.get(version, "expected a number from 1 to 2")):
         Store.open(store.path, version)
+
+
+def test_a_moment_stands_for_the_version_that_was_the_newest(tmp_path, monkeypatch):
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, zone=None):
+            Clock.minute += 1
+            return datetime.datetime(2026, 5, 1, 12, Clock.minute, tzinfo=datetime.UTC)
+
+    Clock.minute = -1
+    monkeypatch.setattr("retrieval.history.datetime.datetime", Clock)
+    store = filled(tmp_path / "m")  # versions 1, 2 of 12:00, 12:01
+    monkeypatch.setattr("retrieval.store.COMPACT_FROM", 2)
+    for text in ("x", "y"):
+        store.edit([Passage("a", text)], vectors(1))
+    monkeypatch.undo()
+    versions = [commit.version for commit in store.log()]
+    assert versions[-1] < store.version, "no upkeep came after the last change"
+    for when, expected in [("2026-05-01T12:00:30", 0), ("2026-05-01T14:01+02:00", 1), ("2026-05-01T12:02:59.9Z", 2), ("2027", 3)]:
+        assert Store.open(store.path, when).version == versions[expected]
+    assert Store.open(store.path, datetime.datetime(2026, 5, 1, 12, 2, tzinfo=datetime.UTC)).version == versions[2]
+
+
+def test_a_diff_is_what_a_comparison_of_both_versions_finds(tmp_path):
+    store = filled(tmp_path / "m", ids="abcdef")
+    store.edit([Passage("a", "new"), Passage("b", "new")], vectors(2))
+    store.edit([Passage("b", "text of b")], vectors(1))  # as it was: no difference
+    store.delete(["c", "d"])
+    store.add([Passage("c", "again"), Passage("g", "new")], vectors(2))
+    store.undo()
+    store.add([Passage("d", "text of d"), Passage("h", "new")], vectors(2))
+    states = {version: texts(Store.open(store.path, version)) for version in range(1, store.version + 1)}
+    for a, then in states.items():
+        for b, now in states.items():
+            edited = tuple(sorted(id for id in then.keys() & now.keys() if then[id] != now[id]))
+            assert store.diff(a, b) == Diff(tuple(sorted(now.keys() - then.keys())), edited, tuple(sorted(then.keys() - now.keys())))
+
+
+def test_the_past_of_a_passage_is_every_change_of_it_and_no_other(tmp_path):
+    store = filled(tmp_path / "m")
+    store.edit([Passage("a", "second")], vectors(1), author="Ada", reason="a typo")
+    store.edit([Passage("b", "other")], vectors(1))
+    store.delete(["a"])
+    store.undo()
+    past = store.past_of("a")
+    assert [commit.action for commit, _ in past] == ["add", "edit", "delete", "undo"] and past[1][0].reason == "a typo"
+    assert [passage and passage.text for _, passage in past] == ["text of a", "second", None, "second"]
+    assert store.past_of("never") == []
 
 
 def test_the_past_cannot_be_changed(tmp_path):

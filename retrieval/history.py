@@ -1,0 +1,112 @@
+"""History: who changed what, when and why. Each commit's own transaction carries its record, so data and record cannot disagree."""
+
+import dataclasses
+import datetime
+import getpass
+import hashlib
+import json
+from collections.abc import Sequence
+
+import lance
+
+from retrieval.errors import RetrievalError
+from retrieval.passages import Commit, moment
+
+RECORD = "openbook"  # the transaction property that holds a commit's record
+REEMBED = "reembed"  # the action after which vectors before and after cannot be compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A commit as it is written: the Commit's fields, and the version that undo would restore (None: nothing to undo)."""
+
+    commit: Commit
+    undo_to: int | None
+
+
+class History:
+    """The records of a table up to its `dataset`'s version. A version never changes, so each is read once."""
+
+    def __init__(self, dataset: lance.LanceDataset):
+        self.dataset = dataset
+        self._read: dict[int, Record | None] = {}
+
+    def log(self) -> list[Commit]:
+        """Every change, oldest first."""
+        return [record.commit for record in self._after(0)]
+
+    def changed_since(self, version: int) -> set[str] | None:
+        """The ids touched by commits after `version`; None when that version is not in this past, or had another encoder."""
+        if not 1 <= version <= self.dataset.version:
+            return None
+        reembedded = any(record.commit.action == REEMBED for record in self._after(version))
+        return None if reembedded else self.touched_since(version)
+
+    def touched_since(self, version: int) -> set[str]:
+        """The ids that commits after `version` added, edited, deleted or restored."""
+        return {id for record in self._after(version) for id in record.commit.ids}
+
+    def first_after(self, version: int) -> Commit:
+        return next(record.commit for record in self._after(version))
+
+    def state(self, version: int) -> Record:
+        """The record of the change that made the state seen at `version`."""
+        for earlier in range(version, 0, -1):
+            if (record := self._record(earlier)) is not None:
+                return record
+        raise RetrievalError(
+            f"{self.dataset.uri} has no history: it was not made by Memory.create, or its _transactions folder was removed"
+        )
+
+    def tag(self, version: int) -> str:
+        """Names the commit that made the state of `version`: another memory, or a copy that went its own way, has another tag."""
+        if not 1 <= version <= self.dataset.version:
+            return ""
+        record = self.state(version)
+        fields = [getattr(record.commit, field.name) for field in dataclasses.fields(Commit)]
+        return hashlib.sha256(json.dumps([fields, record.undo_to], ensure_ascii=False).encode()).hexdigest()
+
+    def at(self, when: str | datetime.datetime) -> int:
+        """The version that was the newest at a moment. Raises RetrievalError for a moment before the first."""
+        then = moment(when, "the time asked for") if isinstance(when, str) else when if when.tzinfo else when.astimezone()
+        for version in range(self.dataset.version, 0, -1):
+            record = self._record(version)
+            if record is not None and moment(record.commit.time) <= then:
+                return version
+        raise RetrievalError(f"{self.dataset.uri} did not exist at {then.isoformat()}: its first version is of {self.state(1).commit.time}")
+
+    def _after(self, version: int):
+        records = (self._record(later) for later in range(version + 1, self.dataset.version + 1))
+        return (record for record in records if record is not None)
+
+    def _record(self, version: int) -> Record | None:
+        """What was written with `version`; None for upkeep."""
+        if version not in self._read:
+            self._read[version] = _record_of(self.dataset, version)
+        return self._read[version]
+
+
+def _record_of(dataset: lance.LanceDataset, version: int) -> Record | None:
+    try:
+        transaction = dataset.read_transaction(version)
+    except TypeError:  # pylance 14 cannot show a compaction in Python
+        return None
+    text = (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None
+    if text is None:
+        return None
+    row = json.loads(text)
+    return Record(Commit(version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"])), row["undo_to"])
+
+
+def properties(action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> dict[str, str]:
+    """The transaction properties that make a commit's record."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    record = {"action": action, "author": author or _user(), "reason": reason, "time": now, "ids": list(ids), "undo_to": undo_to}
+    return {RECORD: json.dumps(record, ensure_ascii=False)}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user may have no name
+        return "unknown"
