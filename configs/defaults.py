@@ -68,7 +68,7 @@ def defaults() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.files = ""  # comma-separated files and globs: text, .jsonl, .json, .parquet, also of gs://; tfds:NAME:SPLIT, hf:NAME:SPLIT
-    c.data.mixture = ConfigDict()  # instead of files: name -> {"files": ..., "weight": ...} of several sources; see lm/training/mixing.py
+    c.data.mixture = ConfigDict()  # instead of files: name -> {"files": ..., "weight": ...} of several sources; docs/data.md
     c.data.temperature = 1.0  # of the mixture: its rates to the power of 1 / temperature
     c.data.field = "text"  # field of a JSONL record that holds the text
     c.data.label_field = ""  # of the label: "" = "label", or "tags" of token_classification, whose data.field holds a list of words

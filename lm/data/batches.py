@@ -16,6 +16,7 @@ from lm.batch import Batch
 from lm.data.packing import Packed
 
 Lengths = tuple[int, int]  # of a batch's rows and of their encoder's; the second 0 without one
+SIDES = ("tokens", "targets", "segments", "weights"), ("encoder_tokens", "encoder_segments")  # the fields of either length
 
 
 class Rows:
@@ -36,13 +37,9 @@ class Rows:
 
 
 class Stream(Protocol):
-    """An endless sequence of rows, place -> fields, made of `packed`; all have `length` tokens. Such is a Mixture of lm.data.mixtures."""
+    """An endless sequence of rows, place -> fields as objectives made them, of these lengths. Such is a Mixture of lm.data.mixtures."""
 
-    @property
-    def packed(self) -> list[Packed]: ...
-
-    @property
-    def length(self) -> int: ...
+    lengths: Lengths
 
     def __getitem__(self, place: int) -> dict[str, np.ndarray]: ...
 
@@ -57,7 +54,7 @@ class TrainBatches:
     """An endless iterator of global batches [batch_size, T]; every epoch is shuffled, and transformed, anew from `seed`.
 
     Each process reads only the rows its devices hold. `state()` is JSON, equal on all processes and for any number of them.
-    `lengths`: those of the rows, and of the encoder's or 0.
+    `lengths`: those of the rows, and of the encoder's or 0. `transform`: of packed rows; a stream's are made already.
     """
 
     def __init__(
@@ -65,12 +62,12 @@ class TrainBatches:
     ):
         self.lengths = lengths_of(packed, transform)
         self._batch_size, self._sharding = batch_size, sharding
-        self._rows = _local_rows(sharding, (batch_size, packed.length))
+        self._rows = _local_rows(sharding, (batch_size, self.lengths[0]))
         stream = shuffled(packed, seed) if isinstance(packed, Packed) else packed
 
         def read(step: int) -> dict[str, np.ndarray]:
             places = [int(step) * batch_size + int(row) for row in self._rows]
-            return _stack([_fields(stream[at], transform, self.lengths, (seed, at)) for at in places])
+            return _stack([fields_of(stream[at], transform, self.lengths, (seed, at)) for at in places])
 
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._iterator = iter(grain.MapDataset.range(2**48 if length is None else length).map(read).to_iter_dataset(options))
@@ -111,15 +108,14 @@ def in_order(
         numbers = np.arange(start, start + batch_size)
         numbers[numbers >= total] = -1
         read = [(empty, 0) if numbers[row] < 0 else (source[int(numbers[row])], int(numbers[row])) for row in mine]
-        local = _stack([_fields(row, transform, lengths, (number,)) for row, number in read])
+        local = _stack([fields_of(row, transform, lengths, (number,)) for row, number in read])
         yield numbers, _globalise(local, mine, batch_size, sharding)
 
 
 def lengths_of(packed: Packed | Stream, transform: Any = None) -> Lengths:
     """The lengths of the rows that a transform makes of packed ones."""
     if not isinstance(packed, Packed):
-        every = [lengths_of(source, transform) for source in packed.packed]
-        return max(own for own, _ in every), max(read for _, read in every)
+        return packed.lengths
     read = packed.extra["encoder_tokens"].shape[1] if "encoder_tokens" in packed.extra else 0
     return (packed.length, read) if transform is None else transform.lengths(packed)
 
@@ -131,7 +127,8 @@ def positions_of(segments: np.ndarray) -> np.ndarray:
     return index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
 
 
-def _fields(row: dict[str, np.ndarray], transform: Any, lengths: Lengths, key: tuple[int, ...]) -> dict[str, np.ndarray]:
+def fields_of(row: dict[str, np.ndarray], transform: Any, lengths: Lengths, key: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The fields of `lm.Batch` that a transform makes of a packed row with the random numbers of `key`; None adds weights alone."""
     if transform is None:
         return {"weights": row["segments"] > 0} | row
     return transform.fields(row, np.random.default_rng(key), lengths)

@@ -25,13 +25,14 @@ ONE = 2**48  # shares are whole multiples of 1 / ONE
 class Part:
     """A source of a mixture. weight: its share relative to those of the others; None = by its size.
 
-    limit: documents that it counts for at most where it counts by its size; 0 = all.
+    limit: documents that it counts for at most where it counts by its size; 0 = all.   transform: what its objective does to its rows.
     """
 
     name: str
     packed: Packed
     weight: float | None = None
     limit: int = 0
+    transform: Any = None
 
 
 class Mixture:
@@ -46,11 +47,13 @@ class Mixture:
     def __init__(self, parts: Sequence[Part], temperature: float = 1.0, seed: int = 0):
         self.parts, self.seed = tuple(parts), seed
         self.rates = rates(self.parts, temperature)
-        self._check_alike()
         self._shares = _shares(self.rates)
         self._phases = np.random.default_rng((seed, 1)).integers(0, ONE, 2 * len(self.parts))
         used = [m for m, share in enumerate(self._shares) if share]
         self._streams = {m: batches.shuffled(self.parts[m].packed, seed + i) for i, m in enumerate(used)}
+        every = [batches.lengths_of(part.packed, part.transform) for part in self.parts]
+        self.lengths = max(own for own, _ in every), max(read for _, read in every)
+        self._check_alike()
 
     def at(self, place: int) -> tuple[int, int]:
         """(source, how many of its rows came before) of a place from 0 on."""
@@ -68,7 +71,15 @@ class Mixture:
 
     def __getitem__(self, place: int) -> dict[str, np.ndarray]:
         source, count = self.at(place)
-        return self._streams[source][count]
+        return self._row(self.parts[source], self._streams[source][count], place)
+
+    def _row(self, part: Part, row: dict[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
+        """The fields of a row as its objective makes them, at the lengths of the mixture: more is padding, which is segment 0."""
+        fields = batches.fields_of(row, part.transform, self.lengths, (self.seed, place))
+        for name in batches.SIDES[0] + batches.SIDES[1]:
+            if name in fields:
+                fields[name] = np.pad(fields[name], (0, self.lengths[name in batches.SIDES[1]] - len(fields[name])))
+        return fields
 
     @property
     def packed(self) -> list[Packed]:
@@ -103,15 +114,11 @@ class Mixture:
         return lines
 
     def _check_alike(self) -> None:
-        first = self.parts[0]
-        for part in self.parts[1:]:
-            if part.packed.length != first.packed.length:
-                raise DataError(f"rows of {part.name!r} have {part.packed.length} tokens, those of {first.name!r} {first.packed.length}")
-            if set(part.packed.extra) != set(first.packed.extra):
-                raise DataError(
-                    f"rows of {part.name!r} carry {sorted(part.packed.extra) or 'text alone'}, those of {first.name!r} "
-                    f"{sorted(first.packed.extra) or 'text alone'}; sources of one mixture are packed for one objective"
-                )
+        kinds = [{n: x.shape for n, x in self._row(part, batches.Rows(part.packed)[0], 0).items()} for part in self.parts]
+        for part, kind in zip(self.parts[1:], kinds[1:], strict=True):
+            if kind != kinds[0]:
+                one, other = (", ".join(f"{name} {list(shape)}" for name, shape in sorted(k.items())) for k in (kind, kinds[0]))
+                raise DataError(f"rows of {part.name!r} are {one}, those of {self.parts[0].name!r} {other}: they make no batch together")
 
 
 def rates(parts: Sequence[Part], temperature: float = 1.0) -> list[float]:

@@ -69,6 +69,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"eval.data asks for {HELD_OUT!r}, and data.hold_out names no tasks")
 
 
+def reset(config: ml_collections.ConfigDict) -> None:
+    """Puts what only instruct data has back to the defaults."""
+    config.data.update(DEFAULTS)
+    config.data.tk_instruct.update(templates.options_of("tk_instruct"))
+    config.objective.instruct.prompt_loss_weight = 0.0
+
+
 def _changed_options(data) -> list[str]:
     known = templates.options_of("tk_instruct")
     return [f"tk_instruct.{name}" for name, value in data.tk_instruct.items() if value != known[name]]

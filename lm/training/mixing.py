@@ -6,10 +6,11 @@ from lm.data import mixtures
 from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
 from lm.models.config import ConfigError, nearest
+from lm.objectives import OBJECTIVES, Transform
 from lm.training import instruction
 
 OWN = ("field", "separator", "format", "cap", "hold_out", "max_bad_share")  # fields of data that a source may have otherwise
-FIELDS = ("files", "weight", "limit", *OWN)
+FIELDS = ("files", "weight", "limit", "objective", *OWN)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -29,26 +30,43 @@ def check(config: ml_collections.ConfigDict) -> None:
                 raise ConfigError(f"data.mixture.{name}.{field} is unknown{nearest(field, FIELDS)}; one of {', '.join(FIELDS)}")
         if not part.get("files"):
             raise ConfigError(f"data.mixture.{name}.files is not set: give paths or globs")
+        _check_objective(config.objective.name, name, part.get("objective", config.objective.name))
     mixtures.check_weights(data.mixture.to_dict(), data.temperature)
     if instruction.HELD_OUT in config.eval.data.values():
         raise ConfigError(f"eval.data asks for {instruction.HELD_OUT!r}, the tasks held out of data.files; with data.mixture, name files")
 
 
+def _check_objective(main: str, name: str, own: str) -> None:
+    where = f"data.mixture.{name}.objective={own!r}"
+    if own not in OBJECTIVES:
+        raise ConfigError(f"{where} is unknown{nearest(own, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}")
+    if own != main and (own in instruction.OBJECTIVES or OBJECTIVES[own].loss is not OBJECTIVES[main].loss):
+        alike = [n for n, o in OBJECTIVES.items() if n not in instruction.OBJECTIVES and o.loss is OBJECTIVES[main].loss]
+        raise ConfigError(f"{where} does not go with objective.name={main!r}; one of {', '.join(dict.fromkeys([main, *alike]))}")
+
+
 def parts(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-    """Source -> the config of a run on it alone; {} without a mixture."""
+    """Source -> the config of a run on it alone; {} without a mixture.
+
+    A source may have an objective of its own: text to go on learning beside instruct data, against forgetting (PPO-ptx, Ouyang et al.
+    2022, section 3.5). What config says of instruct data is then not of it.
+    """
     found = {}
     for name, part in config.data.mixture.items():
         own = ml_collections.ConfigDict(config.to_dict())
+        if part.get("objective", config.objective.name) != config.objective.name:
+            own.objective.name, own.samples.prompts = part.objective, ()
+            instruction.reset(own)
         own.data.update({field: part[field] for field in ("files", *OWN) if field in part})
         own.data.mixture, own.data.temperature = ml_collections.ConfigDict(), 1.0
         found[name] = own
     return found
 
 
-def mixture(config: ml_collections.ConfigDict, packed: dict[str, Packed]) -> Mixture:
-    """The mixture that a config describes, of its packed sources. Raises ConfigError and DataError."""
+def mixture(config: ml_collections.ConfigDict, packed: dict[str, Packed], transforms: dict[str, Transform | None]) -> Mixture:
+    """The mixture that a config describes, of its packed sources and what objectives do to them. Raises ConfigError and DataError."""
     given = config.data.mixture.items()
     return Mixture(
-        [mixtures.Part(name, packed[name], part.get("weight"), part.get("limit") or 0) for name, part in given],
+        [mixtures.Part(name, packed[name], part.get("weight"), part.get("limit") or 0, transforms[name]) for name, part in given],
         config.data.temperature, config.seed,
     )  # fmt: skip

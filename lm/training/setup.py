@@ -21,7 +21,7 @@ from lm.data.sources import Tally
 from lm.data.templates import Template
 from lm.loading import load_template
 from lm.models import LanguageModel, build
-from lm.models.config import ConfigError
+from lm.models.config import ConfigError, ModelConfig
 from lm.objectives import OBJECTIVES, Transform
 from lm.training import checkpoints, instruction, labelling, mixing, optimizer, rules, settings, sharding
 from lm.training.mesh import make_mesh
@@ -102,14 +102,15 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
     model, params, tokenizer, template = _model(config, resuming=bool(checkpoints.steps(workdir)))
     c = model.config
-    settings.check_head(config, c.head)
-    settings.check_length(config, c.max_length)
+    for one in (config, *mixing.parts(config).values()):
+        settings.check_head(one, c.head)
+        settings.check_length(one, c.max_length)
     if tokenizer is not None and len(tokenizer) > c.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {c.vocab_size}; they do not belong together"
         )
     chosen = OBJECTIVES[config.objective.name]
-    transform = None if chosen.transform is None else chosen.transform(tokenizer, c, **settings.options(config))
+    transform = _transform(config, c, tokenizer)
     plan = plans.of_config(config.adaptation, model.logical_axes())
     plans.check_head(config.adaptation, c.head)
     fisher = None
@@ -164,13 +165,15 @@ def training_data(config: settings.Config, run: "Run | Reader", tally: Tally | N
         return packing.synthetic(run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed)
     if config.data.mixture:
         parts = mixing.parts(config).items()
-        return mixing.mixture(config, {name: _pack(own, run, own.data.files, True, tally) for name, own in parts})
+        transforms = {name: _transform(own, run.model.config, run.tokenizer) for name, own in parts}
+        return mixing.mixture(config, {name: _pack(own, run, own.data.files, True, tally) for name, own in parts}, transforms)
     return _pack(config, run, config.data.files, True, tally)
 
 
 def train_batches(config: settings.Config, run: Run, packed: Packed | Mixture) -> batches.TrainBatches:
     """The stream of batches that a run reads, from its first step on."""
-    return batches.TrainBatches(packed, config.batch_size, config.seed, run.rows, transform=run.transform)
+    transform = None if isinstance(packed, Mixture) else run.transform
+    return batches.TrainBatches(packed, config.batch_size, config.seed, run.rows, transform=transform)
 
 
 def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
@@ -190,7 +193,8 @@ def cache_of(config: settings.Config, workdir: Folder) -> pathlib.Path:
 
 def _pack(config, run: "Run | Reader", files: str, training: bool, tally: Tally | None) -> Packed:
     cache = cache_of(config, run.workdir)
-    if run.template is not None:
+    if config.objective.name in instruction.OBJECTIVES:
+        assert run.template is not None  # instruction.template_of
         return instruction.pack(config, run.model.config, run.tokenizer, run.template, files, cache, training)
     if config.objective.name in labelling.OBJECTIVES:
         return labelling.pack(config, run.model.config, run.tokenizer, files, cache, tally)
@@ -199,6 +203,11 @@ def _pack(config, run: "Run | Reader", files: str, training: bool, tally: Tally 
         whole=OBJECTIVES[config.objective.name].whole, stride=config.data.stride if training else 0,
         max_bad_share=config.data.max_bad_share, tally=tally,
     )  # fmt: skip
+
+
+def _transform(config, model: ModelConfig, tokenizer) -> Transform | None:
+    make = OBJECTIVES[config.objective.name].transform
+    return None if make is None else make(tokenizer, model, **settings.options(config))
 
 
 def _model(config: settings.Config, resuming: bool):
@@ -218,7 +227,8 @@ def _loaded(config: settings.Config, resuming: bool):
 
     tokenizer = None
     if config.tokenizer:
-        special = OBJECTIVES[config.objective.name].special
+        every = [config, *mixing.parts(config).values()]
+        special = {name: value for one in every for name, value in OBJECTIVES[one.objective.name].special.items()}
         tokenizer = tokenizers.bytes_only(**special) if config.tokenizer == "bytes" else load_tokenizer(config.tokenizer)
         tokenizer = instruction.with_control(tokenizer, config.data.template) if config.tokenizer == "bytes" else tokenizer
     if not config.init_from:

@@ -13,6 +13,7 @@ from lm.data import batches, mixtures, packing
 from lm.data.mixtures import Mixture, Part
 from lm.data.sources import DataError
 from lm.models.config import ConfigError
+from lm.objectives import Transform
 from lm.training import sharding
 from tests.lm.training import small
 
@@ -132,11 +133,29 @@ def test_rates_that_make_no_sense_are_taken(weights, limits, temperature, said):
         Mixture(parts, temperature)
 
 
-def test_sources_of_different_kinds_are_mixed():
-    weighted = dataclasses.replace(rows(3), extra={"weights": np.ones((3, 4), np.uint8)})
-    for other, said in ((rows(3, length=8), "have 8 tokens"), (weighted, "packed for one objective")):
-        with pytest.raises(DataError, match=said):
-            Mixture([Part("a", ROWS), Part("b", other)])
+def test_a_source_s_own_weights_or_length_are_lost_or_its_padding_counts():
+    weighted = dataclasses.replace(rows(3, 1, length=8), extra={"weights": np.array([[0, 0, 1, 1, 0, 0, 1, 1]] * 3, np.uint8)})
+    mixture = Mixture([Part("text", ROWS, 1.0), Part("answers", weighted, 1.0)], seed=2)
+    for place in range(6):
+        row, text = mixture[place], mixture.at(place)[0] == 0
+        assert list(row["weights"]) == ([1, 1, 1, 1, 0, 0, 0, 0] if text else [0, 0, 1, 1, 0, 0, 1, 1])
+        assert list(row["segments"]) == ([1, 1, 1, 1, 0, 0, 0, 0] if text else [1] * 8)
+    assert mixture.lengths == batches.lengths_of(mixture) == (8, 0)
+
+
+def test_each_source_is_read_by_another_objective_than_its_own():
+    """Its transform draws what it draws at that place in a run of the one objective."""
+    draw = Transform(lambda row, rng, lengths: dict(row) | {"weights": rng.random(lengths[0]) < 0.5})
+    mixture = Mixture([Part("text", ROWS, 1.0), Part("drawn", rows(9, 2), 1.0, transform=draw)], seed=7)
+    for place in range(8):
+        expected = np.ones(4) if mixture.at(place)[0] == 0 else np.random.default_rng((7, place)).random(4) < 0.5
+        assert list(mixture[place]["weights"]) == list(expected)
+
+
+def test_sources_that_make_no_batch_are_mixed():
+    read = dataclasses.replace(rows(3), extra={name: np.ones((3, 6), np.int32) for name in ("encoder_tokens", "encoder_segments")})
+    with pytest.raises(DataError, match=r"rows of 'b' are encoder_segments \[6\].*make no batch together"):
+        Mixture([Part("a", ROWS), Part("b", read)])
 
 
 def test_counts_of_the_sources_are_not_added_up():

@@ -7,7 +7,9 @@ import re
 import shlex
 
 import jax
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import lm
 from configs import defaults, tiny
@@ -155,6 +157,36 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "0" * 16}))
     assert command.main([f"--model={workdir}", "--prompt=hi"]) == 2
     assert "spells records differently" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("family", "own"), [("llama", "next_token"), ("t5", "span_corruption")])
+def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_objective(tmp_path, family, own):
+    """Rows of it are those of a run of that objective alone; answers stay what they were; a run learns both."""
+    (tmp_path / "old.txt").write_text("".join(f"The old text goes on and on, {i} times. " for i in range(40)))
+    mixture = {
+        "new": {"files": str(tmp_path / "*.jsonl"), "weight": 0.5, "hold_out": "t7"},
+        "old": {"files": str(tmp_path / "old.txt"), "weight": 0.5, "objective": own},
+    }
+    changes = {"data.hold_out": "", "eval.data.heldout": "", "steps": 2} | ({"data.target_length": 32} if family == "t5" else {})
+    c = config(tmp_path, family, **changes)
+    c.data.files, c.data.mixture = "", ConfigDict(mixture)
+    run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
+    packed = setup.training_data(c, run)
+    batch = jax.device_get(next(setup.train_batches(c, run, packed)))
+    trained = (batch.weights > 0).sum(1) / (batch.segments > 0).sum(1)
+    of_text = np.array([packed.at(place)[0] == 1 for place in range(c.batch_size)])
+    assert of_text.any() and (~of_text).any()
+    assert (trained[of_text] == 1).all()
+    if family == "t5":
+        marked = (batch.encoder_tokens == run.tokenizer.convert_tokens_to_ids("<extra_id_0>")).any(1)
+        assert marked[of_text].all() and not marked[~of_text].any()
+    else:
+        assert (trained[~of_text] < 0.7).all()
+    loop.train(c, str(tmp_path / "run"))
+    for field, said in (("reward", "unknown"), ("masked", None), ("classification", "does not go with objective.name='instruct'")):
+        c.data.mixture.old.objective = field
+        with pytest.raises(ConfigError, match=said or "masked"):
+            setup.prepare(c, paths.resolve(str(tmp_path / "other")))
 
 
 @pytest.mark.parametrize("template", ["chatml", "alpaca"])

@@ -1,0 +1,64 @@
+"""Instruct tuning on many tasks, and what may keep a model from forgetting its text meanwhile: the runs of configs/studies/forgetting.py.
+
+python -m lm.train --config=configs/forgetting.py --workdir=runs/tuned --config.data.files='t0,natural-instructions/tasks'
+SmolLM2-135M-Instruct (python -m lm.data.samples smollm2), in minutes of two CPU cores. docs/forgetting.md has what came out.
+
+Variants: replay, kl, l2_sp, ewc, lora: the same run with that; fisher: what lm.fisher reads for ewc. t5-... are these for a small T5, which
+t5-text first trains on text alone.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.defaults import defaults, specialise
+from lm.data.samples import directory
+from lm.families import preset
+from lm.training.settings import model_section
+
+HELD_OUT = "ag_news_*,common_gen_*,sciq_*,social_i_qa_*,task13??_*"  # whole data sets of T0, and a stretch of task numbers
+
+
+def get_config(variant=""):
+    family, _, method = variant.rpartition("-")
+    if family not in ("", "t5"):
+        raise ValueError(f"variant {variant!r} is unknown; this config has t5, and the variants of its docstring, also as t5-...")
+    t5 = family == "t5" or method == "t5"
+    c = defaults()
+    c.init_from = "" if t5 else str(directory() / "smollm2-135m-instruct.gguf")  # of T5 a run of t5-text
+    c.objective.name = "instruct"  # loss on the answers and their end token alone
+    c.data.format = "auto"  # T0's prompts and completions, Super-NaturalInstructions' tasks
+    c.data.template = "plain" if t5 else "chatml"
+    c.data.hold_out = HELD_OUT
+    c.data.cap = 40  # records a task
+    c.data.max_long = 0.5  # share of the examples that may be longer than a row; they are left out, and counted
+    c.data.target_length = 64 if t5 else 0
+    c.length = 256  # tokens a row, examples packed
+    c.batch_size = 8 if t5 else 4  # rows an update
+    c.steps = 80 if t5 else 28  # updates
+    c.optimizer.learning_rate = 1e-3 if t5 else 1e-4
+    c.optimizer.schedule = "linear"
+    c.optimizer.warmup = 4
+    c.optimizer.final = 0.0
+    c.optimizer.b2 = 0.999
+    c.optimizer.weight_decay = 0.0
+    c.checkpoint.keep = 1
+    c.eval.every = 0
+    text = {  # what is learned from text, where that is all there is
+        "objective.name": "span_corruption" if t5 else "next_token", "data.format": "text", "data.template": "", "data.hold_out": "",
+        "data.cap": 0, "data.max_long": 0.01, "data.target_length": 0,
+    }  # fmt: skip
+    new, old = {"files": "", "weight": 0.9}, {"files": "", "weight": 0.1, "objective": text["objective.name"]}
+    variants = {
+        "t5": {},
+        "replay": {"data.mixture": ConfigDict({"new": new, "old": old})},  # a tenth of the rows are text
+        "kl": {"adaptation.kl.strength": 0.5},
+        "l2_sp": {"adaptation.l2_sp": 0.01},
+        "ewc": {"adaptation.ewc.strength": 1.0},  # adaptation.ewc.fisher is a file that lm.fisher made with
+        "fisher": text | {"steps": 12},
+        "lora": {"adaptation.lora.rank": 16, "optimizer.learning_rate": 3e-3 if t5 else 1e-3},
+    }
+    if t5:
+        model = model_section(preset("t5", "tiny")).to_dict() | {
+            "vocab_size": 0, "d_model": 256, "d_ff": 1024, "n_layers": 4, "encoder_layers": 4, "head_dim": 64,
+        }  # fmt: skip
+        variants["text"] = text | {f"model.{k}": v for k, v in model.items() if v is not None} | {"steps": 400, "optimizer.warmup": 40}
+    return specialise(c, method, **variants)

@@ -1,0 +1,40 @@
+"""Cuts WikiText-2 into two texts that share no article: python -m launch.forgetting.texts --input=valid.txt --output=DIR
+
+DIR/old.txt, every other article, is what a run may read again, and DIR/heldout.txt, the others, what tells whether it has forgotten.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+TITLE = re.compile(r"^ = [^=].*[^=] = \n", re.MULTILINE)  # of an article; its sections have two and more signs
+
+
+def articles(text: str) -> list[str]:
+    """The articles of a text in WikiText's format, each with its title line."""
+    starts = [found.start() for found in TITLE.finditer(text)]
+    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.forgetting.texts", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help="a split of WikiText-2")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for old.txt and heldout.txt")
+    args = parser.parse_args(argv)
+    try:
+        found = articles(args.input.read_text(encoding="utf-8"))
+        if len(found) < 2:
+            raise ValueError(f"{args.input} has {len(found)} articles; expected WikiText's format, where ' = Title = ' begins one")
+        args.output.mkdir(parents=True, exist_ok=True)
+        for name, part in (("old", found[::2]), ("heldout", found[1::2])):
+            (args.output / f"{name}.txt").write_text("".join(part), encoding="utf-8")
+            print(f"{args.output / name}.txt: {len(part)} articles, {sum(map(len, part)):,} characters")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
