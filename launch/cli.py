@@ -20,8 +20,12 @@ COMMANDS = {
     "export": ("lm.export", "write a run as a Hugging Face directory"),
     "build": ("retrieval.build", "build a memory from passages"),
     "ask": ("retrieval.ask", "ask questions of a memory and a reader"),
-    "edit": ("retrieval.edit", "add, change, delete or undo passages of a memory"),
     "search": ("retrieval.search", "find the passages of a memory nearest to a text"),
+    "edit": ("retrieval.edit", "change or delete passages of a memory"),
+    "undo": ("retrieval.undo", "take back the latest change of a memory"),
+    "log": ("retrieval.log", "show what happened to a memory, when, by whom and why"),
+    "stats": ("retrieval.stats", "say what is in a memory and what it takes"),
+    "audit": ("retrieval.audit", "try a deletion: what would a reader still know, and from where?"),
     "run": ("launch.run", "run a command on this machine, a TPU pod or SLURM"),
     "study": ("launch.study", "run a study: a chain of stages that resumes"),
 }

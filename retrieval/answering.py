@@ -1,26 +1,53 @@
 """Answers with and without a memory: the same reader, the same questions, closed-book and open-book side by side."""
 
+import collections
 import dataclasses
+import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import lm
 from retrieval.errors import RetrievalError
 from retrieval.fusion.in_context import build_prompt, one_line
-from retrieval.memory import Memory
 from retrieval.passages import Hit
 
 MARGIN = 0.1  # of cosine: passages further below the best are not shown; a small reader mistakes them for the answer
+FLOOR = 0.25  # of cosine: with no passage as near, the memory does not know. For MiniLM; docs/memory.md says how it was chosen
+REFUSAL = re.compile(
+    r"\b(i (don.?t|do not|can ?not|can.?t) (know|answer|tell|find)|i.?m not sure|no information|unknown|n/a\b"
+    r"|(is|are|was|were) not (\w+ )?(mentioned|stated|given|provided|known))",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(r"(?<!\b\w)[.!?]+[\"')\]”’»]*\s+(?![a-z])|[。！？]+|\n+")  # not after an initial: J. Smith, U.S. law
+# Of the words of an answer, those that need not stand in a passage: they answer without one, or bear no content.
+FREE = frozenset((
+    "yes", "no", "true", "false", "a", "an", "the", "in", "on", "at", "of", "to", "by", "is", "are", "was", "were", "be", "it", "its",
+    "and", "or", "this", "that", "with", "from", "for", "as",
+))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """citations: the passages shown to the reader that hold the answer's words, or all that were shown when none does."""
+    """citations: the passages shown to the reader that hold the answer's words, or all that were shown when none does.
+
+    sentences: of each citation the sentence that supports the answer best, as it stands in its text. known: whether the memory
+    supports `text`; when it does not, say so instead of showing `text` as an answer.
+    """
 
     question: str
     text: str
     citations: tuple[Hit, ...]
     closed_book_text: str
+    sentences: tuple[str, ...] = ()
+    known: bool = True
+
+
+class Searchable(Protocol):
+    """What is asked for passages: a Memory, or a view of one."""
+
+    def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]: ...
 
 
 class Reader:
@@ -54,13 +81,14 @@ class Reader:
 
 
 def answer(
-    questions: Sequence[str], memory: Memory, reader: Reader, k: int = 3, max_new_tokens: int = 24,
-    on_batch: Callable[[int], None] | None = None,
+    questions: Sequence[str], memory: Searchable, reader: Reader, k: int = 3, max_new_tokens: int = 24,
+    on_batch: Callable[[int], None] | None = None, floor: float = FLOOR,
 ) -> list[Answer]:  # fmt: skip
     """Answers every question twice: from the reader's weights alone, and from at most k passages of the memory.
 
     An empty memory gives the closed-book answer twice, without citations. `on_batch(number)` is called as answers are done, of
-    which there are two a question. Raises RetrievalError, before the reader runs, for a question that is blank or too long.
+    which there are two a question. floor: see `is_known`. Raises RetrievalError, before the reader runs, for a question that is
+    blank or too long.
     """
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not questions:
@@ -72,9 +100,15 @@ def answer(
     closed_texts = reader([prompt.tokens for prompt in closed], max_new_tokens, on_batch)
     open_texts = reader([prompt.tokens for prompt in opened], max_new_tokens, on_batch)
     return [
-        Answer(question, text, citations(text, prompt.shown), closed_text)
+        _answer(question, text, prompt.shown, closed_text, floor)
         for question, text, prompt, closed_text in zip(questions, open_texts, opened, closed_texts, strict=True)
     ]
+
+
+def _answer(question: str, text: str, shown: tuple[Hit, ...], closed_text: str, floor: float) -> Answer:
+    cited = citations(text, shown)
+    sentences = tuple(supporting_sentence(hit.text, question, text) for hit in cited)
+    return Answer(question, text, cited, closed_text, sentences, is_known(question, text, shown, floor))
 
 
 def close_to_the_best(hits: Sequence[Hit], margin: float = MARGIN) -> list[Hit]:
@@ -90,6 +124,32 @@ def citations(text: str, shown: Sequence[Hit]) -> tuple[Hit, ...]:
     shares = [len(words.intersection(_words(f"{hit.title} {hit.text}"))) / len(words) for hit in shown]
     best = max(shares)
     return tuple(hit for hit, share in zip(shown, shares, strict=True) if share == best) if best >= 0.5 else tuple(shown)
+
+
+def supporting_sentence(passage: str, question: str, text: str) -> str:
+    """The sentence of a passage that shares most with an answer and its question; the first of equals.
+
+    A shared word counts 2 when it is the answer's and 1 when it is the question's, over the number of sentences that hold it.
+    """
+    ends = [0, *(match.end() for match in SENTENCE_END.finditer(passage)), len(passage)]
+    pieces = (passage[start:end].strip() for start, end in itertools.pairwise(ends))
+    parts = [piece for piece in pieces if piece] or [passage]
+    words = [set(_words(part)) for part in parts]
+    held = collections.Counter(word for part in words for word in part)
+    asked, said = set(_words(question)), set(_words(text))
+    weight = lambda word: ((word in asked) + 2 * (word in said)) / held[word]
+    scores = [math.fsum(map(weight, part)) for part in words]
+    return parts[scores.index(max(scores))]
+
+
+def is_known(question: str, text: str, shown: Sequence[Hit], floor: float = FLOOR) -> bool:
+    """Whether the passages shown support an answer: the best is at least `floor` near, the reader does not say that it does not
+    know, and some word of the answer that the question does not hold, without its last letters, stands in a passage."""
+    if not shown or shown[0].score < floor or not text.strip() or REFUSAL.search(text):
+        return False
+    new = set(_words(text)).difference(_words(question), FREE)
+    passages = " ".join(f"{hit.title} {hit.text}" for hit in shown).casefold()
+    return not new or any(word[: max(4, len(word) - 3)] in passages for word in new)
 
 
 def first_line(text: str) -> str:

@@ -4,31 +4,31 @@ import dataclasses
 import json
 import sys
 
-from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
+from retrieval.cli import add_encoder_option, add_past_option, add_reader_options, entry_point, open_memory, parser
 
 
 @entry_point
 def main(argv=None):
     options = parser("retrieval.ask", "Answer questions from a memory, with the passages used, beside the answer from the weights alone.")
     options.add_argument("question", nargs="+", help="one or several questions, each in quotes")
-    options.add_argument("--reader", required=True, metavar="PATH", help="directory, hub id or .gguf file of a causal language model")
-    options.add_argument("-k", type=int, default=3, help="passages to retrieve for each question")
-    options.add_argument("--max-new-tokens", type=int, default=24, help="length of an answer, in tokens")
-    options.add_argument("--as-of", type=int, metavar="VERSION", help="ask the memory as it was after this version")
+    add_reader_options(options)
+    options.add_argument("--floor", type=float, help="does not know when the best passage scores less, a cosine (default: 0.25)")
+    add_past_option(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
-    memory = open_memory(args.memory, args.encoder)
-    if args.as_of is not None:
-        memory = memory.as_of(args.as_of)
+    memory = open_memory(args.memory, args.encoder, args.as_of)
     from retrieval import Reader, answer
+    from retrieval.answering import FLOOR
 
-    for given in answer(args.question, memory, Reader.from_hf(args.reader), args.k, args.max_new_tokens):
+    floor = FLOOR if args.floor is None else args.floor
+    for given in answer(args.question, memory, Reader.from_hf(args.reader), args.k, args.max_new_tokens, floor=floor):
         if args.json:
             print(json.dumps(dataclasses.asdict(given), ensure_ascii=False))
             continue
-        print(f"{given.question}\n  open-book:   {given.text}")
-        for hit in given.citations:
-            print(f"    [{hit.id}] {hit.title + ': ' if hit.title else ''}{hit.text}  (score {hit.score:.3f}, version {hit.version})")
+        unknown = f"does not know (the reader's words, which the memory does not support: {given.text or 'none'})"
+        print(f"{given.question}\n  open-book:   {given.text if given.known else unknown}")
+        for hit, sentence in zip(given.citations, given.sentences, strict=True):
+            print(f"    [{hit.id}] {hit.title + ': ' if hit.title else ''}{sentence}  (score {hit.score:.3f}, version {hit.version})")
         print(f"  closed-book: {given.closed_book_text}")
 
 

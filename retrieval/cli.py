@@ -1,28 +1,29 @@
 """What the entry points share: one clear line on stderr and exit code 2 for what a user can put right."""
 
 import argparse
+import dataclasses
 import functools
+import json
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 
-def entry_point(run: Callable[[list[str] | None], None]) -> Callable[..., int]:
-    """Wraps `run(argv)` so that a wrong input prints one line and gives 2, and Ctrl-C gives 130."""
+def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
+    """Wraps `run(argv)` so that a wrong input prints one line and gives 2, and Ctrl-C gives 130; else its own exit code, or 0."""
 
     @functools.wraps(run)
     def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         try:
-            run(argv)
+            return run(argv) or 0
         except (ValueError, OSError) as error:  # RetrievalError, WeightsError and GenerationError are ValueErrors
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted: what was committed before stays", file=sys.stderr)
             return 130
-        return 0
 
     return main
 
@@ -42,8 +43,43 @@ def add_encoder_option(made: argparse.ArgumentParser, required: bool = False) ->
     made.add_argument("--encoder", required=required, metavar="PATH", help=f"directory or hub id of a BERT-like sentence encoder{note}")
 
 
-def open_memory(path: Path, encoder: str | None):
-    """The memory at `path`, with the encoder at a path or hub id if one is given."""
+def add_record_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--author", help="recorded in the log (default: the user's name)")
+    made.add_argument("--reason", default="", help="recorded in the log")
+
+
+def print_commit(commit, as_json: bool) -> None:
+    """One line: version, time, author, action, the first ids, reason."""
+    if as_json:
+        print(json.dumps(dataclasses.asdict(commit), ensure_ascii=False))
+        return
+    ids = ", ".join(commit.ids[:3]) + (f" and {len(commit.ids) - 3:,} more" if len(commit.ids) > 3 else "")
+    reason = f"  # {commit.reason}" if commit.reason else ""
+    print(f"{commit.version:>6}  {commit.time}  {commit.author}  {commit.action:<6}  {ids}{reason}")
+
+
+def add_reader_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--reader", required=True, metavar="PATH", help="directory, hub id or .gguf file of a causal language model")
+    made.add_argument("-k", type=int, default=3, help="passages to retrieve for each question")
+    made.add_argument("--max-new-tokens", type=int, default=24, help="length of an answer, in tokens")
+
+
+def add_past_option(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--as-of",
+        type=version_or_time,
+        metavar="VERSION",
+        help="the memory as it was after this version, or at this time (2026-03-01T12)",
+    )
+
+
+def version_or_time(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def open_memory(path: Path, encoder: str | None, as_of: int | str | None = None):
+    """The memory at `path`, with the encoder at a path or hub id if one is given; or as it was after a version or at a time."""
     from retrieval import Encoder, Memory
 
-    return Memory.open(path, Encoder.from_hf(encoder) if encoder else None)
+    memory = Memory.open(path, Encoder.from_hf(encoder) if encoder else None)
+    return memory if as_of is None else memory.as_of(as_of)

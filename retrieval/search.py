@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 
-from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
+from retrieval.cli import add_encoder_option, add_past_option, entry_point, open_memory, parser
 
 
 @entry_point
@@ -12,14 +12,10 @@ def main(argv=None):
     options = parser("retrieval.search", "Find the passages of a memory that are most similar to a text.")
     options.add_argument("text", nargs="+", help="what to search for; several texts are searched for one by one")
     options.add_argument("-k", type=int, default=5, help="passages to show for each text")
-    options.add_argument(
-        "--as-of", type=int, metavar="VERSION", help="search the memory as it was after this version (see retrieval.edit --log)"
-    )
+    add_past_option(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
-    memory = open_memory(args.memory, args.encoder)
-    if args.as_of is not None:
-        memory = memory.as_of(args.as_of)
+    memory = open_memory(args.memory, args.encoder, args.as_of)
     for text, hits in zip(args.text, memory.search(args.text, args.k), strict=True):
         if args.json:
             print(json.dumps({"query": text, "hits": [dataclasses.asdict(hit) for hit in hits]}, ensure_ascii=False))

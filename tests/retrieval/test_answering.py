@@ -2,7 +2,7 @@ import pytest
 
 import lm
 from retrieval import Hit, Memory, Passage, Reader, RetrievalError, answer
-from retrieval.answering import citations, close_to_the_best, first_line
+from retrieval.answering import citations, close_to_the_best, first_line, is_known, supporting_sentence
 from retrieval.fusion.in_context import build_prompt
 from tests.retrieval.models import CHAT, NO_SYSTEM, byte_tokenizer, save_encoder, save_reader
 from tests.retrieval.toy import encode
@@ -88,6 +88,45 @@ def test_passages_far_below_the_best_are_not_shown():
     assert close_to_the_best([]) == []
 
 
+PASSAGE = (
+    "Bagheria is a city. The U.S. visitor J. Smith says it lies in Italy, near Palermo!\n"
+    "It is old. “It has 55,047 people.” Where? 东京在日本。它很大。"
+)
+
+
+@pytest.mark.parametrize("question, text, sentence", [
+    ("In which country is Bagheria?", "Italy", "The U.S. visitor J. Smith says it lies in Italy, near Palermo!"),
+    ("What is Bagheria?", "a city", "Bagheria is a city."),
+    ("How many people?", "55,047", "“It has 55,047 people.”"),
+    ("Which age?", "It is old.", "It is old."),
+    ("Who?", "Nobody at all", "Bagheria is a city."),
+    ("哪里", "东京在日本", "东京在日本。"),
+])  # fmt: skip
+def test_the_supporting_sentence_is_the_one_that_holds_the_answer_and_stands_in_the_passage(question, text, sentence):
+    assert supporting_sentence(PASSAGE, question, text) == sentence and sentence in PASSAGE
+
+
+def test_a_word_that_every_sentence_holds_supports_none():
+    text = "Rome is in Italy. Oslo, in Norway, is in the north."
+    assert supporting_sentence(text, "Where is Oslo in the north?", "Norway") == "Oslo, in Norway, is in the north."
+    assert supporting_sentence("no end", "?", "") == "no end" and supporting_sentence(" . ", "?", "") == "."
+
+
+@pytest.mark.parametrize("text, known", [
+    ("Italy", True), ("It is Italian.", True), ("Bagheria", True), ("Yes.", True), ("in 1950", True), ("意大利", True),
+    ("Kamen-na-Obi, Italy", True), ("Peru", False), ("", False), ("I don't know.", False), ("1951", False),
+    ("The country is not mentioned.", False), ("Unknown", False), ("N/A", False),
+])  # fmt: skip
+def test_an_answer_that_no_passage_holds_is_not_known(text, known):
+    shown = [hit("The city lies in Italy (意大利) since 1950.", title="Bagheria", score=0.5)]
+    assert is_known("In which country is Bagheria?", text, shown) == known
+
+
+def test_nothing_near_enough_is_not_known_and_the_floor_can_be_moved():
+    far = [hit("Bagheria is in Italy.", score=0.2)]
+    assert not is_known("Where?", "Italy", far) and is_known("Where?", "Italy", far, floor=0.1) and not is_known("Where?", "Italy", [])
+
+
 def test_an_answer_is_its_first_line():
     assert first_line("\n\n Paris . \nQuestion: next") == "Paris ." and first_line("") == ""
 
@@ -113,6 +152,8 @@ def test_both_answers_are_what_the_model_says_to_their_prompts(memory, reader):
         ]
         assert [given.text, given.closed_book_text] == texts
         assert given.citations and {h.id for h in given.citations} <= {h.id for h in found}
+        assert all(sentence in h.text for h, sentence in zip(given.citations, given.sentences, strict=True))
+        assert given.known == is_known(question, given.text, found)
 
 
 def test_an_edit_changes_what_is_cited_at_once(memory, reader):
@@ -124,7 +165,7 @@ def test_an_edit_changes_what_is_cited_at_once(memory, reader):
 def test_an_empty_memory_answers_from_the_weights(tmp_path, reader):
     empty = Memory.create(tmp_path / "m", encode)
     given = answer("Where?", empty, reader, max_new_tokens=3)[0]
-    assert given.text == given.closed_book_text and given.citations == ()
+    assert given.text == given.closed_book_text and given.citations == () and not given.known
     assert answer([], empty, reader) == []
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from retrieval import Memory, build, edit, search
+from retrieval import Memory, audit, build, edit, log, search, stats, undo
 from tests.retrieval.models import save_encoder, save_reader
 
 pytest.importorskip("torch")
@@ -43,13 +43,22 @@ def test_build_search_edit_delete_undo_and_log_by_command(built, capsys):
     assert said(capsys)[0]["hits"][0]["id"] == "r3"
     assert edit.main([at, "--edit", "r3", "--text", "town 3 moved", "--author", "Ada", "--reason", "news", "--json"]) == 0
     assert edit.main([at, "--delete", "r1", "r2", "--json"]) == 0
-    assert edit.main([at, "--undo", "--json"]) == 0
+    assert undo.main([at, "--json"]) == 0
     assert [(c["version"], c["action"]) for c in said(capsys)] == [(3, "edit"), (4, "delete"), (5, "undo")]
-    assert edit.main([at, "--show", "r3", "--json"]) == 0 and edit.main([at, "--show", "r3", "--as-of", "2", "--json"]) == 0
-    assert [p["text"] for p in said(capsys)] == ["town 3 moved", "town 3 is in land 3"]
-    assert edit.main([at, "--log"]) == 0
-    log = capsys.readouterr().out
-    assert "Ada" in log and "news" in log and "undo of version 4" in log
+    assert search.main([at, "--json", "-k", "1", "town 3 moved"]) == 0
+    assert search.main([at, "--json", "-k", "1", "--as-of", "2", "town 3. town 3 is in land 3"]) == 0
+    assert [found["hits"][0]["text"] for found in said(capsys)] == ["town 3 moved", "town 3 is in land 3"]
+    assert log.main([at]) == 0
+    printed = capsys.readouterr().out
+    assert "Ada" in printed and "news" in printed and "undo of version 4" in printed
+    assert log.main([at, "--id", "r3", "--json"]) == 0 and log.main([at, "--diff", "2", "4", "--json"]) == 0
+    *history, diff = said(capsys)
+    assert [(c["version"], c["passage"]["text"]) for c in history] == [(2, "town 3 is in land 3"), (3, "town 3 moved")]
+    assert diff == {"added": [], "edited": ["r3"], "deleted": ["r1", "r2"]}
+    assert log.main([at, "--id", "r1"]) == 0 and "(deleted)" in capsys.readouterr().out
+    assert stats.main([at]) == 0 and stats.main([at, "--json"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["passages", "5"] for line in table) and json.loads(last)["passages"] == 5
     assert search.main([at, "--as-of", "1", "town"]) == 0 and "empty" in capsys.readouterr().out
 
 
@@ -91,6 +100,20 @@ def test_ask_prints_both_answers_and_what_was_cited(built, models, capsys):
     assert ask.main([f"--memory={built}", f"--reader={models / 'reader'}", "--json", "--max-new-tokens=3", "where is town 3"]) == 0
     given = said(capsys)[0]
     assert given["citations"] and given["citations"][0]["version"] == 2 and "closed_book_text" in given
+    assert len(given["sentences"]) == len(given["citations"]) and isinstance(given["known"], bool)
+    asked = [f"--memory={built}", f"--reader={models / 'reader'}", "--max-new-tokens=3", "--floor=1.1", "where is town 3"]
+    assert ask.main(asked) == 0
+    assert "open-book:   does not know" in capsys.readouterr().out
+
+
+def test_an_audit_by_command_says_where_the_answer_comes_from_and_deletes_nothing(built, models, capsys):
+    capsys.readouterr()
+    asked = [f"--memory={built}", f"--reader={models / 'reader'}", "--max-new-tokens=3", "where is town 3", "--ids", "r3", "r1"]
+    assert audit.main([*asked, "--json"]) == 0 and audit.main(asked) == 0
+    done, *lines = capsys.readouterr().out.splitlines()
+    assert json.loads(done)["verdict"] in lines[1] and "closed-book:" in lines[-1]
+    assert len(Memory.open(built)) == 5
+    assert audit.main([*asked, "r9"]) == 2 and "'r9'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content, message", [
@@ -133,8 +156,8 @@ def test_a_folder_that_is_no_memory_and_unknown_ids_are_one_line(tmp_path, built
     assert "does not exist" in err and "'zz'" in err and "k=0" in err and "Traceback" not in err
 
 
-def test_edit_without_its_text_and_a_change_of_the_past_are_refused_by_the_parser(tmp_path, capsys):
-    for arguments in (["--edit=a"], ["--undo", "--as-of=1"], []):
+def test_edit_without_its_text_is_refused_by_the_parser(tmp_path, capsys):
+    for arguments in (["--edit=a"], ["--text=a", "--delete", "b"], ["--title=a", "--delete", "b"], []):
         with pytest.raises(SystemExit) as exit:
             edit.main([f"--memory={tmp_path}", *arguments])
         assert exit.value.code == 2

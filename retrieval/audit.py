@@ -1,0 +1,44 @@
+"""Tries a deletion without making it: python -m retrieval.audit --memory=DIR --reader=PATH "Where is Bagheria?" --ids bagheria"""
+
+import dataclasses
+import json
+import sys
+
+from retrieval.cli import add_encoder_option, add_reader_options, entry_point, open_memory, parser
+
+
+@entry_point
+def main(argv=None):
+    options = parser(
+        "retrieval.audit",
+        "Ask with the whole memory, without some passages, and without any, and say where a deleted answer would still come from. "
+        "Nothing is deleted.",
+        "Put the questions first: ... 'In which country is Bagheria?' --ids bagheria sicily --answer Italy",
+    )
+    options.add_argument("question", nargs="+", help="one or several questions, each in quotes")
+    options.add_argument("--ids", nargs="+", required=True, metavar="ID", help="the passages whose deletion is tried")
+    options.add_argument(
+        "--answer", nargs="+", default=[], metavar="NAME", help="what counts as the answer; by default what the whole memory gives"
+    )
+    add_reader_options(options)
+    add_encoder_option(options)
+    args = options.parse_args(argv)
+    memory = open_memory(args.memory, args.encoder)
+    from retrieval import Reader
+    from retrieval.auditing import VERDICTS, audit
+
+    for done in audit(args.question, args.ids, memory, Reader.from_hf(args.reader), args.answer, args.k, args.max_new_tokens):
+        if args.json:
+            print(json.dumps(dataclasses.asdict(done), ensure_ascii=False))
+            continue
+        print(f"{done.question}\n  {done.verdict}: {VERDICTS[done.verdict]}")
+        for label, text, hits in (
+            ("whole memory", done.full, done.full_citations),
+            ("without them", done.deleted, done.citations),
+            ("closed-book", done.closed_book, ()),
+        ):
+            print(f"  {label + ':':<14}{text}{'  [' + ', '.join(hit.id for hit in hits) + ']' if hits else ''}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The deletion audit: does a reader still know what was taken out of its memory, and if so, from where?
+
+After the deletion audit of limited memory language models (LMLM, Zhao et al. 2025): each question is answered from the whole memory
+(FULL), with passages left out (DEL-ON), and without any retrieval (DEL-OFF). Nothing is deleted: search leaves the passages out.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+
+from lm.evaluation.accuracy import contains
+from retrieval.answering import Reader, answer
+from retrieval.errors import RetrievalError
+from retrieval.memory import Memory
+from retrieval.passages import Hit
+
+VERDICTS = {
+    "forgotten": "gone with the passages",
+    "leak": "the reader's weights know it: no deletion removes it",
+    "elsewhere": "other passages carry it: see the citations",
+    "artifact": "still answered, though neither the weights alone nor a passage shown hold it",
+    "unanswered": "not answered with the passages either: nothing to forget",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """full, deleted, closed_book: the texts under FULL, DEL-ON and DEL-OFF. verdict: a key of VERDICTS.
+
+    citations: the passages that the answer with the deletion cites; full_citations: those that the whole memory's answer cites.
+    """
+
+    question: str
+    names: tuple[str, ...]
+    full: str
+    deleted: str
+    closed_book: str
+    verdict: str
+    citations: tuple[Hit, ...]
+    full_citations: tuple[Hit, ...]
+
+
+class Without:
+    """A memory as it would be found without some passages: nothing is written, and searches are those of the memory."""
+
+    def __init__(self, memory: Memory, ids: Collection[str]):
+        self.memory, self.ids = memory, frozenset(ids)
+
+    def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]:
+        found = self.memory.search(texts, k + len(self.ids))
+        return [[hit for hit in hits if hit.id not in self.ids][:k] for hits in found]
+
+
+def audit(
+    questions: Sequence[str], ids: Sequence[str], memory: Memory, reader: Reader, names: Sequence[str] = (), k: int = 3,
+    max_new_tokens: int = 24, on_batch: Callable[[int], None] | None = None,
+) -> list[Audit]:  # fmt: skip
+    """Audits the deletion of `ids` with every question. names: what counts as the answer; by default what FULL says.
+
+    A name counts where it stands as whole words, so short ones find more. The reader runs four times a question. Raises RetrievalError
+    for an unknown id, and what `answer` raises.
+    """
+    if not ids:
+        raise RetrievalError("no passages to audit: give the ids whose deletion is tried")
+    for id in ids:
+        memory.get(id)
+    whole = answer(questions, memory, reader, k, max_new_tokens, on_batch)
+    without = answer(questions, Without(memory, ids), reader, k, max_new_tokens, on_batch)
+    return [_judged(full, less, tuple(names) or (full.text,)) for full, less in zip(whole, without, strict=True)]
+
+
+def _judged(full, less, names: tuple[str, ...]) -> Audit:
+    says = lambda text: contains(text, names)
+    carried = tuple(hit for hit in less.citations if says(f"{hit.title} {hit.text}"))
+    if not says(full.text):
+        verdict = "unanswered"
+    elif says(less.closed_book_text):
+        verdict = "leak"
+    elif not says(less.text):
+        verdict = "forgotten"
+    else:
+        verdict = "elsewhere" if carried else "artifact"
+    return Audit(full.question, names, full.text, less.text, less.closed_book_text, verdict, carried or less.citations, full.citations)

@@ -1,0 +1,23 @@
+"""Says what is in a memory and what it takes: python -m retrieval.stats --memory=DIR"""
+
+import json
+import sys
+
+from retrieval.cli import entry_point, open_memory, parser
+
+
+@entry_point
+def main(argv=None):
+    options = parser("retrieval.stats", "Say how many passages a memory holds, with which encoder and index, and what it takes on disk.")
+    args = options.parse_args(argv)
+    stats = open_memory(args.memory, None).stats()
+    if args.json:
+        print(json.dumps(stats, ensure_ascii=False))
+        return
+    width = max(map(len, stats))
+    for name, value in stats.items():
+        print(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
