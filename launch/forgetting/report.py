@@ -37,11 +37,11 @@ def table(model: str, runs: dict[str, dict[str, dict]]) -> str:
 
 def scored(of: dict) -> str:
     low, high = of["intervals"]["rouge_l"]
-    return f"{100 * of['scores']['rouge_l']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{of['scores']['rouge_l']:.1f} ({low:.1f} to {high:.1f})"
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{share:.0f} %"
 
 
 def picture(models: dict[str, dict[str, dict[str, dict]]], file: Path) -> None:
@@ -55,7 +55,7 @@ def picture(models: dict[str, dict[str, dict[str, dict]]], file: Path) -> None:
     for panel, (model, runs) in zip(panels[0], models.items(), strict=True):
         before = runs["base"]["text"]["perplexity"]
         for run, found in runs.items():
-            x, y = 100 * (found["text"]["perplexity"] / before - 1), 100 * found["tasks"]["all"]["scores"]["rouge_l"]
+            x, y = 100 * (found["text"]["perplexity"] / before - 1), found["tasks"]["all"]["scores"]["rouge_l"]
             panel.plot(x, y, "o", color="#888" if run == "base" else "#1d5fbf")
             panel.annotate(NAMES[run], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
         panel.set(title=model, xlabel="forgotten: perplexity of held-out text, % above the base", ylabel="learned: ROUGE-L, held-out tasks")

@@ -14,7 +14,7 @@ TITLE = re.compile(r"^ = [^=].*[^=] = \n", re.MULTILINE)  # of an article; its s
 def articles(text: str) -> list[str]:
     """The articles of a text in WikiText's format, each with its title line."""
     starts = [found.start() for found in TITLE.finditer(text)]
-    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=False)]
 
 
 def main(argv=None) -> int:
