@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import lance
 
-from retrieval.errors import RetrievalError
+from retrieval.errors import RetrievalError, in_words
 from retrieval.passages import Commit, moment
 
 RECORD = "openbook"  # the transaction property that holds a commit's record
@@ -88,7 +88,8 @@ class History:
 
 def _record_of(dataset: lance.LanceDataset, version: int) -> Record | None:
     try:
-        transaction = dataset.read_transaction(version)
+        with in_words(f"the record of version {version} in {dataset.uri} cannot be read; `verify` says what is damaged"):
+            transaction = dataset.read_transaction(version)
     except TypeError:  # pylance 14 cannot show a compaction in Python
         return None
     text = (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None

@@ -18,12 +18,12 @@ from retrieval.locks import ReadersWriter, file_lock
 from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages
 from retrieval.progress import chunks_with_progress
 from retrieval.scann_index import default_index
+from retrieval.soundness import INDEX, problems
 from retrieval.store import LOCK, TABLE, Store, check_free, read_only_error
 from retrieval.vectors import check_k
 
 logger = logging.getLogger(__name__)
 
-INDEX = "index"
 SAVE_AFTER = 0.1  # of the rows changed since the index was saved; fewer are read from the history when the memory is opened
 REBUILD_AFTER = 0.5  # of the rows changed by others: building again is faster than changing
 
@@ -207,6 +207,13 @@ class Memory:
         if encoder is not None:
             check_encoder(encoder, past)
         return Memory(past, encoder or (self._encode if past.fingerprint == self._store.fingerprint else None))
+
+    def verify(self) -> list[str]:
+        """What is damaged in the folder, a sentence each, with the remedy; [] where everything is as it was written.
+
+        Reads every file: all versions of the table, and the saved index.
+        """
+        return problems(self.path)
 
     def stats(self) -> dict:
         """What is in this version of the memory, as plain values: counts by tag and access group, encoder, bytes on disk."""

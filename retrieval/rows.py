@@ -56,3 +56,15 @@ def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version
         "version": versions,
     }
     return pa.table(columns, schema=table_schema(dim))
+
+
+def half_vectors(table: pa.Table, dim: int) -> np.ndarray:
+    """float16 [N, dim]: the vector column."""
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["vector"].chunks]
+    return np.concatenate(flat or [np.zeros(0, np.float16)]).reshape(-1, dim)
+
+
+def damaged_vectors(table: pa.Table, dim: int) -> list[str]:
+    """The ids whose vectors differ from their checksums. Rows from format 1 have none and pass."""
+    rows = zip(table["id"].to_pylist(), table["vector_crc"].to_pylist(), half_vectors(table, dim), strict=True)
+    return [id for id, crc, vector in rows if crc is not None and crc != zlib.crc32(vector)]

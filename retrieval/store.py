@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance.schema import LanceSchema
 
-from retrieval.errors import RetrievalError
+from retrieval import checksums
+from retrieval.errors import RetrievalError, first_line, in_words
 from retrieval.history import REEMBED, History, properties
 from retrieval.locks import file_lock
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
-from retrieval.rows import FIELDS, FORMAT, passage_of, table_of, table_schema
+from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, passage_of, table_of, table_schema
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Store:
             schema = table_schema(dim).with_metadata(dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True)))
             record = properties("create", (), None, "", None)
             dataset = lance.write_dataset(schema.empty_table(), str(path / TABLE), schema=schema, transaction_properties=record)
+            checksums.catch_up(path / TABLE, dataset.version)
         return cls(path, dataset, read_only=False)
 
     @classmethod
@@ -147,10 +149,14 @@ class Store:
 
     def vectors(self, ids: Iterable[str] | None = None) -> tuple[np.ndarray, list[str]]:
         """(float32 [N, dim], their ids), of all passages or of those of `ids` that exist."""
-        table = self._select(None if ids is None else set(ids), ["id", "vector"])
-        flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["vector"].chunks]
-        values = np.concatenate(flat) if flat else np.zeros(0, np.float16)
-        return values.astype(np.float32).reshape(-1, self.dim), table["id"].to_pylist()
+        table = self._select(None if ids is None else set(ids), ["id", "vector", "vector_crc"])
+        damaged = damaged_vectors(table, self.dim)
+        if damaged:
+            raise RetrievalError(
+                f"the vectors of {listed(damaged)} in {self.path} are damaged on disk (their checksums differ): "
+                "restore the folder from a copy, or edit these passages to write them anew"
+            )
+        return half_vectors(table, self.dim).astype(np.float32), table["id"].to_pylist()
 
     def log(self) -> list[Commit]:
         """Every change up to this version, oldest first."""
@@ -261,10 +267,12 @@ class Store:
             self.latest()
             try:
                 self._upgrade()
+                checksums.catch_up(self.path / TABLE, self.version)
                 yield
             except OSError as error:
-                raise RetrievalError(f"{self.path} could not be written ({_first_line(error)}): nothing was changed") from None
+                raise RetrievalError(f"{self.path} could not be written ({first_line(error)}): nothing was changed") from None
             self._tidy()
+            checksums.catch_up(self.path / TABLE, self.version)
 
     def _upgrade(self) -> None:
         """Gives a format-1 table the columns it lacks, all null, and its new format: one commit of upkeep that rewrites nothing."""
@@ -278,7 +286,10 @@ class Store:
 
     def _commit(self, transaction, action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> Commit:
         transaction.transaction_properties = properties(action, ids, author, reason, undo_to)
+        before = checksums.files_of(self._dataset)
         self._move(lance.LanceDataset.commit(self._dataset, transaction, max_retries=0))
+        names = checksums.files_of(self._dataset) - before | checksums.commit_files(self.version, transaction.uuid)
+        checksums.note(self.path / TABLE, self.version, names)
         return self.history.state(self.version).commit
 
     def _tidy(self) -> None:
@@ -293,7 +304,7 @@ class Store:
                 elif fragments >= COMPACT_FROM:
                     self._dataset.optimize.optimize_indices()
         except (OSError, RuntimeError, ValueError) as error:  # the change itself is committed
-            logger.warning("%s: upkeep failed and will be tried again at the next change: %s", self.path, _first_line(error))
+            logger.warning("%s: upkeep failed and will be tried again at the next change: %s", self.path, first_line(error))
 
     def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
         """Columns of the rows of `ids` (None: all), those that this version lacks all null."""
@@ -305,7 +316,8 @@ class Store:
         names = sorted(ids or ())
         parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
         filters = [None] if ids is None else [f"id IN ({', '.join(map(_quoted, part))})" for part in parts]
-        tables = [self._dataset.to_table(columns=here, filter=filter) for filter in filters]
+        with in_words(f"{self.path / TABLE} cannot be read; `verify` says what is damaged"):
+            tables = [self._dataset.to_table(columns=here, filter=filter) for filter in filters]
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(columns)
 
 
@@ -330,7 +342,7 @@ def check_free(path) -> None:
         raise RetrievalError(f"{path} is a file: a memory is a folder; choose another name")
     if _is_table(path):
         raise RetrievalError(f"{path} already holds a memory: open it, or choose another folder")
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (TABLE, LOCK))
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (TABLE, LOCK, checksums.CHECKSUMS))
     if strangers:
         raise RetrievalError(f"{path} is not empty ({listed(strangers)}): a memory needs a folder of its own; choose a new one")
 
@@ -352,15 +364,9 @@ def _is_table(path: Path) -> bool:
 
 
 def _dataset(path: Path, version: int | None = None) -> lance.LanceDataset:
-    try:
+    asked = "" if version is None else f" at version {version}"
+    with in_words(f"{path / TABLE}{asked} cannot be read; `verify` says what is damaged"):
         return lance.dataset(str(path / TABLE), version=version)
-    except (ValueError, OSError) as error:
-        asked = "" if version is None else f" at version {version}"
-        raise RetrievalError(f"{path / TABLE}{asked} cannot be read: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _quoted(text: str) -> str:

@@ -1,0 +1,136 @@
+"""Checksums: sha256 and size of every file of a memory's table, in a file beside it.
+
+Lance keeps no checksums, so a flipped bit would be read as data. Its files never change once written: those that a commit
+writes are noted right after it, one line a commit, and each line carries a checksum of its own. A process killed between the
+two leaves files that are not noted; the next change notes them.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import lance
+
+logger = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums"
+HINT = "_versions/latest_version_hint.json"  # the one file that Lance writes over; only ever a hint
+
+
+def files_of(dataset: lance.LanceDataset) -> set[str]:
+    """The files that a version's rows and deletions are in, relative to the table."""
+    names = set()
+    for fragment in (fragment.metadata for fragment in dataset.get_fragments()):
+        names.update(f"data/{file.path}" for file in fragment.files)
+        if fragment.deletion_file is not None:
+            names.add(fragment.deletion_file.path(fragment.id))
+    return names
+
+
+def commit_files(version: int, uuid: str) -> set[str]:
+    """The files that say what a version is made of: its manifest, and the transaction `uuid` that made it from the one before."""
+    return {f"_versions/{2**64 - 1 - version:020}.manifest", f"_transactions/{version - 1}-{uuid}.txn"}
+
+
+def note(table: Path, version: int, names: Iterable[str]) -> None:
+    """Notes the files of a new version. Where that fails, a warning says so and the next change notes them."""
+    journal = table.parent / CHECKSUMS
+    try:
+        body = json.dumps({"version": version, "files": {name: _digest(table / name) for name in sorted(names)}})
+        with open(journal, "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            start = b"" if file.read(1) in (b"", b"\n") else b"\n"  # a line that was cut off stays a line of its own
+            line = start + f"{_hash(body)} {body}\n".encode()
+            try:
+                written = file.write(line)
+            except OSError:
+                file.truncate(size)
+                raise
+            if written != len(line):
+                file.truncate(size)
+                raise OSError(f"only {written} of {len(line)} bytes could be written")
+    except OSError as error:
+        logger.warning("%s: the checksums of version %d will be noted by the next change (%s)", journal, version, error)
+
+
+def catch_up(table: Path, version: int) -> None:
+    """Notes every file of the table that is not noted, where the last line is older than `version`."""
+    if _noted_version(table.parent / CHECKSUMS) == version:
+        return
+    lines, _ = _read(table.parent / CHECKSUMS)
+    noted = {name for line in lines for name in line["files"]}
+    present = {path.relative_to(table).as_posix() for path in table.rglob("*") if path.is_file()}
+    note(table, version, present - noted - {HINT})
+
+
+def damaged(table: Path) -> list[str]:
+    """What is wrong with the files of a table, a sentence each."""
+    journal = table.parent / CHECKSUMS
+    if not journal.exists():
+        return [f"{journal} is missing: the next change writes it anew, and cannot tell what was damaged before"]
+    lines, problems = _read(journal)
+    for line in lines:
+        for name, (size, digest) in line["files"].items():
+            path = table / name
+            what = f"written by version {line['version']}: restore it from a copy of the memory"
+            try:
+                if _digest(path) != (size, digest):
+                    problems.append(f"{path} differs from its checksum, {what}")
+            except OSError as error:
+                problems.append(f"{path} cannot be read ({error.strerror}), {what}")
+    hint = table / HINT
+    if hint.exists():
+        newest = max((line["version"] for line in lines), default=0)
+        try:
+            good = json.loads(hint.read_bytes())["version"] >= newest
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            problems.append(f"{hint} does not name version {newest}: delete it, it is only a hint and the next change writes it anew")
+    return problems
+
+
+def _read(journal: Path) -> tuple[list[dict], list[str]]:
+    """(the lines that are whole, a sentence for each that is not)."""
+    text = journal.read_bytes().decode("ascii", "replace") if journal.exists() else ""
+    texts = text.split("\n")
+    lines = [_line(line) for line in texts[:-1]] + [None] * bool(texts[-1])
+    remedy = "differs from its checksum: restore the file from a copy of the memory"
+    problems = [f"{journal} line {number} {remedy}" for number, line in enumerate(lines, start=1) if line is None]
+    return [line for line in lines if line is not None], problems
+
+
+def _noted_version(journal: Path) -> int:
+    """The version of the last line; 0 where there is none, or it is not whole."""
+    if not journal.exists():
+        return 0
+    with open(journal, "rb") as file:
+        size, step = file.seek(0, os.SEEK_END), 1 << 14
+        text = b""
+        while b"\n" not in text[:-1] and len(text) < size:
+            step *= 8
+            file.seek(max(0, size - step))
+            text = file.read()
+    line = _line(text.decode("ascii", "replace").removesuffix("\n").rpartition("\n")[2])
+    return line["version"] if line else 0
+
+
+def _line(text: str) -> dict | None:
+    """What a line notes; None when it differs from its checksum."""
+    digest, _, body = text.partition(" ")
+    return json.loads(body) if digest == _hash(body) else None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    """(bytes, sha256)"""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest

@@ -1,0 +1,45 @@
+"""Whether a memory still holds what was written: files against their checksums, passages and vectors against theirs, the index."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from retrieval import checksums
+from retrieval.errors import RetrievalError
+from retrieval.rows import FIELDS, damaged_vectors, passage_of
+from retrieval.scann_index import default_index
+from retrieval.store import TABLE, Store
+
+INDEX = "index"
+
+
+def problems(path) -> list[str]:
+    """What is wrong with the memory at `path`, a sentence each, with the remedy; [] where it is sound.
+
+    Rows are read only where all files are sound. What a process wrote just before it was killed may have no checksum yet.
+    """
+    table = Path(path) / TABLE
+    found = checksums.damaged(table) if table.is_dir() else []
+    if found:
+        return found
+    try:
+        store = Store.open(path)
+        found = list(_damaged_rows(store))
+    except RetrievalError as error:
+        return [str(error)]
+    if (Path(path) / INDEX).exists():
+        try:
+            default_index().load(Path(path) / INDEX)
+        except RetrievalError as error:
+            found.append(f"{error}; it is rebuilt from the table when the memory is searched")
+    return found
+
+
+def _damaged_rows(store: Store) -> Iterator[str]:
+    remedy = "edit it to write it anew, or restore the folder from a copy"
+    table = store.columns([*FIELDS, "content_hash", "vector", "vector_crc"])
+    for id in damaged_vectors(table, store.dim):
+        yield f"passage {id!r} in {store.path}: its vector differs from its checksum: {remedy}"
+    for batch in table.drop_columns(["vector"]).to_batches(max_chunksize=8192):
+        for row in batch.to_pylist():
+            if passage_of(row).content_hash != row["content_hash"]:
+                yield f"passage {row['id']!r} in {store.path} differs from its content hash: {remedy}"

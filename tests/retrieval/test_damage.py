@@ -1,0 +1,96 @@
+"""Bit flips, full and read-only disks: what is damaged is named, what is lost is nothing."""
+
+import logging
+import shutil
+
+import pytest
+
+from retrieval import Memory, Passage, RetrievalError
+from retrieval.soundness import problems
+from tests.retrieval.toy import encode, state
+
+NORMAL_AND_SLOW = [40, pytest.param(500, marks=pytest.mark.slow)]
+
+
+@pytest.fixture
+def lived(tmp_path, monkeypatch):
+    """A memory with every kind of file: adds, edits, deletes, undos, a compaction, an id index, a saved search index."""
+    monkeypatch.setattr("retrieval.store.COMPACT_FROM", 4)
+    monkeypatch.setattr("retrieval.store.SCALAR_INDEX_FROM", 10)
+    memory = Memory.create(tmp_path / "m", encode)
+    memory.add([Passage(f"p{i}", f"town{i} lies in land{i}", tags=("town",)) for i in range(60)])
+    for i in range(6):
+        memory.edit(f"p{i}", f"edited {i}")
+    memory.delete(["p7", "p8"])
+    memory.undo()
+    memory.search(["town"])
+    return memory
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def flip(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("flips", NORMAL_AND_SLOW)
+def test_every_flipped_bit_in_the_store_s_files_is_named_by_verify(lived, rng, flips):
+    assert lived.verify() == []
+    own = [*files(lived.path / "passages.lance"), lived.path / "checksums"]
+    assert {path.parent.name for path in own} >= {"data", "_versions", "_transactions", "_deletions"}
+    assert any("_indices" in path.parts for path in own), "the id index under test was not made"
+    for number in range(flips):
+        path = own[number % len(own)] if number < len(own) else own[rng.integers(len(own))]
+        good = path.read_bytes()
+        flip(path, rng)
+        found = problems(lived.path)
+        assert any(str(path) in problem for problem in found), (path, found)
+        path.write_bytes(good)
+    assert lived.verify() == []
+
+
+@pytest.mark.parametrize("flips", NORMAL_AND_SLOW)
+def test_every_flipped_bit_in_the_saved_index_is_found_and_the_index_rebuilt(lived, rng, flips, caplog):
+    queries = ["town1", "land2 lies"]
+    expected, index = lived.search(queries, 5), lived.path / "index"
+    copy = shutil.copytree(index, lived.path.parent / "copy")
+    names = [path.relative_to(index) for path in files(index)]
+    for number in range(flips):
+        flip(index / names[number % len(names)], rng)
+        assert number or any("rebuilt" in problem for problem in lived.verify())
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert Memory.open(lived.path, encode).search(queries, 5) == expected
+        assert "rebuilt from the store" in caplog.text
+        shutil.rmtree(index)
+        shutil.copytree(copy, index)
+
+
+def test_what_was_changed_behind_the_checksums_is_found_by_the_rows_own(lived):
+    store = lived._store
+    store._dataset.update({"text": "'forged'"}, where="id = 'p9'")
+    store._dataset.update(
+        {"vector": "arrow_cast(make_array(" + ", ".join(["1.0"] * 32) + "), 'FixedSizeList(32, Float16)')"}, where="id = 'p10'"
+    )
+    Memory.open(lived.path, encode).add([Passage("new", "which notes the forged files")])
+    assert [problem.split(" in ")[0] for problem in lived.verify()] == ["passage 'p10'", "passage 'p9'"]
+    with pytest.raises(RetrievalError, match=r"vectors of 'p10'.*damaged"):
+        Memory.open(lived.path, encode)._store.vectors()
+
+
+def test_a_writer_killed_before_it_noted_its_files_is_made_up_for_by_the_next_change(lived, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr("retrieval.checksums.note", lambda *args: None)
+        lived.edit("p1", "the lost line")
+    assert lived.verify() == []
+    lived.edit("p2", "the next change")
+    noted = (lived.path / "checksums").read_text()
+    assert [path.name for path in files(lived.path / "passages.lance") if path.name not in noted] == ["latest_version_hint.json"]
+    (lived.path / "checksums").unlink()
+    assert "checksums is missing" in lived.verify()[0]
+    lived.edit("p2", "once more")
+    assert lived.verify() == [] and "p60" not in state(lived)
