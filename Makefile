@@ -15,11 +15,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow bench lint format lock clean
+.PHONY: help quickstart test test-slow bench bench-retrieval lint format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
 
 quickstart: .venv/.openbook  ## environment + the main job: train, build a memory, ask, edit, report (runs/quickstart)
 	$(BIN)/python -m launch.study --config=configs/studies/quickstart.py $(ARGS)
@@ -32,6 +32,10 @@ test-slow: .venv/.test  ## the larger sweeps too
 
 bench: .venv/.test  ## speed beside transformers on torch, ratios in one run (ten minutes on two quiet cores)
 	$(BIN)/python -m tests.benchmarks.speed
+
+bench-retrieval: .venv/.test  ## indexes beside faiss, hnswlib and usearch, and a memory of 200,000 passages (an hour and a half the first time)
+	$(PIP) install --editable ".[bench]"
+	$(BIN)/python -m tests.benchmarks.retrieval
 
 lint: .venv/.test  ## ruff and the type checker
 	$(BIN)/ruff check .

@@ -1,0 +1,119 @@
+"""What a process of the retrieval benchmark does with one index: build and keep it, find its setting, time it."""
+
+import json
+import os
+import re
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tests.benchmarks import vectors
+from tests.benchmarks.engines import ENGINES, Engine, scann_load
+from tests.benchmarks.vectors import K
+
+RECALL = 0.95
+SECONDS = 1.0  # of each measurement
+
+
+def make_vectors(name: str, rows: int | None, folder: str) -> dict:
+    if not (Path(folder) / "nearest.npy").exists():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        base, asked = vectors.load(name, rows)
+        for part, values in {"base": base, "queries": asked, "nearest": vectors.nearest(base, asked)}.items():
+            np.save(Path(folder) / f"{part}.npy", values)
+    return {}
+
+
+def prepare(engine: str, folder: str) -> dict:
+    """Builds and saves the index and finds its setting, if that has not been done."""
+    home = place(folder, engine)
+    facts = home / "facts.json"
+    if facts.exists():
+        return json.loads(facts.read_text())
+    home.mkdir(exist_ok=True)
+    base = np.load(Path(folder) / "base.npy")
+    chosen = ENGINES[engine]
+    began, cpu = time.perf_counter(), time.process_time()
+    index = chosen.build(base)
+    took = {"build_s": time.perf_counter() - began, "build_cpu_s": time.process_time() - cpu, "build_peak_mb": peak_mb()}
+    chosen.save(index, home / "index")
+    del index
+    found = took | setting(chosen, chosen.load(home / "index"), len(base), *queries(folder))
+    facts.write_text(json.dumps(found))
+    return found
+
+
+def timed(engine: str, folder: str, setting: list) -> dict:
+    """Queries a second one by one and all in a call; MB that the index takes, and the process with it."""
+    chosen, (asked, _) = ENGINES[engine], queries(folder)
+    saved = place(folder, engine) / "index"
+    chosen.warm()
+    before = resident_mb()
+    index = chosen.load(saved)
+    batched = rate(lambda: chosen.many(index, asked, tuple(setting)), len(asked))
+    after = resident_mb()
+    single = rate(lambda: [chosen.one(index, query, tuple(setting)) for query in asked[:200]], 200)
+    answer = {"single": single, "batched": batched, "index_mb": after - before, "process_mb": after}
+    return answer | ({"layer": layer(index, saved, asked)} if engine == "ScannIndex" else {})
+
+
+def layer(ours, saved: Path, asked: np.ndarray) -> float:
+    """Queries a second through ScannIndex by those through plain ScaNN with the same files and setting."""
+    plain = scann_load(saved)
+    ratios = []
+    for _ in range(5):
+        mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
+        ratios.append(mine / rate(lambda: plain.search_batched_parallel(asked, K, batch_size=64), len(asked), SECONDS / 4))
+    return float(np.median(ratios))
+
+
+def setting(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.ndarray) -> dict:
+    """The fastest setting in batches that reaches the recall, or the most thorough one there is."""
+    best: dict = {"setting": [], "recall": 0.0, "rate": 0.0}
+    for curve in engine.curves(rows):
+        low, high = 0, len(curve) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if recall(engine.many(index, asked, curve[middle]), nearest) >= RECALL else (middle + 1, high)
+        reached = recall(engine.many(index, asked, curve[low]), nearest)
+        speed = rate(lambda at=curve[low]: engine.many(index, asked, at), len(asked), SECONDS / 3)
+        tried = {"setting": list(curve[low]), "recall": reached, "rate": speed}
+        best = max(best, tried, key=lambda point: (min(point["recall"], RECALL), point["rate"]))
+    return {"setting": best["setting"], "recall": best["recall"]}
+
+
+def recall(found, nearest: np.ndarray) -> float:
+    return float(np.mean([len(set(map(int, row)) & set(true.tolist())) / K for row, true in zip(found, nearest, strict=True)]))
+
+
+def rate(run, count: int, seconds: float | None = None) -> float:
+    """`count` by the median seconds of `run()`, called once to warm up and then for `seconds`."""
+    run()
+    took, end = [], time.perf_counter() + (SECONDS if seconds is None else seconds)
+    while not took or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - start)
+    return count / float(np.median(took))
+
+
+def place(folder: str, engine: str) -> Path:
+    return Path(folder) / re.sub(r"\W+", "-", engine)
+
+
+def queries(folder: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.load(Path(folder) / "queries.npy"), np.load(Path(folder) / "nearest.npy")
+
+
+def resident_mb() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+JOBS = {"vectors": make_vectors, "prepare": prepare, "time": timed}

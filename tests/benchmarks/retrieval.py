@@ -1,0 +1,143 @@
+"""Indexes side by side at equal recall, and a memory of 200,000 passages: queries a second, build time, resident memory, edits.
+
+python -m tests.benchmarks.retrieval                                # makes what is missing, then measures
+python -m tests.benchmarks.retrieval --prepare                      # vectors, indexes, memories and settings only: an hour, once
+python -m tests.benchmarks.retrieval --rows=20000 --sets clusters   # smaller
+
+Every engine has two threads for a batch, one for a single query, and a process of its own. Its search setting is the fastest of
+those tried (tests/benchmarks/engines.py) with recall@10 of at least 0.95 over 1,000 queries. Rounds go through all engines in
+turn; the tables have medians over rounds, and of the ratios round by round. What was made lies in ~/.cache/openbook/benchmarks;
+--fresh makes indexes and memories anew.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+
+from tests.benchmarks import vectors
+from tests.benchmarks.engines import ENGINES
+from tests.benchmarks.index_jobs import JOBS as INDEX_JOBS
+from tests.benchmarks.memory_jobs import ENCODERS
+from tests.benchmarks.memory_jobs import JOBS as MEMORY_JOBS
+
+JOBS = INDEX_JOBS | MEMORY_JOBS
+PACKAGES = ("numpy", "scann", "faiss-cpu", "hnswlib", "usearch", "pylance", "jax")
+
+
+def child(job: str, **arguments) -> dict:
+    """What a job answers, from a process of its own."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "2"}
+    environment.pop("OPENBLAS_CORETYPE", None)  # set where an old CPU is pretended
+    command = [sys.executable, "-m", "tests.benchmarks.retrieval", f"--job={json.dumps([job, arguments])}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{job} {arguments} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(header: str, rows: list[list[str]]) -> None:
+    print(f"\n| {header} |\n|{'---|' * (header.count('|') + 1)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
+    rows = []
+    for engine, fact in facts.items():
+        line = [f"{engine} ({ENGINES[engine].about})", " ".join(map(str, fact["setting"])) or "as built", f"{fact['recall']:.3f}"]
+        for mode in ("single", "batched"):
+            line.append(f"{statistics.median(r[engine][mode] for r in rounds):,.0f}")
+            ratios = [r["ScannIndex"][mode] / r[engine][mode] for r in rounds if "ScannIndex" in r]
+            line.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+        line += [f"{fact['build_s']:.0f}", f"{fact['build_cpu_s']:.0f}", f"{rounds[-1][engine]['index_mb']:.0f}"]
+        rows.append([*line, f"{rounds[-1][engine]['process_mb']:.0f}"])
+    header = "setting | recall@10 | single/s | ours ÷ it | batched/s | ours ÷ it | build s | build CPU s | index MB | process MB"
+    table(f"{name} | {header}", rows)
+    if "ScannIndex" in facts:
+        layers = statistics.median(r["ScannIndex"]["layer"] for r in rounds)
+        print(f"\nScannIndex ÷ scann on the same files and setting, in batches: {layers:.2f}")
+
+
+def report_memory(facts: dict, rounds: list[dict]) -> None:
+    rows = []
+    for encoder in facts:
+        median = {key: statistics.median(r[encoder][key] for r in rounds) for key in rounds[0][encoder]}
+        rows.append([
+            encoder, f"{median['edit_ms']:.1f}", f"{median['edit_p95_ms']:.1f}", f"{median['search_ms']:.1f}", f"{median['open_s']:.2f}",
+            f"{median['ready_s']:.2f}", f"{facts[encoder]['build_s']:.0f}", f"{median['process_mb']:.0f}", f"{median['peak_mb']:.0f}",
+        ])  # fmt: skip
+    header = "edit to visible ms | p95 | search ms | open s | open and first search s | build s | process MB | peak MB"
+    table(f"memory | {header}", rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="*", choices=vectors.SETS, default=list(vectors.SETS))
+    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=[name for name, engine in ENGINES.items() if engine.there()])
+    parser.add_argument("--encoders", nargs="*", choices=ENCODERS, default=list(ENCODERS), help="of the memories")
+    parser.add_argument("--rows", type=int, help="the first so many vectors of each set, and passages of a memory")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--json", metavar="FILE", help="where every figure of every round is written")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.job:
+        job, arguments = json.loads(args.job)
+        print(json.dumps(JOBS[job](**arguments)))
+        return
+    work = vectors.cache() / "work" / str(args.rows or "all")
+    if args.fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    folders = {name: str(work / name) for name in (*args.sets, *(f"memory-{encoder}" for encoder in args.encoders))}
+    indexes = {name: {} for name in args.sets}
+    for name in args.sets:
+        say(f"{name}: vectors")
+        child("vectors", name=name, rows=args.rows, folder=folders[name])
+        for engine in args.engines:
+            say(f"{name}: {engine}")
+            indexes[name][engine] = child("prepare", engine=engine, folder=folders[name])
+            say(f"    {indexes[name][engine]}")
+    memories = {}
+    for encoder in args.encoders:
+        say(f"memory: {encoder}")
+        memories[encoder] = child("create", encoder=encoder, rows=args.rows, folder=folders[f"memory-{encoder}"])
+    if args.prepare:
+        return
+    rounds: dict[str, list] = {name: [] for name in (*args.sets, "memory")}
+    for number in range(args.rounds):
+        say(f"round {number + 1} of {args.rounds}")
+        for name, facts in indexes.items():
+            timed = {e: child("time", engine=e, folder=folders[name], setting=facts[e]["setting"]) for e in facts}
+            rounds[name].append(timed)
+        rounds["memory"].append({e: child("edits", encoder=e, folder=folders[f"memory-{e}"], number=number) for e in memories})
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump({"indexes": indexes, "memories": memories, "rounds": rounds}, file, indent=1)
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES if there(package))
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}; {versions}; {args.rounds} rounds")
+    for name, facts in indexes.items():
+        report_set(name, facts, rounds[name])
+    if memories:
+        report_memory(memories, rounds["memory"])
+
+
+def there(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    main()
