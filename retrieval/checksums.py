@@ -21,8 +21,8 @@ HINT = "_versions/latest_version_hint.json"  # the one file that Lance writes ov
 
 
 def files_of(dataset: lance.LanceDataset) -> set[str]:
-    """The files that a version's rows and deletions are in, relative to the table."""
-    names = set()
+    """The files that a version's rows and deletions are in, relative to the table, and the folders of all indices."""
+    names = {f"_indices/{path.name}" for path in Path(dataset.uri, "_indices").glob("*")}
     for fragment in (fragment.metadata for fragment in dataset.get_fragments()):
         names.update(f"data/{file.path}" for file in fragment.files)
         if fragment.deletion_file is not None:
@@ -30,9 +30,16 @@ def files_of(dataset: lance.LanceDataset) -> set[str]:
     return names
 
 
-def commit_files(version: int, uuid: str) -> set[str]:
-    """The files that say what a version is made of: its manifest, and the transaction `uuid` that made it from the one before."""
-    return {f"_versions/{2**64 - 1 - version:020}.manifest", f"_transactions/{version - 1}-{uuid}.txn"}
+def new_files(dataset: lance.LanceDataset, before: set[str], version: int, uuid: str = "*") -> set[str]:
+    """The files written since `version`, which had the files `before`. uuid: of the transaction, where there was only one."""
+    table = Path(dataset.uri)
+    names = files_of(dataset) - before
+    folders = {name for name in names if name.startswith("_indices/")}
+    names = (names - folders) | {path.relative_to(table).as_posix() for name in folders for path in (table / name).rglob("*")}
+    for later in range(version, dataset.version):
+        names.add(f"_versions/{2**64 - 2 - later:020}.manifest")
+        names.update(f"_transactions/{path.name}" for path in (table / "_transactions").glob(f"{later}-{uuid}.txn"))
+    return names
 
 
 def note(table: Path, version: int, names: Iterable[str]) -> None:
@@ -109,7 +116,7 @@ def _noted_version(journal: Path) -> int:
     if not journal.exists():
         return 0
     with open(journal, "rb") as file:
-        size, step = file.seek(0, os.SEEK_END), 1 << 14
+        size, step = file.seek(0, os.SEEK_END), 512
         text = b""
         while b"\n" not in text[:-1] and len(text) < size:
             step *= 8

@@ -5,8 +5,9 @@ import datetime
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class Memory:
         self._see_others()
         self._store.check_new(p.id for p in passages)
         vectors, encoder = self._vectors([p.searchable for p in passages], "encoding passages")
-        return self._change(lambda: self._store.add(passages, vectors, author, reason), encoder)
+        return self._change(lambda: self._store.add(passages, vectors, author, reason), vectors, encoder)
 
     def edit(
         self, id: str, text: str | None = None, title: str | None = None, source: str | None = None,
@@ -106,7 +107,7 @@ class Memory:
         new = dataclasses.replace(self.get(id), **changes)
         check_passages([new])
         vectors, encoder = self._vectors([new.searchable], "encoding")
-        return self._change(lambda: self._store.edit([new], vectors, author, reason), encoder)
+        return self._change(lambda: self._store.edit([new], vectors, author, reason), vectors, encoder)
 
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
@@ -233,13 +234,13 @@ class Memory:
 
     # Keeping the index in step
 
-    def _change(self, commit: Callable[[], Commit], encoder: str | None = None) -> Commit:
-        """Makes a commit and brings the index to it. encoder: the fingerprint of what made the vectors that it writes."""
+    def _change(self, commit: Callable[[], Commit], vectors: np.ndarray | None = None, encoder: str | None = None) -> Commit:
+        """Makes a commit and brings the index to it. vectors [N, dim]: those it writes, made by the encoder of that fingerprint."""
         with self._lock.write():
             if encoder not in (None, self._store.fingerprint):
                 raise RetrievalError(f"{self.path} was re-encoded during this change: nothing was changed, try again")
             done = commit()
-            self._catch_up()
+            self._catch_up({} if vectors is None else dict(zip(done.ids, vectors, strict=True)))
         return done
 
     def _check_writable(self) -> None:
@@ -280,15 +281,21 @@ class Memory:
                 logger.warning("%s; the index is rebuilt from the store", error)
         self._rebuild()
 
-    def _catch_up(self) -> None:
-        """Brings the index, if it is loaded, to the store's version, from the history where that is faster."""
+    def _catch_up(self, written: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
+        """Brings the index, if it is loaded, to the store's version, from the history where that is faster.
+
+        written: what the newest commit wrote; if nothing else has changed, it is not read again.
+        """
         if self._index is None:
             return
         changed = self._store.history.changed_since(self._index_version)
         if changed is None or len(changed) > 1000 + REBUILD_AFTER * len(self._index):
             self._rebuild()
             return
-        vectors, ids = self._store.vectors(changed)
+        if written and changed == written.keys():  # rounded as in the table, so that a rebuilt index gives the same scores
+            vectors, ids = np.array(list(written.values()), np.float16).astype(np.float32), list(written)
+        else:
+            vectors, ids = self._store.vectors(changed)
         try:
             self._index.delete([id for id in changed.difference(ids) if id in self._index])
             self._index.upsert(vectors, ids)

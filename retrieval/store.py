@@ -31,7 +31,8 @@ TABLE = "passages.lance"
 LOCK = "lock"
 SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
 SCALAR_INDEX_FROM = 20_000  # rows; below, reading the id column is as fast
-COMPACT_FROM = 128  # fragments; each one-row change adds one
+UPKEEP = ((8, 256), (16, 4_096), (24, 65_536), (32, 1_048_576))  # so many fragments with fewer rows are made into one of so many:
+# a one-row change adds a fragment, each costs every look-up some 0.1 ms, and old versions keep the fragments they had
 AT_ONCE = 2_000  # ids asked for in one filter
 
 
@@ -99,9 +100,9 @@ class Store:
         """Moves to the newest version, which another process may have written; True when it moved. A read-only handle stays."""
         if self.read_only:
             return False
-        newest = _dataset(self.path)
-        moved = newest.version != self._dataset.version
+        moved = self._dataset.latest_version != self.version
         if moved:
+            newest = _dataset(self.path)
             encoder, source = _settings(newest)[1:3]
             if encoder != self.fingerprint:
                 raise RetrievalError(
@@ -194,18 +195,20 @@ class Store:
         """Replaces passages by those of the same ids. Raises RetrievalError when an id does not exist."""
         passages = _some(check_passages(passages), "passages")
         with self._writing():
-            self.check_known(p.id for p in passages)
             merge = self._dataset.merge_insert("id").when_matched_update_all()
-            transaction, _ = merge.execute_uncommitted(table_of(passages, vectors, self.dim, [self.version + 1] * len(passages)))
+            transaction, done = merge.execute_uncommitted(table_of(passages, vectors, self.dim, [self.version + 1] * len(passages)))
+            if done["num_updated_rows"] != len(passages):  # asking first would take as long again
+                self.check_known(p.id for p in passages)
             return self._commit(transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version)
 
     def delete(self, ids: Sequence[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages from the newest version; older versions keep them. Raises RetrievalError when an id does not exist."""
         ids = _some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
         with self._writing():
-            self.check_known(ids)
             rows = pa.table([pa.array(ids, pa.string())], schema=pa.schema([table_schema(self.dim).field("id")]))
-            transaction, _ = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
+            transaction, done = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
+            if done["num_deleted_rows"] != len(ids):
+                self.check_known(ids)
             return self._commit(transaction, "delete", ids, author, reason, undo_to=self.version)
 
     def undo(self, author: str | None = None, reason: str = "") -> Commit:
@@ -272,7 +275,6 @@ class Store:
             except OSError as error:
                 raise RetrievalError(f"{self.path} could not be written ({first_line(error)}): nothing was changed") from None
             self._tidy()
-            checksums.catch_up(self.path / TABLE, self.version)
 
     def _upgrade(self) -> None:
         """Gives a format-1 table the columns it lacks, all null, and its new format: one commit of upkeep that rewrites nothing."""
@@ -288,23 +290,27 @@ class Store:
         transaction.transaction_properties = properties(action, ids, author, reason, undo_to)
         before = checksums.files_of(self._dataset)
         self._move(lance.LanceDataset.commit(self._dataset, transaction, max_retries=0))
-        names = checksums.files_of(self._dataset) - before | checksums.commit_files(self.version, transaction.uuid)
+        names = checksums.new_files(self._dataset, before, self.version - 1, transaction.uuid)
         checksums.note(self.path / TABLE, self.version, names)
         return self.history.state(self.version).commit
 
     def _tidy(self) -> None:
         """Keeps one-row changes and look-ups fast. These are commits without a record: they change no passage."""
-        fragments = len(self._dataset.get_fragments())
+        before, version, dataset = checksums.files_of(self._dataset), self.version, self._dataset
+        rows = [fragment.metadata.physical_rows for fragment in dataset.get_fragments()]
+        merges = [size for count, size in UPKEEP if sum(n < size for n in rows) >= count]
         try:
-            if fragments >= COMPACT_FROM:
-                self._dataset.optimize.compact_files()
-            if self._dataset.count_rows() >= SCALAR_INDEX_FROM:
-                if not self._dataset.describe_indices():
-                    self._dataset.create_scalar_index("id", "BTREE")
-                elif fragments >= COMPACT_FROM:
-                    self._dataset.optimize.optimize_indices()
+            if merges:
+                dataset.optimize.compact_files(target_rows_per_fragment=merges[-1])
+            if sum(rows) >= SCALAR_INDEX_FROM and (merges or not (self.path / TABLE / "_indices").exists()):
+                if not dataset.describe_indices():
+                    dataset.create_scalar_index("id", "BTREE")
+                elif len(merges) > 1:
+                    dataset.optimize.optimize_indices()
         except (OSError, RuntimeError, ValueError) as error:  # the change itself is committed
             logger.warning("%s: upkeep failed and will be tried again at the next change: %s", self.path, first_line(error))
+        if self.version > version:
+            checksums.note(self.path / TABLE, self.version, checksums.new_files(dataset, before, version))
 
     def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
         """Columns of the rows of `ids` (None: all), those that this version lacks all null."""

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval import Diff, Memory, Passage, RetrievalError
+from retrieval.soundness import problems
 from retrieval.store import Store
 from tests.retrieval.toy import encode, state
 
@@ -96,7 +97,7 @@ def test_an_undo_names_the_ids_it_changed_and_the_log_says_who_and_why(tmp_path)
 
 
 def test_undo_and_log_are_exact_across_upkeep_commits(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.store.COMPACT_FROM", 3)
+    monkeypatch.setattr("retrieval.store.UPKEEP", ((3, 5), (3, 10**6)))
     monkeypatch.setattr("retrieval.store.SCALAR_INDEX_FROM", 2)
     store = filled(tmp_path / "m")
     states = [texts(store)]
@@ -108,6 +109,20 @@ def test_undo_and_log_are_exact_across_upkeep_commits(tmp_path, monkeypatch):
     for then in reversed(states[:-1]):
         store.undo()
         assert texts(store) == then
+
+
+def test_two_hundred_small_changes_leave_few_fragments_and_every_file_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr("retrieval.store.UPKEEP", ((4, 8), (6, 32), (8, 1_000)))
+    monkeypatch.setattr("retrieval.store.SCALAR_INDEX_FROM", 50)
+    store = Store.create(tmp_path / "m", 4, "f")
+    for number in range(200):
+        store.add([Passage(f"p{number}", f"text {number}")], vectors(1))
+    assert len(store._dataset.get_fragments()) <= 12 and store._dataset.describe_indices()
+    assert texts(store) == {f"p{number}": f"text {number}" for number in range(200)}
+    assert problems(store.path) == []
+    noted = (store.path / "checksums").read_text()
+    files = [path for path in store.path.rglob("*") if path.is_file() and path.parent != store.path]
+    assert [path.name for path in files if path.name not in noted] == ["latest_version_hint.json"]
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -245,7 +260,7 @@ def test_a_moment_stands_for_the_version_that_was_the_newest(tmp_path, monkeypat
     Clock.minute = -1
     monkeypatch.setattr("retrieval.history.datetime.datetime", Clock)
     store = filled(tmp_path / "m")  # versions 1, 2 of 12:00, 12:01
-    monkeypatch.setattr("retrieval.store.COMPACT_FROM", 2)
+    monkeypatch.setattr("retrieval.store.UPKEEP", ((2, 5), (2, 10**6)))
     for text in ("x", "y"):
         store.edit([Passage("a", text)], vectors(1))
     monkeypatch.undo()
