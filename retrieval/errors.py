@@ -12,6 +12,8 @@ def in_words(what: str):
     """Turns what Lance raises into a RetrievalError; on damaged files its Rust code panics, which Python sees as a BaseException."""
     try:
         yield
+    except RetrievalError:
+        raise
     except BaseException as error:
         if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "PanicException":
             raise

@@ -268,12 +268,10 @@ class Store:
             raise read_only_error(self)
         with file_lock(self.path / LOCK):
             self.latest()
-            try:
+            with in_words(f"{self.path} could not be written: nothing was changed"):
                 self._upgrade()
                 checksums.catch_up(self.path / TABLE, self.version)
                 yield
-            except OSError as error:
-                raise RetrievalError(f"{self.path} could not be written ({first_line(error)}): nothing was changed") from None
             self._tidy()
 
     def _upgrade(self) -> None:

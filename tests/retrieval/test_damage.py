@@ -1,7 +1,9 @@
 """Bit flips, full and read-only disks: what is damaged is named, what is lost is nothing."""
 
 import logging
+import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -94,3 +96,59 @@ def test_a_writer_killed_before_it_noted_its_files_is_made_up_for_by_the_next_ch
     assert "checksums is missing" in lived.verify()[0]
     lived.edit("p2", "once more")
     assert lived.verify() == [] and "p60" not in state(lived)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder that is a disk of 4 MB, and a function that mounts it anew with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = lambda options: subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode
+    if os.geteuid() != 0 or mount("size=4m"):
+        pytest.skip("mounting a small disk needs root")
+    yield folder, lambda options: mount(f"remount,size=4m,{options}") and pytest.fail("the disk could not be mounted anew")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+CHANGES = {
+    "add": lambda memory: memory.add([Passage(f"big{i}", f"{i} " * 5_000) for i in range(50)]),
+    "edit": lambda memory: memory.edit("p1", "edited"),
+    "delete": lambda memory: memory.delete(["p1"]),
+    "undo": lambda memory: memory.undo(),
+    "reembed": lambda memory: memory.reembed(lambda texts: -encode(texts)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_full_disk_loses_nothing_and_the_call_works_once_there_is_room(disk, change):
+    folder, _ = disk
+    memory = Memory.create(folder / "m", encode)
+    memory.add([Passage(f"p{i}", f"town{i} lies in land{i}") for i in range(30)])
+    before, queries = state(memory), ["town3"]
+    hits = memory.search(queries, 3)
+    with pytest.raises(OSError, match="No space"), open(folder / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(1024))
+    with pytest.raises(RetrievalError, match="could not be written: nothing was changed"):
+        CHANGES[change](memory)
+    for seen in (memory, Memory.open(folder / "m", encode)):
+        assert state(seen) == before and seen.search(queries, 3) == hits and seen.version == 2
+    (folder / "filler").unlink()
+    CHANGES[change](memory)
+    assert memory.version == 3 and memory.verify() == []
+    assert Memory.open(folder / "m").log()[-1].action == change
+
+
+def test_a_memory_on_a_read_only_disk_can_be_searched_and_says_why_it_cannot_be_changed(disk):
+    folder, remount = disk
+    memory = Memory.create(folder / "m", encode)
+    memory.add([Passage(f"p{i}", f"town{i} lies in land{i}") for i in range(30)])
+    remount("ro")
+    for seen in (memory, Memory.open(folder / "m", encode)):
+        assert seen.search(["town3 lies in land3"], 1)[0][0].id == "p3" and seen.verify() == []
+        for change in CHANGES.values():
+            with pytest.raises(RetrievalError, match="writable"):
+                change(seen)
+    remount("rw")
+    memory.delete(["p3"])
+    assert len(memory) == 29 and memory.verify() == []

@@ -1,8 +1,5 @@
 import logging
 import multiprocessing
-import os
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -234,67 +231,6 @@ def test_searches_during_changes_come_from_one_version(memory):
     assert not wrong
 
 
-WRITER = """
-import sys
-from retrieval import Memory, Passage
-from tests.retrieval.toy import encode
-memory = Memory.open(sys.argv[1], encode)
-memory.search(["x"])
-print("ready", flush=True)
-step = int(sys.argv[2])
-while True:
-    memory.add([Passage(f"s{step}-{i}", f"step {step} row {i}") for i in range(3)])
-    print(f"add {step}", flush=True)
-    memory.edit(f"s{step}-0", f"edited {step}")
-    print(f"edit {step}", flush=True)
-    memory.delete([f"s{step}-1", f"s{step}-2"])
-    print(f"delete {step}", flush=True)
-    step += 1
-"""
-
-
-def expected_state(step, action):
-    """The rows of one step once `action` is committed."""
-    rows = {f"s{step}-{i}": f"step {step} row {i}" for i in range(3)}
-    if action in ("edit", "delete"):
-        rows[f"s{step}-0"] = f"edited {step}"
-    return {f"s{step}-0": rows[f"s{step}-0"]} if action == "delete" else rows if action else {}
-
-
-def test_a_killed_writer_leaves_before_or_after_and_what_it_acknowledged_is_there(memory):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    original = state(memory)
-    rng, step = np.random.default_rng(0), 0
-    actions = ("", "add", "edit", "delete")
-    for _ in range(10):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, memory.path, str(step)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
-        assert writer.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 0.12))
-        writer.send_signal(signal.SIGKILL)
-        acknowledged = writer.communicate()[0].splitlines()
-        last_action, last_step = acknowledged[-1].split() if acknowledged else ("", step)
-        after = (int(last_step), last_action)
-        nexts = actions[(actions.index(last_action) + 1) % 4 or 1]
-        one_more = (int(last_step) + (last_action == "delete"), nexts)
-
-        reopened = Memory.open(memory.path, encode)
-        now = {id: text for id, text in state(reopened).items() if id not in original}
-        done = {k: v for s in range(step, after[0]) for k, v in expected_state(s, "delete").items()}
-        old = {id: text for id, text in now.items() if int(id[1:].split("-")[0]) < step}
-        fresh = {id: text for id, text in now.items() if id not in old}
-        allowed = [done | expected_state(*after)]
-        allowed.append(done | (expected_state(*after) if last_action == "delete" else {}) | expected_state(*one_more))
-        assert fresh in allowed, (fresh, acknowledged)
-        hits = {hit.id for hit in reopened.search(["step row edited"], 10_000)[0]}
-        assert hits == set(state(reopened)), "the index shows the store, no more and no less"
-        assert all(state(reopened)[id] == text for id, text in original.items())
-        reopened.add([Passage(f"proof{step}", "the lock of the dead is free")])
-        reopened.undo()
-        step = one_more[0] + 1
-
-
 def _add_many(path, name, count):
     mine = Memory.open(path, encode)
     for i in range(count):
@@ -332,13 +268,3 @@ def test_a_writer_that_waits_too_long_says_for_what(memory, monkeypatch):
     with locks.file_lock(memory.path / "lock"), pytest.raises(RetrievalError, match="held by another writer"), \
             locks.file_lock(memory.path / "lock", wait_seconds=0.05):  # fmt: skip
         pass
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_a_memory_on_a_read_only_disk_can_be_searched_and_says_why_it_cannot_be_changed(memory):
-    for path in [memory.path, *memory.path.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    seen = Memory.open(memory.path, encode)
-    assert best(seen, "town3").id == "p3"
-    with pytest.raises(RetrievalError, match="writable"):
-        seen.delete(["p3"])

@@ -1,0 +1,93 @@
+"""Whatever kills a writer, and whoever reads meanwhile: each call happened or did not, and search shows what is stored."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval import Memory
+from tests.retrieval.toy import encode, state
+
+ROOT = Path(__file__).parents[2]
+
+WRITER = """
+import json, random, sys
+from retrieval import Memory, Passage, memory as memory_module, store
+from tests.retrieval.toy import encode, state
+store.UPKEEP, store.SCALAR_INDEX_FROM, memory_module.SAVE_AFTER = ((3, 8), (6, 1000)), 20, 0
+memory = Memory.open(sys.argv[1], encode)
+memory.search(["x"])
+rng = random.Random(int(sys.argv[2]))
+print("ready", flush=True)
+for number in range(10**6):
+    ids, new = sorted(state(memory)), [f"s{sys.argv[2]}-{number}-{i}" for i in range(rng.randint(1, 3))]
+    action = rng.choice(["add", "edit", "delete", "undo", "retrain", "snapshot"] if len(ids) > 3 else ["add"])
+    some = rng.sample(ids, min(len(ids), 2))
+    call = {
+        "add": lambda: memory.add([Passage(id, f"text of {id}") for id in new]),
+        "edit": lambda: memory.edit(some[0], f"edited in {new[0]}"),
+        "delete": lambda: memory.delete(some),
+        "undo": lambda: memory.undo(),
+        "retrain": lambda: memory._rebuild(),
+        "snapshot": lambda: memory._save_index(),
+    }[action]
+    print(json.dumps([action, new, some]), flush=True)
+    call()
+    print("done", flush=True)
+"""
+
+
+def applied(action, new, some, now, undo_stack):
+    """(state, undo stack) after a call."""
+    if action in ("retrain", "snapshot"):
+        return now, undo_stack
+    if action == "undo":
+        return undo_stack[-1], undo_stack[:-1]
+    after = {
+        "add": lambda: now | {id: f"text of {id}" for id in new}, "edit": lambda: now | {some[0]: f"edited in {new[0]}"},
+        "delete": lambda: {id: text for id, text in now.items() if id not in some},
+    }[action]()  # fmt: skip
+    return after, [*undo_stack, now]
+
+
+def check_search_is_exact(memory):
+    vectors, ids = memory._store.vectors()
+    queries = ["text of s1", "town3 lies", "edited in"]
+    exact = encode(queries) / np.linalg.norm(encode(queries), axis=1, keepdims=True) @ vectors.T
+    for row, hits in zip(exact, memory.search(queries, 10), strict=True):
+        assert [hit.score for hit in hits] == pytest.approx(np.sort(row)[::-1][:10], abs=1e-3)
+        assert all(hit.score == pytest.approx(row[ids.index(hit.id)], abs=1e-3) for hit in hits)
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_killed_writer_leaves_before_or_after_and_what_it_acknowledged_is_there(memory, rng, kills):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    now, undo_stack, calls = state(memory), [{}], 0
+    start = lambda seed: subprocess.Popen(
+        [sys.executable, "-c", WRITER, memory.path, str(seed)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+    for kill in range(kills):
+        writer = start(kill)
+        assert writer.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0, 0.5))
+        writer.send_signal(signal.SIGKILL)
+        said = writer.communicate()[0].splitlines()
+        calls += len(said) // 2
+        for line, answer in zip(said[::2], [*said[1::2], "killed"], strict=False):
+            then = applied(*json.loads(line), now, undo_stack)
+            if answer == "done":
+                now, undo_stack = then
+        reopened = Memory.open(memory.path, encode)
+        found = state(reopened)
+        if len(said) % 2 and found == then[0]:
+            now, undo_stack = then
+        assert found == now, said[-3:]
+        assert reopened.verify() == []
+        check_search_is_exact(reopened)
+    assert calls > kills, "the writers did not get to work"
