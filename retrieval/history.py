@@ -5,6 +5,7 @@ import datetime
 import getpass
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 
 import lance
@@ -30,6 +31,8 @@ class History:
     def __init__(self, dataset: lance.LanceDataset):
         self.dataset = dataset
         self._read: dict[int, Record | None] = {}
+        self._lock = threading.Lock()  # reading a transaction borrows the handle mutably: others would meet a RuntimeError
+        self._handle = lance.dataset(dataset.uri)
 
     def log(self) -> list[Commit]:
         """Every change, oldest first."""
@@ -81,9 +84,10 @@ class History:
 
     def _record(self, version: int) -> Record | None:
         """What was written with `version`; None for upkeep."""
-        if version not in self._read:
-            self._read[version] = _record_of(self.dataset, version)
-        return self._read[version]
+        with self._lock:
+            if version not in self._read:
+                self._read[version] = _record_of(self._handle, version)
+            return self._read[version]
 
 
 def _record_of(dataset: lance.LanceDataset, version: int) -> Record | None:

@@ -294,21 +294,23 @@ class Store:
 
     def _tidy(self) -> None:
         """Keeps one-row changes and look-ups fast. These are commits without a record: they change no passage."""
-        before, version, dataset = checksums.files_of(self._dataset), self.version, self._dataset
-        rows = [fragment.metadata.physical_rows for fragment in dataset.get_fragments()]
+        rows = [fragment.metadata.physical_rows for fragment in self._dataset.get_fragments()]
         merges = [size for count, size in UPKEEP if sum(n < size for n in rows) >= count]
+        large = sum(rows) >= SCALAR_INDEX_FROM
+        if not merges and not (large and not (self.path / TABLE / "_indices").exists()):
+            return
+        before, dataset = checksums.files_of(self._dataset), _dataset(self.path)  # its own, as these calls change it under readers
         try:
             if merges:
                 dataset.optimize.compact_files(target_rows_per_fragment=merges[-1])
-            if sum(rows) >= SCALAR_INDEX_FROM and (merges or not (self.path / TABLE / "_indices").exists()):
-                if not dataset.describe_indices():
-                    dataset.create_scalar_index("id", "BTREE")
-                elif len(merges) > 1:
-                    dataset.optimize.optimize_indices()
+            if large and not dataset.describe_indices():
+                dataset.create_scalar_index("id", "BTREE")
+            elif large and len(merges) > 1:
+                dataset.optimize.optimize_indices()
         except (OSError, RuntimeError, ValueError) as error:  # the change itself is committed
             logger.warning("%s: upkeep failed and will be tried again at the next change: %s", self.path, first_line(error))
-        if self.version > version:
-            checksums.note(self.path / TABLE, self.version, checksums.new_files(dataset, before, version))
+        checksums.note(self.path / TABLE, dataset.version, checksums.new_files(dataset, before, self.version))
+        self._move(dataset)
 
     def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
         """Columns of the rows of `ids` (None: all), those that this version lacks all null."""
