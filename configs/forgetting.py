@@ -34,7 +34,7 @@ def get_config(variant=""):
     c.length = 256  # tokens a row, examples packed
     c.batch_size = 8 if t5 else 4  # rows an update
     c.steps = 80 if t5 else 28  # updates
-    c.optimizer.learning_rate = 1e-3 if t5 else 1e-4
+    c.optimizer.learning_rate = 1e-3 if t5 else 5e-4  # so much that a plain run forgets
     c.optimizer.schedule = "linear"
     c.optimizer.warmup = 4
     c.optimizer.final = 0.0
@@ -51,7 +51,7 @@ def get_config(variant=""):
         "t5": {},
         "replay": {"data.mixture": ConfigDict({"new": new, "old": old})},  # a tenth of the rows are text
         "kl": {"adaptation.kl.strength": 0.5},
-        "l2_sp": {"adaptation.l2_sp": 0.01},
+        "l2_sp": {"adaptation.l2_sp": 0.003},
         "ewc": {"adaptation.ewc.strength": 1.0},  # adaptation.ewc.fisher is a file that lm.fisher made with
         "fisher": text | {"steps": 12},
         "lora": {"adaptation.lora.rank": 16, "optimizer.learning_rate": 3e-3 if t5 else 1e-3},

@@ -15,19 +15,22 @@ TASKS = "{samples}/t0,{samples}/natural-instructions/tasks"
 METHODS = ("none", "replay", "kl", "l2_sp", "ewc", "lora")  # that train; wise_ft mixes the weights of base and none
 MODELS: dict[str, dict] = {
     "smollm2": {
-        "about": "SmolLM2-135M", "base": str(directory() / "smollm2-135m-instruct.gguf"), "prefix": "", "template": "chatml",
+        "about": "SmolLM2-135M-Instruct", "base": str(directory() / "smollm2-135m-instruct.gguf"), "prefix": "", "template": "chatml",
         "text": {"length": 256, "max-rows": 48},
     },
     "t5": {
-        "about": "a small T5", "base": "{workdir}/t5/text", "prefix": "t5-", "template": "plain",
+        "about": "T5 of 7 M parameters", "base": "{workdir}/t5/text", "prefix": "t5-", "template": "plain",
         "text": {"length": 128, "objective": "span_corruption"},
     },
 }  # fmt: skip
 
 
 def get_config(variant=""):
+    if variant not in ("", *MODELS):
+        raise ValueError(f"variant {variant!r} is unknown; this config has {', '.join(MODELS)}: one of the models alone")
+    models = [variant] if variant else list(MODELS)
     c = ml_collections.ConfigDict()
-    c.name = "forgetting"
+    c.name = "-".join(["forgetting", variant]).strip("-")
     c.stages = (
         dict(
             name="sample", about="the model, checked", seconds=15, module="lm.data.samples", args=["smollm2"],
@@ -38,10 +41,11 @@ def get_config(variant=""):
             args={"input": "{samples}/wikitext-2/valid.txt", "output": "{workdir}/texts"}, inputs=["{samples}/wikitext-2/valid.txt"],
             outputs=["{workdir}/texts/old.txt", "{workdir}/texts/heldout.txt"],
         ),
-        *(stage for name in MODELS for stage in stages(name)),
+        *(stage for name in models for stage in stages(name)),
         dict(
-            name="report", about="the table and the picture", seconds=2, module="launch.forgetting.report", args={"workdir": "{workdir}"},
-            inputs=[measured(name, run, what) for name in MODELS for run in ("base", *METHODS, "wise_ft") for what in ("tasks", "text")],
+            name="report", about="the table and the picture", seconds=2, module="launch.forgetting.report", 
+            args=["--workdir={workdir}", "--models", *(f"{name}={MODELS[name]['about']}" for name in models)],
+            inputs=[measured(name, run, what) for name in models for run in ("base", *METHODS, "wise_ft") for what in ("tasks", "text")],
             outputs=["{workdir}/report.md", "{workdir}/forgetting.svg"],
         ),
     )  # fmt: skip

@@ -69,7 +69,7 @@ def picture(models: dict[str, dict[str, dict[str, dict]]], file: Path) -> None:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.forgetting.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of the study")
-    parser.add_argument("--models", nargs="+", default=["smollm2=SmolLM2-135M-Instruct", "t5=T5, 7 M parameters"], metavar="FOLDER=NAME")
+    parser.add_argument("--models", nargs="+", required=True, metavar="FOLDER=NAME", help="folders of DIR, and what to call their models")
     args = parser.parse_args(argv)
     try:
         models = {name: read(args.workdir / folder) for folder, _, name in (given.partition("=") for given in args.models)}
