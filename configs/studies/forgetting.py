@@ -43,7 +43,7 @@ def get_config(variant=""):
         ),
         *(stage for name in models for stage in stages(name)),
         dict(
-            name="report", about="the table and the picture", seconds=2, module="launch.forgetting.report", 
+            name="report", about="the table and the picture", seconds=2, module="launch.forgetting.report",
             args=["--workdir={workdir}", "--models", *(f"{name}={MODELS[name]['about']}" for name in models)],
             inputs=[measured(name, run, what) for name in models for run in ("base", *METHODS, "wise_ft") for what in ("tasks", "text")],
             outputs=["{workdir}/report.md", "{workdir}/forgetting.svg"],
