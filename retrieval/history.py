@@ -100,7 +100,9 @@ def _record_of(dataset: lance.LanceDataset, version: int) -> Record | None:
     if text is None:
         return None
     row = json.loads(text)
-    return Record(Commit(version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"])), row["undo_to"])
+    commit = Commit(version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"]))
+    plain = commit.action in ("add", "edit", "delete")  # on an object store another commit may have come in between
+    return Record(commit, version - 1 if plain else row["undo_to"])
 
 
 def properties(action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> dict[str, str]:

@@ -17,10 +17,11 @@ from retrieval.exact_index import ExactIndex
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
 from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages
+from retrieval.places import LOCK, TABLE, check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.scann_index import default_index
-from retrieval.soundness import INDEX, problems
-from retrieval.store import LOCK, TABLE, Store, check_free, read_only_error
+from retrieval.soundness import problems
+from retrieval.store import Store, read_only_error
 from retrieval.vectors import check_k
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Memory:
         return cls(store, encoder)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | str:
         return self._store.path
 
     @property
@@ -221,7 +222,8 @@ class Memory:
         self._see_others()
         table = self._store.columns(["text", "source", "tags", "access"]).to_pydict()
         commits = self._store.log()
-        sizes = {name: sum(f.stat().st_size for f in (self.path / name).rglob("*") if f.is_file()) for name in (TABLE, INDEX)}
+        folders = {"index_bytes": index_folder(self.path)} | ({"table_bytes": self.path / TABLE} if isinstance(self.path, Path) else {})
+        sizes = {name: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for name, folder in folders.items()}
         return {
             "version": self.version, "passages": len(self._store), "commits": len(commits),
             "created": commits[0].time, "changed": commits[-1].time,
@@ -229,7 +231,7 @@ class Memory:
             "tags": dict(Counter(tag for tags in table["tags"] for tag in tags or ()).most_common()),
             "access": dict(Counter(group or "" for group in table["access"]).most_common()),
             "encoder": self._store.fingerprint, "encoder_source": self._store.encoder_source, "dim": self._store.dim,
-            "table_bytes": sizes[TABLE], "index_bytes": sizes[INDEX],
+            **sizes,
         }  # fmt: skip
 
     # Keeping the index in step
@@ -267,7 +269,7 @@ class Memory:
         if self._store.read_only:
             self._index, self._index_version = ExactIndex.build(*self._store.vectors()), self.version
             return
-        folder = self.path / INDEX
+        folder = index_folder(self.path)
         if folder.exists():
             try:
                 self._index, manifest = default_index().load(folder)
@@ -314,10 +316,12 @@ class Memory:
 
     def _save_index(self) -> None:
         assert self._index is not None
+        folder = index_folder(self.path)
         try:
-            with file_lock(self.path / LOCK):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(folder.parent / LOCK):
                 facts = {"store_version": self._index_version, "state": self._store.history.tag(self._index_version)}
-                self._index.save(self.path / INDEX, fingerprint=self._store.fingerprint, **facts)
+                self._index.save(folder, fingerprint=self._store.fingerprint, **facts)
         except (OSError, RuntimeError, RetrievalError) as error:  # a memory on a read-only disk can still be searched
             logger.warning("the index of %s could not be saved (%s); it will be rebuilt when the memory is opened", self.path, error)
         self._unsaved = set()

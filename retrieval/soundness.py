@@ -5,11 +5,10 @@ from pathlib import Path
 
 from retrieval import checksums
 from retrieval.errors import RetrievalError
+from retrieval.places import index_folder, place_of, table_uri
 from retrieval.rows import FIELDS, damaged_vectors, passage_of
 from retrieval.scann_index import default_index
-from retrieval.store import TABLE, Store
-
-INDEX = "index"
+from retrieval.store import Store
 
 
 def problems(path) -> list[str]:
@@ -17,18 +16,19 @@ def problems(path) -> list[str]:
 
     Rows are read only where all files are sound. What a process wrote just before it was killed may have no checksum yet.
     """
-    table = Path(path) / TABLE
-    found = checksums.damaged(table) if table.is_dir() else []
+    place = place_of(path)
+    table = Path(table_uri(place)) if isinstance(place, Path) else None  # an object store checks its files itself
+    found = checksums.damaged(table) if table and table.is_dir() else []
     if found:
         return found
     try:
-        store = Store.open(path)
+        store = Store.open(place)
         found = list(_damaged_rows(store))
     except RetrievalError as error:
         return [str(error)]
-    if (Path(path) / INDEX).exists():
+    if index_folder(place).exists():
         try:
-            default_index().load(Path(path) / INDEX)
+            default_index().load(index_folder(place))
         except RetrievalError as error:
             found.append(f"{error}; it is rebuilt from the table when the memory is searched")
     return found

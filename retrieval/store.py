@@ -5,10 +5,10 @@ transaction carries who did what and why (`transaction_properties`): the data an
 overwritten; an older version is read by its number, and undo is a new commit that restores an older one.
 """
 
-import contextlib
 import datetime
 import logging
-import re
+import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -16,30 +16,31 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from lance.commit import CommitConflictError
 from lance.schema import LanceSchema
 
 from retrieval import checksums
+from retrieval.conflicts import exclusive
 from retrieval.errors import RetrievalError, first_line, in_words
 from retrieval.history import REEMBED, History, properties
-from retrieval.locks import file_lock
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
+from retrieval.places import check_free, exists, place_of, table_uri, writers_lock
 from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, passage_of, table_of, table_schema
 
 logger = logging.getLogger(__name__)
 
-TABLE = "passages.lance"
-LOCK = "lock"
 SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
 SCALAR_INDEX_FROM = 20_000  # rows; below, reading the id column is as fast
 UPKEEP = ((8, 256), (16, 4_096), (24, 65_536), (32, 1_048_576))  # so many fragments with fewer rows are made into one of so many:
 # a one-row change adds a fragment, each costs every look-up some 0.1 ms, and old versions keep the fragments they had
+ATTEMPTS = 20  # to commit where others do too and no lock can be held
 AT_ONCE = 2_000  # ids asked for in one filter
 
 
 class Store:
     """One version of a memory's table. Writing moves this handle to the version it wrote; `latest` moves it to the newest."""
 
-    def __init__(self, path: Path, dataset: lance.LanceDataset, read_only: bool):
+    def __init__(self, path: Path | str, dataset: lance.LanceDataset, read_only: bool):
         self.path = path
         self.read_only = read_only
         self._dataset, self.history = dataset, History(dataset)
@@ -53,16 +54,18 @@ class Store:
     @classmethod
     def create(cls, path, dim: int, fingerprint: str, encoder_source: str = "") -> "Store":
         """An empty store of float16 [dim] vectors in the folder `path`, which must be new, empty or left by an interrupted create."""
-        path = Path(path)
+        path = place_of(path)
         check_free(path)
-        path.mkdir(parents=True, exist_ok=True)
-        with file_lock(path / LOCK):
+        if isinstance(path, Path):
+            path.mkdir(parents=True, exist_ok=True)
+        with writers_lock(path):
             check_free(path)
             schema = table_schema(dim).with_metadata(dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True)))
             record = properties("create", (), None, "", None)
-            dataset = lance.write_dataset(schema.empty_table(), str(path / TABLE), schema=schema, transaction_properties=record)
-            checksums.catch_up(path / TABLE, dataset.version)
-        return cls(path, dataset, read_only=False)
+            dataset = lance.write_dataset(schema.empty_table(), table_uri(path), schema=schema, transaction_properties=record)
+            made = cls(path, dataset, read_only=False)
+            made._note_all()
+        return made
 
     @classmethod
     def open(cls, path, version: int | str | datetime.datetime | None = None) -> "Store":
@@ -70,9 +73,10 @@ class Store:
 
         Raises RetrievalError when there is none.
         """
-        path = Path(path)
-        if not _is_table(path):
-            what = "does not exist" if not path.exists() else "is a folder without a memory" if path.is_dir() else "is a file"
+        path = place_of(path)
+        if not exists(path):
+            there = isinstance(path, Path) and path.exists()
+            what = "does not exist" if not there else "is a folder without a memory" if Path(path).is_dir() else "is a file"
             raise RetrievalError(f"{path} {what}: expected a folder made by Memory.create or python -m retrieval.build")
         newest = _dataset(path)
         if version is None:
@@ -185,31 +189,40 @@ class Store:
     def add(self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "") -> Commit:
         """Adds new passages with their vectors [N, dim]. Raises RetrievalError when an id exists."""
         passages = _some(check_passages(passages), "passages")
-        with self._writing():
+
+        def change() -> Commit:
             self.check_new(passage.id for passage in passages)
             table = table_of(passages, vectors, self.dim, [self.version + 1] * len(passages))
             transaction = lance.fragment.write_fragments(table, self._dataset, mode="append", return_transaction=True)
             return self._commit(transaction, "add", [p.id for p in passages], author, reason, undo_to=self.version)
 
+        return self._write(change)
+
     def edit(self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "") -> Commit:
         """Replaces passages by those of the same ids. Raises RetrievalError when an id does not exist."""
         passages = _some(check_passages(passages), "passages")
-        with self._writing():
+
+        def change() -> Commit:
             merge = self._dataset.merge_insert("id").when_matched_update_all()
             transaction, done = merge.execute_uncommitted(table_of(passages, vectors, self.dim, [self.version + 1] * len(passages)))
             if done["num_updated_rows"] != len(passages):  # asking first would take as long again
                 self.check_known(p.id for p in passages)
             return self._commit(transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version)
 
+        return self._write(change)
+
     def delete(self, ids: Sequence[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages from the newest version; older versions keep them. Raises RetrievalError when an id does not exist."""
         ids = _some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
-        with self._writing():
+
+        def change() -> Commit:
             rows = pa.table([pa.array(ids, pa.string())], schema=pa.schema([table_schema(self.dim).field("id")]))
             transaction, done = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
             if done["num_deleted_rows"] != len(ids):
                 self.check_known(ids)
             return self._commit(transaction, "delete", ids, author, reason, undo_to=self.version)
+
+        return self._write(change)
 
     def undo(self, author: str | None = None, reason: str = "") -> Commit:
         """Restores the state before the latest change that is not yet undone, as a new commit.
@@ -217,7 +230,8 @@ class Store:
         Each record names the version its undo restores. An undo takes that name over from the version it restores, so
         that a second undo goes one change further back. Raises RetrievalError when nothing is left to undo.
         """
-        with self._writing():
+
+        def change() -> Commit:
             newest = self.history.state(self.version)
             if newest.undo_to is None:
                 why = f" since version {newest.commit.version}, which changed the encoder" if newest.commit.action == REEMBED else ""
@@ -225,8 +239,10 @@ class Store:
             target = self.history.state(newest.undo_to)
             undone = self.history.first_after(newest.undo_to)
             transaction = lance.Transaction(self.version, lance.LanceOperation.Restore(newest.undo_to))
-            reason = reason or f"undo of version {undone.version} ({undone.action})"
-            return self._commit(transaction, "undo", undone.ids, author, reason, undo_to=target.undo_to)
+            why = reason or f"undo of version {undone.version} ({undone.action})"
+            return self._commit(transaction, "undo", undone.ids, author, why, undo_to=target.undo_to)
+
+        return self._write(change)
 
     def reembed(
         self, vectors_of: Callable[[list[Passage]], np.ndarray], dim: int, fingerprint: str, encoder_source: str,
@@ -236,16 +252,19 @@ class Store:
 
         Older versions keep their vectors and the name of their encoder; undo does not go back beyond this.
         """
-        with self._writing():
+
+        def change() -> Commit:
             versions = self._select(None, ["version"])["version"].to_pylist()
             passages = [passage_of(row) for row in self._select(None, list(FIELDS)).to_pylist()]
             settings = dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True))
             table = table_of(passages, vectors_of(passages), dim, versions).replace_schema_metadata(settings)
-            uri = str(self.path / TABLE)
+            uri = table_uri(self.path)
             transaction = lance.fragment.write_fragments(table, uri, mode="overwrite", return_transaction=True)
             commit = self._commit(transaction, REEMBED, [], author, reason, undo_to=None)
             self.fingerprint, self.encoder_source, self.dim = fingerprint, encoder_source, dim
             return commit
+
+        return self._write(change)
 
     def check_new(self, ids: Iterable[str]) -> None:
         """Raises RetrievalError listing those of `ids` that are in the store."""
@@ -262,17 +281,28 @@ class Store:
         if unknown:
             raise RetrievalError(f"not in the memory: {listed(sorted(unknown))}: nothing was changed; add a passage before changing it")
 
-    @contextlib.contextmanager
-    def _writing(self):
+    def _write(self, change: Callable[[], Commit]) -> Commit:
+        """Makes a change that ends in `_commit`, on the newest version. Where another writer was faster, it is prepared anew."""
         if self.read_only:
             raise read_only_error(self)
-        with file_lock(self.path / LOCK):
-            self.latest()
-            with in_words(f"{self.path} could not be written: nothing was changed"):
-                self._upgrade()
-                checksums.catch_up(self.path / TABLE, self.version)
-                yield
+        with writers_lock(self.path), in_words(f"{self.path} could not be written: nothing was changed"):
+            for attempt in range(ATTEMPTS):
+                self.latest()
+                try:
+                    self._upgrade()
+                    self._note_all()
+                    done = change()
+                    break
+                except CommitConflictError:
+                    if attempt == ATTEMPTS - 1:
+                        raise
+                    time.sleep(random.uniform(0, 0.1 * (attempt + 1)))
             self._tidy()
+            return done
+
+    def _note_all(self) -> None:
+        if isinstance(self.path, Path):
+            checksums.catch_up(Path(table_uri(self.path)), self.version)
 
     def _upgrade(self) -> None:
         """Gives a format-1 table the columns it lacks, all null, and its new format: one commit of upkeep that rewrites nothing."""
@@ -282,22 +312,35 @@ class Store:
         schema = pa.schema([*self._dataset.schema, *new], {**self._dataset.schema.metadata, b"openbook.format": FORMAT.encode()})
         fragments = [fragment.metadata for fragment in self._dataset.get_fragments()]
         merge = lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(schema))
-        self._move(lance.LanceDataset.commit(self._dataset, lance.Transaction(self.version, merge)))
+        self._move(lance.LanceDataset.commit(self._dataset, lance.Transaction(self.version, merge), max_retries=0))
 
     def _commit(self, transaction, action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> Commit:
+        before, dataset = checksums.files_of(self._dataset), self._dataset
+        if not isinstance(self.path, Path):
+            exclusive(transaction, dataset)
         transaction.transaction_properties = properties(action, ids, author, reason, undo_to)
-        before = checksums.files_of(self._dataset)
-        self._move(lance.LanceDataset.commit(self._dataset, transaction, max_retries=0))
-        names = checksums.new_files(self._dataset, before, self.version - 1, transaction.uuid)
-        checksums.note(self.path / TABLE, self.version, names)
+        self._move(lance.LanceDataset.commit(dataset, transaction, max_retries=0))
+        if action == "undo" and self.version != dataset.version + 1:  # a restore meets no conflict: bring back what came in between
+            lost = self.version - 1
+            back = lance.Transaction(self.version, lance.LanceOperation.Restore(lost))
+            touched, why = sorted(self.history.touched_since(dataset.version)), f"version {lost} came in between"
+            back.transaction_properties = properties("undo", touched, author, why, self.history.state(lost).undo_to)
+            lance.LanceDataset.commit(self._dataset, back)
+            raise CommitConflictError(why)
+        self._note(before, self.version - 1, transaction.uuid)
         return self.history.state(self.version).commit
+
+    def _note(self, before: set[str], version: int, uuid: str = "*") -> None:
+        """Notes the checksums of what was written since `version`, which had the files `before`."""
+        if isinstance(self.path, Path):
+            checksums.note(Path(table_uri(self.path)), self.version, checksums.new_files(self._dataset, before, version, uuid))
 
     def _tidy(self) -> None:
         """Keeps one-row changes and look-ups fast. These are commits without a record: they change no passage."""
         rows = [fragment.metadata.physical_rows for fragment in self._dataset.get_fragments()]
         merges = [size for count, size in UPKEEP if sum(n < size for n in rows) >= count]
-        large = sum(rows) >= SCALAR_INDEX_FROM
-        if not merges and not (large and not (self.path / TABLE / "_indices").exists()):
+        large = isinstance(self.path, Path) and sum(rows) >= SCALAR_INDEX_FROM
+        if not merges and not (large and not Path(table_uri(self.path), "_indices").exists()):
             return
         before, dataset = checksums.files_of(self._dataset), _dataset(self.path)  # its own, as these calls change it under readers
         try:
@@ -309,8 +352,9 @@ class Store:
                 dataset.optimize.optimize_indices()
         except (OSError, RuntimeError, ValueError) as error:  # the change itself is committed
             logger.warning("%s: upkeep failed and will be tried again at the next change: %s", self.path, first_line(error))
-        checksums.note(self.path / TABLE, dataset.version, checksums.new_files(dataset, before, self.version))
+        version = self.version
         self._move(dataset)
+        self._note(before, version)
 
     def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
         """Columns of the rows of `ids` (None: all), those that this version lacks all null."""
@@ -322,7 +366,7 @@ class Store:
         names = sorted(ids or ())
         parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
         filters = [None] if ids is None else [f"id IN ({', '.join(map(_quoted, part))})" for part in parts]
-        with in_words(f"{self.path / TABLE} cannot be read; `verify` says what is damaged"):
+        with in_words(f"{table_uri(self.path)} cannot be read; `verify` says what is damaged"):
             tables = [self._dataset.to_table(columns=here, filter=filter) for filter in filters]
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(columns)
 
@@ -339,40 +383,16 @@ def read_only_error(store: Store) -> RetrievalError:
     )
 
 
-def check_free(path) -> None:
-    """Raises RetrievalError unless a memory can be made at `path`: a new or empty folder, or one left by an interrupted create."""
-    path = Path(path)
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise RetrievalError(f"{path} is a file: a memory is a folder; choose another name")
-    if _is_table(path):
-        raise RetrievalError(f"{path} already holds a memory: open it, or choose another folder")
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (TABLE, LOCK, checksums.CHECKSUMS))
-    if strangers:
-        raise RetrievalError(f"{path} is not empty ({listed(strangers)}): a memory needs a folder of its own; choose a new one")
-
-
 def _some(items: list, what: str) -> list:
     if not items:
         raise RetrievalError(f"no {what} were given: expected at least one")
     return items
 
 
-def exists(path) -> bool:
-    """Whether there is a memory in the folder `path`."""
-    return _is_table(Path(path))
-
-
-def _is_table(path: Path) -> bool:
-    versions = path / TABLE / "_versions"
-    return versions.is_dir() and any(re.fullmatch(r"\d+\.manifest", entry.name) for entry in versions.iterdir())
-
-
-def _dataset(path: Path, version: int | None = None) -> lance.LanceDataset:
+def _dataset(path: Path | str, version: int | None = None) -> lance.LanceDataset:
     asked = "" if version is None else f" at version {version}"
-    with in_words(f"{path / TABLE}{asked} cannot be read; `verify` says what is damaged"):
-        return lance.dataset(str(path / TABLE), version=version)
+    with in_words(f"{table_uri(path)}{asked} cannot be read; `verify` says what is damaged"):
+        return lance.dataset(table_uri(path), version=version)
 
 
 def _quoted(text: str) -> str:

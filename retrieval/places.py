@@ -1,0 +1,72 @@
+"""Where a memory is: a folder, or a URI of an object store that Lance can reach (s3://, gs://, az://)."""
+
+import contextlib
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import lance
+
+from retrieval.checksums import CHECKSUMS
+from retrieval.errors import RetrievalError
+from retrieval.locks import file_lock
+from retrieval.passages import listed
+
+TABLE = "passages.lance"
+INDEX = "index"
+LOCK = "lock"
+
+
+def place_of(path) -> Path | str:
+    """A Path, or the URI as it is, without a slash at its end."""
+    text = os.fspath(path)
+    return text.rstrip("/") if "://" in text else Path(text)
+
+
+def table_uri(place: Path | str) -> str:
+    return f"{place}/{TABLE}"
+
+
+def index_folder(place: Path | str) -> Path:
+    """Where the index is saved: in the memory's folder; for an object store, in the user's cache."""
+    if isinstance(place, Path):
+        return place / INDEX
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "openbook" / "memories" / hashlib.sha256(place.encode()).hexdigest()[:32] / INDEX
+
+
+def writers_lock(place: Path | str):
+    """One writer at a time in a folder. An object store has no locks: writers there meet at the commit, see conflicts.py."""
+    return file_lock(place / LOCK) if isinstance(place, Path) else contextlib.nullcontext()
+
+
+def exists(path) -> bool:
+    """Whether there is a memory at `path`."""
+    place = place_of(path)
+    if isinstance(place, Path):
+        versions = place / TABLE / "_versions"
+        return versions.is_dir() and any(re.fullmatch(r"\d+\.manifest", entry.name) for entry in versions.iterdir())
+    try:
+        lance.dataset(table_uri(place))
+    except ValueError as error:
+        if "not found" in str(error):
+            return False
+        raise RetrievalError(f"{place} cannot be reached: {str(error)[:200]}") from None
+    except OSError as error:
+        raise RetrievalError(f"{place} cannot be reached: {str(error)[:200]}") from None
+    return True
+
+
+def check_free(path) -> None:
+    """Raises RetrievalError unless a memory can be made at `path`: a new or empty folder, or one left by an interrupted create."""
+    place = place_of(path)
+    if exists(place):
+        raise RetrievalError(f"{place} already holds a memory: open it, or choose another folder")
+    if not isinstance(place, Path) or not place.exists():
+        return
+    if not place.is_dir():
+        raise RetrievalError(f"{place} is a file: a memory is a folder; choose another name")
+    strangers = sorted(entry.name for entry in place.iterdir() if entry.name not in (TABLE, LOCK, CHECKSUMS))
+    if strangers:
+        raise RetrievalError(f"{place} is not empty ({listed(strangers)}): a memory needs a folder of its own; choose a new one")
