@@ -1,8 +1,8 @@
 """Checksums: sha256 and size of every file of a memory's table, in a file beside it.
 
 Lance keeps no checksums, so a flipped bit would be read as data. Its files never change once written: those that a commit
-writes are noted right after it, one line a commit, and each line carries a checksum of its own. A process killed between the
-two leaves files that are not noted; the next change notes them.
+writes are noted right after it, one line a commit with a copy of its record, and each line carries a checksum of its own. A
+process killed between the two leaves files that are not noted; the next change notes them.
 """
 
 import hashlib
@@ -42,11 +42,15 @@ def new_files(dataset: lance.LanceDataset, before: set[str], version: int, uuid:
     return names
 
 
-def note(table: Path, version: int, names: Iterable[str]) -> None:
-    """Notes the files of a new version. Where that fails, a warning says so and the next change notes them."""
+def note(table: Path, since: int, version: int, names: Iterable[str], record: str | None = None) -> None:
+    """Notes the files written after version `since` up to `version`, and the record of the latter, if it has one.
+
+    Where that fails, a warning says so and the next change notes the files.
+    """
     journal = table.parent / CHECKSUMS
     try:
-        body = json.dumps({"version": version, "files": {name: _digest(table / name) for name in sorted(names)}})
+        files = {name: _digest(table / name) for name in sorted(names)}
+        body = json.dumps({"since": since, "version": version, "record": record, "files": files})
         with open(journal, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
@@ -71,7 +75,14 @@ def catch_up(table: Path, version: int) -> None:
     lines, _ = _read(table.parent / CHECKSUMS)
     noted = {name for line in lines for name in line["files"]}
     present = {path.relative_to(table).as_posix() for path in table.rglob("*") if path.is_file()}
-    note(table, version, present - noted - {HINT})
+    note(table, version, version, present - noted - {HINT})
+
+
+def records(journal: Path) -> dict[int, str | None]:
+    """version -> its record, None for upkeep, of those versions that were noted when they were written."""
+    lines = [line for line in _read(journal)[0] if line["since"] < line["version"]]
+    upkeep = {version: None for line in lines for version in range(line["since"] + 1, line["version"])}
+    return upkeep | {line["version"]: line["record"] for line in lines}
 
 
 def damaged(table: Path) -> list[str]:

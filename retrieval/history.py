@@ -7,13 +7,16 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import lance
 
+from retrieval import checksums
 from retrieval.errors import RetrievalError, in_words
 from retrieval.passages import Commit, moment
 
 RECORD = "openbook"  # the transaction property that holds a commit's record
+MANY = 16  # transactions
 REEMBED = "reembed"  # the action after which vectors before and after cannot be compared
 
 
@@ -28,8 +31,9 @@ class Record:
 class History:
     """The records of a table up to its `dataset`'s version. A version never changes, so each is read once."""
 
-    def __init__(self, dataset: lance.LanceDataset):
+    def __init__(self, dataset: lance.LanceDataset, journal: Path | None = None):
         self.dataset = dataset
+        self._journal = journal  # of checksums, which has the records too: one file is read faster than many transactions
         self._read: dict[int, Record | None] = {}
         self._lock = threading.Lock()  # reading a transaction borrows the handle mutably: others would meet a RuntimeError
         self._handle = lance.dataset(dataset.uri)
@@ -79,7 +83,12 @@ class History:
         raise RetrievalError(f"{self.dataset.uri} did not exist at {then.isoformat()}: its first version is of {self.state(1).commit.time}")
 
     def _after(self, version: int):
-        records = (self._record(later) for later in range(version + 1, self.dataset.version + 1))
+        later = range(version + 1, self.dataset.version + 1)
+        with self._lock:
+            if self._journal is not None and sum(number not in self._read for number in later) > MANY:
+                noted = checksums.records(self._journal).items()
+                self._read |= {number: _parsed(number, text) for number, text in noted if number not in self._read}
+        records = (self._record(number) for number in later)
         return (record for record in records if record is not None)
 
     def _record(self, version: int) -> Record | None:
@@ -96,7 +105,10 @@ def _record_of(dataset: lance.LanceDataset, version: int) -> Record | None:
             transaction = dataset.read_transaction(version)
     except TypeError:  # pylance 14 cannot show a compaction in Python
         return None
-    text = (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None
+    return _parsed(version, (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None)
+
+
+def _parsed(version: int, text: str | None) -> Record | None:
     if text is None:
         return None
     row = json.loads(text)

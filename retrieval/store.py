@@ -20,9 +20,9 @@ from lance.commit import CommitConflictError
 from lance.schema import LanceSchema
 
 from retrieval import checksums
-from retrieval.conflicts import exclusive
+from retrieval.conflicts import bring_back, exclusive
 from retrieval.errors import RetrievalError, first_line, in_words
-from retrieval.history import REEMBED, History, properties
+from retrieval.history import RECORD, REEMBED, History, properties
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
 from retrieval.places import check_free, exists, place_of, table_uri, writers_lock
 from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, passage_of, table_of, table_schema
@@ -43,7 +43,8 @@ class Store:
     def __init__(self, path: Path | str, dataset: lance.LanceDataset, read_only: bool):
         self.path = path
         self.read_only = read_only
-        self._dataset, self.history = dataset, History(dataset)
+        self._dataset = dataset
+        self.history = History(dataset, path / checksums.CHECKSUMS if isinstance(path, Path) else None)
         found, self.fingerprint, self.encoder_source, dim = _settings(dataset)
         if found not in ("1", FORMAT):
             newer = found.isdecimal() and int(found) > int(FORMAT)
@@ -58,6 +59,7 @@ class Store:
         check_free(path)
         if isinstance(path, Path):
             path.mkdir(parents=True, exist_ok=True)
+            (path / checksums.CHECKSUMS).unlink(missing_ok=True)  # of a table that is gone
         with writers_lock(path):
             check_free(path)
             schema = table_schema(dim).with_metadata(dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True)))
@@ -320,20 +322,16 @@ class Store:
             exclusive(transaction, dataset)
         transaction.transaction_properties = properties(action, ids, author, reason, undo_to)
         self._move(lance.LanceDataset.commit(dataset, transaction, max_retries=0))
-        if action == "undo" and self.version != dataset.version + 1:  # a restore meets no conflict: bring back what came in between
-            lost = self.version - 1
-            back = lance.Transaction(self.version, lance.LanceOperation.Restore(lost))
-            touched, why = sorted(self.history.touched_since(dataset.version)), f"version {lost} came in between"
-            back.transaction_properties = properties("undo", touched, author, why, self.history.state(lost).undo_to)
-            lance.LanceDataset.commit(self._dataset, back)
-            raise CommitConflictError(why)
-        self._note(before, self.version - 1, transaction.uuid)
+        if action == "undo" and self.version != dataset.version + 1:
+            bring_back(self._dataset, self.history, dataset.version)
+        self._note(before, self.version - 1, transaction.uuid, transaction.transaction_properties[RECORD])
         return self.history.state(self.version).commit
 
-    def _note(self, before: set[str], version: int, uuid: str = "*") -> None:
+    def _note(self, before: set[str], version: int, uuid: str = "*", record: str | None = None) -> None:
         """Notes the checksums of what was written since `version`, which had the files `before`."""
         if isinstance(self.path, Path):
-            checksums.note(Path(table_uri(self.path)), self.version, checksums.new_files(self._dataset, before, version, uuid))
+            names = checksums.new_files(self._dataset, before, version, uuid)
+            checksums.note(Path(table_uri(self.path)), version, self.version, names, record)
 
     def _tidy(self) -> None:
         """Keeps one-row changes and look-ups fast. These are commits without a record: they change no passage."""

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval import Diff, Memory, Passage, RetrievalError
+from retrieval.history import History
 from retrieval.soundness import problems
 from retrieval.store import Store
 from tests.retrieval.toy import encode, state
@@ -120,6 +121,11 @@ def test_two_hundred_small_changes_leave_few_fragments_and_every_file_noted(tmp_
     assert len(store._dataset.get_fragments()) <= 12 and store._dataset.describe_indices()
     assert texts(store) == {f"p{number}": f"text {number}" for number in range(200)}
     assert problems(store.path) == []
+    fresh, no_journal = Store.open(store.path), History(store._dataset)
+    assert fresh.log() == no_journal.log() and len(no_journal._read) == store.version
+    read = []
+    monkeypatch.setattr("retrieval.history._record_of", lambda handle, version: read.append(version))
+    assert len(Store.open(store.path).log()) == 200 and read == [1], "the journal has every record but the first"
     noted = (store.path / "checksums").read_text()
     files = [path for path in store.path.rglob("*") if path.is_file() and path.parent != store.path]
     assert [path.name for path in files if path.name not in noted] == ["latest_version_hint.json"]
