@@ -53,6 +53,13 @@ class History:
         """The ids that commits after `version` added, edited, deleted or restored."""
         return {id for record in self._after(version) for id in record.commit.ids}
 
+    def learn(self, version: int, text: str) -> Commit:
+        """Takes over the record of a commit that was just made, so that it need not be read."""
+        with self._lock:
+            record = self._read[version] = _parsed(version, text)
+        assert record is not None
+        return record.commit
+
     def first_after(self, version: int) -> Commit:
         return next(record.commit for record in self._after(version))
 

@@ -36,9 +36,10 @@ def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version
     vectors = np.asarray(vectors)
     if vectors.shape != (len(passages), dim):
         raise RetrievalError(f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {dim}], a row for each passage")
-    if not np.isfinite(vectors).all():
-        raise RetrievalError("a vector holds NaN or infinity: check the encoder")
-    half = np.ascontiguousarray(vectors, np.float16)
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(vectors, np.float16)
+    if not np.isfinite(half).all():
+        raise RetrievalError("a vector holds NaN or infinity, or a value that float16 has not: check the encoder")
     columns = {
         "id": [p.id for p in passages],
         "text": [p.text for p in passages],

@@ -1,5 +1,6 @@
 """Whether a memory still holds what was written: files against their checksums, passages and vectors against theirs, the index."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def problems(path) -> list[str]:
 def _damaged_rows(store: Store) -> Iterator[str]:
     remedy = "edit it to write it anew, or restore the folder from a copy"
     table = store.columns([*FIELDS, "content_hash", "vector", "vector_crc"])
+    for id in (id for id, count in Counter(table["id"].to_pylist()).items() if count > 1):
+        yield f"passage {id!r} in {store.path} is there twice: delete it and add it again"
     for id in damaged_vectors(table, store.dim):
         yield f"passage {id!r} in {store.path}: its vector differs from its checksum: {remedy}"
     for batch in table.drop_columns(["vector"]).to_batches(max_chunksize=8192):

@@ -324,8 +324,9 @@ class Store:
         self._move(lance.LanceDataset.commit(dataset, transaction, max_retries=0))
         if action == "undo" and self.version != dataset.version + 1:
             bring_back(self._dataset, self.history, dataset.version)
-        self._note(before, self.version - 1, transaction.uuid, transaction.transaction_properties[RECORD])
-        return self.history.state(self.version).commit
+        record = transaction.transaction_properties[RECORD]
+        self._note(before, self.version - 1, transaction.uuid, record)
+        return self.history.learn(self.version, record)
 
     def _note(self, before: set[str], version: int, uuid: str = "*", record: str | None = None) -> None:
         """Notes the checksums of what was written since `version`, which had the files `before`."""

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 
+import lance
 import pytest
 
 from retrieval import Memory, Passage, RetrievalError
@@ -78,8 +79,10 @@ def test_what_was_changed_behind_the_checksums_is_found_by_the_rows_own(lived):
     store._dataset.update(
         {"vector": "arrow_cast(make_array(" + ", ".join(["1.0"] * 32) + "), 'FixedSizeList(32, Float16)')"}, where="id = 'p10'"
     )
+    lance.write_dataset(store.columns(lived._store._dataset.schema.names).slice(0, 1), store._dataset.uri, mode="append")
     Memory.open(lived.path, encode).add([Passage("new", "which notes the forged files")])
-    assert [problem.split(" in ")[0] for problem in lived.verify()] == ["passage 'p10'", "passage 'p9'"]
+    twice = store.ids()[0]
+    assert [problem.split(" in ")[0] for problem in lived.verify()] == [f"passage {id!r}" for id in (twice, "p10", "p9")]
     with pytest.raises(RetrievalError, match=r"vectors of 'p10'.*damaged"):
         Memory.open(lived.path, encode)._store.vectors()
 

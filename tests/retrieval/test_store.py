@@ -161,6 +161,19 @@ def test_a_passage_that_cannot_be_kept_is_refused_and_nothing_changes(tmp_path, 
     assert store.version == Store.open(store.path).version == 2 and len(store) == 3
 
 
+@pytest.mark.parametrize("wrong, message", [
+    (np.ones((2, 4)), r"shape \[2, 4\]; expected \[1, 4\]"), (np.ones((1, 5)), r"expected \[1, 4\]"), (np.ones(4), r"shape \[4\]"),
+    (np.full((1, 4), np.nan), "NaN or infinity"), (np.full((1, 4), np.inf), "NaN or infinity"),
+    (np.full((1, 4), 1e6), "float16"),
+])  # fmt: skip
+def test_vectors_of_a_wrong_shape_or_not_finite_are_refused_and_nothing_changes(tmp_path, wrong, message):
+    store = filled(tmp_path / "m")
+    for change, id in ((store.add, "new"), (store.edit, "a")):
+        with pytest.raises(RetrievalError, match=message):
+            change([Passage(id, "text")], wrong)
+    assert store.version == Store.open(store.path).version == 2 and texts(store)["a"] == "text of a"
+
+
 def test_unknown_ids_are_listed_and_the_known_ones_beside_them_stay(tmp_path):
     store = filled(tmp_path / "m")
     with pytest.raises(RetrievalError, match="'x', 'y'"):
