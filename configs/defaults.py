@@ -17,7 +17,7 @@ def defaults() -> ConfigDict:
     c.steps = 1000  # updates
     c.batch_size = 32  # rows an update, over all devices
     c.length = 256  # tokens a row
-    c.accumulate = 1  # micro-batches an update is computed in; the result is the same
+    c.accumulate = 1  # micro-batches an update is computed in; the result is the same, of contrastive too (GradCache)
     c.tokenizer = ""  # folder, hub id or .gguf file; "bytes" = one token a byte; "" = that of init_from
     c.init_from = ""  # run folder, model folder, hub id or .gguf file to start from; "" = random weights of `model`
     c.compilation_cache = ""  # folder that keeps compiled code; "" = JAX_COMPILATION_CACHE_DIR, or none
@@ -66,13 +66,22 @@ def defaults() -> ConfigDict:
     c.objective.token_classification = ConfigDict()
     c.objective.token_classification.labels = ()  # the same, of words
 
+    c.objective.contrastive = ConfigDict()
+    c.objective.contrastive.temperature = 0.05  # that the cosine of two texts is divided by
+    c.objective.contrastive.negatives = 0  # texts of data.negatives_field that are read, of each record; a row has 2 and these
+    c.objective.contrastive.symmetric = False  # also find the text, given its positive; the mean of the two
+    c.objective.contrastive.pooling = ""  # mean, first, last; "" = init_from's, or the mean of an encoder and the last of a decoder
+
     c.data = ConfigDict()
     c.data.files = ""  # comma-separated files and globs: text, .jsonl, .json, .parquet, also of gs://; tfds:NAME:SPLIT, hf:NAME:SPLIT
     c.data.mixture = ConfigDict()  # instead of files: name -> {"files": ..., "weight": ...} of several sources; docs/data.md
     c.data.temperature = 1.0  # of the mixture: its rates to the power of 1 / temperature
     c.data.field = "text"  # field of a JSONL record that holds the text
     c.data.label_field = ""  # of the label: "" = "label", or "tags" of token_classification, whose data.field holds a list of words
-    c.data.pair_field = ""  # of classification: the second text of a pair; "" = there is one text
+    c.data.pair_field = (
+        ""  # of classification: the second text of a pair; "" = there is one text. Of contrastive: the positive; "" = itself
+    )
+    c.data.negatives_field = ""  # of contrastive: what is no positive, a text or a list of texts
     c.data.separator = ""  # what divides a text file into documents; "" = a file is one document
     c.data.format = "text"  # of instruct: auto (by the first record), alpaca, self_instruct, superni, completion, messages, sharegpt
     c.data.template = ""  # of instruct: a name in lm/data/templates; "" = that of init_from's run

@@ -13,18 +13,21 @@ from lm.training.settings import model_section
 BELOW = {  # nats; a byte costs 5.5 untrained
     "next_token": 3.5, "instruct": 3.5, "prefix_lm": 3.5, "masked": 3.6, "span_corruption": 3.8, "ul2": 3.8, "denoising": 3.5,
     "classification": 0.7, "token_classification": 0.7, "question_answering": 2.8,  # of 1.1, 1.6 and 4.2 untrained
+    "contrastive": 1.0,  # of 3.5
 }  # fmt: skip
 
 
 LABELLED = {  # files, field of the text
     "classification": ("configs/examples/topics.jsonl", "text"), "token_classification": ("configs/examples/names.jsonl", "tokens"),
-    "question_answering": ("configs/examples/questions.json", "text"),
+    "question_answering": ("configs/examples/questions.json", "text"), "contrastive": ("configs/examples/pairs.jsonl", "question"),
 }  # fmt: skip
 
 
 def suits(objective: str, family: str) -> bool:
     """Whether an objective is for a family's models: those with its head, or those that take it and have no encoder beside a decoder."""
     model, heads = preset(family, "tiny"), OBJECTIVES[objective].heads
+    if objective == "contrastive":
+        return not model.encoder_layers
     if objective in LABELLED:
         return not model.encoder_layers and any(given.head in heads for given in FAMILIES[family].labels)
     return model.head in heads
@@ -50,6 +53,10 @@ def get_config(variant="next_token,llama"):
         c.data.target_length = 16 if preset(family, "tiny").encoder_layers else 0
     if objective in LABELLED:
         c.data.files, c.data.field = LABELLED[objective]
+    if objective == "contrastive":
+        c.data.pair_field, c.data.negatives_field = "passage", "others"
+        c.objective.contrastive.negatives = 1
+        c.length = 120  # of three texts
     model = preset(family, "tiny")
     heads = OBJECTIVES[objective].heads
     if not suits(objective, family):

@@ -1,6 +1,7 @@
 """Breaks the code on purpose and looks whether the tests notice: python -m tests.mutations [NUMBER ...]
 
-The gold tests are those of the silent defects that users of other trainers report most, numbered as in GOLD. Each mutation puts one such
+The gold tests are those of the silent defects that users of other trainers report most, numbered as in GOLD; number 7 is that of preference
+tuning, which is not here yet (the first DPO loss is ln 2, GRPO's and PPO's advantages are their formulas). Each mutation puts one such
 defect into a copy of the tree and runs the test that must fail there. NUMBER: only those of that gold test. Exit code 1 when one is missed.
 """
 
@@ -127,8 +128,8 @@ MUTATIONS = [
         "tests/lm/training/test_settings.py::test_a_mistyped_argument_is_not_explained",
     ),
     Mutation(
-        10, "lm/training/instruction.py", "if data[field] != default:", "if data[field] is None:",
-        "tests/lm/training/test_instruction.py::test_fields_that_contradict_each_other_are_accepted",
+        10, "lm/training/unused.py", "if changed and not names & {*readers}:", "if changed and not readers:",
+        "tests/lm/training/test_unused.py",
     ),
     Mutation(
         11, "lm/adaptation/interpolation.py", "jnp.asarray(t if alpha else b, b.dtype)", "jnp.asarray(b if alpha else t, b.dtype)",

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import processors
 
 from lm.data import labelled, packing, sources
-from lm.data.labelled import CLASSIFICATION, QUESTIONS, TOKENS, Fields, Question, Text, Words
+from lm.data.labelled import CLASSIFICATION, CONTRASTIVE, QUESTIONS, TOKENS, Fields, Group, Question, Text, Words
 from lm.data.packing import Packed
 from lm.data.sources import DataError
 from lm.models.config import ConfigError
@@ -22,13 +22,20 @@ LONGEST_QUESTION = 64  # tokens, of which the rest is left out (Devlin et al. 20
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """length: tokens a row.   types: rows have token types.   pairs: texts come in pairs.   stride: tokens from one window of a context
-    to the next, 0 = windows do not overlap.   framed: texts get an end-of-text token on both sides where the tokenizer adds none."""
+    to the next, 0 = windows do not overlap.   framed: texts get an end-of-text token on both sides where the tokenizer adds none.
+    texts: of a record, each with a segment and an equal share of the row of its own."""
 
     length: int
     types: bool = False
     pairs: bool = False
     stride: int = 0
     framed: bool = True
+    texts: int = 1
+
+    @property
+    def width(self) -> int:
+        """Tokens of a text."""
+        return self.length // self.texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +113,10 @@ def encode(records: Sequence, tokenizer, task: str, shape: Shape, names: Sequenc
     transformers. Raises ConfigError when nothing would be left of a text.
     """
     frame = Frame(tokenizer, task == QUESTIONS or shape.pairs, shape.framed or task == QUESTIONS or shape.pairs)
-    room = shape.length - len(frame)
+    room = shape.width - len(frame)
     if room < 2:
-        raise ConfigError(f"length={shape.length} leaves no room beside {len(frame)} special tokens; raise it")
-    make = {CLASSIFICATION: _texts, TOKENS: _words, QUESTIONS: _windows}[task]
+        raise ConfigError(f"length={shape.length} leaves no room beside {shape.texts * len(frame)} special tokens; raise it")
+    make = {CLASSIFICATION: _texts, TOKENS: _words, QUESTIONS: _windows, CONTRASTIVE: _groups}[task]
     for document, record in enumerate(records):
         yield from make(record, document, tokenizer, frame, room, shape, names)
 
@@ -155,6 +162,14 @@ def _words(record: Words, document: int, tokenizer, frame: Frame, room: int, sha
         )  # fmt: skip
 
 
+def _groups(record: Group, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names) -> Iterator[Encoded]:
+    """Every text, framed by itself; of a long one the beginning."""
+    for text in record.texts:
+        spelled = _ids(tokenizer, text)
+        ids, types, _ = frame.around(spelled[:room])
+        yield Encoded(ids, types, document, cut=max(0, len(spelled) - room))
+
+
 def _windows(record: Question, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names) -> Iterator[Encoded]:
     """Overlapping windows of the context, each after the question; one without the whole answer points at the first token."""
     question = _ids(tokenizer, record.question)
@@ -186,11 +201,11 @@ def _ids(tokenizer, text: str) -> list[int]:
 
 
 def pack(encoded: Sequence[Encoded], sizes: Sequence[int], task: str, shape: Shape, counts: dict[str, int] | None = None) -> Packed:
-    """Rows: one text or window each, but several of token classification. `sizes`: bytes of each record."""
+    """Rows: one text or window each, but several of token classification, and a record's texts. `sizes`: bytes of each record."""
     if task == TOKENS:
         row_of = packing.best_fit([len(e.ids) for e in encoded], shape.length)
     else:
-        row_of = np.arange(len(encoded), dtype=np.int32)
+        row_of = np.arange(len(encoded), dtype=np.int32) // shape.texts
     rows = int(row_of.max()) + 1
     dtype = np.uint16 if max(max(e.ids) for e in encoded) < 2**16 else np.int32
     tokens, segments = np.zeros((rows, shape.length), dtype), np.zeros((rows, shape.length), np.uint16)
@@ -203,14 +218,16 @@ def pack(encoded: Sequence[Encoded], sizes: Sequence[int], task: str, shape: Sha
         tokens[row, at], segments[row, at], types[row, at] = e.ids, segment_of[i], e.types
         if e.targets is not None:
             targets[row, at], weights[row, at] = e.targets, e.weights
-        used[row] += len(e.ids)
+        used[row] += len(e.ids) if task == TOKENS else shape.width
     extra: dict[str, np.ndarray] = {"weights": weights}
     if task != TOKENS:
         targets = tokens  # what is read is what is shown; no token has a loss of its own
+    if task in (CLASSIFICATION, QUESTIONS):
         extra["labels"] = np.array([e.labels for e in encoded], np.float32)
     if shape.types:
         extra["types"] = types
     document = np.array([e.document for e in encoded], np.int32)
+    row_of, segment_of, document = (x[:: shape.texts] for x in (row_of, segment_of, document))  # the texts of a record are one
     cut = sum(e.cut > 0 for e in encoded)
     counts = (counts or {}) | ({"cut_texts": cut} if cut else {})
     return Packed(tokens, targets, segments, row_of, segment_of, document, np.array(sizes, np.int64), extra, counts)
@@ -235,16 +252,20 @@ def pack_files(
         records = labelled.read(patterns, fields, names=names, max_bad_share=max_bad_share, tally=tally)
         encoded = list(encode(records, tokenizer, fields.task, shape, names))
         cut = sum(e.cut > 0 for e in encoded)
-        if cut > max_long * len(records):
+        texts = len(records) * shape.texts
+        if cut > max_long * texts:
             raise DataError(
-                f"{patterns}: {cut:,} of {len(records):,} texts do not fit in a row of {shape.length} tokens and lose a part, more than "
+                f"{patterns}: {cut:,} of {texts:,} texts do not fit in {shape.width} tokens and lose a part, more than "
                 f"data.max_long={max_long:g} allows; raise length, or data.max_long to the share that may be cut"
             )
         packing.save(pack(encoded, [size(r) for r in records], fields.task, shape, {"bad_records": tally.bad} if tally.bad else {}), folder)
     return packing.load(folder)
 
 
-def size(record: Text | Words | Question) -> int:
+def size(record: labelled.Record) -> int:
     """UTF-8 bytes of what is read of a record."""
-    parts = record.words if isinstance(record, Words) else (record.text, record.pair) if isinstance(record, Text) else (record.context,)
+    if isinstance(record, Text | Question):
+        parts = (record.text, record.pair) if isinstance(record, Text) else (record.context,)
+    else:
+        parts = record.words if isinstance(record, Words) else record.texts
     return sum(len(part.encode()) for part in parts)

@@ -1,4 +1,5 @@
-"""Records with labels: of a text or a pair of texts, of every word, and of the span of a text that answers a question.
+"""Records with labels: of a text or a pair of texts, of every word, and of the span of a text that answers a question; and texts that
+belong together.
 
 JSONL, JSON, Parquet and data sets as in lm/data/sources.py, CSV and TSV with a line of names; questions also in SQuAD's nested JSON.
 """
@@ -13,7 +14,9 @@ from typing import Any
 from lm.data import sources
 from lm.data.sources import DataError, Row, Tally
 
-CLASSIFICATION, TOKENS, QUESTIONS = TASKS = ("classification", "token_classification", "question_answering")
+CLASSIFICATION, TOKENS, QUESTIONS, CONTRASTIVE = TASKS = (
+    "classification", "token_classification", "question_answering", "contrastive",
+)  # fmt: skip
 TABLES = {".csv": ",", ".tsv": "\t"}
 LABEL = {CLASSIFICATION: "label", TOKENS: "tags"}  # the usual name of the field
 
@@ -22,8 +25,8 @@ LABEL = {CLASSIFICATION: "label", TOKENS: "tags"}  # the usual name of the field
 class Fields:
     """Which fields of a record hold what.   text: a text or, of token_classification, a list of words.   pair: a second text; "" = none.
 
-    label: of the text or, a list, of its words; "" = the task's usual name.   regression: the label is a number.   Questions have
-    SQuAD's names: question, context, answers.
+    label: of the text or, a list, of its words; "" = the task's usual name.   regression: the label is a number.   negatives: of the
+    first `n_negatives` texts that are not of the pair, a text or a list.   Questions have SQuAD's names: question, context, answers.
     """
 
     task: str
@@ -31,6 +34,8 @@ class Fields:
     pair: str = ""
     label: str = ""
     regression: bool = False
+    negatives: str = ""
+    n_negatives: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +68,15 @@ class Question:
     where: str
 
 
-Record = Text | Words | Question
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """texts: one, its positive (the text itself, where records have none), and negatives."""
+
+    texts: tuple[str, ...]
+    where: str
+
+
+Record = Text | Words | Question | Group
 
 
 class _Bad(Exception):
@@ -71,13 +84,14 @@ class _Bad(Exception):
 
 
 def read(patterns: str, fields: Fields, *, names: Sequence[str] = (), max_bad_share: float = 0.0, tally: Tally | None = None) -> list[Any]:
-    """The records of the files, in order: Text, Words or Question, as the task has them. With `names`, other labels are bad.
+    """The records of the files, in order: Text, Words, Question or Group, as the task has them. With `names`, other labels are bad.
 
     Raises DataError, naming file and line, for a record that lacks a field, holds an empty text, an unknown label, or an answer that
     is not where it says; of these up to the share `max_bad_share` are left out, counted and warned of. So when there is no record.
     """
     tally = Tally() if tally is None else tally
-    make: Callable[[Mapping, Fields, str], Record] = {CLASSIFICATION: _text, TOKENS: _words, QUESTIONS: _question}[fields.task]
+    makers = {CLASSIFICATION: _text, TOKENS: _words, QUESTIONS: _question, CONTRASTIVE: _group}
+    make: Callable[[Mapping, Fields, str], Record] = makers[fields.task]
     found = []
     for file in sources.find_files(patterns):
         for row in _rows(file, tally):
@@ -86,7 +100,7 @@ def read(patterns: str, fields: Fields, *, names: Sequence[str] = (), max_bad_sh
                 if row.problem or not isinstance(row.value, dict):
                     raise _Bad(row.problem or f"it is {type(row.value).__name__}, expected an object")
                 record = make(row.value, fields, row.where)
-                if names and not fields.regression and fields.task != QUESTIONS:
+                if names and not fields.regression:
                     for label in labels_of(record):
                         number(label, names)
             except _Bad as problem:
@@ -112,7 +126,7 @@ def names_of(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def labels_of(record: Record) -> tuple:
-    """The labels of a record: one of a text, one a word, none of a question."""
+    """The labels of a record: one of a text, one a word, none of questions and groups."""
     if isinstance(record, Text):
         return (record.label,)
     return record.tags if isinstance(record, Words) else ()
@@ -205,6 +219,20 @@ def _question(row: Mapping, fields: Fields, where: str) -> Question:
             )
         found.append((start, text))
     return Question(str(row.get("id", where)), question, context, tuple(found), where)
+
+
+def _group(row: Mapping, fields: Fields, where: str) -> Group:
+    text = _string(row, fields.text)
+    positive = _string(row, fields.pair) if fields.pair else text
+    negatives = _got(row, fields.negatives) if fields.n_negatives else []
+    negatives = [negatives] if isinstance(negatives, str) else negatives
+    if not isinstance(negatives, list) or not all(isinstance(other, str) and other.strip() for other in negatives):
+        raise _Bad(f"field {fields.negatives!r} holds {negatives!r:.80}, expected a text or a list of texts, none empty")
+    if len(negatives) < fields.n_negatives:
+        raise _Bad(
+            f"field {fields.negatives!r} holds {len(negatives)} texts, fewer than objective.contrastive.negatives={fields.n_negatives}"
+        )
+    return Group((text, positive, *negatives[: fields.n_negatives]), where)
 
 
 def _label(value: Any) -> str | int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from lm.batch import Batch
-from lm.data.labelled import QUESTIONS, TASKS
+from lm.data.labelled import CONTRASTIVE, QUESTIONS, TASKS
 from lm.data.packing import Packed
 
 GRAM = 13  # tokens in a row that make an overlap; GPT-3's filter takes as many words (Brown et al. 2020, appendix C)
@@ -77,7 +77,7 @@ def rows(batch: Batch, tokenizer, *, shifted: bool, task: str = "", names: Seque
 
 
 def _labelled(row: Mapping, text: "_Texts", task: str, names: Sequence[str]) -> Row:
-    """Tags in the place of tokens, an answer as what is trained, a class by its name."""
+    """Tags in the place of tokens, an answer or a positive as what is trained, a class by its name."""
     spelled = lambda label: names[int(label)] if names else f"{label:g}"
     labels = tuple(map(float, row.get("labels", ())))
     first, last = (int(labels[0]), int(labels[1])) if task == QUESTIONS else (1, 0)
@@ -85,13 +85,18 @@ def _labelled(row: Mapping, text: "_Texts", task: str, names: Sequence[str]) -> 
         first, last = 0, -1  # the answer is not in this window
     pieces = []
     for at, (token, weight, segment) in enumerate(zip(row["tokens"], row["weights"], row["segments"], strict=True)):
-        trained = bool(weight) or first <= at <= last
+        trained = segment == 2 if task == CONTRASTIVE else bool(weight) or first <= at <= last
         piece = text.piece(token, "trained" if trained else "context", segment, float(trained))
         pieces.append(dataclasses.replace(piece, target=spelled(row["targets"][at])) if weight else piece)
     if task == QUESTIONS:
         answer = text.of_all(row["tokens"][first : last + 1])
         return Row(
             [], pieces, labels, f"answer {answer}" if last > 0 else "the answer is not in this window: the first token stands for it"
+        )
+    if task == CONTRASTIVE:
+        texts = [text.of_all(row["tokens"][row["segments"] == i]) for i in range(1, int(row["segments"].max()) + 1)]
+        return Row(
+            [], pieces, said=f"find {texts[1]!r} given {texts[0]!r}{' and not ' * (len(texts) > 2)}{', '.join(map(repr, texts[2:]))}"
         )
     return Row([], pieces, labels, f"label {spelled(labels[0])}" if labels else "")
 
@@ -127,7 +132,7 @@ def checks(
     weights, segments = np.asarray(batch.weights), np.asarray(batch.segments)
     found = []
     trained, real = int((weights > 0).sum()), int((segments > 0).sum())
-    if batch.labels is None:
+    if batch.labels is None and task != CONTRASTIVE:
         found.append(Check("trained tokens", trained > 0, f"{trained:,} of {real:,} in this sample ({trained / max(real, 1):.1%})"))
         idle = int((~(weights > 0).any(axis=1)).sum())
         found.append(Check("rows that train nothing", idle == 0, f"{idle} of {len(weights)}"))
@@ -141,7 +146,7 @@ def checks(
             found.append(Check(f"{name}: end token trained", ended >= documents, f"in {ended:,} of {documents:,} documents"))
         more = {key: value for key, value in stats.items() if key not in ("filled", "rows", "length")}
         found.append(Check(f"{name}: counts", None, ", ".join(f"{key} {_number(value)}" for key, value in more.items())))
-        total, copies = duplicates(rows_)
+        total, copies = duplicates(_one_each(rows_) if task == CONTRASTIVE else rows_)
         found.append(Check(f"{name}: duplicates", copies == 0, f"{copies:,} of {total:,} documents or windows are copies of others"))
     grams = {name: ngrams(rows_) for name, rows_ in packed.items()} if held_out else {}
     for name, rows_ in held_out.items():
@@ -175,6 +180,11 @@ def duplicates(packed: Packed) -> tuple[int, int]:
         seen.add(tokens.tobytes())
         total += 1
     return total, total - len(seen)
+
+
+def _one_each(packed: Packed) -> Packed:
+    """Its rows as one document each, padding and all: groups of texts are copies as a whole."""
+    return dataclasses.replace(packed, segments=np.ones_like(packed.segments))
 
 
 def ngrams(packed: Packed) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from lm.batch import Batch
 from lm.data import batches, label_rows, labelled
 from lm.data.label_rows import Encoded, Shape
-from lm.data.labelled import CLASSIFICATION, QUESTIONS, TASKS, TOKENS, Fields
+from lm.data.labelled import CLASSIFICATION, CONTRASTIVE, QUESTIONS, TASKS, TOKENS, Fields
 from lm.data.packing import Packed
 from lm.evaluation import labels, scores
 from lm.evaluation.accuracy import wilson
@@ -64,17 +64,20 @@ def of_labels(args) -> tuple[dict, str]:
     text, pair, label = (given or data.get(name, "") for given, name in (
         (args.field if args.field != "text" else "", "field"), (args.pair_field, "pair_field"), (args.label_field, "label_field")
     ))  # fmt: skip
-    fields = Fields(args.task, text or "text", pair, label, value)
-    length = args.length or trained.get("length", 0) or min(c.max_length, 384 if args.task == QUESTIONS else 512)
+    negatives = trained.get("objective", {}).get(CONTRASTIVE, {}).get("negatives", 0)
+    fields = Fields(args.task, text or "text", pair, label, value, data.get("negatives_field", ""), negatives)
+    texts = 2 + negatives if args.task == CONTRASTIVE else 1  # that share a row in training
+    length = args.length or trained.get("length", 0) // texts or min(c.max_length, 384 if args.task == QUESTIONS else 512)
     if not 1 <= length <= c.max_length:
         raise ValueError(f"--length={length}: expected 1 to {c.max_length}, the longest this model can read")
     stride = args.stride or data.get("stride", 0) or (length // 3 if args.task == QUESTIONS else 0)
     pairs = bool(pair) or args.task == QUESTIONS
     shape = Shape(length, pairs and c.type_vocab_size > 1, bool(pair), stride, framed=not c.causal)
+    shape = Shape(length, framed=False) if args.task == CONTRASTIVE else shape
     names = () if value else labelling.unnamed_labels(c)
     records = labelled.read(args.data, fields, names=names)
     rows = list(label_rows.encode(records, tokenizer, args.task, shape, names))
-    score = {CLASSIFICATION: _values if value else _classes, TOKENS: _tags, QUESTIONS: _answers}[args.task]
+    score = {CLASSIFICATION: _values if value else _classes, TOKENS: _tags, QUESTIONS: _answers, CONTRASTIVE: _found}[args.task]
     numbers, said, predictions = score(records, rows, outputs(model, params, rows, shape, args.batch_size), names)
     cut = sum(row.cut > 0 for row in rows)
     numbers = {"model": args.model, "data": args.data, "task": args.task, "length": length, "records": len(records), "cut": cut, **numbers}
@@ -93,7 +96,7 @@ def _trained(path: str, task: str) -> dict:
 
 
 def outputs(model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_size: int = 8) -> list[np.ndarray]:
-    """The logits of every row: float32 [N] of a text's classes, or [n, N] of its n tokens."""
+    """The logits of every row: float32 [N] of a text's classes, or [n, N] of its n tokens; or its vector."""
     found: list[np.ndarray] = []
     for start in range(0, len(rows), batch_size):
         members = rows[start : start + batch_size]
@@ -108,7 +111,8 @@ def outputs(model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_si
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model, params, batch):
-    return model.apply({"params": params}, batch).logits.astype(jnp.float32)
+    out = model.apply({"params": params}, batch)
+    return (out.pooled if model.config.head == "embedding" else out.logits).astype(jnp.float32)
 
 
 def _classes(records, rows, given, names) -> tuple[dict, str, list[dict]]:
@@ -200,6 +204,35 @@ def _answers(records, rows, given, names) -> tuple[dict, str, list[dict]]:
         | {name: float(values[i]) for name, values in each.items()}
         for i, r in enumerate(records)
     ]  # fmt: skip
+
+
+def _found(records, rows, given, names) -> tuple[dict, str, list[dict]]:
+    """Of each text, the place of its positive among all positives and negatives; other right answers to it are left out."""
+    texts = [text for record in records for text in record.texts]
+    unit = np.stack(given) / np.maximum(np.linalg.norm(given, axis=-1, keepdims=True), 1e-12)
+    vectors = dict(zip(texts, unit, strict=True))
+    others = list(dict.fromkeys(text for record in records for text in record.texts[1:]))
+    right = defaultdict(set)
+    for record in records:
+        right[record.texts[0]] |= {record.texts[0], record.texts[1]}
+    matrix, predictions = np.stack([vectors[text] for text in others]), []
+    for record in records:
+        text, positive = record.texts[:2]
+        scores_ = matrix @ vectors[text]
+        own = float(scores_[others.index(positive)])
+        above = [i for i in np.flatnonzero(scores_ > own) if others[i] not in right[text]]
+        best = max(above, key=lambda i: scores_[i], default=others.index(positive))
+        predictions.append({"text": text, "positive": positive, "rank": 1 + len(above), "first": others[best]})
+    ranks = np.array([row["rank"] for row in predictions])
+    low, high = wilson(int((ranks == 1).sum()), len(ranks))
+    numbers = {
+        "accuracy": float((ranks == 1).mean()),
+        "accuracy_interval": [low, high],
+        "mrr": float((1 / ranks).mean()),
+        "texts": len(others),
+    }
+    said = f"accuracy {numbers['accuracy']:.4f} [{low:.4f}, {high:.4f}], mean reciprocal rank {numbers['mrr']:.4f}"
+    return numbers, f"{said} over {len(ranks):,} texts, each among {len(others):,}", predictions
 
 
 def _numbers(found: labels.Classified, names: Sequence[str]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Objectives by the name a config gives them: what is made of packed rows, and the loss (model, params, batch, rng) -> Loss.
 
-Those of text learn the tokens that `batch.targets` asks for, so that they share one loss; they differ in the rows they make. The last
-three learn labels.
+Those of text learn the tokens that `batch.targets` asks for, so that they share one loss; they differ in the rows they make. Then come
+those that learn labels, and the one that learns which texts belong together.
 """
 
-from lm.objectives import denoising, labels, span_corruption, ul2
+from lm.objectives import contrastive, denoising, labels, span_corruption, ul2
 from lm.objectives.loss import Loss
 from lm.objectives.masked import masked
 from lm.objectives.next_token import next_token
@@ -25,6 +25,9 @@ OBJECTIVES = {
     "classification": Objective(labels.classification, heads=("sequence_classification",)),
     "token_classification": Objective(labels.token_classification, heads=("token_classification",)),
     "question_answering": Objective(labels.question_answering, heads=("question_answering",)),
+    "contrastive": Objective(
+        contrastive.contrastive, heads=("embedding",), longest=contrastive.longest, options=contrastive.OPTIONS, joint=True
+    ),
 }  # fmt: skip
 
 __all__ = ["OBJECTIVES", "Loss", "Objective", "Transform", "next_token"]

@@ -39,7 +39,9 @@ class Objective:
     transform: (tokenizer or None, ModelConfig, **options of the config's section objective.NAME) -> Transform, which raises ConfigError
     when they do not go together; None = rows stay as they were packed. whole: the targets of a packed row are all of each document (see
     `packing.encode`), as for what is not predicted from left to right. special: arguments of `tokenizers.bytes_only` for the special
-    tokens it needs. longest: (T, **options) -> the most tokens that a document of a packed row of T has on either side.
+    tokens it needs. longest: (T, **options) -> the most tokens that a document of a packed row of T has on either side. options: those
+    of its section that the loss takes. joint: the rows of a batch are compared with one another, so that micro-batches are not summed:
+    the loss takes their number as `parts`.
     """
 
     loss: Callable[..., Loss]
@@ -48,6 +50,8 @@ class Objective:
     whole: bool = False
     special: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     longest: Callable[..., int] = lambda length, **_: length
+    options: tuple[str, ...] = ()
+    joint: bool = False
 
 
 def share(name: str, value: float, least: float = 0.0, most: float = 1.0) -> float:

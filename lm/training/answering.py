@@ -39,8 +39,7 @@ def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
     if not section.files:
         return []
     held_out = section.files == instruction.HELD_OUT
-    format = "auto" if data.format == instruction.DEFAULTS["format"] else data.format
-    reading = Reading(format, data.cap, data.hold_out if held_out else "", data.max_bad_share, config.seed)
+    reading = Reading(data.format, data.cap, data.hold_out if held_out else "", data.max_bad_share, config.seed)
     found = records.read(data.files if held_out else section.files, reading, "held_out" if held_out else "all").records
     try:
         chosen = generation.spread(found, section.max_examples)

@@ -13,47 +13,30 @@ from lm.data.records import FORMATS, Reading
 from lm.data.templates import Template
 from lm.data.templates.chat import TURNS
 from lm.models.config import ConfigError, ModelConfig, nearest
+from lm.training import unused
 
-OBJECTIVES = ("instruct",)  # that learn answers to prompts
+OBJECTIVES = unused.INSTRUCT
 HELD_OUT = "hold_out"  # in eval.data: the tasks of data.files that data.hold_out keeps out of training
-DEFAULTS = {  # of the fields of config.data that only these objectives read
-    "format": "text", "template": "", "turns": "all", "cap": 0, "hold_out": "", "too_long": "drop", "max_long": 0.01, "target_length": 0,
-}  # fmt: skip
 PROMPTS = "objective.instruct.prompt_loss_weight"
-OF_TEXT = {"field": "text", "separator": "", "stride": 0}  # and of those that only the others read
 SEEDED = ("self_instruct", "tk_instruct")  # templates that draw
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the field, when the fields contradict the objective or each other."""
     data, name, weight = config.data, config.objective.name, config.objective.instruct.prompt_loss_weight
+    if name not in OBJECTIVES:
+        return
     if not 0 <= weight <= 1:
         raise ConfigError(f"{PROMPTS}={weight}: expected a share of the weight of an answer's tokens, from 0 to 1")
-    if name not in OBJECTIVES:
-        changed = [field for field, default in DEFAULTS.items() if data[field] != default] + _changed_options(data)
-        if changed:
-            raise ConfigError(
-                f"data.{changed[0]} is for the objective {' or '.join(OBJECTIVES)}, and objective.name is {name!r}; leave it as it is"
-            )
-        if weight:
-            raise ConfigError(
-                f"{PROMPTS}={weight} is for the objective {' or '.join(OBJECTIVES)}, and objective.name is {name!r}; set it to 0"
-            )
-        return
     if data.format == "text":
         raise ConfigError(f"data.format='text' has no answers to learn: objective {name!r} needs 'auto' or one of {', '.join(FORMATS)}")
     if data.format != "auto" and data.format not in FORMATS:
         raise ConfigError(f"data.format={data.format!r} is unknown{nearest(data.format, FORMATS)}; one of auto, {', '.join(FORMATS)}")
-    if data.synthetic_rows:
-        raise ConfigError(f"data.synthetic_rows={data.synthetic_rows}: random tokens have no answers; set data.files")
-    for field, default in OF_TEXT.items():
-        if data[field] != default:
-            raise ConfigError(f"data.{field}={data[field]!r} is not used by objective {name!r}; leave it as it is")
     if data.template:
         templates.check_name(data.template)
         if data.template != "tk_instruct" and (changed := _changed_options(data)):
             raise ConfigError(f"data.{changed[0]} is for the template 'tk_instruct', and data.template is {data.template!r}")
-        if data.turns != DEFAULTS["turns"] and "turns" not in templates.options_of(data.template):
+        if data.turns != TURNS[0] and "turns" not in templates.options_of(data.template):
             raise ConfigError(f"data.turns={data.turns!r}: template {data.template!r} has one turn; use a chat template such as 'chatml'")
     elif not config.init_from:
         raise ConfigError(f"data.template is not set: one of {', '.join(templates.TEMPLATES)}")
@@ -67,13 +50,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"data.max_long={data.max_long}: expected a share between 0 and 1")
     if HELD_OUT in config.eval.data.values() and not data.hold_out:
         raise ConfigError(f"eval.data asks for {HELD_OUT!r}, and data.hold_out names no tasks")
-
-
-def reset(config: ml_collections.ConfigDict) -> None:
-    """Puts what only instruct data has back to the defaults."""
-    config.data.update(DEFAULTS)
-    config.data.tk_instruct.update(templates.options_of("tk_instruct"))
-    config.objective.instruct.prompt_loss_weight = 0.0
 
 
 def _changed_options(data) -> list[str]:
@@ -91,7 +67,7 @@ def template_of(config: ml_collections.ConfigDict, tokenizer, kept: Template | N
             raise ConfigError(
                 f"data.template is not set, and {config.init_from} was trained with none: one of {', '.join(templates.TEMPLATES)}"
             )
-        if data.turns != DEFAULTS["turns"] or _changed_options(data):
+        if data.turns != TURNS[0] or _changed_options(data):
             raise ConfigError(f"data.template is not set, so that it is that of {config.init_from} as it was; set it to change its options")
         return kept
     options: dict[str, Any] = data.tk_instruct.to_dict() if data.template == "tk_instruct" else {}

@@ -1,4 +1,7 @@
-"""What a config says about labelled data: checked, and made into names of labels, a head and rows."""
+"""What a config says about labelled data, and texts that belong together: checked, and made into names of labels, a head and rows."""
+
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,39 +10,34 @@ import ml_collections
 from lm import families
 from lm.data import label_rows, labelled
 from lm.data.label_rows import Shape
-from lm.data.labelled import CLASSIFICATION, QUESTIONS, TASKS, TOKENS, Fields
+from lm.data.labelled import CLASSIFICATION, CONTRASTIVE, QUESTIONS, TASKS, TOKENS, Fields
 from lm.data.packing import Packed
 from lm.data.sources import Tally
 from lm.heads import with_head
 from lm.models import LanguageModel, build
 from lm.models.config import ConfigError, ModelConfig
-from lm.training import instruction
 
 OBJECTIVES = TASKS
-HEADS = {CLASSIFICATION: "sequence_classification", TOKENS: "token_classification", QUESTIONS: "question_answering"}
-DEFAULTS = {"pair_field": "", "label_field": ""}  # of the fields of config.data that only these objectives read
+HEADS = {
+    CLASSIFICATION: "sequence_classification",
+    TOKENS: "token_classification",
+    QUESTIONS: "question_answering",
+    CONTRASTIVE: "embedding",
+}
+CLASSIFIER = "head/classifier"  # the path of what gives labels
+POOLINGS = ("", "mean", "first", "last")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the field, when the fields contradict the objective or each other."""
     data, name = config.data, config.objective.name
     if name not in OBJECTIVES:
-        for field, default in DEFAULTS.items():
-            if data[field] != default:
-                raise ConfigError(
-                    f"data.{field}={data[field]!r} is for the objectives {' and '.join(OBJECTIVES[:2])}, and objective.name is {name!r}; "
-                    "leave it as it is"
-                )
         return
-    unused = [field for field, default in instruction.DEFAULTS.items() if data[field] != default and field != "max_long"]
-    unused += [field for field, default in {"separator": "", "synthetic_rows": 0}.items() if data[field] != default]
-    unused += ["stride"] * (name != QUESTIONS and data.stride > 0) + ["pair_field"] * (name != CLASSIFICATION and data.pair_field != "")
-    unused += [field for field in ("label_field", "field") if name == QUESTIONS and data[field] not in ("", "text")]
-    if unused:
-        raise ConfigError(f"data.{unused[0]}={data[unused[0]]!r} is not used by objective {name!r}; leave it as it is")
     if not 0 <= data.max_long <= 1:
         raise ConfigError(f"data.max_long={data.max_long}: expected a share between 0 and 1")
-    if name == QUESTIONS:
+    if name == CONTRASTIVE:
+        _check_contrastive(config)
+    if name in (QUESTIONS, CONTRASTIVE):
         return
     names = tuple(config.objective[name].labels)
     if len(names) == 1 or len(set(names)) != len(names) or not all(isinstance(label, str) and label for label in names):
@@ -48,16 +46,42 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"objective.classification.labels={names}: values have none; set them to (), or regression=False")
 
 
+def _check_contrastive(config: ml_collections.ConfigDict) -> None:
+    data, o = config.data, config.objective.contrastive
+    if not 0 < o.temperature < math.inf:
+        raise ConfigError(f"objective.contrastive.temperature={o.temperature}: expected a number above 0, such as 0.05")
+    if o.negatives < 0 or bool(o.negatives) != bool(data.negatives_field):
+        raise ConfigError(
+            f"objective.contrastive.negatives={o.negatives} and data.negatives_field={data.negatives_field!r}: "
+            "set how many of a record's negatives are read and the field that holds them, or neither"
+        )
+    if o.pooling not in POOLINGS:
+        raise ConfigError(f"objective.contrastive.pooling={o.pooling!r}: expected mean, first or last, or '' for the model's")
+    texts = 2 + o.negatives
+    if config.length % texts:
+        raise ConfigError(f"length={config.length} does not divide by the {texts} texts of a record; make it a multiple of {texts}")
+    if not data.pair_field and not config.model.dropout:
+        raise ConfigError(
+            "data.pair_field='' pairs a text with itself, told apart by dropout alone, and model.dropout=0: "
+            "name the field of the positives, or set model.dropout=0.1"
+        )
+    if config.batch_size == 1 and not o.negatives:
+        raise ConfigError("batch_size=1: a pair has the others of its batch as negatives, and there is none; raise it")
+
+
 def fields_of(config: ml_collections.ConfigDict) -> Fields:
     """Which fields of a record are read."""
     data, name = config.data, config.objective.name
     regression = name == CLASSIFICATION and config.objective.classification.regression
-    return Fields(name, data.field, data.pair_field, data.label_field, regression)
+    negatives = config.objective.contrastive.negatives if name == CONTRASTIVE else 0
+    return Fields(name, data.field, data.pair_field, data.label_field, regression, data.negatives_field, negatives)
 
 
 def shape_of(config: ml_collections.ConfigDict, model: ModelConfig) -> Shape:
     """How records are laid into rows."""
     data, name = config.data, config.objective.name
+    if name == CONTRASTIVE:  # as retrieval.Encoder reads a text: with what the tokenizer adds by itself
+        return Shape(config.length, framed=False, texts=2 + config.objective.contrastive.negatives)
     pairs = bool(data.pair_field) or name == QUESTIONS
     return Shape(config.length, pairs and model.type_vocab_size > 1, bool(data.pair_field), data.stride, framed=not model.causal)
 
@@ -67,12 +91,14 @@ def batch_fields(config: ml_collections.ConfigDict, model: ModelConfig) -> dict:
     name = config.objective.name
     if name not in OBJECTIVES:
         return {}
-    labels = {} if name == TOKENS else {"labels": (2 if name == QUESTIONS else 1, jnp.float32)}
+    labels = {} if name in (TOKENS, CONTRASTIVE) else {"labels": (2 if name == QUESTIONS else 1, jnp.float32)}
     return labels | ({"types": (config.length, jnp.int32)} if shape_of(config, model).types else {})
 
 
 def with_labels(config: ml_collections.ConfigDict, sources: list, model: LanguageModel, params: dict | None):
     """(model, params) with the head of the objective; a new one is drawn from config.seed. Other objectives' are left as they are.
+
+    Embeddings are pooled as the config says, or as the model does, or as `with_head` has it.
 
     The names of its labels are those of the config, or of a model that has this head, or else all that `sources`, the configs of the
     sources of training data, hold, sorted. Raises ConfigError and DataError.
@@ -83,7 +109,9 @@ def with_labels(config: ml_collections.ConfigDict, sources: list, model: Languag
     if c.encoder_layers:
         raise ConfigError(f"objective {name!r} is for models without an encoder beside a decoder, and this {c.family} model has one")
     fields: dict = {}
-    if name != QUESTIONS:
+    if name == CONTRASTIVE:
+        fields = {"pooling": config.objective.contrastive.pooling} if config.objective.contrastive.pooling else {}
+    elif name != QUESTIONS:
         names = _names(config, sources, c)
         fields = dict(n_labels=len(names) or 1, label_names=names)
         unnamed = c.head == HEADS[name] and not c.label_names and names == unnamed_labels(c)
@@ -91,6 +119,12 @@ def with_labels(config: ml_collections.ConfigDict, sources: list, model: Languag
             fields["label_names"] = ()
     if c.head == HEADS[name] and all(getattr(c, field) == value for field, value in fields.items()):
         return model, params
+    lora = config.adaptation.lora
+    if lora.rank and name != CONTRASTIVE and not re.search(lora.pattern, CLASSIFIER):
+        raise ConfigError(
+            f"adaptation.lora.pattern={lora.pattern!r} leaves {CLASSIFIER} frozen, and it is drawn at random, as {config.init_from} has no "
+            "such head: add head, as in '(attention|cross|mlp|ssm|head)/'"
+        )
     padded = c if c.pad_token_id is not None else c.replace(pad_token_id=0)  # families whose positions begin after it ask for one
     if params is None:
         new = families.other_head(padded, HEADS[name], **fields)

@@ -1,6 +1,7 @@
 """The loop around the step: it never waits for the step it has just started, and loses nothing when it is stopped, killed or fails."""
 
 import collections
+import functools
 import math
 import pathlib
 import signal
@@ -79,7 +80,7 @@ class _Loop:
         self.checkpoints = Checkpoints(run.workdir, config.checkpoint.keep)
         self.evaluate: Any = make_evaluator(run.model, run.mesh, config.batch_size, activations=run.activations, transform=run.transform)
         if config.objective.name in labelling.OBJECTIVES:
-            loss = OBJECTIVES[config.objective.name].loss
+            loss = functools.partial(OBJECTIVES[config.objective.name].loss, **settings.loss_options(config))
             self.evaluate = labelled.make_evaluator(run.model, run.mesh, config.batch_size, loss, activations=run.activations)
         self.recent: collections.deque = collections.deque(maxlen=SPEED_OVER)
         self.watch = Stopwatch()

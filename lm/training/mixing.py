@@ -7,7 +7,7 @@ from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
 from lm.models.config import ConfigError, nearest
 from lm.objectives import OBJECTIVES, Transform
-from lm.training import instruction
+from lm.training import instruction, unused
 
 OWN = ("field", "separator", "format", "cap", "hold_out", "max_bad_share")  # fields of data that a source may have otherwise
 FIELDS = ("files", "weight", "limit", "objective", *OWN)
@@ -49,14 +49,14 @@ def parts(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigD
     """Source -> the config of a run on it alone; {} without a mixture.
 
     A source may have an objective of its own: text to go on learning beside instruct data, against forgetting (PPO-ptx, Ouyang et al.
-    2022, section 3.5). What config says of instruct data is then not of it.
+    2022, section 3.5). What config says of another objective is then not of it.
     """
     found = {}
     for name, part in config.data.mixture.items():
         own = ml_collections.ConfigDict(config.to_dict())
         if part.get("objective", config.objective.name) != config.objective.name:
             own.objective.name, own.samples.prompts = part.objective, ()
-            instruction.reset(own)
+        unused.reset(own)
         own.data.update({field: part[field] for field in ("files", *OWN) if field in part})
         own.data.mixture, own.data.temperature = ml_collections.ConfigDict(), 1.0
         found[name] = own

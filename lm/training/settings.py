@@ -10,8 +10,8 @@ from ml_collections import config_dict
 
 from lm.adaptation import plan
 from lm.models.config import ConfigError, ModelConfig, nearest
-from lm.objectives import OBJECTIVES, next_token
-from lm.training import answering, instruction, labelling, mixing, optimizer
+from lm.objectives import OBJECTIVES
+from lm.training import answering, instruction, labelling, mixing, optimizer, unused
 from lm.training import mesh as meshes
 
 Config = ml_collections.ConfigDict
@@ -78,10 +78,12 @@ def check(config: Config, devices: int) -> None:
         name = config.objective.name
         raise ConfigError(f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}")
     mixing.check(config)
-    for one in mixing.parts(config).values() or [config]:
+    parts = mixing.parts(config).values()
+    unused.check(config, [one.objective.name for one in parts])
+    for one in parts or [config]:
+        unused.check(one)
         labelling.check(one)
-        if one.objective.name not in labelling.OBJECTIVES:
-            instruction.check(one)
+        instruction.check(one)
         _check_text(one)
     _check_loss(config)
     if bool(config.data.files or config.data.mixture) == bool(config.data.synthetic_rows):
@@ -110,7 +112,9 @@ def options(config: Config) -> dict:
 def loss_options(config: Config) -> dict:
     """What the config says about how the loss of its objective is computed and what is added to it in training."""
     o = config.objective
-    return {"chunk": o.chunk} | {name: o[name] for name in ADDED if o[name]}
+    objective = OBJECTIVES[o.name]
+    own = {name: options(config)[name] for name in objective.options} | ({"parts": config.accumulate} if objective.joint else {})
+    return {"chunk": o.chunk} | {name: o[name] for name in ADDED if o[name]} | own
 
 
 def check_length(config: Config, most: int) -> None:
@@ -139,9 +143,6 @@ def _check_loss(config: Config) -> None:
         raise ConfigError(f"objective.label_smoothing={o.label_smoothing}: expected a share from 0 to less than 1, such as 0.1")
     if not 0 <= o.z_loss < math.inf:
         raise ConfigError(f"objective.z_loss={o.z_loss}: expected a finite number, 0 or more, such as 1e-4")
-    for name in ADDED:
-        if o[name] and OBJECTIVES[o.name].loss is not next_token:
-            raise ConfigError(f"objective.{name}={o[name]} is for objectives that predict tokens, and {o.name!r} does not; set it to 0")
 
 
 def _check_text(config: Config) -> None:
@@ -150,8 +151,6 @@ def _check_text(config: Config) -> None:
         raise ConfigError(f"data.max_bad_share={data.max_bad_share}: expected a share from 0 to less than 1")
     if not 0 <= data.stride <= config.length:
         raise ConfigError(f"data.stride={data.stride}: expected at most length={config.length}, or 0 for windows that do not overlap")
-    if data.stride and OBJECTIVES[config.objective.name].transform is not None:
-        raise ConfigError(f"data.stride={data.stride}: windows overlap for the objective 'next_token' alone; set it to 0")
 
 
 def _check_batch(config: Config, devices: int) -> None:

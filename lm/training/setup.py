@@ -128,8 +128,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     objective = objective if plan is None else plan.objective(objective)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     train_step = make_train_step(
-        model, objective, updates, schedule, accumulate=config.accumulate, shardings=shardings.params, rates=o.rates, ema=o.ema,
-        skip_above=o.skip_above, noisy=c.dropout > 0 or bool(plan and plan.lora and plan.lora.dropout),
+        model, objective, updates, schedule, accumulate=1 if chosen.joint else config.accumulate, shardings=shardings.params,
+        rates=o.rates, ema=o.ema, skip_above=o.skip_above, noisy=c.dropout > 0 or bool(plan and plan.lora and plan.lora.dropout),
     )  # fmt: skip
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     example = abstract_batch(

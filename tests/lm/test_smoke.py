@@ -20,7 +20,7 @@ from lm.objectives import OBJECTIVES
 from lm.training import checkpoints, loop, paths, setup, trackers
 
 QUICK = ["next_token,gpt2", "instruct,llama", "prefix_lm,mamba", "masked,bert", "span_corruption,t5", "ul2,t5", "denoising,bart"]
-QUICK += ["classification,bert", "token_classification,roberta", "question_answering,llama"]
+QUICK += ["classification,bert", "token_classification,roberta", "question_answering,llama", "contrastive,bert"]
 EXAMPLES = pathlib.Path(smoke.__file__).parent / "examples"
 ALL = [f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if smoke.suits(name, family)]
 
@@ -98,6 +98,13 @@ def right_question_answering(row):
     asked = [(q["question"], q["answers"][0]["text"]) for a in articles for p in a["paragraphs"] for q in p["qas"]]
     found = [answer for question, answer in asked if f">{question}<" in text]
     return row.said == f"answer {marked}" and marked in found
+
+
+def right_contrastive(row):
+    """A question, its own passage, which is what is to be found, and a passage that is not."""
+    texts = ["".join(p.text for p in row.tokens if p.segment == number).replace("·", " ") for number in (1, 2, 3)]
+    trained = {p.segment for p in row.tokens if p.kind == "trained"}
+    return texts in [[line["question"], line["passage"], *line["others"]] for line in _lines("pairs.jsonl")] and trained == {2}
 
 
 def _lines(name):

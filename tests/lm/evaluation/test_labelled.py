@@ -78,12 +78,12 @@ def test_a_model_of_texts_does_not_take_a_head_or_loses_the_names_of_its_labels(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.name": "next_token", "data.label_field": "x"}, r"data\.label_field='x' is for the objectives classification"),
+        ({"objective.name": "next_token", "data.label_field": "x"}, r"data\.label_field='x' is not used by objective 'next_token'"),
         ({"data.stride": 8}, r"data\.stride=8 is not used by objective 'classification'"),
         ({"data.template": "plain"}, r"data\.template='plain' is not used"),
         ({"objective.classification.labels": ("a",)}, r"objective\.classification\.labels=.*at least two"),
         ({"objective.classification.labels": ("a", "b"), "objective.classification.regression": True}, r"values have none"),
-        ({"objective.label_smoothing": 0.1}, r"objective\.label_smoothing=0\.1 is for objectives that predict tokens"),
+        ({"objective.label_smoothing": 0.1}, r"objective\.label_smoothing=0\.1 is not used by objective 'classification'"),
     ],
 )
 def test_fields_that_contradict_each_other_are_accepted(changes, message):
