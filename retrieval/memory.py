@@ -16,7 +16,7 @@ from retrieval.errors import RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
-from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages
+from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages, listed
 from retrieval.places import LOCK, TABLE, check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.scann_index import default_index
@@ -172,6 +172,9 @@ class Memory:
                 assert self._index is not None  # _ready
                 ids, scores = self._index.search(queries, k)
                 found = self._store.get(id for row in ids for id in row)
+                lost = [id for row in ids for id in row if id not in found]
+                if lost:
+                    raise RetrievalError(f"the table of {self.path} does not find {listed(lost)}: `verify` says what is damaged")
         if not current:  # reembed came in between
             return self.search(texts, k)
         return [[_hit(*found[id], score) for id, score in zip(*pair, strict=True)] for pair in zip(ids, scores, strict=True)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import Memory
+from retrieval import Memory, RetrievalError
 from tests.retrieval.toy import encode, state
 
 ROOT = Path(__file__).parents[2]
@@ -19,23 +19,25 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import json, random, sys
 from retrieval import Memory, Passage, memory as memory_module, store
-from tests.retrieval.toy import encode, state
+from tests.retrieval.test_durability import ENCODERS, opened
+from tests.retrieval.toy import state
 store.UPKEEP, store.SCALAR_INDEX_FROM, memory_module.SAVE_AFTER = ((3, 8), (6, 1000)), 20, 0
-memory = Memory.open(sys.argv[1], encode)
+memory = opened(sys.argv[1])
 memory.search(["x"])
 rng = random.Random(int(sys.argv[2]))
 print("ready", flush=True)
 for number in range(10**6):
     ids, new = sorted(state(memory)), [f"s{sys.argv[2]}-{number}-{i}" for i in range(rng.randint(1, 3))]
-    action = rng.choice(["add", "edit", "delete", "undo", "retrain", "snapshot"] if len(ids) > 3 else ["add"])
+    action = rng.choice(["add", "edit", "delete", "undo", "retrain", "snapshot", "reembed"] if len(ids) > 3 else ["add"])
     some = rng.sample(ids, min(len(ids), 2))
     call = {
         "add": lambda: memory.add([Passage(id, f"text of {id}") for id in new]),
         "edit": lambda: memory.edit(some[0], f"edited in {new[0]}"),
         "delete": lambda: memory.delete(some),
-        "undo": lambda: memory.undo(),
+        "undo": lambda: memory.undo() if memory._store.history.state(memory.version).undo_to else None,
         "retrain": lambda: memory._rebuild(),
         "snapshot": lambda: memory._save_index(),
+        "reembed": lambda: memory.reembed(ENCODERS[memory._encode is ENCODERS[0]]),
     }[action]
     print(json.dumps([action, new, some]), flush=True)
     call()
@@ -43,23 +45,39 @@ for number in range(10**6):
 """
 
 
+ENCODERS = (encode, lambda texts: -encode(texts))
+
+
+def opened(path):
+    """The memory, with the encoder that it has by now."""
+    for encoder in ENCODERS:
+        try:
+            return Memory.open(path, encoder)
+        except RetrievalError as error:
+            refused = error
+    raise refused
+
+
 def applied(action, new, some, now, undo_stack):
-    """(state, undo stack) after a call."""
-    if action in ("retrain", "snapshot"):
-        return now, undo_stack
+    """(state, undo stack, commits made) after a call."""
+    if action in ("retrain", "snapshot") or (action == "undo" and not undo_stack):
+        return now, undo_stack, 0
+    if action == "reembed":
+        return now, [], 1
     if action == "undo":
-        return undo_stack[-1], undo_stack[:-1]
+        return undo_stack[-1], undo_stack[:-1], 1
     after = {
         "add": lambda: now | {id: f"text of {id}" for id in new}, "edit": lambda: now | {some[0]: f"edited in {new[0]}"},
         "delete": lambda: {id: text for id, text in now.items() if id not in some},
     }[action]()  # fmt: skip
-    return after, [*undo_stack, now]
+    return after, [*undo_stack, now], 1
 
 
 def check_search_is_exact(memory):
     vectors, ids = memory._store.vectors()
     queries = ["text of s1", "town3 lies", "edited in"]
-    exact = encode(queries) / np.linalg.norm(encode(queries), axis=1, keepdims=True) @ vectors.T
+    encoded = memory._encode(queries)
+    exact = encoded / np.linalg.norm(encoded, axis=1, keepdims=True) @ vectors.T
     for row, hits in zip(exact, memory.search(queries, 10), strict=True):
         assert [hit.score for hit in hits] == pytest.approx(np.sort(row)[::-1][:10], abs=1e-3)
         assert all(hit.score == pytest.approx(row[ids.index(hit.id)], abs=1e-3) for hit in hits)
@@ -68,7 +86,7 @@ def check_search_is_exact(memory):
 @pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_killed_writer_leaves_before_or_after_and_what_it_acknowledged_is_there(memory, rng, kills):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    now, undo_stack, calls = state(memory), [{}], 0
+    now, undo_stack, commits, calls = state(memory), [{}], len(memory.log()), 0
     start = lambda seed: subprocess.Popen(
         [sys.executable, "-c", WRITER, memory.path, str(seed)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )
@@ -79,15 +97,12 @@ def test_a_killed_writer_leaves_before_or_after_and_what_it_acknowledged_is_ther
         writer.send_signal(signal.SIGKILL)
         said = writer.communicate()[0].splitlines()
         calls += len(said) // 2
+        reopened = opened(memory.path)
         for line, answer in zip(said[::2], [*said[1::2], "killed"], strict=False):
-            then = applied(*json.loads(line), now, undo_stack)
-            if answer == "done":
-                now, undo_stack = then
-        reopened = Memory.open(memory.path, encode)
-        found = state(reopened)
-        if len(said) % 2 and found == then[0]:
-            now, undo_stack = then
-        assert found == now, said[-3:]
+            after, stack, made = applied(*json.loads(line), now, undo_stack)
+            if answer == "done" or len(reopened.log()) == commits + made:
+                now, undo_stack, commits = after, stack, commits + made
+        assert (state(reopened), len(reopened.log())) == (now, commits), said[-3:]
         assert reopened.verify() == []
         check_search_is_exact(reopened)
     assert calls > kills, "the writers did not get to work"
