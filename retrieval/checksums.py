@@ -30,6 +30,11 @@ def files_of(dataset: lance.LanceDataset) -> set[str]:
     return names
 
 
+def manifest_of(version: int) -> str:
+    """The file that says what a version is made of, relative to the table."""
+    return f"_versions/{2**64 - 1 - version:020}.manifest"
+
+
 def new_files(dataset: lance.LanceDataset, before: set[str], version: int, uuid: str = "*") -> set[str]:
     """The files written since `version`, which had the files `before`. uuid: of the transaction, where there was only one."""
     table = Path(dataset.uri)
@@ -37,7 +42,7 @@ def new_files(dataset: lance.LanceDataset, before: set[str], version: int, uuid:
     folders = {name for name in names if name.startswith("_indices/")}
     names = (names - folders) | {path.relative_to(table).as_posix() for name in folders for path in (table / name).rglob("*")}
     for later in range(version, dataset.version):
-        names.add(f"_versions/{2**64 - 2 - later:020}.manifest")
+        names.add(manifest_of(later + 1))
         names.update(f"_transactions/{path.name}" for path in (table / "_transactions").glob(f"{later}-{uuid}.txn"))
     return names
 

@@ -83,10 +83,9 @@ class History:
     def at(self, when: str | datetime.datetime) -> int:
         """The version that was the newest at a moment. Raises RetrievalError for a moment before the first."""
         then = moment(when, "the time asked for") if isinstance(when, str) else when if when.tzinfo else when.astimezone()
-        for version in range(self.dataset.version, 0, -1):
-            record = self._record(version)
-            if record is not None and moment(record.commit.time) <= then:
-                return version
+        earlier = [commit.version for commit in self.log() if moment(commit.time) <= then]
+        if earlier:
+            return earlier[-1]
         raise RetrievalError(f"{self.dataset.uri} did not exist at {then.isoformat()}: its first version is of {self.state(1).commit.time}")
 
     def _after(self, version: int):

@@ -254,7 +254,7 @@ class Memory:
 
     def _see_others(self) -> None:
         """Moves to the newest version when another process has written one."""
-        if self._store.newest_version() == self._store.version:
+        if not self._store.is_behind():
             return
         with self._lock.write():
             if self._store.latest():

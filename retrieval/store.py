@@ -6,7 +6,7 @@ overwritten; an older version is read by its number, and undo is a new commit th
 """
 
 import datetime
-import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,18 +21,14 @@ from lance.schema import LanceSchema
 
 from retrieval import checksums
 from retrieval.conflicts import bring_back, exclusive
-from retrieval.errors import RetrievalError, first_line, in_words
+from retrieval.errors import RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
 from retrieval.places import check_free, exists, place_of, table_uri, writers_lock
 from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, passage_of, table_of, table_schema
-
-logger = logging.getLogger(__name__)
+from retrieval.upkeep import tidied
 
 SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
-SCALAR_INDEX_FROM = 20_000  # rows; below, reading the id column is as fast
-UPKEEP = ((8, 256), (16, 4_096), (24, 65_536), (32, 1_048_576))  # so many fragments with fewer rows are made into one of so many:
-# a one-row change adds a fragment, each costs every look-up some 0.1 ms, and old versions keep the fragments they had
 ATTEMPTS = 20  # to commit where others do too and no lock can be held
 AT_ONCE = 2_000  # ids asked for in one filter
 
@@ -59,9 +55,10 @@ class Store:
         check_free(path)
         if isinstance(path, Path):
             path.mkdir(parents=True, exist_ok=True)
-            (path / checksums.CHECKSUMS).unlink(missing_ok=True)  # of a table that is gone
-        with writers_lock(path):
+        with writers_lock(path), in_words(f"{path} could not be written"):
             check_free(path)
+            if isinstance(path, Path):
+                (path / checksums.CHECKSUMS).unlink(missing_ok=True)  # of a table that is gone
             schema = table_schema(dim).with_metadata(dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True)))
             record = properties("create", (), None, "", None)
             dataset = lance.write_dataset(schema.empty_table(), table_uri(path), schema=schema, transaction_properties=record)
@@ -84,7 +81,7 @@ class Store:
         if version is None:
             return cls(path, newest, read_only=False)
         if isinstance(version, str | datetime.datetime):
-            version = History(newest).at(version)
+            version = cls(path, newest, read_only=True).history.at(version)
         if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= newest.version:
             raise RetrievalError(
                 f"version {version!r} of {path} does not exist: expected a number from 1 to {newest.version} (see the log)"
@@ -98,15 +95,19 @@ class Store:
     def __len__(self) -> int:
         return self._dataset.count_rows()
 
-    def newest_version(self) -> int:
-        """The newest version on disk; of a read-only handle, its own."""
-        return self.version if self.read_only else self._dataset.latest_version
+    def is_behind(self) -> bool:
+        """Whether another process has written since. A read-only handle never is."""
+        if self.read_only:
+            return False
+        if not isinstance(self.path, Path):
+            return self._dataset.latest_version != self.version
+        table = table_uri(self.path)  # two look-ups, where Lance would list all versions there ever were
+        own, following = (os.path.exists(f"{table}/{checksums.manifest_of(version)}") for version in (self.version, self.version + 1))
+        return following or not own
 
     def latest(self) -> bool:
         """Moves to the newest version, which another process may have written; True when it moved. A read-only handle stays."""
-        if self.read_only:
-            return False
-        moved = self._dataset.latest_version != self.version
+        moved = self.is_behind()
         if moved:
             newest = _dataset(self.path)
             encoder, source = _settings(newest)[1:3]
@@ -335,25 +336,11 @@ class Store:
             checksums.note(Path(table_uri(self.path)), version, self.version, names, record)
 
     def _tidy(self) -> None:
-        """Keeps one-row changes and look-ups fast. These are commits without a record: they change no passage."""
-        rows = [fragment.metadata.physical_rows for fragment in self._dataset.get_fragments()]
-        merges = [size for count, size in UPKEEP if sum(n < size for n in rows) >= count]
-        large = isinstance(self.path, Path) and sum(rows) >= SCALAR_INDEX_FROM
-        if not merges and not (large and not Path(table_uri(self.path), "_indices").exists()):
-            return
-        before, dataset = checksums.files_of(self._dataset), _dataset(self.path)  # its own, as these calls change it under readers
-        try:
-            if merges:
-                dataset.optimize.compact_files(target_rows_per_fragment=merges[-1])
-            if large and not dataset.describe_indices():
-                dataset.create_scalar_index("id", "BTREE")
-            elif large and len(merges) > 1:
-                dataset.optimize.optimize_indices()
-        except (OSError, RuntimeError, ValueError) as error:  # the change itself is committed
-            logger.warning("%s: upkeep failed and will be tried again at the next change: %s", self.path, first_line(error))
-        version = self.version
-        self._move(dataset)
-        self._note(before, version)
+        before, version = checksums.files_of(self._dataset), self.version
+        newer = tidied(self._dataset, indexed=isinstance(self.path, Path))
+        if newer is not None:
+            self._move(newer)
+            self._note(before, version)
 
     def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
         """Columns of the rows of `ids` (None: all), those that this version lacks all null."""

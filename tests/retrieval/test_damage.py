@@ -18,8 +18,8 @@ NORMAL_AND_SLOW = [40, pytest.param(500, marks=pytest.mark.slow)]
 @pytest.fixture
 def lived(tmp_path, monkeypatch):
     """A memory with every kind of file: adds, edits, deletes, undos, a compaction, an id index, a saved search index."""
-    monkeypatch.setattr("retrieval.store.UPKEEP", ((4, 5), (4, 10**6)))
-    monkeypatch.setattr("retrieval.store.SCALAR_INDEX_FROM", 10)
+    monkeypatch.setattr("retrieval.upkeep.UPKEEP", ((4, 5), (4, 10**6)))
+    monkeypatch.setattr("retrieval.upkeep.SCALAR_INDEX_FROM", 10)
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage(f"p{i}", f"town{i} lies in land{i}", tags=("town",)) for i in range(60)])
     for i in range(6):

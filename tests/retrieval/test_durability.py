@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[2]
 
 WRITER = """
 import json, random, sys
-from retrieval import Memory, Passage, memory as memory_module, store
+from retrieval import Memory, Passage, memory as memory_module, upkeep
 from tests.retrieval.test_durability import ENCODERS, opened
 from tests.retrieval.toy import state
-store.UPKEEP, store.SCALAR_INDEX_FROM, memory_module.SAVE_AFTER = ((3, 8), (6, 1000)), 20, 0
+upkeep.UPKEEP, upkeep.SCALAR_INDEX_FROM, memory_module.SAVE_AFTER = ((3, 8), (6, 1000)), 20, 0
 memory = opened(sys.argv[1])
 memory.search(["x"])
 rng = random.Random(int(sys.argv[2]))

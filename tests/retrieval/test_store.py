@@ -98,8 +98,8 @@ def test_an_undo_names_the_ids_it_changed_and_the_log_says_who_and_why(tmp_path)
 
 
 def test_undo_and_log_are_exact_across_upkeep_commits(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.store.UPKEEP", ((3, 5), (3, 10**6)))
-    monkeypatch.setattr("retrieval.store.SCALAR_INDEX_FROM", 2)
+    monkeypatch.setattr("retrieval.upkeep.UPKEEP", ((3, 5), (3, 10**6)))
+    monkeypatch.setattr("retrieval.upkeep.SCALAR_INDEX_FROM", 2)
     store = filled(tmp_path / "m")
     states = [texts(store)]
     for step in range(8):
@@ -113,8 +113,8 @@ def test_undo_and_log_are_exact_across_upkeep_commits(tmp_path, monkeypatch):
 
 
 def test_two_hundred_small_changes_leave_few_fragments_and_every_file_noted(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.store.UPKEEP", ((4, 8), (6, 32), (8, 1_000)))
-    monkeypatch.setattr("retrieval.store.SCALAR_INDEX_FROM", 50)
+    monkeypatch.setattr("retrieval.upkeep.UPKEEP", ((4, 8), (6, 32), (8, 1_000)))
+    monkeypatch.setattr("retrieval.upkeep.SCALAR_INDEX_FROM", 50)
     store = Store.create(tmp_path / "m", 4, "f")
     for number in range(200):
         store.add([Passage(f"p{number}", f"text {number}")], vectors(1))
@@ -279,7 +279,7 @@ def test_a_moment_stands_for_the_version_that_was_the_newest(tmp_path, monkeypat
     Clock.minute = -1
     monkeypatch.setattr("retrieval.history.datetime.datetime", Clock)
     store = filled(tmp_path / "m")  # versions 1, 2 of 12:00, 12:01
-    monkeypatch.setattr("retrieval.store.UPKEEP", ((2, 5), (2, 10**6)))
+    monkeypatch.setattr("retrieval.upkeep.UPKEEP", ((2, 5), (2, 10**6)))
     for text in ("x", "y"):
         store.edit([Passage("a", text)], vectors(1))
     monkeypatch.undo()
