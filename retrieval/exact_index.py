@@ -1,7 +1,6 @@
 """ExactIndex: exact search on the accelerator."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -50,13 +49,13 @@ class ExactIndex:
             padded_k = min(_power_of_two(k, 16), len(self._vectors))
             scores, rows = _top_k(vectors, _padded(queries, _power_of_two(count, 1)), size, k=padded_k)
             scores, rows = np.asarray(scores)[:count, :k], np.asarray(rows)[:count, :k]
-            return [[self._rows.ids[row] for row in row_k] for row_k in rows], list(scores)
+            return self._rows.named(rows, scores)
 
     def upsert(self, vectors, ids: Sequence[str]) -> None:
         vectors = unit_rows(vectors, self.dim)
         ids = check_ids(ids, len(vectors))
         with self._lock.write():
-            where = [self._rows.row[id] if id in self._rows.row else self._rows.append(id) for id in ids]
+            where = [self._rows.place(id) for id in ids]
             if len(self._rows) > len(self._vectors):
                 self._vectors = _padded(self._vectors, _power_of_two(len(self._rows)))
             self._vectors[where] = vectors
@@ -73,15 +72,19 @@ class ExactIndex:
         with self._lock.read():
             vectors = self._vectors[: len(self._rows)]
             write = lambda folder: np.save(folder / "vectors.npy", vectors, allow_pickle=False)
-            save_index(directory, write, self._rows.ids, kind="exact", dim=self.dim, **facts)
+            save_index(directory, write, self._rows.ids(), kind="exact", dim=self.dim, **facts)
+
+    def health(self) -> dict:
+        """kind, size and recall, which is 1.0."""
+        return {"kind": "exact", "size": len(self), "recall": 1.0}
 
     @classmethod
     def load(cls, directory) -> tuple["ExactIndex", dict]:
-        manifest, ids = read_manifest(directory, "exact")
+        folder, manifest, ids = read_manifest(directory, "exact")
         try:
-            vectors = np.load(Path(directory) / "vectors.npy", allow_pickle=False)
+            vectors = np.load(folder / "vectors.npy", allow_pickle=False)
         except (ValueError, OSError) as error:
-            raise RetrievalError(f"{directory} cannot be loaded ({error}): build the index again") from None
+            raise RetrievalError(f"{folder} cannot be loaded ({error}): build the index again") from None
         return cls(unit_rows(vectors, manifest["dim"]), Rows(check_ids(ids, len(vectors)))), manifest
 
 

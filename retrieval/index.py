@@ -15,7 +15,7 @@ from retrieval.vectors import check_ids
 
 
 class Index(Protocol):
-    """Unit vectors with names. Every method raises RetrievalError on bad input, before anything changes."""
+    """Unit vectors with names, safe for any number of threads. Every method raises RetrievalError on bad input, before anything changes."""
 
     dim: int
 
@@ -35,6 +35,9 @@ class Index(Protocol):
     def save(self, directory, **facts) -> None:
         """Writes the index and a manifest with `facts` (JSON values), atomically."""
 
+    def health(self) -> dict:
+        """How the index is, as plain values: at least kind, size and recall, measured or 1.0 where every search is exact."""
+
     @classmethod
     def build(cls, vectors: np.ndarray, ids: Sequence[str]) -> Self: ...
 
@@ -46,12 +49,22 @@ class Index(Protocol):
 class Rows:
     """ids in row order, and the row of each id. Deleting moves the last row into the gap, as ScaNN does."""
 
-    def __init__(self, ids: list[str]):
-        self.ids = ids
+    def __init__(self, ids: Sequence[str]):
         self.row = {id: row for row, id in enumerate(ids)}
+        self._ids = np.array([*ids, None], object)  # None: room to grow, and no array of characters
 
     def __len__(self):
-        return len(self.ids)
+        return len(self.row)
+
+    def ids(self) -> list[str]:
+        return self._ids[: len(self)].tolist()
+
+    def named(self, rows: np.ndarray, scores: np.ndarray) -> tuple[list[list[str]], list[np.ndarray]]:
+        """rows and scores [Q, k] as ids and scores a query, without what is padded: a score that is not finite."""
+        found = np.isfinite(scores)
+        if found.all():
+            return self._ids[rows].tolist(), list(scores)
+        return [self._ids[row[f]].tolist() for row, f in zip(rows, found, strict=True)], [s[f] for s, f in zip(scores, found, strict=True)]
 
     def check_known(self, ids: Sequence[str]) -> list[str]:
         ids = check_ids(ids, len(ids))
@@ -60,15 +73,18 @@ class Rows:
             raise RetrievalError(f"not in the index: {listed(unknown)}: nothing was changed")
         return ids
 
-    def append(self, id: str) -> int:
-        self.row[id] = len(self.ids)
-        self.ids.append(id)
-        return self.row[id]
+    def place(self, id: str) -> int:
+        """The row of id, a new one at the end if it has none."""
+        row = self.row.setdefault(id, len(self.row))
+        if row >= len(self._ids):
+            self._ids = np.concatenate([self._ids, np.full(len(self._ids) + 1000, None)])
+        self._ids[row] = id
+        return row
 
     def remove(self, id: str) -> tuple[int, int]:
         """(the row that is freed, the last row, which now lives there)."""
-        row, last = self.row.pop(id), len(self.ids) - 1
-        moved = self.ids.pop()
+        row, last = self.row.pop(id), len(self.row)
+        moved, self._ids[last] = self._ids[last], None
         if row != last:
-            self.ids[row], self.row[moved] = moved, row
+            self._ids[row], self.row[moved] = moved, row
         return row, last

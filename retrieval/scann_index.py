@@ -1,8 +1,13 @@
 """ScannIndex: approximate search on the host. The only module that touches ScaNN."""
 
 import importlib
+import logging
 import math
+import os
+import tempfile
+import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +16,21 @@ from retrieval.errors import RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.index import Index, Rows
 from retrieval.locks import ReadersWriter
+from retrieval.tuning import MEASURED_AT, Setting, Tuning, measured, recall_of, setting_for
 from retrieval.vectors import check_ids, check_k, read_manifest, save_index, unit_rows
+
+logger = logging.getLogger(__name__)
 
 SCANN = "scann.scann_ops.py.scann_ops_pybind"
 BRUTE_FORCE_BELOW = 20_000  # rows (ScaNN docs/algorithms.md); above: quantised scores, the best of them scored again exactly
-PARTITIONS_FROM = 100_000  # rows; above: sqrt(n) partitions, of which a quarter, at least 40, is searched
-REORDER = 200  # candidates scored exactly
-RETRAIN_AFTER = 0.5  # of the rows changed since the quantiser was trained: drift costs recall
-AS_CONFIGURED = -1  # what ScaNN takes for "as configured"
+PARTITIONS_FROM = 100_000  # rows; above: sqrt(n) partitions, of which the nearest few are searched
+LEAST_ROWS = 256  # ScaNN trains neither quantiser nor partitions on a handful
+PROBES = 256  # rows on which settings are measured, of the index's own, of those put in since and of those asked for
+CHECKS = 32  # of each, on which recall is looked at between
+CHECK_AFTER, RETRAIN_AFTER = 0.05, 0.5  # of the rows changed since the training; the next check after twice as many
+IMBALANCE = 0.7  # more than at the training: new rows crowd into few partitions, so far from the centres that search misses them
+WIDER = 4  # times the candidates, and every partition, while an index doubts itself: misplaced rows are found all the same
+ALL = -1  # what ScaNN takes for "as configured"
 
 
 def default_index() -> type[Index]:
@@ -45,102 +57,305 @@ class ScannIndex:
 
     Built without ScaNN's `docids`: rows are numbered here, so that no failed call can shift names, and nothing is pickled.
     Everything is validated first, because ScaNN ends the process on some bad input and corrupts itself on other.
+
+    It watches itself: once enough rows have changed, or they crowd into few partitions, a thread measures recall on a sample
+    and, where it has fallen, trains a new searcher beside the old one, which answers meanwhile, with a wider search.
     """
 
-    def __init__(self, searcher, rows: Rows, dim: int, trained_on: int, changed: int = 0):
-        self._searcher, self._rows, self.dim = searcher, rows, dim
-        self._trained_on, self._changed = trained_on, changed  # rows at the last training, and changed since
+    def __init__(self, trained: "_Trained", tuning: Tuning, dim: int):
+        self._trained, self._tuning, self.dim = trained, tuning, dim
         self._lock = ReadersWriter()
+        self._fresh, self._asked = _Recent(dim), _Recent(dim)
+        self._watch: threading.Thread | None = None
+        self._missed: list[tuple] | None = None  # changes made while a searcher is trained
+        self._quiet_until = 0  # changes; after a training that failed
 
     @classmethod
-    def build(cls, vectors, ids: Sequence[str]) -> "ScannIndex":
-        vectors = unit_rows(vectors, None)
+    def build(cls, vectors, ids: Sequence[str], tuning: Tuning | None = None) -> "ScannIndex":
+        """The index of vectors [N, dim]; what `tuning` leaves open is chosen by size and measured (see `health`)."""
+        vectors, tuning = unit_rows(vectors, None), tuning or Tuning()
         ids = check_ids(ids, len(vectors))
-        searcher = _builder(vectors, len(vectors)).build().searcher
-        return cls(searcher, Rows(ids), vectors.shape[1], len(vectors))
+        return cls(_Trained.on(vectors, ids, tuning), tuning, vectors.shape[1])
 
     def __len__(self):
-        return len(self._rows)
+        return len(self._trained.rows)
 
     def __contains__(self, id: str) -> bool:
-        return id in self._rows.row
+        return id in self._trained.rows.row
 
     def search(self, queries, k: int):
         k, queries = check_k(k), unit_rows(queries, self.dim, "queries")
+        self._asked.add(queries)
         with self._lock.read():
-            size = len(self._rows)
-            if size == 0 or len(queries) == 0:
-                return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
-            k = min(k, size)
-            candidates = AS_CONFIGURED if _kind(self._trained_on) == "brute" else max(REORDER, 4 * k)
-            parallel = len(queries) > 64
-            rows, scores = self._searcher.search_batched(queries, k, candidates, AS_CONFIGURED, parallel, 64)
-            # Where ScaNN found fewer than k it pads with row 0 and NaN.
-            found = [np.isfinite(score) for score in scores]
-            ids = [[self._rows.ids[row] for row in row_k[keep]] for row_k, keep in zip(rows, found, strict=True)]
-            return ids, [score[keep] for score, keep in zip(scores, found, strict=True)]
+            return self._trained.search(queries, k, wide=self._watch is not None)
 
     def upsert(self, vectors, ids: Sequence[str]) -> None:
         vectors = unit_rows(vectors, self.dim)
         ids = check_ids(ids, len(vectors))
-        if not ids:
-            return
-        with self._lock.write():
-            where = [self._rows.row.get(id) for id in ids]
-            placed = self._searcher.upsert(where, vectors, min(1000, len(ids)))
-            expected = [self._rows.append(id) if row is None else row for id, row in zip(ids, where, strict=True)]
-            if list(placed) != expected:
-                raise RuntimeError(f"ScaNN put rows at {list(placed)[:5]}..., expected {expected[:5]}...: rebuild the index")
-            self._retrain(len(ids))
+        if ids:
+            self._fresh.add(vectors)
+            with self._lock.write():
+                self._change(_Trained.put, vectors, ids)
 
     def delete(self, ids: Sequence[str]) -> None:
         with self._lock.write():
-            ids = self._rows.check_known(ids)
+            ids = self._trained.rows.check_known(ids)
             if ids:
-                self._searcher.delete([self._rows.remove(id)[0] for id in ids])
-                self._retrain(len(ids))
+                self._change(_Trained.drop, ids)
 
     def save(self, directory, **facts) -> None:
         with self._lock.read():
-            save_index(
-                directory, lambda folder: self._searcher.serialize(str(folder), True), self._rows.ids,
-                kind="scann", dim=self.dim, trained_on=self._trained_on, changed=self._changed, **facts,
-            )  # fmt: skip
+            own = self._trained.facts() | {"dim": self.dim, "tuning": asdict(self._tuning)}
+            save_index(directory, self._trained.write, self._trained.rows.ids(), kind="scann", **own, **facts)
 
     @classmethod
     def load(cls, directory) -> tuple["ScannIndex", dict]:
-        manifest, ids = read_manifest(directory, "scann")
+        folder, manifest, ids = read_manifest(directory, "scann")
         if "scann_docids.pkl" in manifest["files"]:  # ScaNN would unpickle it
-            raise RetrievalError(f"{directory} holds a pickle, which is never read: build the index again")
+            raise RetrievalError(f"{folder} holds a pickle, which is never read: build the index again")
         try:
-            searcher = _scann().load_searcher(str(Path(directory))).searcher
-        except (RuntimeError, ValueError, OSError) as error:
-            raise RetrievalError(f"{directory} cannot be loaded by ScaNN ({error}): build the index again") from None
-        if searcher.size() != len(ids):
-            raise RetrievalError(f"{directory} holds {searcher.size():,} vectors for {len(ids):,} ids: build the index again")
-        return cls(searcher, Rows(ids), manifest["dim"], manifest["trained_on"], manifest["changed"]), manifest
+            return cls(_Trained.read(folder, manifest, ids), Tuning(**manifest["tuning"]), manifest["dim"]), manifest
+        except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+            if isinstance(error, RetrievalError):
+                raise
+            raise RetrievalError(f"{folder} cannot be loaded by ScaNN ({error}): build the index again") from None
 
-    def _retrain(self, changed: int) -> None:
-        """Trains quantiser and partitions again once the size asks for another kind, or enough rows have changed."""
-        self._changed += changed
-        size, kind = len(self._rows), _kind(self._trained_on)
-        grew_out = _kind(size) != kind and size > self._trained_on
-        drifted = kind != "brute" and self._changed > RETRAIN_AFTER * self._trained_on
-        if grew_out or drifted:
-            self._searcher.rebalance(_builder(np.zeros((1, self.dim), np.float32), size).create_config())
-            self._trained_on, self._changed = size, 0
+    def health(self) -> dict:
+        """kind, size, leaves, leaves_searched and reorder (for the 10 nearest), trained_on (rows), changed (rows since), imbalance of
+        the partitions, recall as last measured of the 10 nearest (1.0 where exact), target, and whether it is training."""
+        with self._lock.read():
+            trained, training = self._trained, self._watch is not None
+            leaves, reorder = trained.setting(10) if trained.settings else (0, 0)
+            facts = {"kind": trained.kind, "size": len(trained.rows), "leaves": trained.leaves}
+            facts |= {"leaves_searched": leaves, "reorder": reorder, "trained_on": trained.trained_on, "changed": trained.changed}
+            return facts | {
+                "imbalance": trained.imbalance(), "recall": trained.recall, "target": self._tuning.recall, "training": training,
+            }  # fmt: skip
+
+    def wait(self) -> None:
+        """Returns when no check or training is under way."""
+        if watch := self._watch:
+            watch.join()
+
+    # Watching
+
+    def _change(self, change, *what) -> None:
+        """Applies a change, under the write lock, and starts the watch when it is due."""
+        change(self._trained, *what)
+        if self._missed is not None:
+            self._missed.append((change, *(w.copy() for w in what)))
+        if self._watch is None and self._due():
+            self._watch = threading.Thread(target=self._look, name="index watch")
+            self._watch.start()
+
+    def _due(self) -> str:
+        return "" if self._trained.changed < self._quiet_until else self._trained.due()
+
+    def _look(self) -> None:
+        """Checks and trains until nothing is due; after a failure the old searcher stays until as much again has changed."""
+        while due := self._next():
+            try:
+                if due == "check":
+                    self._check()
+                else:
+                    logger.info("the index is trained again: %s", due)
+                    self._train()
+            except (RuntimeError, ValueError, OSError, MemoryError) as error:
+                logger.warning("the index could not be trained again (%s); it is searched as it was trained", error)
+                with self._lock.write():
+                    self._missed, self._quiet_until = None, 2 * self._trained.changed + 1000
+
+    def _next(self) -> str:
+        with self._lock.write():
+            due = self._due()
+            if not due:
+                self._watch = None
+            return due
+
+    def _check(self) -> None:
+        """Measures recall of the 10 nearest on a few rows of each kind, the worst counts. Edits wait for one probe at a time."""
+        trained, recall = self._trained, 1.0
+        for probes in (trained.probes, self._fresh.rows(), self._asked.rows()):
+            found = [self._recall(probe[None]) for probe in probes[:: -(-len(probes) // CHECKS)]] if len(probes) else []
+            recall = min([recall, *([float(np.mean(found))] if found else [])])
+        trained.recall, trained.check_at = round(recall, 4), 2 * trained.changed
+        trained.doubt = f"recall of {recall:.3f}" if recall < self._tuning.recall else ""
+
+    def _recall(self, probe: np.ndarray) -> float:
+        with self._lock.read():
+            k = min(10, len(self._trained.rows) - 1)
+            if k < 1:
+                return 1.0
+            last = self._trained.exact(probe, k + 1)[:, -1]
+            return recall_of(self._trained.scores(probe, k + 1, *self._trained.setting(k)), last)
+
+    def _train(self) -> None:
+        """Trains a searcher on the rows as they are, makes up for the changes it missed, and puts it in the old one's place."""
+        with tempfile.TemporaryDirectory(prefix="index-") as folder:
+            with self._lock.read():  # no writer between the copy and the list of what it misses
+                self._missed = missed = []
+                self._trained.write(Path(folder))
+                ids = self._trained.rows.ids()
+            vectors = np.load(Path(folder) / "dataset.npy", mmap_mode="r")
+            trained = _Trained.on(vectors, ids, self._tuning, np.concatenate([self._fresh.rows(), self._asked.rows()]))
+        done = 0
+        while done < len(missed):
+            missed[done][0](trained, *missed[done][1:])
+            done += 1
+        with self._lock.write():
+            for change, *what in missed[done:]:
+                change(trained, *what)
+            self._trained, self._missed = trained, None
+        logger.info("trained on %d rows: %s", trained.trained_on, self.health())
 
 
-def _kind(size: int) -> str:
-    return "brute" if size < BRUTE_FORCE_BELOW else "quantised" if size < PARTITIONS_FROM else "partitioned"
+class _Trained:
+    """A searcher with its rows and what was found out about it. Changed only by a holder of the index's write lock."""
+
+    def __init__(self, searcher, rows: Rows, probes: np.ndarray, kind: str, leaves: int, trained_on: int, settings: list[Setting], tuning):
+        self.searcher, self.rows, self.probes, self.kind, self.leaves = searcher, rows, probes, kind, leaves
+        self.trained_on, self.settings, self.tuning = trained_on, settings, tuning
+        self.recall = settings[0].recall if settings else 1.0
+        self.changed, self.check_at, self.doubt = 0, CHECK_AFTER * trained_on, ""
+        self.balance = self.imbalance()
+
+    @classmethod
+    def on(cls, vectors: np.ndarray, ids: list[str], tuning: Tuning, probes: np.ndarray | None = None) -> "_Trained":
+        """Trained on unit rows [N, dim] and tuned on some of them, beside `probes` [P, dim]."""
+        size, dim = vectors.shape
+        kind = _kind(size, tuning)
+        leaves = min(tuning.leaves or math.isqrt(size), size) if kind == "partitioned" else 1
+        logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed_bytes(size, dim, kind) / 1e6)
+        builder = _scann().builder(vectors, 10, "dot_product")
+        if kind == "partitioned":
+            builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000))
+        builder = builder.score_brute_force() if kind == "brute" else builder.score_ah(2, 0.2).reorder(100)
+        sample = np.random.default_rng(size).choice(size, min(size, PROBES), replace=False)
+        own = np.array(vectors[np.sort(sample)])
+        trained = cls(builder.build().searcher, Rows(ids), own, kind, leaves, size, [], tuning)
+        if kind != "brute":
+            asked = own if probes is None else np.concatenate([own, probes])
+            trained.settings = [trained._measured(asked, _last(vectors, asked, k + 1), k) for k in MEASURED_AT if k < size]
+            trained.recall = trained.settings[0].recall
+        return trained
+
+    def _measured(self, probes, last, k):
+        scores = lambda k, leaves, reorder: self.scores(probes, k, leaves, reorder)
+        return measured(scores, last, k, self.leaves, len(self.rows), self.tuning)
+
+    def search(self, queries: np.ndarray, k: int, wide: bool):
+        size = len(self.rows)
+        if size == 0 or len(queries) == 0:
+            return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
+        k = min(k, size)
+        leaves, reorder = self.setting(k)
+        if wide and self.settings:
+            leaves, reorder = self.leaves, min(size, WIDER * reorder)
+        rows, scores = self._found(queries, k, leaves, reorder)
+        short = np.isnan(scores[:, -1])  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
+        if short.any():
+            rows[short], scores[short] = self._found(queries[short], k, self.leaves, reorder)
+        return self.rows.named(rows, scores)
+
+    def setting(self, k: int) -> tuple[int, int]:
+        return setting_for(self.settings, k, self.leaves, len(self.rows), self.tuning) if self.settings else (ALL, ALL)
+
+    def scores(self, queries: np.ndarray, k: int, leaves: int, reorder: int) -> np.ndarray:
+        return self._found(queries, k, leaves, reorder)[1]
+
+    def exact(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """The k best scores: every row is a candidate, in every partition."""
+        return self.scores(queries, k, self.leaves, len(self.rows))
+
+    def _found(self, queries, k, leaves, reorder):
+        batch = min(1024, -(-len(queries) // (os.cpu_count() or 1)))
+        return self.searcher.search_batched(queries, k, reorder, leaves, batch > 32, batch)
+
+    def put(self, vectors: np.ndarray, ids: list[str]) -> None:
+        where = [self.rows.row.get(id) for id in ids]
+        placed = self.searcher.upsert(where, vectors, min(1000, len(ids)))
+        expected = [self.rows.place(id) for id in ids]
+        if list(placed) != expected:
+            raise RuntimeError(f"ScaNN put rows at {list(placed)[:5]}..., expected {expected[:5]}...: rebuild the index")
+        self.changed += len(ids)
+
+    def drop(self, ids: list[str]) -> None:
+        self.searcher.delete([self.rows.remove(id)[0] for id in ids])
+        self.changed += len(ids)
+
+    def imbalance(self) -> float:
+        if self.kind != "partitioned":
+            return 0.0
+        if not self.searcher.get_health_stats()["sum_partition_sizes"]:
+            self.searcher.initialize_health_stats()
+        return round(self.searcher.get_health_stats()["partition_weighted_avg_relative_imbalance"], 4)
+
+    def due(self) -> str:
+        """Why it is to be trained again, "check" if recall is to be looked at first, or "" if all is well."""
+        size, kind = len(self.rows), _kind(len(self.rows), self.tuning)
+        if kind != self.kind and size > self.trained_on:
+            return f"{size} rows make it {kind}"
+        if self.kind == "brute":
+            return ""
+        if self.changed > RETRAIN_AFTER * self.trained_on:
+            return f"{self.changed} rows changed"
+        if (imbalance := self.imbalance()) > self.balance + IMBALANCE:
+            return f"imbalance of {imbalance}"
+        return self.doubt or ("check" if self.changed > self.check_at else "")
+
+    def write(self, folder: Path) -> None:
+        self.searcher.serialize(str(folder), True)
+
+    def facts(self) -> dict:
+        names = ("leaves", "trained_on", "changed", "check_at", "recall", "balance")
+        return {"search": self.kind, "settings": [asdict(s) for s in self.settings]} | {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def read(cls, folder: Path, manifest: dict, ids: list[str]) -> "_Trained":
+        searcher = _scann().load_searcher(str(folder)).searcher
+        vectors = np.load(folder / "dataset.npy", mmap_mode="r", allow_pickle=False)
+        if not searcher.size() == len(ids) == len(vectors):
+            raise RetrievalError(f"{folder} holds {searcher.size():,} vectors for {len(ids):,} ids: build the index again")
+        probes = np.array(vectors[:: -(-len(ids) // PROBES) or 1])
+        settings = [Setting(**s) for s in manifest["settings"]]
+        tuning = Tuning(**manifest["tuning"])
+        read = cls(searcher, Rows(ids), probes, manifest["search"], manifest["leaves"], manifest["trained_on"], settings, tuning)
+        read.changed, read.check_at = manifest["changed"], manifest["check_at"]
+        read.recall, read.balance = manifest["recall"], manifest["balance"]
+        return read
 
 
-def _builder(vectors: np.ndarray, size: int):
-    """A ScaNN builder for `size` rows; `vectors` may be a stand-in when only the configuration is wanted."""
-    builder = _scann().builder(vectors, 10, "dot_product")
-    if _kind(size) == "brute":
-        return builder.score_brute_force()
-    if _kind(size) == "partitioned":
-        leaves = math.isqrt(size)
-        builder = builder.tree(leaves, min(leaves, max(40, leaves // 4)), training_sample_size=min(size, 250_000))
-    return builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDER)
+class _Recent:
+    """The latest few of the rows that passed by."""
+
+    def __init__(self, dim: int):
+        self._rows, self._count = np.zeros((PROBES, dim), np.float32), 0
+
+    def add(self, rows: np.ndarray) -> None:
+        rows = rows[-PROBES:]
+        self._rows[(self._count + np.arange(len(rows))) % PROBES] = rows
+        self._count += len(rows)
+
+    def rows(self) -> np.ndarray:
+        return self._rows[: self._count].copy()
+
+
+def _kind(size: int, tuning: Tuning) -> str:
+    if size < LEAST_ROWS:
+        return "brute"
+    return tuning.kind or ("brute" if size < BRUTE_FORCE_BELOW else "quantised" if size < PARTITIONS_FROM else "partitioned")
+
+
+def needed_bytes(size: int, dim: int, kind: str) -> int:
+    """Memory of an index beside the vectors it is built from: its own copy, 4 bits for 2 dimensions, and each row's partition."""
+    return size * dim * 4 + (0 if kind == "brute" else size * dim // 4) + (8 * size if kind == "partitioned" else 0)
+
+
+def _last(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
+    """The k-th best score [P] of the probes among all vectors [N, dim], exactly, a slice of the vectors at a time."""
+    best = np.zeros((len(probes), 0), np.float32)
+    for start in range(0, len(vectors), 20_000):
+        best = np.concatenate([best, probes @ vectors[start : start + 20_000].T], axis=1)
+        if best.shape[1] > k:
+            best = np.partition(best, -k, axis=1)[:, -k:]
+    return best.min(axis=1)

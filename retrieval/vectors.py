@@ -1,6 +1,5 @@
 """What every index checks before it touches a vector, and how an index is written to disk."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from retrieval.passages import check_id, listed
 
 MANIFEST = "manifest.json"
 IDS = "ids.json"
+UNFINISHED = ".unfinished-"
 
 
 def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
@@ -29,13 +29,16 @@ def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
         raise RetrievalError(f"{what} are a {type(vectors).__name__} that is no array of numbers; expected float32 [N, D]") from None
     if rows.ndim != 2 or rows.shape[1] == 0 or (dim is not None and rows.shape[1] != dim):
         raise RetrievalError(f"{what} have shape {list(rows.shape)}; expected [N, {dim or 'D'}]")
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    wrong = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("nd,nd->n", rows, rows)
+    if (np.abs(squares - 1) < 1e-6).all():
+        return rows
+    wrong = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
     if wrong.size:
         row = int(wrong[0])
         kind = "is all zeros" if np.isfinite(rows[row]).all() and not rows[row].any() else "holds NaN, infinity or a value too large"
         raise RetrievalError(f"{what}: row {row} {kind} ({wrong.size:,} such rows): nothing was changed; check the encoder")
-    return rows / lengths
+    return rows / np.sqrt(squares)[:, None]
 
 
 def check_ids(ids: Sequence[str], count: int) -> list[str]:
@@ -58,16 +61,16 @@ def check_k(k: int) -> int:
 
 
 def save_index(directory, write: Callable[[Path], None], ids: list[str], **facts) -> None:
-    """Replaces `directory` by one that `write` fills, plus the ids and a manifest (`facts`, and sha256 and size of every file).
+    """Puts a new version, 000001 and so on, into `directory`: what `write` fills, the ids and a manifest (`facts`, and sha256 and size
+    of every file); then removes older versions.
 
-    The manifest is written last and everything is flushed to disk before the folder takes its name, so that what `read_manifest`
-    accepts is complete. A process killed between the two renames leaves no folder, never half of one.
+    The manifest is written last and everything is flushed to disk before the version takes its name, in one rename. A process
+    killed at any moment leaves the version before or the new one, whole.
     """
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    for stale in directory.parent.glob(f".{directory.name}-*"):  # of a killed process; writers hold a lock
-        shutil.rmtree(stale, ignore_errors=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    directory.mkdir(parents=True, exist_ok=True)
+    before = [path for path in directory.iterdir() if path.is_dir()]  # versions, and what killed processes left; writers hold a lock
+    fresh = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=directory))
     try:
         write(fresh)
         (fresh / IDS).write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
@@ -79,21 +82,30 @@ def save_index(directory, write: Callable[[Path], None], ids: list[str], **facts
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _flush(fresh / MANIFEST)
         _flush(fresh)
-        old = fresh.with_name(fresh.name + "-old")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(directory, old)
-        os.rename(fresh, directory)
-        _flush(directory.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        os.rename(fresh, directory / f"{_newest(directory)[0] + 1:06d}")
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    _flush(directory)
+    _flush(directory.parent)
+    for path in before:
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def read_manifest(directory, kind: str) -> tuple[dict, list[str]]:
-    """(manifest, ids) of a saved index. Raises RetrievalError when a file is missing, changed or unlisted, or the kind is another."""
+def _newest(directory: Path) -> tuple[int, Path]:
+    """(number, folder) of the newest version in a folder, (0, the folder itself) when there is none."""
+    numbers = [int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.name.isascii()]
+    return (max(numbers), directory / f"{max(numbers):06d}") if numbers else (0, directory)
+
+
+def read_manifest(directory, kind: str) -> tuple[Path, dict, list[str]]:
+    """(folder, manifest, ids) of the newest version of a saved index.
+
+    Raises RetrievalError when a file is missing, changed or unlisted, or the kind is another.
+    """
     directory = Path(directory)
     try:
+        directory = _newest(directory)[1]
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         files, found = manifest["files"], manifest["kind"]
         present = {path.name for path in directory.iterdir()} - {MANIFEST}
@@ -113,7 +125,7 @@ def read_manifest(directory, kind: str) -> tuple[dict, list[str]]:
         if isinstance(error, RetrievalError):
             raise
         raise RetrievalError(f"{directory} is not a saved index ({type(error).__name__}: {error}): build it again") from None
-    return manifest, ids
+    return directory, manifest, ids
 
 
 def _manifest_digest(manifest: dict) -> str:

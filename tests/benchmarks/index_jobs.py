@@ -61,11 +61,12 @@ def timed(engine: str, folder: str, setting: list) -> dict:
 
 def layer(ours, saved: Path, asked: np.ndarray) -> float:
     """Queries a second through ScannIndex by those through plain ScaNN with the same files and setting."""
-    plain = scann_load(saved)
+    plain, at = scann_load(next(saved.iterdir())), ours.health()
+    search = lambda: plain.search_batched_parallel(asked, K, at["reorder"], at["leaves_searched"], 256)
     ratios = []
     for _ in range(5):
         mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
-        ratios.append(mine / rate(lambda: plain.search_batched_parallel(asked, K, batch_size=64), len(asked), SECONDS / 4))
+        ratios.append(mine / rate(search, len(asked), SECONDS / 4))
     return float(np.median(ratios))
 
 

@@ -45,7 +45,7 @@ def test_scann_finds_at_least_95_percent_of_the_nearest(size, k):
 def test_partitions_find_at_least_95_percent_and_none_that_is_not_there(monkeypatch):
     monkeypatch.setattr(scann_index, "BRUTE_FORCE_BELOW", 1_000)
     monkeypatch.setattr(scann_index, "PARTITIONS_FROM", 5_000)
-    vectors, queries = clustered(8_000), clustered(50, seed=1)
+    vectors, queries = clustered(8_000), clustered(200, seed=1)
     index = ScannIndex.build(vectors, names(8_000))
     assert recall(index.search(queries, 10)[0], brute_force(vectors, queries, 10)[0]) >= 0.95
     found, scores = index.search(queries, 8_000)  # the partitions searched hold fewer
@@ -175,14 +175,14 @@ def test_a_saved_index_moves_with_its_folder_and_can_be_changed_after_loading(ki
     expected.upsert(clustered(1, seed=5), ["v3"])
     expected.delete(["v4"])
     assert loaded.search(queries, 10)[0] == expected.search(queries, 10)[0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["b"], "nothing is left lying about"
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*")) == ["b/000002"], "nothing is left lying about"
     assert not list(tmp_path.rglob("*.pkl"))
 
 
 @BOTH
 def test_every_flipped_byte_truncation_or_missing_file_is_found_at_loading(kind, tmp_path, rng):
     kind.build(clustered(50), names(50)).save(tmp_path / "i", store_version=1)
-    files = list((tmp_path / "i").iterdir())
+    files = list((tmp_path / "i" / "000001").iterdir())
     assert len(files) >= 3
     for path in files:
         good = path.read_bytes()
@@ -213,14 +213,14 @@ def test_a_pickle_planted_with_a_matching_manifest_is_not_read(tmp_path):
     ScannIndex.build(clustered(5), names(5)).save(tmp_path / "i")
     owned = tmp_path / "owned"
     planted = f"cos\nsystem\n(S'touch {owned}'\ntR.".encode()
-    (tmp_path / "i" / "scann_docids.pkl").write_bytes(planted)
+    (tmp_path / "i" / "000001" / "scann_docids.pkl").write_bytes(planted)
     with pytest.raises(RetrievalError, match="does not hold the files"):
         ScannIndex.load(tmp_path / "i")
-    manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "i" / "000001" / "manifest.json").read_text())
     manifest["files"]["scann_docids.pkl"] = {"sha256": hashlib.sha256(planted).hexdigest(), "bytes": len(planted)}
     del manifest["sha256"]
     manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (tmp_path / "i" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "i" / "000001" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RetrievalError, match="pickle"):
         ScannIndex.load(tmp_path / "i")
     assert not owned.exists()

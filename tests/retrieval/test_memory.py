@@ -91,7 +91,7 @@ def test_many_changes_by_another_handle_are_caught_up_with(memory, monkeypatch):
 def test_a_damaged_index_is_rebuilt_and_says_so(memory, caplog, name):
     queries = ["town1", "land2 lies"]
     expected = memory.search(queries, 5)
-    path = memory.path / "index" / name
+    path = memory.path / "index" / "000001" / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
