@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from retrieval import Memory, audit, build, edit, log, search, stats, undo
+from retrieval import Memory, audit, build, edit, explore, log, search, stats, undo, verify
 from tests.retrieval.models import save_encoder, save_reader
 
 pytest.importorskip("torch")
@@ -163,8 +163,36 @@ def test_edit_without_its_text_is_refused_by_the_parser(tmp_path, capsys):
         assert exit.value.code == 2
 
 
+def test_verify_says_what_is_damaged_and_ends_with_1(built, capsys):
+    assert verify.main([f"--memory={built}"]) == 0 and "5 passages in version 2, all sound" in capsys.readouterr().out
+    data = next((built / "passages.lance" / "data").iterdir())
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    assert verify.main([f"--memory={built}", "--json"]) == 1
+    assert data.name in said(capsys)[0]["problems"][0]
+
+
+def test_the_explorer_prints_the_only_address_that_lets_in(built, monkeypatch, capsys):
+    uvicorn, client = pytest.importorskip("uvicorn"), pytest.importorskip("starlette.testclient")
+    seen = []
+
+    def serve(server, sockets):
+        address = json.loads(capsys.readouterr().out.splitlines()[-1])["url"]
+        host, port = sockets[0].getsockname()
+        assert host == "127.0.0.1" and address.startswith(f"http://127.0.0.1:{port}/?token=")
+        browser = client.TestClient(server.config.app, base_url=f"http://127.0.0.1:{port}")
+        seen.extend(browser.get(address[:-end] if end else address).status_code for end in (1, 0))
+        assert browser.get("/search?q=town 3").status_code == 200
+
+    monkeypatch.setattr(uvicorn.Server, "run", serve)
+    assert explore.main([f"--memory={built}", "--json"]) == 0 and seen == [401, 200]
+    with pytest.raises(SystemExit):
+        explore.main([f"--memory={built}", "--port=99999"])
+
+
 def test_importing_the_room_and_asking_for_help_load_nothing_heavy():
-    code = (
-        "import sys, retrieval, retrieval.ask, retrieval.build; sys.exit(len({'jax', 'lance', 'transformers', 'scann'} & set(sys.modules)))"
-    )
+    modules = ", ".join(f"retrieval.{name}" for name in ("ask", "build", "explore", "audit", "verify"))
+    heavy = "{'jax', 'lance', 'transformers', 'scann', 'starlette'}"
+    code = f"import sys, retrieval, {modules}; sys.exit(len({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,64 @@
+"""Answers in the background: one reader, one thread, the latest answers remembered by question and version."""
+
+import collections
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from retrieval.answering import Answer, Reader, answer
+from retrieval.memory import Memory
+
+REMEMBERED = 200
+STEPS = 2  # closed-book, then open-book
+
+
+class Job:
+    """A question put to one version of the memory. done: how many of its two answers are there."""
+
+    def __init__(self, question: str, version: int):
+        self.question, self.version, self.done = question, version, 0
+        self.result: Future[Answer] = Future()
+
+    @property
+    def finished(self) -> bool:
+        return self.result.done()
+
+    @property
+    def answer(self) -> Answer:
+        return self.result.result()
+
+
+class Answers:
+    """`ask` returns at once; the same question to the same version is answered once."""
+
+    def __init__(self, reader: Reader):
+        self._reader = reader
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._jobs: collections.OrderedDict[tuple[str, int], Job] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def ask(self, question: str, memory: Memory) -> Job:
+        key = (question, memory.version)
+        with self._lock:
+            if key not in self._jobs:
+                self._jobs[key] = Job(*key)
+                self._thread.submit(self._run, self._jobs[key], memory)
+            self._jobs.move_to_end(key)
+            while len(self._jobs) > REMEMBERED:
+                self._jobs.popitem(last=False)
+            return self._jobs[key]
+
+    def before(self, question: str, version: int) -> Job | None:
+        """The finished job of the question at the latest version before this one at which it was asked."""
+        with self._lock:
+            jobs = [job for job in self._jobs.values() if job.question == question and job.version < version and job.finished]
+        earlier = [job for job in jobs if job.result.exception() is None]
+        return max(earlier, key=lambda job: job.version) if earlier else None
+
+    def _run(self, job: Job, memory: Memory) -> None:
+        def count(number: int) -> None:
+            job.done += number
+
+        try:
+            job.result.set_result(answer([job.question], memory, self._reader, on_batch=count)[0])
+        except Exception as error:  # whatever it is, the page shows it, and the thread goes on
+            job.result.set_exception(error)
