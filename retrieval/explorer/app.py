@@ -194,8 +194,8 @@ def _page(request: Request, template: str, now: Now, status: int = 200, **values
     did = request.query_params.get("did", "")
     commit = now.memory.log()[-1] if now.at or (did == str(now.newest)) else None
     html = templates.get_template(template).render(
-        now=now, link=now.link, path=request.url.path, name=str(now.memory.path).rstrip("/").rpartition("/")[2], commit=commit, did=bool(did) and not now.at and commit,
-        **{"question": "", "id": "", **values},
+        now=now, link=now.link, path=request.url.path, name=str(now.memory.path).rstrip("/").rpartition("/")[2],
+        commit=commit, did=bool(did) and not now.at and commit, **{"question": "", "id": "", **values},
     )  # fmt: skip
     return HTMLResponse(html, status)
 
