@@ -33,7 +33,7 @@ def parser(module: str, description: str, epilog: str = "") -> argparse.Argument
     made = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, epilog=epilog, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    made.add_argument("--memory", required=True, type=Path, help="folder of the memory")
+    made.add_argument("--memory", required=True, type=place, help="folder of the memory, or its URI on an object store")
     made.add_argument("--json", action="store_true", help="print JSON, one object a line")
     return made
 
@@ -73,11 +73,15 @@ def add_past_option(made: argparse.ArgumentParser) -> None:
     )
 
 
+def place(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
+
+
 def version_or_time(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def open_memory(path: Path, encoder: str | None, as_of: int | str | None = None):
+def open_memory(path: Path | str, encoder: str | None, as_of: int | str | None = None):
     """The memory at `path`, with the encoder at a path or hub id if one is given; or as it was after a version or at a time."""
     from retrieval import Encoder, Memory
 

@@ -1,6 +1,7 @@
 """RetrievalError: everything this room refuses, in words."""
 
 import contextlib
+import re
 
 
 class RetrievalError(ValueError):
@@ -21,4 +22,6 @@ def in_words(what: str):
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """What a dependency says, without the place in its own source that Lance adds."""
+    text = re.sub(r",? /\S+\.rs:\d+.*", "", (str(error).splitlines() or [""])[0])
+    return text[:200] or type(error).__name__

@@ -10,13 +10,15 @@ from retrieval.cli import entry_point, open_memory, parser
 def main(argv=None):
     options = parser("retrieval.verify", "Read all of a memory's passages and its index and compare them with their checksums.")
     args = options.parse_args(argv)
-    memory = open_memory(args.memory, None)
-    problems = memory.verify()
+    from retrieval.soundness import problems
+
+    found = problems(args.memory)  # what cannot be opened is looked at too
+    memory = None if found else open_memory(args.memory, None)
     if args.json:
-        print(json.dumps({"memory": str(args.memory), "version": memory.version, "problems": problems}, ensure_ascii=False))
+        print(json.dumps({"memory": str(args.memory), "version": memory and memory.version, "problems": found}, ensure_ascii=False))
     else:
-        print("\n".join(problems) or f"{args.memory}: {len(memory):,} passages in version {memory.version}, all sound")
-    return int(bool(problems))
+        print("\n".join(found) if memory is None else f"{args.memory}: {len(memory):,} passages in version {memory.version}, all sound")
+    return int(bool(found))
 
 
 if __name__ == "__main__":

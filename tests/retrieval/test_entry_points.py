@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from retrieval import Memory, audit, build, edit, explore, log, search, stats, undo, verify
+from retrieval import Memory, Passage, audit, build, edit, explore, log, search, stats, undo, verify
 from tests.retrieval.models import save_encoder, save_reader
+from tests.retrieval.toy import encode
 
 pytest.importorskip("torch")
 
@@ -171,6 +172,22 @@ def test_verify_says_what_is_damaged_and_ends_with_1(built, capsys):
     data.write_bytes(content)
     assert verify.main([f"--memory={built}", "--json"]) == 1
     assert data.name in said(capsys)[0]["problems"][0]
+
+
+def test_verify_names_the_file_that_keeps_a_memory_from_being_opened(built, capsys):
+    newest = min((built / "passages.lance" / "_versions").glob("*.manifest"))
+    newest.write_bytes(newest.read_bytes()[:-20])
+    assert stats.main([f"--memory={built}"]) != 0
+    error = capsys.readouterr().err
+    assert "`verify` says what is damaged" in error and ".rs" not in error
+    assert verify.main([f"--memory={built}"]) == 1 and f"{newest} differs from its checksum" in capsys.readouterr().out
+
+
+def test_an_object_store_is_named_by_its_uri(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    uri = f"file-object-store://{tmp_path}/m"
+    Memory.create(uri, encode).add([Passage("a", "text")])
+    assert log.main([f"--memory={uri}"]) == 0 and "add" in capsys.readouterr().out
 
 
 def test_the_explorer_prints_the_only_address_that_lets_in(built, monkeypatch, capsys):
