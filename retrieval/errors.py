@@ -8,6 +8,10 @@ class RetrievalError(ValueError):
     """The message names the thing, its value, what was expected and what to do; the memory is unchanged."""
 
 
+class Overtaken(RetrievalError):
+    """Another writer changed what this change was made from."""
+
+
 @contextlib.contextmanager
 def in_words(what: str):
     """Turns what Lance raises into a RetrievalError; on damaged files its Rust code panics, which Python sees as a BaseException."""

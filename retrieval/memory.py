@@ -6,13 +6,14 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
 from retrieval.encoding import PROBE, Encode, check_encoder, encoded, fingerprint, remembered_encoder
-from retrieval.errors import RetrievalError
+from retrieval.errors import Overtaken, RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
@@ -105,10 +106,18 @@ class Memory:
         changes = {name: value for name, value in given.items() if value is not None}
         if not changes:
             raise RetrievalError(f"the edit of {id!r} changes nothing: give a text, or another field")
-        new = dataclasses.replace(self.get(id), **changes)
-        check_passages([new])
-        vectors, encoder = self._vectors([new.searchable], "encoding")
-        return self._change(lambda: self._store.edit([new], vectors, author, reason), vectors, encoder)
+        while True:
+            old, version = self._found(id)
+            new = dataclasses.replace(old, **changes)
+            check_passages([new])
+            if new.searchable == old.searchable:  # what is new needs no encoder
+                encoder, vectors = self._store.fingerprint, self._store.vectors([id])[0]
+            else:
+                vectors, encoder = self._vectors([new.searchable], "encoding")
+            try:
+                return self._change(partial(self._store.edit, [new], vectors, author, reason, version), vectors, encoder)
+            except Overtaken:  # the fields that are not given are those of the other writer
+                continue
 
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
@@ -181,12 +190,7 @@ class Memory:
 
     def get(self, id: str) -> Passage:
         """The passage of that id. Raises RetrievalError when there is none."""
-        check_id(id)
-        self._see_others()
-        found = self._store.get([id])
-        if id not in found:
-            raise RetrievalError(f"passage {id!r} is not in version {self.version} of {self.path}")
-        return found[id][0]
+        return self._found(id)[0]
 
     def log(self) -> list[Commit]:
         """Every change up to this handle's version, oldest first."""
@@ -236,6 +240,15 @@ class Memory:
             "encoder": self._store.fingerprint, "encoder_source": self._store.encoder_source, "dim": self._store.dim,
             **sizes,
         }  # fmt: skip
+
+    def _found(self, id: str) -> tuple[Passage, int]:
+        """The passage and the version that wrote it."""
+        check_id(id)
+        self._see_others()
+        found = self._store.get([id])
+        if id not in found:
+            raise RetrievalError(f"passage {id!r} is not in version {self.version} of {self.path}")
+        return found[id]
 
     # Keeping the index in step
 

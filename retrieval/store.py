@@ -21,7 +21,7 @@ from lance.schema import LanceSchema
 
 from retrieval import checksums
 from retrieval.conflicts import bring_back, exclusive
-from retrieval.errors import RetrievalError, in_words
+from retrieval.errors import Overtaken, RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
 from retrieval.places import check_free, exists, place_of, table_uri, writers_lock
@@ -201,15 +201,21 @@ class Store:
 
         return self._write(change)
 
-    def edit(self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "") -> Commit:
-        """Replaces passages by those of the same ids. Raises RetrievalError when an id does not exist."""
+    def edit(
+        self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "", made_from: int | None = None
+    ) -> Commit:  # fmt: skip
+        """Replaces passages by those of the same ids. Raises RetrievalError when an id does not exist, and Overtaken when what is
+        replaced was not written by version `made_from`, if that is given."""
         passages = _some(check_passages(passages), "passages")
 
         def change() -> Commit:
-            merge = self._dataset.merge_insert("id").when_matched_update_all()
+            condition = None if made_from is None else f"target.version = {made_from}"
+            merge = self._dataset.merge_insert("id").when_matched_update_all(condition)
             transaction, done = merge.execute_uncommitted(table_of(passages, vectors, self.dim, [self.version + 1] * len(passages)))
             if done["num_updated_rows"] != len(passages):  # asking first would take as long again
-                self.check_known(p.id for p in passages)
+                ids = [passage.id for passage in passages]
+                self.check_known(ids)
+                raise Overtaken(f"another writer changed {listed(ids)} meanwhile: nothing was changed; try again")
             return self._commit(transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version)
 
         return self._write(change)

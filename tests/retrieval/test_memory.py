@@ -44,6 +44,33 @@ def test_an_edit_keeps_what_it_is_not_given_and_a_hit_carries_every_field(memory
         memory.edit("p3", time="soon")
 
 
+def test_two_edits_of_one_passage_that_meet_are_both_there(memory):
+    other, encoder, calls = Memory.open(memory.path, encode), memory._encode, []
+
+    def interrupted(texts):
+        if not calls:
+            calls.append(texts)
+            other.edit("p3", title="Port 3", access="staff")
+        return encoder(texts)
+
+    memory._encode = interrupted
+    memory.edit("p3", "town3 moved")
+    passage = memory.get("p3")
+    assert (passage.text, passage.title, passage.access) == ("town3 moved", "Port 3", "staff")
+    assert best(memory, "Port 3. town3 moved").score == pytest.approx(1, abs=1e-3)
+    assert [commit.action for commit in memory.log()] == ["create", "add", "edit", "edit"]
+
+
+def test_who_may_read_a_passage_is_changed_without_the_encoder(memory):
+    before = memory._store.vectors(["p3"])[0]
+    keeper = Memory.open(memory.path)
+    keeper.edit("p3", access="staff", tags=("town",))
+    assert memory.get("p3").access == "staff" and memory.verify() == []
+    assert (memory._store.vectors(["p3"])[0] == before).all()
+    with pytest.raises(RetrievalError, match="give it"):
+        keeper.edit("p3", "a new text")
+
+
 def test_undo_gives_back_text_vector_and_neighbours_exactly(memory):
     queries = [f"land{i}" for i in range(10)]
     before, texts = memory.search(queries, 10), state(memory)
