@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         memory = Memory.create(Path(folder) / "places", Encoder.from_hf(samples.fetch("minilm")))
         memory.add(places(samples.fetch("geonames")), author="import", reason="GeoNames")
-        look = {"viewport": {"width": 1180, "height": 760}, "device_scale_factor": 1.5, "color_scheme": "dark" if args.dark else "light"}
+        look = {"viewport": {"width": 1180, "height": 665}, "device_scale_factor": 1.5, "color_scheme": "dark" if args.dark else "light"}
         reader = Reader.from_hf(samples.fetch("smollm2"))
         with served(memory, reader) as address, headless() as chromium, page(chromium, address, **look) as browser:
             browser.get_by_role("searchbox").fill(QUESTION)
