@@ -119,9 +119,10 @@ def test_the_lock_files_hold_every_dependency_and_agree():
         dict(re.findall(r"^([a-z0-9_.-]+)==(\S+)", (ROOT / f).read_text(), re.MULTILINE))
         for f in ("requirements.lock", "requirements-test.lock")
     ]
-    wanted = [re.match(r"[A-Za-z0-9_.-]+", d)[0].lower().replace("_", "-") for d in project["project"]["dependencies"]]
-    tested = [re.match(r"[A-Za-z0-9_.-]+", d)[0].lower() for d in project["project"]["optional-dependencies"]["test"]]
-    assert not set(wanted) - set(locks[0]) and not set(wanted + tested) - {"torch"} - set(locks[1])
+    extras = project["project"]["optional-dependencies"]
+    names = lambda dependencies: {re.match(r"[A-Za-z0-9_.-]+", d)[0].lower().replace("_", "-") for d in dependencies}
+    wanted, tested = names(project["project"]["dependencies"]), names(extras["test"] + extras["explore"])
+    assert not wanted - set(locks[0]) and not (wanted | tested) - {"torch", "openbook"} - set(locks[1])
     assert locks[0].items() <= locks[1].items()
 
 
