@@ -1,55 +1,48 @@
-"""Builds a memory from files, or adds to one: python -m retrieval.build --memory=DIR --encoder=PATH --input=passages.jsonl"""
+"""Builds a memory from files, or brings one up to date with them: python -m retrieval.build --memory=DIR --encoder=PATH --input docs"""
 
-import json
-import shutil
 import sys
-import time
 
-from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
-from retrieval.read import read_passages
+from retrieval.cli import add_encoder_option, add_record_options, entry_point, parser
+
+ABOUT = "Build a memory from files, folders and data sets, or bring one up to date: what is unchanged is not embedded again."
+FORMATS = """Text (.txt: a passage a paragraph), Markdown, HTML, PDF; .jsonl, .json, .parquet, tfds:NAME[:SPLIT] and hf:NAME[:SPLIT], whose
+rows have text (required), id, title, source, time, tags, access, metadata. .gz, gs:// and s3:// too. Folders are read recursively, links in
+them are not followed. Up to 4,096 passages make a commit; an interrupted build goes on when it is run again."""
 
 
 @entry_point
 def main(argv=None):
-    options = parser(
-        "retrieval.build",
-        "Build a memory from passages, or add to one that exists. All passages are added in one commit, or none.",
-        "A .jsonl file has one JSON object a line: text (required), id, title, source, metadata. A .txt file gives a passage a paragraph.",
-    )
-    options.add_argument("--input", required=True, nargs="+", metavar="FILE", help=".jsonl or .txt files")
+    options = parser("retrieval.build", ABOUT, FORMATS)
+    options.add_argument("--input", nargs="+", default=[], metavar="PATH", help="files, folders, globs, data sets")
     add_encoder_option(options)
-    options.add_argument(
-        "--replace", action="store_true", help="build anew; the memory there, history and all, gives way when that is done"
-    )
-    options.add_argument("--author", help="recorded in the log (default: the user's name)")
-    options.add_argument("--reason", default="", help="recorded in the log")
+    cut = options.add_argument_group("passages")
+    ways = ("auto", "headings", "sentences", "tokens", "none")
+    cut.add_argument("--chunk", default="auto", choices=ways, help="what passages are cut by; auto: text by sentences, others by headings")
+    cut.add_argument("--size", type=int, help="most tokens of a passage (default: what the encoder sees)")
+    cut.add_argument("--overlap", type=int, default=0, help="most tokens that a passage repeats of the one before")
+    cut.add_argument("--text-field", default="text", help="field of rows that holds the text; the fields it has besides become metadata")
+    cut.add_argument("--tags", nargs="+", default=[], metavar="WORD", help="tags of every passage, with those of its row")
+    cut.add_argument("--access", default="", metavar="GROUP", help="the group that may read every passage, whatever its row says")
+    wrong = options.add_argument_group("what is left out")
+    wrong.add_argument("--max-bad-share", type=float, default=0.0, help="share of documents and rows that may be unreadable")
+    wrong.add_argument("--max-megabytes", type=float, default=100, help="largest file, but of rows")
+    wrong.add_argument("--drop-duplicates", action="store_true", help="leave out passages that repeat another, or nearly (Jaccard >= 0.8)")
+    change = options.add_argument_group("what changes")
+    change.add_argument("--sync", action="store_true", help="remove passages that are no longer in the files and folders given")
+    change.add_argument("--replace", action="store_true", help="build anew; the memory there, history and all, gives way when that is done")
+    change.add_argument("--reembed", action="store_true", help="embed what is there with another --encoder, in one commit")
+    change.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
+    add_record_options(options)
     args = options.parse_args(argv)
-    passages = read_passages(args.input)  # before anything slow, so that a bad file is found at once
-    from retrieval import Encoder, Memory, RetrievalError
-    from retrieval.store import check_free, exists
+    if args.reembed == bool(args.input):
+        options.error("give either --input=PATH ... or --reembed")
+    if args.reembed and not args.encoder:
+        options.error("--reembed needs --encoder=PATH, the new encoder")
+    if args.dry_run and (args.replace or args.reembed):
+        options.error("--dry-run compares files with a memory: it does not go with --replace or --reembed")
+    from retrieval.ingest import building
 
-    place = args.memory
-    if args.replace:
-        if not exists(place):
-            check_free(place)
-        args.memory = place.with_name(f".{place.name}.building")
-        shutil.rmtree(args.memory, ignore_errors=True)  # left by a build that was cut off
-    if exists(args.memory):
-        memory = open_memory(args.memory, args.encoder)
-    elif args.encoder:
-        memory = Memory.create(args.memory, Encoder.from_hf(args.encoder))
-    else:
-        raise RetrievalError(f"{args.memory} is a new memory: --encoder=PATH says which encoder to make it with")
-    started = time.monotonic()
-    commit = memory.add(passages, args.author, args.reason)
-    seconds, size = time.monotonic() - started, len(memory)
-    if args.replace:
-        shutil.rmtree(place, ignore_errors=True)
-        args.memory.replace(place)
-    if args.json:
-        print(json.dumps({"memory": str(place), "version": commit.version, "added": len(passages), "size": size, "seconds": seconds}))
-    else:
-        print(f"{place}: {len(passages):,} passages added in {seconds:.1f} s, version {commit.version}, {size:,} in all")
+    building.reembed(args) if args.reembed else building.build(args)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,23 @@ class Memory:
             except Overtaken:  # the fields that are not given are those of the other writer
                 continue
 
+    def update(self, passages: Iterable[Passage], author: str | None = None, reason: str = "") -> Commit:
+        """Replaces passages by those of the same ids, all in one commit. What one of the old ones said (title and text) is not encoded
+        again. Raises RetrievalError, changing nothing, when a passage is not usable or its id is unknown."""
+        passages = check_passages(passages)
+        self._check_writable()
+        self._see_others()
+        ids = [passage.id for passage in passages]
+        self._store.check_known(ids)
+        encoder, old = self._store.fingerprint, self._store.get(ids)
+        kept, kept_ids = self._store.vectors(ids)
+        known = {old[id][0].searchable: vector for id, vector in zip(kept_ids, kept, strict=True)}
+        new = list(dict.fromkeys(p.searchable for p in passages if p.searchable not in known))
+        if new:
+            known.update(zip(new, self._vectors(new, "encoding passages")[0], strict=True))
+        vectors = np.array([known[passage.searchable] for passage in passages], np.float32).reshape(len(passages), -1)
+        return self._change(lambda: self._store.edit(passages, vectors, author, reason), vectors, encoder)
+
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
         self._check_writable()

@@ -71,6 +71,21 @@ def test_who_may_read_a_passage_is_changed_without_the_encoder(memory):
         keeper.edit("p3", "a new text")
 
 
+def test_an_update_encodes_only_what_no_passage_in_it_said_before(tmp_path):
+    seen = []
+    memory = Memory.create(tmp_path / "m", lambda texts: seen.extend(texts) or encode(texts))
+    memory.add([Passage(f"p{i}", f"town{i} lies in land{i}") for i in range(5)])
+    seen.clear()
+    moved = [Passage("p1", "a new town"), *(Passage(f"p{i}", f"town{i - 1} lies in land{i - 1}", time="1998") for i in (2, 3, 4))]
+    commit = memory.update(moved, "Ada", "one came in between")
+    assert seen == ["a new town"] and (commit.action, commit.ids, commit.author) == ("edit", ("p1", "p2", "p3", "p4"), "Ada")
+    for handle in (memory, Memory.open(memory.path, encode)):
+        assert [(hit.id, round(hit.score, 3)) for p in moved for hit in handle.search([p.text], 1)[0]] == [(p.id, 1.0) for p in moved]
+    with pytest.raises(RetrievalError, match="not in the memory: 'p9'"):
+        memory.update([Passage("p1", "x"), Passage("p9", "y")])
+    assert memory.get("p1").text == "a new town"
+
+
 def test_undo_gives_back_text_vector_and_neighbours_exactly(memory):
     queries = [f"land{i}" for i in range(10)]
     before, texts = memory.search(queries, 10), state(memory)

@@ -1,0 +1,7 @@
+"""From files to passages: find files, read documents, cut them, look for duplicates, and change in a memory what differs.
+
+report = Report()
+files, documents = read(["notes", "rows.jsonl"], report)
+passages = [p for d in documents for p in cut(d, Chunking(size=254), token_counter(tokenizer))]
+apply(memory, plan(passages, store, covers(["notes", "rows.jsonl"], files)))
+"""

@@ -1,0 +1,115 @@
+"""What python -m retrieval.build does with its options: read and cut, compare, change, and say what was done."""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+
+from retrieval.errors import RetrievalError
+from retrieval.ingest import chunking, reading, updates
+from retrieval.ingest.documents import Document, Report
+from retrieval.ingest.files import covers
+from retrieval.passages import Passage, check_passages, listed
+
+
+def build(args: argparse.Namespace) -> None:
+    """Brings the memory up to date with the files, or makes it. Raises RetrievalError before anything changes."""
+    started, report = time.monotonic(), Report(args.max_bad_share)
+    files, documents = reading.read(args.input, report, args.text_field, args.max_megabytes)  # first: a bad file is found at once
+    if args.sync and report.bad:
+        raise RetrievalError(f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or leave out --sync")
+    from retrieval import Encoder, Memory
+    from retrieval.store import Store, check_free, exists
+
+    place, work = args.memory, args.memory
+    if args.replace:
+        if isinstance(place, str):
+            raise RetrievalError(f"--replace moves folders, which {place} on an object store cannot be: build under a new name instead")
+        if not exists(place):
+            check_free(place)
+        work = place.with_name(f".{place.name}.building")
+        if not exists(work):
+            shutil.rmtree(work, ignore_errors=True)
+    store = Store.open(work) if exists(work) else None
+    source = args.encoder or (store and store.encoder_source)
+    if not source:
+        what = "was made with an encoder that has no path" if store else "is a new memory"
+        raise RetrievalError(f"{place} {what}: --encoder=PATH says which encoder to use")
+    encoder = Encoder.from_hf(source)
+    if store and args.replace and store.fingerprint != encoder.fingerprint:  # left by a build with another encoder
+        shutil.rmtree(work)
+        store = None
+    memory = Memory.open(work, encoder) if store else None
+    passages = _passages(documents, args, encoder)
+    covered = (lambda source: True) if args.replace else covers(args.input, files)
+    plan = updates.plan(passages, store, covered, args.drop_duplicates)
+    sync = args.sync or args.replace
+    if not args.dry_run:
+        memory = memory or Memory.create(work, encoder)
+        updates.apply(memory, plan, sync, args.author, args.reason, said=lambda line: print(line, file=sys.stderr, flush=True))
+    counts = {
+        "documents": report.documents - report.bad, "passages": len(passages), "added": len(plan.added), "edited": len(plan.edited),
+        "removed": len(plan.gone) if sync else 0, "unchanged": plan.unchanged, "gone": 0 if sync else len(plan.gone),
+        "duplicates": len(plan.repeats), "bad": report.bad, "skipped": dict(report.skipped),
+    }  # fmt: skip
+    facts = {"version": memory.version if memory else 0, "size": len(memory) if memory else 0, "seconds": time.monotonic() - started}
+    if args.replace:
+        shutil.rmtree(place, ignore_errors=True)
+        work.replace(place)
+    if args.json:
+        repeats = [dataclasses.asdict(repeat) for repeat in plan.repeats]
+        print(json.dumps({"memory": str(place), "dry_run": args.dry_run, **counts, **facts, "repeats": repeats}, ensure_ascii=False))
+    else:
+        print("\n".join(_summary(args, plan, report, counts, facts)))
+
+
+def reembed(args: argparse.Namespace) -> None:
+    """Embeds every passage with another encoder, in one commit."""
+    from retrieval import Encoder, Memory
+
+    started, memory = time.monotonic(), Memory.open(args.memory)
+    memory.reembed(Encoder.from_hf(args.encoder), args.author, args.reason)
+    facts = {"memory": str(args.memory), "version": memory.version, "size": len(memory), "seconds": time.monotonic() - started}
+    print(
+        json.dumps(facts) if args.json
+        else f"{args.memory}: {facts['size']:,} passages embedded anew in {facts['seconds']:.1f} s, version {facts['version']}"
+    )  # fmt: skip
+
+
+def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> list[Passage]:
+    import lm
+
+    tokenizer = lm.load_tokenizer(encoder.source)
+    longest = encoder.max_length - tokenizer.num_special_tokens_to_add()
+    if args.size is not None and args.size > longest:
+        raise RetrievalError(f"--size={args.size}: the encoder sees at most {longest} tokens of a passage")
+    how = chunking.Chunking(args.chunk, args.size or longest, args.overlap)
+    count, tags = chunking.token_counter(tokenizer), tuple(args.tags)
+    cut = (passage for document in documents for passage in chunking.passages(document, how, count))
+    marked = (
+        dataclasses.replace(passage, tags=tuple(dict.fromkeys(passage.tags + tags)), access=args.access or passage.access)
+        for passage in cut
+    )
+    return check_passages(marked)
+
+
+def _summary(args: argparse.Namespace, plan: updates.Plan, report: Report, counts: dict, facts: dict):
+    """Lines for a reader: what was done, and what needs a look."""
+    changes = ", ".join(f"{counts[name]:,} {name}" for name in ("added", "edited", "removed", "unchanged"))
+    would = "would be " if args.dry_run else ""
+    yield f"{args.memory}: {counts['documents']:,} documents, {counts['passages']:,} passages: {would}{changes}"
+    if not args.dry_run:
+        yield f"version {facts['version']}, {facts['size']:,} passages in all, {facts['seconds']:.1f} s"
+    if report.bad:
+        yield f"{report.bad:,} bad documents and rows left out: {'; '.join(report.examples['bad'])}"
+    for reason, count in report.skipped.items():
+        yield f"{count:,} skipped, {reason}: {listed(report.examples[reason])}"
+    if plan.repeats:
+        exact = sum(repeat.exact for repeat in plan.repeats)
+        shown = "; ".join(f"{r.id!r} repeats {r.of!r}" + ("" if r.exact else f" ({r.similarity:.2f})") for r in plan.repeats[:3])
+        advice = "left out" if args.drop_duplicates else "--drop-duplicates leaves them out"
+        yield f"{len(plan.repeats):,} duplicates, {exact:,} exact: {shown}; {advice}"
+    if counts["gone"]:
+        yield f"{counts['gone']:,} passages are no longer in their files: {listed(plan.gone)}; --sync removes them"

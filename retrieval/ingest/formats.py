@@ -1,0 +1,82 @@
+"""Text, Markdown and PDF: bytes to the fields of a Document. HTML has a file of its own.
+
+A reader takes the bytes of a file and raises Unusable, which says why and what to do, when they are not of that format.
+"""
+
+import datetime
+import io
+import itertools
+import logging
+import re
+from collections.abc import Callable
+
+from retrieval.ingest.documents import Heading, Unusable, known_time, one_line, plain
+from retrieval.ingest.html import html
+
+FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|[*`]|\\(?=\W)")
+
+
+def text(raw: bytes) -> dict:
+    """UTF-8."""
+    try:
+        return {"text": plain(raw.decode("utf-8-sig")), "way": "sentences"}
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise Unusable(f" is not UTF-8 (line {line}, byte {raw[error.start]:#04x}): convert it, for example with iconv -t UTF-8") from None
+
+
+def markdown(raw: bytes) -> dict:
+    """CommonMark. The text is the file's own, without front matter, whose title and date are taken."""
+    from markdown_it import MarkdownIt
+
+    source = text(raw)["text"]
+    front = FRONT_MATTER.match(source)
+    facts = dict(re.findall(r"^(title|date): *[\"']?(.*?)[\"']? *$", front[1], re.MULTILINE)) if front else {}
+    source = re.sub(r"[^\n]", " ", front[0]) + source[front.end() :] if front else source  # spans count in the whole file
+    starts = [0, *itertools.accumulate(len(line) + 1 for line in source.split("\n"))]
+    tokens = MarkdownIt("commonmark").disable("inline").parse(source)
+    headings = [
+        Heading(
+            starts[opened.map[0]], min(starts[opened.map[1]], len(source)), int(opened.tag[1:]), one_line(MARKUP.sub(r"\1", said.content))
+        )
+        for opened, said in itertools.pairwise(tokens)
+        if opened.type == "heading_open" and opened.map and not opened.level
+    ]
+    title = one_line(facts.get("title", "")) or next((h.title for h in headings if h.level == 1), "")
+    return {"text": source, "title": title, "time": known_time(facts.get("date", "")), "headings": tuple(headings)}
+
+
+def pdf(raw: bytes) -> dict:
+    """The text that a PDF holds, a page after the other; an image of text has none."""
+    import pypdf
+
+    logging.getLogger("pypdf").setLevel(logging.ERROR)
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(raw))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise Unusable(" is encrypted: save a copy without a password")
+        pages = [plain(page.extract_text()) for page in reader.pages]
+        facts = reader.metadata
+        title = one_line(str(facts.title or "")) if facts else ""
+    except Unusable:
+        raise
+    except Exception as error:  # pypdf raises whatever a broken file makes of it
+        raise Unusable(f" is no PDF that can be read ({type(error).__name__}: {one_line(str(error))}): print it to a new PDF") from None
+    if not any(page.strip() for page in pages):
+        raise Unusable(" is a PDF without text, perhaps scanned: recognise its text first, for example with ocrmypdf")
+    starts = [0, *itertools.accumulate(len(page) + 1 for page in pages)][:-1]
+    return {"text": "\n".join(pages), "title": title, "time": _created(facts), "pages": tuple(starts)}
+
+
+def _created(facts) -> str:
+    try:
+        made: datetime.datetime | None = facts and facts.creation_date
+    except Exception:  # a date in a format of its maker's own
+        return ""
+    return made.isoformat() if made else ""
+
+
+READERS: dict[str, Callable[[bytes], dict]] = {
+    ".txt": text, ".text": text, ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html, ".xhtml": html, ".pdf": pdf,
+}  # fmt: skip

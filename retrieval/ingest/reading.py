@@ -1,0 +1,62 @@
+"""Reading: the documents of files, folders, globs and data sets, whatever their format."""
+
+from collections.abc import Iterator, Sequence
+
+from lm.data import sources
+from retrieval.errors import RetrievalError
+from retrieval.ingest import rows
+from retrieval.ingest.documents import Document, Report, Unusable, printable
+from retrieval.ingest.files import File, find
+from retrieval.ingest.formats import READERS
+from retrieval.progress import chunks_with_progress
+
+SUFFIXES = (*READERS, *rows.SUFFIXES)
+BINARY = (".pdf", ".parquet")
+MAX_MEGABYTES = 100
+
+
+def read(
+    inputs: Sequence[str], report: Report, text_field: str = rows.TEXT, max_megabytes: float = MAX_MEGABYTES
+) -> tuple[list[File], list[Document]]:
+    """The files of `inputs` (see files.find) and their documents; the report says what was left out, and why.
+
+    Raises RetrievalError naming the file, and the line where there is one: for more bad documents than `report.most_bad` allows, for a file
+    above `max_megabytes` (of tables, which are read a row at a time, there may be more), and for a named file that holds nothing.
+    """
+    files = find(inputs, SUFFIXES, BINARY, report)
+    documents: list[Document] = []
+    for (file,) in chunks_with_progress(files, "reading files", chunk=1, show_from=32):
+        before = report.documents
+        documents += _rows(file, report, text_field) if _is_table(file.path) else _document(file, report, int(max_megabytes * 1e6))
+        if report.documents == before:
+            if file.path in inputs:
+                raise RetrievalError(f"{file.path} holds no passages: expected at least one")
+            report.skip("empty", printable(file.path))
+    report.close()
+    if not documents:
+        raise RetrievalError(f"{', '.join(map(printable, inputs))}: no passages are left: {'; '.join(report.examples['bad'])}")
+    return files, documents
+
+
+def _is_table(path: str) -> bool:
+    return path.startswith(sources.SETS) or sources.kind(path) in rows.SUFFIXES
+
+
+def _rows(file: File, report: Report, text_field: str) -> Iterator[Document]:
+    return rows.documents(file, report, text_field)
+
+
+def _document(file: File, report: Report, max_bytes: int) -> Iterator[Document]:
+    where = printable(file.path)
+    with sources.open_bytes(file.path) as f:
+        raw = f.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+        raise RetrievalError(f"{where} has more than {max_bytes / 1e6:g} MB: split it, or allow more with --max-megabytes")
+    try:
+        fields = READERS[sources.kind(file.path)](raw)
+    except Unusable as error:
+        report.count(where, str(error))
+        return
+    if fields["text"].strip():
+        report.count(where)
+        yield Document(file.name, where=where, source=file.name, **fields)

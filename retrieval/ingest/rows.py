@@ -1,0 +1,64 @@
+"""Rows: JSONL, JSON, Parquet, TFDS and Hugging Face data sets. A row is a document, and a passage unless it is too long for one."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from lm.data import sources
+from retrieval.errors import RetrievalError
+from retrieval.ingest.documents import FILE, Document, Report, Unusable
+from retrieval.ingest.files import File
+from retrieval.passages import Passage, check_passages, check_unicode
+
+TEXT = "text"
+FIELDS = ("id", "title", "source", "metadata", "time", "tags", "access")
+SUFFIXES = (*sources.LINES, ".json", ".parquet")
+
+
+def documents(file: File, report: Report, text_field: str = TEXT) -> Iterator[Document]:
+    """A document a row, named by its id, else <file name>:<number of its line or row>; bad rows are counted in the report.
+
+    A row of JSON has no fields but these. Of a table, or with another `text_field`, every other field becomes metadata.
+    Raises RetrievalError for a bad row when none may be bad; lm.data.sources.DataError when the source cannot be opened.
+    """
+    strict = text_field == TEXT and sources.kind(file.path) in (*sources.LINES, ".json")
+    for row in sources.rows(file.path):
+        try:
+            if row.problem:
+                raise Unusable(f" is {row.problem}")
+            document = _document(row.value, row.where, file.name, text_field, strict)
+        except (Unusable, RetrievalError) as error:
+            report.count(row.where, f"{'' if isinstance(error, Unusable) else ': '}{error}")
+            continue
+        report.count(row.where)
+        yield document
+
+
+def _document(row: Any, where: str, file: str, field: str, strict: bool) -> Document:
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        has = f"; it has {', '.join(map(repr, row))}, and --text-field says which holds the text" if isinstance(row, dict) else ""
+        raise Unusable(f': expected an object with a string "{field}", such as {{"id": "a", "{field}": "..."}}{has}')
+    others = [name for name in row if name not in FIELDS and name != field]
+    if strict and others:
+        raise Unusable(f': unknown field {others[0]!r}; put what belongs to no other field into "metadata"')
+    if not row[field].strip():
+        raise Unusable(" has no text: give it some, or leave it out")
+    metadata, tags = row.get("metadata") or {}, row.get("tags") or []
+    if not isinstance(metadata, dict):
+        raise Unusable(f": metadata is {metadata!r}; expected an object of strings")
+    if not isinstance(tags, list):
+        raise Unusable(f": tags is {tags!r}; expected a list of words")
+    source = row.get("source") or file
+    metadata = ({} if source == file else {FILE: file}) | metadata | {name: row[name] for name in others}
+    number = re.search(r"\d+$", where)
+    name = f"{file}:{number[0] if number else 1}" if row.get("id") is None else str(row["id"])
+    values = {key: _string(value) for key, value in metadata.items() if value is not None}
+    title, time, access = (row.get(key) or "" for key in ("title", "time", "access"))
+    check_passages([Passage(name, "cut and checked later", title, source, values, time=time, tags=tuple(tags), access=access)])
+    check_unicode("its text", row[field])
+    return Document(name, row[field], where, title, source, time, values, tuple(tags), access, whole=True)
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,95 @@
+"""Updates: what makes a memory hold the passages of the files, no more than what differs, in parts that an interruption leaves in place."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from retrieval.errors import RetrievalError
+from retrieval.ingest import duplicates
+from retrieval.ingest.documents import FILE
+from retrieval.memory import Memory
+from retrieval.passages import Passage, listed
+from retrieval.store import Store
+
+PART = 4096  # passages a commit
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """Passage `id` repeats passage `of`. similarity: as in duplicates.Duplicate; exact: equal but for case, width and spaces."""
+
+    id: str
+    of: str
+    similarity: float
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What differs between files and memory. gone: ids that came from the files but are in them no more."""
+
+    added: list[Passage]
+    edited: list[Passage]
+    unchanged: int
+    gone: list[str]
+    repeats: list[Repeat]
+
+
+def plan(passages: Sequence[Passage], store: Store | None, covers: Callable[[str], bool], drop_duplicates: bool = False) -> Plan:
+    """Compares passages, which check_passages has passed, with a memory's store (None: a new memory) by id and content hash.
+
+    covers: whether a source is one of the files. Repeats are exact ones of passages from elsewhere in the memory, exact and near ones of
+    earlier `passages`; they are looked for only when something differs. Raises RetrievalError for an id that came from elsewhere.
+    """
+    stored = store.columns(["id", "content_hash", "source", "metadata"]).to_pylist() if store else []
+    hashes = {row["id"]: row["content_hash"] for row in stored}
+    ours = {row["id"] for row in stored if covers(row["source"]) or covers(json.loads(row["metadata"]).get(FILE, ""))}
+    changed = [passage.id for passage in passages if hashes.get(passage.id) != passage.content_hash]
+    if strangers := [id for id in changed if id in hashes and id not in ours]:
+        raise RetrievalError(
+            f"in the memory already, but not from these files: {listed(strangers)}: give the new ones other ids, or delete those"
+        )
+    repeats = find_repeats(passages, store, ours) if changed else []
+    if drop_duplicates:
+        dropped = {repeat.id for repeat in repeats}
+        passages = [passage for passage in passages if passage.id not in dropped]
+    added = [passage for passage in passages if passage.id not in hashes]
+    edited = [passage for passage in passages if hashes.get(passage.id, passage.content_hash) != passage.content_hash]
+    gone = sorted(ours.difference(passage.id for passage in passages))
+    return Plan(added, edited, len(passages) - len(added) - len(edited), gone, repeats)
+
+
+def find_repeats(passages: Sequence[Passage], store: Store | None, ours: Collection[str]) -> list[Repeat]:
+    """The passages that repeat one of the memory that is not among `ours`, or an earlier one of these."""
+    table = store.columns(["id", "text"]).to_pydict() if store else {"id": [], "text": []}
+    others = {duplicates.digest(text): id for id, text in zip(table["id"], table["text"], strict=True) if id not in ours}
+    known = {p.id: others[digest] for p in passages if (digest := duplicates.digest(p.text)) in others}
+    rest = [passage for passage in passages if passage.id not in known]
+    among = [Repeat(rest[d.index].id, rest[d.of].id, d.similarity, d.exact) for d in duplicates.find([p.text for p in rest])]
+    return [Repeat(id, of, 1.0, True) for id, of in known.items()] + among
+
+
+def apply(
+    memory: Memory, plan: Plan, sync: bool = False, author: str | None = None, reason: str = "",
+    said: Callable[[str], None] = lambda line: None,
+) -> None:  # fmt: skip
+    """Edits, adds and, with `sync`, removes: commits of at most 4,096 passages. `said` is called with a line after each but the last.
+
+    An interruption leaves whole commits; planning and applying again does the rest. A passage whose text was there before, under its
+    own or another id that is edited with it, keeps its vector.
+    """
+    parts = [(memory.update, part) for part in _parts(plan.edited)] + [(memory.add, part) for part in _parts(plan.added)]
+    done, total, start = 0, len(plan.edited) + len(plan.added), time.monotonic()
+    for change, part in parts:
+        change(part, author=author, reason=reason)
+        done += len(part)
+        if done < total:
+            seconds = time.monotonic() - start
+            said(f"{done:,} of {total:,} passages, {done / seconds:.0f}/s, about {seconds * (total - done) / done:.0f} s left")
+    if sync and plan.gone:
+        memory.delete(plan.gone, author=author, reason=reason)
+
+
+def _parts(passages: list[Passage]) -> Iterator[list[Passage]]:
+    return (passages[start : start + PART] for start in range(0, len(passages), PART))

@@ -1,0 +1,281 @@
+"""Every kind of file is read as what it says; what cannot be read is named with its file and line; no text becomes anything but text."""
+
+import gzip
+import json
+import os
+import socket
+
+import pyarrow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from retrieval import RetrievalError
+from retrieval.ingest.documents import Report, plain, printable
+from retrieval.ingest.files import covers, find
+from retrieval.ingest.formats import markdown, pdf
+from retrieval.ingest.html import html
+from retrieval.ingest.reading import BINARY, SUFFIXES, read
+from retrieval.passages import check_id
+
+
+def names(*inputs, report=None):
+    return [file.name for file in find([str(given) for given in inputs], SUFFIXES, BINARY, report or Report())]
+
+
+def documents(*inputs, report=None, **options):
+    return read([str(given) for given in inputs], report or Report(), **options)[1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """docs/a.md, docs/b.txt and docs/deep/c.html, among much that is not read."""
+    docs = tmp_path / "docs"
+    (docs / "deep").mkdir(parents=True)
+    (docs / ".git").mkdir()
+    for name in ("a.md", "b.txt", "deep/c.html", ".hidden.txt", ".git/d.txt", "photo.jpg", "Makefile"):
+        (docs / name).write_text("some text")
+    (docs / "empty.md").touch()
+    (docs / "program.txt").write_bytes(b"\x7fELF\0\0")
+    (tmp_path / "secret.txt").write_text("not of this folder")
+    (docs / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (docs / "deep" / "loop").symlink_to(docs)
+    return docs
+
+
+def test_a_folder_is_read_recursively_and_says_what_it_left_out(folder):
+    report = Report()
+    assert names(folder, report=report) == ["docs/a.md", "docs/b.txt", "docs/deep/c.html"]
+    assert report.skipped == {
+        "hidden": 2, "links": 2, "empty": 1, "binary": 1, "of unknown kind .jpg": 1, "without a suffix": 1,
+    }  # fmt: skip
+    assert any(name.endswith("link.txt") for name in report.examples["links"])
+
+
+def test_globs_and_files_have_the_names_a_shell_would_give_them_and_each_is_read_once(folder):
+    assert names(folder / "*.txt") == ["b.txt"] and names(folder / "b.txt") == ["b.txt"]
+    assert names(folder / "**" / "*.[mh]*") == ["a.md", "deep/c.html"], "a loop of links ends nothing and is not followed"
+    assert names(folder / "b.txt", folder, folder / "*") == ["b.txt", "docs/a.md", "docs/deep/c.html"]
+
+
+def test_two_files_of_one_name_are_refused(folder, tmp_path):
+    (tmp_path / "b.txt").write_text("another")
+    with pytest.raises(RetrievalError, match=r"both be called b.txt: give a folder that holds both"):
+        names(folder / "b.txt", tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize("given, message", [
+    ("nothing.txt", "does not exist"), ("docs/photo.jpg", r"expected a file ending in .txt, .*, .json or .parquet"),
+    ("docs/*.pdf", r"holds nothing to read: expected"), ("docs/.git", "holds nothing to read"), ("docs/[a", "holds nothing to read"),
+])  # fmt: skip
+def test_an_input_that_holds_nothing_is_named(folder, monkeypatch, given, message):
+    monkeypatch.chdir(folder.parent)
+    (folder / ".git" / "d.txt").unlink()
+    with pytest.raises(RetrievalError, match=message):
+        names(given)
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_and_not_an_empty_folder(folder):
+    if os.geteuid() == 0:
+        pytest.skip("root may read every folder")
+    (folder / "deep").chmod(0)
+    with pytest.raises(OSError, match="deep"):
+        names(folder)
+
+
+def test_what_a_folder_covers(folder):
+    inputs = [str(folder), "x/one.txt"]
+    covered = covers(inputs, find([str(folder)], SUFFIXES, BINARY, Report()))
+    assert covered("docs/a.md") and covered("docs/gone.md") and not covered("other/a.md") and not covered("docs2/a.md") and not covered("")
+
+
+@pytest.mark.parametrize("name", ["new\nline.txt", "esc\x1b[31m.txt", "bidi\u202e.txt", "nbsp\u00a0.txt"])
+def test_a_file_name_with_control_characters_breaks_no_id(tmp_path, name):
+    (tmp_path / name).write_text("text")
+    (tmp_path / os.fsdecode(b"latin\xe9.txt")).write_text("text")
+    for document in documents(tmp_path):
+        check_id(document.name)
+    assert printable(name) != name and printable("plain é.txt") == "plain é.txt" and printable(os.fsdecode(b"\xe9")) == "%E9"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=()), max_size=50))
+def test_text_that_was_read_can_be_stored_and_printed(text):
+    clean = plain(text)
+    assert clean.encode() is not None and all(c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160) for c in clean)
+    assert "\r" in text or len(clean) == len(text)
+
+
+def test_markdown_keeps_its_text_and_offsets_and_headings_in_code_are_none():
+    text = "---\ntitle: 'A guide'\ndate: 2024-05-01\n---\r\n# One `x` [y](z)\n\n```\n# no heading\n```\n\nTwo\n===\n> # quoted\n"
+    found = markdown(text.encode())
+    assert [(h.level, h.title) for h in found["headings"]] == [(1, "One x y"), (1, "Two")]
+    assert [found["text"][h.start : h.end] for h in found["headings"]] == ["# One `x` [y](z)\n", "Two\n===\n"]
+    assert (found["title"], found["time"]) == ("A guide", "2024-05-01") and len(found["text"]) == len(text) - 1
+    assert markdown(b"# Only\ndate: soon")["title"] == "Only" and markdown(b"---\ndate: soon\n---\n")["time"] == ""
+
+
+PAGE = b"""<!DOCTYPE html><html><head><title> A  page </title><style>p {}</style><meta name="date" content="2023-01-02">
+<script>alert("script")</script></head><body><nav>menu</nav><header><h1>Top</h1></header><p>One <b>bold</b>ly.
+<p hidden>Ignore what was said</p><span style="color:red; DISPLAY : none">unseen</span><!-- comment --><ul><li>a<li>b</ul>
+<h2>More<a aria-hidden="true">#</a></h2><table><tr><td>1</td><td>2</td></tr></table><pre>x
+  y</pre><noscript>turn on</noscript><footer>(c)</footer>"""
+
+
+def test_html_is_what_its_reader_sees():
+    found = html(PAGE)
+    assert found["text"] == "Top\n\nOne boldly.\n\na\nb\n\nMore\n\n1 2\n\nx\n  y"
+    assert [(h.level, found["text"][h.start : h.end], h.title) for h in found["headings"]] == [(1, "Top", "Top"), (2, "More", "More")]
+    assert (found["title"], found["time"]) == ("A page", "2023-01-02")
+    assert html(b"<body>around<main>inside</main>")["text"] == "inside"
+
+
+def test_html_without_end_or_sense_is_read_and_a_deep_page_does_not_overflow():
+    assert html(b"<p>a<div><b>c</p></i>d <![endif] <")["text"].split()[0] == "a"
+    assert html(b"<div>" * 20_000 + b"deep")["text"] == "deep"
+    assert html("<meta charset=latin-1>caf\u00e9".encode("latin-1"))["text"] == "caf\u00e9"
+    for declared in (b"", b"<meta charset=hex>", b"<meta charset=nonsense>"):
+        with pytest.raises(Exception, match="neither UTF-8 nor of the charset"):
+            html(declared + b"caf\xe9")
+
+
+def test_reading_touches_no_network(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    (tmp_path / "a.html").write_text('<link rel=stylesheet href="http://a.example/x.css"><img src="//a.example/x.png">text')
+    (tmp_path / "b.md").write_text("![x](http://a.example/x.png) text\n<script src='http://a.example'></script>")
+    assert len(documents(tmp_path)) == 2
+
+
+@pytest.fixture(scope="module")
+def written():
+    """A PDF of two pages by matplotlib."""
+    import io
+
+    import matplotlib
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.figure import Figure
+
+    out = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}), PdfPages(out, metadata={"Title": "Two  pages"}) as pages:
+        for text in ("Bagheria lies in Sicily.", "Gdynia lies in Poland."):
+            figure = Figure()
+            figure.text(0.1, 0.5, text)
+            pages.savefig(figure)
+    return out.getvalue()
+
+
+def test_a_pdf_is_read_page_by_page(written):
+    found = pdf(written)
+    assert "Bagheria lies in Sicily." in found["text"][: found["pages"][1]] and "Gdynia" in found["text"][found["pages"][1] :]
+    assert found["title"] == "Two pages" and found["time"].startswith("20")
+
+
+@pytest.mark.parametrize("how, message", [
+    ("encrypted", "is encrypted: save a copy without a password"), ("blank", "without text, perhaps scanned"),
+    ("cut", "no PDF that can be read"), ("noise", "no PDF that can be read"),
+])  # fmt: skip
+def test_a_pdf_that_cannot_be_read_is_named_and_says_why(tmp_path, written, how, message):
+    import pypdf
+
+    writer = pypdf.PdfWriter()
+    if how == "encrypted":
+        writer.append(pypdf.PdfReader(__import__("io").BytesIO(written)))
+        writer.encrypt("password", algorithm="RC4-128")
+    writer.add_blank_page(100, 100)
+    writer.write(tmp_path / "x.pdf")
+    if how == "cut":
+        (tmp_path / "x.pdf").write_bytes(written[:200])
+    if how == "noise":
+        (tmp_path / "x.pdf").write_bytes(b"%PDF-1.4\n" + os.urandom(2000))
+    with pytest.raises(RetrievalError, match=rf"x.pdf.*{message}"):
+        documents(tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.binary(min_size=1, max_size=20))
+def test_a_damaged_pdf_is_read_or_refused_and_never_crashes(written, at, noise):
+    at %= len(written)
+    try:
+        pdf(written[:at] + noise + written[at + len(noise) :])
+    except Exception as error:
+        assert type(error).__name__ == "Unusable"
+
+
+def test_rows_are_documents_and_only_their_own_fields_can_set_tags_and_access(tmp_path):
+    row = {"id": "a", "text": "x", "title": "t", "source": "s", "time": "1998", "tags": ["u"], "access": "staff", "metadata": {"n": 1}}
+    with gzip.open(tmp_path / "r.jsonl.gz", "wt") as f:
+        f.write(json.dumps(row) + "\n\n" + json.dumps({"text": "tags: [v]\naccess: all"}))
+    first, second = documents(tmp_path / "r.jsonl.gz")
+    assert (first.name, first.title, first.source, first.time) == ("a", "t", "s", "1998")
+    assert (first.tags, first.access, first.metadata) == (("u",), "staff", {"file": "r.jsonl.gz", "n": "1"})
+    assert (second.name, second.source, second.tags, second.access, second.metadata) == ("r.jsonl.gz:3", "r.jsonl.gz", (), "", {})
+
+
+def test_a_table_has_its_text_where_it_is_told_and_the_rest_is_metadata(tmp_path):
+    parquet.write_table(
+        pyarrow.table({"context": ["a", "b"], "id": ["i", "j"], "label": [1, None], "x": [["p"], []]}), tmp_path / "t.parquet"
+    )
+    first, second = documents(tmp_path, text_field="context")
+    assert (first.name, first.text, first.metadata) == ("i", "a", {"label": "1", "x": '["p"]'})
+    assert second.metadata == {"x": "[]"} and second.where.endswith("row 2")
+    with pytest.raises(RetrievalError, match=r"row 1: expected an object with a string \"text\".*it has 'context', .*--text-field"):
+        documents(tmp_path)
+
+
+def test_a_tfds_data_set_is_rows(monkeypatch):
+    from lm.data import tables
+
+    monkeypatch.setattr(tables, "open_table", lambda name: [{"text": f"{name} {i}"} for i in range(2)])
+    assert [(d.name, d.text) for d in documents("tfds:news:train")] == [
+        ("tfds:news:train:1", "tfds:news:train 0"), ("tfds:news:train:2", "tfds:news:train 1"),
+    ]  # fmt: skip
+
+
+BAD_ROWS = [
+    ("not json", "line 2 is not JSON"), ("[1]", "line 2: expected an object"), ('{"text": 5}', "line 2: expected an object"),
+    ('{"text": " "}', "line 2 has no text"), ('{"text": "x", "txt": 1}', "line 2: unknown field 'txt'"),
+    ('{"text": "x", "id": "a\\nb"}', "line 2: passage id"), ('{"text": "x\\ud800"}', "line 2: its text is not valid Unicode"),
+    ('{"text": "x", "tags": "a"}', "line 2: tags is 'a'"), ('{"text": "x", "tags": ["a\\u001b"]}', "line 2: .*tag or access group"),
+    ('{"text": "x", "metadata": 3}', "line 2: metadata is 3"), ('{"text": "x", "time": "soon"}', "line 2: .*ISO 8601"),
+    ('{"text": "x", "title": 3}', "line 2: .*title is 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line, message", BAD_ROWS)
+def test_a_bad_row_is_named_with_its_line_and_counted_when_some_may_be_bad(tmp_path, line, message):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"text": "good"}\n' + line + '\n{"text": "good too"}\n')
+    with pytest.raises(RetrievalError, match=message):
+        documents(path)
+    with pytest.raises(RetrievalError, match=rf"1 of 3 .*--max-bad-share=0.1 allows: .*{message}"):
+        documents(path, report=Report(0.1))
+    report = Report(0.5)
+    assert len(documents(path, report=report)) == 2 and report.bad == 1 and report.documents == 3
+
+
+def test_a_bad_file_of_a_folder_is_refused_or_counted(folder):
+    (folder / "latin.txt").write_bytes(b"one\ncaf\xe9")
+    with pytest.raises(RetrievalError, match=r"latin.txt is not UTF-8 \(line 2, byte 0xe9\)"):
+        documents(folder)
+    report = Report(0.5)
+    assert len(documents(folder, report=report)) == 3 and "latin.txt" in report.examples["bad"][0]
+
+
+def test_a_named_file_without_text_is_an_error_and_in_a_folder_it_is_skipped(folder):
+    (folder / "blank.html").write_text("<script>nothing</script>")
+    with pytest.raises(RetrievalError, match=r"blank.html holds no passages"):
+        documents(folder / "blank.html")
+    report = Report()
+    assert len(documents(folder, report=report)) == 3 and report.skipped["empty"] == 2
+
+
+def test_a_file_above_the_cap_is_refused_also_when_it_is_packed(tmp_path):
+    with gzip.open(tmp_path / "bomb.txt.gz", "wb") as f:
+        f.write(b"a" * 2_000_000)
+    with pytest.raises(RetrievalError, match=r"bomb.txt.gz has more than 1 MB: split it, or allow more with --max-megabytes"):
+        documents(tmp_path, max_megabytes=1)

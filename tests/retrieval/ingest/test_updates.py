@@ -1,0 +1,225 @@
+"""A second build adds, edits and removes exactly what changed; one that was cut off is finished by the next."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retrieval import Memory, build
+from retrieval.ingest import updates
+from tests.retrieval.ingest import toy
+from tests.retrieval.models import word_tokenizer
+from tests.retrieval.toy import state
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return toy.save(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture
+def docs(tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.md").write_text("# A\n\nOne.\n\n## B\n\nTwo.\n\n## C\n\nThree.\n")
+    (folder / "n.txt").write_text("First.\n\nSecond.\n\nThird.\n")
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"id": f"r{i}", "text": f"row {i}", "source": "web"}) + "\n" for i in range(3)))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, encoder, docs, capsys, monkeypatch):
+    """Builds from `docs` and gives what --json says."""
+    toy.use(monkeypatch.setattr)
+
+    def run(*arguments, code=0, inputs=None):
+        given = [f"--memory={tmp_path / 'm'}", f"--encoder={encoder}", "--json", *arguments, "--input", *map(str, inputs or [docs])]
+        assert build.main(given) == code
+        captured = capsys.readouterr()
+        return captured.err if code else json.loads(captured.out.splitlines()[-1])
+
+    return run
+
+
+def changes(said):
+    return tuple(said[name] for name in ("added", "edited", "removed", "gone", "unchanged"))
+
+
+def test_a_second_build_changes_exactly_what_changed_and_embeds_nothing_else(run, docs, tmp_path, monkeypatch):
+    assert changes(run()) == (9, 0, 0, 0, 0)
+    memory, seen = Memory.open(tmp_path / "m"), []
+    vectors = Memory._vectors
+    monkeypatch.setattr(Memory, "_vectors", lambda self, texts, what: seen.extend(texts) or vectors(self, texts, what))
+    assert changes(run()) == (0, 0, 0, 0, 9) and memory.version == Memory.open(tmp_path / "m").version and not seen
+    (docs / "a.md").write_text("# A\n\nOne.\n\n## B\n\nTwo, changed.\n\n## D\n\nFour.\n")
+    (docs / "n.txt").write_text("Zeroth.\n\nFirst.\n\nSecond.\n")
+    rows = (docs / "rows.jsonl").read_text().splitlines()
+    (docs / "rows.jsonl").write_text("\n".join([rows[2], rows[0]]))
+    (docs / "new.html").write_text("<p>Five.")
+    assert changes(run()) == (2, 4, 0, 2, 3), "B and n.txt:1 to 3 edited, D and new.html added, C and r1 gone"
+    assert sorted(seen) == ["A > B. Two, changed.", "A > D. Four.", "Five.", "Zeroth."]
+    assert changes(run("--sync")) == (0, 0, 2, 0, 9)
+    assert state(Memory.open(tmp_path / "m")) == {
+        "docs/a.md:1": "One.", "docs/a.md#b:1": "Two, changed.", "docs/a.md#d:1": "Four.", "docs/new.html:1": "Five.",
+        "docs/n.txt:1": "Zeroth.", "docs/n.txt:2": "First.", "docs/n.txt:3": "Second.", "r0": "row 0", "r2": "row 2",
+    }  # fmt: skip
+
+
+def test_sync_removes_files_that_are_gone_and_nothing_that_came_from_elsewhere(run, docs, tmp_path):
+    run()
+    (tmp_path / "other.txt").write_text("Another.")
+    assert changes(run(inputs=[tmp_path / "other.txt"])) == (1, 0, 0, 0, 0)
+    (docs / "n.txt").unlink()
+    assert changes(run("--sync")) == (0, 0, 3, 0, 6)
+    assert "other.txt:1" in state(Memory.open(tmp_path / "m"))
+
+
+def test_a_file_that_was_renamed_is_not_taken_for_a_duplicate_of_itself(run, docs, tmp_path):
+    run()
+    (docs / "n.txt").rename(docs / "m.txt")
+    assert changes(run("--sync", "--drop-duplicates")) == (3, 0, 3, 0, 6)
+    assert "Third." in state(Memory.open(tmp_path / "m")).values()
+
+
+def test_an_id_that_came_from_elsewhere_is_not_overwritten(run, docs, tmp_path):
+    run()
+    (tmp_path / "other.jsonl").write_text(json.dumps({"id": "r1", "text": "another"}))
+    assert "not from these files: 'r1'" in run(code=2, inputs=[tmp_path / "other.jsonl"])
+    assert state(Memory.open(tmp_path / "m"))["r1"] == "row 1"
+
+
+def test_sync_with_unreadable_documents_is_refused(run, docs):
+    run()
+    (docs / "n.txt").write_bytes(b"\xff")
+    assert "--sync would remove what 1 bad" in run("--sync", "--max-bad-share=0.5", code=2)
+    assert changes(run("--max-bad-share=0.5")) == (0, 0, 0, 3, 6)
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(run, docs, tmp_path):
+    assert changes(run("--dry-run")) == (9, 0, 0, 0, 0) and not (tmp_path / "m").exists()
+    run()
+    (docs / "n.txt").write_text("First.")
+    files = {path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()}
+    said = run("--dry-run", "--sync")
+    assert changes(said) == (0, 0, 2, 0, 7) and said["dry_run"] and said["size"] == 9
+    assert files == {path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()}
+
+
+def test_tags_and_access_come_from_the_command_and_win_over_rows(run, docs, tmp_path):
+    (docs / "more.jsonl").write_text(json.dumps({"id": "x", "text": "mine", "tags": ["own"], "access": "all"}))
+    (docs / "evil.md").write_text("---\ntags: [evil]\naccess: everybody\n---\n<!-- access: everybody -->\nText.\n")
+    run("--tags", "set", "own", "--access=staff")
+    memory = Memory.open(tmp_path / "m")
+    passages = {id: passage for id, (passage, _) in memory._store.get(memory._store.ids()).items()}
+    assert {passage.access for passage in passages.values()} == {"staff"}
+    assert passages["x"].tags == ("own", "set") and {p.tags for id, p in passages.items() if id != "x"} == {("set", "own")}
+
+
+def test_duplicates_are_reported_and_left_out_when_asked(run, docs, tmp_path):
+    (docs / "copy.txt").write_text("First.\n\nA new one.")
+    said = run("--dry-run")
+    assert said["duplicates"] == 1 and said["repeats"] == [
+        {"id": "docs/n.txt:1", "of": "docs/copy.txt:1", "similarity": 1.0, "exact": True}
+    ]
+    assert changes(run("--drop-duplicates")) == (10, 0, 0, 0, 0) and changes(run("--drop-duplicates")) == (0, 0, 0, 0, 10)
+    (tmp_path / "again.txt").write_text("ROW 1\n\nNothing like it.")
+    said = run("--drop-duplicates", inputs=[tmp_path / "again.txt"])
+    assert changes(said) == (1, 0, 0, 0, 0) and said["repeats"][0]["of"] == "r1", "it repeats what another build put there"
+
+
+def test_a_document_can_set_neither_borders_nor_ids_of_others(run, docs, tmp_path):
+    (docs / "evil.txt").write_text('{"id": "r1", "text": "replaced"}\nid: r1\x1b[2J\x07')
+    (docs / "evil.html").write_text('<h1>r1</h1><p id="r1">]]&gt; r1</p><meta name="tags" content="x"><div data-access="all">y</div>')
+    run()
+    texts = state(Memory.open(tmp_path / "m"))
+    assert texts["r1"] == "row 1" and all(text.isprintable() for text in texts.values())
+    assert {id for id in texts if "evil" in id} == {"docs/evil.txt:1", "docs/evil.html:1"}
+
+
+def test_a_long_document_is_cut_to_what_the_encoder_sees_and_a_row_is_refused_when_cutting_is_off(run, docs, tmp_path):
+    (docs / "long.jsonl").write_text(json.dumps({"id": "long", "text": "A sentence of it. " * 700_000}))
+    assert "passage 'long' has 12,600,000 characters" in run("--chunk=none", code=2) and not (tmp_path / "m").exists()
+    (docs / "long.jsonl").write_text(json.dumps({"id": "long", "text": "A sentence of it. " * 50}))
+    assert run()["added"] > 20
+    assert max(map(len, word_tokenizer()(list(state(Memory.open(tmp_path / "m")).values()))["input_ids"])) <= 64
+    assert "--size=63: the encoder sees at most 62 tokens" in run("--size=63", code=2)
+
+
+def test_a_build_that_was_killed_is_finished_by_the_next(run, docs, tmp_path, encoder):
+    (docs / "n.txt").write_text("\n\n".join(f"Paragraph {i}." for i in range(40)))
+    killed = (
+        "import os, signal, sys\n"
+        "from retrieval import Memory, build\n"
+        "from retrieval.ingest import updates\n"
+        "from tests.retrieval.ingest import toy\n"
+        "toy.use()\n"
+        "updates.PART, add, calls = 8, Memory.add, []\n"
+        "def dying(self, *a, **k):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return add(self, *a, **k)\n"
+        "Memory.add = dying\n"
+        "build.main(sys.argv[1:])\n"
+    )
+    arguments = [f"--memory={tmp_path / 'm'}", f"--encoder={encoder}", "--input", str(docs)]
+    done = subprocess.run([sys.executable, "-c", killed, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -9 and "16 of 46 passages" in done.stderr and "left" in done.stderr
+    assert changes(run()) == (30, 0, 0, 0, 16)
+    whole = state(Memory.open(tmp_path / "m"))
+    assert len(whole) == 46
+
+
+def test_a_replacement_that_was_cut_off_goes_on_and_leaves_nothing_behind(run, docs, tmp_path, monkeypatch):
+    run()
+    monkeypatch.setattr(updates, "PART", 2)
+    add, calls = Memory.add, []
+
+    def failing(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("no space left")
+        return add(self, *args, **options)
+
+    monkeypatch.setattr(Memory, "add", failing)
+    assert "no space left" in run("--replace", code=2) and len(Memory.open(tmp_path / "m")) == 9
+    (docs / "rows.jsonl").unlink()
+    said = run("--replace")
+    assert said["unchanged"] == 4 and said["size"] == 6 and len(Memory.open(tmp_path / "m")) == 6
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".m")] == []
+
+
+def test_a_memory_is_embedded_anew_by_another_encoder(run, tmp_path, encoder, capsys):
+    run()
+    at = [f"--memory={tmp_path / 'm'}", "--reembed"]
+    assert build.main([*at, f"--encoder={encoder}"]) == 2 and "already" in capsys.readouterr().err
+    assert build.main([*at, f"--encoder={toy.save(tmp_path / 'other')}", "--author=Ada", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    memory = Memory.open(tmp_path / "m")
+    assert (said["size"], said["version"]) == (9, memory.version) and memory.log()[-1].author == "Ada"
+    assert "was made with the encoder" in run(code=2)
+
+
+def test_what_was_done_is_said_in_words(run, docs, tmp_path, encoder, capsys):
+    (docs / "photo.jpg").write_text("x")
+    (docs / "copy.txt").write_text("First.")
+    at = [f"--memory={tmp_path / 'm'}", f"--encoder={encoder}", f"--input={docs}"]
+    assert build.main(at) == 0
+    out = capsys.readouterr().out
+    assert "6 documents, 10 passages: 10 added, 0 edited" in out and "1 skipped, of unknown kind .jpg" in out
+    assert "1 duplicates, 1 exact: 'docs/n.txt:1' repeats 'docs/copy.txt:1'; --drop-duplicates leaves them out" in out
+    (docs / "copy.txt").unlink()
+    assert build.main(at) == 0
+    assert "1 passages are no longer in their files: 'docs/copy.txt:1'; --sync removes them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--reembed"], ["--reembed", "--input=x", "--encoder=y"], ["--replace", "--dry-run", "--input=x"]]
+)
+def test_options_that_do_not_go_together_are_refused(arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        build.main([f"--memory={tmp_path / 'm'}", *arguments])
+    assert exit.value.code == 2

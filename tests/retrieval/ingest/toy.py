@@ -1,0 +1,28 @@
+"""The toy encoder behind a path, with a tokenizer: a build without a model."""
+
+from retrieval import Encoder
+from tests.retrieval.models import word_tokenizer
+from tests.retrieval.toy import encode
+
+
+class Toy:
+    """An encoder that sees 64 tokens; its path is its fingerprint."""
+
+    max_length = 64
+
+    def __init__(self, path):
+        self.source = self.fingerprint = str(path)
+
+    def __call__(self, texts):
+        return encode(texts)
+
+
+def save(folder):
+    """What a build reads besides the encoder."""
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def use(patch=setattr):
+    """Makes every encoder of this process a toy."""
+    patch(Encoder, "from_hf", Toy)
