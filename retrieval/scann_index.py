@@ -17,6 +17,7 @@ from retrieval.exact_index import ExactIndex
 from retrieval.index import Index, Rows
 from retrieval.locks import ReadersWriter
 from retrieval.tuning import MEASURED_AT, Setting, Tuning, measured, recall_of, setting_for
+from retrieval.turning import Turned, saved_rows, saved_turn, turn_of, with_widths
 from retrieval.vectors import check_ids, check_k, read_manifest, save_index, unit_rows
 
 logger = logging.getLogger(__name__)
@@ -196,8 +197,9 @@ class ScannIndex:
                 self._missed = missed = []
                 self._trained.write(Path(folder))
                 ids = self._trained.rows.ids()
-            vectors = np.load(Path(folder) / "dataset.npy", mmap_mode="r")
-            trained = _Trained.on(vectors, ids, self._tuning, np.concatenate([self._fresh.rows(), self._asked.rows()]))
+            trained = _Trained.on(
+                unit_rows(saved_rows(Path(folder)), self.dim), ids, self._tuning, np.concatenate([self._fresh.rows(), self._asked.rows()])
+            )
         done = 0
         while done < len(missed):
             missed[done][0](trained, *missed[done][1:])
@@ -226,13 +228,16 @@ class _Trained:
         kind = _kind(size, tuning)
         leaves = min(tuning.leaves or math.isqrt(size), size) if kind == "partitioned" else 1
         logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed_bytes(size, dim, kind) / 1e6)
-        builder = _scann().builder(vectors, 10, "dot_product")
+        turn, widths = (None, []) if kind == "brute" else turn_of(vectors)
+        rows = vectors if turn is None else vectors @ turn
+        builder = _scann().builder(rows, 10, "dot_product")
         if kind == "partitioned":
             builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000))
         builder = builder.score_brute_force() if kind == "brute" else builder.score_ah(2, 0.2).reorder(100)
+        searcher = builder.build() if turn is None else _scann().create_searcher(rows, with_widths(builder.create_config(), widths))
         sample = np.random.default_rng(size).choice(size, min(size, PROBES), replace=False)
         own = np.array(vectors[np.sort(sample)])
-        trained = cls(builder.build().searcher, Rows(ids), own, kind, leaves, size, [], tuning)
+        trained = cls(_turned(searcher.searcher, turn), Rows(ids), own, kind, leaves, size, [], tuning)
         if kind != "brute":
             asked = own if probes is None else np.concatenate([own, probes])
             trained.settings = [trained._measured(asked, _last(vectors, asked, k + 1), k) for k in MEASURED_AT if k < size]
@@ -312,17 +317,20 @@ class _Trained:
 
     @classmethod
     def read(cls, folder: Path, manifest: dict, ids: list[str]) -> "_Trained":
-        searcher = _scann().load_searcher(str(folder)).searcher
-        vectors = np.load(folder / "dataset.npy", mmap_mode="r", allow_pickle=False)
-        if not searcher.size() == len(ids) == len(vectors):
+        searcher = _turned(_scann().load_searcher(str(folder)).searcher, saved_turn(folder))
+        if searcher.size() != len(ids):
             raise RetrievalError(f"{folder} holds {searcher.size():,} vectors for {len(ids):,} ids: build the index again")
-        probes = np.array(vectors[:: -(-len(ids) // PROBES) or 1])
+        probes = saved_rows(folder, every=-(-len(ids) // PROBES) or 1)
         settings = [Setting(**s) for s in manifest["settings"]]
         tuning = Tuning(**manifest["tuning"])
         read = cls(searcher, Rows(ids), probes, manifest["search"], manifest["leaves"], manifest["trained_on"], settings, tuning)
         read.changed, read.check_at = manifest["changed"], manifest["check_at"]
         read.recall, read.balance = manifest["recall"], manifest["balance"]
         return read
+
+
+def _turned(searcher, turn: np.ndarray | None):
+    return searcher if turn is None else Turned(searcher, turn)
 
 
 class _Recent:

@@ -53,7 +53,7 @@ def recall_of(scores: np.ndarray, last: np.ndarray) -> float:
 
     By scores, not ids, so that a copy of a vector is as good as the vector (as ann-benchmarks counts).
     """
-    found = (scores >= last[:, None] - 1e-6).sum(axis=1)  # NaN, where ScaNN found too few, is not
+    found = (scores >= last[:, None] - 1e-5).sum(axis=1)  # NaN, where ScaNN found too few, is not
     return float(np.maximum(found - 1, 0).mean() / (scores.shape[1] - 1))
 
 

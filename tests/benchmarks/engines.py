@@ -66,6 +66,10 @@ def ours_load(folder):
 
 
 def ours_many(index, queries, setting):
+    """An empty setting is what the index chose for itself."""
+    from retrieval.tuning import Tuning
+
+    index._trained.tuning = Tuning(leaves_searched=setting[0], reorder=setting[1]) if setting else Tuning()
     return index.search(queries, K)[0]
 
 
@@ -89,7 +93,7 @@ def scann_save(index, folder):
 def scann_load(folder):
     from scann.scann_ops.py import scann_ops_pybind
 
-    index = scann_ops_pybind.load_searcher(str(folder))
+    index = scann_ops_pybind.load_searcher(str(next(folder.rglob("scann_config.pb")).parent))
     index.set_num_threads(THREADS)
     return index
 
@@ -237,7 +241,7 @@ def faiss_engine(about: str, factory: str, curves) -> Engine:
 
 ENGINES = {
     "ScannIndex": Engine(
-        "as retrieval.Memory uses it", (SCANN, "retrieval.scann_index"), ours_build, ours_save, ours_load, lambda rows: [[()]], ours_many,
+        "as retrieval.Memory uses it", (SCANN, "retrieval.scann_index"), ours_build, ours_save, ours_load, scann_curves, ours_many,
         one_of_many(ours_many),
     ),
     "scann": Engine(

@@ -13,7 +13,6 @@ from lm.data import samples
 from tests.benchmarks import vectors
 from tests.benchmarks.index_jobs import peak_mb, resident_mb
 
-ROWS = 200_000
 EDITS = 100
 WORDS = np.random.default_rng(0).normal(size=(4096, 128)).astype(np.float32)
 
@@ -37,7 +36,7 @@ class MiniLM:
         self.fingerprint = self._encoder.fingerprint
         self._known: dict[str, np.ndarray] = {}
         if rows:
-            self._known = dict(zip(vectors.passages(rows), vectors.load("passages", rows).base, strict=True))
+            self._known = dict(zip(vectors.passages(rows), vectors.load("passages", rows)[0], strict=True))
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         if all(text in self._known for text in texts):
@@ -48,10 +47,10 @@ class MiniLM:
 ENCODERS = {"toy encoder, 128": toy, "MiniLM, 384": MiniLM}
 
 
-def create(encoder: str, rows: int | None, folder: str) -> dict:
+def create(encoder: str, rows: int, folder: str) -> dict:
     from retrieval import Memory, Passage
 
-    facts, rows = Path(folder) / "benchmark.json", rows or ROWS
+    facts = Path(folder) / "benchmark.json"
     if facts.exists():
         return json.loads(facts.read_text())
     shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,22 +24,19 @@ BLOCK, SKIPPED = 256, 16  # tokens; the first of a block are almost the same eve
 PART = 960  # rows made at a time; a whole number of blocks
 
 
-class Vectors(NamedTuple):
-    base: np.ndarray  # float32 [N, D]
-    queries: np.ndarray  # float32 [QUERIES, D]
-
-
 def cache() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openbook" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def load(name: str, rows: int | None = None) -> Vectors:
-    """The data set, made when missing, or its first `rows` rows with the same queries."""
+def load(name: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 [rows, D], queries float32 [QUERIES, D]): the data set, made when missing, or the first rows of it."""
     size, make, facts = SETS[name]
     both = _kept(name, size + QUERIES, make, facts) if facts else make(size + QUERIES)
-    return Vectors(*(_unit(part) for part in (both[: rows or size], both[size:])))
+    if rows > size:
+        raise ValueError(f"{name} has {size:,} vectors, not {rows:,}")
+    return _unit(both[:rows]), _unit(both[size:])
 
 
 def nearest(base: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -1,0 +1,71 @@
+"""The rotation before quantisation: what it does to vectors, when it is left out, and that ScaNN takes its widths."""
+
+import numpy as np
+import pytest
+
+from retrieval import ScannIndex
+from retrieval.tuning import Tuning
+from retrieval.turning import turn_of, widths_for, with_widths
+
+
+def uneven(rng, count=3000, dim=64):
+    """Few directions hold most of the variance, none of them an axis."""
+    axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    rows = (rng.normal(size=(count, dim)) * 0.9 ** np.arange(dim)) @ axes.T
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_a_turn_changes_no_cosine_and_sorts_directions_by_variance(rng):
+    vectors = uneven(rng)
+    turn, widths = turn_of(vectors)
+    turned = vectors @ turn
+    np.testing.assert_allclose(turned[:50] @ turned.T, vectors[:50] @ vectors.T, atol=2e-6)
+    assert (np.diff(turned.var(axis=0)) < 1e-6).all()
+    assert sum(codes * width for codes, width in widths) == 64 and sum(codes for codes, _ in widths) < 0.8 * 32
+    assert [width for _, width in widths][:2] == [2, 4]
+
+
+def test_vectors_that_vary_alike_in_all_directions_are_not_turned(rng):
+    assert turn_of(rng.normal(size=(3000, 64)).astype(np.float32)) == (None, [])
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 17, 64, 577])
+def test_every_dimension_has_a_code(dim):
+    for variances in (np.ones(dim), 0.5 ** np.arange(dim), np.arange(dim, 0, -1.0) ** 3):
+        assert sum(codes * width for codes, width in widths_for(variances)) == dim
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_scann_takes_the_widths_and_finds_with_fewer_codes(tree, rng):
+    scann = pytest.importorskip("scann.scann_ops.py.scann_ops_pybind")
+    vectors = uneven(rng)
+    turn, widths = turn_of(vectors)
+    turned = vectors @ turn
+    builder = scann.builder(turned, 10, "dot_product")
+    builder = (builder.tree(30, 30) if tree else builder).score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100)
+    config = with_widths(builder.create_config(), widths)
+    assert config.count("variable_blocks") == len(widths)
+    searcher = scann.create_searcher(turned, config, 1)
+    rows, _ = searcher.search_batched(turned[:100], 10)
+    best = np.argsort(-(vectors[:100] @ vectors.T), axis=1)[:, :10]
+    assert np.mean([len(set(row) & set(true)) / 10 for row, true in zip(rows.tolist(), best.tolist(), strict=True)]) > 0.95
+
+
+@pytest.mark.parametrize("kind", ["quantised", "partitioned"])
+def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_saved_and_trained_again(kind, rng, tmp_path):
+    pytest.importorskip("scann")
+    vectors = uneven(rng)
+    ids = [str(row) for row in range(len(vectors))]
+    index = ScannIndex.build(vectors[:2500], ids[:2500], Tuning(kind=kind))
+    index.save(tmp_path / "index")
+    assert list((tmp_path / "index").rglob("turn.npy"))
+    for turned in (index, ScannIndex.load(tmp_path / "index")[0]):
+        turned.upsert(vectors[2500:], ids[2500:])
+        turned.upsert(-vectors[:1000], ids[:1000])
+        turned.delete(ids[1000:1300])
+        turned.wait()  # half of the rows have changed
+        assert turned.health()["changed"] == 0
+        for sign, rows in ((-1, range(0, 1000, 50)), (1, range(1300, 3000, 50))):
+            found, scores = turned.search(sign * vectors[list(rows)], 1)
+            assert found == [[str(row)] for row in rows]
+            np.testing.assert_allclose(np.concatenate(scores), 1, atol=1e-5)
