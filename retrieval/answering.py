@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Protocol
 import lm
 from retrieval.errors import RetrievalError
 from retrieval.fusion.in_context import build_prompt, one_line
+from retrieval.ingest.sentences import sentences
 from retrieval.passages import Hit
 
 MARGIN = 0.1  # of cosine: passages further below the best are not shown; a small reader mistakes them for the answer
@@ -20,7 +20,6 @@ REFUSAL = re.compile(
     r"|(is|are|was|were) not (\w+ )?(mentioned|stated|given|provided|known))",
     re.IGNORECASE,
 )
-SENTENCE_END = re.compile(r"(?<!\b\w)[.!?]+[\"')\]”’»]*\s+(?![a-z])|[。！？]+|\n+")  # not after an initial: J. Smith, U.S. law
 # Of the words of an answer, those that need not stand in a passage: they answer without one, or bear no content.
 FREE = frozenset((
     "yes", "no", "true", "false", "a", "an", "the", "in", "on", "at", "of", "to", "by", "is", "are", "was", "were", "be", "it", "its",
@@ -107,8 +106,8 @@ def answer(
 
 def _answer(question: str, text: str, shown: tuple[Hit, ...], closed_text: str, floor: float) -> Answer:
     cited = citations(text, shown)
-    sentences = tuple(supporting_sentence(hit.text, question, text) for hit in cited)
-    return Answer(question, text, cited, closed_text, sentences, is_known(question, text, shown, floor))
+    supporting = tuple(supporting_sentence(hit.text, question, text) for hit in cited)
+    return Answer(question, text, cited, closed_text, supporting, is_known(question, text, shown, floor))
 
 
 def close_to_the_best(hits: Sequence[Hit], margin: float = MARGIN) -> list[Hit]:
@@ -131,9 +130,7 @@ def supporting_sentence(passage: str, question: str, text: str) -> str:
 
     A shared word counts 2 when it is the answer's and 1 when it is the question's, over the number of sentences that hold it.
     """
-    ends = [0, *(match.end() for match in SENTENCE_END.finditer(passage)), len(passage)]
-    pieces = (passage[start:end].strip() for start, end in itertools.pairwise(ends))
-    parts = [piece for piece in pieces if piece] or [passage]
+    parts = [passage[start:end] for start, end in sentences(passage, 0, len(passage))] or [passage]
     words = [set(_words(part)) for part in parts]
     held = collections.Counter(word for part in words for word in part)
     asked, said = set(_words(question)), set(_words(text))
