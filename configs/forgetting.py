@@ -33,7 +33,7 @@ def get_config(variant=""):
     c.data.target_length = 64 if t5 else 0
     c.length = 256  # tokens a row, examples packed
     c.batch_size = 8 if t5 else 4  # rows an update
-    c.steps = 80 if t5 else 28  # updates
+    c.steps = 40 if t5 else 28  # updates
     c.optimizer.learning_rate = 1e-3 if t5 else 5e-4  # so much that a plain run forgets
     c.optimizer.schedule = "linear"
     c.optimizer.warmup = 4
@@ -60,5 +60,5 @@ def get_config(variant=""):
         model = model_section(preset("t5", "tiny")).to_dict() | {
             "vocab_size": 0, "d_model": 256, "d_ff": 1024, "n_layers": 4, "encoder_layers": 4, "head_dim": 64,
         }  # fmt: skip
-        variants["text"] = text | {f"model.{k}": v for k, v in model.items() if v is not None} | {"steps": 400, "optimizer.warmup": 40}
+        variants["text"] = text | {f"model.{k}": v for k, v in model.items() if v is not None} | {"steps": 150, "optimizer.warmup": 20}
     return specialise(c, method, **variants)
