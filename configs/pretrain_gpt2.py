@@ -3,6 +3,8 @@
 python -m lm.train --config=configs/pretrain_gpt2.py --workdir=runs/gpt2 --config.data.files='data/*.jsonl'
 For 8 GPUs of 80 GB or a TPU slice with as much memory; on fewer, raise accumulate until it fits. Expected, from those projects on
 OpenWebText or FineWeb: validation loss near 3.3 after 10 B tokens (19,073 updates). Not run to the end here.
+
+:tiny trains 0.2 M parameters on bytes in seconds of a CPU: on docs, loss from 5.8 to about 5. :bench shows the speed of a machine.
 """
 
 from configs.defaults import defaults, specialise
