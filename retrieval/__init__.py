@@ -10,6 +10,7 @@ _HOMES = {
     "Commit": "retrieval.passages", "Diff": "retrieval.passages", "Hit": "retrieval.passages", "Passage": "retrieval.passages",
     "Encoder": "retrieval.encoder", "ExactIndex": "retrieval.exact_index", "ScannIndex": "retrieval.scann_index",
     "Memory": "retrieval.memory", "RetrievalError": "retrieval.errors",
+    "ShardedIndex": "retrieval.sharded_index", "Tuning": "retrieval.tuning",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

@@ -30,7 +30,7 @@ PROBES = 256  # rows on which settings are measured, of the index's own, of thos
 CHECKS = 32  # of each, on which recall is looked at between
 CHECK_AFTER, RETRAIN_AFTER = 0.05, 0.5  # of the rows changed since the training; the next check after twice as many
 IMBALANCE = 0.7  # more than at the training: new rows crowd into few partitions, so far from the centres that search misses them
-WIDER = 4  # times the candidates, and every partition, while an index doubts itself: misplaced rows are found all the same
+WIDER = 4  # times the candidates, and every partition, while it looks at itself; where it knows that it has drifted, every row
 ALL = -1  # what ScaNN takes for "as configured"
 
 
@@ -145,7 +145,7 @@ class ScannIndex:
         change(self._trained, *what)
         if self._missed is not None:
             self._missed.append((change, *(w.copy() for w in what)))
-        if self._watch is None and self._due():
+        if self._due() and self._watch is None:
             self._watch = threading.Thread(target=self._look, name="index watch")
             self._watch.start()
 
@@ -254,8 +254,8 @@ class _Trained:
             return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
         k = min(k, size)
         leaves, reorder = self.setting(k)
-        if wide and self.settings:
-            leaves, reorder = self.leaves, min(size, WIDER * reorder)
+        if self.settings and (wide or self.doubt):
+            leaves, reorder = self.leaves, size if self.doubt else min(size, WIDER * reorder)
         rows, scores = self._found(queries, k, leaves, reorder)
         short = np.isnan(scores[:, -1])  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
         if short.any():
@@ -302,11 +302,13 @@ class _Trained:
             return f"{size} rows make it {kind}"
         if self.kind == "brute":
             return ""
+        if (imbalance := self.imbalance()) > self.balance + IMBALANCE:
+            self.doubt = f"imbalance of {imbalance}"
+        if self.doubt:
+            return self.doubt
         if self.changed > RETRAIN_AFTER * self.trained_on:
             return f"{self.changed} rows changed"
-        if (imbalance := self.imbalance()) > self.balance + IMBALANCE:
-            return f"imbalance of {imbalance}"
-        return self.doubt or ("check" if self.changed > self.check_at else "")
+        return "check" if self.changed > self.check_at else ""
 
     def write(self, folder: Path) -> None:
         self.searcher.serialize(str(folder), True)

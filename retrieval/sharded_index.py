@@ -1,0 +1,141 @@
+"""ShardedIndex: one index over the processes of a JAX run, each holding the ids that hash to it."""
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from retrieval.errors import RetrievalError
+from retrieval.index import Index
+from retrieval.passages import listed
+from retrieval.scann_index import default_index
+from retrieval.vectors import check_ids, check_k, unit_rows
+
+OF_ONE_HISTORY = ("shards", "dim", "store_version", "state", "fingerprint")  # what the manifests of all shards agree on
+
+
+class ShardedIndex:
+    """Answers as one index would. All processes call each method but `len` at the same time, one call after another, each with its own
+    part: its queries, the vectors it has made, the ids it removes. A part may be empty; an error of one is raised by all.
+    """
+
+    def __init__(self, shard: Index):
+        self._shard, self.dim = shard, shard.dim
+        self._count()
+
+    @classmethod
+    def build(cls, vectors, ids: Sequence[str], kind: type[Index] | None = None) -> "ShardedIndex":
+        """The index of what all processes give; `kind` is that of a shard, by default ScannIndex where ScaNN runs."""
+        vectors = _agreed(lambda: unit_rows(vectors, None))
+        if len(dims := set(_told(vectors.shape[1]))) > 1:
+            raise RetrievalError(f"vectors have {listed(sorted(map(str, dims)))} dimensions on different processes: expected one number")
+        return cls((kind or default_index()).build(*_routed(vectors, ids)))
+
+    def __len__(self):
+        return self._size
+
+    def __contains__(self, id: str) -> bool:
+        return any(_told(id in self._shard))
+
+    def search(self, queries, k: int):
+        k, queries = _agreed(lambda: (check_k(k), unit_rows(queries, self.dim, "queries")))
+        if len(set(_told(k))) > 1:
+            raise RetrievalError("k differs between processes: every process asks for as many")
+        parts = _gathered(queries)
+        ids, scores = self._shard.search(np.concatenate(parts), k)
+        k = min(k, len(self))
+        padded = np.stack([np.pad(row, (0, k - len(row)), constant_values=-np.inf) for row in scores]) if scores else np.zeros((0, k))
+        all_scores, all_ids = np.concatenate(_gathered(padded.astype(np.float32).T)), _told(ids)  # [processes * k, queries]
+        first = sum(map(len, parts[: jax.process_index()]))
+        found = []
+        for query in range(first, first + len(queries)):
+            names = [id for held in all_ids for id in held[query] + [None] * (k - len(held[query]))]
+            best = np.argsort(-all_scores[:, query], kind="stable")[:k]
+            found.append(([names[at] for at in best], all_scores[best, query]))
+        return [ids for ids, _ in found], [scores for _, scores in found]
+
+    def upsert(self, vectors, ids: Sequence[str]) -> None:
+        mine = _routed(_agreed(lambda: unit_rows(vectors, self.dim)), ids)
+        _agreed(lambda: self._shard.upsert(*mine))
+        self._count()
+
+    def delete(self, ids: Sequence[str]) -> None:
+        ids = [id for part in _told(_agreed(lambda: check_ids(ids, len(ids)))) for id in part]
+        mine = [id for id in check_ids(ids, len(ids)) if _owner(id) == jax.process_index()]
+        if unknown := [id for part in _told([id for id in mine if id not in self._shard]) for id in part]:
+            raise RetrievalError(f"not in the index: {listed(unknown)}: nothing was changed")
+        _agreed(lambda: self._shard.delete(mine))
+        self._count()
+
+    def save(self, directory, **facts) -> None:
+        """Each process saves its shard in the folder, which all of them share."""
+        _agreed(lambda: self._shard.save(_place(directory), shards=jax.process_count(), **facts))
+
+    @classmethod
+    def load(cls, directory, kind: type[Index] | None = None) -> tuple["ShardedIndex", dict]:
+        """(index, manifest of this process's shard). As many processes as have saved it, or it is an error."""
+        shard, manifest = _agreed(lambda: (kind or default_index()).load(_place(directory)))
+        told = _told({name: manifest.get(name) for name in OF_ONE_HISTORY})
+        if told[0]["shards"] != jax.process_count() or any(facts != told[0] for facts in told):
+            raise RetrievalError(
+                f"{directory} was saved by {told[0]['shards']} processes, or not by all at once; here are {jax.process_count()}: "
+                "build the index again"
+            )
+        return cls(shard), manifest
+
+    def health(self) -> dict:
+        """kind, size, the health of every shard, and the least recall of them."""
+        shards = _told(self._shard.health())
+        return {"kind": "sharded", "size": len(self), "shards": shards, "recall": min(shard["recall"] for shard in shards)}
+
+    def _count(self) -> None:
+        self._size = sum(_told(len(self._shard)))
+
+
+def _place(directory) -> Path:
+    return Path(directory) / f"shard-{jax.process_index():04d}"
+
+
+def _owner(id: str) -> int:
+    return zlib.crc32(id.encode()) % jax.process_count()
+
+
+def _routed(vectors: np.ndarray, ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Of the vectors and ids of all processes, those that belong to this one."""
+    parts = _told(_agreed(lambda: check_ids(ids, len(vectors))))
+    every = [id for part in parts for id in part]
+    check_ids(every, len(every))  # twice on different processes
+    mine = [row for row, id in enumerate(every) if _owner(id) == jax.process_index()]
+    return np.concatenate(_gathered(vectors))[mine], [every[row] for row in mine]
+
+
+def _agreed(do: Callable[[], Any]) -> Any:
+    """do() on every process; where it fails on one, all raise, so that none waits for it."""
+    done, error = None, ""
+    try:
+        done = do()
+    except (RetrievalError, RuntimeError, OSError) as failure:
+        error = str(failure) or type(failure).__name__
+    for process, message in enumerate(_told(error)):
+        if message:
+            raise RetrievalError(f"process {process}: {message}")
+    return done
+
+
+def _told(value: Any) -> list[Any]:
+    """The value, plain data, of every process."""
+    return [json.loads(part.tobytes()) for part in _gathered(np.frombuffer(json.dumps(value).encode(), np.uint8))]
+
+
+def _gathered(rows: np.ndarray) -> list[np.ndarray]:
+    """The rows [N, ...] of every process; N may differ."""
+    counts = np.reshape(multihost_utils.process_allgather(np.array([len(rows)])), -1)
+    padded = np.zeros((max(1, counts.max()), *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    every = np.reshape(multihost_utils.process_allgather(padded), (len(counts), *padded.shape))
+    return [part[:count] for part, count in zip(every, counts, strict=True)]

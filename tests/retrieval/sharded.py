@@ -1,0 +1,56 @@
+"""One process of test_index_sharded.py: python -m tests.retrieval.sharded RANK PROCESSES PORT FOLDER."""
+
+import sys
+
+import jax
+import numpy as np
+
+from retrieval import ExactIndex, RetrievalError, ScannIndex
+from retrieval.sharded_index import ShardedIndex
+from tests.retrieval.test_index import clustered, names
+
+RANK, PROCESSES, PORT = map(int, sys.argv[1:4])
+
+
+def refused(call, *words):
+    try:
+        call()
+    except RetrievalError as error:
+        assert all(word in str(error) for word in words), error
+        return
+    raise AssertionError(f"not refused: {words}")
+
+
+def check(kind, folder):
+    vectors, ids = clustered(700), names(700)
+    mine = lambda items: items[RANK::PROCESSES]
+    one, sharded = ExactIndex.build(vectors[:500], ids[:500]), ShardedIndex.build(mine(vectors[:500]), mine(ids[:500]), kind)
+    one.upsert(vectors[450:], ids[450:])
+    sharded.upsert(mine(vectors[450:]), mine(ids[450:]))
+    one.delete(ids[10:60])
+    sharded.delete(mine(ids[10:60]))
+    assert len(sharded) == len(one) == 650 and 0 < len(sharded._shard) < 650 and "v5" in sharded and "v12" not in sharded
+    assert sharded.health()["size"] == 650 and len(sharded.health()["shards"]) == PROCESSES
+
+    def same(index):
+        queries = clustered(3 + 4 * RANK, seed=RANK)[: None if RANK else 0]  # its own, of its own number, and one has none
+        for k in (1, 10, 900):
+            (found, scores), (right, right_scores) = index.search(queries, k), one.search(queries, k)
+            assert found == right and all(np.allclose(a, b, atol=1e-5) for a, b in zip(scores, right_scores, strict=True))
+
+    same(sharded)
+    refused(lambda: sharded.delete(["v1", "unknown"] if RANK else []), "unknown")
+    refused(lambda: sharded.upsert(np.full((1, 64), np.nan if RANK else 1.0), [f"new{RANK}"]), "process 1", "NaN")
+    refused(lambda: sharded.upsert(clustered(1), ["same"]), "same")
+    refused(lambda: sharded.search(clustered(1), 1 + RANK), "k differs")
+    same(sharded)
+    sharded.save(folder, store_version=3)
+    same(ShardedIndex.load(folder, kind)[0])
+    sharded._shard.save(f"{folder}/shard-{RANK:04d}", shards=PROCESSES, store_version=4 + RANK)
+    refused(lambda: ShardedIndex.load(folder, kind), "not by all at once")
+
+
+jax.distributed.initialize(f"127.0.0.1:{PORT}", PROCESSES, RANK)
+check(ExactIndex, f"{sys.argv[4]}/exact")
+check(ScannIndex, f"{sys.argv[4]}/scann")
+print("all the same")
