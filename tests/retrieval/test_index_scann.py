@@ -1,0 +1,221 @@
+"""What ScaNN 1.4 does when misused, on every kind of searcher, and how recall holds while what is stored changes."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from retrieval import RetrievalError, ScannIndex, scann_index
+from retrieval.tuning import Setting, Tuning, setting_for
+from tests.retrieval.test_index import broken, brute_force, clustered, names, recall
+
+SIZE = 2_000
+EVERY_KIND = pytest.mark.parametrize("kind", ["brute", "quantised", "partitioned"])
+
+
+def built(kind, size=SIZE, **given):
+    return ScannIndex.build(clustered(size), names(size), Tuning(kind=kind, **given))
+
+
+def assert_right(index, held, atol=1e-5):
+    """Every vector is its own nearest, under its own name, with the score of exact search; nothing else is ever named."""
+    index.wait()
+    assert len(index) == len(held)
+    ids = sorted(held)[:: max(1, len(held) // 100)]
+    found, scores = index.search(np.stack([held[id] for id in ids]), 10)
+    assert [row[0] for row in found] == ids
+    assert np.allclose([row[0] for row in scores], 1, atol=atol)
+    assert {id for row in found for id in row} <= held.keys()
+
+
+@EVERY_KIND
+def test_what_ends_plain_scann_or_shifts_its_names_is_refused_and_changes_nothing(kind):
+    index, held = built(kind), dict(zip(names(SIZE), clustered(SIZE), strict=True))
+    refused = [
+        lambda: index.upsert(broken("nan"), names(3, SIZE)),  # SIGSEGV in a tree
+        lambda: index.upsert(broken("infinity"), names(3, SIZE)),
+        lambda: index.upsert(clustered(2, dim=63), names(2, SIZE)),  # an exception after the names had grown
+        lambda: index.upsert(clustered(2), ["new", "new"]),  # sizes that differ for ever
+        lambda: index.delete(["v0", "unknown"]),  # KeyError, after which every name is wrong
+        lambda: index.delete(["v0", "v0"]),
+        lambda: index.search(broken("nan"), 3),  # row 0 with a score of NaN
+        lambda: ScannIndex.build(broken("nan"), names(3), Tuning(kind=kind)),  # abort
+        lambda: ScannIndex.build(np.concatenate([clustered(SIZE), broken("nan")]), names(SIZE + 3), Tuning(kind=kind)),
+    ]
+    for call in refused:
+        with pytest.raises(RetrievalError):
+            call()
+    assert_right(index, held)
+
+
+@EVERY_KIND
+def test_empty_changes_and_no_queries_are_fine(kind):
+    index = built(kind)
+    index.upsert(np.zeros((0, 64), np.float32), [])  # batch_size=0: SIGFPE
+    index.delete([])
+    assert index.search(np.zeros((0, 64), np.float32), 3) == ([], [])
+    assert_right(index, dict(zip(names(SIZE), clustered(SIZE), strict=True)))
+
+
+@EVERY_KIND
+def test_an_index_keeps_its_own_ids_and_vectors(kind):
+    vectors, ids = clustered(SIZE), names(SIZE)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index, kept = ScannIndex.build(vectors, ids, Tuning(kind=kind)), vectors.copy()
+    ids[0], vectors[:] = "changed", 0
+    index.delete(["v5"])
+    index.upsert(kept[:1], ["new"])
+    index.delete(["new"])
+    assert ids[5] == "v5"
+    assert_right(index, {id: row for id, row in zip(names(SIZE), kept, strict=True) if id != "v5"})
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("k", [1, 150, SIZE - 1, SIZE, 10 * SIZE])
+def test_all_that_are_there_come_back_however_few_a_partition_holds(kind, k):
+    index = built(kind, **({"leaves_searched": 1, "reorder": 1} if kind != "brute" else {}))
+    found, scores = index.search(clustered(3, seed=1), k)
+    for ids, row in zip(found, scores, strict=True):
+        assert len(set(ids)) == len(ids) == len(row) == min(k, SIZE)
+        assert np.isfinite(row).all() and (np.diff(row) <= 1e-6).all()
+
+
+@EVERY_KIND
+def test_an_index_from_which_almost_all_is_deleted_goes_on(kind):
+    index, held = built(kind), dict(zip(names(SIZE), clustered(SIZE), strict=True))
+    index.delete(names(SIZE - 7))
+    held = {id: held[id] for id in names(7, SIZE - 7)}
+    assert_right(index, held)
+    index.delete(names(7, SIZE - 7))
+    index.wait()
+    assert index.search(clustered(1), 5)[0] == [[]]
+    more = clustered(600, seed=4)
+    index.upsert(more, names(600))
+    assert_right(index, dict(zip(names(600), more, strict=True)))
+
+
+@EVERY_KIND
+def test_a_loaded_index_is_as_the_saved_one(kind, tmp_path):
+    index = built(kind, recall=0.9)
+    index.delete(["v7"])
+    index.save(tmp_path / "i")
+    loaded, _ = ScannIndex.load(tmp_path / "i")
+    assert loaded.health() == index.health() and index.health()["kind"] == kind
+    queries = clustered(20, seed=1)
+    assert loaded.search(queries, 10)[0] == index.search(queries, 10)[0]
+    loaded.upsert(clustered(1, seed=8), ["v7"])
+    held = dict(zip(names(SIZE), clustered(SIZE), strict=True)) | {"v7": clustered(1, seed=8)[0]}
+    assert_right(loaded, held)
+
+
+def test_the_recall_that_was_aimed_at_is_reached_with_no_more_work_than_it_takes():
+    vectors, queries = clustered(6_000), clustered(200, seed=1)
+    right, work = brute_force(vectors, queries, 10)[0], []
+    for target in (0.7, 0.95, 1.0):
+        index = ScannIndex.build(vectors, names(6_000), Tuning(kind="partitioned", recall=target))
+        health = index.health()
+        assert recall(index.search(queries, 10)[0], right) >= target - 0.01 and health["recall"] >= target == health["target"]
+        work.append(health["leaves_searched"])
+    assert work[0] < work[1] < work[2] <= health["leaves"]
+
+
+def test_what_is_given_is_kept():
+    health = built("partitioned", leaves=30, leaves_searched=7, reorder=55).health()
+    assert (health["leaves"], health["leaves_searched"], health["reorder"]) == (30, 7, 55)
+    for wrong in ({"kind": "tree"}, {"leaves": -1}, {"reorder": 1.5}, {"recall": 0.0}, {"recall": 2}):
+        with pytest.raises(RetrievalError, match=next(iter(wrong))):
+            Tuning(**wrong)
+
+
+def test_more_neighbours_take_more_partitions_and_candidates_and_never_fewer_than_k():
+    settings = [Setting(10, 8, 40, 0.97), Setting(100, 20, 300, 0.97)]
+    of = lambda k, given=None: setting_for(settings, k, leaves=100, size=5_000, tuning=given or Tuning())
+    assert of(1) == of(10) == (8, 40) and of(100) == (20, 300)
+    assert of(10) < of(30) < of(100) < of(300) and of(300)[1] >= 1200
+    assert of(5_000)[1] == 5_000 and of(60, Tuning(leaves_searched=3, reorder=50)) == (3, 60)
+
+
+def drifts(trained, added, step):
+    """Trained on one distribution, grown by another: after every step, the lower recall of queries like the newest rows and the first."""
+    first, later = clustered(trained), clustered(added, seed=2) * 0.6 + 2 * np.random.default_rng(5).normal(size=64).astype(np.float32)
+    index, vectors = ScannIndex.build(first, names(trained), Tuning(kind="partitioned")), np.concatenate([first, later])
+    for end in range(trained + step, trained + added + 1, step):
+        index.upsert(vectors[end - step : end], names(step, end - step))
+        near = vectors[end - 100 : end] + 0.05 * clustered(100, seed=end)
+        queries = np.concatenate([near, clustered(50, seed=1)])
+        right = brute_force(vectors[:end], queries, 10)[0]
+        found = index.search(queries, 10)[0]
+        yield min(recall(found[:100], right[:100]), recall(found[100:], right[100:]))
+    index.wait()
+    health = index.health()
+    assert health["trained_on"] > trained and health["imbalance"] < 2 and not health["training"]
+    yield recall(index.search(queries, 10)[0], right)
+
+
+def test_recall_holds_throughout_a_drift():
+    assert min(drifts(2_000, 18_000, 1_000)) >= 0.9
+
+
+def test_without_a_watch_the_same_drift_costs_recall(monkeypatch):
+    monkeypatch.setattr(ScannIndex, "_due", lambda self: "")
+    monkeypatch.setattr(scann_index._Trained, "due", lambda self: "")
+    with pytest.raises(AssertionError):
+        assert min(drifts(2_000, 18_000, 3_000)) >= 0.9
+
+
+def held_up(monkeypatch):
+    """Trainings wait until the returned event is set; the other one says that a training has begun."""
+    begun, go, train = threading.Event(), threading.Event(), scann_index._Trained.on
+
+    def on(*args):
+        begun.set()
+        assert go.wait(60)
+        return train(*args)
+
+    monkeypatch.setattr(scann_index._Trained, "on", on)
+    return begun, go
+
+
+def test_searches_and_changes_go_on_while_a_searcher_is_trained_and_none_is_lost(monkeypatch):
+    index, held = built("partitioned"), dict(zip(names(SIZE), clustered(SIZE), strict=True))
+    begun, go = held_up(monkeypatch)
+    more = clustered(1_200, seed=3)
+    index.upsert(more, names(1_200, SIZE))
+    held |= dict(zip(names(1_200, SIZE), more, strict=True))
+    assert begun.wait(60) and index.health()["training"]
+    index.delete(["v3", f"v{SIZE + 5}"])
+    late = clustered(2, seed=6)
+    index.upsert(late, ["v1", "late"])
+    kept = late.copy()
+    late[:] = 0
+    held = {id: row for id, row in held.items() if id not in ("v3", f"v{SIZE + 5}")} | {"v1": kept[0], "late": kept[1]}
+    assert index.search(kept, 1)[0] == [["v1"], ["late"]], "seen at once"
+    go.set()
+    assert_right(index, held)
+    assert index.health()["trained_on"] == SIZE + 1_200 and index.health()["changed"] == 4
+
+
+def test_a_training_that_fails_is_said_and_the_index_answers_as_before(monkeypatch, caplog):
+    index, held = built("partitioned"), dict(zip(names(SIZE), clustered(SIZE), strict=True))
+
+    def on(*args):
+        raise MemoryError("none left")
+
+    with monkeypatch.context() as short:
+        short.setattr(scann_index._Trained, "on", on)
+        more = clustered(1_200, seed=3)
+        index.upsert(more, names(1_200, SIZE))
+        index.wait()
+    held |= dict(zip(names(1_200, SIZE), more, strict=True))
+    assert "none left" in caplog.text and index.health()["trained_on"] == SIZE
+    assert_right(index, held)
+    index.upsert(clustered(2_500, seed=9), names(2_500, SIZE + 1_200))
+    index.wait()
+    assert index.health()["trained_on"] == SIZE + 1_200 + 2_500, "tried again after as many changes"
+
+
+def test_the_memory_that_a_build_takes_is_said_before(caplog):
+    with caplog.at_level("INFO"):
+        built("quantised")
+    assert f"a quantised index of {SIZE} x 64 vectors takes 1 MB" in caplog.text
+    assert scann_index.needed_bytes(200_000, 128, "partitioned") == 200_000 * (128 * 4 + 32 + 8)
