@@ -9,6 +9,7 @@ _HOMES = {
     "Answer": "retrieval.answering", "Reader": "retrieval.answering", "answer": "retrieval.answering",
     "Commit": "retrieval.passages", "Diff": "retrieval.passages", "Hit": "retrieval.passages", "Passage": "retrieval.passages",
     "Encoder": "retrieval.encoder", "ExactIndex": "retrieval.exact_index", "ScannIndex": "retrieval.scann_index",
+    "EVERY_GROUP": "retrieval.filters", "Filter": "retrieval.filters",
     "Memory": "retrieval.memory", "RetrievalError": "retrieval.errors",
     "ShardedIndex": "retrieval.sharded_index", "Tuning": "retrieval.tuning",
 }  # fmt: skip

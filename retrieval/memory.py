@@ -5,7 +5,7 @@ import datetime
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,15 +15,17 @@ import numpy as np
 from retrieval.encoding import PROBE, Encode, check_encoder, encoded, fingerprint, remembered_encoder
 from retrieval.errors import Overtaken, RetrievalError
 from retrieval.exact_index import ExactIndex
+from retrieval.facts import Facts
+from retrieval.filters import Filter
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
-from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages, listed
+from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages
 from retrieval.places import LOCK, TABLE, check_free, index_folder
 from retrieval.progress import chunks_with_progress
+from retrieval.ranking import Request, Rerank, View, choose, find
 from retrieval.scann_index import default_index
 from retrieval.soundness import problems
 from retrieval.store import Store, read_only_error
-from retrieval.vectors import check_k
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class Memory:
 
     def __init__(self, store: Store, encode: Encode | None):
         self._store, self._encode = store, encode
+        self._facts = Facts(store)
         self._index: Index | None = None
         self._index_version = 0
         self._unsaved: set[str] = set()  # ids changed since the index was saved
@@ -164,7 +167,7 @@ class Memory:
         def vectors_of(passages: list[Passage]) -> np.ndarray:
             texts = [text for text in dict.fromkeys(p.searchable for p in passages) if text not in known]
             for part in chunks_with_progress(texts, "encoding passages"):
-                known.update(zip(part, encoded(encoder, list(part), dim), strict=True))
+                known.update(zip(part, encoded(getattr(encoder, "passages", encoder), list(part), dim), strict=True))
             return np.array([known[p.searchable] for p in passages], np.float32).reshape(-1, dim)
 
         vectors_of([passage for passage, _ in self._store.get(self._store.ids()).values()])  # the long part, under no lock
@@ -178,32 +181,29 @@ class Memory:
 
     # Asking
 
-    def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]:
-        """Per text its min(k, size) most similar passages, best first, all from one version of the memory."""
-        if isinstance(texts, str):
-            texts = [texts]
-        k = check_k(k)
-        for number, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise RetrievalError(f"query {number} is {text!r}: expected a text to search for")
-        self._ready()
-        if not len(texts):
-            return []
-        if not len(self._store):
-            return [[] for _ in texts]
-        queries, encoder = self._vectors(list(texts), "encoding queries")
+    def search(
+        self, texts: Sequence[str], k: int = 5, *, mode: str = "dense", where: Filter | None = None, groups: Collection[str] = (),
+        diversity: float = 0.0, rerank: Rerank | None = None,
+    ) -> list[list[Hit]]:  # fmt: skip
+        """Per text its k best passages, best first, all from one version; fewer where fewer can be read and match.
+
+        mode: "dense" (cosine), "lexical" (BM25; only passages with a word of the text are found) or "hybrid" (reciprocal rank fusion).
+        groups: the access groups of who asks; passages of other groups do not exist for them. EVERY_GROUP is the owner's. where: a Filter.
+        diversity: 0 to 1, what likeness to hits before it costs a hit. rerank: scores a text and its candidates, such as a CrossEncoder.
+        """
+        request = Request(texts, k, mode, where, groups, diversity, rerank)
+        self._ready(request.compares)
+        if not request.texts or not len(self._store):
+            return [[] for _ in request.texts]
+        queries, encoder = self._vectors(request.texts, "encoding queries", "queries") if request.compares else (None, None)
         with self._lock.read():
-            current = encoder == self._store.fingerprint
+            current = encoder in (None, self._store.fingerprint)
             if current:
-                assert self._index is not None  # _ready
-                ids, scores = self._index.search(queries, k)
-                found = self._store.get(id for row in ids for id in row)
-                lost = [id for row in ids for id in row if id not in found]
-                if lost:
-                    raise RetrievalError(f"the table of {self.path} does not find {listed(lost)}: `verify` says what is damaged")
+                view = View(self._store, self._index if request.compares else None, request.texts, queries)
+                found = find(view, request, self._facts.allowed(request.where, request.groups))
         if not current:  # reembed came in between
-            return self.search(texts, k)
-        return [[_hit(*found[id], score) for id, score in zip(*pair, strict=True)] for pair in zip(ids, scores, strict=True)]
+            return self.search(texts, k, mode=mode, where=where, groups=groups, diversity=diversity, rerank=rerank)
+        return [choose(text, hits, vectors, request) for text, (hits, vectors) in zip(request.texts, found, strict=True)]
 
     def get(self, id: str) -> Passage:
         """The passage of that id. Raises RetrievalError when there is none."""
@@ -290,10 +290,10 @@ class Memory:
             if self._store.latest():
                 self._catch_up()
 
-    def _ready(self) -> None:
-        """Has an index that shows the newest version."""
+    def _ready(self, with_index: bool) -> None:
+        """Shows the newest version, in the index too if that is wanted."""
         self._see_others()
-        if self._index is None:
+        if with_index and self._index is None:
             with self._lock.write():
                 if self._index is None:
                     self._load_index()
@@ -359,17 +359,13 @@ class Memory:
             logger.warning("the index of %s could not be saved (%s); it will be rebuilt when the memory is opened", self.path, error)
         self._unsaved = set()
 
-    def _vectors(self, texts: list[str], what: str) -> tuple[np.ndarray, str]:
+    def _vectors(self, texts: Sequence[str], what: str, side: str = "passages") -> tuple[np.ndarray, str]:
         """float32 unit rows [N, dim], and the fingerprint of the encoder they are from; one thread encodes at a time."""
         with self._encoder_lock:
             if self._encode is None:
                 self._encode = remembered_encoder(self._store)
             with self._lock.read():
                 encode, dim, encoder = self._encode, self._store.dim, self._store.fingerprint
+            encode = getattr(encode, side, encode)  # an encoder may treat queries and passages differently
             parts = [encoded(encode, list(part), dim) for part in chunks_with_progress(texts, what)]
         return np.concatenate(parts) if parts else np.zeros((0, dim), np.float32), encoder
-
-
-def _hit(passage: Passage, version: int, score: float) -> Hit:
-    fields = {field.name: getattr(passage, field.name) for field in dataclasses.fields(passage)}
-    return Hit(**fields, score=float(score), version=version)

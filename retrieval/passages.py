@@ -35,8 +35,8 @@ class Passage:
 
     @property
     def searchable(self) -> str:
-        """The text an encoder sees: the title, if any, then the text."""
-        return f"{self.title}. {self.text}" if self.title else self.text
+        """The text that is searched: the title, if any, then the text."""
+        return titled(self.title, self.text)
 
     @property
     def content_hash(self) -> str:
@@ -47,9 +47,13 @@ class Passage:
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def titled(title: str, text: str) -> str:
+    return f"{title}. {text}" if title else text
+
+
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A passage that was found. score: cosine similarity in [-1, 1]; version: the commit that wrote this text."""
+    """A passage that was found. score: cosine in [-1, 1], or what the mode of search gives; version: the commit that wrote this text."""
 
     id: str
     text: str

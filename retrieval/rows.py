@@ -4,13 +4,16 @@ import json
 import zlib
 from collections.abc import Sequence
 
+import lance
 import numpy as np
 import pyarrow as pa
+from lance.schema import LanceSchema
 
 from retrieval.errors import RetrievalError
+from retrieval.lexical import WORDS, with_words
 from retrieval.passages import Passage
 
-FORMAT = "2"  # 1 had no span, time, tags, access and vector_crc; it is read as it is, and upgraded by the next change
+FORMAT = "2"  # 1 had no span, time, tags, access, words and vector_crc; it is read as it is, and upgraded by the next change
 FIELDS = ("id", "text", "title", "source", "metadata", "span_start", "span_end", "time", "tags", "access")  # of a Passage
 
 
@@ -20,8 +23,23 @@ def table_schema(dim: int) -> pa.Schema:
     place = [pa.field("span_start", pa.int64()), pa.field("span_end", pa.int64())]
     rights = [pa.field("time", pa.string()), pa.field("tags", pa.list_(pa.string())), pa.field("access", pa.string())]
     vector = [pa.field("vector", pa.list_(pa.float16(), dim), nullable=False), pa.field("vector_crc", pa.int64())]
+    words = [pa.field(WORDS, pa.string())]  # what is searched by words
     made = [pa.field("content_hash", pa.string(), nullable=False), pa.field("version", pa.int64(), nullable=False)]
-    return pa.schema([*text, *place, *rights, *vector, *made])
+    return pa.schema([*text, *place, *rights, *words, *vector, *made])
+
+
+def upgrade(dataset: lance.LanceDataset, dim: int) -> lance.LanceDataset | None:
+    """An older table with the columns it lacks, all null but its words, and its new format; None for one of today. Rewrites nothing."""
+    lacking = [field for field in table_schema(dim) if field.name not in dataset.schema.names]
+    if new := [field for field in lacking if field.name != WORDS]:
+        schema = pa.schema([*dataset.schema, *new], {**dataset.schema.metadata, b"openbook.format": FORMAT.encode()})
+        fragments = [fragment.metadata for fragment in dataset.get_fragments()]
+        merge = lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(schema))
+        dataset = lance.LanceDataset.commit(dataset, lance.Transaction(dataset.version, merge), max_retries=0)
+    if lacking:
+        dataset = lance.dataset(dataset.uri)  # a handle of its own: adding columns changes it under readers
+        dataset.add_columns(with_words, read_columns=["title", "text"])
+    return dataset if lacking else None
 
 
 def passage_of(row: dict) -> Passage:
@@ -51,6 +69,7 @@ def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version
         "time": [p.time for p in passages],
         "tags": [list(p.tags) for p in passages],
         "access": [p.access for p in passages],
+        WORDS: [p.searchable for p in passages],
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), dim),
         "vector_crc": [zlib.crc32(row) for row in half],
         "content_hash": [p.content_hash for p in passages],

@@ -8,8 +8,9 @@ overwritten; an older version is read by its number, and undo is a new commit th
 import datetime
 import os
 import random
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import lance
@@ -17,15 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lance.commit import CommitConflictError
-from lance.schema import LanceSchema
 
-from retrieval import checksums
+from retrieval import checksums, lexical
 from retrieval.conflicts import bring_back, exclusive
 from retrieval.errors import Overtaken, RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
 from retrieval.places import check_free, exists, place_of, table_uri, writers_lock
-from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, passage_of, table_of, table_schema
+from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, passage_of, table_of, table_schema, upgrade
 from retrieval.upkeep import tidied
 
 SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
@@ -47,6 +47,7 @@ class Store:
             remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
             raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
         self.dim = int(dim)
+        self._words_version, self._words_lock = 0, threading.Lock()  # what `lexical` searches, made when first asked for
 
     @classmethod
     def create(cls, path, dim: int, fingerprint: str, encoder_source: str = "") -> "Store":
@@ -123,14 +124,15 @@ class Store:
 
     # Reading
 
-    def columns(self, names: Sequence[str]) -> pa.Table:
-        """Whole columns of this version: id, text, title, source, metadata, span_start, span_end, time, tags, access, vector,
-        content_hash, version. Where a format-1 memory has none yet, a column is all null, which stands for the default."""
+    def columns(self, names: Sequence[str], ids: Iterable[str] | None = None) -> pa.Table:
+        """Columns of this version, whole or for those of `ids` that exist: id, text, title, source, metadata, span_start, span_end,
+        time, tags, access, vector, content_hash, version. Where a format-1 memory has none yet, a column is all null, which stands
+        for the default."""
         known = table_schema(self.dim)
         unknown = [name for name in names if name not in known.names]
         if unknown:
             raise RetrievalError(f"a memory has no columns {listed(unknown)}; it has {', '.join(known.names)}")
-        return self._select(None, list(names))
+        return self._select(None if ids is None else set(ids), list(names))
 
     def ids(self) -> list[str]:
         return self.columns(["id"])["id"].to_pylist()
@@ -154,6 +156,14 @@ class Store:
                 )
             found[row["id"]] = (passage, row["version"])
         return found
+
+    def lexical(self, text: str, n: int, ids: Collection[str] | None = None) -> tuple[list[str], np.ndarray]:
+        """The ids of the at most n passages, of `ids` if given, that share a word with `text`, best first, and their BM25 scores."""
+        with in_words(f"{table_uri(self.path)} cannot be searched by words; `verify` says what is damaged"):
+            with self._words_lock:
+                if self._words_version != self.version:
+                    self._words, self._words_version = lexical.searchable(self._dataset), self.version
+            return lexical.search(self._words, text, n, None if ids is None else _among(ids))
 
     def vectors(self, ids: Iterable[str] | None = None) -> tuple[np.ndarray, list[str]]:
         """(float32 [N, dim], their ids), of all passages or of those of `ids` that exist."""
@@ -298,7 +308,8 @@ class Store:
             for attempt in range(ATTEMPTS):
                 self.latest()
                 try:
-                    self._upgrade()
+                    if (upgraded := upgrade(self._dataset, self.dim)) is not None:
+                        self._move(upgraded)
                     self._note_all()
                     done = change()
                     break
@@ -312,16 +323,6 @@ class Store:
     def _note_all(self) -> None:
         if isinstance(self.path, Path):
             checksums.catch_up(Path(table_uri(self.path)), self.version)
-
-    def _upgrade(self) -> None:
-        """Gives a format-1 table the columns it lacks, all null, and its new format: one commit of upkeep that rewrites nothing."""
-        new = [field for field in table_schema(self.dim) if field.name not in self._dataset.schema.names]
-        if not new:
-            return
-        schema = pa.schema([*self._dataset.schema, *new], {**self._dataset.schema.metadata, b"openbook.format": FORMAT.encode()})
-        fragments = [fragment.metadata for fragment in self._dataset.get_fragments()]
-        merge = lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(schema))
-        self._move(lance.LanceDataset.commit(self._dataset, lance.Transaction(self.version, merge), max_retries=0))
 
     def _commit(self, transaction, action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> Commit:
         before, dataset = checksums.files_of(self._dataset), self._dataset
@@ -357,7 +358,7 @@ class Store:
             return table.filter(pc.field("id").isin(list(ids))).select(columns)
         names = sorted(ids or ())
         parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
-        filters = [None] if ids is None else [f"id IN ({', '.join(map(_quoted, part))})" for part in parts]
+        filters = [None] if ids is None else [_among(part) for part in parts]
         with in_words(f"{table_uri(self.path)} cannot be read; `verify` says what is damaged"):
             tables = [self._dataset.to_table(columns=here, filter=filter) for filter in filters]
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(columns)
@@ -387,5 +388,6 @@ def _dataset(path: Path | str, version: int | None = None) -> lance.LanceDataset
         return lance.dataset(table_uri(path), version=version)
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _among(ids: Iterable[str]) -> str:
+    """The condition that a row's id is one of `ids`."""
+    return "id IN ({})".format(", ".join("'" + id.replace("'", "''") + "'" for id in ids))

@@ -1,14 +1,15 @@
-"""Upkeep: fewer fragments and an index over the ids, so that one-row changes and look-ups stay fast."""
+"""Upkeep: fewer fragments and indexes over ids and words, so that one-row changes and look-ups stay fast."""
 
 import logging
-from pathlib import Path
 
 import lance
 
+from retrieval import lexical
 from retrieval.errors import first_line
 
 logger = logging.getLogger(__name__)
 
+ID_INDEX = "id_idx"
 SCALAR_INDEX_FROM = 20_000  # rows; below, reading the id column is as fast
 UPKEEP = ((8, 256), (16, 4_096), (24, 65_536), (32, 1_048_576))  # so many fragments with fewer rows are made into one of so many:
 # a one-row change adds a fragment, each costs every look-up some 0.1 ms, and old versions keep the fragments they had
@@ -21,17 +22,19 @@ def tidied(dataset: lance.LanceDataset, indexed: bool) -> lance.LanceDataset | N
     """
     rows = [fragment.metadata.physical_rows for fragment in dataset.get_fragments()]
     merges = [size for count, size in UPKEEP if sum(n < size for n in rows) >= count]
-    large = indexed and sum(rows) >= SCALAR_INDEX_FROM
-    if not merges and not (large and not Path(dataset.uri, "_indices").exists()):
+    names = lexical.indexes(dataset)
+    index_ids = indexed and sum(rows) >= SCALAR_INDEX_FROM and ID_INDEX not in names
+    if not merges and not index_ids and not lexical.due(dataset, names):
         return None
     newer = lance.dataset(dataset.uri)  # a handle of its own, as these calls change it under readers
     try:
         if merges:
             newer.optimize.compact_files(target_rows_per_fragment=merges[-1])
-        if large and not newer.describe_indices():
-            newer.create_scalar_index("id", "BTREE")
-        elif large and len(merges) > 1:
-            newer.optimize.optimize_indices()
+        if index_ids:
+            newer.create_scalar_index("id", "BTREE", name=ID_INDEX)
+        elif ID_INDEX in names and len(merges) > 1:
+            newer.optimize.optimize_indices(index_names=[ID_INDEX])
+        lexical.upkeep(newer)
     except (OSError, RuntimeError, ValueError) as error:  # the change before is committed
         logger.warning("%s: upkeep failed and will be tried again at the next change: %s", dataset.uri, first_line(error))
     return newer

@@ -60,7 +60,7 @@ def test_build_search_edit_delete_undo_and_log_by_command(built, capsys):
     assert stats.main([at]) == 0 and stats.main([at, "--json"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["passages", "5"] for line in table) and json.loads(last)["passages"] == 5
-    assert search.main([at, "--as-of", "1", "town"]) == 0 and "empty" in capsys.readouterr().out
+    assert search.main([at, "--as-of", "1", "town"]) == 0 and "nothing that can be read" in capsys.readouterr().out
 
 
 def test_a_build_that_replaces_leaves_only_the_new_passages_and_can_be_searched_where_it_lies(built, models, tmp_path, capsys):
@@ -214,3 +214,15 @@ def test_importing_the_room_and_asking_for_help_load_nothing_heavy():
     heavy = "{'jax', 'lance', 'transformers', 'scann', 'starlette'}"
     code = f"import sys, retrieval, {modules}; sys.exit(len({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_search_by_words_with_filters_and_groups_by_command(built, capsys):
+    memory = Memory.open(built)
+    memory.edit("r1", tags=("town", "sea"), time="2020", access="staff")
+    memory.edit("r2", tags=("town",), time="2021")
+    capsys.readouterr()
+    asked = [f"--memory={built}", "--json", "--mode=lexical", "--tag=town", "--after=2020", "town land"]
+    assert search.main(asked) == 0 and search.main([*asked, "--group=staff"]) == 0
+    assert search.main([*asked, "--group=staff", "--tag=sea", "--before=2020-06"]) == 0
+    assert [sorted(hit["id"] for hit in found["hits"]) for found in said(capsys)] == [["r2"], ["r1", "r2"], ["r1"]]
+    assert search.main([*asked, "--before=soon"]) == 2 and "ISO 8601" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_add_edit_and_delete_are_seen_by_the_next_search_and_after_reopening(mem
 def test_an_edit_keeps_what_it_is_not_given_and_a_hit_carries_every_field(memory):
     memory.edit("p3", span=(4, 9), time="1998", tags=("town", "sea"), access="staff")
     memory.edit("p3", title="Port 3")
-    hit = best(memory, "town3")
+    hit = memory.search("town3", 1, groups=("staff",))[0][0]
     assert (hit.text, hit.title, hit.span, hit.time) == ("town3 lies in land3", "Port 3", (4, 9), "1998")
     assert (hit.tags, hit.access, hit.version) == (("town", "sea"), "staff", 4)
     with pytest.raises(RetrievalError, match="changes nothing"):

@@ -1,0 +1,122 @@
+"""What filters ask about, for every passage of a version, kept in step with the store: a search never loops over passages."""
+
+import threading
+from collections.abc import Collection
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrieval.filters import BETWEEN, Allowed, Filter, readable
+from retrieval.passages import moment
+from retrieval.store import Store
+
+COLUMNS = ("id", "access", "tags", "time")
+READ_ANEW_FROM = 2_000  # changed passages; reading whole columns is then faster
+
+
+class Facts:
+    """What filters ask about, for all passages of one version: per column, its distinct values and a code into them for every row.
+
+    A condition is asked once per distinct value of a column. A change costs what it changed. In a view of the past, who may read a
+    passage is decided by its access group then and by that of now: what was taken from a group is not readable in the past either.
+    """
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._version = self._present_version = 0
+        self._lock = threading.Lock()
+
+    def allowed(self, where: Filter | None, groups: Collection[str]) -> Allowed | None:
+        """Those that `groups` may read and that `where` lets through; None when that is all of them. Call it where the store stays."""
+        with self._lock:
+            self._follow()
+            rights = [name for name in self._values if name.startswith("access")]
+            passing = {name: [readable(access, groups) for access in self._values[name]] for name in rights}
+            if where is not None and (where.any_tags or where.all_tags):
+                passing["tags"] = [where.tagged(tags) for tags in self._values["tags"]]
+            if where is not None and (where.after or where.before):
+                passing["time"] = self._timely(where)
+            mask = np.ones(len(self._ids), bool)
+            for name, passes in passing.items():
+                if not all(passes):
+                    mask &= np.asarray(passes, bool)[self._codes[name]]
+            return None if mask.all() else Allowed(self._ids, self._row, mask)
+
+    def _follow(self) -> None:
+        if self._version != self._store.version:
+            changed = self._store.history.changed_since(self._version) if self._version else None
+            if changed is None or len(changed) > READ_ANEW_FROM:
+                self._read(self._store.columns(COLUMNS))
+            else:
+                self._update(changed, self._store.columns(COLUMNS, changed))
+            self._version = self._store.version
+        if self._store.read_only and (present := Store.open(self._store.path)).version != self._present_version:
+            self._put("access_now", pa.array(last_access(present, self._ids, self._version), pa.string()))
+            self._present_version = present.version
+
+    def _read(self, table: pa.Table) -> None:
+        self._ids = table["id"].to_pylist()
+        self._row = {id: row for row, id in enumerate(self._ids)}
+        self._values: dict[str, dict[str, int]] = {}  # per column, the distinct values and their codes
+        self._codes: dict[str, np.ndarray] = {}  # and the code of every row
+        self._moments = np.zeros(0)  # of the distinct times, in seconds since 1970
+        for name in COLUMNS[1:]:
+            self._put(name, _strings(table[name]).combine_chunks())
+
+    def _put(self, name: str, column: pa.Array) -> None:
+        coded = column.dictionary_encode()
+        self._values[name] = {value: code for code, value in enumerate(coded.dictionary.to_pylist())}
+        self._codes[name] = coded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+
+    def _update(self, changed: set[str], table: pa.Table) -> None:
+        ids = table["id"].to_pylist()
+        for id in changed.difference(ids):
+            if id in self._row:  # the last row moves into the gap
+                row, last = self._row.pop(id), self._ids.pop()
+                if last != id:
+                    self._ids[row], self._row[last] = last, row
+                for codes in self._codes.values():
+                    codes[row] = codes[len(self._ids)]
+        for id in ids:
+            if id not in self._row:
+                self._row[id] = len(self._ids)
+                self._ids.append(id)
+        at = [self._row[id] for id in ids]
+        for name in COLUMNS[1:]:
+            values, codes = self._values[name], self._codes[name][: len(self._ids)]
+            codes = np.concatenate([codes, np.zeros(len(self._ids) - len(codes), np.int32)])
+            codes[at] = [values.setdefault(value, len(values)) for value in _strings(table[name]).to_pylist()]
+            self._codes[name] = codes
+
+    def _timely(self, where: Filter) -> list[bool]:
+        new = list(self._values["time"])[len(self._moments) :]
+        self._moments = np.append(self._moments, [moment(time).timestamp() if time else np.nan for time in new])
+        after = moment(where.after).timestamp() if where.after else -np.inf
+        before = moment(where.before).timestamp() if where.before else np.inf
+        return ((self._moments >= after) & (self._moments < before)).tolist()
+
+
+def last_access(present: Store, ids: list[str], since: int) -> list[str]:
+    """The access group of each id as it is now or, where the passage is gone, as it was last; `since`: a version that had them all."""
+    known = _access(present)
+    gone = set(ids).difference(known)
+    for commit in reversed(present.log()) if gone else ():
+        touched = gone.intersection(commit.ids) if commit.version > since else ()
+        if touched:
+            found = _access(Store.open(present.path, commit.version - 1), touched)
+            known |= found
+            gone -= set(found)
+    return [known[id] for id in ids]
+
+
+def _access(store: Store, ids: Collection[str] | None = None) -> dict[str, str]:
+    table = store.columns(["id", "access"], ids)
+    return dict(zip(table["id"].to_pylist(), _strings(table["access"]).to_pylist(), strict=True))
+
+
+def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with null as "" and a list of tags as one string."""
+    if pa.types.is_list(column.type):
+        column = pc.call_function("binary_join", [column, BETWEEN])
+    return pc.fill_null(column, "")

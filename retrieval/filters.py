@@ -1,0 +1,91 @@
+"""Filters: which passages a search may return, decided before anything is ranked."""
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+
+from retrieval.errors import RetrievalError
+from retrieval.passages import moment
+
+BETWEEN = "\x1f"  # tags in one string; a tag is printable, so none holds it
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Passages with at least one of `any_tags` and every one of `all_tags`, whose time is at or after `after` and before `before`.
+
+    Times are ISO 8601; a passage without a time passes neither bound. Raises RetrievalError for what is not.
+    """
+
+    any_tags: tuple[str, ...] = ()
+    all_tags: tuple[str, ...] = ()
+    after: str = ""
+    before: str = ""
+
+    def __post_init__(self):
+        for name in ("any_tags", "all_tags"):
+            tags = getattr(self, name)
+            tags = (tags,) if isinstance(tags, str) else tuple(tags)
+            if not all(isinstance(tag, str) for tag in tags):
+                raise RetrievalError(f"{name} is {tags!r}; expected words")
+            object.__setattr__(self, name, tags)
+        for name in ("after", "before"):
+            if getattr(self, name):
+                moment(getattr(self, name), name)
+
+    def tagged(self, joined: str) -> bool:
+        tags = joined.split(BETWEEN)
+        return all(tag in tags for tag in self.all_tags) and (not self.any_tags or any(tag in tags for tag in self.any_tags))
+
+
+class _EveryGroup(Collection):
+    """Holds every name: for the owner of a memory, who may read all of it."""
+
+    def __contains__(self, group: object) -> bool:
+        return True
+
+    def __iter__(self):
+        raise TypeError("EVERY_GROUP cannot be listed")
+
+    def __len__(self):
+        raise TypeError("EVERY_GROUP cannot be counted")
+
+    def __repr__(self):
+        return "EVERY_GROUP"
+
+
+EVERY_GROUP = _EveryGroup()
+
+
+def checked_groups(groups: Collection[str]) -> Collection[str]:
+    """The groups as a set. Raises RetrievalError when one is no name; "" is nobody's group, and everybody's passages need none."""
+    if isinstance(groups, _EveryGroup):
+        return groups
+    groups = {groups} if isinstance(groups, str) else set(groups)
+    if not all(isinstance(group, str) and group for group in groups):
+        raise RetrievalError(f"groups are {sorted(map(repr, groups))}; expected names of access groups, () for what everybody may read")
+    return groups
+
+
+def readable(access: str, groups: Collection[str]) -> bool:
+    """Whether a member of `groups` may read a passage of that access group."""
+    return access == "" or access in groups
+
+
+class Allowed:
+    """The passages that pass: a mask over ids, each of which is in a row."""
+
+    def __init__(self, ids: list[str], row: dict[str, int], mask: np.ndarray):
+        self._ids, self._row, self._mask = ids, row, mask
+        self._count = int(mask.sum())
+
+    def __len__(self):
+        return self._count
+
+    def __contains__(self, id: str) -> bool:
+        row = self._row.get(id)  # an index may hold an id for a moment longer than the store
+        return row is not None and bool(self._mask[row])
+
+    def ids(self) -> list[str]:
+        return [self._ids[row] for row in np.flatnonzero(self._mask)]

@@ -1,0 +1,86 @@
+"""Search by words: BM25 (Robertson & Zaragoza 2009, section 3.2; k1 = 1.2, b = 0.75) in Lance's full-text index.
+
+The index is part of the table: every version has its own, an undo brings the old one back, and rows that it does not hold yet are
+read and scored with the rest. Versions without one (small, or written before there was any) are indexed in memory.
+Words are those of Unicode's segmentation, in lower case, without accents, stemmed as English; none is left out.
+"""
+
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.query import MatchQuery
+
+from retrieval.passages import titled
+
+WORDS, INDEX = "words", "words_idx"  # the column that is searched: title and text
+WORDS_SCHEMA = pa.schema([(WORDS, pa.string())])
+KEPT_FROM = 500  # rows; below, indexing a copy in memory takes no longer than a change to the table
+LATE = 128  # rows that are not in the index yet; each costs a search some microseconds
+OPTIONS: dict[str, Any] = dict(
+    base_tokenizer="icu/split", language="English", stem=True, remove_stop_words=False, ascii_folding=True, with_position=False
+)
+
+
+def search(dataset: lance.LanceDataset, text: str, n: int, ids: str | None = None) -> tuple[list[str], np.ndarray]:
+    """The ids of the at most n rows that share a word with `text`, best first, and their BM25 scores, float32. dataset: a `searchable`.
+
+    ids: an SQL condition on the rows, applied before ranking. The statistics are those of the whole table: deleted and
+    replaced rows count in them until their part of the index is written anew, rows added since then do not.
+    """
+    found = dataset.to_table(
+        columns=["id", "_score"], full_text_query=MatchQuery(text, WORDS), limit=n, filter=ids, prefilter=ids is not None
+    )
+    ids_, scores = found["id"].to_pylist(), found["_score"].to_numpy().astype(np.float32)
+    order = sorted(range(len(ids_)), key=lambda i: (-scores[i], ids_[i]))
+    return [ids_[i] for i in order], scores[order]
+
+
+def searchable(dataset: lance.LanceDataset) -> lance.LanceDataset:
+    """The table itself where its words are indexed, else an indexed copy of them in memory."""
+    if INDEX in indexes(dataset):
+        return dataset
+    rows = dataset.to_table(columns=["id", "title", "text"]).combine_chunks()
+    words = [with_words(part) for part in rows.to_batches()]
+    copy = lance.write_dataset(pa.Table.from_batches(words, WORDS_SCHEMA).append_column("id", rows["id"]), "memory://words")
+    copy.create_scalar_index(WORDS, "INVERTED", name=INDEX, **OPTIONS)
+    return copy
+
+
+def with_words(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The column that is searched, from the columns title and text: Passage.searchable."""
+    pairs = zip(rows["title"].to_pylist(), rows["text"].to_pylist(), strict=True)
+    return pa.record_batch({WORDS: pa.array([titled(title, text) for title, text in pairs], pa.string())})
+
+
+def indexes(dataset: lance.LanceDataset) -> set[str]:
+    return {index.name for index in dataset.describe_indices()}
+
+
+def due(dataset: lance.LanceDataset, names: set[str]) -> bool:
+    """Whether `upkeep` has something to do, where indexes of these names exist: there are KEPT_FROM rows, or LATE that are new."""
+    if INDEX in names:
+        return dataset.stats.index_stats(INDEX)["num_unindexed_rows"] >= LATE
+    return dataset.count_rows() >= KEPT_FROM
+
+
+def upkeep(dataset: lance.LanceDataset) -> None:
+    """Makes the index, or brings it up to date, where that is due.
+
+    New rows become a part of their own, merged with the parts before it that are at most twice its size: a row is written anew a
+    few times over its life, and no change waits for the whole index.
+    """
+    names = indexes(dataset)
+    if not due(dataset, names):
+        return
+    if INDEX not in names:
+        dataset.create_scalar_index(WORDS, "INVERTED", name=INDEX, **OPTIONS)
+        return
+    stats = dataset.stats.index_stats(INDEX)
+    size, merged = stats["num_unindexed_rows"], 0
+    for part in reversed(stats["num_indexed_rows_per_delta"]):
+        if part > 2 * size:
+            break
+        size, merged = size + part, merged + 1
+    dataset.optimize.optimize_indices(num_indices_to_merge=merged, index_names=[INDEX])
