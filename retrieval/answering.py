@@ -11,6 +11,7 @@ import lm
 from retrieval.errors import RetrievalError
 from retrieval.fusion.in_context import build_prompt, one_line
 from retrieval.ingest.sentences import sentences
+from retrieval.memory import Memory
 from retrieval.passages import Hit
 
 MARGIN = 0.1  # of cosine: passages further below the best are not shown; a small reader mistakes them for the answer
@@ -47,6 +48,17 @@ class Searchable(Protocol):
     """What is asked for passages: a Memory, or a view of one."""
 
     def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A memory that is always searched with the same `options`, such as groups and where; see `Memory.search`."""
+
+    memory: Memory
+    options: dict
+
+    def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]:
+        return self.memory.search(texts, k, **self.options)
 
 
 class Reader:

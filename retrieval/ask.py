@@ -4,7 +4,16 @@ import dataclasses
 import json
 import sys
 
-from retrieval.cli import add_encoder_option, add_past_option, add_reader_options, entry_point, open_memory, parser
+from retrieval.cli import (
+    add_encoder_option,
+    add_filter_options,
+    add_past_option,
+    add_reader_options,
+    entry_point,
+    filter_options,
+    open_memory,
+    parser,
+)  # fmt: skip
 
 
 @entry_point
@@ -13,15 +22,17 @@ def main(argv=None):
     options.add_argument("question", nargs="+", help="one or several questions, each in quotes")
     add_reader_options(options)
     options.add_argument("--floor", type=float, help="does not know when the best passage scores less, a cosine (default: 0.25)")
+    add_filter_options(options)
     add_past_option(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
     memory = open_memory(args.memory, args.encoder, args.as_of)
     from retrieval import Reader, answer
-    from retrieval.answering import FLOOR
+    from retrieval.answering import FLOOR, View
 
+    searched = View(memory, filter_options(args))
     floor = FLOOR if args.floor is None else args.floor
-    for given in answer(args.question, memory, Reader.from_hf(args.reader), args.k, args.max_new_tokens, floor=floor):
+    for given in answer(args.question, searched, Reader.from_hf(args.reader), args.k, args.max_new_tokens, floor=floor):
         if args.json:
             print(json.dumps(dataclasses.asdict(given), ensure_ascii=False))
             continue

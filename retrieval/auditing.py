@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 
 from lm.evaluation.accuracy import contains
-from retrieval.answering import Reader, answer
+from retrieval.answering import Reader, Searchable, View, answer
 from retrieval.errors import RetrievalError
+from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
 from retrieval.passages import Hit
 
@@ -42,7 +43,7 @@ class Audit:
 class Without:
     """A memory as it would be found without some passages: nothing is written, and searches are those of the memory."""
 
-    def __init__(self, memory: Memory, ids: Collection[str]):
+    def __init__(self, memory: Searchable, ids: Collection[str]):
         self.memory, self.ids = memory, frozenset(ids)
 
     def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]:
@@ -56,15 +57,16 @@ def audit(
 ) -> list[Audit]:  # fmt: skip
     """Audits the deletion of `ids` with every question. names: what counts as the answer; by default what FULL says.
 
-    A name counts where it stands as whole words, so short ones find more. The reader runs four times a question. Raises RetrievalError
-    for an unknown id, and what `answer` raises.
+    A name counts where it stands as whole words, so short ones find more; passages of every access group are asked. The reader runs
+    four times a question. Raises RetrievalError for an unknown id, and what `answer` raises.
     """
     if not ids:
         raise RetrievalError("no passages to audit: give the ids whose deletion is tried")
     for id in ids:
         memory.get(id)
-    whole = answer(questions, memory, reader, k, max_new_tokens, on_batch)
-    without = answer(questions, Without(memory, ids), reader, k, max_new_tokens, on_batch)
+    owned = View(memory, {"groups": EVERY_GROUP})
+    whole = answer(questions, owned, reader, k, max_new_tokens, on_batch)
+    without = answer(questions, Without(owned, ids), reader, k, max_new_tokens, on_batch)
     return [_judged(full, less, tuple(names) or (full.text,)) for full, less in zip(whole, without, strict=True)]
 
 

@@ -77,6 +77,22 @@ def place(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
+def add_filter_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--tag", action="append", default=[], help="only passages with this tag; repeat it for more")
+    made.add_argument("--after", default="", metavar="TIME", help="only passages of this time (ISO 8601) or later")
+    made.add_argument("--before", default="", metavar="TIME", help="only passages of before this time")
+    made.add_argument("--group", action="append", default=[], help="an access group of who asks, beside what everybody may read; repeat it")
+    made.add_argument("--every-group", action="store_true", help="ask as the owner, who may read the passages of every access group")
+
+
+def filter_options(args: argparse.Namespace) -> dict:
+    """What `Memory.search` is given for these options."""
+    from retrieval import EVERY_GROUP, Filter
+
+    where = Filter(all_tags=tuple(args.tag), after=args.after, before=args.before)
+    return {"where": where, "groups": EVERY_GROUP if args.every_group else args.group}
+
+
 def version_or_time(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 

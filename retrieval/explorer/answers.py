@@ -4,7 +4,8 @@ import collections
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from retrieval.answering import Answer, Reader, answer
+from retrieval.answering import Answer, Reader, View, answer
+from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
 
 REMEMBERED = 200
@@ -59,6 +60,6 @@ class Answers:
             job.done += number
 
         try:
-            job.result.set_result(answer([job.question], memory, self._reader, on_batch=count)[0])
+            job.result.set_result(answer([job.question], View(memory, {"groups": EVERY_GROUP}), self._reader, on_batch=count)[0])
         except Exception as error:  # whatever it is, the page shows it, and the thread goes on
             job.result.set_exception(error)

@@ -25,14 +25,16 @@ from retrieval.explorer.answers import STEPS, Answers
 from retrieval.explorer.atlas import COLOURS, atlas
 from retrieval.explorer.guard import Guard, read_form
 from retrieval.explorer.words import changes, marked
+from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
-from retrieval.passages import Commit
+from retrieval.passages import Commit, Hit
 
 HERE = Path(__file__).parent
 FOUND = 10  # passages on the search page
 NEIGHBOURS = 6
 SHOWN_COMMITS = 200
 AUTHOR = "explorer"
+MODES = {"dense": "meaning", "lexical": "words", "hybrid": "both"}
 
 templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -85,7 +87,7 @@ def ask(request: Request) -> Response:
     """A question, and both answers side by side; while they are made, how far they are."""
     explorer, now, question = _explorer(request), _now(request), _asked(request)
     if not question or explorer.answers is None:
-        hits = now.memory.search([question], 3)[0] if question else []
+        hits = _found(now, question, 3) if question else []
         return _page(request, "ask.html", now, question=question, hits=hits, reader=explorer.answers is not None, job=None)
     job = explorer.answers.ask(question, now.memory)
     error = job.result.exception() if job.finished else None
@@ -105,8 +107,9 @@ def progress(request: Request) -> Response:
 
 
 def search(request: Request) -> Response:
-    now, text = _now(request), _asked(request)
-    return _page(request, "search.html", now, question=text, hits=now.memory.search([text], FOUND)[0] if text else [])
+    now, text, mode = _now(request), _asked(request), request.query_params.get("mode", "dense")
+    hits = _found(now, text, FOUND, mode) if text else []
+    return _page(request, "search.html", now, question=text, hits=hits, mode=mode, modes=MODES)
 
 
 def passage(request: Request) -> Response:
@@ -116,7 +119,7 @@ def passage(request: Request) -> Response:
     if not past:
         raise HTTPException(404, f"no passage {id!r} up to version {now.at or now.newest}")
     found = past[-1][1]
-    near = now.memory.search([found.searchable], NEIGHBOURS + 1)[0] if found else []
+    near = _found(now, found.searchable, NEIGHBOURS + 1) if found else []
     texts = [shown.text if shown else "" for _, shown in past]
     story = [(commit, shown, before) for (commit, shown), before in zip(past, ["", *texts], strict=False)][::-1]
     near = [hit for hit in near if hit.id != id][:NEIGHBOURS]
@@ -126,7 +129,7 @@ def passage(request: Request) -> Response:
 def show_map(request: Request) -> Response:
     """The memory in two dimensions; what a question finds, or one passage, stands out."""
     now, question, id = _now(request), _asked(request), request.query_params.get("id", "")
-    hits = now.memory.search([question], 3)[0] if question else []
+    hits = _found(now, question, 3) if question else []
     marks = {hit.id: number for number, hit in enumerate(hits, start=1)} or ({id: 1} if id else {})
     drawn = atlas(now.memory, marks)
     return _page(request, "map.html", now, atlas=drawn, marks=marks, question=question, id=id, others=COLOURS)
@@ -176,6 +179,11 @@ async def _changed(request: Request, change: Callable[[Memory, Any], Commit], *f
     place = "/" if question else "/passage" if id else "/history"
     values = {"q": question} if question else {"id": id} if id else {}
     return RedirectResponse(f"{place}?{urlencode({**values, 'did': commit.version})}", 303)
+
+
+def _found(now: Now, text: str, k: int, mode: str = "dense") -> list[Hit]:
+    """What the owner of the memory finds: passages of every access group."""
+    return now.memory.search([text], k, mode=mode, groups=EVERY_GROUP)[0]
 
 
 def _unchanged(memory: Memory, form) -> None:

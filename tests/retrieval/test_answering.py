@@ -2,7 +2,7 @@ import pytest
 
 import lm
 from retrieval import Hit, Memory, Passage, Reader, RetrievalError, answer
-from retrieval.answering import citations, close_to_the_best, first_line, is_known, supporting_sentence
+from retrieval.answering import View, citations, close_to_the_best, first_line, is_known, supporting_sentence
 from retrieval.fusion.in_context import build_prompt
 from tests.retrieval.models import CHAT, NO_SYSTEM, byte_tokenizer, save_encoder, save_reader
 from tests.retrieval.toy import encode
@@ -160,6 +160,13 @@ def test_an_edit_changes_what_is_cited_at_once(memory, reader):
     memory.edit("p1", "town1 sank into the sea")
     cited = answer(["town1 sank into the sea"], memory, reader, k=1, max_new_tokens=2)[0].citations
     assert [(h.id, h.text, h.version) for h in cited] == [("p1", "town1 sank into the sea", 3)]
+
+
+def test_a_view_shows_the_reader_only_what_its_groups_may_read(memory, reader):
+    memory.add([Passage("secret", "town1 lies in land1, says the board", access="board")])
+    asked = lambda searched: {hit.id for hit in answer("town1 lies in land1, says the board", searched, reader, 9, 2)[0].citations}
+    assert "secret" in asked(View(memory, {"groups": ["board"]}))
+    assert "secret" not in asked(memory) | asked(View(memory, {"groups": ["staff"]}))
 
 
 def test_an_empty_memory_answers_from_the_weights(tmp_path, reader):

@@ -50,6 +50,12 @@ def test_a_reader_that_answers_without_a_source_when_it_sees_any_passage_is_an_a
     assert [hit.id for hit in done.full_citations] == ["rome"]
 
 
+def test_a_passage_of_an_access_group_counts_as_a_source(facts):
+    facts.add([Passage("secret", "Oslo lies in Norway too.", access="board")])
+    done = audit(["Oslo lies in which land?"], ["oslo", "oslo2"], facts, Copier({}), ["Norway"])[0]
+    assert done.verdict == "elsewhere" and [hit.id for hit in done.citations] == ["secret"]
+
+
 def test_an_unknown_passage_or_none_is_refused_before_the_reader_runs(facts):
     for ids, message in ((["rome", "bonn"], "'bonn'"), ([], "no passages")):
         with pytest.raises(RetrievalError, match=message):

@@ -107,6 +107,20 @@ def test_ask_prints_both_answers_and_what_was_cited(built, models, capsys):
     assert "open-book:   does not know" in capsys.readouterr().out
 
 
+def test_search_by_words_by_tag_by_time_and_for_a_group(built, capsys):
+    memory = Memory.open(built)
+    memory.add(
+        [Passage("a", "an owl", tags=("bird",), time="1998"), Passage("b", "a hidden owl", tags=("night",), time="2005", access="board")]
+    )
+    capsys.readouterr()
+    found = lambda *options: [search.main([f"--memory={built}", "--json", "-k=9", *options]), {h["id"] for h in said(capsys)[0]["hits"]}]
+    assert found("owl", "--mode=lexical") == [0, {"a"}] and found("town", "--mode=hybrid")[1] == {"a", "r0", "r1", "r2", "r3", "r4"}
+    assert found("x", "--tag=bird") == [0, {"a"}] == found("x", "--before=2000") and found("x", "--tag=bird", "--tag=night") == [0, set()]
+    assert found("x", "--after=2000", "--group=board") == [0, {"b"}] == found("owl", "--tag=night", "--every-group")
+    assert search.main([f"--memory={built}", "x", "--tag=fish"]) == 0 and "nothing" in capsys.readouterr().out
+    assert search.main([f"--memory={built}", "x", "--after=soon"]) == 2 and "'soon'" in capsys.readouterr().err
+
+
 def test_an_audit_by_command_says_where_the_answer_comes_from_and_deletes_nothing(built, models, capsys):
     capsys.readouterr()
     asked = [f"--memory={built}", f"--reader={models / 'reader'}", "--max-new-tokens=3", "where is town 3", "--ids", "r3", "r1"]

@@ -171,6 +171,15 @@ def test_the_whole_path_ask_edit_ask_again_undo_and_back_in_time(browser, towns)
     assert [commit.action for commit in towns.log()] == ["create", "add", "edit", "undo"]
 
 
+def test_the_owner_sees_every_access_group_and_searches_by_words_too(browser, towns):
+    towns.add([Passage("bonn", "Bonn lies in Germany.", access="board")])
+    assert '<p class="answer">Germany</p>' in answered(browser, "Bonn lies in which land?")
+    page = browser.get("/search?q=Bonn&mode=lexical").text
+    assert page.count("<li>") == 1 and "id=bonn" in page and '<option value="lexical" selected>' in page
+    assert "id=bonn" in browser.get("/search?q=Bonn&mode=hybrid").text and "board" in browser.get("/passage?id=bonn").text
+    assert browser.get("/search?q=Bonn&mode=magic").status_code == 400
+
+
 def test_a_deleted_passage_is_neither_found_nor_known_and_its_history_stays(browser, towns):
     answered(browser)
     form = form_of(browser, f"/passage?id=rome&q={QUESTION}")
