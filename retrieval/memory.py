@@ -189,7 +189,7 @@ class Memory:
 
         mode: "dense" (cosine), "lexical" (BM25; only passages with a word of the text are found) or "hybrid" (reciprocal rank fusion).
         groups: the access groups of who asks; passages of other groups do not exist for them. EVERY_GROUP is the owner's. where: a Filter.
-        diversity: 0 to 1, what likeness to hits before it costs a hit. rerank: scores a text and its candidates, such as a CrossEncoder.
+        diversity: 0 to 1, what likeness to hits before it costs a hit. rerank: scores a text and its candidates.
         """
         request = Request(texts, k, mode, where, groups, diversity, rerank)
         self._ready(request.compares)

@@ -198,7 +198,7 @@ class ScannIndex:
                 self._trained.write(Path(folder))
                 ids = self._trained.rows.ids()
             trained = _Trained.on(
-                unit_rows(saved_rows(Path(folder)), self.dim), ids, self._tuning, np.concatenate([self._fresh.rows(), self._asked.rows()])
+                unit_rows(saved_rows(Path(folder)), self.dim), ids, self._tuning, [self._fresh.rows(), self._asked.rows()]
             )
         done = 0
         while done < len(missed):
@@ -222,8 +222,8 @@ class _Trained:
         self.balance = self.imbalance()
 
     @classmethod
-    def on(cls, vectors: np.ndarray, ids: list[str], tuning: Tuning, probes: np.ndarray | None = None) -> "_Trained":
-        """Trained on unit rows [N, dim] and tuned on some of them, beside `probes` [P, dim]."""
+    def on(cls, vectors: np.ndarray, ids: list[str], tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "_Trained":
+        """Trained on unit rows [N, dim] and tuned on some of them and on each of `probes` [P, dim]: the worst of them counts."""
         size, dim = vectors.shape
         kind = _kind(size, tuning)
         leaves = min(tuning.leaves or math.isqrt(size), size) if kind == "partitioned" else 1
@@ -239,14 +239,15 @@ class _Trained:
         own = np.array(vectors[np.sort(sample)])
         trained = cls(_turned(searcher.searcher, turn), Rows(ids), own, kind, leaves, size, [], tuning)
         if kind != "brute":
-            asked = own if probes is None else np.concatenate([own, probes])
-            trained.settings = [trained._measured(asked, _last(vectors, asked, k + 1), k) for k in MEASURED_AT if k < size]
+            kinds = [own, *(some for some in probes if len(some))]
+            asked, cuts = np.concatenate(kinds), np.cumsum([len(some) for some in kinds])[:-1]
+            trained.settings = [trained._measured(asked, _last(vectors, asked, k + 1), k, cuts) for k in MEASURED_AT if k < size]
             trained.recall = trained.settings[0].recall
         return trained
 
-    def _measured(self, probes, last, k):
+    def _measured(self, probes, last, k, cuts):
         scores = lambda k, leaves, reorder: self.scores(probes, k, leaves, reorder)
-        return measured(scores, last, k, self.leaves, len(self.rows), self.tuning)
+        return measured(scores, last, k, self.leaves, len(self.rows), self.tuning, cuts)
 
     def search(self, queries: np.ndarray, k: int, wide: bool):
         size = len(self.rows)

@@ -1,6 +1,6 @@
 """How widely an approximate index has to search: chosen by size, measured on its own vectors, or given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,17 @@ def recall_of(scores: np.ndarray, last: np.ndarray) -> float:
     return float(np.maximum(found - 1, 0).mean() / (scores.shape[1] - 1))
 
 
-def measured(scores: Callable, last: np.ndarray, k: int, leaves: int, size: int, tuning: Tuning) -> Setting:
-    """The cheapest setting that finds `tuning.recall` of the k nearest of the probes.
+def measured(scores: Callable, last: np.ndarray, k: int, leaves: int, size: int, tuning: Tuning, cuts: Sequence[int] = ()) -> Setting:
+    """The cheapest setting that finds `tuning.recall` of the k nearest of the probes, of every kind of them.
 
-    scores(k+1, leaves, reorder) -> [P, k+1] searches the probes; last [P]: their exact k+1-th best score.
+    scores(k+1, leaves, reorder) -> [P, k+1] searches the probes; last [P]: their exact k+1-th best score; cuts: where another kind begins.
     """
     target = tuning.recall + MARGIN * (1 - tuning.recall)
-    recall = lambda leaves, reorder: recall_of(scores(k + 1, leaves, max(reorder, k + 1)), last)
+
+    def recall(leaves: int, reorder: int) -> float:
+        found = scores(k + 1, leaves, max(reorder, k + 1))
+        return min(recall_of(*kind) for kind in zip(np.split(found, cuts), np.split(last, cuts), strict=True))
+
     all_leaves = [tuning.leaves_searched] if tuning.leaves_searched else _series(1, leaves, 1.25)
     all_reorders = [tuning.reorder] if tuning.reorder else _series(k + 1, size, 1.3)
     ample = next((i for i, reorder in enumerate(all_reorders) if reorder > 20 * k), len(all_reorders) - 1)

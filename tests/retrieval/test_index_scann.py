@@ -152,15 +152,17 @@ def drifts(trained, added, step):
     yield recall(index.search(queries, 10)[0], right)
 
 
-def test_recall_holds_throughout_a_drift():
-    assert min(drifts(2_000, 18_000, 1_000)) >= 0.9
+@pytest.mark.parametrize("size", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_recall_falls_while_an_index_drifts(size):
+    """Nine times as many rows of another distribution, in eighteen steps: recall@10 stays at 0.95 after each."""
+    assert min(drifts(size, 9 * size, size // 2)) >= 0.95
 
 
 def test_without_a_watch_the_same_drift_costs_recall(monkeypatch):
     monkeypatch.setattr(ScannIndex, "_due", lambda self: "")
     monkeypatch.setattr(scann_index._Trained, "due", lambda self: "")
     with pytest.raises(AssertionError):
-        assert min(drifts(2_000, 18_000, 3_000)) >= 0.9
+        assert min(drifts(2_000, 18_000, 3_000)) >= 0.95
 
 
 def held_up(monkeypatch):

@@ -57,7 +57,7 @@ def test_two_edits_of_one_passage_that_meet_are_both_there(memory):
     memory.edit("p3", "town3 moved")
     passage = memory.get("p3")
     assert (passage.text, passage.title, passage.access) == ("town3 moved", "Port 3", "staff")
-    assert best(memory, "Port 3. town3 moved").score == pytest.approx(1, abs=1e-3)
+    assert memory.search(["Port 3. town3 moved"], 1, groups=["staff"])[0][0].score == pytest.approx(1, abs=1e-3)
     assert [commit.action for commit in memory.log()] == ["create", "add", "edit", "edit"]
 
 
