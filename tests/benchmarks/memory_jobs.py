@@ -36,7 +36,7 @@ class MiniLM:
         self.fingerprint = self._encoder.fingerprint
         self._known: dict[str, np.ndarray] = {}
         if rows:
-            self._known = dict(zip(vectors.passages(rows), vectors.load("passages", rows)[0], strict=True))
+            self._known = dict(zip(indexed(rows), vectors.load("passages", rows)[0], strict=True))
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         if all(text in self._known for text in texts):
@@ -47,6 +47,11 @@ class MiniLM:
 ENCODERS = {"toy encoder, 128": toy, "MiniLM, 384": MiniLM}
 
 
+def indexed(rows: int) -> list[str]:
+    """The texts of the vectors of "passages", without its queries'."""
+    return vectors.passages(vectors.QUERIES + rows)[vectors.QUERIES :]
+
+
 def create(encoder: str, rows: int, folder: str) -> dict:
     from retrieval import Memory, Passage
 
@@ -54,7 +59,7 @@ def create(encoder: str, rows: int, folder: str) -> dict:
     if facts.exists():
         return json.loads(facts.read_text())
     shutil.rmtree(folder, ignore_errors=True)
-    texts, encode = vectors.passages(rows), ENCODERS[encoder](rows)
+    texts, encode = indexed(rows), ENCODERS[encoder](rows)
     began = time.perf_counter()
     memory = Memory.create(folder, encode)
     memory.add([Passage(str(row), text) for row, text in enumerate(texts)], reason="benchmark")
@@ -69,7 +74,7 @@ def edits(encoder: str, folder: str, number: int) -> dict:
     from retrieval import Memory
 
     encode = ENCODERS[encoder](0)
-    texts = [f"{text}, round {number}" for text in vectors.passages()[-EDITS:]]
+    texts = [f"{text}, round {number}" for text in vectors.passages(EDITS)]
     encode(texts[:1])
     began = time.perf_counter()
     memory = Memory.open(folder, encode)

@@ -4,10 +4,10 @@ python -m tests.benchmarks.retrieval                                # makes what
 python -m tests.benchmarks.retrieval --prepare                      # vectors, indexes, memories and settings only: an hour, once
 python -m tests.benchmarks.retrieval --rows=20000 --sets clusters   # smaller
 
-Every engine has two threads for a batch, one for a single query, and a process of its own. Its search setting is the fastest of
-those tried (tests/benchmarks/engines.py) with recall@10 of at least 0.95 over 1,000 queries. Rounds go through all engines in
-turn; the tables have medians over rounds, and of the ratios round by round. What was made lies in ~/.cache/openbook/benchmarks;
---fresh makes indexes and memories anew.
+Every engine has a thread a core for a batch (`taskset -c 0` makes it one), one for a single query, and a process of its own. Its
+search setting is the fastest of those tried (tests/benchmarks/engines.py) with recall@10 of at least 0.95 over 1,000 queries. Rounds
+go through all engines in turn; the tables have medians over rounds, and of the ratios round by round. What was made lies in
+~/.cache/openbook/benchmarks; --fresh makes indexes and memories anew.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import subprocess
 import sys
 
 from tests.benchmarks import vectors
-from tests.benchmarks.engines import ENGINES
+from tests.benchmarks.engines import ENGINES, THREADS
 from tests.benchmarks.index_jobs import JOBS as INDEX_JOBS
 from tests.benchmarks.memory_jobs import ENCODERS
 from tests.benchmarks.memory_jobs import JOBS as MEMORY_JOBS
@@ -32,7 +32,7 @@ PACKAGES = ("numpy", "scann", "faiss-cpu", "hnswlib", "usearch", "pylance", "jax
 
 def child(job: str, **arguments) -> dict:
     """What a job answers, from a process of its own."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(THREADS)}
     environment.pop("OPENBLAS_CORETYPE", None)  # set where an old CPU is pretended
     command = [sys.executable, "-m", "tests.benchmarks.retrieval", f"--job={json.dumps([job, arguments])}"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"indexes": indexes, "memories": memories, "rounds": rounds}, file, indent=1)
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES if there(package))
-    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}; {versions}; {args.rounds} rounds")
+    print(f"{platform.machine()}, {THREADS} of {os.cpu_count()} CPUs, Python {platform.python_version()}; {versions}; {args.rounds} rounds")
     for name, facts in indexes.items():
         report_set(name, facts, rounds[name])
     if memories:

@@ -17,7 +17,9 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     drawn = np.random.default_rng(0).normal(size=(ROWS + vectors.QUERIES, 32))
     monkeypatch.setitem(vectors.SETS, "clusters", (ROWS, lambda count: drawn, []))
-    monkeypatch.setattr(vectors, "passages", lambda count=None: [f"words of passage {number}" for number in range(ROWS)][:count])
+    monkeypatch.setattr(
+        vectors, "passages", lambda count=None: [f"words of passage {number}" for number in range(ROWS + vectors.QUERIES)][:count]
+    )
     monkeypatch.setattr(index_jobs, "SECONDS", 0.01)
     monkeypatch.setattr(memory_jobs, "EDITS", 5)
     monkeypatch.setattr(engines, "THREADS", 1)  # two that spin, on cores that others use, take a minute

@@ -4,7 +4,7 @@ passages    200,000 x 384: all-MiniLM-L6-v2 of every 10 words of the State of th
 tokens      120,000 x 576: last hidden states of SmolLM2-135M at tokens of the same speeches, the keys of a kNN-LM
 clusters    200,000 x 128: a mixture of 1,000 Gaussians, each of 24 dimensions
 
-All rows have length 1. 1,000 more rows of each are the queries. A file's name holds a checksum of how it was made.
+All rows have length 1. 1,000 more, drawn before them, are the queries. A file's name holds a checksum of how it was made.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ def cache() -> Path:
 
 
 def load(name: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 [rows, D], queries float32 [QUERIES, D]): the data set, made when missing, or the first rows of it."""
+    """(float32 [rows, D], queries float32 [QUERIES, D]): the data set, made when missing, or a part of it."""
     size, make, facts = SETS[name]
     both = _kept(name, size + QUERIES, make, facts) if facts else make(size + QUERIES)
     if rows > size:
         raise ValueError(f"{name} has {size:,} vectors, not {rows:,}")
-    return _unit(both[:rows]), _unit(both[size:])
+    return _unit(both[QUERIES : QUERIES + rows]), _unit(both[:QUERIES])
 
 
 def nearest(base: np.ndarray, queries: np.ndarray) -> np.ndarray:
