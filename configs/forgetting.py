@@ -58,7 +58,7 @@ def get_config(variant=""):
     }
     if t5:
         model = model_section(preset("t5", "tiny")).to_dict() | {
-            "vocab_size": 0, "d_model": 256, "d_ff": 1024, "n_layers": 4, "encoder_layers": 4, "head_dim": 64,
+            "vocab_size": 0, "d_model": 256, "d_ff": 1024, "n_layers": 4, "encoder_layers": 4, "head_dim": 64, "logit_scale": 256**-0.5,
         }  # fmt: skip
         variants["text"] = text | {f"model.{k}": v for k, v in model.items() if v is not None} | {"steps": 150, "optimizer.warmup": 20}
     return specialise(c, method, **variants)

@@ -13,7 +13,6 @@ NAMES = {
     "base": "before", "none": "plain", "replay": "replay, a tenth", "kl": "KL to the base", "l2_sp": "L2-SP", "ewc": "EWC", "lora": "LoRA",
     "wise_ft": "WiSE-FT, α = 0.5",
 }  # fmt: skip
-COPIES = {"copy_input": "copy the input", "copy_demonstration": "copy a demonstration"}
 HEAD = "| {} | ROUGE-L, held-out tasks | exact match | stops by itself | perplexity, held-out text | change |\n|---|---|---|---|---|---|"
 
 
@@ -31,7 +30,7 @@ def table(model: str, runs: dict[str, dict[str, dict]]) -> str:
         lines.append(f"| {NAMES[run]} | {scored(of)} | {percent(of['scores']['exact_match'])} | {percent(of['scores']['stop_rate'])} "
                      f"| {text['perplexity']:.2f} | {change} |")  # fmt: skip
     for name, of in runs["base"]["tasks"]["baselines"].items():
-        lines.append(f"| {COPIES.get(name, name)} | {scored(of)} | {percent(of['scores']['exact_match'])} | | | |")
+        lines.append(f"| {name} | {scored(of)} | {percent(of['scores']['exact_match'])} | | | |")
     return "\n".join(lines)
 
 

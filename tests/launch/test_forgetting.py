@@ -1,5 +1,6 @@
 """The forgetting study: its texts share no article, its stages fit together, and its table says what was measured."""
 
+import importlib
 import json
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_stage_reads_what_no_earlier_stage_writes():
 
 def found(rouge, perplexity, baselines=False):
     of = {"scores": {"rouge_l": rouge, "exact_match": 5.0, "stop_rate": 90.0}, "intervals": {"rouge_l": [rouge - 2, rouge + 2]}}
-    tasks = {"answers": 40, "all": of} | ({"baselines": {"copy_input": of}} if baselines else {})
+    tasks = {"answers": 40, "all": of} | ({"baselines": {"copy input": of}} if baselines else {})
     return {"tasks": tasks, "text": {"perplexity": perplexity}}
 
 
@@ -48,7 +49,7 @@ def test_the_table_has_other_numbers_than_were_measured(tmp_path):
     written = (tmp_path / "report.md").read_text()
     assert "| before | 10.0 (8.0 to 12.0) | 5 % | 90 % | 20.00 |  |" in written
     assert "| plain | 11.0 (9.0 to 13.0) | 5 % | 90 % | 21.00 | +5.0% |" in written
-    assert "| copy the input | 10.0 (8.0 to 12.0) |" in written and "40 of Model" in written
+    assert "| copy input | 10.0 (8.0 to 12.0) |" in written and "40 of Model" in written
     assert (tmp_path / "forgetting.svg").read_text().startswith("<?xml")
 
 
@@ -57,9 +58,18 @@ def test_a_missing_measurement_ends_in_a_stack_trace(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_the_small_t5_of_the_study_cannot_be_written_for_transformers():
+    from lm import families
+    from lm.data import tokenizers
+    from lm.training import settings
+
+    section = importlib.import_module("configs.forgetting").get_config("t5-text").model
+    ours = settings.model_config(section, tokenizers.bytes_only(sentinels=100))
+    theirs = families.config_from_hf(families.config_to_hf(ours))
+    assert (theirs.logit_scale, theirs.d_model, theirs.encoder_layers) == (ours.logit_scale, ours.d_model, ours.encoder_layers)
+
+
 @pytest.mark.parametrize("variant", ["", "replay", "kl", "l2_sp", "ewc", "fisher", "lora", "t5", "t5-text", "t5-replay", "t5-lora"])
 def test_a_run_of_the_study_is_refused(variant):
-    import importlib
-
     config = importlib.import_module("configs.forgetting").get_config(variant)
     assert config.length == 256 and (config.objective.name == "instruct") == (variant not in ("fisher", "t5-text"))
