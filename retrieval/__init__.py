@@ -7,6 +7,7 @@ import importlib
 
 _HOMES = {
     "Answer": "retrieval.answering", "Reader": "retrieval.answering", "answer": "retrieval.answering",
+    "CrossEncoder": "retrieval.cross_encoder",
     "Commit": "retrieval.passages", "Diff": "retrieval.passages", "Hit": "retrieval.passages", "Passage": "retrieval.passages",
     "Encoder": "retrieval.encoder", "ExactIndex": "retrieval.exact_index", "ScannIndex": "retrieval.scann_index",
     "EVERY_GROUP": "retrieval.filters", "Filter": "retrieval.filters",

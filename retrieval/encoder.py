@@ -1,8 +1,9 @@
-"""Encoder: sentences to unit vectors with a bidirectional transformer of ours (Sentence-BERT, Reimers & Gurevych 2019, section 3)."""
+"""Encoder: sentences to unit vectors with any encoder or decoder of ours (Sentence-BERT, Reimers & Gurevych 2019, section 3)."""
 
 import hashlib
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,31 +22,30 @@ FEW_ROWS = 4
 
 
 class Encoder:
-    """list[str] -> float32 [N, dim], rows of length 1: the last hidden states pooled as the model says, or their mean over a text.
+    """list[str] -> float32 [N, dim], rows of length 1: the last hidden states pooled as the model says, else their mean over a text, or
+    of a model that sees only earlier tokens the last one (Muennighoff 2022, SGPT, section 3, without its weights).
 
     Tokens beyond `max_length` are not seen; `truncated` counts the texts that lost some, and a warning says so.
     """
 
     def __init__(self, model, params, tokenizer, max_length: int | None = None, source: str = ""):
         config = model.config
-        if config.causal:
-            raise RetrievalError(
-                f"{source or 'the model'} ({config.family}) sees only earlier tokens; a sentence encoder must be bidirectional"
-            )
+        if config.encoder_layers:
+            raise RetrievalError(f"{source or 'the model'} ({config.family}) is an encoder-decoder: an encoder or a decoder embeds texts")
         longest = min(config.max_length, max_length or config.max_length)
         if longest < 3:
             raise RetrievalError(f"max_length={max_length}: expected at least 3 tokens")
         self.source, self.dim, self.max_length, self.truncated = source, config.d_model, longest, 0
         self._tokenizer, self._params, self._pad = tokenizer, params, config.pad_token_id or 0
-        self._lengths = (*(length for length in LENGTHS if length < longest), longest)
+        self._lengths = lengths_to(longest)
         if config.head != "embedding":
-            model, self._params = lm.with_head(model, params, "embedding", pooling="mean")
+            model, self._params = lm.with_head(model, params, "embedding")
         self._embed = jax.jit(partial(_unit_vectors, model))
         self.fingerprint = _fingerprint(config, params, longest, model.config.pooling)
 
     @classmethod
     def from_hf(cls, path_or_id, max_length: int | None = None) -> "Encoder":
-        """From a directory or hub id of a BERT-like model. `max_length` is by default the one of its sentence_bert_config.json, else
+        """From a directory or hub id of an encoder or decoder. `max_length` is by default the one of its sentence_bert_config.json, else
         the model's. Raises ValueError (lm.weights.WeightsError) when it cannot be read."""
         model, params = lm.from_hf(path_or_id)
         source = Path(path_or_id)
@@ -61,9 +61,10 @@ class Encoder:
             raise RetrievalError(f"expected a list of texts, got the string {texts[:40]!r}: put it in a list")
         rows = self._tokens(list(texts))
         vectors = np.zeros((len(rows), self.dim), np.float32)
-        order = np.argsort([len(row) for row in rows], kind="stable")
-        size = FEW_ROWS if len(rows) <= FEW_ROWS else ROWS
-        pending = [self._dispatch(order[start : start + size], rows, size) for start in range(0, len(rows), size)]
+        pending = [
+            (chosen, self._embed(self._params, lm.Batch.of(tokens, segments)))
+            for chosen, tokens, segments in by_length(rows, self._lengths, self._pad)
+        ]
         for chosen, embedded in pending:
             vectors[chosen] = np.asarray(embedded)[: len(chosen)]
         return vectors
@@ -84,13 +85,24 @@ class Encoder:
             )
         return [encoded["input_ids"][first[number]] for number in range(len(texts))]
 
-    def _dispatch(self, chosen: np.ndarray, rows: list[list[int]], size: int):
+
+def lengths_to(longest: int) -> tuple[int, ...]:
+    """What rows of at most `longest` tokens are padded to."""
+    return (*(length for length in LENGTHS if length < longest), longest)
+
+
+def by_length(rows: Sequence[Sequence[int]], lengths: Sequence[int], pad: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of rows of like length: (which rows, tokens, segments), the last two int32 [B, T], T one of `lengths`, B 32, or 4 for few."""
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    size = FEW_ROWS if len(rows) <= FEW_ROWS else ROWS
+    for start in range(0, len(rows), size):
+        chosen = order[start : start + size]
         longest = max(len(rows[i]) for i in chosen)
-        length = next(length for length in self._lengths if length >= longest)
-        tokens, segments = np.full((size, length), self._pad, np.int32), np.zeros((size, length), np.int32)
+        length = next(length for length in lengths if length >= longest)
+        tokens, segments = np.full((size, length), pad, np.int32), np.zeros((size, length), np.int32)
         for row, i in enumerate(chosen):
             tokens[row, : len(rows[i])], segments[row, : len(rows[i])] = rows[i], 1
-        return chosen, self._embed(self._params, lm.Batch.of(tokens, segments))
+        yield chosen, tokens, segments
 
 
 def _unit_vectors(model, params, batch) -> jax.Array:

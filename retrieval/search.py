@@ -16,12 +16,16 @@ def main(argv=None):
     options.add_argument("-k", type=int, default=5, help="passages to show for each text")
     options.add_argument("--mode", choices=MODES, default="dense", help="by vectors, by words (BM25), or both fused by rank")
     options.add_argument("--diversity", type=float, default=0.0, help="0 to 1: what likeness to hits before it costs a hit")
+    options.add_argument("--rerank", metavar="PATH", help="directory or hub id of a cross-encoder that orders what was found anew")
     add_filter_options(options)
     add_past_option(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
     memory = open_memory(args.memory, args.encoder, args.as_of)
-    found = memory.search(args.text, args.k, mode=args.mode, diversity=args.diversity, **filter_options(args))
+    from retrieval import CrossEncoder
+
+    rerank = CrossEncoder.from_hf(args.rerank) if args.rerank else None
+    found = memory.search(args.text, args.k, mode=args.mode, diversity=args.diversity, rerank=rerank, **filter_options(args))
     for text, hits in zip(args.text, found, strict=True):
         if args.json:
             print(json.dumps({"query": text, "hits": [dataclasses.asdict(hit) for hit in hits]}, ensure_ascii=False))

@@ -3,9 +3,10 @@ import logging
 
 import numpy as np
 import pytest
+import transformers
 
 from retrieval import Encoder, Memory, Passage, RetrievalError
-from tests.retrieval.models import save_encoder, save_reader
+from tests.retrieval.models import byte_tokenizer, save_encoder, save_reader
 
 torch = pytest.importorskip("torch")
 
@@ -105,7 +106,13 @@ def test_a_memory_opens_with_the_encoder_it_was_made_with(bert, encoder, tmp_pat
         Memory.open(tmp_path / "m", other)
 
 
-def test_a_causal_model_is_refused_as_an_encoder(tmp_path):
+def test_a_decoder_embeds_other_than_by_its_last_token(tmp_path):
     save_reader(tmp_path)
-    with pytest.raises(RetrievalError, match="bidirectional"):
-        Encoder.from_hf(tmp_path)
+    encoder = Encoder.from_hf(tmp_path)
+    model = transformers.LlamaModel.from_pretrained(tmp_path).eval()
+    texts = ["a", "towns by the sea", "the sea and the hills " * 4]
+    with torch.no_grad():
+        last = [model(torch.tensor([byte_tokenizer()(text)["input_ids"]])).last_hidden_state[0, -1].numpy() for text in texts]
+    expected = np.stack(last) / np.linalg.norm(last, axis=1, keepdims=True)
+    assert np.abs(encoder(texts) - expected).max() < 1e-4
+    assert encoder.fingerprint != Encoder.from_hf(tmp_path, max_length=100).fingerprint
