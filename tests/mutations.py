@@ -129,7 +129,7 @@ MUTATIONS = [
     ),
     Mutation(
         10, "lm/training/unused.py", "if changed and not names & {*readers}:", "if changed and not readers:",
-        "tests/lm/training/test_unused.py",
+        "tests/lm/training/test_unused.py::test_a_field_that_an_objective_ignores_is_accepted",
     ),
     Mutation(
         11, "lm/adaptation/interpolation.py", "jnp.asarray(t if alpha else b, b.dtype)", "jnp.asarray(b if alpha else t, b.dtype)",

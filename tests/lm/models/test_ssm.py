@@ -215,9 +215,9 @@ def test_packed_documents_get_the_values_and_gradients_they_get_alone(name):
         first = np.argsort(~inside, kind="stable")  # its tokens, then padding: the length to compile for stays the same
         (_, alone), (grad, dx) = gradient(params, x[:, first], np.where(np.arange(19) < n, 1, 0)[None])
         np.testing.assert_allclose(packed[:, inside], alone[:, :n], atol=1e-5)
-        np.testing.assert_allclose(packed_dx[:, inside], dx[:, :n], atol=1e-5)
+        np.testing.assert_allclose(packed_dx[:, inside], dx[:, :n], atol=1e-6 * max(10, np.abs(dx).max()))  # gradients of 30 and more
         total = jax.tree.map(jnp.add, total, grad)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), packed_grad, total)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * max(10, np.abs(b).max()), rtol=1e-5), packed_grad, total)
     np.testing.assert_array_equal(packed_dx[segments == 0], 0)
 
 

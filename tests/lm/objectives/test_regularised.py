@@ -13,9 +13,8 @@ from lm.batch import Batch
 from lm.data import batches, packing
 from lm.evaluation.perplexity import make_evaluator
 from lm.models import build
-from lm.models.config import ConfigError
-from lm.objectives import OBJECTIVES, Objective, cross_entropy, next_token
-from lm.training import loop, settings, sharding, trackers
+from lm.objectives import cross_entropy, next_token
+from lm.training import loop, sharding, trackers
 from lm.training.state import create_state
 from lm.training.step import make_train_step
 from tests.lm.training import runs, small
@@ -123,11 +122,3 @@ def test_a_run_does_not_report_the_loss_without_or_its_fisher_information_is_of_
     fisher.write(runs.config(tmp_path, init_from=str(tmp_path / "run"), steps=1, **added), str(tmp_path / "fisher"), sampled=False)
     (objective,) = seen
     assert objective.func is next_token and objective.keywords == {"chunk": 0}
-
-
-def test_an_objective_that_predicts_no_tokens_takes_them_in_silence(tmp_path, monkeypatch):
-    plain = lambda *args, **options: next_token(*args, **options)  # stands for another loss
-    monkeypatch.setitem(OBJECTIVES, "next_token", Objective(plain, heads=("causal_lm",)))
-    for field in ("label_smoothing", "z_loss"):
-        with pytest.raises(ConfigError, match=rf"objective\.{field}=0\.1 is for objectives that predict tokens, and 'next_token' does not"):
-            settings.check(runs.config(tmp_path, **{f"objective.{field}": 0.1}), 8)
