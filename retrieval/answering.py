@@ -9,7 +9,8 @@ from typing import Protocol
 
 import lm
 from retrieval.errors import RetrievalError
-from retrieval.fusion.in_context import build_prompt, one_line
+from retrieval.fusion.in_context import build_prompt
+from retrieval.inert import one_line
 from retrieval.ingest.sentences import sentences
 from retrieval.memory import Memory
 from retrieval.passages import Hit

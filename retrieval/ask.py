@@ -1,7 +1,6 @@
 """Asks a model with and without its memory: python -m retrieval.ask --memory=DIR --reader=PATH_OR_GGUF "In which country is Bagheria?" """
 
 import dataclasses
-import json
 import sys
 
 from retrieval.cli import (
@@ -14,6 +13,7 @@ from retrieval.cli import (
     open_memory,
     parser,
 )  # fmt: skip
+from retrieval.inert import as_json, shown
 
 
 @entry_point
@@ -34,13 +34,14 @@ def main(argv=None):
     floor = FLOOR if args.floor is None else args.floor
     for given in answer(args.question, searched, Reader.from_hf(args.reader), args.k, args.max_new_tokens, floor=floor):
         if args.json:
-            print(json.dumps(dataclasses.asdict(given), ensure_ascii=False))
+            print(as_json(dataclasses.asdict(given)))
             continue
-        unknown = f"does not know (the reader's words, which the memory does not support: {given.text or 'none'})"
-        print(f"{given.question}\n  open-book:   {given.text if given.known else unknown}")
+        unknown = f"does not know (the reader's words, which the memory does not support: {shown(given.text) or 'none'})"
+        print(f"{shown(given.question)}\n  open-book:   {shown(given.text) if given.known else unknown}")
         for hit, sentence in zip(given.citations, given.sentences, strict=True):
-            print(f"    [{hit.id}] {hit.title + ': ' if hit.title else ''}{sentence}  (score {hit.score:.3f}, version {hit.version})")
-        print(f"  closed-book: {given.closed_book_text}")
+            said = shown(f"[{hit.id}] {hit.title + ': ' if hit.title else ''}{sentence}")
+            print(f"    {said}  (score {hit.score:.3f}, version {hit.version})")
+        print(f"  closed-book: {shown(given.closed_book_text)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Tries a deletion without making it: python -m retrieval.audit --memory=DIR --reader=PATH "Where is Bagheria?" --ids bagheria"""
 
 import dataclasses
-import json
 import sys
 
 from retrieval.cli import add_encoder_option, add_reader_options, entry_point, open_memory, parser
+from retrieval.inert import as_json, shown
 
 
 @entry_point
@@ -29,15 +29,16 @@ def main(argv=None):
 
     for done in audit(args.question, args.ids, memory, Reader.from_hf(args.reader), args.answer, args.k, args.max_new_tokens):
         if args.json:
-            print(json.dumps(dataclasses.asdict(done), ensure_ascii=False))
+            print(as_json(dataclasses.asdict(done)))
             continue
-        print(f"{done.question}\n  {done.verdict}: {VERDICTS[done.verdict]}")
+        print(f"{shown(done.question)}\n  {done.verdict}: {VERDICTS[done.verdict]}")
         for label, text, hits in (
             ("whole memory", done.full, done.full_citations),
             ("without them", done.deleted, done.citations),
             ("closed-book", done.closed_book, ()),
         ):
-            print(f"  {label + ':':<14}{text}{'  [' + ', '.join(hit.id for hit in hits) + ']' if hits else ''}")
+            cited = f"  [{', '.join(hit.id for hit in hits)}]" if hits else ""
+            print(f"  {label + ':':<14}{shown(text)}{cited}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import functools
-import json
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from retrieval.inert import as_json, shown
 
 
 def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
@@ -19,7 +20,7 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
         try:
             return run(argv) or 0
         except (ValueError, OSError) as error:  # RetrievalError, WeightsError and GenerationError are ValueErrors
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            print(f"error: {shown(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted: what was committed before stays", file=sys.stderr)
@@ -48,14 +49,14 @@ def add_record_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--reason", default="", help="recorded in the log")
 
 
-def print_commit(commit, as_json: bool) -> None:
+def print_commit(commit, in_json: bool) -> None:
     """One line: version, time, author, action, the first ids, reason."""
-    if as_json:
-        print(json.dumps(dataclasses.asdict(commit), ensure_ascii=False))
+    if in_json:
+        print(as_json(dataclasses.asdict(commit)))
         return
     ids = ", ".join(commit.ids[:3]) + (f" and {len(commit.ids) - 3:,} more" if len(commit.ids) > 3 else "")
-    reason = f"  # {commit.reason}" if commit.reason else ""
-    print(f"{commit.version:>6}  {commit.time}  {commit.author}  {commit.action:<6}  {ids}{reason}")
+    reason = f"  # {shown(commit.reason)}" if commit.reason else ""
+    print(f"{commit.version:>6}  {commit.time}  {shown(commit.author)}  {commit.action:<6}  {shown(ids)}{reason}")
 
 
 def add_reader_options(made: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import lm
 from retrieval.encoder import by_length, lengths_to
 from retrieval.errors import RetrievalError
+from retrieval.inert import without_control
 
 LABELS = (1, 2)  # a score; or irrelevant, relevant
 
@@ -43,7 +44,8 @@ class CrossEncoder:
         scores = np.zeros(len(texts), np.float32)
         if not len(texts):
             return scores
-        pairs = self._tokenizer([query] * len(texts), list(texts), truncation="only_second", max_length=self.max_length)
+        plain = [without_control(self._tokenizer, text) for text in texts]  # a separator in a text is only text
+        pairs = self._tokenizer([query] * len(texts), plain, truncation="only_second", max_length=self.max_length)
         kinds = pairs["token_type_ids"] if self._typed else None
         for chosen, tokens, segments in by_length(pairs["input_ids"], lengths_to(self.max_length), self._pad):
             types = None

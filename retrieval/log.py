@@ -1,10 +1,10 @@
 """Shows what happened to a memory, or to one passage: python -m retrieval.log --memory=DIR [--id=ID | --diff A B]"""
 
 import dataclasses
-import json
 import sys
 
 from retrieval.cli import entry_point, open_memory, parser, print_commit, version_or_time
+from retrieval.inert import as_json, shown
 
 
 @entry_point
@@ -18,18 +18,19 @@ def main(argv=None):
     if args.diff:
         diff = dataclasses.asdict(memory.diff(*args.diff))
         if args.json:
-            print(json.dumps(diff, ensure_ascii=False))
+            print(as_json(diff))
         else:
             print("\n".join(f"{change:<8}{id}" for change, ids in diff.items() for id in ids) or "no passage differs")
         return
     for commit, passage in memory.history(args.id) if args.id else [(commit, None) for commit in memory.log()]:
         if args.json:
-            shown = {"passage": passage and dataclasses.asdict(passage)} if args.id else {}
-            print(json.dumps(dataclasses.asdict(commit) | shown, ensure_ascii=False))
+            after = {"passage": passage and dataclasses.asdict(passage)} if args.id else {}
+            print(as_json(dataclasses.asdict(commit) | after))
         else:
             print_commit(commit, False)
             if args.id:
-                print(f"        {f'{passage.title}: ' if passage and passage.title else ''}{passage.text if passage else '(deleted)'}")
+                text = f"{passage.title}: {passage.text}" if passage and passage.title else passage.text if passage else "(deleted)"
+                print(f"        {shown(text)}")
 
 
 if __name__ == "__main__":

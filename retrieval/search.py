@@ -1,10 +1,10 @@
 """Finds passages: python -m retrieval.search --memory=DIR "a question" """
 
 import dataclasses
-import json
 import sys
 
 from retrieval.cli import add_encoder_option, add_filter_options, add_past_option, entry_point, filter_options, open_memory, parser
+from retrieval.inert import as_json, shown
 
 MODES = ("dense", "lexical", "hybrid")
 
@@ -28,11 +28,11 @@ def main(argv=None):
     found = memory.search(args.text, args.k, mode=args.mode, diversity=args.diversity, rerank=rerank, **filter_options(args))
     for text, hits in zip(args.text, found, strict=True):
         if args.json:
-            print(json.dumps({"query": text, "hits": [dataclasses.asdict(hit) for hit in hits]}, ensure_ascii=False))
+            print(as_json({"query": text, "hits": [dataclasses.asdict(hit) for hit in hits]}))
             continue
-        print(text if hits else f"{text}\n  nothing that can be read and matches")
+        print(shown(text) if hits else f"{shown(text)}\n  nothing that can be read and matches")
         for hit in hits:
-            print(f"  {hit.score:.3f}  {hit.id}  {hit.title + ': ' if hit.title else ''}{hit.text}")
+            print(f"  {hit.score:.3f}  {hit.id}  " + shown(f"{hit.title + ': ' if hit.title else ''}{hit.text}"))
 
 
 if __name__ == "__main__":

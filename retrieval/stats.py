@@ -1,9 +1,9 @@
 """Says what is in a memory and what it takes: python -m retrieval.stats --memory=DIR"""
 
-import json
 import sys
 
 from retrieval.cli import entry_point, open_memory, parser
+from retrieval.inert import as_json, shown
 
 
 @entry_point
@@ -12,11 +12,11 @@ def main(argv=None):
     args = options.parse_args(argv)
     stats = open_memory(args.memory, None).stats()
     if args.json:
-        print(json.dumps(stats, ensure_ascii=False))
+        print(as_json(stats))
         return
     width = max(map(len, stats))
     for name, value in stats.items():
-        print(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+        print(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else shown(value)}")
 
 
 if __name__ == "__main__":

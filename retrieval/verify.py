@@ -1,9 +1,9 @@
 """Checks a memory on disk: python -m retrieval.verify --memory=DIR; exit code 0 when it is sound, 1 when it is not"""
 
-import json
 import sys
 
 from retrieval.cli import entry_point, open_memory, parser
+from retrieval.inert import as_json, shown
 
 
 @entry_point
@@ -15,9 +15,10 @@ def main(argv=None):
     found = problems(args.memory)  # what cannot be opened is looked at too
     memory = None if found else open_memory(args.memory, None)
     if args.json:
-        print(json.dumps({"memory": str(args.memory), "version": memory and memory.version, "problems": found}, ensure_ascii=False))
+        print(as_json({"memory": str(args.memory), "version": memory and memory.version, "problems": found}))
     else:
-        print("\n".join(found) if memory is None else f"{args.memory}: {len(memory):,} passages in version {memory.version}, all sound")
+        sound = memory is not None and f"{args.memory}: {len(memory):,} passages in version {memory.version}, all sound"
+        print(sound or "\n".join(map(shown, found)))
     return int(bool(found))
 
 

@@ -1,22 +1,26 @@
 """A memory at the input door: retrieved passages are put before the question (In-Context RALM, Ram et al. 2023).
 
 Text from a memory is data. It is put on one line, so that it cannot pass for another passage or for the question, and is
-tokenised with special tokens switched off, so that it cannot end the user's turn.
+tokenised with special tokens switched off and what the chat template writes around messages broken, so that it cannot end the
+user's turn.
 """
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 
 import jinja2
 
 from retrieval.errors import RetrievalError
+from retrieval.inert import encode_foreign, encode_plain, one_line, one_of
 from retrieval.passages import Hit
 
 INSTRUCTION = "Answer the question in a few words."
 MAX_PASSAGE_TOKENS = 192  # of one passage; a small reader loses itself in longer ones
 MIN_PASSAGE_TOKENS = 16  # a passage is not cut to less; it is left out
 CONTENT = "openbook content goes here"  # stands for the user's turn while the chat template is rendered
+BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +41,16 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int)
     """
     if not isinstance(question, str) or not question.strip():
         raise RetrievalError(f"the question is {question!r}: expected some text")
-    plain = functools.partial(encode_plain, tokenizer)
+    plain, line = functools.partial(encode_plain, tokenizer), functools.partial(_line, tokenizer, _markers(tokenizer))
     asked = f"Question: {one_line(question)}"
     for count in range(len(hits), 0, -1):
         before, after = _frame(tokenizer)
         head = plain(f"{INSTRUCTION} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
         tail = plain(asked + _cue(tokenizer))
         room = max_tokens - len(before) - len(head) - len(tail) - len(after)
-        lines = [_line(plain, number, hit, MAX_PASSAGE_TOKENS) for number, hit in enumerate(hits[:count], start=1)]
+        lines = [line(number, hit, MAX_PASSAGE_TOKENS) for number, hit in enumerate(hits[:count], start=1)]
         if count == 1 and len(lines[0]) > room >= MIN_PASSAGE_TOKENS:
-            lines[0] = _line(plain, 1, hits[0], room)
+            lines[0] = line(1, hits[0], room)
         if sum(map(len, lines)) <= room:
             return Prompt([*before, *head, *(token for line in lines for token in line), *tail, *after], tuple(hits[:count]))
     before, after = _frame(tokenizer, INSTRUCTION)
@@ -59,23 +63,11 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int)
     return Prompt(tokens, ())
 
 
-def encode_plain(tokenizer, text: str) -> list[int]:
-    """Token ids of `text`, in which the spelling of a special token is only text; other control tokens are left out."""
-    control = {id for id, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
-    tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [token for token in tokens if token not in control]
-
-
-def one_line(text: str) -> str:
-    """`text` with every run of white space, line ends included, turned into one space."""
-    return " ".join(text.split())
-
-
-def _line(plain, number: int, hit: Hit, max_tokens: int) -> list[int]:
+def _line(tokenizer, markers: re.Pattern, number: int, hit: Hit, max_tokens: int) -> list[int]:
     """One passage as a line of at most `max_tokens` tokens."""
-    head, end = plain(f"[{number}]"), plain("\n")
+    head, end = encode_plain(tokenizer, f"[{number}]"), encode_plain(tokenizer, "\n")
     title = f" {one_line(hit.title)}:" if hit.title and not hit.text.startswith(hit.title) else ""
-    return [*head, *plain(f"{title} {one_line(hit.text)}")[: max_tokens - len(head) - len(end)], *end]
+    return [*head, *encode_foreign(tokenizer, f"{title} {one_line(hit.text)}", markers, max_tokens - len(head) - len(end)), *end]
 
 
 def _cue(tokenizer) -> str:
@@ -90,13 +82,26 @@ def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
     if not tokenizer.chat_template:
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return [*start, *(encode_plain(tokenizer, instruction + "\n") if instruction else [])], []
-    render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
-    user = {"role": "user", "content": CONTENT}
-    try:
-        text = render([{"role": "system", "content": instruction}, user] if instruction else [user])
-    except (ValueError, TypeError, jinja2.TemplateError):
-        text = render([{"role": "user", "content": f"{instruction}\n{CONTENT}"}])
+    text = _rendered(tokenizer, instruction)
     if text.count(CONTENT) != 1:
         raise RetrievalError("the tokenizer's chat template does not show a user's message exactly once: give the reader another template")
     before, after = text.split(CONTENT)
     return tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
+
+
+def _rendered(tokenizer, instruction: str) -> str:
+    render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    system, user = {"role": "system", "content": instruction}, {"role": "user", "content": CONTENT}
+    try:
+        return render([*[system] * bool(instruction), user])
+    except (ValueError, TypeError, jinja2.TemplateError):
+        return render([user | {"content": f"{instruction}\n{CONTENT}"}])
+
+
+def _markers(tokenizer) -> re.Pattern:
+    """What the chat template writes around messages, such as [/INST], <|user|> or ASSISTANT:, which to some tokenizers is plain text."""
+    if not tokenizer.chat_template:
+        return one_of(())
+    text = _rendered(tokenizer, INSTRUCTION)
+    last = [part.split()[-1:] for part in re.split(f"{INSTRUCTION}|{CONTENT}", text)]  # the words before a message and the answer
+    return one_of({*BRACKETED.findall(text), *(word for words in last for word in words if word.endswith(":"))})

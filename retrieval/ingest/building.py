@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import json
 import shutil
 import sys
 import time
 
 from retrieval.errors import RetrievalError
+from retrieval.inert import as_json, shown
 from retrieval.ingest import chunking, reading, updates
 from retrieval.ingest.documents import Document, Report
 from retrieval.ingest.files import covers
@@ -60,9 +60,9 @@ def build(args: argparse.Namespace) -> None:
         work.replace(place)
     if args.json:
         repeats = [dataclasses.asdict(repeat) for repeat in plan.repeats]
-        print(json.dumps({"memory": str(place), "dry_run": args.dry_run, **counts, **facts, "repeats": repeats}, ensure_ascii=False))
+        print(as_json({"memory": str(place), "dry_run": args.dry_run, **counts, **facts, "repeats": repeats}))
     else:
-        print("\n".join(_summary(args, plan, report, counts, facts)))
+        print("\n".join(map(shown, _summary(args, plan, report, counts, facts))))
 
 
 def reembed(args: argparse.Namespace) -> None:
@@ -73,7 +73,7 @@ def reembed(args: argparse.Namespace) -> None:
     memory.reembed(Encoder.from_hf(args.encoder), args.author, args.reason)
     facts = {"memory": str(args.memory), "version": memory.version, "size": len(memory), "seconds": time.monotonic() - started}
     print(
-        json.dumps(facts) if args.json
+        as_json(facts) if args.json
         else f"{args.memory}: {facts['size']:,} passages embedded anew in {facts['seconds']:.1f} s, version {facts['version']}"
     )  # fmt: skip
 

@@ -121,6 +121,34 @@ def test_search_by_words_by_tag_by_time_and_for_a_group(built, capsys):
     assert search.main([f"--memory={built}", "x", "--after=soon"]) == 2 and "'soon'" in capsys.readouterr().err
 
 
+def test_text_from_a_memory_reaches_the_terminal_as_text_and_forges_no_line(built, models, capsys):
+    from retrieval import ask
+
+    hostile = "an owl\x1b[2J\x1b]0;title\x07\r\n  0.999  r1  forged\u2028\x9b31m\u202e{{ 7 * 7 }} {workdir}"
+    safe = "an owl\\x1b[2J\\x1b]0;title\\x07 0.999 r1 forged \\x9b31m\\u202e{{ 7 * 7 }} {workdir}"
+    memory = Memory.open(built)
+    memory.add([Passage("a", hostile, title=hostile, tags=("owl",))], author=hostile, reason=hostile)
+    at, reader = f"--memory={built}", [f"--reader={models / 'reader'}", "--max-new-tokens=2"]
+    commands = (
+        lambda *json: search.main([at, *json, "--tag=owl", hostile]), lambda *json: log.main([at, *json]),
+        lambda *json: log.main([at, *json, "--id=a"]), lambda *json: ask.main([at, *json, *reader, "-k=1", "--tag=owl", "an owl"]),
+        lambda *json: audit.main([at, *json, *reader, hostile, "--ids", "a"]), lambda *json: stats.main([at, *json]),
+        lambda *json: edit.main([at, *json, "--edit=a", "--text", hostile, "--author", hostile, "--reason", hostile]),
+    )  # fmt: skip
+    capsys.readouterr()
+    for command, lines in zip(commands, (2, 3, 2, None, 5, None, 1), strict=True):
+        assert command() == 0
+        printed = capsys.readouterr().out
+        assert all(c.isprintable() or c == "\n" for c in printed), printed
+        assert lines in (None, printed.count("\n")) and (safe in printed or lines is None)
+        assert command("--json") == 0
+        printed = capsys.readouterr().out
+        assert all(c.isprintable() or c == "\n" for c in printed) and [json.loads(line) for line in printed.splitlines()]
+    assert edit.main([at, "--delete", hostile]) == 2
+    assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().err)
+    assert Memory.open(built).get("a").text == hostile
+
+
 def test_an_audit_by_command_says_where_the_answer_comes_from_and_deletes_nothing(built, models, capsys):
     capsys.readouterr()
     asked = [f"--memory={built}", f"--reader={models / 'reader'}", "--max-new-tokens=3", "where is town 3", "--ids", "r3", "r1"]

@@ -22,7 +22,7 @@ from retrieval.explorer.words import AROUND, changes, marked
 
 TOKEN, HOST = "secret", "http://127.0.0.1"
 QUESTION = "Rome lies in which land?"
-HOSTILE = "<script>alert(1)</script> {{ 7777 * 7 }} {% include 'x' %} \" ' & </textarea>"
+HOSTILE = "<script>alert(1)</script> {{ 7777 * 7 }} {% include 'x' %} \" ' & </textarea> ${7777*7} {workdir} javascript:alert(1) \x1b[2J\u202e"
 PAGES = [
     "/",
     "/search",
@@ -137,7 +137,7 @@ def test_hostile_text_is_shown_and_never_becomes_part_of_a_page(browser):
     pages = ["/search?q=alert", "/map?q=alert", "/history", "/passage?id=%3Ci%3E%26", "/passage?id=%3Ci%3E%26&at=2"]
     texts = [browser.get(path).text for path in pages]
     for page in [*texts, answered(browser, "alert 7"), browser.get("/passage", params={"id": HOSTILE}).text]:
-        assert not re.search(r"<(script>|i>|b>|u>|a>|r>)|54439|</textarea> ", page)
+        assert not re.search(r"<(script>|i>|b>|u>|a>|r>)|54439|</textarea> |(href|src|action)=.javascript", page)
         assert "&lt;" in page
     assert form_of(browser, "/passage?id=%3Ci%3E%26")["text"] == HOSTILE
 
