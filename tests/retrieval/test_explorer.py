@@ -22,7 +22,7 @@ from retrieval.explorer.words import AROUND, changes, marked
 
 TOKEN, HOST = "secret", "http://127.0.0.1"
 QUESTION = "Rome lies in which land?"
-HOSTILE = "<script>alert(1)</script> {{ 7777 * 7 }} {% include 'x' %} \" ' & </textarea> ${7777*7} {workdir} javascript:alert(1) \x1b[2J\u202e"
+HOSTILE = "<script>alert(1)</script> {{ 7777 * 7 }} {% include 'x' %} \" ' & </textarea> {workdir} javascript:alert(1) \x1b[2J\u202e"
 PAGES = [
     "/",
     "/search",
