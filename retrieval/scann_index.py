@@ -30,7 +30,7 @@ PROBES = 256  # rows on which settings are measured, of the index's own, of thos
 CHECKS = 32  # of each, on which recall is looked at between
 CHECK_AFTER, RETRAIN_AFTER = 0.05, 0.5  # of the rows changed since the training; the next check after twice as many
 IMBALANCE = 0.7  # more than at the training: new rows crowd into few partitions, so far from the centres that search misses them
-WIDER = 4  # times the candidates, and every partition, while it looks at itself; where it knows that it has drifted, every row
+WIDENING = 2  # times the share of changed rows: more partitions and candidates until the next check
 ALL = -1  # what ScaNN takes for "as configured"
 
 
@@ -59,8 +59,8 @@ class ScannIndex:
     Built without ScaNN's `docids`: rows are numbered here, so that no failed call can shift names, and nothing is pickled.
     Everything is validated first, because ScaNN ends the process on some bad input and corrupts itself on other.
 
-    It watches itself: once enough rows have changed, or they crowd into few partitions, a thread measures recall on a sample
-    and, where it has fallen, trains a new searcher beside the old one, which answers meanwhile, with a wider search.
+    It watches itself: search widens as rows change; once enough have, or they crowd into few partitions, a thread measures recall
+    on a sample and, where it has fallen, trains a new searcher beside the old one, which scores every row until one or the other is done.
     """
 
     def __init__(self, trained: "_Trained", tuning: Tuning, dim: int):
@@ -88,7 +88,7 @@ class ScannIndex:
         k, queries = check_k(k), unit_rows(queries, self.dim, "queries")
         self._asked.add(queries)
         with self._lock.read():
-            return self._trained.search(queries, k, wide=self._watch is not None)
+            return self._trained.search(queries, k, sure=self._watch is not None)
 
     def upsert(self, vectors, ids: Sequence[str]) -> None:
         vectors = unit_rows(vectors, self.dim)
@@ -180,7 +180,8 @@ class ScannIndex:
             found = [self._recall(probe[None]) for probe in probes[:: -(-len(probes) // CHECKS)]] if len(probes) else []
             recall = min([recall, *([float(np.mean(found))] if found else [])])
         trained.recall, trained.check_at = round(recall, 4), 2 * trained.changed
-        trained.doubt = f"recall of {recall:.3f}" if recall < self._tuning.recall else ""
+        if recall < self._tuning.recall:
+            trained.doubt = f"recall of {recall:.3f}"
 
     def _recall(self, probe: np.ndarray) -> float:
         with self._lock.read():
@@ -223,7 +224,7 @@ class _Trained:
 
     @classmethod
     def on(cls, vectors: np.ndarray, ids: list[str], tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "_Trained":
-        """Trained on unit rows [N, dim] and tuned on some of them and on each of `probes` [P, dim]: the worst of them counts."""
+        """Trained on unit rows [N, dim] and tuned on some of them and on the farther half of each of `probes` [P, dim]: the worst counts."""
         size, dim = vectors.shape
         kind = _kind(size, tuning)
         leaves = min(tuning.leaves or math.isqrt(size), size) if kind == "partitioned" else 1
@@ -239,7 +240,7 @@ class _Trained:
         own = np.array(vectors[np.sort(sample)])
         trained = cls(_turned(searcher.searcher, turn), Rows(ids), own, kind, leaves, size, [], tuning)
         if kind != "brute":
-            kinds = [own, *(some for some in probes if len(some))]
+            kinds = [own, *(_farther_half(vectors, some) for some in probes if len(some))]
             asked, cuts = np.concatenate(kinds), np.cumsum([len(some) for some in kinds])[:-1]
             trained.settings = [trained._measured(asked, _last(vectors, asked, k + 1), k, cuts) for k in MEASURED_AT if k < size]
             trained.recall = trained.settings[0].recall
@@ -249,14 +250,12 @@ class _Trained:
         scores = lambda k, leaves, reorder: self.scores(probes, k, leaves, reorder)
         return measured(scores, last, k, self.leaves, len(self.rows), self.tuning, cuts)
 
-    def search(self, queries: np.ndarray, k: int, wide: bool):
+    def search(self, queries: np.ndarray, k: int, sure: bool):
         size = len(self.rows)
         if size == 0 or len(queries) == 0:
             return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
         k = min(k, size)
-        leaves, reorder = self.setting(k)
-        if self.settings and (wide or self.doubt):
-            leaves, reorder = self.leaves, size if self.doubt else min(size, WIDER * reorder)
+        leaves, reorder = (self.leaves, size) if self.settings and (sure or self.doubt) else self.setting(k)
         rows, scores = self._found(queries, k, leaves, reorder)
         short = np.isnan(scores[:, -1])  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
         if short.any():
@@ -264,7 +263,10 @@ class _Trained:
         return self.rows.named(rows, scores)
 
     def setting(self, k: int) -> tuple[int, int]:
-        return setting_for(self.settings, k, self.leaves, len(self.rows), self.tuning) if self.settings else (ALL, ALL)
+        if not self.settings:
+            return ALL, ALL
+        widened = 1 + WIDENING * self.changed / self.trained_on
+        return setting_for(self.settings, k, self.leaves, len(self.rows), self.tuning, widened)
 
     def scores(self, queries: np.ndarray, k: int, leaves: int, reorder: int) -> np.ndarray:
         return self._found(queries, k, leaves, reorder)[1]
@@ -360,6 +362,11 @@ def _kind(size: int, tuning: Tuning) -> str:
 def needed_bytes(size: int, dim: int, kind: str) -> int:
     """Memory of an index beside the vectors it is built from: its own copy, 4 bits for 2 dimensions, and each row's partition."""
     return size * dim * 4 + (0 if kind == "brute" else size * dim // 4) + (8 * size if kind == "partitioned" else 0)
+
+
+def _farther_half(vectors: np.ndarray, probes: np.ndarray) -> np.ndarray:
+    """Of probes that easy and hard ones are mixed in, those whose nearest vectors are farthest."""
+    return probes[np.argsort(_last(vectors, probes, 10))[: -(-len(probes) // 2)]]
 
 
 def _last(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:

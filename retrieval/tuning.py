@@ -81,12 +81,12 @@ def measured(scores: Callable, last: np.ndarray, k: int, leaves: int, size: int,
     return min(found, key=lambda f: f[:2])[2]
 
 
-def setting_for(settings: list[Setting], k: int, leaves: int, size: int, tuning: Tuning) -> tuple[int, int]:
-    """(leaves, reorder) for k, from the settings measured at some k, ascending; never fewer candidates than k."""
+def setting_for(settings: list[Setting], k: int, leaves: int, size: int, tuning: Tuning, widened: float = 1.0) -> tuple[int, int]:
+    """(leaves, reorder) for k, from the settings measured at some k, ascending, `widened` times; never fewer candidates than k."""
     low, high = settings[0], settings[-1]
     power = np.log(max(k, low.k) / low.k) / np.log(high.k / low.k) if high.k > low.k else 0.0
-    leaf = min(leaves, int(np.ceil(low.leaves * (high.leaves / low.leaves) ** power)))
-    reorder = int(np.ceil(low.reorder * (high.reorder / low.reorder) ** power))
+    leaf = min(leaves, int(np.ceil(widened * low.leaves * (high.leaves / low.leaves) ** power)))
+    reorder = int(np.ceil(widened * low.reorder * (high.reorder / low.reorder) ** power))
     if k > high.k:  # the far neighbours have the least between them
         reorder = max(reorder, 4 * k)
     return tuning.leaves_searched or leaf, min(size, max(tuning.reorder or reorder, k))
