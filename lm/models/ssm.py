@@ -32,9 +32,9 @@ class MambaMixer(nn.Module):
         bc = jnp.einsum("bte,en->btn", u, weight(self, "bc", (c.ssm_inner, 2 * c.ssm_state), "mlp state"))
         low, B, C = (rms(z, c.ssm_inner_norm_eps) if c.ssm_inner_norm_eps else z for z in (low, *jnp.split(bc, 2, axis=-1)))
         dt = jnp.einsum("btr,re->bte", low, weight(self, "dt_up", (c.ssm_dt_rank, c.ssm_inner), "dt mlp", uniform(c.ssm_dt_rank**-0.5)))
-        dt = jax.nn.softplus(dt.astype(jnp.float32) + float32(self, "dt_bias", (c.ssm_inner,), "mlp", init_dt_bias))
-        A = -jnp.exp(float32(self, "a_log", (c.ssm_inner, c.ssm_state), "mlp state", init_a_log))
-        skip = float32(self, "skip", (c.ssm_inner,), "mlp", nn.initializers.ones)
+        dt = jax.nn.softplus(wide(dt) + recurrent(self, "dt_bias", (c.ssm_inner,), "mlp", init_dt_bias))
+        A = -jnp.exp(recurrent(self, "a_log", (c.ssm_inner, c.ssm_state), "mlp state", init_a_log))
+        skip = recurrent(self, "skip", (c.ssm_inner,), "mlp", nn.initializers.ones)
         y, state = selective_scan(u, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 32)
 
         y = constrain(y * jax.nn.silu(gate), "batch length mlp")
@@ -61,14 +61,14 @@ class Mamba2Mixer(nn.Module):
         x = constrain(act(x).reshape(batch, length, c.ssm_heads, c.ssm_head_dim), "batch length heads head_dim")
         B, C = (z.reshape(batch, length, c.ssm_groups, c.ssm_state) for z in jnp.split(act(bc), 2, axis=-1))
 
-        dt = project(self, x_BTD, "dt_in", c.ssm_heads, "heads").astype(jnp.float32)
-        dt = jax.nn.softplus(dt + float32(self, "dt_bias", (c.ssm_heads,), "heads", init_dt_bias))
+        dt = wide(project(self, x_BTD, "dt_in", c.ssm_heads, "heads"))
+        dt = jax.nn.softplus(dt + recurrent(self, "dt_bias", (c.ssm_heads,), "heads", init_dt_bias))
         dt = jnp.clip(dt, *c.ssm_dt_limit) if c.ssm_dt_limit else dt
-        A = -jnp.exp(float32(self, "a_log", (c.ssm_heads,), "heads", init_a_log))
-        skip = float32(self, "skip", (c.ssm_heads,), "heads", nn.initializers.ones)
+        A = -jnp.exp(recurrent(self, "a_log", (c.ssm_heads,), "heads", init_a_log))
+        skip = recurrent(self, "skip", (c.ssm_heads,), "heads", nn.initializers.ones)
         y, state = ssd(x, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 64)
 
-        y = y.reshape(batch, length, c.ssm_inner).astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
+        y = wide(y.reshape(batch, length, c.ssm_inner)) * jax.nn.silu(wide(gate))
         y = rms(y.reshape(batch, length, c.ssm_groups, -1), c.norm_eps).reshape(batch, length, c.ssm_inner).astype(c.dtype)
         y = constrain(y * weight(self, "norm_scale", (c.ssm_inner,), "mlp", nn.initializers.ones), "batch length mlp")
         return leave(self, y), updated(cache, segments_BT, conv=conv, bc_conv=bc_conv, state=state)
@@ -114,15 +114,20 @@ def convolve(module, x_BTC, name, axis, segments_BT, window) -> tuple[jax.Array,
     return (y + bias(module, f"{name}_bias", (channels,), axis) if c.ssm_conv_bias else y), window
 
 
-def float32(module, name, shape, axes, init) -> jax.Array:
+def wide(x) -> jax.Array:
+    """x in float32, or in float64 if it is."""
+    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+
+
+def recurrent(module, name, shape, axes, init) -> jax.Array:
     """A parameter of the recurrence: float32 whatever the compute dtype, as rounded decays compound over the length."""
     stored = module.param(name, nn.with_logical_partitioning(init, tuple(axes.split())), shape, jnp.dtype(module.config.param_dtype))
-    return stored.astype(jnp.float32)
+    return wide(stored)
 
 
 def rms(x, eps: float) -> jax.Array:
     """x over its root mean square along the last axis, computed in float32."""
-    x32 = x.astype(jnp.float32)
+    x32 = wide(x)
     return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 

@@ -199,25 +199,33 @@ def hidden(batch, length, seed=0):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_packed_documents_get_the_values_and_gradients_they_get_alone(name):
-    _, params = make(name)
-    x, segments = hidden(1, 19), np.asarray([[1] * 7 + [2] * 2 + [0] + [3] * 8 + [0]])
+    """In float64, so that all but rounding is a leak: gradients are of 30 and more, and float32 rounds each processor's own way."""
+    module, params = make(name)
+    config = module.config.replace()
+    for field in ("dtype", "param_dtype"):
+        object.__setattr__(config, field, "float64")  # which no config may say
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    x, segments = hidden(1, 19).astype(np.float64), np.asarray([[1] * 7 + [2] * 2 + [0] + [3] * 8 + [0]])
 
     def loss(params, x, segments):
-        y, _ = applied(name)(params, x, segments)
+        y, _ = type(module)(config).apply({"params": params}, x, segments)
         return jnp.sum(jnp.where(segments[..., None] != 0, jnp.sin(3 * y), 0)), y
 
-    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (_, packed), (packed_grad, packed_dx) = gradient(params, x, segments)
-    total = jax.tree.map(jnp.zeros_like, params)
-    for document in (1, 2, 3):
-        inside = segments[0] == document
-        n = inside.sum()
-        first = np.argsort(~inside, kind="stable")  # its tokens, then padding: the length to compile for stays the same
-        (_, alone), (grad, dx) = gradient(params, x[:, first], np.where(np.arange(19) < n, 1, 0)[None])
-        np.testing.assert_allclose(packed[:, inside], alone[:, :n], atol=1e-5)
-        np.testing.assert_allclose(packed_dx[:, inside], dx[:, :n], atol=1e-6 * max(10, np.abs(dx).max()))  # gradients of 30 and more
-        total = jax.tree.map(jnp.add, total, grad)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * max(10, np.abs(b).max()), rtol=1e-5), packed_grad, total)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-11, rtol=1e-11)
+    with jax.enable_x64(True):
+        gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        (_, packed), (packed_grad, packed_dx) = jax.device_get(gradient(params, x, segments))
+        assert {leaf.dtype for leaf in jax.tree.leaves((packed, packed_grad, packed_dx))} == {np.dtype(np.float64)}
+        total = jax.tree.map(np.zeros_like, params)
+        for document in (1, 2, 3):
+            inside = segments[0] == document
+            n = inside.sum()
+            first = np.argsort(~inside, kind="stable")  # its tokens, then padding: the length to compile for stays the same
+            (_, alone), (grad, dx) = jax.device_get(gradient(params, x[:, first], np.where(np.arange(19) < n, 1, 0)[None]))
+            close(packed[:, inside], alone[:, :n])
+            close(packed_dx[:, inside], dx[:, :n])
+            total = jax.tree.map(np.add, total, grad)
+    jax.tree.map(close, packed_grad, total)
     np.testing.assert_array_equal(packed_dx[segments == 0], 0)
 
 
