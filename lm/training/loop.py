@@ -138,7 +138,8 @@ class _Loop:
             f"memory a device: {amount(memory.argument_size_in_bytes)} state and batch, {amount(memory.temp_size_in_bytes)} temporary"
         )  # fmt: skip
         tokens = c.batch_size * c.length
-        model = flops.train_per_row(m, *self.batches.lengths) * c.batch_size
+        texts, lengths = self._seen_at_once()
+        model = flops.train_per_row(m, *lengths) * c.batch_size * texts
         counted = cost.get("flops", math.nan) * run.mesh.size
         peak = flops.peak()
         whole = run.abstract.params if run.abstract.fixed is None else run.abstract.fixed["base"]
@@ -156,6 +157,11 @@ class _Loop:
             + ("peak not known, so no MFU" if peak is None else f"peak {peak / 1e12:.0f} TFLOP/s each")
         )
         return compiled
+
+    def _seen_at_once(self) -> tuple[int, tuple[int, int]]:
+        """(texts in a row that do not see each other, the lengths of each)."""
+        texts, (own, read) = settings.texts(self.config), self.batches.lengths
+        return texts, (own // texts, read)
 
     def _due(self, step: int) -> bool:
         c = self.config
@@ -181,7 +187,9 @@ class _Loop:
         tokens = c.batch_size * c.length
         # The first step of a process also fills the pipeline; a speed is only given from the second on.
         speed = tokens * (step - last) / (seconds - then) if seconds > then and step > self.start + 1 else None
-        used = None if speed is None else flops.utilisation(self.model.config, self.batches.lengths, speed / c.length, jax.device_count())
+        texts, lengths = self._seen_at_once()
+        rate = None if speed is None else speed / c.length * texts
+        used = None if rate is None else flops.utilisation(self.model.config, lengths, rate, jax.device_count())
         self.recent.append((step, seconds))
         first, since = self.recent[0]
         left = (seconds - since) / (step - first) * (c.steps - step) if step > first else None

@@ -117,6 +117,12 @@ def loss_options(config: Config) -> dict:
     return {"chunk": o.chunk} | {name: o[name] for name in ADDED if o[name]} | own
 
 
+def texts(config: Config) -> int:
+    """How many texts an objective that compares texts has in a row, in equal shares; 1 of the others."""
+    objective = OBJECTIVES[config.objective.name]
+    return config.length // objective.longest(config.length, **options(config)) if objective.joint else 1
+
+
 def check_length(config: Config, most: int) -> None:
     """Raises ConfigError when the objective makes longer documents than the `most` tokens that the model can read."""
     longest = OBJECTIVES[config.objective.name].longest(config.length, **options(config))

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from configs import defaults, pretrain_gpt2, tiny
+from configs import defaults, pretrain_gpt2, smoke, tiny
 from lm.batch import Batch
 from lm.data import tokenizers
 from lm.models import build
@@ -151,6 +151,11 @@ def test_flops_differ_from_what_the_compiler_counts():
     counted = run.lower(params, batch).compile().cost_analysis()["flops"] / 128
     ours = flops.forward_per_token(config.replace(causal=False, head="none"), 32) + 2 * 512 * 32  # XLA computes all scores
     assert ours == pytest.approx(counted, rel=0.15)
+
+
+@pytest.mark.parametrize(("variant", "texts"), [("contrastive,bert", 3), ("span_corruption,t5", 1), ("next_token,llama", 1)])
+def test_texts_of_a_row_that_do_not_see_each_other_count_as_one_that_does(variant, texts):
+    assert settings.texts(smoke.get_config(variant)) == texts
 
 
 STATE_SPACE = dict(ssm_inner=96, ssm_state=5)
