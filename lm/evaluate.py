@@ -13,7 +13,7 @@ import logging
 import pathlib
 import sys
 
-from lm.evaluation.command_line import arguments, of_examples, of_text
+from lm.evaluation.command_line import arguments, check_counts, of_examples, of_text
 from lm.evaluation.labelled import of_labels
 from lm.printing import piped
 
@@ -22,6 +22,7 @@ def main(argv=None) -> int:
     args = arguments(__doc__, argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
+        check_counts(args)
         if bool(args.data) == bool(args.examples):
             raise ValueError("give --data=FILES (text) or --examples=FILES (instruct data), and not both")
         if (args.predictions or args.label_field or args.pair_field or args.stride) and not args.task:

@@ -245,7 +245,7 @@ def _label(value: Any) -> str | int:
 
 def _got(row: Mapping, name: str) -> Any:
     if row.get(name) is None:
-        raise _Bad(f"no field {name!r}; it has {', '.join(map(repr, row))}")
+        raise _Bad(f"field {name!r} is null" if name in row else f"no field {name!r}; it has {', '.join(map(repr, row))}")
     return row[name]
 
 

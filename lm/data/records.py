@@ -5,7 +5,6 @@ import dataclasses
 import fnmatch
 import glob
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -107,6 +106,8 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
         f"{what}: {len(tasks):,} tasks ({', '.join(tasks[:NAMED])}{', ...' * (len(tasks) > NAMED)})" for what, tasks in doubts.items()
     ]
     warnings += [f"{len(bad):,} of {total:,} records were left out: {'; '.join(bad[:NAMED])}"] if bad else []
+    if not total:
+        raise DataError(f"{patterns} holds no record at all; check the files")
     records = _capped(_of_part(found, reading, part), reading, drawn=part == "train")
     if not records:
         raise DataError(f"{patterns} holds no record{'' if part == 'all' else f' of the tasks that are {part} (data.hold_out)'}")
@@ -116,18 +117,18 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
 def preferences(patterns: str) -> Iterator[Preference]:
     """The preference pairs of the files: {prompt, chosen, rejected}. Raises DataError, with file and line, for anything else."""
     for file in find(patterns)[0]:
-        for where, row in _rows(file):
+        for where, row, problem in sources.rows(file):
             try:
                 yield _preference(row, where)
             except _Bad as reason:
-                raise DataError(f"{where}: {reason}") from None
+                raise DataError(f"{where}: {problem or reason}") from None
 
 
 def _records(file: str, format: str, doubts: dict[str, list[str]]) -> Iterator[tuple[str, Record | str]]:
     stem = pathlib.Path(file).stem
-    for where, row in _rows(file):
-        if isinstance(row, str):
-            yield where, row
+    for where, row, problem in sources.rows(file):
+        if problem:
+            yield where, problem
             continue
         format = detect(row, where) if format == "auto" else format
         if format == "superni":
@@ -146,30 +147,6 @@ def _records(file: str, format: str, doubts: dict[str, list[str]]) -> Iterator[t
             yield where, str(reason)
 
 
-def _rows(file: str) -> Iterator[tuple[str, Any]]:
-    """(where it is, a JSON value, or as a text what is wrong with the line)."""
-    if file.startswith(sources.SETS) or "://" in file or file.endswith((".parquet", ".gz")):
-        yield from ((row.where, row.problem or row.value) for row in sources.rows(file))
-        return
-    if file.endswith(".json"):
-        raw = pathlib.Path(file).read_bytes()
-        try:
-            content = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            if "Extra data" not in str(error):
-                raise DataError(f"{file}: not JSON ({error})") from None
-        else:
-            yield from ((f"{file}, entry {i}", row) for i, row in enumerate(content, 1)) if isinstance(content, list) else [(file, content)]
-            return
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield f"{file}, line {number}", json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield f"{file}, line {number}", f"not JSON ({error}); expected one object a line"
-
-
 def detect(row: object, where: str) -> str:
     """The format of a file, by its first record. Raises DataError when it is none of FORMATS."""
     fields = set(row) if isinstance(row, dict) else set()
@@ -177,7 +154,7 @@ def detect(row: object, where: str) -> str:
         if needed <= fields:
             return format
     if {"chosen", "rejected"} <= fields:
-        raise DataError(f"{where}: a preference pair has no one response to train on; give prompts with responses")
+        raise DataError(f"{where}: a preference pair has two responses; data.format='preference' trains on the chosen one")
     if "text" in fields:
         raise DataError(f"{where}: a text has no response to train on; use the objective 'next_token', or give prompts with responses")
     known = "; ".join(f"{format}: {', '.join(sorted(needed))}" for format, needed in _FIELDS.items())
@@ -221,6 +198,12 @@ def _sharegpt(row: Mapping) -> Iterator[Record]:
     yield Record(turns=_conversation([*system, *turns], "from", "value"), task=_text(row, "task", ""))
 
 
+def _chosen(row: Mapping) -> Iterator[Record]:
+    """The answer that was preferred: what a model learns before preference tuning (Rafailov et al. 2023, section 4)."""
+    pair = _preference(row, "")
+    yield Record(turns=(*pair.prompt, Turn("assistant", pair.chosen)), task=_text(row, "task", ""))
+
+
 FORMATS: dict[str, Callable[[Mapping], Iterator[Record]]] = {
     "superni": lambda row: iter(()),  # a file at a time, in lm/data/superni.py
     "self_instruct": _self_instruct,
@@ -228,6 +211,7 @@ FORMATS: dict[str, Callable[[Mapping], Iterator[Record]]] = {
     "completion": _completion,
     "messages": _messages,
     "sharegpt": _sharegpt,
+    "preference": _chosen,
 }
 _FIELDS = {
     "superni": {"Definition", "Instances"}, "self_instruct": {"instruction", "instances"}, "alpaca": {"instruction", "output"},
@@ -260,7 +244,7 @@ def _conversation(rows: list, role: str, content: str) -> tuple[Turn, ...]:
 
 def _preference(row: Any, where: str) -> Preference:
     if not isinstance(row, dict) or not {"chosen", "rejected"} <= set(row):
-        raise _Bad(row if isinstance(row, str) else "expected the fields 'prompt', 'chosen' and 'rejected'")
+        raise _Bad("expected the fields 'prompt', 'chosen' and 'rejected'")
     if isinstance(row["chosen"], list):
         given = row["prompt"] if isinstance(row.get("prompt"), list) else []
         chosen, rejected = (_conversation([*given, *_listed(row, name)], "role", "content") for name in ("chosen", "rejected"))

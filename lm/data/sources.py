@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -18,6 +20,7 @@ SETS = ("tfds:", "hf:")  # names of data sets, no files; lm/data/tables.py reads
 LINES = (".jsonl", ".ndjson")
 NAMED = 3  # bad records named in a message
 TEXT = "text"  # the field of a text file's records
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped in JSON; half of a pair is no character
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +140,13 @@ def rows(file: str, separator: str = "", tally: Tally | None = None) -> Iterator
     object a row. Anything else: UTF-8 text, a document or several divided by `separator`, as {"text": ...}.
     Raises DataError when the file cannot be read as that.
     """
-    tally = Tally() if tally is None else tally
+    try:
+        yield from _rows(file, separator, Tally() if tally is None else tally)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise DataError(f"{file}: not a whole gzip file ({e}); fetch it again") from None
+
+
+def _rows(file: str, separator: str, tally: Tally) -> Iterator[Row]:
     if file.startswith(SETS) or kind(file) == ".parquet":
         from lm.data import tables
 
@@ -199,20 +208,26 @@ def _no_text(record: Any, field: str) -> str:
 def parse(line: bytes, where: str) -> Row:
     """A line of JSONL."""
     try:
-        return Row(where, json.loads(line))
+        value = json.loads(line)
     except (ValueError, RecursionError) as e:
         return Row(where, problem=f"not JSON ({e}); expected one object a line")
+    return Row(where, value, _no_character(value) if SURROGATE.search(line) else "")
+
+
+def _no_character(value: Any) -> str:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        return f"{e.object[e.start]!r} is half of a surrogate pair, and no character; remove it"
+    return ""
 
 
 def _lines(file: str, tally: Tally) -> Iterator[Row]:
-    try:
-        with open_bytes(file) as lines:
-            for number, line in enumerate(lines, 1):
-                tally.bytes += len(line)
-                if line.strip():
-                    yield parse(line, f"{file}, line {number}")
-    except (EOFError, gzip.BadGzipFile) as e:
-        raise DataError(f"{file}: not a whole gzip file ({e}); fetch it again") from None
+    with open_bytes(file) as lines:
+        for number, line in enumerate(lines, 1):
+            tally.bytes += len(line)
+            if line.strip():
+                yield parse(line, f"{file}, line {number}")
 
 
 def _json(file: str, tally: Tally) -> Iterator[Row]:
@@ -228,10 +243,11 @@ def _json(file: str, tally: Tally) -> Iterator[Row]:
     tally.bytes += len(raw)
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
+    problem = _no_character if SURROGATE.search(raw) else lambda value: ""
     if isinstance(content, list):
-        yield from (Row(f"{file}, entry {i}", value) for i, value in enumerate(content, 1))
+        yield from (Row(f"{file}, entry {i}", value, problem(value)) for i, value in enumerate(content, 1))
     else:
-        yield Row(file, content)
+        yield Row(file, content, problem(content))
 
 
 def _text(file: str, separator: str, tally: Tally) -> Iterator[str]:

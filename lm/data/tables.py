@@ -49,10 +49,11 @@ class _Parquet(Sequence):
         import pyarrow
         from pyarrow import parquet
 
+        self._name, self._errors = file, (pyarrow.ArrowException, OSError)
         try:
             self._file = parquet.ParquetFile(sources.open_bytes(file))
-        except (pyarrow.ArrowException, OSError) as e:
-            raise DataError(f"{file}: not a Parquet file ({(str(e).splitlines() or [''])[0]})") from None
+        except self._errors as e:
+            raise DataError(f"{file}: not a Parquet file ({_first(e)})") from None
         sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
         self._starts = [0, *itertools.accumulate(sizes)]
         self._group, self._rows = -1, []
@@ -65,7 +66,11 @@ class _Parquet(Sequence):
             raise IndexError(index)
         group = bisect.bisect_right(self._starts, index) - 1
         if group != self._group:
-            self._rows = self._file.read_row_group(group).to_pylist()
+            try:
+                self._rows = self._file.read_row_group(group).to_pylist()
+            except self._errors as e:
+                begins = self._starts[group] + 1
+                raise DataError(f"{self._name}, from row {begins} on: damaged ({_first(e)}); fetch it again") from None
             self._group = group
         return self._rows[index - self._starts[group]]
 

@@ -22,6 +22,7 @@ from lm.training.mesh import make_mesh
 from lm.training.sharding import replicated
 
 OF_TEXT = ("next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising")  # objectives that read plain text
+LEAST = {"batch_size": 1, "max_new_tokens": 1, "max_rows": 0, "cap": 0, "max_examples": 0, "length": 0, "stride": 0}
 
 
 def arguments(description: str, argv=None) -> argparse.Namespace:
@@ -62,10 +63,15 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_counts(args: argparse.Namespace) -> None:
+    """Raises ValueError for a number that none can be."""
+    for name, least in LEAST.items():
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected at least {least}")
+
+
 def of_text(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model on the text of `args.data`. Raises ValueError or OSError."""
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size={args.batch_size}: expected at least 1")
     model, params, tokenizer = load(args.model, args.dtype)
     length = args.length or min(model.config.max_length, 1024)
     perplexity.check_length(length, model.config.max_length)
@@ -119,9 +125,6 @@ def objective_of(path: str, asked: str, c, tokenizer) -> tuple[str, dict]:
 def of_examples(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model's answers to the instruct data of `args.examples`. Raises ValueError or OSError."""
     metrics = scores.chosen(args.metrics)
-    for name in ("batch_size", "max_new_tokens"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected at least 1")
     reading = Reading(args.format, args.cap, args.hold_out)
     read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
     model, params, tokenizer = load(args.model, args.dtype)
@@ -155,7 +158,10 @@ def of_examples(args) -> tuple[dict, str]:
 
 def template_of(args, tokenizer) -> templates.Template:
     """The template that the model was trained with, or the one that is named. Raises ConfigError where the two are not the same."""
-    options = json.loads(args.template_options)
+    try:
+        options = dict(json.loads(args.template_options))
+    except (ValueError, TypeError):
+        raise ConfigError(f"--template-options={args.template_options}: expected a JSON object, such as '{{\"positive\": 2}}'") from None
     named = templates.get(args.template, tokenizer, **options) if args.template else None
     kept = None if args.force_template else load_template(args.model, tokenizer)
     chosen = kept if named is None else named

@@ -50,8 +50,6 @@ def of_labels(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model on the labelled files of `args.data`, for `args.task`. Raises ValueError or OSError."""
     if args.task not in TASKS:
         raise ValueError(f"--task={args.task!r} is unknown{nearest(args.task, TASKS)}; one of {', '.join(TASKS)}")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size={args.batch_size}: expected at least 1")
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
     if c.head != labelling.HEADS[args.task]:

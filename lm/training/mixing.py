@@ -10,7 +10,9 @@ from lm.objectives import OBJECTIVES, Transform
 from lm.training import instruction, unused
 
 OWN = ("field", "separator", "format", "cap", "hold_out", "max_bad_share")  # fields of data that a source may have otherwise
-FIELDS = ("files", "weight", "limit", "objective", *OWN)
+KINDS: dict[str, type] = {"files": str, "weight": float, "limit": int, "objective": str}  # of its other fields
+FIELDS = (*KINDS, *OWN)
+WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number"}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -25,9 +27,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, part in data.mixture.items():
         if not isinstance(part, ml_collections.ConfigDict):
             raise ConfigError(f"data.mixture.{name}={part!r}: expected fields: files, and weight, limit, {', '.join(OWN)} as needed")
-        for field in part:
+        for field, value in part.items():
             if field not in FIELDS:
                 raise ConfigError(f"data.mixture.{name}.{field} is unknown{nearest(field, FIELDS)}; one of {', '.join(FIELDS)}")
+            kind = KINDS.get(field) or type(data[field])
+            if not isinstance(value, (float, int) if kind is float else kind):
+                raise ConfigError(f"data.mixture.{name}.{field}={value!r}: expected {WORDS[kind]}")
         if not part.get("files"):
             raise ConfigError(f"data.mixture.{name}.files is not set: give paths or globs")
         _check_objective(config.objective.name, name, part.get("objective", config.objective.name))

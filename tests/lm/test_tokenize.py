@@ -111,6 +111,9 @@ def test_a_run_on_a_mixture_learns_from_one_source_alone(folder, capsys):
         ({"a": {"files": "x", "weight": 0.0}}, "sum to 0"),
         ({"a": {"files": "/nowhere.txt", "weight": 1.0}}, "nowhere.txt"),
         ({"a": "x.txt"}, "data.mixture.a='x.txt': expected fields"),
+        ({"a": {"files": ["x"]}}, "data.mixture.a.files=['x']: expected a text"),
+        ({"a": {"files": "x", "weight": "1"}}, "data.mixture.a.weight='1': expected a number"),
+        ({"a": {"files": "x", "limit": 1.5}}, "data.mixture.a.limit=1.5: expected a whole number"),
     ],
 )
 def test_a_mixture_that_cannot_be_is_begun(folder, capsys, mixture, said):

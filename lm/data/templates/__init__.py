@@ -32,9 +32,11 @@ def get(name: str, tokenizer, **options) -> Template:
     """
     check_name(name)
     known = options_of(name)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise ConfigError(f"template {name!r} has no option {option!r}{nearest(option, known)}; it has {', '.join(known) or 'none'}")
+        if type(value) is not type(known[option]):
+            raise ConfigError(f"template {name!r}: {option}={value!r}: expected {type(known[option]).__name__}, as {known[option]!r} is")
     if tokenizer.eos_token is None:
         raise ConfigError(f"template {name!r}: the tokenizer has no end-of-text token (eos_token); set one and save it again")
     missing = [token for token in CONTROL.get(name, ()) if special_id(tokenizer, token) is None]

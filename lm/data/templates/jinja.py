@@ -72,7 +72,8 @@ def _answer(tokenizer, messages: tuple[Turn, ...], specials: re.Pattern) -> list
         found += [Segment(part, trained, control) for part, trained in parts if part]
     if not ended:
         raise ConfigError(
-            "data.template='jinja': the tokenizer's chat template ends an answer with no control token, so none could be trained"
+            "data.template='jinja': the tokenizer's chat template ends an answer with no control token, so none could be trained; choose "
+            "another template, such as 'chatml'"
         )
     return found
 

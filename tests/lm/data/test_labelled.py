@@ -47,6 +47,7 @@ def test_a_format_reads_other_records_than_jsonl(tmp_path):
     ("task", "row", "message"),
     [
         ("classification", {"text": "a"}, r"line 2: no field 'label'; it has 'text'"),
+        ("classification", {"text": "a", "label": None}, r"line 2: field 'label' is null"),
         ("classification", {"text": " ", "label": "x"}, r"line 2: field 'text' is empty"),
         ("classification", {"text": "a", "label": "z"}, r"line 2: the label 'z' is unknown; known are x, y"),
         ("classification", {"text": "a", "label": 1.5}, r"line 2: the label 1\.5 is float"),

@@ -73,6 +73,8 @@ GOOD = {"instruction": "a", "input": "", "output": "c"}
         ({"instruction": "a", "output": " "}, "line 2: the response 'output' is empty; .*data.max_bad_share"),
         ({"instruction": 3, "output": "c"}, "line 2: field 'instruction' is int, expected a text"),
         ([1], "line 2: it is list, expected an object"),
+        ('"words"', "line 2: it is str, expected an object"),
+        (r'{"instruction": "\udc00", "output": "c"}', r"line 2: '.udc00' is half of a surrogate pair"),
     ],
 )
 def test_a_bad_record_is_trained_on_or_not_named(tmp_path, row, message):
@@ -108,8 +110,12 @@ def test_a_format_is_guessed_wrong_or_made_up(tmp_path):
         records.read(path, Reading())
     with pytest.raises(DataError, match="a text has no response to train on"):
         records.read(lines(tmp_path / "y.jsonl", {"text": "a"}), Reading())
-    with pytest.raises(DataError, match="a preference pair has no one response"):
-        records.read(lines(tmp_path / "z.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"}), Reading())
+    pair = lines(tmp_path / "z.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
+    with pytest.raises(DataError, match=r"a preference pair has two responses; data\.format='preference' trains on the chosen one"):
+        records.read(pair, Reading())
+    assert one(pair, format="preference").turns == (Turn("user", "a"), Turn("assistant", "b"))
+    with pytest.raises(DataError, match=r"empty\.jsonl holds no record at all"):
+        records.read(lines(tmp_path / "empty.jsonl"), Reading())
     with pytest.raises(ConfigError, match=r"data\.format='alpacca' is unknown .did you mean 'alpaca'"):
         records.read(path, Reading(format="alpacca"))
 

@@ -38,6 +38,7 @@ def test_documents_are_lost_reordered_or_doubled(tmp_path):
         ('{"body": "a"}', "line 2: no field 'text'; it has 'body'"),
         ('{"text": 3}', "line 2: field 'text' is int"),
         ("[" * 100_000, "line 2: not JSON"),
+        (r'{"text": "a\ud800b"}', r"line 2: '\\ud800' is half of a surrogate pair"),
     ],
 )
 def test_a_bad_line_is_not_named(tmp_path, line, said):
@@ -45,6 +46,13 @@ def test_a_bad_line_is_not_named(tmp_path, line, said):
     with pytest.raises(DataError, match=said) as error:
         list(sources.documents([str(tmp_path / "x.jsonl")]))
     assert "x.jsonl" in str(error.value)
+
+
+def test_half_a_character_reaches_the_tokenizer_or_a_whole_one_does_not(tmp_path):
+    (tmp_path / "x.json").write_text(r'[{"text": "\ud83d\ude00"}, {"text": "\ud83d"}]')
+    found = list(sources.rows(str(tmp_path / "x.json")))
+    assert found[0].value == {"text": "\U0001f600"} and not found[0].problem
+    assert found[1].where.endswith("entry 2") and "half of a surrogate pair" in found[1].problem
 
 
 def test_a_file_that_is_not_text_is_read(tmp_path):
@@ -77,7 +85,7 @@ def stored(folder, kind):
         parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path, row_group_size=2)
     elif kind == ".json":
         path.write_text(json.dumps({"data": RECORDS}))
-    elif kind == ".jsonl.gz":
+    elif kind.endswith(".gz"):
         path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in RECORDS).encode()))
     else:
         write(path, *RECORDS)
@@ -109,8 +117,12 @@ def test_what_cannot_be_read_by_number_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(".parquet", "not a Parquet file"), (".json", "not JSON"), (".jsonl.gz", "not a whole gzip file")]
-)
+    ("kind", "said"),
+    [
+        (".parquet", "not a Parquet file"), (".json", "not JSON"), (".jsonl.gz", "not a whole gzip file"),
+        (".json.gz", "not a whole gzip file"), (".txt.gz", "not a whole gzip file"),
+    ],
+)  # fmt: skip
 def test_a_damaged_file_ends_in_the_error_of_a_library(tmp_path, kind, said):
     file = stored(tmp_path, kind)
     with open(file, "rb+") as f:
@@ -118,6 +130,15 @@ def test_a_damaged_file_ends_in_the_error_of_a_library(tmp_path, kind, said):
     with pytest.raises(DataError, match=said) as error:
         list(sources.records([file]))
     assert file in str(error.value)
+
+
+def test_a_parquet_file_with_a_damaged_page_is_not_named(tmp_path):
+    file = stored(tmp_path, ".parquet")
+    with open(file, "rb+") as f:
+        f.seek(4)
+        f.write(bytes(40))
+    with pytest.raises(DataError, match=r"x.parquet, from row 1 on: damaged"):
+        list(sources.records([file]))
 
 
 def test_bad_lines_are_left_out_in_silence_or_without_limit(tmp_path, caplog):

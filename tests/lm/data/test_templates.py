@@ -193,6 +193,8 @@ def test_a_template_that_does_not_exist_or_cannot_work_is_taken():
         templates.get("chatm1", BYTES)
     with pytest.raises(ConfigError, match=r"no option 'postive'.*positive"):
         templates.get("tk_instruct", BYTES, postive=1)
+    with pytest.raises(ConfigError, match=r"positive='2': expected int, as 2 is"):
+        templates.get("tk_instruct", BYTES, positive="2")
     with pytest.raises(ConfigError, match=r"data\.turns='some'"):
         templates.get("chatml", BYTES, turns="some")
     with pytest.raises(ConfigError, match=r"needs the control tokens <\|im_start\|>, <\|im_end\|>"):

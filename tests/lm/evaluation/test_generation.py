@@ -139,6 +139,8 @@ def test_the_command_asks_otherwise_than_the_run_was_trained(folder, capsys):
         (["--examples=nowhere.jsonl"], "no file matches"),
         (["--data=x.txt"], "and not both"),
         (["--max-new-tokens=0"], "expected at least 1"),
+        (["--cap=-1"], "--cap=-1: expected at least 0"),
+        (["--template=tk_instruct", "--template-options=[1]"], "--template-options=[1]: expected a JSON object"),
         (["--max-new-tokens=300"], "leaves -44 of the model's 256 tokens"),
     ],
 )

@@ -109,6 +109,7 @@ def test_the_command_gives_other_numbers_than_the_function(run_folder, packed, t
         (["--data={}/empty.txt"], "is empty: no document"),
         (["--data={}/x.txt", "--length=33"], "rows of 33 tokens: expected 1 to 32"),
         (["--data={}/x.txt", "--batch-size=0"], "expected at least 1"),
+        (["--data={}/x.txt", "--max-rows=-1"], "--max-rows=-1: expected at least 0"),
         (["--data={}/x.txt", "--model={}"], "config.json"),
     ],
 )
