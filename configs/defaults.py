@@ -83,9 +83,12 @@ def defaults() -> ConfigDict:
     )
     c.data.negatives_field = ""  # of contrastive: what is no positive, a text or a list of texts
     c.data.separator = ""  # what divides a text file into documents; "" = a file is one document
-    c.data.format = "text"  # of instruct: auto (by the first record), alpaca, self_instruct, superni, completion, messages, sharegpt
+    c.data.format = (
+        "text"  # of instruct: auto (by the first record), alpaca, self_instruct, superni, completion, messages, sharegpt, preference
+    )
     c.data.template = ""  # of instruct: a name in lm/data/templates; "" = that of init_from's run
     c.data.turns = "all"  # of a conversation, the assistant's turns that are trained: all, last
+    c.data.shots = 0  # solved examples of the task before each prompt, the record's own or drawn from its task; tk_instruct has its own
     c.data.cap = 0  # records of a task, drawn from the seed; 0 = all
     c.data.hold_out = ""  # tasks kept out of training: names or globs, or a share such as "0.1"; eval.data.NAME = "hold_out" reads them
     c.data.max_bad_share = 0.0  # share of records that may be left out because they cannot be used

@@ -224,7 +224,7 @@ class _Trained:
 
     @classmethod
     def on(cls, vectors: np.ndarray, ids: list[str], tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "_Trained":
-        """Trained on unit rows [N, dim] and tuned on some of them and on the farther half of each of `probes` [P, dim]: the worst counts."""
+        """Trained on unit rows [N, dim] and tuned on some of them and the farther half of each of `probes` [P, dim]: the worst counts."""
         size, dim = vectors.shape
         kind = _kind(size, tuning)
         leaves = min(tuning.leaves or math.isqrt(size), size) if kind == "partitioned" else 1

@@ -63,11 +63,12 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """A solved (or wrongly solved) instance that a task shows; explanation: why, or None."""
+    """A solved (or wrongly solved) instance that a task shows; explanation: why, or None; instruction: "" = the task's."""
 
     input: str
     output: str
     explanation: str | None = None
+    instruction: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

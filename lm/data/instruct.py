@@ -13,7 +13,7 @@ from lm.data.examples import Example
 from lm.data.fitting import Limits
 from lm.data.packing import Packed
 from lm.data.records import Read, Reading
-from lm.data.templates import Template
+from lm.data.templates import Template, with_examples
 from lm.data.templates.template import VERSION as TEMPLATES
 from lm.models.config import ConfigError
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def examples(read: Read, template: Template) -> Iterator[Example]:
     """The records as the template spells them. Raises DataError, naming file and line, when it has no place for one."""
-    for i, record in enumerate(read.records):
+    for i, record in enumerate(with_examples(read.records, template)):
         yield template.render(record, i)
 
 

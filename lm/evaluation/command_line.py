@@ -129,7 +129,8 @@ def of_examples(args) -> tuple[dict, str]:
     read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
     model, params, tokenizer = load(args.model, args.dtype)
     template = template_of(args, tokenizer)
-    asked = generation.questions(generation.spread(read.records, args.max_examples), template, model, tokenizer, args.max_new_tokens)
+    chosen = generation.spread(templates.with_examples(read.records, template), args.max_examples)
+    asked = generation.questions(chosen, template, model, tokenizer, args.max_new_tokens)
     with bar(len(asked), "answers") as done:
         given = generation.answers(
             model, params, tokenizer, asked, args.max_new_tokens, template, batch_size=args.batch_size, on_batch=done

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from lm.data import records
+from lm.data import records, templates
 from lm.data.records import Reading
 from lm.evaluation import generation, scores
 from lm.evaluation.generation import Question
@@ -42,7 +42,7 @@ def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
     reading = Reading(data.format, data.cap, data.hold_out if held_out else "", data.max_bad_share, config.seed)
     found = records.read(data.files if held_out else section.files, reading, "held_out" if held_out else "all").records
     try:
-        chosen = generation.spread(found, section.max_examples)
+        chosen = generation.spread(templates.with_examples(found, run.template), section.max_examples)
         return generation.questions(chosen, run.template, run.model, run.tokenizer, section.max_new_tokens)
     except GenerationError as error:
         raise ConfigError(f"eval.generation: {error}") from error

@@ -67,7 +67,7 @@ def template_of(config: ml_collections.ConfigDict, tokenizer, kept: Template | N
             raise ConfigError(
                 f"data.template is not set, and {config.init_from} was trained with none: one of {', '.join(templates.TEMPLATES)}"
             )
-        if data.turns != TURNS[0] or _changed_options(data):
+        if data.turns != TURNS[0] or data.shots or _changed_options(data):
             raise ConfigError(f"data.template is not set, so that it is that of {config.init_from} as it was; set it to change its options")
         return kept
     options: dict[str, Any] = data.tk_instruct.to_dict() if data.template == "tk_instruct" else {}
@@ -75,6 +75,7 @@ def template_of(config: ml_collections.ConfigDict, tokenizer, kept: Template | N
         options["turns"] = data.turns
     if data.template in SEEDED:
         options["seed"] = config.seed
+    options["shots"] = data.shots
     return templates.get(data.template, tokenizer, **options)
 
 

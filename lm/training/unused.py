@@ -28,7 +28,7 @@ READ: dict[str, tuple[Any, tuple[str, ...]]] = {  # field -> (its default, the o
     **{
         f"data.{field}": (default, INSTRUCT)
         for field, default in {
-            "format": "text", "template": "", "turns": "all", "cap": 0, "hold_out": "", "too_long": "drop", "target_length": 0,
+            "format": "text", "template": "", "turns": "all", "shots": 0, "cap": 0, "hold_out": "", "too_long": "drop", "target_length": 0,
             **{f"tk_instruct.{name}": default for name, default in templates.options_of("tk_instruct").items() if name != "seed"},
         }.items()
     },

@@ -6,6 +6,7 @@ from typing import Any
 
 from lm.data.templates.alpaca import alpaca, alpaca_nl
 from lm.data.templates.chat import chatml, llama2, llama3, tulu
+from lm.data.templates.few_shot import few_shot, with_examples
 from lm.data.templates.jinja import jinja
 from lm.data.templates.plain import plain
 from lm.data.templates.self_instruct import self_instruct
@@ -22,19 +23,19 @@ CONTROL = {  # tokens a tokenizer must have for a template, besides its own end-
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 }
 
-__all__ = ["CONTROL", "TEMPLATES", "Template", "check_name", "get", "options_of", "recall", "remember", "stop_id"]
+__all__ = ["CONTROL", "TEMPLATES", "Template", "check_name", "get", "options_of", "recall", "remember", "stop_id", "with_examples"]
 
 
 def get(name: str, tokenizer, **options) -> Template:
-    """The template of that name for a tokenizer.
+    """The template of that name for a tokenizer; its option shots is that of `few_shot`.
 
     Raises ConfigError for another name or option, and for a tokenizer without the control tokens that the template needs.
     """
     check_name(name)
-    known = options_of(name)
+    known = options_of(name) | {"shots": 0}
     for option, value in options.items():
         if option not in known:
-            raise ConfigError(f"template {name!r} has no option {option!r}{nearest(option, known)}; it has {', '.join(known) or 'none'}")
+            raise ConfigError(f"template {name!r} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}")
         if type(value) is not type(known[option]):
             raise ConfigError(f"template {name!r}: {option}={value!r}: expected {type(known[option]).__name__}, as {known[option]!r} is")
     if tokenizer.eos_token is None:
@@ -45,7 +46,8 @@ def get(name: str, tokenizer, **options) -> Template:
             f"template {name!r} needs the control tokens {', '.join(missing)}, which the tokenizer does not have; add them to it as "
             "special tokens, or use a template without any, such as 'tulu'"
         )
-    return TEMPLATES[name](tokenizer, **options)
+    shots = options.pop("shots", 0)
+    return few_shot(TEMPLATES[name](tokenizer, **options), shots)
 
 
 def check_name(name: str) -> None:

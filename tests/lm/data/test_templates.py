@@ -188,6 +188,44 @@ def test_tk_instruct_draws_another_encoding_than_the_five():
     assert found == {prompt_of("tk_instruct", TASK, **options) for options in wanted}
 
 
+@pytest.mark.parametrize("name", [name for name in templates.TEMPLATES if name != "tk_instruct"])
+def test_examples_before_a_prompt_are_trained_or_spelled_otherwise_than_prompts(name):
+    plain, shown = templates.get(name, BYTES), templates.get(name, BYTES, shots=2)
+    example = shown.render(TASK, 3)
+    text = "".join(segment.text for segment in example.prompt)
+    bare = "".join(segment.text for segment in plain.prompt(TASK, 3).segments)
+    assert text.endswith(bare[len("<|begin_of_text|>") :] if name == "llama3" else bare) and text.count(TASK.instruction) == 3
+    assert example.prompt == shown.prompt(TASK, 3).segments and not any(segment.trained for segment in example.prompt)
+    assert example.response == plain.render(TASK, 3).response
+    assert text.index("even") < text.index("9!") and "twice" not in text
+    assert shown.render(POEM).segments == plain.render(POEM).segments and shown.fingerprint != plain.fingerprint
+    assert templates.recall(json.loads(json.dumps(templates.remember(shown))), BYTES).options["shots"] == 2
+
+
+def test_examples_are_spelled_unlike_flan_or_a_conversation():
+    """By hand: instruct(x1) y1, a delimiter, instruct(x) (Wei et al. 2022, section 4.4); in a chat, turns."""
+    one = Record("Add.", "1 and 1", "2", positive=(Demonstration("2 and 2", "4"),))
+    text = "".join(segment.text for segment in templates.get("plain", BYTES, shots=1).prompt(one).segments)
+    assert text == "Add.\n\n2 and 24\n\nAdd.\n\n1 and 1"
+    talk = Record(turns=(Turn("user", "Add.\n\n2 and 2"), Turn("assistant", "4"), Turn("user", "Add.\n\n1 and 1"), Turn("assistant", "2")))
+    assert (
+        templates.get("chatml", BYTES, shots=1).render(one).segments == templates.get("chatml", BYTES, turns="last").render(talk).segments
+    )
+
+
+def test_a_record_is_shown_its_own_answer_or_another_task():
+    records = [Record(f"say {i}", "", str(i), task="ab"[i % 2]) for i in range(8)] + [Record("say 0", "", "0", task="a"), TASK, TALK]
+    template = templates.get("plain", BYTES, shots=3)
+    found = templates.with_examples(records, template)
+    assert found == templates.with_examples(records, template) and found[-2:] == [TASK, TALK]
+    for record, given in zip(records[:8], found, strict=False):
+        others = {(r.instruction, r.output) for r in records[:9] if r.task == record.task and r.instruction != record.instruction}
+        shown = [(d.instruction, d.output) for d in given.positive]
+        assert set(shown) <= others and len(shown) >= 2
+    assert len({given.positive for given in found[:8:2]}) > 1
+    assert templates.with_examples(records, templates.get("plain", BYTES)) is records
+
+
 def test_a_template_that_does_not_exist_or_cannot_work_is_taken():
     with pytest.raises(ConfigError, match=r"'chatm1'.*did you mean 'chatml'"):
         templates.get("chatm1", BYTES)
@@ -195,6 +233,10 @@ def test_a_template_that_does_not_exist_or_cannot_work_is_taken():
         templates.get("tk_instruct", BYTES, postive=1)
     with pytest.raises(ConfigError, match=r"positive='2': expected int, as 2 is"):
         templates.get("tk_instruct", BYTES, positive="2")
+    with pytest.raises(ConfigError, match=r"data\.shots=1: template 'tk_instruct' has its own; set data\.tk_instruct\.positive"):
+        templates.get("tk_instruct", BYTES, shots=1)
+    with pytest.raises(ConfigError, match=r"data\.shots=-1"):
+        templates.get("plain", BYTES, shots=-1)
     with pytest.raises(ConfigError, match=r"data\.turns='some'"):
         templates.get("chatml", BYTES, turns="some")
     with pytest.raises(ConfigError, match=r"needs the control tokens <\|im_start\|>, <\|im_end\|>"):
