@@ -44,22 +44,27 @@ def percent(share: float) -> str:
 
 
 def picture(models: dict[str, dict[str, dict[str, dict]]], file: Path) -> None:
-    """A panel a model: the change of perplexity to the right, ROUGE-L upwards; best is high and on the left."""
+    """A row of two panels a model, a bar a run: ROUGE-L with its interval, and the change of perplexity."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(models), figsize=(5 * len(models), 4), squeeze=False)
-    for panel, (model, runs) in zip(panels[0], models.items(), strict=True):
-        before = runs["base"]["text"]["perplexity"]
-        for run, found in runs.items():
-            x, y = 100 * (found["text"]["perplexity"] / before - 1), found["tasks"]["all"]["scores"]["rouge_l"]
-            panel.plot(x, y, "o", color="#888" if run == "base" else "#1d5fbf")
-            panel.annotate(NAMES[run], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
-        panel.set(title=model, xlabel="forgotten: perplexity of held-out text, % above the base", ylabel="learned: ROUGE-L, held-out tasks")
-        panel.grid(alpha=0.3)
-        panel.margins(0.18)
+    figure, rows = pyplot.subplots(len(models), 2, figsize=(9, 3 * len(models)), squeeze=False, sharey="row")
+    for (learned, forgotten), (model, runs) in zip(rows, models.items(), strict=True):
+        names, before = [NAMES[run] for run in runs], runs["base"]["text"]["perplexity"]
+        colours = ["#1d5fbf" if run != "base" else "#888" for run in runs]
+        scores = [found["tasks"]["all"]["scores"]["rouge_l"] for found in runs.values()]
+        low, high = zip(*(found["tasks"]["all"]["intervals"]["rouge_l"] for found in runs.values()), strict=True)
+        below, above = [s - x for s, x in zip(scores, low, strict=True)], [x - s for s, x in zip(scores, high, strict=True)]
+        learned.barh(names, scores, color=colours, xerr=(below, above), error_kw={"ecolor": "#555", "capsize": 2})
+        forgotten.barh(names, [100 * (found["text"]["perplexity"] / before - 1) for found in runs.values()], color=colours)
+        forgotten.axvline(0, color="#555", linewidth=0.8)
+        learned.set(title=model, xlabel="learned: ROUGE-L of tasks held out")
+        forgotten.set(xlabel="forgotten: perplexity of text held out, % above before")
+        learned.invert_yaxis()
+        for panel in (learned, forgotten):
+            panel.grid(axis="x", alpha=0.3)
     figure.tight_layout()
     figure.savefig(file)
     pyplot.close(figure)
