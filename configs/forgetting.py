@@ -32,9 +32,9 @@ def get_config(variant=""):
     c.data.max_long = 0.5  # share of the examples that may be longer than a row; they are left out, and counted
     c.data.target_length = 64 if t5 else 0
     c.length = 256  # tokens a row, examples packed
-    c.batch_size = 8 if t5 else 4  # rows an update
-    c.steps = 40 if t5 else 28  # updates
-    c.optimizer.learning_rate = 1e-3 if t5 else 5e-4  # so much that a plain run forgets
+    c.batch_size = 16 if t5 else 4  # rows an update
+    c.steps = 250 if t5 else 28  # updates
+    c.optimizer.learning_rate = 3e-3 if t5 else 5e-4  # so much that a plain run forgets
     c.optimizer.schedule = "linear"
     c.optimizer.warmup = 4
     c.optimizer.final = 0.0
@@ -54,11 +54,12 @@ def get_config(variant=""):
         "l2_sp": {"adaptation.l2_sp": 0.003},
         "ewc": {"adaptation.ewc.strength": 1.0},  # adaptation.ewc.fisher is a file that lm.fisher made with
         "fisher": text | {"steps": 12},
-        "lora": {"adaptation.lora.rank": 16, "optimizer.learning_rate": 3e-3 if t5 else 1e-3},
+        "lora": {"adaptation.lora.rank": 16, "optimizer.learning_rate": 1e-2 if t5 else 1e-3},
     }
     if t5:
         model = model_section(preset("t5", "tiny")).to_dict() | {
-            "vocab_size": 0, "d_model": 256, "d_ff": 1024, "n_layers": 4, "encoder_layers": 4, "head_dim": 64, "logit_scale": 256**-0.5,
+            "vocab_size": 0, "d_model": 128, "d_ff": 512, "head_dim": 32, "tie_embeddings": False, "logit_scale": 1.0,
+            "initializer_range": 0.09,
         }  # fmt: skip
-        variants["text"] = text | {f"model.{k}": v for k, v in model.items() if v is not None} | {"steps": 150, "optimizer.warmup": 20}
+        variants["text"] = text | {f"model.{k}": v for k, v in model.items() if v is not None} | {"steps": 600, "optimizer.warmup": 20}
     return specialise(c, method, **variants)

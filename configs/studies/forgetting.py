@@ -19,7 +19,7 @@ MODELS: dict[str, dict] = {
         "text": {"length": 256, "max-rows": 48},
     },
     "t5": {
-        "about": "T5 of 7 M parameters", "base": "{workdir}/t5/text", "prefix": "t5-", "template": "plain",
+        "about": "T5 of 2 M parameters", "base": "{workdir}/t5/text", "prefix": "t5-", "template": "plain",
         "text": {"length": 128, "objective": "span_corruption"},
     },
 }  # fmt: skip

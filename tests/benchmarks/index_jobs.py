@@ -63,16 +63,18 @@ def timed(engine: str, folder: str, setting: list) -> dict:
 
 
 def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
-    """ScannIndex at the setting it chose, and its batches' speed by that of plain ScaNN with the same files and setting."""
+    """ScannIndex at the setting it chose, and its batches' speed by ScaNN's own on the same files, setting and turned queries."""
     from retrieval.tuning import Tuning
+    from retrieval.turning import saved_turn
 
     ours._trained.tuning = Tuning()
-    plain, health = scann_load(saved), ours.health()
+    plain, health, turn = scann_load(saved), ours.health(), saved_turn(next(saved.rglob("scann_config.pb")).parent)
+    turned = (lambda: asked) if turn is None else lambda: asked @ turn
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
     ratios = []
     for _ in range(5):
         mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
-        ratios.append(mine / rate(lambda: plain.search_batched_parallel(asked, *how), len(asked), SECONDS / 4))
+        ratios.append(mine / rate(lambda: plain.search_batched_parallel(turned(), *how), len(asked), SECONDS / 4))
     single = rate(lambda: [ours.search(query[None], K) for query in asked[:200]], 200)
     return {"layer": float(np.median(ratios)), "own_batched": mine, "own_single": single}
 

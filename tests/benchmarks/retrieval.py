@@ -68,7 +68,7 @@ def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
         print(
             f"\nScannIndex at the setting it chose itself: recall@10 {facts['ScannIndex']['own_recall']:.3f}, "
             f"{own['own_single']:,.0f} single/s, {own['own_batched']:,.0f} batched/s, "
-            f"{own['layer']:.2f} of plain scann with the same files and setting"
+            f"{own['layer']:.2f} of ScaNN called directly with the same files, setting and turned queries"
         )
 
 
