@@ -106,3 +106,52 @@ def test_a_killed_writer_leaves_before_or_after_and_what_it_acknowledged_is_ther
         assert reopened.verify() == []
         check_search_is_exact(reopened)
     assert calls > kills, "the writers did not get to work"
+
+
+SNAPSHOT = """
+import os, signal, sys
+from pathlib import Path
+from retrieval.vectors import read_manifest, save_index
+
+STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # audit events, which come before what they name
+folder, seen, killed = Path(sys.argv[1]), [], True
+
+def killed_before(step):
+    def look(event, _):
+        nonlocal step
+        step -= event in STEPS
+        if not step and event in STEPS:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(look)
+
+def save(version):
+    write = lambda fresh: [(fresh / name).write_text(f"{name} {version}") for name in ("codes", "rows")]
+    save_index(folder, write, [version] * 3, kind="test", version=version)
+
+def found():
+    place, manifest, ids = read_manifest(folder, "test")  # compares every file with its checksum
+    assert ids == [manifest["version"]] * 3 and (place / "rows").read_text() == f"rows {ids[0]}"
+    return ids[0]
+
+while killed:
+    save("before")
+    child = os.fork()
+    if not child:
+        killed_before(len(seen) + 1)
+        save("after")
+        os._exit(0)
+    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    seen.append(found())
+    save("next")
+    assert found() == "next" and len(list(folder.iterdir())) == 1, "what a killed process left is not removed"
+print(*seen)
+"""
+
+
+def test_a_snapshot_killed_before_any_of_its_steps_leaves_the_one_before_or_the_new_one_whole(tmp_path):
+    command, environment = [sys.executable, "-c", SNAPSHOT, str(tmp_path)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    seen = done.stdout.split()
+    renamed = seen.index("after")
+    assert seen == ["before"] * renamed + ["after"] * (len(seen) - renamed) and min(renamed, len(seen) - renamed) > 4, seen
