@@ -3,9 +3,7 @@
 import dataclasses
 
 import lance
-from lance.commit import CommitConflictError
-
-from retrieval.history import History, properties
+import pyarrow as pa
 
 FRAGMENTS_A_COMMIT = 1_000  # at most; of a million rows each
 
@@ -24,14 +22,18 @@ def exclusive(transaction: lance.Transaction, dataset: lance.LanceDataset) -> No
     transaction.operation = lance.LanceOperation.Merge([*fragments, *new], dataset.lance_schema)
 
 
-def bring_back(dataset: lance.LanceDataset, history: History, version: int) -> None:
-    """After a restore that was meant for `version` and came after another commit, which it undid: nothing conflicts with a restore.
+def exchange(dataset: lance.LanceDataset, ids: pa.Table, rows: pa.Table) -> lance.Transaction:
+    """A transaction that puts `rows` in the place of those of `ids`, and conflicts with any other commit since `dataset`.
 
-    Brings that commit back, by an undo of the restore, and raises the conflict that Lance did not.
+    So an undo is made: beside Lance's restore any commit may pass, and is undone unseen. Every fragment is named as changed, so that
+    whatever another writer changes meets it.
     """
-    lost = dataset.version - 1
-    restore = lance.Transaction(dataset.version, lance.LanceOperation.Restore(lost))
-    touched, why = sorted(history.touched_since(version)), f"version {lost} came in between"
-    restore.transaction_properties = properties("undo", touched, None, why, history.state(lost).undo_to)
-    lance.LanceDataset.commit(dataset, restore)
-    raise CommitConflictError(why)
+    transaction, _ = dataset.merge_insert("id").when_matched_delete().execute_uncommitted(ids)
+    made = transaction.operation
+    assert isinstance(made, lance.LanceOperation.Update)
+    changed = {fragment.metadata.id: fragment.metadata for fragment in dataset.get_fragments()}
+    changed |= {fragment.id: fragment for fragment in made.updated_fragments}
+    made.updated_fragments = [changed[id] for id in changed if id not in made.removed_fragment_ids]
+    if len(rows):
+        made.new_fragments = lance.fragment.write_fragments(rows, dataset, mode="append")
+    return transaction

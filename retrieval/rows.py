@@ -78,6 +78,11 @@ def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version
     return pa.table(columns, schema=table_schema(dim))
 
 
+def ids_table(ids: Sequence[str]) -> pa.Table:
+    """The column id alone, to match rows by."""
+    return pa.table([pa.array(ids, pa.string())], schema=pa.schema([pa.field("id", pa.string(), nullable=False)]))
+
+
 def half_vectors(table: pa.Table, dim: int) -> np.ndarray:
     """float16 [N, dim]: the vector column."""
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["vector"].chunks]

@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 from lance.commit import CommitConflictError
 
 from retrieval import checksums, lexical
-from retrieval.conflicts import bring_back, exclusive
+from retrieval.conflicts import exchange, exclusive
 from retrieval.errors import Overtaken, RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
 from retrieval.places import check_free, exists, place_of, table_uri, writers_lock
-from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, passage_of, table_of, table_schema, upgrade
+from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, ids_table, passage_of, table_of, table_schema, upgrade
 from retrieval.upkeep import tidied
 
 SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
@@ -235,8 +235,7 @@ class Store:
         ids = _some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
 
         def change() -> Commit:
-            rows = pa.table([pa.array(ids, pa.string())], schema=pa.schema([table_schema(self.dim).field("id")]))
-            transaction, done = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
+            transaction, done = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(ids_table(ids))
             if done["num_deleted_rows"] != len(ids):
                 self.check_known(ids)
             return self._commit(transaction, "delete", ids, author, reason, undo_to=self.version)
@@ -258,6 +257,8 @@ class Store:
             target = self.history.state(newest.undo_to)
             undone = self.history.first_after(newest.undo_to)
             transaction = lance.Transaction(self.version, lance.LanceOperation.Restore(newest.undo_to))
+            if not isinstance(self.path, Path):
+                transaction = exchange(self._dataset, ids_table(undone.ids), self._rows_at(newest.undo_to, undone.ids))
             why = reason or f"undo of version {undone.version} ({undone.action})"
             return self._commit(transaction, "undo", undone.ids, author, why, undo_to=target.undo_to)
 
@@ -320,6 +321,12 @@ class Store:
             self._tidy()
             return done
 
+    def _rows_at(self, version: int, ids: Sequence[str]) -> pa.Table:
+        """Those of `ids` that were there at an older version, as they were."""
+        past = Store.open(self.path, version)
+        found, (vectors, order) = past.get(ids), past.vectors(ids)
+        return table_of([found[id][0] for id in order], vectors, self.dim, [found[id][1] for id in order])
+
     def _note_all(self) -> None:
         if isinstance(self.path, Path):
             checksums.catch_up(Path(table_uri(self.path)), self.version)
@@ -330,8 +337,6 @@ class Store:
             exclusive(transaction, dataset)
         transaction.transaction_properties = properties(action, ids, author, reason, undo_to)
         self._move(lance.LanceDataset.commit(dataset, transaction, max_retries=0))
-        if action == "undo" and self.version != dataset.version + 1:
-            bring_back(self._dataset, self.history, dataset.version)
         record = transaction.transaction_properties[RECORD]
         self._note(before, self.version - 1, transaction.uuid, record)
         return self.history.learn(self.version, record)
