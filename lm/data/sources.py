@@ -210,7 +210,8 @@ def parse(line: bytes, where: str) -> Row:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as e:
-        return Row(where, problem=f"not JSON ({e}); expected one object a line")
+        why = f"{e.msg.removesuffix(' at')} at character {e.pos + 1}" if isinstance(e, json.JSONDecodeError) else e
+        return Row(where, problem=f"not JSON ({why}); expected one object a line")
     return Row(where, value, _no_character(value) if SURROGATE.search(line) else "")
 
 
