@@ -15,6 +15,12 @@ def main(argv=None):
     options = parser("retrieval.build", ABOUT, FORMATS)
     options.add_argument("--input", nargs="+", default=[], metavar="PATH", help="files, folders, globs, data sets")
     add_encoder_option(options)
+    embed = options.add_argument_group("how texts become vectors", "by default as the encoder's folder says; a memory keeps to its own")
+    embed.add_argument("--pooling", choices=("mean", "first", "last"), help="the tokens a text's vector is made from")
+    embed.add_argument("--query-prefix", metavar="TEXT", help="put before what is searched for, such as 'query: '")
+    embed.add_argument("--passage-prefix", metavar="TEXT", help="put before every passage, such as 'passage: '")
+    embed.add_argument("--dim", type=int, help="keep only so many coordinates, of a Matryoshka encoder")
+    embed.add_argument("--dtype", choices=("float32", "bfloat16"), help="what is computed in")
     cut = options.add_argument_group("passages")
     ways = ("auto", "headings", "sentences", "tokens", "none")
     cut.add_argument("--chunk", default="auto", choices=ways, help="what passages are cut by; auto: text by sentences, others by headings")
@@ -30,14 +36,18 @@ def main(argv=None):
     change = options.add_argument_group("what changes")
     change.add_argument("--sync", action="store_true", help="remove passages that are no longer in the files and folders given")
     change.add_argument("--replace", action="store_true", help="build anew; the memory there, history and all, gives way when that is done")
-    change.add_argument("--reembed", action="store_true", help="embed what is there with another --encoder, in one commit")
+    change.add_argument(
+        "--reembed", action="store_true", help="embed what is there with another --encoder, or other options of it, in one commit"
+    )
     change.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
     add_record_options(options)
     args = options.parse_args(argv)
     if args.reembed == bool(args.input):
         options.error("give either --input=PATH ... or --reembed")
-    if args.reembed and not args.encoder:
-        options.error("--reembed needs --encoder=PATH, the new encoder")
+    names = ("pooling", "query_prefix", "passage_prefix", "dim", "dtype")
+    args.embedding = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.reembed and not (args.encoder or args.embedding):
+        options.error("--reembed needs what is new: --encoder=PATH, or another option of the encoder, such as --dim")
     if args.dry_run and (args.replace or args.reembed):
         options.error("--dry-run compares files with a memory: it does not go with --replace or --reembed")
     from retrieval.ingest import building

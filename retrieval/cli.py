@@ -41,7 +41,7 @@ def parser(module: str, description: str, epilog: str = "") -> argparse.Argument
 
 def add_encoder_option(made: argparse.ArgumentParser, required: bool = False) -> None:
     note = "" if required else "; by default the one the memory was made with"
-    made.add_argument("--encoder", required=required, metavar="PATH", help=f"directory or hub id of a BERT-like sentence encoder{note}")
+    made.add_argument("--encoder", required=required, metavar="PATH", help=f"directory or hub id of an encoder or decoder{note}")
 
 
 def add_record_options(made: argparse.ArgumentParser) -> None:
@@ -99,8 +99,10 @@ def version_or_time(text: str) -> int | str:
 
 
 def open_memory(path: Path | str, encoder: str | None, as_of: int | str | None = None):
-    """The memory at `path`, with the encoder at a path or hub id if one is given; or as it was after a version or at a time."""
-    from retrieval import Encoder, Memory
+    """The memory at `path`, its encoder's files at a path or hub id if one is given; or as it was after a version or at a time."""
+    from retrieval import Memory
+    from retrieval.encoding import encoder_like
+    from retrieval.store import Store
 
-    memory = Memory.open(path, Encoder.from_hf(encoder) if encoder else None)
+    memory = Memory.open(path, encoder_like(Store.open(path), encoder) if encoder else None)
     return memory if as_of is None else memory.as_of(as_of)

@@ -6,68 +6,119 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import lm
+from retrieval import sentences
 from retrieval.errors import RetrievalError
+from retrieval.exact_index import rows_mesh
+from retrieval.passages import check_unicode
 
 logger = logging.getLogger(__name__)
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows are padded to one of these: as many compilations at most
 ROWS = 32  # texts a batch; a few queries go in a batch of 4
 FEW_ROWS = 4
+POOLINGS = ("mean", "first", "last")
 
 
 class Encoder:
     """list[str] -> float32 [N, dim], rows of length 1: the last hidden states pooled as the model says, else their mean over a text, or
     of a model that sees only earlier tokens the last one (Muennighoff 2022, SGPT, section 3, without its weights).
 
-    Tokens beyond `max_length` are not seen; `truncated` counts the texts that lost some, and a warning says so.
+    Calling it embeds texts as they are; `queries` and `passages`, which a memory calls, put a prefix before each, as E5 (Wang et al.
+    2022, section 4) and instructed models expect. Tokens beyond `max_length`, the prefix's included, are not seen; `truncated` counts the
+    texts that lost some, and a warning says so. What is more than one batch is spread over the devices of `mesh` (axis "rows"; all of
+    this process's by default), each of which holds the whole model.
     """
 
-    def __init__(self, model, params, tokenizer, max_length: int | None = None, source: str = ""):
+    def __init__(
+        self, model, params, tokenizer, max_length: int | None = None, source: str = "", *, pooling: str | None = None,
+        query_prefix: str = "", passage_prefix: str = "", dim: int | None = None, mesh: Mesh | None = None,
+    ):  # fmt: skip
+        """pooling: mean, first (BERT's [CLS]) or last, instead of the model's. dim: only so many coordinates, the first, are kept
+        (Kusupati et al. 2022, Matryoshka Representation Learning, section 3). Raises RetrievalError for what cannot be."""
         config = model.config
         if config.encoder_layers:
             raise RetrievalError(f"{source or 'the model'} ({config.family}) is an encoder-decoder: an encoder or a decoder embeds texts")
         longest = min(config.max_length, max_length or config.max_length)
         if longest < 3:
             raise RetrievalError(f"max_length={max_length}: expected at least 3 tokens")
-        self.source, self.dim, self.max_length, self.truncated = source, config.d_model, longest, 0
-        self._tokenizer, self._params, self._pad = tokenizer, params, config.pad_token_id or 0
-        self._lengths = lengths_to(longest)
-        if config.head != "embedding":
-            model, self._params = lm.with_head(model, params, "embedding")
-        self._embed = jax.jit(partial(_unit_vectors, model))
-        self.fingerprint = _fingerprint(config, params, longest, model.config.pooling)
+        if pooling not in (None, *POOLINGS):
+            raise RetrievalError(f"pooling={pooling!r} is unknown: expected one of {', '.join(POOLINGS)}")
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= config.d_model):
+            raise RetrievalError(f"dim={dim!r}: expected 1 to {config.d_model}, the width of the model")
+        for name, prefix in (("query_prefix", query_prefix), ("passage_prefix", passage_prefix)):
+            check_unicode(name, prefix)
+            if prefix and (taken := len(tokenizer(prefix)["input_ids"])) >= longest:
+                raise RetrievalError(f"{name}={prefix[:40]!r} takes {taken} of the encoder's {longest} tokens: give a shorter one")
+        self.source, self.dim, self.max_length, self.truncated = source, dim or config.d_model, longest, 0
+        self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
+        self._tokenizer, self._pad, self._lengths = tokenizer, config.pad_token_id or 0, lengths_to(longest)
+        self._mesh = mesh or rows_mesh()
+        placed = params
+        if config.head != "embedding" or pooling:
+            model, placed = lm.with_head(model, params, "embedding", **({"pooling": pooling} if pooling else {}))
+        self._whole = jax.device_put(placed, NamedSharding(self._mesh, P()))
+        self._first = jax.tree.map(lambda x: x.addressable_data(0), self._whole)
+        self._embed = jax.jit(partial(_unit_vectors, model, self.dim))
+        options = {"query_prefix": query_prefix, "passage_prefix": passage_prefix, "dim": self.dim}
+        self.fingerprint = _fingerprint(config, params, longest, {**options, "pooling": model.config.pooling, "dtype": config.dtype})
 
     @classmethod
-    def from_hf(cls, path_or_id, max_length: int | None = None) -> "Encoder":
-        """From a directory or hub id of an encoder or decoder. `max_length` is by default the one of its sentence_bert_config.json, else
-        the model's. Raises ValueError (lm.weights.WeightsError) when it cannot be read."""
-        model, params = lm.from_hf(path_or_id)
-        source = Path(path_or_id)
-        settings = source / "sentence_bert_config.json"
-        if max_length is None and settings.is_file():
-            max_length = json.loads(settings.read_text(encoding="utf-8")).get("max_seq_length")
-        name = str(source.resolve()) if source.exists() else str(path_or_id)
-        return cls(model, params, lm.load_tokenizer(path_or_id), max_length, name)
+    def from_hf(
+        cls, path_or_id, max_length: int | None = None, *, pooling: str | None = None, query_prefix: str | None = None,
+        passage_prefix: str | None = None, dim: int | None = None, dtype: str = "float32", mesh: Mesh | None = None,
+    ) -> "Encoder":  # fmt: skip
+        """From a directory or hub id of an encoder or decoder. What is not given is what the files of sentence-transformers in it say:
+        pooling, length, and the prompts of queries and passages. dtype: "bfloat16" computes with half the memory. Raises ValueError
+        (lm.WeightsError) when it cannot be read, RetrievalError for modules, poolings and options that are not supported."""
+        options: dict[str, Any] = {"max_length": max_length, "query_prefix": query_prefix, "passage_prefix": passage_prefix}
+        if None in options.values():
+            options = sentences.said(path_or_id) | {name: value for name, value in options.items() if value is not None}
+        options |= {name: value for name, value in (("pooling", pooling), ("dim", dim)) if value is not None}
+        try:
+            model, params = lm.from_hf(path_or_id, dtype)
+        except lm.ConfigError as error:
+            raise RetrievalError(str(error)) from error
+        path = Path(path_or_id)
+        source = sentences.remembered(str(path.resolve()) if path.exists() else str(path_or_id), {**options, "dtype": dtype})
+        return cls(model, params, lm.load_tokenizer(path_or_id), source=source, mesh=mesh, **options)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Raises RetrievalError when given one string instead of a list."""
+        return self._vectors(texts, "")
+
+    def queries(self, texts: list[str]) -> np.ndarray:
+        return self._vectors(texts, self.query_prefix)
+
+    def passages(self, texts: list[str]) -> np.ndarray:
+        return self._vectors(texts, self.passage_prefix)
+
+    def _vectors(self, texts: list[str], prefix: str) -> np.ndarray:
         if isinstance(texts, str):
             raise RetrievalError(f"expected a list of texts, got the string {texts[:40]!r}: put it in a list")
-        rows = self._tokens(list(texts))
+        rows = self._tokens([prefix + text for text in texts])
         vectors = np.zeros((len(rows), self.dim), np.float32)
         pending = [
-            (chosen, self._embed(self._params, lm.Batch.of(tokens, segments)))
-            for chosen, tokens, segments in by_length(rows, self._lengths, self._pad)
+            (chosen, self._run(lm.Batch.of(tokens, segments)))
+            for chosen, tokens, segments in by_length(rows, self._lengths, self._pad, self._mesh.size)
         ]
         for chosen, embedded in pending:
             vectors[chosen] = np.asarray(embedded)[: len(chosen)]
         return vectors
+
+    def _run(self, batch: lm.Batch) -> jax.Array:
+        """[B, dim], on the first device for up to 32 rows, else an equal share on each."""
+        if len(batch.tokens) <= ROWS:
+            return self._embed(self._first, batch)
+        return self._embed(self._whole, jax.device_put(batch, NamedSharding(self._mesh, P("rows"))))
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -91,10 +142,13 @@ def lengths_to(longest: int) -> tuple[int, ...]:
     return (*(length for length in LENGTHS if length < longest), longest)
 
 
-def by_length(rows: Sequence[Sequence[int]], lengths: Sequence[int], pad: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of rows of like length: (which rows, tokens, segments), the last two int32 [B, T], T one of `lengths`, B 32, or 4 for few."""
+def by_length(
+    rows: Sequence[Sequence[int]], lengths: Sequence[int], pad: int, devices: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of rows of like length: (which rows, tokens, segments), the last two int32 [B, T], T one of `lengths`, B 4 for
+    few rows, 32, or for more 32 a device."""
     order = np.argsort([len(row) for row in rows], kind="stable")
-    size = FEW_ROWS if len(rows) <= FEW_ROWS else ROWS
+    size = next((size for size in (FEW_ROWS, ROWS) if len(rows) <= size), ROWS * devices)
     for start in range(0, len(rows), size):
         chosen = order[start : start + size]
         longest = max(len(rows[i]) for i in chosen)
@@ -105,18 +159,19 @@ def by_length(rows: Sequence[Sequence[int]], lengths: Sequence[int], pad: int) -
         yield chosen, tokens, segments
 
 
-def _unit_vectors(model, params, batch) -> jax.Array:
-    """[B, D] float32, rows of length 1."""
-    pooled = model.apply({"params": params}, batch).pooled
+def _unit_vectors(model, dim: int, params, batch) -> jax.Array:
+    """[B, dim] float32, rows of length 1."""
+    pooled = model.apply({"params": params}, batch).pooled.astype(jnp.float32)[:, :dim]
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
 
-def _fingerprint(config, params, max_length: int, pooling: str) -> str:
-    """sha256 over the shape of the model, what is pooled if not the mean, and, of every parameter, its name, shape and outermost values."""
+def _fingerprint(config, params, max_length: int, options: dict) -> str:
+    """sha256 over the shape of the model, options that are not the usual, and, of every parameter, its name, shape and outermost values."""
     shape = {
         name: getattr(config, name) for name in ("family", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "activation", "norm_eps")
     }
-    shape |= {} if pooling == "mean" else {"pooling": pooling}
+    usual = {"pooling": "mean", "query_prefix": "", "passage_prefix": "", "dim": config.d_model, "dtype": "float32"}
+    shape |= {name: value for name, value in options.items() if value != usual[name]}
     digest = hashlib.sha256(json.dumps([shape, max_length], sort_keys=True).encode())
     for path, value in sorted((jax.tree_util.keystr(path), value) for path, value in jax.tree_util.tree_leaves_with_path(params)):
         flat = value.reshape(-1)

@@ -30,18 +30,27 @@ def check_encoder(encoder: Encode, store: Store) -> None:
         made_with = f" ({store.encoder_source})" if store.encoder_source else ""
         raise RetrievalError(
             f"{store.path} was made with the encoder {store.fingerprint}{made_with}, the one given is {given}: "
-            "their vectors cannot be compared; open it with its own encoder, or build a new memory"
+            "their vectors cannot be compared; open it with its own encoder, change to this one (reembed), or build a new memory"
         )
 
 
 def remembered_encoder(store: Store) -> Encode:
-    if not store.encoder_source:
-        raise RetrievalError(f"{store.path} was made with an encoder that has no path: give it, Memory.open(path, encoder)")
-    from retrieval.encoder import Encoder
-
-    encoder = Encoder.from_hf(store.encoder_source)
+    encoder = encoder_like(store)
     check_encoder(encoder, store)
     return encoder
+
+
+def encoder_like(store: Store, path: str | None = None, **changed) -> Encode:
+    """The encoder of a memory, its files at another `path` if one is given, with some options of Encoder.from_hf changed."""
+    if not (path or store.encoder_source):
+        raise RetrievalError(
+            f"{store.path} was made with an encoder that has no path: give it, Memory.open(path, encoder) or --encoder=PATH"
+        )
+    from retrieval import sentences
+    from retrieval.encoder import Encoder
+
+    where, options = sentences.recalled(store.encoder_source, path)
+    return Encoder.from_hf(where, **options | changed)
 
 
 def encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:

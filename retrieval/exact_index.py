@@ -17,6 +17,12 @@ from retrieval.vectors import check_ids, check_k, read_manifest, save_index, uni
 SCORES_AT_ONCE = 1 << 27  # a search of many queries is split, so that their scores take at most half a gigabyte
 
 
+def rows_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices (default: all of this process) along one axis, "rows"."""
+    devices = devices or jax.local_devices()
+    return jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
+
+
 class ExactIndex:
     """Every query against every vector: a matrix product and a top-k on each device, of which only k a device are merged.
 
@@ -26,8 +32,7 @@ class ExactIndex:
     """
 
     def __init__(self, vectors: np.ndarray, rows: Rows, mesh: Mesh | None = None):
-        devices = jax.local_devices()
-        self._mesh = mesh or jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
+        self._mesh = mesh or rows_mesh()
         self.dim, self._rows = vectors.shape[1], rows
         self._vectors = self._sharded(vectors)
         self._lock = ReadersWriter()

@@ -21,6 +21,7 @@ def build(args: argparse.Namespace) -> None:
     if args.sync and report.bad:
         raise RetrievalError(f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or leave out --sync")
     from retrieval import Encoder, Memory
+    from retrieval.encoding import encoder_like, fingerprint
     from retrieval.store import Store, check_free, exists
 
     place, work = args.memory, args.memory
@@ -33,12 +34,11 @@ def build(args: argparse.Namespace) -> None:
         if not exists(work):
             shutil.rmtree(work, ignore_errors=True)
     store = Store.open(work) if exists(work) else None
-    source = args.encoder or (store and store.encoder_source)
-    if not source:
-        what = "was made with an encoder that has no path" if store else "is a new memory"
-        raise RetrievalError(f"{place} {what}: --encoder=PATH says which encoder to use")
-    encoder = Encoder.from_hf(source)
-    if store and args.replace and store.fingerprint != encoder.fingerprint:  # left by a build with another encoder
+    if store is None and not args.encoder:
+        raise RetrievalError(f"{place} is a new memory: --encoder=PATH says which encoder to use")
+    anew = store is None or (args.replace and args.encoder)
+    encoder = Encoder.from_hf(args.encoder, **args.embedding) if anew else encoder_like(store, args.encoder, **args.embedding)
+    if store and args.replace and store.fingerprint != fingerprint(encoder):  # left by a build with another encoder
         shutil.rmtree(work)
         store = None
     memory = Memory.open(work, encoder) if store else None
@@ -68,9 +68,12 @@ def build(args: argparse.Namespace) -> None:
 def reembed(args: argparse.Namespace) -> None:
     """Embeds every passage with another encoder, in one commit."""
     from retrieval import Encoder, Memory
+    from retrieval.encoding import encoder_like
+    from retrieval.store import Store
 
-    started, memory = time.monotonic(), Memory.open(args.memory)
-    memory.reembed(Encoder.from_hf(args.encoder), args.author, args.reason)
+    started, memory, new = time.monotonic(), Memory.open(args.memory), args.embedding
+    encoder = Encoder.from_hf(args.encoder, **new) if args.encoder else encoder_like(Store.open(args.memory), **new)
+    memory.reembed(encoder, args.author, args.reason)
     facts = {"memory": str(args.memory), "version": memory.version, "size": len(memory), "seconds": time.monotonic() - started}
     print(
         as_json(facts) if args.json
@@ -80,9 +83,10 @@ def reembed(args: argparse.Namespace) -> None:
 
 def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> list[Passage]:
     import lm
+    from retrieval import sentences
 
-    tokenizer = lm.load_tokenizer(encoder.source)
-    longest = encoder.max_length - tokenizer.num_special_tokens_to_add()
+    tokenizer = lm.load_tokenizer(sentences.recalled(encoder.source)[0])
+    longest = encoder.max_length - len(tokenizer(encoder.passage_prefix)["input_ids"])
     if args.size is not None and args.size > longest:
         raise RetrievalError(f"--size={args.size}: the encoder sees at most {longest} tokens of a passage")
     how = chunking.Chunking(args.chunk, args.size or longest, args.overlap)

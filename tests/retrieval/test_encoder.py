@@ -1,12 +1,16 @@
 import json
 import logging
+import shutil
 
+import jax
 import numpy as np
 import pytest
 import transformers
 
-from retrieval import Encoder, Memory, Passage, RetrievalError
-from tests.retrieval.models import byte_tokenizer, save_encoder, save_reader
+import lm
+from retrieval import Encoder, Memory, Passage, RetrievalError, build, search
+from retrieval.exact_index import rows_mesh
+from tests.retrieval.models import byte_tokenizer, save_encoder, save_reader, word_tokenizer
 
 torch = pytest.importorskip("torch")
 
@@ -62,8 +66,7 @@ def test_the_length_in_sentence_bert_config_is_kept(bert, tmp_path):
 
 def test_the_pooling_of_a_sentence_transformers_directory_is_kept(bert, encoder, tmp_path):
     model, tokenizer = save_encoder(tmp_path)
-    types = [dict(type=f"sentence_transformers.models.{kind}", path=path) for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"))]
-    (tmp_path / "modules.json").write_text(json.dumps(types))
+    (tmp_path / "modules.json").write_text(json.dumps(modules("Transformer", "Pooling")))
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     first = Encoder.from_hf(tmp_path)
@@ -83,7 +86,7 @@ def test_few_shapes_are_compiled(encoder):
     before = encoder._embed._cache_size()
     for n in range(1, 70, 7):
         encoder(["x y z"] * n)
-    assert encoder._embed._cache_size() - before <= 2
+    assert encoder._embed._cache_size() - before <= 3
 
 
 def test_the_fingerprint_is_stable_and_changes_with_weights_and_length(bert, encoder, tmp_path):
@@ -116,3 +119,206 @@ def test_a_decoder_embeds_other_than_by_its_last_token(tmp_path):
     expected = np.stack(last) / np.linalg.norm(last, axis=1, keepdims=True)
     assert np.abs(encoder(texts) - expected).max() < 1e-4
     assert encoder.fingerprint != Encoder.from_hf(tmp_path, max_length=100).fingerprint
+
+
+def save_sentences(path, kind, pooling, prompts=None, length=None, normalize=True):
+    """A random BERT or Llama as sentence-transformers saves it; returns it there."""
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    {"bert": save_encoder, "llama": save_reader}[kind](path / "plain")
+    if kind == "llama":
+        (path / "plain" / "chat_template.jinja").unlink()  # with one, version 6 spells every text as a turn of a talk
+        tokenizer = byte_tokenizer(chat_template=None)
+        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.save_pretrained(path / "plain")
+    made = [Transformer(str(path / "plain"), max_seq_length=length), Pooling(32, pooling), *([Normalize()] if normalize else [])]
+    reference = SentenceTransformer(modules=made, prompts=prompts, device="cpu")
+    reference.save(str(path / "model"))
+    return reference
+
+
+E5 = {"query": "query: ", "document": "passage: "}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "prompts", "length", "normalize"),
+    [
+        ("bert", "mean", E5, 24, True),
+        ("bert", "cls", {"query": "find what answers this: "}, None, False),
+        ("llama", "lasttoken", {"query": "Instruct: find towns\nQuery:"}, 40, True),
+        ("llama", "mean", None, None, True),
+    ],
+)
+def test_a_folder_of_sentence_transformers_gives_other_vectors_than_there(kind, pooling, prompts, length, normalize, tmp_path):
+    reference = save_sentences(tmp_path, kind, pooling, prompts, length, normalize)
+    encoder, texts = Encoder.from_hf(tmp_path / "model"), [*TEXTS, "a b c " * 30]
+    sides = [(encoder.queries, reference.encode_query), (encoder.passages, reference.encode_document), (encoder, reference.encode)]
+    for ours, theirs in sides:
+        assert np.abs(ours(texts) - theirs(texts, normalize_embeddings=True)).max() < 1e-4
+    assert np.abs(encoder.queries(texts) - encoder(texts)).max() > 1e-3 or not prompts
+    cut = Encoder.from_hf(tmp_path / "model", dim=8).queries(texts)
+    assert cut.shape == (6, 8) and np.abs(np.linalg.norm(cut, axis=1) - 1).max() < 1e-6
+    assert np.abs(cut - reference.encode_query(texts, truncate_dim=8, normalize_embeddings=True)).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "query", "passage"),
+    [
+        ({"prompts": {"query": "q: ", "passage": "p: "}}, "q: ", "p: "),
+        ({"prompts": {"query": "q: "}, "default_prompt_name": "query"}, "q: ", ""),
+        ({"prompts": {"any": "a: ", "other": "o: "}, "default_prompt_name": "any"}, "a: ", "a: "),
+        ({"prompts": {"query": None, "document": None}, "default_prompt_name": None}, "", ""),
+        ({}, "", ""),
+    ],
+)
+def test_the_prompts_of_an_older_folder_are_kept(bert, settings, query, passage, tmp_path):
+    folder = shutil.copytree(bert[0], tmp_path / "model")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    encoder = Encoder.from_hf(folder)
+    assert (encoder.query_prefix, encoder.passage_prefix) == (query, passage)
+    given = Encoder.from_hf(folder, query_prefix="x: ", passage_prefix="")
+    assert (given.query_prefix, given.passage_prefix) == ("x: ", "")
+    assert (given.queries(["a"]) == given(["x: a"])).all() and (given.passages(["a"]) == given(["a"])).all()
+
+
+def modules(*kinds):
+    return [{"type": f"sentence_transformers.models.{kind}", "path": "" if kind == "Transformer" else f"1_{kind}"} for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("modules.json", modules("Transformer", "Pooling", "Dense"), "Dense"),
+        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "weightedmean"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ("sentence_bert_config.json", {"max_seq_length": 20, "do_lower_case": True}, "do_lower_case=True"),
+        ("sentence_bert_config.json", {"modality_config": {"text": {}, "message": {}}}, "chat template"),
+        ("sentence_bert_config.json", {"max_seq_length": "20"}, "'20' tokens"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "a text for each name"),
+        ("config_sentence_transformers.json", [], "expected an object"),
+    ],
+)
+def test_what_a_folder_asks_for_and_we_lack_is_ignored(bert, file, content, said, tmp_path):
+    folder = shutil.copytree(bert[0], tmp_path / "model")
+    (folder / "1_Pooling").mkdir()
+    for name, value in {
+        "modules.json": modules("Transformer", "Pooling"),
+        "1_Pooling/config.json": {"pooling_mode": "cls"},
+        file: content,
+    }.items():
+        (folder / name).write_text(json.dumps(value))
+    with pytest.raises(RetrievalError, match=said):
+        Encoder.from_hf(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dim": 33}, "dim=33: expected 1 to 32"),
+        ({"dim": 0}, "dim=0"),
+        ({"dim": True}, "dim=True"),
+        ({"pooling": "max"}, "pooling='max'.*mean, first, last"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"query_prefix": "long " * 40}, "query_prefix='long.* takes 162 of the encoder's 64 tokens"),
+        ({"passage_prefix": "\ud800"}, "passage_prefix is not valid Unicode"),
+        ({"max_length": 2}, "max_length=2"),
+    ],
+)
+def test_an_option_that_cannot_be_is_accepted(bert, options, said):
+    with pytest.raises(RetrievalError, match=said):
+        Encoder.from_hf(bert[0], **options)
+
+
+OPTIONS = {"pooling": "first", "query_prefix": "q: ", "passage_prefix": "p: ", "dim": 16, "dtype": "bfloat16", "max_length": 40}
+
+
+def test_a_memory_forgets_or_mixes_up_an_option_of_its_encoder(bert, encoder, tmp_path):
+    own = Encoder.from_hf(bert[0], **OPTIONS)
+    texts = ["one two three four five six seven eight nine " * 2, "zzz"]
+    Memory.create(tmp_path / "m", own).add([Passage(str(i), text) for i, text in enumerate(texts)])
+    again = Memory.open(tmp_path / "m")
+    scores = {hit.id: hit.score for hit in again.search(["zzz"], 2)[0]}
+    assert [scores["0"], scores["1"]] == pytest.approx((own.queries(["zzz"]) @ own.passages(texts).T)[0], abs=2e-3)
+    assert again._store.vectors(["0"])[0] == pytest.approx(own.passages(texts[:1]), abs=2e-3)
+    for name in OPTIONS:
+        other = Encoder.from_hf(bert[0], **{key: value for key, value in OPTIONS.items() if key != name})
+        assert len({other.fingerprint, own.fingerprint, Encoder.from_hf(bert[0], **{name: OPTIONS[name]}).fingerprint}) == 3
+        with pytest.raises(RetrievalError, match=f"{own.fingerprint}.*{other.fingerprint}"):
+            Memory.open(tmp_path / "m", other)
+
+
+def test_a_memory_that_remembers_only_a_path_is_read_by_newer_rules(bert, tmp_path):
+    """Made before prompts and the tokenizer's length were read: then as now its vectors are those of texts without them."""
+    folder = shutil.copytree(bert[0], tmp_path / "model")
+    plain = Encoder.from_hf(folder)
+    assert plain.source == str(folder)
+    (folder / "1_Pooling").mkdir()
+    for name, value in {"modules.json": modules("Transformer", "Pooling"), "1_Pooling/config.json": {"pooling_mode": "mean"}}.items():
+        (folder / name).write_text(json.dumps(value))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": E5}))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": 30}))
+    Memory.create(tmp_path / "m", plain).add([Passage("a", "bagheria is in italy")])
+    assert Memory.open(tmp_path / "m").search(["bagheria is in italy"])[0][0].score == pytest.approx(1, abs=1e-3)
+    newer = Encoder.from_hf(folder)
+    assert newer.max_length == 30 and newer.query_prefix == "query: "
+    with pytest.raises(RetrievalError, match="was made with the encoder"):
+        Memory.open(tmp_path / "m", newer)
+
+
+def test_the_fingerprint_of_an_encoder_without_options_changes(tmp_path):
+    """Memories made with version 0.1.0 hold this one, of weights that are the same on every machine."""
+    config = transformers.BertConfig(
+        vocab_size=67, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64
+    )
+    model = transformers.BertModel(config)
+    with torch.no_grad():
+        for number, (_, value) in enumerate(sorted(model.named_parameters())):
+            value.copy_((torch.arange(value.numel()) % (number + 7)).reshape(value.shape) / 16)
+    model.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert Encoder.from_hf(tmp_path).fingerprint == "model-c753e54a3786cfcc06b90455a5b2baa2"
+
+
+def test_a_memory_is_built_moved_changed_and_searched_with_other_options_by_command(bert, tmp_path, capsys):
+    folder = shutil.copytree(bert[0], tmp_path / "model")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": E5}))
+    (tmp_path / "towns.txt").write_text("bagheria is in italy\n\nzzz")
+    at, source = f"--memory={tmp_path / 'm'}", f"--input={tmp_path / 'towns.txt'}"
+    assert build.main([at, source, f"--encoder={folder}", "--dim=16", "--query-prefix=q: "]) == 0
+    assert build.main([at, source]) == 0 and "2 unchanged" in capsys.readouterr().out
+    assert build.main([at, source, "--dim=8"]) == 2 and "was made with the encoder" in capsys.readouterr().err
+    moved = folder.rename(tmp_path / "moved")
+    assert search.main([at, "--json", "x"]) == 2 and "model" in capsys.readouterr().err
+    assert search.main([at, "--json", "x", f"--encoder={moved}"]) == 0
+    score = json.loads(capsys.readouterr().out)["hits"][0]["score"]
+    own = Encoder.from_hf(moved, dim=16, query_prefix="q: ")
+    assert own.passage_prefix == "passage: " and score == pytest.approx(
+        (own.queries(["x"]) @ own.passages(["bagheria is in italy", "zzz"]).T).max(), abs=2e-3
+    )
+    moved.rename(folder)
+    assert build.main([at, "--reembed", "--pooling=first"]) == 0 and build.main([at, "--reembed", "--pooling=first"]) == 2
+    assert Memory.open(tmp_path / "m", Encoder.from_hf(folder, dim=16, query_prefix="q: ", pooling="first")).search(["x"])
+    assert build.main([at, "--reembed", f"--encoder={folder}"]) == 0 and len(Memory.open(tmp_path / "m", Encoder.from_hf(folder))) == 2
+
+
+def test_bfloat16_is_not_computed_in_or_is_far_off(bert, encoder):
+    vectors, rounded = encoder(TEXTS), Encoder.from_hf(bert[0], dtype="bfloat16")(TEXTS)
+    assert rounded.dtype == np.float32 and 1e-4 < np.abs(vectors - rounded).max() < 0.05
+    assert np.abs(np.linalg.norm(rounded, axis=1) - 1).max() < 1e-6 and (vectors * rounded).sum(1).min() > 0.999
+
+
+def test_the_vectors_depend_on_how_many_devices_share_the_work(bert, encoder):
+    assert encoder._mesh.size == len(jax.local_devices()) == 8
+    one, three = (Encoder.from_hf(bert[0], mesh=rows_mesh(jax.local_devices()[:n])) for n in (1, 3))
+    assert one.fingerprint == three.fingerprint == encoder.fingerprint and one.source == encoder.source
+    for texts in (TEXTS[:1], TEXTS, TEXTS * 15):
+        assert np.abs(encoder(texts) - one(texts)).max() < 1e-5 and np.abs(three(texts) - one(texts)).max() < 1e-5
+
+
+def test_the_work_is_not_shared_or_a_query_waits_for_every_device(encoder):
+    made = {n: encoder._run(lm.Batch.of(np.ones((n, 16), np.int32))) for n in (4, 256)}
+    assert len(made[4].devices()) == 1 and len(made[256].devices()) == 8
+    assert {part.data.shape for part in made[256].addressable_shards} == {(32, encoder.dim)}

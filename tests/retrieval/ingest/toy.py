@@ -8,9 +8,9 @@ from tests.retrieval.toy import encode
 class Toy:
     """An encoder that sees 64 tokens; its path is its fingerprint."""
 
-    max_length = 64
+    max_length, passage_prefix = 64, ""
 
-    def __init__(self, path):
+    def __init__(self, path, **options):
         self.source = self.fingerprint = str(path)
 
     def __call__(self, texts):
