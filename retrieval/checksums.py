@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import lance
@@ -97,14 +97,8 @@ def damaged(table: Path) -> list[str]:
         return [f"{journal} is missing: the next change writes it anew, and cannot tell what was damaged before"]
     lines, problems = _read(journal)
     for line in lines:
-        for name, (size, digest) in line["files"].items():
-            path = table / name
-            what = f"written by version {line['version']}: restore it from a copy of the memory"
-            try:
-                if _digest(path) != (size, digest):
-                    problems.append(f"{path} differs from its checksum, {what}")
-            except OSError as error:
-                problems.append(f"{path} cannot be read ({error.strerror}), {what}")
+        what = f"written by version {line['version']}: restore it from a copy of the memory"
+        problems += [f"{problem}, {what}" for problem in _differing(table, line["files"])]
     hint = table / HINT
     if hint.exists():
         newest = max((line["version"] for line in lines), default=0)
@@ -115,6 +109,22 @@ def damaged(table: Path) -> list[str]:
         if not good:
             problems.append(f"{hint} does not name version {newest}: delete it, it is only a hint and the next change writes it anew")
     return problems
+
+
+def damaged_in(table: Path, folders: Collection[str]) -> list[str]:
+    """What is wrong with the files that were noted in some of a table's folders; nothing where there are no checksums."""
+    lines = _read(table.parent / CHECKSUMS)[0] if folders else []
+    noted = {name: facts for line in lines for name, facts in line["files"].items() if name.rpartition("/")[0] in folders}
+    return list(_differing(table, noted))
+
+
+def _differing(table: Path, files: Mapping[str, tuple[int, str]]) -> Iterator[str]:
+    for name, facts in files.items():
+        try:
+            if _digest(table / name) != tuple(facts):
+                yield f"{table / name} differs from its checksum"
+        except OSError as error:
+            yield f"{table / name} cannot be read ({error.strerror})"
 
 
 def _read(journal: Path) -> tuple[list[dict], list[str]]:

@@ -5,6 +5,9 @@ read and scored with the rest. Versions without one (small, or written before th
 Words are those of Unicode's segmentation, in lower case, without accents, stemmed as English; none is left out.
 """
 
+import contextlib
+import logging
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -12,7 +15,10 @@ import numpy as np
 import pyarrow as pa
 from lance.query import MatchQuery
 
+from retrieval import checksums
 from retrieval.passages import titled
+
+logger = logging.getLogger(__name__)
 
 WORDS, INDEX = "words", "words_idx"  # the column that is searched: title and text
 WORDS_SCHEMA = pa.schema([(WORDS, pa.string())])
@@ -37,10 +43,18 @@ def search(dataset: lance.LanceDataset, text: str, n: int, ids: str | None = Non
     return [ids_[i] for i in order], scores[order]
 
 
-def searchable(dataset: lance.LanceDataset) -> lance.LanceDataset:
-    """The table itself where its words are indexed, else an indexed copy of them in memory."""
-    if INDEX in indexes(dataset):
+def searchable(dataset: lance.LanceDataset, sound: set[str]) -> lance.LanceDataset:
+    """The table itself where its words are indexed, else, or where the index is damaged, an indexed copy of them in memory.
+
+    sound: folders of the index that were compared with their checksums before, to which this adds.
+    """
+    folders = _folders(dataset)
+    damaged = checksums.damaged_in(Path(dataset.uri), folders - sound)
+    if folders and not damaged:
+        sound |= folders
         return dataset
+    if damaged:
+        logger.warning("%s: a copy of the words is indexed in memory; once some passages have changed the index is made anew", damaged[0])
     rows = dataset.to_table(columns=["id", "title", "text"]).combine_chunks()
     words = [with_words(part) for part in rows.to_batches()]
     copy = lance.write_dataset(pa.Table.from_batches(words, WORDS_SCHEMA).append_column("id", rows["id"]), "memory://words")
@@ -58,10 +72,17 @@ def indexes(dataset: lance.LanceDataset) -> set[str]:
     return {index.name for index in dataset.describe_indices()}
 
 
+def _folders(dataset: lance.LanceDataset) -> set[str]:
+    """Where the parts of the index are, relative to the table."""
+    return {f"_indices/{part.uuid}" for index in dataset.describe_indices() if index.name == INDEX for part in index.segments}
+
+
 def due(dataset: lance.LanceDataset, names: set[str]) -> bool:
     """Whether `upkeep` has something to do, where indexes of these names exist: there are KEPT_FROM rows, or LATE that are new."""
     if INDEX in names:
-        return dataset.stats.index_stats(INDEX)["num_unindexed_rows"] >= LATE
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is damaged
+            return dataset.stats.index_stats(INDEX)["num_unindexed_rows"] >= LATE
+        return True
     return dataset.count_rows() >= KEPT_FROM
 
 
@@ -69,12 +90,12 @@ def upkeep(dataset: lance.LanceDataset) -> None:
     """Makes the index, or brings it up to date, where that is due.
 
     New rows become a part of their own, merged with the parts before it that are at most twice its size: a row is written anew a
-    few times over its life, and no change waits for the whole index.
+    few times over its life, and no change waits for the whole index. A damaged index is made anew.
     """
     names = indexes(dataset)
     if not due(dataset, names):
         return
-    if INDEX not in names:
+    if INDEX not in names or checksums.damaged_in(Path(dataset.uri), _folders(dataset)):
         dataset.create_scalar_index(WORDS, "INVERTED", name=INDEX, **OPTIONS)
         return
     stats = dataset.stats.index_stats(INDEX)

@@ -48,6 +48,7 @@ class Store:
             raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
         self.dim = int(dim)
         self._words_version, self._words_lock = 0, threading.Lock()  # what `lexical` searches, made when first asked for
+        self._words_sound: set[str] = set()
 
     @classmethod
     def create(cls, path, dim: int, fingerprint: str, encoder_source: str = "") -> "Store":
@@ -162,7 +163,7 @@ class Store:
         with in_words(f"{table_uri(self.path)} cannot be searched by words; `verify` says what is damaged"):
             with self._words_lock:
                 if self._words_version != self.version:
-                    self._words, self._words_version = lexical.searchable(self._dataset), self.version
+                    self._words, self._words_version = lexical.searchable(self._dataset, self._words_sound), self.version
             return lexical.search(self._words, text, n, None if ids is None else _among(ids))
 
     def vectors(self, ids: Iterable[str] | None = None) -> tuple[np.ndarray, list[str]]:

@@ -120,6 +120,47 @@ def test_a_memory_from_before_words_is_searched_in_memory_and_indexed_by_the_nex
     assert [hit.id for hit in memory.as_of(version).search("old4", mode="lexical")[0]] == ["p4"]
 
 
+def test_a_damaged_word_index_is_not_searched_and_what_is_said_names_its_file(tmp_path, caplog):
+    memory, rng = Memory.create(tmp_path / "m", encode), np.random.default_rng(0)
+    memory.add([Passage(id, text) for id, text in documents(lexical.KEPT_FROM).items()])
+    table = tmp_path / "m" / "passages.lance"
+    (index,) = (index for index in memory._store._dataset.describe_indices() if index.name == lexical.INDEX)
+    files = [path for part in index.segments for path in (table / "_indices" / str(part.uuid)).iterdir()]
+    queries = {mode: memory.search(["bab dod", "fuf"], 9, mode=mode) for mode in ("lexical", "hybrid")}
+    damages = [lambda good: b"", lambda good: good[: len(good) // 2], lambda good: None, *[None] * 6]
+    for path in files:
+        good = path.read_bytes()
+        for damage in damages:
+            bad = bytearray(good)
+            bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
+            content = damage(good) if damage else bytes(bad)
+            path.unlink() if content is None else path.write_bytes(content)
+            caplog.clear()
+            again = Memory.open(tmp_path / "m", encode)
+            assert {mode: again.search(["bab dod", "fuf"], 9, mode=mode) for mode in queries} == queries
+            assert f"{path} " in caplog.text and "made anew" in caplog.text
+            path.write_bytes(good)
+    assert memory.verify() == []
+
+
+@pytest.mark.parametrize("changes", [1, lexical.LATE])
+def test_a_damaged_word_index_holds_up_no_change_and_is_made_anew_by_upkeep(tmp_path, caplog, changes):
+    memory = Memory.create(tmp_path / "m", encode)
+    memory.add([Passage(id, text) for id, text in documents(lexical.KEPT_FROM).items()])
+    indices = tmp_path / "m" / "passages.lance" / "_indices"
+    for path in indices.rglob("*.lance"):  # one that cannot be read, or one whose damage only its checksum tells
+        content = path.read_bytes()
+        path.write_bytes(b"" if changes == 1 else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    damaged = len(memory.verify())
+    memory = Memory.open(tmp_path / "m", encode)
+    memory.add([Passage(f"n{i}", "bab unique") for i in range(changes)])
+    assert len(memory.search("unique", 999, mode="lexical")[0]) == changes
+    caplog.clear()
+    again = Memory.open(tmp_path / "m", encode)
+    assert len(again.search("unique bab", 999, mode="lexical")[0]) > changes and not caplog.text
+    assert len(memory.verify()) == damaged > 0, "what older versions had stays damaged, and no more than that"
+
+
 def test_upkeep_writes_small_parts_anew_and_never_the_large_one(tmp_path, monkeypatch):
     monkeypatch.setattr(lexical, "LATE", 8)
     memory = Memory.create(tmp_path / "m", encode)
