@@ -36,7 +36,8 @@ def main(argv=None):
         if args.json:
             print(as_json(dataclasses.asdict(given)))
             continue
-        unknown = f"does not know (the reader's words, which the memory does not support: {shown(given.text) or 'none'})"
+        words = f"the reader's words, which the memory does not support: {shown(given.text) or 'none'}"
+        unknown = f"does not know ({words if given.citations else 'nothing in the memory can be read and matches'})"
         print(f"{shown(given.question)}\n  open-book:   {shown(given.text) if given.known else unknown}")
         for hit, sentence in zip(given.citations, given.sentences, strict=True):
             said = shown(f"[{hit.id}] {hit.title + ': ' if hit.title else ''}{sentence}")

@@ -4,7 +4,8 @@ python -m retrieval.evaluate --memory=DIR --reader=MODEL --questions=questions.j
 
 A question is a JSON object a line: "question", "answers" (list of right names), and if wanted "others" (wrong names that hold a right one).
 Its row in the output has all its fields, and "closed_book", "open_book" (text), "closed_correct", "open_correct", "closed_exact",
-"open_exact" (see lm/evaluation/accuracy.py), and "citations", best first: the passages read.
+"open_exact" (see lm/evaluation/accuracy.py), "known" (whether the memory supports the open-book answer), and "citations", best first: the
+passages read.
 """
 
 import dataclasses
@@ -48,6 +49,7 @@ def score(row: dict, answered) -> dict:
         "open_correct": contains(opened, names, others),
         "closed_exact": exact(closed, names),
         "open_exact": exact(opened, names),
+        "known": answered.known,
         "citations": [dataclasses.asdict(hit) for hit in answered.citations],
     }
 
@@ -91,11 +93,17 @@ def main(argv=None):
     for book in ("closed", "open"):
         right, exactly = (sum(row[f"{book}_{how}"] for row in scored) for how in ("correct", "exact"))
         low, high = wilson(right, len(scored))
+        known = [row for row in scored if row["known"]] if book == "open" else []
         if args.json:
-            print(json.dumps({"book": book, "questions": len(scored), "right": right, "exact": exactly, "interval_95": [low, high]}))
+            facts = {"book": book, "questions": len(scored), "right": right, "exact": exactly, "interval_95": [low, high]}
+            knows = {"known": len(known), "known_right": sum(row["open_correct"] for row in known)} if book == "open" else {}
+            print(json.dumps(facts | knows))
         else:
             share = f"{right / len(scored):.1%} (95 % interval {low:.1%} to {high:.1%})"
             print(f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact")
+    if not args.json:
+        right = sum(row["open_correct"] for row in known)
+        print(f"  says that it knows: {len(known)}/{len(scored)}, {len(known) / len(scored):.1%}; {right} of these are right")
 
 
 if __name__ == "__main__":

@@ -209,6 +209,18 @@ class Memory:
         """The passage of that id. Raises RetrievalError when there is none."""
         return self._found(id)[0]
 
+    def ids(self) -> list[str]:
+        """The ids of all passages, of every access group."""
+        self._see_others()
+        return self._store.ids()
+
+    def vectors(self, ids: Collection[str]) -> tuple[dict[str, Passage], np.ndarray]:
+        """Those of `ids` that exist, by id, and their vectors in the same order, float32 [N, dim]; of every access group."""
+        with self._lock.read():
+            found = self._store.get(ids)
+            vectors, order = self._store.vectors(found)
+        return {id: found[id][0] for id in order}, vectors
+
     def log(self) -> list[Commit]:
         """Every change up to this handle's version, oldest first."""
         self._see_others()

@@ -35,19 +35,17 @@ def atlas(memory: Memory, wanted: Collection[str] = (), limit: int = POINTS) -> 
 
     A passage's kind is its first tag; where no passage drawn has one, its source.
     """
-    store = memory._store
-    ids = sorted(store.ids())
+    ids = sorted(memory.ids())
     chosen = {ids[i] for i in np.linspace(0, len(ids) - 1, min(limit, len(ids)), dtype=int)} | set(ids).intersection(wanted)
-    passages = {id: passage for id, (passage, _) in store.get(chosen).items()}
-    vectors, order = store.vectors(passages)
+    passages, vectors = memory.vectors(chosen)
     tagged = any(passage.tags for passage in passages.values())
     kind = lambda passage: (passage.tags[0] if passage.tags else "") if tagged else passage.source
     counted = Counter(kind(passage) for passage in passages.values())
     kinds = [name for name, _ in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])) if name][:COLOURS]
     places = {name: number for number, name in enumerate(kinds)}
     points = [
-        Point(passages[id], float(x), float(y), places.get(kind(passages[id]), COLOURS))
-        for id, (x, y) in zip(order, flat(vectors), strict=True)
+        Point(passage, float(x), float(y), places.get(kind(passage), COLOURS))
+        for passage, (x, y) in zip(passages.values(), flat(vectors), strict=True)
     ]
     return Atlas(points, kinds if len(counted) > 1 else [], len(ids))
 

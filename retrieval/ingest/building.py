@@ -27,7 +27,10 @@ def build(args: argparse.Namespace) -> None:
     place, work = args.memory, args.memory
     if args.replace:
         if isinstance(place, str):
-            raise RetrievalError(f"--replace moves folders, which {place} on an object store cannot be: build under a new name instead")
+            raise RetrievalError(
+                f"--replace moves folders, which {place} on an object store cannot be: leave it out and give --sync, which makes "
+                "the passages of these files the same as they are now and keeps the history, or build under a new name"
+            )
         if not exists(place):
             check_free(place)
         work = place.with_name(f".{place.name}.building")

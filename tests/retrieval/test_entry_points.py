@@ -104,7 +104,8 @@ def test_ask_prints_both_answers_and_what_was_cited(built, models, capsys):
     assert len(given["sentences"]) == len(given["citations"]) and isinstance(given["known"], bool)
     asked = [f"--memory={built}", f"--reader={models / 'reader'}", "--max-new-tokens=3", "--floor=1.1", "where is town 3"]
     assert ask.main(asked) == 0
-    assert "open-book:   does not know" in capsys.readouterr().out
+    assert "open-book:   does not know (the reader's words" in capsys.readouterr().out
+    assert ask.main([*asked, "--tag=none"]) == 0 and "does not know (nothing in the memory can be read" in capsys.readouterr().out
 
 
 def test_search_by_words_by_tag_by_time_and_for_a_group(built, capsys):
@@ -231,6 +232,19 @@ def test_an_object_store_is_named_by_its_uri(tmp_path, monkeypatch, capsys):
     uri = f"file-object-store://{tmp_path}/m"
     Memory.create(uri, encode).add([Passage("a", "text")])
     assert log.main([f"--memory={uri}"]) == 0 and "add" in capsys.readouterr().out
+
+
+def test_a_replacement_on_an_object_store_is_refused_and_the_remedy_it_names_works(tmp_path, models, rows, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    build_there = [f"--memory=file-object-store://{tmp_path}/m", f"--encoder={models / 'encoder'}", f"--input={rows}"]
+    assert build.main(build_there) == 0
+    rows.write_text(json.dumps({"id": "r3", "text": "town 3 moved"}) + "\n")
+    assert build.main([*build_there, "--replace"]) == 2
+    said = capsys.readouterr().err
+    assert "give --sync" in said and said.count("\n") == 1 and len(Memory.open(f"file-object-store://{tmp_path}/m")) == 5
+    assert build.main([*build_there, "--sync"]) == 0
+    memory = Memory.open(f"file-object-store://{tmp_path}/m")
+    assert len(memory) == 1 and memory.get("r3").text == "town 3 moved"
 
 
 def test_the_explorer_prints_the_only_address_that_lets_in(built, monkeypatch, capsys):

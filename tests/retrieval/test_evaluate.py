@@ -39,7 +39,7 @@ def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(tmp_pa
     def fake_answer(questions, memory, reader, k, max_new_tokens, on_batch):
         assert (memory, reader, k, max_new_tokens) == ("memory", "reader", 2, 8)
         on_batch(4)
-        return [Answer(q, "In Italy", (), "In Spain") for q in questions]
+        return [Answer(q, "In Italy", (), "In Spain", known=q == "A?") for q in questions]
 
     monkeypatch.setattr(answering, "answer", fake_answer)
     monkeypatch.setattr(answering, "Reader", lambda model, params, tokenizer: "reader")
@@ -52,5 +52,10 @@ def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(tmp_pa
     assert evaluate.main([*arguments, "--max-new-tokens=8"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [(r["closed_correct"], r["open_correct"]) for r in rows] == [(False, True), (True, False)]
+    assert [row["known"] for row in rows] == [True, False]
     said = capsys.readouterr().out
+    assert "says that it knows: 1/2, 50.0%; 1 of these are right" in said
     assert "closed-book: 1/2 right" in said and "open-book: 1/2 right" in said and "4/4 answers" in said
+    assert evaluate.main([*arguments, "--max-new-tokens=8", "--json"]) == 0
+    closed, opened = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
+    assert "known" not in closed and (opened["known"], opened["known_right"], opened["questions"]) == (1, 1, 2)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from retrieval import Memory, Passage
+from retrieval.fusion.in_context import build_prompt
+from tests.retrieval.models import byte_tokenizer
 from tests.retrieval.readers import Copier
 from tests.retrieval.toy import encode
 
@@ -252,7 +254,14 @@ def test_an_empty_memory_has_every_page(tmp_path):
     browser = client(Memory.create(tmp_path / "m", encode), Copier({"Rome": "Spain"}))
     for path in ("/", "/search?q=Rome", "/map?q=Rome", "/history"):
         assert browser.get(path).status_code == 200
-    assert "Does not know" in answered(browser)
+    page = answered(browser)
+    assert "Does not know" in page and "The memory is empty" in page
+
+
+def test_a_memory_of_which_nothing_fits_beside_the_question_is_not_called_empty(browser):
+    around = len(build_prompt(byte_tokenizer(), "x", (), 10_000).tokens) - 1
+    page = answered(browser, "x" * (10_000 - around))
+    assert "None of its 3 passages" in page and "empty" not in page
 
 
 # Its parts
@@ -270,6 +279,14 @@ def test_the_map_shows_the_two_widest_axes_and_always_what_is_asked_for(memory, 
     drawn = atlas(memory, ["p7", "none"], limit=3)
     assert {"p0", "p7", "p9"} <= {point.passage.id for point in drawn.points} and len(drawn.points) <= 4 and drawn.size == 10
     assert atlas(memory, limit=3) == atlas(memory, limit=3)
+
+
+def test_passages_and_vectors_for_the_map_belong_together(memory):
+    assert sorted(memory.ids()) == [f"p{i}" for i in range(10)]
+    passages, vectors = memory.vectors(["p7", "none", "p2"])
+    assert sorted(passages) == ["p2", "p7"] and all(passage.id == id for id, passage in passages.items())
+    expected = encode([passage.searchable for passage in passages.values()])
+    assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-2)
 
 
 def test_a_kind_is_a_tag_where_there_are_tags_and_the_rare_ones_share_a_colour(towns):
