@@ -161,7 +161,7 @@ def by_length(
 
 def _unit_vectors(model, dim: int, params, batch) -> jax.Array:
     """[B, dim] float32, rows of length 1."""
-    pooled = model.apply({"params": params}, batch).pooled.astype(jnp.float32)[:, :dim]
+    pooled = model.apply({"params": params}, batch).pooled[:, :dim]
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
 

@@ -231,7 +231,7 @@ def test_an_option_that_cannot_be_is_accepted(bert, options, said):
         Encoder.from_hf(bert[0], **options)
 
 
-OPTIONS = {"pooling": "first", "query_prefix": "q: ", "passage_prefix": "p: ", "dim": 16, "dtype": "bfloat16", "max_length": 40}
+OPTIONS = {"query_prefix": "q: ", "passage_prefix": "p: ", "dim": 16, "dtype": "bfloat16", "max_length": 40}
 
 
 def test_a_memory_forgets_or_mixes_up_an_option_of_its_encoder(bert, encoder, tmp_path):
@@ -242,9 +242,10 @@ def test_a_memory_forgets_or_mixes_up_an_option_of_its_encoder(bert, encoder, tm
     scores = {hit.id: hit.score for hit in again.search(["zzz"], 2)[0]}
     assert [scores["0"], scores["1"]] == pytest.approx((own.queries(["zzz"]) @ own.passages(texts).T)[0], abs=2e-3)
     assert again._store.vectors(["0"])[0] == pytest.approx(own.passages(texts[:1]), abs=2e-3)
-    for name in OPTIONS:
-        other = Encoder.from_hf(bert[0], **{key: value for key, value in OPTIONS.items() if key != name})
-        assert len({other.fingerprint, own.fingerprint, Encoder.from_hf(bert[0], **{name: OPTIONS[name]}).fingerprint}) == 3
+    for name, value in {**OPTIONS, "pooling": "first"}.items():
+        others = {key: given for key, given in OPTIONS.items() if key != name}
+        other = Encoder.from_hf(bert[0], **(others if name in OPTIONS else {**others, name: value}))
+        assert len({other.fingerprint, own.fingerprint, Encoder.from_hf(bert[0], **{name: value}).fingerprint}) == 3
         with pytest.raises(RetrievalError, match=f"{own.fingerprint}.*{other.fingerprint}"):
             Memory.open(tmp_path / "m", other)
 
@@ -280,6 +281,7 @@ def test_the_fingerprint_of_an_encoder_without_options_changes(tmp_path):
     model.save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
     assert Encoder.from_hf(tmp_path).fingerprint == "model-c753e54a3786cfcc06b90455a5b2baa2"
+    assert Encoder.from_hf(tmp_path, dtype="bfloat16").fingerprint != Encoder.from_hf(tmp_path).fingerprint  # of the same values
 
 
 def test_a_memory_is_built_moved_changed_and_searched_with_other_options_by_command(bert, tmp_path, capsys):
@@ -300,8 +302,16 @@ def test_a_memory_is_built_moved_changed_and_searched_with_other_options_by_comm
     )
     moved.rename(folder)
     assert build.main([at, "--reembed", "--pooling=first"]) == 0 and build.main([at, "--reembed", "--pooling=first"]) == 2
-    assert Memory.open(tmp_path / "m", Encoder.from_hf(folder, dim=16, query_prefix="q: ", pooling="first")).search(["x"])
+    first = Encoder.from_hf(folder, dim=16, query_prefix="q: ", pooling="first")
+    assert Memory.open(tmp_path / "m").search(["x"]) == Memory.open(tmp_path / "m", first).search(["x"])
     assert build.main([at, "--reembed", f"--encoder={folder}"]) == 0 and len(Memory.open(tmp_path / "m", Encoder.from_hf(folder))) == 2
+
+
+def test_a_build_cuts_passages_that_lose_their_ends_to_the_prefix(bert, tmp_path, caplog):
+    (tmp_path / "towns.txt").write_text("one two three four. " * 30)
+    arguments = [f"--memory={tmp_path / 'm'}", f"--input={tmp_path / 'towns.txt'}", f"--encoder={bert[0]}"]
+    assert build.main([*arguments, "--passage-prefix=what follows is a passage: "]) == 0
+    assert len(Memory.open(tmp_path / "m")) > 10 and "their ends are not searched" not in caplog.text
 
 
 def test_bfloat16_is_not_computed_in_or_is_far_off(bert, encoder):
