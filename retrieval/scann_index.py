@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 SCANN = "scann.scann_ops.py.scann_ops_pybind"
 BRUTE_FORCE_BELOW = 20_000  # rows (ScaNN docs/algorithms.md); above: quantised scores, the best of them scored again exactly
 PARTITIONS_FROM = 100_000  # rows; above: 2 sqrt(n) partitions, measured 11 and 24 % faster than sqrt(n), of which the nearest are searched
+AVQ = 2.0  # centres by ScaNN's own loss: fewer partitions to search. (Spilling, SOAR, saves more; changes corrupt its heap in ScaNN 1.4.2)
 LEAST_ROWS = 256  # ScaNN trains neither quantiser nor partitions on a handful
 PROBES = 256  # rows on which settings are measured, of the index's own, of those put in since and of those asked for
 CHECKS = 32  # of each, on which recall is looked at between
@@ -233,7 +234,7 @@ class _Trained:
         rows = vectors if turn is None else vectors @ turn
         builder = _scann().builder(rows, 10, "dot_product")
         if kind == "partitioned":
-            builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000))
+            builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000), avq=AVQ)
         builder = builder.score_brute_force() if kind == "brute" else builder.score_ah(2, 0.2).reorder(100)
         searcher = builder.build() if turn is None else _scann().create_searcher(rows, with_widths(builder.create_config(), widths))
         sample = np.random.default_rng(size).choice(size, min(size, PROBES), replace=False)

@@ -30,7 +30,7 @@ def turn_of(vectors: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, int
 
 def widths_for(variances: np.ndarray) -> list[tuple[int, int]]:
     """variances [D], descending -> [(codes, dimensions of each)], D dimensions together."""
-    share, at, widths = variances / variances.mean(), 0, []
+    share, at, widths = variances / max(variances.mean(), 1e-30), 0, []
     for width, least in (*WIDTHS, (WIDEST, -np.inf)):
         codes = (int((share > least).sum()) - at) // width
         if codes > 0:
