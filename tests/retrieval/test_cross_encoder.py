@@ -40,6 +40,12 @@ def test_a_score_is_not_that_of_transformers_on_torch(tmp_path, labels):
     assert len(set(np.round(given, 3))) > 3 and len(CrossEncoder.from_hf(tmp_path)("a", [])) == 0
 
 
+def test_a_separator_in_a_passage_counts_as_one(tmp_path):
+    saved(tmp_path, 1)
+    spelled, words = CrossEncoder.from_hf(tmp_path)("the port", ["a [SEP] town [CLS]", "a SEP town CLS"])
+    assert spelled == words
+
+
 def test_a_memory_does_not_order_by_the_reranker_or_ranks_what_was_not_found(tmp_path):
     saved(tmp_path / "model", 1)
     rerank = CrossEncoder.from_hf(tmp_path / "model")
