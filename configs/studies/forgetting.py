@@ -69,7 +69,7 @@ def stages(name: str):
             inputs=[old], outputs=[folder + "/tokenizer"],
         )  # fmt: skip
         yield dict(
-            name="t5-text", about="a small T5 from scratch on the old text", seconds=900, module="lm.train",
+            name="t5-text", about="a small T5 from scratch on the old text", seconds=240, module="lm.train",
             args={"config": config + "text", "workdir": base, "config.tokenizer": folder + "/tokenizer", "config.data.files": old},
             inputs=[old, folder + "/tokenizer"], outputs=[base, base + "/metrics.jsonl"],
         )  # fmt: skip
@@ -95,7 +95,7 @@ def stages(name: str):
         run = f"{folder}/{method}"
         yield dict(
             name=f"{name}-{method}", about=f"{model['about']} learns the tasks" + ("" if method == "none" else f", with {method}"),
-            seconds=400, module="lm.train", args=args, inputs=inputs, outputs=[run, run + "/metrics.jsonl"],
+            seconds=120 if name == "t5" else 400, module="lm.train", args=args, inputs=inputs, outputs=[run, run + "/metrics.jsonl"],
         )  # fmt: skip
         yield from measure(name, method, run, [run + "/metrics.jsonl"])
     mixed = folder + "/wise_ft"
