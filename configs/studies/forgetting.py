@@ -24,6 +24,10 @@ MODELS: dict[str, dict] = {
     },
 }  # fmt: skip
 
+SAMPLE = dict(
+    name="sample", about="the model, checked", seconds=15, module="lm.data.samples", args=["smollm2"], outputs=[MODELS["smollm2"]["base"]],
+)  # fmt: skip
+
 
 def get_config(variant=""):
     if variant not in ("", *MODELS):
@@ -32,10 +36,7 @@ def get_config(variant=""):
     c = ml_collections.ConfigDict()
     c.name = "-".join(["forgetting", variant]).strip("-")
     c.stages = (
-        dict(
-            name="sample", about="the model, checked", seconds=15, module="lm.data.samples", args=["smollm2"],
-            outputs=[MODELS["smollm2"]["base"]],
-        ),
+        *([SAMPLE] if "smollm2" in models else []),
         dict(
             name="texts", about="WikiText-2 in two parts", seconds=1, module="launch.forgetting.texts",
             args={"input": "{samples}/wikitext-2/valid.txt", "output": "{workdir}/texts"}, inputs=["{samples}/wikitext-2/valid.txt"],

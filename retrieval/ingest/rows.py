@@ -26,7 +26,7 @@ def documents(file: File, report: Report, text_field: str = TEXT) -> Iterator[Do
     for row in sources.rows(file.path):
         try:
             if row.problem:
-                raise Unusable(f" is {row.problem}")
+                raise Unusable(f": {row.problem}")
             document = _document(row.value, row.where, file.name, text_field, strict)
         except (Unusable, RetrievalError) as error:
             report.count(row.where, f"{'' if isinstance(error, Unusable) else ': '}{error}")

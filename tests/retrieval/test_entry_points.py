@@ -162,7 +162,7 @@ def test_an_audit_by_command_says_where_the_answer_comes_from_and_deletes_nothin
 
 @pytest.mark.parametrize("content, message", [
     ("", "holds no passages"),
-    ("not json\n", "line 1 is not JSON"),
+    ("not json\n", "line 1: not JSON"),
     ('{"id": "a", "text": "ok"}\n[1]\n', 'line 2: expected an object with a string "text"'),
     ('{"id": "a", "text": " "}', "line 1 has no text"),
     ('{"id": "a", "txt": "x", "text": "y"}', "unknown field 'txt'"),

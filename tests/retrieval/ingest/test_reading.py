@@ -237,9 +237,9 @@ def test_a_tfds_data_set_is_rows(monkeypatch):
 
 
 BAD_ROWS = [
-    ("not json", "line 2 is not JSON"), ("[1]", "line 2: expected an object"), ('{"text": 5}', "line 2: expected an object"),
+    ("not json", "line 2: not JSON"), ("[1]", "line 2: expected an object"), ('{"text": 5}', "line 2: expected an object"),
     ('{"text": " "}', "line 2 has no text"), ('{"text": "x", "txt": 1}', "line 2: unknown field 'txt'"),
-    ('{"text": "x", "id": "a\\nb"}', "line 2: passage id"), ('{"text": "x\\ud800"}', "line 2: its text is not valid Unicode"),
+    ('{"text": "x", "id": "a\\nb"}', "line 2: passage id"), ('{"text": "x\\ud800"}', "line 2: .*half of a surrogate pair"),
     ('{"text": "x", "tags": "a"}', "line 2: tags is 'a'"), ('{"text": "x", "tags": ["a\\u001b"]}', "line 2: .*tag or access group"),
     ('{"text": "x", "metadata": 3}', "line 2: metadata is 3"), ('{"text": "x", "time": "soon"}', "line 2: .*ISO 8601"),
     ('{"text": "x", "title": 3}', "line 2: .*title is 3"),
