@@ -23,7 +23,7 @@ from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passa
 from retrieval.places import LOCK, TABLE, check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.ranking import Request, Rerank, View, choose, find
-from retrieval.scann_index import default_index
+from retrieval.scann_index import ScannIndex, default_index
 from retrieval.soundness import problems
 from retrieval.store import Store, read_only_error
 
@@ -317,8 +317,8 @@ class Memory:
         folder = index_folder(self.path)
         if folder.exists():
             try:
-                self._index, manifest = default_index().load(folder)
-                self._index_version = manifest.get("store_version", 0)
+                index, manifest = default_index().load(folder)
+                self._index, self._index_version = self._watched(index), manifest.get("store_version", 0)
                 theirs = (manifest.get("fingerprint"), manifest.get("state"))
                 if theirs != (self._store.fingerprint, self._store.history.tag(self._index_version)):
                     raise RetrievalError(f"{folder} belongs to another memory or encoder")
@@ -356,8 +356,20 @@ class Memory:
             self._save_index()
 
     def _rebuild(self) -> None:
-        self._index, self._index_version = default_index().build(*self._store.vectors()), self.version
+        self._index, self._index_version = self._watched(default_index().build(*self._store.vectors())), self.version
         self._save_index()
+
+    def _watched(self, index: Index) -> Index:
+        """The index, which is saved whenever it has trained itself anew, so that the next process need not."""
+
+        def save() -> None:
+            with self._lock.read():
+                if self._index is index:
+                    self._save_index()
+
+        if isinstance(index, ScannIndex):
+            index.when_trained = save
+        return index
 
     def _save_index(self) -> None:
         assert self._index is not None

@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,6 +71,7 @@ class ScannIndex:
         self._watch: threading.Thread | None = None
         self._missed: list[tuple] | None = None  # changes made while a searcher is trained
         self._quiet_until = 0  # changes; after a training that failed
+        self.when_trained: Callable[[], None] = lambda: None  # called by the watch after each training
 
     @classmethod
     def build(cls, vectors, ids: Sequence[str], tuning: Tuning | None = None) -> "ScannIndex":
@@ -162,6 +163,7 @@ class ScannIndex:
                 else:
                     logger.info("the index is trained again: %s", due)
                     self._train()
+                    self.when_trained()
             except (RuntimeError, ValueError, OSError, MemoryError) as error:
                 logger.warning("the index could not be trained again (%s); it is searched as it was trained", error)
                 with self._lock.write():

@@ -310,3 +310,18 @@ def test_a_writer_that_waits_too_long_says_for_what(memory, monkeypatch):
     with locks.file_lock(memory.path / "lock"), pytest.raises(RetrievalError, match="held by another writer"), \
             locks.file_lock(memory.path / "lock", wait_seconds=0.05):  # fmt: skip
         pass
+
+
+def test_an_index_that_trained_itself_is_saved_for_the_next_process(memory, monkeypatch):
+    monkeypatch.setattr(scann_index, "BRUTE_FORCE_BELOW", 300)
+    memory.add([Passage(f"q{i}", f"field{i} borders on land{i % 10}") for i in range(400)])
+    memory.search(["field3"], 1)
+    memory._index.wait()
+    before = memory._index.health()
+    memory.add([Passage(f"r{i}", f"river{i} runs through field{i}") for i in range(300)])
+    memory.search(["field3"], 1)
+    memory._index.wait()
+    assert memory._index.health()["trained_on"] == 710 > before["trained_on"]
+    again = Memory.open(memory.path, encode)
+    again.search(["field3"], 1)
+    assert again._index.health()["trained_on"] == 710 and not again._index.health()["training"]
