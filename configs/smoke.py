@@ -65,7 +65,7 @@ def get_config(variant="next_token,llama"):
     c.model.vocab_size = 0  # the tokenizer's
     c.model.dropout = 0.0
     c.model.max_length = 128  # tokens a document
-    c.optimizer.learning_rate = 1e-2
+    c.optimizer.learning_rate = 3e-3 if objective == "classification" else 1e-2  # at more, ELECTRA's labels are lost again
     c.optimizer.warmup = 20
     c.log.every = 20
     c.checkpoint.every = 30
