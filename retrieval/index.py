@@ -59,12 +59,16 @@ class Rows:
     def ids(self) -> list[str]:
         return self._ids[: len(self)].tolist()
 
+    def at(self, rows: np.ndarray) -> list:
+        """The ids of rows [...], as nested lists."""
+        return self._ids[rows].tolist()
+
     def named(self, rows: np.ndarray, scores: np.ndarray) -> tuple[list[list[str]], list[np.ndarray]]:
         """rows and scores [Q, k] as ids and scores a query, without what is padded: a score that is not finite."""
         found = np.isfinite(scores)
         if found.all():
-            return self._ids[rows].tolist(), list(scores)
-        return [self._ids[row[f]].tolist() for row, f in zip(rows, found, strict=True)], [s[f] for s, f in zip(scores, found, strict=True)]
+            return self.at(rows), list(scores)
+        return [self.at(row[f]) for row, f in zip(rows, found, strict=True)], [s[f] for s, f in zip(scores, found, strict=True)]
 
     def check_known(self, ids: Sequence[str]) -> list[str]:
         ids = check_ids(ids, len(ids))

@@ -16,7 +16,7 @@ from retrieval.errors import RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.index import Index, Rows
 from retrieval.locks import ReadersWriter
-from retrieval.tuning import MEASURED_AT, Setting, Tuning, measured, recall_of, setting_for
+from retrieval.tuning import MEASURED_AT, Setting, Tuning, farther_half, kth_best, measured, recall_of, setting_for
 from retrieval.turning import Turned, saved_rows, saved_turn, turn_of, with_widths
 from retrieval.vectors import check_ids, check_k, read_manifest, save_index, unit_rows
 
@@ -25,13 +25,15 @@ logger = logging.getLogger(__name__)
 SCANN = "scann.scann_ops.py.scann_ops_pybind"
 BRUTE_FORCE_BELOW = 20_000  # rows (ScaNN docs/algorithms.md); above: quantised scores, the best of them scored again exactly
 PARTITIONS_FROM = 100_000  # rows; above: 2 sqrt(n) partitions, measured 11 and 24 % faster than sqrt(n), of which the nearest are searched
-AVQ = 2.0  # centres by ScaNN's own loss: fewer partitions to search. (Spilling, SOAR, saves more; changes corrupt its heap in ScaNN 1.4.2)
+AVQ = 2.0  # centres by ScaNN's own loss: fewer partitions to search
+SOAR = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}  # each row in a second partition (Sun et al. 2023): a third as many to search
 LEAST_ROWS = 256  # ScaNN trains neither quantiser nor partitions on a handful
 PROBES = 256  # rows on which settings are measured, of the index's own, of those put in since and of those asked for
 CHECKS = 32  # of each, on which recall is looked at between
 CHECK_AFTER, RETRAIN_AFTER = 0.05, 0.5  # of the rows changed since the training; the next check after twice as many
 IMBALANCE = 0.7  # more than at the training: new rows crowd into few partitions, so far from the centres that search misses them
 WIDENING = 2  # times the share of changed rows: more partitions and candidates until the next check
+CORES = os.cpu_count() or 1
 ALL = -1  # what ScaNN takes for "as configured"
 
 
@@ -52,6 +54,12 @@ def _scann():
             f"ScaNN is not available ({error}): its wheels exist for Linux on x86-64 with AVX and on ARM; "
             "install scann there, or use retrieval.ExactIndex, which searches exactly on any machine"
         ) from None
+
+
+def _core() -> bool:
+    """Whether the module is scann-core's (docs/memory.md): in ScaNN 1.4.2 itself, changes of spilled rows corrupt the heap, and the kernels
+    that make codes of two dimensions cheap to read never run."""
+    return hasattr(importlib.import_module("scann"), "__version__")
 
 
 class ScannIndex:
@@ -116,6 +124,8 @@ class ScannIndex:
         folder, manifest, ids = read_manifest(directory, "scann")
         if "scann_docids.pkl" in manifest["files"]:  # ScaNN would unpickle it
             raise RetrievalError(f"{folder} holds a pickle, which is never read: build the index again")
+        if "hashed_dataset_soar.npy" in manifest["files"] and not _core():
+            raise RetrievalError(f"{folder} was built with scann-core, and ScaNN 1.4 would corrupt it at a change: build the index again")
         try:
             return cls(_Trained.read(folder, manifest, ids), Tuning(**manifest["tuning"]), manifest["dim"]), manifest
         except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
@@ -231,21 +241,23 @@ class _Trained:
         size, dim = vectors.shape
         kind = _kind(size, tuning)
         leaves = min(tuning.leaves or 2 * math.isqrt(size), size) if kind == "partitioned" else 1
-        logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed_bytes(size, dim, kind) / 1e6)
-        turn, widths = (None, []) if kind == "brute" else turn_of(vectors)
+        spilled = kind == "partitioned" and _core()
+        needed = needed_bytes(size, dim, kind, spilled) / 1e6
+        logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed)
+        turn, widths = (None, []) if kind == "brute" or _core() else turn_of(vectors)
         rows = vectors if turn is None else vectors @ turn
         builder = _scann().builder(rows, 10, "dot_product")
         if kind == "partitioned":
-            builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000), avq=AVQ)
+            builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000), avq=AVQ, **(SOAR if spilled else {}))
         builder = builder.score_brute_force() if kind == "brute" else builder.score_ah(2, 0.2).reorder(100)
         searcher = builder.build() if turn is None else _scann().create_searcher(rows, with_widths(builder.create_config(), widths))
         sample = np.random.default_rng(size).choice(size, min(size, PROBES), replace=False)
         own = np.array(vectors[np.sort(sample)])
         trained = cls(_turned(searcher.searcher, turn), Rows(ids), own, kind, leaves, size, [], tuning)
         if kind != "brute":
-            kinds = [own, *(_farther_half(vectors, some) for some in probes if len(some))]
+            kinds = [own, *(farther_half(vectors, some) for some in probes if len(some))]
             asked, cuts = np.concatenate(kinds), np.cumsum([len(some) for some in kinds])[:-1]
-            trained.settings = [trained._measured(asked, _last(vectors, asked, k + 1), k, cuts) for k in MEASURED_AT if k < size]
+            trained.settings = [trained._measured(asked, kth_best(vectors, asked, k + 1), k, cuts) for k in MEASURED_AT if k < size]
             trained.recall = trained.settings[0].recall
         return trained
 
@@ -254,11 +266,16 @@ class _Trained:
         return measured(scores, last, k, self.leaves, len(self.rows), self.tuning, cuts)
 
     def search(self, queries: np.ndarray, k: int, sure: bool):
-        size = len(self.rows)
+        size = len(self.rows.row)
         if size == 0 or len(queries) == 0:
             return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
         k = min(k, size)
         leaves, reorder = (self.leaves, size) if self.settings and (sure or self.doubt) else self.setting(k)
+        if len(queries) == 1:  # ScaNN's own path for one query, on this thread, which gives few where it finds few
+            rows, scores = self.searcher.search(queries[0], k, reorder, leaves)
+            if len(rows) < k:
+                rows, scores = self.searcher.search(queries[0], k, reorder, self.leaves)
+            return [self.rows.at(rows)], [scores]
         rows, scores = self._found(queries, k, leaves, reorder)
         short = np.isnan(scores[:, -1])  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
         if short.any():
@@ -279,7 +296,7 @@ class _Trained:
         return self.scores(queries, k, self.leaves, len(self.rows))
 
     def _found(self, queries, k, leaves, reorder):
-        batch = min(1024, -(-len(queries) // (os.cpu_count() or 1)))
+        batch = min(1024, -(-len(queries) // CORES))
         return self.searcher.search_batched(queries, k, reorder, leaves, batch > 32, batch)
 
     def put(self, vectors: np.ndarray, ids: list[str]) -> None:
@@ -348,6 +365,10 @@ class _Recent:
         self._rows, self._count = np.zeros((PROBES, dim), np.float32), 0
 
     def add(self, rows: np.ndarray) -> None:
+        if len(rows) == 1:
+            self._rows[self._count % PROBES] = rows[0]
+            self._count += 1
+            return
         rows = rows[-PROBES:]
         self._rows[(self._count + np.arange(len(rows))) % PROBES] = rows
         self._count += len(rows)
@@ -362,21 +383,6 @@ def _kind(size: int, tuning: Tuning) -> str:
     return tuning.kind or ("brute" if size < BRUTE_FORCE_BELOW else "quantised" if size < PARTITIONS_FROM else "partitioned")
 
 
-def needed_bytes(size: int, dim: int, kind: str) -> int:
-    """Memory of an index beside the vectors it is built from: its own copy, 4 bits for 2 dimensions, and each row's partition."""
-    return size * dim * 4 + (0 if kind == "brute" else size * dim // 4) + (8 * size if kind == "partitioned" else 0)
-
-
-def _farther_half(vectors: np.ndarray, probes: np.ndarray) -> np.ndarray:
-    """Of probes that easy and hard ones are mixed in, those whose nearest vectors are farthest."""
-    return probes[np.argsort(_last(vectors, probes, 10))[: -(-len(probes) // 2)]]
-
-
-def _last(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
-    """The k-th best score [P] of the probes among all vectors [N, dim], exactly, a slice of the vectors at a time."""
-    best = np.zeros((len(probes), 0), np.float32)
-    for start in range(0, len(vectors), 20_000):
-        best = np.concatenate([best, probes @ vectors[start : start + 20_000].T], axis=1)
-        if best.shape[1] > k:
-            best = np.partition(best, -k, axis=1)[:, -k:]
-    return best.min(axis=1)
+def needed_bytes(size: int, dim: int, kind: str, spilled: bool = False) -> int:
+    """Memory of an index beside the vectors it is built from: its own copy, 4 bits for 2 dimensions, and each row's partition, or both."""
+    return size * dim * 4 + (1 + spilled) * ((0 if kind == "brute" else size * dim // 4) + (8 * size if kind == "partitioned" else 0))

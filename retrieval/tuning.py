@@ -1,5 +1,6 @@
 """How widely an approximate index has to search: chosen by size, measured on its own vectors, or given."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -84,12 +85,27 @@ def measured(scores: Callable, last: np.ndarray, k: int, leaves: int, size: int,
 def setting_for(settings: list[Setting], k: int, leaves: int, size: int, tuning: Tuning, widened: float = 1.0) -> tuple[int, int]:
     """(leaves, reorder) for k, from the settings measured at some k, ascending, `widened` times; never fewer candidates than k."""
     low, high = settings[0], settings[-1]
-    power = np.log(max(k, low.k) / low.k) / np.log(high.k / low.k) if high.k > low.k else 0.0
-    leaf = min(leaves, int(np.ceil(widened * low.leaves * (high.leaves / low.leaves) ** power)))
-    reorder = int(np.ceil(widened * low.reorder * (high.reorder / low.reorder) ** power))
+    power = math.log(max(k, low.k) / low.k) / math.log(high.k / low.k) if high.k > low.k else 0.0
+    leaf = min(leaves, math.ceil(widened * low.leaves * (high.leaves / low.leaves) ** power))
+    reorder = math.ceil(widened * low.reorder * (high.reorder / low.reorder) ** power)
     if k > high.k:  # the far neighbours have the least between them
         reorder = max(reorder, 4 * k)
     return tuning.leaves_searched or leaf, min(size, max(tuning.reorder or reorder, k))
+
+
+def farther_half(vectors: np.ndarray, probes: np.ndarray) -> np.ndarray:
+    """Of probes that easy and hard ones are mixed in, those whose nearest vectors are farthest."""
+    return probes[np.argsort(kth_best(vectors, probes, 10))[: -(-len(probes) // 2)]]
+
+
+def kth_best(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
+    """The k-th best score [P] of the probes among all vectors [N, dim], exactly, a slice of the vectors at a time."""
+    best = np.zeros((len(probes), 0), np.float32)
+    for start in range(0, len(vectors), 20_000):
+        best = np.concatenate([best, probes @ vectors[start : start + 20_000].T], axis=1)
+        if best.shape[1] > k:
+            best = np.partition(best, -k, axis=1)[:, -k:]
+    return best.min(axis=1)
 
 
 def _series(first: int, last: int, factor: float) -> list[int]:

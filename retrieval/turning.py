@@ -6,10 +6,13 @@ over d dimensions leaves v * 4^(-4/d) of each, so that halving d wins, a code, 3
 direction gets the widest code whose halving would win less than a third of the mean variance.
 """
 
+import functools
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 WIDTHS = ((2, 0.44), (4, 0.17), (8, 0.10))  # dimensions a code, down to this share of the mean variance
 WIDEST = 16
@@ -57,15 +60,32 @@ class Turned:
     def __getattr__(self, name: str):
         return getattr(self._searcher, name)
 
+    def search(self, query: np.ndarray, *how):
+        return self._searcher.search(turned(query, self._turn), *how)
+
     def search_batched(self, queries: np.ndarray, *how):
-        return self._searcher.search_batched(queries @ self._turn, *how)
+        return self._searcher.search_batched(turned(queries, self._turn), *how)
 
     def upsert(self, where: list, vectors: np.ndarray, *how):
-        return self._searcher.upsert(where, vectors @ self._turn, *how)
+        return self._searcher.upsert(where, turned(vectors, self._turn), *how)
 
     def serialize(self, folder: str, *how) -> None:
         self._searcher.serialize(folder, *how)
         np.save(Path(folder) / FILE, self._turn, allow_pickle=False)
+
+
+def turned(rows: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """rows @ turn on this thread alone: BLAS's others would go on in a loop, waiting for more, on the cores that ScaNN needs next."""
+    with _ONE_AT_A_TIME, _blas().limit(limits=1):
+        return rows @ turn
+
+
+_ONE_AT_A_TIME = threading.Lock()  # the number of BLAS's threads is the process's: it is set and put back by one thread at a time
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
 
 
 def saved_turn(folder: Path) -> np.ndarray | None:

@@ -4,6 +4,7 @@ A `Curve` is a list of settings in order of effort; of each curve the first that
 fastest candidate is the engine's point. Settings of the build are each project's usual ones, stated in `about`.
 """
 
+import functools
 import importlib
 import importlib.util
 import math
@@ -71,11 +72,16 @@ def ours_load(folder):
     return ScannIndex.load(folder)[0]
 
 
-def ours_many(index, queries, setting):
-    """An empty setting is what the index chose for itself."""
+@functools.cache
+def given(setting: tuple):
     from retrieval.tuning import Tuning
 
-    index._trained.tuning = Tuning(leaves_searched=setting[0], reorder=setting[1]) if setting else Tuning()
+    return Tuning(leaves_searched=setting[0], reorder=setting[1]) if setting else Tuning()
+
+
+def ours_many(index, queries, setting):
+    """An empty setting is what the index chose for itself."""
+    index._trained.tuning = given(setting)
     return index.search(queries, K)[0]
 
 

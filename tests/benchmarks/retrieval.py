@@ -27,7 +27,7 @@ from tests.benchmarks.memory_jobs import ENCODERS
 from tests.benchmarks.memory_jobs import JOBS as MEMORY_JOBS
 
 JOBS = INDEX_JOBS | MEMORY_JOBS
-PACKAGES = ("numpy", "scann", "faiss-cpu", "hnswlib", "usearch", "pylance", "jax")
+PACKAGES = ("numpy", "scann", "scann-core", "faiss-cpu", "hnswlib", "usearch", "pylance", "jax")
 
 
 def child(job: str, **arguments) -> dict:
@@ -68,7 +68,7 @@ def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
         print(
             f"\nScannIndex at the setting it chose itself: recall@10 {facts['ScannIndex']['own_recall']:.3f}, "
             f"{own['own_single']:,.0f} single/s, {own['own_batched']:,.0f} batched/s, "
-            f"{own['layer']:.2f} of ScaNN called directly with the same files, setting and turned queries"
+            f"{own['layer']:.2f} of ScaNN called directly with the same files, setting and queries, turned before"
         )
 
 
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         job, arguments = json.loads(args.job)
         print(json.dumps(JOBS[job](**arguments)))
         return
-    work = vectors.cache() / f"work-{args.rows}-{args.passages}"
+    work = vectors.cache() / f"work-{args.rows}-{args.passages}{'-scann-core' * there('scann-core')}"
     if args.fresh:
         shutil.rmtree(work, ignore_errors=True)
     folders = {name: str(work / name) for name in (*args.sets, *(f"memory-{encoder}" for encoder in args.encoders))}

@@ -96,6 +96,48 @@ def test_an_index_from_which_almost_all_is_deleted_goes_on(kind):
 
 
 @EVERY_KIND
+def test_a_query_alone_is_answered_as_among_others(kind):
+    index, queries = built(kind), clustered(40, seed=5)
+    for left in (SIZE, 100):  # then most partitions hold fewer than k, and there are fewer than 150
+        index.delete(names(SIZE - left, left))
+        index.wait()
+        for k in (1, 10, 150):
+            found, scores = index.search(queries, k)
+            alone = [index.search(query[None], k) for query in queries]
+            assert [len(ids) for (ids,), _ in alone] == [min(k, left)] * 40
+            assert k > 10 or [ids for (ids,), _ in alone] == found
+            np.testing.assert_allclose([one for _, (one,) in alone], scores, atol=1e-6)
+
+
+SPILLED = "hashed_dataset_soar.npy"
+
+
+def test_an_index_with_spilled_rows_is_not_loaded_by_a_scann_that_corrupts_it_at_a_change(monkeypatch, tmp_path):
+    monkeypatch.setattr(scann_index, "_core", lambda: True)
+    built("partitioned").save(tmp_path)
+    assert list(tmp_path.rglob(SPILLED))
+    monkeypatch.setattr(scann_index, "_core", lambda: False)
+    with pytest.raises(RetrievalError, match=r"built with scann-core.*build the index again"):
+        ScannIndex.load(tmp_path)
+
+
+def test_with_scann_core_rows_are_spilled_and_change_soundly(tmp_path, rng):
+    if not scann_index._core():
+        pytest.skip("needs scann-core in place of scann: make test-scann-core")
+    index, held = built("partitioned"), dict(zip(names(SIZE), clustered(SIZE), strict=True))
+    for turn in range(30):
+        gone = rng.permutation(sorted(held))[:40].tolist()
+        index.delete(gone[:20])
+        rows, ids = clustered(60, seed=100 + turn), [*gone[20:], *names(40, SIZE + 40 * turn)]
+        index.upsert(rows, ids)
+        held = {id: row for id, row in held.items() if id not in gone[:20]} | dict(zip(ids, rows, strict=True))
+    assert_right(index, held)
+    index.save(tmp_path)
+    assert list(tmp_path.rglob(SPILLED))
+    assert_right(ScannIndex.load(tmp_path)[0], held)
+
+
+@EVERY_KIND
 def test_a_loaded_index_is_as_the_saved_one(kind, tmp_path):
     index = built(kind, recall=0.99)
     index.delete(["v7"])
@@ -253,3 +295,4 @@ def test_the_memory_that_a_build_takes_is_said_before(caplog):
         built("quantised")
     assert f"a quantised index of {SIZE} x 64 vectors takes 1 MB" in caplog.text
     assert scann_index.needed_bytes(200_000, 128, "partitioned") == 200_000 * (128 * 4 + 32 + 8)
+    assert scann_index.needed_bytes(200_000, 128, "partitioned", spilled=True) == 200_000 * (128 * 4 + 2 * (32 + 8))

@@ -1,11 +1,14 @@
 """The rotation before quantisation: what it does to vectors, when it is left out, and that ScaNN takes its widths."""
 
+import threading
+
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
-from retrieval import ScannIndex
+from retrieval import ScannIndex, scann_index
 from retrieval.tuning import Tuning
-from retrieval.turning import turn_of, widths_for, with_widths
+from retrieval.turning import turn_of, turned, widths_for, with_widths
 
 
 def uneven(rng, count=3000, dim=64):
@@ -18,9 +21,9 @@ def uneven(rng, count=3000, dim=64):
 def test_a_turn_changes_no_cosine_and_sorts_directions_by_variance(rng):
     vectors = uneven(rng)
     turn, widths = turn_of(vectors)
-    turned = vectors @ turn
-    np.testing.assert_allclose(turned[:50] @ turned.T, vectors[:50] @ vectors.T, atol=2e-6)
-    assert (np.diff(turned.var(axis=0)) < 1e-6).all()
+    rows = vectors @ turn
+    np.testing.assert_allclose(rows[:50] @ rows.T, vectors[:50] @ vectors.T, atol=2e-6)
+    assert (np.diff(rows.var(axis=0)) < 1e-6).all()
     assert sum(codes * width for codes, width in widths) == 64 and sum(codes for codes, _ in widths) < 0.8 * 32
     assert [width for _, width in widths][:2] == [2, 4]
 
@@ -40,32 +43,55 @@ def test_scann_takes_the_widths_and_finds_with_fewer_codes(tree, rng):
     scann = pytest.importorskip("scann.scann_ops.py.scann_ops_pybind")
     vectors = uneven(rng)
     turn, widths = turn_of(vectors)
-    turned = vectors @ turn
-    builder = scann.builder(turned, 10, "dot_product")
+    rows = vectors @ turn
+    builder = scann.builder(rows, 10, "dot_product")
     builder = (builder.tree(30, 30) if tree else builder).score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100)
     config = with_widths(builder.create_config(), widths)
     assert config.count("variable_blocks") == len(widths)
-    searcher = scann.create_searcher(turned, config, 1)
-    rows, _ = searcher.search_batched(turned[:100], 10)
+    searcher = scann.create_searcher(rows, config, 1)
+    found, _ = searcher.search_batched(rows[:100], 10)
     best = np.argsort(-(vectors[:100] @ vectors.T), axis=1)[:, :10]
-    assert np.mean([len(set(row) & set(true)) / 10 for row, true in zip(rows.tolist(), best.tolist(), strict=True)]) > 0.95
+    assert np.mean([len(set(row) & set(true)) / 10 for row, true in zip(found.tolist(), best.tolist(), strict=True)]) > 0.95
 
 
 @pytest.mark.parametrize("kind", ["quantised", "partitioned"])
-def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_saved_and_trained_again(kind, rng, tmp_path):
+def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_saved_and_trained_again(kind, rng, tmp_path, monkeypatch):
     pytest.importorskip("scann")
+    monkeypatch.setattr(scann_index, "_core", lambda: False)
     vectors = uneven(rng)
     ids = [str(row) for row in range(len(vectors))]
     index = ScannIndex.build(vectors[:2500], ids[:2500], Tuning(kind=kind))
     index.save(tmp_path / "index")
     assert list((tmp_path / "index").rglob("turn.npy"))
-    for turned in (index, ScannIndex.load(tmp_path / "index")[0]):
-        turned.upsert(vectors[2500:], ids[2500:])
-        turned.upsert(-vectors[:1000], ids[:1000])
-        turned.delete(ids[1000:1300])
-        turned.wait()  # half of the rows have changed
-        assert turned.health()["changed"] == 0
+    for one in (index, ScannIndex.load(tmp_path / "index")[0]):
+        one.upsert(vectors[2500:], ids[2500:])
+        one.upsert(-vectors[:1000], ids[:1000])
+        one.delete(ids[1000:1300])
+        one.wait()  # half of the rows have changed
+        assert one.health()["changed"] == 0
         for sign, rows in ((-1, range(0, 1000, 50)), (1, range(1300, 3000, 50))):
-            found, scores = turned.search(sign * vectors[list(rows)], 1)
+            found, scores = one.search(sign * vectors[list(rows)], 1)
             assert found == [[str(row)] for row in rows]
             np.testing.assert_allclose(np.concatenate(scores), 1, atol=1e-5)
+
+
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_a_turn_takes_one_thread_of_blas_and_leaves_it_as_many_as_it_had(rng):
+    class Rows:
+        def __matmul__(self, turn):
+            seen.append(blas_threads())
+
+    before, seen, turn = blas_threads(), [], np.eye(64, dtype=np.float32)
+    turned(Rows(), turn)
+    assert seen == [[1] * len(before)]
+    rows = rng.normal(size=(500, 64)).astype(np.float32)
+    threads = [threading.Thread(target=lambda: [turned(rows, turn) for _ in range(50)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(turned(rows, turn), rows)
+    assert blas_threads() == before
