@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow bench bench-retrieval lint format lock clean
+.PHONY: help quickstart test test-slow test-scann-core bench bench-retrieval lint format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list what can be made
@@ -29,6 +29,10 @@ test: .venv/.test  ## environment + all tests on 8 forced CPU devices
 
 test-slow: .venv/.test  ## the larger sweeps too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-scann-core: .venv/.test  ## the memory's tests with scann-core in scann's place (docs/memory.md)
+	$(PIP) install --no-deps --upgrade --target .venv/scann-core scann-core==0.2.1
+	PYTHONPATH=.venv/scann-core $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" tests/retrieval
 
 bench: .venv/.test  ## speed beside transformers on torch, ratios in one run (ten minutes on two quiet cores)
 	$(BIN)/python -m tests.benchmarks.speed

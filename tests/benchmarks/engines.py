@@ -116,7 +116,7 @@ def scann_curves(rows):
 
 
 def scann_many(index, queries, setting):
-    return index.search_batched_parallel(queries, K, setting[1], setting[0], 64)[0]
+    return index.search_batched_parallel(queries, K, setting[1], setting[0], -(-len(queries) // THREADS))[0]
 
 
 def scann_one(index, query, setting):
