@@ -1,9 +1,11 @@
 """ScannIndex: approximate search on the host. The only module that touches ScaNN."""
 
 import importlib
+import importlib.metadata
 import logging
 import math
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -59,7 +61,11 @@ def _scann():
 def _core() -> bool:
     """Whether the module is scann-core's (docs/memory.md): in ScaNN 1.4.2 itself, changes of spilled rows corrupt the heap, and the kernels
     that make codes of two dimensions cheap to read never run."""
-    return hasattr(importlib.import_module("scann"), "__version__")
+    _scann()
+    try:
+        return getattr(sys.modules["scann"], "__version__", "") == importlib.metadata.version("scann-core")
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 class ScannIndex:
