@@ -23,8 +23,8 @@ from retrieval.passages import check_unicode
 logger = logging.getLogger(__name__)
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows are padded to one of these: as many compilations at most
-ROWS = 32  # texts a batch; a few queries go in a batch of 4
-FEW_ROWS = 4
+ROWS = 32  # texts a batch
+FEW_ROWS = (1, 4)  # a query, or a few, in a batch as small: a third to two thirds of the time
 POOLINGS = ("mean", "first", "last")
 
 
@@ -145,10 +145,10 @@ def lengths_to(longest: int) -> tuple[int, ...]:
 def by_length(
     rows: Sequence[Sequence[int]], lengths: Sequence[int], pad: int, devices: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of rows of like length: (which rows, tokens, segments), the last two int32 [B, T], T one of `lengths`, B 4 for
-    few rows, 32, or for more 32 a device."""
+    """Batches of rows of like length: (which rows, tokens, segments), the last two int32 [B, T], T one of `lengths`, B 1 or 4
+    for few rows, 32, or for more 32 a device."""
     order = np.argsort([len(row) for row in rows], kind="stable")
-    size = next((size for size in (FEW_ROWS, ROWS) if len(rows) <= size), ROWS * devices)
+    size = next((size for size in (*FEW_ROWS, ROWS) if len(rows) <= size), ROWS * devices)
     for start in range(0, len(rows), size):
         chosen = order[start : start + size]
         longest = max(len(rows[i]) for i in chosen)
