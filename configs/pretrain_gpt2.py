@@ -33,9 +33,9 @@ def get_config(variant=""):
         c,
         variant,
         tiny={  # the same run at a size for a CPU, on any text: --config.data.files=...
-            "steps": 20, "batch_size": 8, "length": 64, "tokenizer": "bytes", "optimizer.warmup": 2, "checkpoint.every": 10,
-            "eval.every": 10, "model.d_model": 64, "model.n_layers": 2, "model.n_heads": 4, "model.n_kv_heads": 4, "model.head_dim": 16,
-            "model.d_ff": 256,
+            "data.files": "README.md,docs/*.md", "steps": 20, "batch_size": 8, "length": 64, "tokenizer": "bytes",
+            "optimizer.warmup": 2, "checkpoint.every": 10, "eval.every": 10, "model.d_model": 64, "model.n_layers": 2,
+            "model.n_heads": 4, "model.n_kv_heads": 4, "model.head_dim": 16, "model.d_ff": 256,
         },
         bench={  # random tokens: the speed of the machine, without data
             "steps": 60, "data.synthetic_rows": 4096, "tokenizer": "", "model.vocab_size": 50_304, "eval.every": 0,

@@ -1,0 +1,29 @@
+"""Every recipe has a small form that needs nothing but the checkout: its data is read, drawn and checked without another option."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lm import preview
+
+ROOT = Path(__file__).parents[3]
+OF_THE_STUDY = {"quickstart_pretrain"}  # reads what the stages before have made
+RECIPES = sorted({path.stem for path in (ROOT / "configs").glob("*.py") if re.search(r"\btiny=\{", path.read_text())} - OF_THE_STUDY)
+
+
+def test_the_recipes_are_found():
+    assert {"alpaca_llama", "continual_domain", "pretrain_gpt2", "superni_t5_small"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_at_tiny_reads_what_it_trains_on_and_nothing_is_wrong_with_it(recipe, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    preview.main([f"--config=configs/{recipe}.py:tiny", "--rows=1", "--json"])
+    printed = capsys.readouterr()
+    assert printed.out, printed.err
+    shown = json.loads(printed.out)
+    assert shown["rows"]
+    wrong = [check for check in shown["checks"] if check["ok"] is False]
+    assert all("overlap" in check["name"] for check in wrong), wrong  # small sets of a kind share phrases
