@@ -29,11 +29,23 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
     return main
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show and the text does not name it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        none = action.default is None or action.default is False or action.default in ("", [])
+        return action.help if none or "(default" in (action.help or "") else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line, as of every other mistake."""
+        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
+
+
 def parser(module: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser whose help shows defaults; every memory command has --memory and --json."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, epilog=epilog, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    made = _Parser(prog=f"python -m {module}", description=description, epilog=epilog, formatter_class=_Help)
     made.add_argument("--memory", required=True, type=place, help="folder of the memory, or its URI on an object store")
     made.add_argument("--json", action="store_true", help="print JSON, one object a line")
     return made

@@ -22,7 +22,7 @@ from retrieval.passages import check_unicode
 
 logger = logging.getLogger(__name__)
 
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows are padded to one of these: as many compilations at most
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows are padded to one of these: so many compilations a size of batch
 ROWS = 32  # texts a batch
 FEW_ROWS = (1, 4)  # a query, or a few, in a batch as small: a third to two thirds of the time
 POOLINGS = ("mean", "first", "last")

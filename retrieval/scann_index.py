@@ -28,7 +28,7 @@ SCANN = "scann.scann_ops.py.scann_ops_pybind"
 BRUTE_FORCE_BELOW = 20_000  # rows (ScaNN docs/algorithms.md); above: quantised scores, the best of them scored again exactly
 PARTITIONS_FROM = 100_000  # rows; above: 2 sqrt(n) partitions, measured 11 and 24 % faster than sqrt(n), of which the nearest are searched
 AVQ = 2.0  # centres by ScaNN's own loss: fewer partitions to search
-SOAR = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}  # each row in a second partition (Sun et al. 2023): a third as many to search
+SOAR = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}  # each row in two (Sun et al. 2023): a third to half as many to search
 LEAST_ROWS = 256  # ScaNN trains neither quantiser nor partitions on a handful
 PROBES = 256  # rows on which settings are measured, of the index's own, of those put in since and of those asked for
 CHECKS = 32  # of each, on which recall is looked at between
@@ -247,10 +247,11 @@ class _Trained:
         size, dim = vectors.shape
         kind = _kind(size, tuning)
         leaves = min(tuning.leaves or 2 * math.isqrt(size), size) if kind == "partitioned" else 1
-        spilled = kind == "partitioned" and _core()
+        core = kind != "brute" and _core()
+        spilled = core and kind == "partitioned"
         needed = needed_bytes(size, dim, kind, spilled) / 1e6
         logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed)
-        turn, widths = (None, []) if kind == "brute" or _core() else turn_of(vectors)
+        turn, widths = (None, []) if kind == "brute" or core else turn_of(vectors)
         rows = vectors if turn is None else vectors @ turn
         builder = _scann().builder(rows, 10, "dot_product")
         if kind == "partitioned":

@@ -19,6 +19,7 @@ WIDEST = 16
 WORTH = 0.8  # of the codes that ScaNN would read; with more left, a turn is not worth its product
 SAMPLE = 20_000
 FILE = "turn.npy"
+_ONE_AT_A_TIME = threading.Lock()  # the number of BLAS's threads is the process's: it is set and put back by one thread at a time
 
 
 def turn_of(vectors: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, int]]]:
@@ -74,18 +75,15 @@ class Turned:
         np.save(Path(folder) / FILE, self._turn, allow_pickle=False)
 
 
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
+
+
 def turned(rows: np.ndarray, turn: np.ndarray) -> np.ndarray:
     """rows @ turn on this thread alone: BLAS's others would go on in a loop, waiting for more, on the cores that ScaNN needs next."""
     with _ONE_AT_A_TIME, _blas().limit(limits=1):
         return rows @ turn
-
-
-_ONE_AT_A_TIME = threading.Lock()  # the number of BLAS's threads is the process's: it is set and put back by one thread at a time
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
 
 
 def saved_turn(folder: Path) -> np.ndarray | None:

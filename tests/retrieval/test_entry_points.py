@@ -201,6 +201,19 @@ def test_a_folder_that_is_no_memory_and_unknown_ids_are_one_line(tmp_path, built
     assert "does not exist" in err and "'zz'" in err and "k=0" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", [audit, build, edit, explore, log, search, stats, undo, verify])
+def test_a_wrong_option_is_one_line_and_help_shows_only_defaults_that_there_are(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main(["--memory=m", "--nonsense=1"])
+    line = capsys.readouterr().err
+    assert exit.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1 and "--help" in line
+    with pytest.raises(SystemExit) as exit:
+        command.main(["--help"])
+    shown = capsys.readouterr().out
+    assert exit.value.code == 0 and not any(f"(default: {none})" in shown for none in (None, False, [], ""))
+    assert command is not build or ("(default: 0)" in shown and "(default: auto)" in shown)
+
+
 def test_edit_without_its_text_is_refused_by_the_parser(tmp_path, capsys):
     for arguments in (["--edit=a"], ["--text=a", "--delete", "b"], ["--title=a", "--delete", "b"], []):
         with pytest.raises(SystemExit) as exit:
