@@ -75,12 +75,19 @@ def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_sa
             np.testing.assert_allclose(np.concatenate(scores), 1, atol=1e-5)
 
 
+def test_one_query_is_turned_as_a_row_of_many(rng):
+    turn, rows = np.linalg.qr(rng.normal(size=(48, 48)))[0].astype(np.float32), rng.normal(size=(3, 48)).astype(np.float32)
+    np.testing.assert_allclose([turned(row, turn) for row in rows], turned(rows, turn), atol=1e-5)
+
+
 def blas_threads() -> list[int]:
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 
 def test_a_turn_takes_one_thread_of_blas_and_leaves_it_as_many_as_it_had(rng):
     class Rows:
+        ndim = 2
+
         def __matmul__(self, turn):
             seen.append(blas_threads())
 
