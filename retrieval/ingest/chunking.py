@@ -48,10 +48,11 @@ def passages(document: Document, chunking: Chunking, count: Count) -> Iterator[P
 
     Each has its span in the document's text; its own text is that span with whitespace joined. Ids are the document's name, under a
     heading "#" and the headings' words, then ":" and a number, which counts from 1 under each name. A row that fits is left as it is,
-    its name is its id, and no span says where it is from; of one that does not fit the first passage has the bare name.
+    its name is its id, and its span is what its field says; of one that does not fit the first passage has the bare name, and spans
+    count from where the field says that the row begins.
     """
-    d = document
-    as_row = Passage(d.name, d.text, d.title, d.source, d.metadata, time=d.time, tags=d.tags, access=d.access)
+    d, begin = document, document.span[0] if document.span else 0
+    as_row = Passage(d.name, d.text, d.title, d.source, d.metadata, d.span, d.time, d.tags, d.access)
     if d.whole and (chunking.way == "none" or _fits(d, chunking.size, count)):
         yield as_row
         return
@@ -62,7 +63,7 @@ def passages(document: Document, chunking: Chunking, count: Count) -> Iterator[P
             id = _short(name, "" if d.whole and numbers[name] == 1 else f":{numbers[name]}")
             page = {"page": str(bisect.bisect_right(d.pages, start))} if d.pages else {}
             text = " ".join(d.text[start:end].split())
-            yield dataclasses.replace(as_row, id=id, text=text, title=title, span=(start, end), metadata=d.metadata | page)
+            yield dataclasses.replace(as_row, id=id, text=text, title=title, span=(begin + start, begin + end), metadata=d.metadata | page)
 
 
 def token_counter(tokenizer) -> Count:

@@ -27,7 +27,7 @@ class Document:
     """name: what the ids of its passages begin with. where: file, and line or row, for messages. pages: where each page begins.
 
     text: what spans count in. way: how it is best cut. whole: one passage, with the name as its id, as long as it is short enough.
-    time: ISO 8601, "" unknown. tags, access: only ever from rows, whose fields say so; no text can set them.
+    time: ISO 8601, "" unknown. tags, access, span (where the text stands in its source): only ever from rows, whose fields say so.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Document:
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     tags: tuple[str, ...] = ()
     access: str = ""
+    span: tuple[int, int] | None = None
     headings: tuple[Heading, ...] = ()
     pages: tuple[int, ...] = ()
     way: str = "headings"

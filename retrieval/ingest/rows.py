@@ -12,7 +12,7 @@ from retrieval.ingest.files import File
 from retrieval.passages import Passage, check_passages, check_unicode
 
 TEXT = "text"
-FIELDS = ("id", "title", "source", "metadata", "time", "tags", "access")
+FIELDS = ("id", "title", "source", "metadata", "time", "tags", "access", "span")  # with the text, a Passage as JSON
 SUFFIXES = (*sources.LINES, ".json", ".parquet")
 
 
@@ -49,15 +49,19 @@ def _document(row: Any, where: str, file: str, field: str, strict: bool) -> Docu
         raise Unusable(f": metadata is {metadata!r}; expected an object of strings")
     if not isinstance(tags, list):
         raise Unusable(f": tags is {tags!r}; expected a list of words")
+    if (span := row.get("span")) is not None:
+        if not isinstance(span, list):
+            raise Unusable(f": span is {span!r}; expected [start, end], in characters of the source")
+        span = tuple(span)
     source = row.get("source") or file
     metadata = ({} if source == file else {FILE: file}) | metadata | {name: row[name] for name in others}
     number = re.search(r"\d+$", where)
     name = f"{file}:{number[0] if number else 1}" if row.get("id") is None else str(row["id"])
     values = {key: _string(value) for key, value in metadata.items() if value is not None}
     title, time, access = (row.get(key) or "" for key in ("title", "time", "access"))
-    check_passages([Passage(name, "cut and checked later", title, source, values, time=time, tags=tuple(tags), access=access)])
+    check_passages([Passage(name, "cut and checked later", title, source, values, span, time, tuple(tags), access)])
     check_unicode("its text", row[field])
-    return Document(name, row[field], where, title, source, time, values, tuple(tags), access, whole=True)
+    return Document(name, row[field], where, title, source, time, values, tuple(tags), access, span, whole=True)
 
 
 def _string(value: Any) -> str:

@@ -119,6 +119,29 @@ def test_the_stage_says_what_is_wrong_in_one_line_when_there_are_too_few_cities(
     assert "take more cities" in capsys.readouterr().err and not (tmp_path / "passages.jsonl").exists()
 
 
+def test_what_the_stage_writes_becomes_the_same_passages_of_a_memory(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from retrieval import build
+    from tests.retrieval.models import save_encoder
+
+    towns = [{"geonameid": i, "name": f"Town {i}", "population": low + 1, "admin1code": "01"} for i, low in enumerate(world.BINS)]
+    towns = {i: {**town, "countrycode": "IT", "timezone": "Etc/UTC", "latitude": 1.0, "longitude": 2.0} for i, town in enumerate(towns)}
+    for name, content in {"cities15000": towns, "countries": COUNTRIES, "us_states": {}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    monkeypatch.setattr(passages, "fetch", lambda name, samples_dir: tmp_path)
+    monkeypatch.setattr(world, "element_passages", lambda path: [])
+    assert passages.main([f"--workdir={tmp_path}", "--cities=10", "--per-bin=1"]) == 0
+    save_encoder(tmp_path / "encoder")
+    written = tmp_path / "passages.jsonl"
+    assert build.main([f"--memory={tmp_path / 'm'}", f"--encoder={tmp_path / 'encoder'}", f"--input={written}", "--chunk=none"]) == 0
+    memory, countries = Memory.open(tmp_path / "m"), world.read_countries(tmp_path)
+    made = [world.city_passage(c, countries) for c in world.read_cities(tmp_path)]
+    for passage in [*made, *(world.country_passage(code, countries) for code in countries)]:
+        kept = memory.get(passage.id)
+        assert (kept.text, kept.title, kept.source, kept.span) == (passage.text, passage.title, passage.source, passage.span)
+        assert passage.metadata.items() <= kept.metadata.items()
+
+
 def test_a_sample_that_cannot_be_had_is_one_line_too(tmp_path, monkeypatch, capsys):
     def no_network(name, samples_dir):
         raise DataError(f"could not download {name}")

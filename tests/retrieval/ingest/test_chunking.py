@@ -134,6 +134,11 @@ def test_a_row_stays_whole_when_it_fits_and_keeps_its_id_when_it_does_not():
     assert len(cut("Aaa.", title="t" * 20, whole=True, size=10)) == 1
 
 
+def test_a_row_that_says_where_it_stands_in_its_source_is_found_there_whole_or_cut():
+    assert [p.span for p in cut("Aaa.", whole=True, size=10, span=(100, 104))] == [(100, 104)]
+    assert [p.span for p in cut("Aaaaaaaa. Bbbbbbbb.", whole=True, size=10, span=(100, 119))] == [(100, 109), (110, 119)]
+
+
 def test_an_id_stays_short_and_distinct_however_deep_the_folders():
     long = "folder/" * 100
     ids = {next(passages(Document(long + name, "text", "d"), Chunking(), count)).id for name in ("a", "b")}

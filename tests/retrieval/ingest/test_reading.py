@@ -242,7 +242,8 @@ BAD_ROWS = [
     ('{"text": "x", "id": "a\\nb"}', "line 2: passage id"), ('{"text": "x\\ud800"}', "line 2: .*half of a surrogate pair"),
     ('{"text": "x", "tags": "a"}', "line 2: tags is 'a'"), ('{"text": "x", "tags": ["a\\u001b"]}', "line 2: .*tag or access group"),
     ('{"text": "x", "metadata": 3}', "line 2: metadata is 3"), ('{"text": "x", "time": "soon"}', "line 2: .*ISO 8601"),
-    ('{"text": "x", "title": 3}', "line 2: .*title is 3"),
+    ('{"text": "x", "title": 3}', "line 2: .*title is 3"), ('{"text": "x", "span": "0-1"}', "line 2: span is '0-1'; expected .start, end"),
+    ('{"text": "x", "span": [3, 1]}', "line 2: .*span is .3, 1.; expected two whole numbers"),
 ]  # fmt: skip
 
 
