@@ -18,19 +18,29 @@ from retrieval.errors import RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.index import Index, Rows
 from retrieval.locks import ReadersWriter
-from retrieval.tuning import MEASURED_AT, Setting, Tuning, farther_half, kth_best, measured, recall_of, setting_for
-from retrieval.turning import Turned, saved_rows, saved_turn, turn_of, with_widths
+from retrieval.scann_config import with_reach, with_widths
+from retrieval.tuning import (
+    MEASURED_AT,
+    PROBES,
+    Recent,
+    Setting,
+    Tuning,
+    Width,
+    farther_half,
+    kind_for,
+    kth_best,
+    measured,
+    recall_of,
+    setting_for,
+)
+from retrieval.turning import Turned, saved_rows, saved_turn, turn_of
 from retrieval.vectors import check_ids, check_k, read_manifest, save_index, unit_rows
 
 logger = logging.getLogger(__name__)
 
 SCANN = "scann.scann_ops.py.scann_ops_pybind"
-BRUTE_FORCE_BELOW = 20_000  # rows (ScaNN docs/algorithms.md); above: quantised scores, the best of them scored again exactly
-PARTITIONS_FROM = 100_000  # rows; above: 2 sqrt(n) partitions, measured 11 and 24 % faster than sqrt(n), of which the nearest are searched
 AVQ = 2.0  # centres by ScaNN's own loss: fewer partitions to search
 SOAR = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}  # each row in two (Sun et al. 2023): a third to half as many to search
-LEAST_ROWS = 256  # ScaNN trains neither quantiser nor partitions on a handful
-PROBES = 256  # rows on which settings are measured, of the index's own, of those put in since and of those asked for
 CHECKS = 32  # of each, on which recall is looked at between
 CHECK_AFTER, RETRAIN_AFTER = 0.05, 0.5  # of the rows changed since the training; the next check after twice as many
 IMBALANCE = 0.7  # more than at the training: new rows crowd into few partitions, so far from the centres that search misses them
@@ -81,7 +91,7 @@ class ScannIndex:
     def __init__(self, trained: "_Trained", tuning: Tuning, dim: int):
         self._trained, self._tuning, self.dim = trained, tuning, dim
         self._lock = ReadersWriter()
-        self._fresh, self._asked = _Recent(dim), _Recent(dim)
+        self._fresh, self._asked = Recent(dim), Recent(dim)
         self._watch: threading.Thread | None = None
         self._missed: list[tuple] | None = None  # changes made while a searcher is trained
         self._quiet_until = 0  # changes; after a training that failed
@@ -140,16 +150,15 @@ class ScannIndex:
             raise RetrievalError(f"{folder} cannot be loaded by ScaNN ({error}): build the index again") from None
 
     def health(self) -> dict:
-        """kind, size, leaves, leaves_searched and reorder (for the 10 nearest), trained_on (rows), changed (rows since), imbalance of
-        the partitions, recall as last measured of the 10 nearest (1.0 where exact), target, and whether it is training."""
+        """kind, size, leaves, leaves_searched, reorder and reach (for the 10 nearest), trained_on (rows), changed (rows since), imbalance
+        of the partitions, recall as last measured of the 10 nearest (1.0 where exact), target, and whether it is training."""
         with self._lock.read():
             trained, training = self._trained, self._watch is not None
-            leaves, reorder = trained.setting(10) if trained.settings else (0, 0)
-            facts = {"kind": trained.kind, "size": len(trained.rows), "leaves": trained.leaves}
-            facts |= {"leaves_searched": leaves, "reorder": reorder, "trained_on": trained.trained_on, "changed": trained.changed}
-            return facts | {
-                "imbalance": trained.imbalance(), "recall": trained.recall, "target": self._tuning.recall, "training": training,
-            }  # fmt: skip
+            width = trained.width(10) if trained.settings else Width(0, 0)
+            facts: dict = {"kind": trained.kind, "size": len(trained.rows), "leaves": trained.leaves, "leaves_searched": width.leaves}
+            facts |= {"reorder": width.reorder, "reach": round(width.reach, 4), "trained_on": trained.trained_on}
+            facts |= {"changed": trained.changed, "imbalance": trained.imbalance(), "recall": trained.recall}
+            return facts | {"target": self._tuning.recall, "training": training}
 
     def wait(self) -> None:
         """Returns when no check or training is under way."""
@@ -208,7 +217,7 @@ class ScannIndex:
             if k < 1:
                 return 1.0
             last = self._trained.exact(probe, k + 1)[:, -1]
-            return recall_of(self._trained.scores(probe, k + 1, *self._trained.setting(k)), last)
+            return recall_of(self._trained.scores(probe, k + 1, self._trained.width(k)), last)
 
     def _train(self) -> None:
         """Trains a searcher on the rows as they are, makes up for the changes it missed, and puts it in the old one's place."""
@@ -239,13 +248,14 @@ class _Trained:
         self.trained_on, self.settings, self.tuning = trained_on, settings, tuning
         self.recall = settings[0].recall if settings else 1.0
         self.changed, self.check_at, self.doubt = 0, CHECK_AFTER * trained_on, ""
+        self.widths: dict[int, Width] = {}  # by k, until the rows change
         self.balance = self.imbalance()
 
     @classmethod
     def on(cls, vectors: np.ndarray, ids: list[str], tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "_Trained":
         """Trained on unit rows [N, dim] and tuned on some of them and the farther half of each of `probes` [P, dim]: the worst counts."""
         size, dim = vectors.shape
-        kind = _kind(size, tuning)
+        kind = kind_for(size, tuning)
         leaves = min(tuning.leaves or 2 * math.isqrt(size), size) if kind == "partitioned" else 1
         core = kind != "brute" and _core()
         spilled = core and kind == "partitioned"
@@ -257,7 +267,8 @@ class _Trained:
         if kind == "partitioned":
             builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000), avq=AVQ, **(SOAR if spilled else {}))
         builder = builder.score_brute_force() if kind == "brute" else builder.score_ah(2, 0.2).reorder(100)
-        searcher = builder.build() if turn is None else _scann().create_searcher(rows, with_widths(builder.create_config(), widths))
+        config = with_reach(builder.create_config())
+        searcher = _scann().create_searcher(rows, with_widths(config, widths) if widths else config)
         sample = np.random.default_rng(size).choice(size, min(size, PROBES), replace=False)
         own = np.array(vectors[np.sort(sample)])
         trained = cls(_turned(searcher.searcher, turn), Rows(ids), own, kind, leaves, size, [], tuning)
@@ -269,42 +280,52 @@ class _Trained:
         return trained
 
     def _measured(self, probes, last, k, cuts):
-        scores = lambda k, leaves, reorder: self.scores(probes, k, leaves, reorder)
-        return measured(scores, last, k, self.leaves, len(self.rows), self.tuning, cuts)
+        scores = lambda k, *width: self.scores(probes, k, Width(*width))
+        scanned = lambda *way: self._scanned(probes[:: -(-len(probes) // CHECKS)], *way)
+        return measured(scores, scanned, last, k, self.leaves, len(self.rows), self.tuning, cuts)
 
     def search(self, queries: np.ndarray, k: int, sure: bool):
         size = len(self.rows.row)
         if size == 0 or len(queries) == 0:
             return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
         k = min(k, size)
-        leaves, reorder = (self.leaves, size) if self.settings and (sure or self.doubt) else self.setting(k)
+        width = Width(self.leaves, size) if self.settings and (sure or self.doubt) else self.width(k)
         if len(queries) == 1:  # ScaNN's own path for one query, on this thread, which gives few where it finds few
-            rows, scores = self.searcher.search(queries[0], k, reorder, leaves)
-            if len(rows) < k:
-                rows, scores = self.searcher.search(queries[0], k, reorder, self.leaves)
-            return [self.rows.at(rows)], [scores]
-        rows, scores = self._found(queries, k, leaves, reorder)
+            rows, scores = self.searcher.search(queries[0] / width.reach, k, width.reorder, width.leaves)
+            if len(rows) == k:
+                return [self.rows.at(rows)], [scores * width.reach]
+        rows, scores = self._found(queries, k, width)
         short = np.isnan(scores[:, -1])  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
         if short.any():
-            rows[short], scores[short] = self._found(queries[short], k, self.leaves, reorder)
+            rows[short], scores[short] = self._found(queries[short], k, Width(self.leaves, width.reorder))
         return self.rows.named(rows, scores)
 
-    def setting(self, k: int) -> tuple[int, int]:
+    def width(self, k: int) -> Width:
         if not self.settings:
-            return ALL, ALL
-        widened = 1 + WIDENING * self.changed / self.trained_on
-        return setting_for(self.settings, k, self.leaves, len(self.rows), self.tuning, widened)
+            return Width(ALL, ALL)
+        if k not in self.widths:
+            widened = 1 + WIDENING * self.changed / self.trained_on
+            self.widths[k] = setting_for(self.settings, k, self.leaves, len(self.rows), self.tuning, widened)
+        return self.widths[k]
 
-    def scores(self, queries: np.ndarray, k: int, leaves: int, reorder: int) -> np.ndarray:
-        return self._found(queries, k, leaves, reorder)[1]
+    def scores(self, queries: np.ndarray, k: int, width: Width) -> np.ndarray:
+        return self._found(queries, k, width)[1]
 
     def exact(self, queries: np.ndarray, k: int) -> np.ndarray:
         """The k best scores: every row is a candidate, in every partition."""
-        return self.scores(queries, k, self.leaves, len(self.rows))
+        return self.scores(queries, k, Width(self.leaves, len(self.rows)))
 
-    def _found(self, queries, k, leaves, reorder):
+    def _scanned(self, queries, leaves, reach) -> float:
+        """How many rows a search looks at, by asking for all that it has seen."""
+        size = len(self.rows)
+        if self.leaves == 1:
+            return size
+        return float(np.mean([len(self.searcher.search(query / reach, size, size, leaves)[0]) for query in queries]))
+
+    def _found(self, queries, k, width):
         batch = min(1024, -(-len(queries) // CORES))
-        return self.searcher.search_batched(queries, k, reorder, leaves, batch > 32, batch)
+        rows, scores = self.searcher.search_batched(queries / width.reach, k, width.reorder, width.leaves, batch > 32, batch)
+        return rows, scores * width.reach
 
     def put(self, vectors: np.ndarray, ids: list[str]) -> None:
         where = [self.rows.row.get(id) for id in ids]
@@ -312,11 +333,15 @@ class _Trained:
         expected = [self.rows.place(id) for id in ids]
         if list(placed) != expected:
             raise RuntimeError(f"ScaNN put rows at {list(placed)[:5]}..., expected {expected[:5]}...: rebuild the index")
-        self.changed += len(ids)
+        self._has_changed(len(ids))
 
     def drop(self, ids: list[str]) -> None:
         self.searcher.delete([self.rows.remove(id)[0] for id in ids])
-        self.changed += len(ids)
+        self._has_changed(len(ids))
+
+    def _has_changed(self, rows: int) -> None:
+        self.changed += rows
+        self.widths = {}
 
     def imbalance(self) -> float:
         if self.kind != "partitioned":
@@ -327,7 +352,7 @@ class _Trained:
 
     def due(self) -> str:
         """Why it is to be trained again, "check" if recall is to be looked at first, or "" if all is well."""
-        size, kind = len(self.rows), _kind(len(self.rows), self.tuning)
+        size, kind = len(self.rows), kind_for(len(self.rows), self.tuning)
         if kind != self.kind and size > self.trained_on:
             return f"{size} rows make it {kind}"
         if self.kind == "brute":
@@ -363,31 +388,6 @@ class _Trained:
 
 def _turned(searcher, turn: np.ndarray | None):
     return searcher if turn is None else Turned(searcher, turn)
-
-
-class _Recent:
-    """The latest few of the rows that passed by."""
-
-    def __init__(self, dim: int):
-        self._rows, self._count = np.zeros((PROBES, dim), np.float32), 0
-
-    def add(self, rows: np.ndarray) -> None:
-        if len(rows) == 1:
-            self._rows[self._count % PROBES] = rows[0]
-            self._count += 1
-            return
-        rows = rows[-PROBES:]
-        self._rows[(self._count + np.arange(len(rows))) % PROBES] = rows
-        self._count += len(rows)
-
-    def rows(self) -> np.ndarray:
-        return self._rows[: self._count].copy()
-
-
-def _kind(size: int, tuning: Tuning) -> str:
-    if size < LEAST_ROWS:
-        return "brute"
-    return tuning.kind or ("brute" if size < BRUTE_FORCE_BELOW else "quantised" if size < PARTITIONS_FROM else "partitioned")
 
 
 def needed_bytes(size: int, dim: int, kind: str, spilled: bool = False) -> int:

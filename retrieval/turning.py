@@ -7,7 +7,6 @@ direction gets the widest code whose halving would win less than a third of the 
 """
 
 import functools
-import re
 import threading
 from pathlib import Path
 
@@ -41,15 +40,6 @@ def widths_for(variances: np.ndarray) -> list[tuple[int, int]]:
             widths.append((codes, width))
             at += codes * width
     return [*widths, (1, len(share) - at)] if at < len(share) else widths
-
-
-def with_widths(config: str, widths: list[tuple[int, int]]) -> str:
-    """ScaNN's configuration with codes of these widths instead of equal ones."""
-    dim, codes = sum(count * width for count, width in widths), sum(count for count, _ in widths)
-    blocks = " ".join(f"variable_blocks {{ num_blocks: {count} num_dims_per_block: {width} }}" for count, width in widths)
-    chunks = r"projection \{\s*input_dim: \d+\s+projection_type: (VARIABLE_)?CHUNK.*?(?=\s*\}\s*fixed_point)"
-    config = re.sub(chunks, f"projection {{ input_dim: {dim} projection_type: VARIABLE_CHUNK {blocks}", config, flags=re.DOTALL)
-    return config if codes > 256 else re.sub(r"(use_residual_quantization: True\s+use_global_topn: )False", r"\1True", config)
 
 
 class Turned:

@@ -76,13 +76,23 @@ def ours_load(folder):
 def given(setting: tuple):
     from retrieval.tuning import Tuning
 
-    return Tuning(leaves_searched=setting[0], reorder=setting[1]) if setting else Tuning()
+    return Tuning(leaves_searched=setting[0], reorder=setting[1], reach=setting[2]) if setting else Tuning()
 
 
 def ours_many(index, queries, setting):
     """An empty setting is what the index chose for itself."""
-    index._trained.tuning = given(setting)
+    tuned(index, given(setting))
     return index.search(queries, K)[0]
+
+
+def ours_curves(rows):
+    reaches = (*np.geomspace(0.02, 0.4, 14).round(3).tolist(), 0.0)  # 0: no limit
+    return [[(probe, reorder, reach) for probe, reorder in curve] for curve in scann_curves(rows) for reach in reaches]
+
+
+def tuned(index, tuning) -> None:
+    if index._trained.tuning is not tuning:
+        index._trained.tuning, index._trained.widths = tuning, {}
 
 
 # Plain ScaNN
@@ -253,7 +263,7 @@ def faiss_engine(about: str, factory: str, curves) -> Engine:
 
 ENGINES = {
     "ScannIndex": Engine(
-        "as retrieval.Memory uses it", (SCANN, "retrieval.scann_index"), ours_build, ours_save, ours_load, scann_curves, ours_many,
+        "as retrieval.Memory uses it", (SCANN, "retrieval.scann_index"), ours_build, ours_save, ours_load, ours_curves, ours_many,
         one_of_many(ours_many),
     ),
     "scann": Engine(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks import vectors
-from tests.benchmarks.engines import ENGINES, THREADS, Engine, scann_load
+from tests.benchmarks.engines import ENGINES, THREADS, Engine, scann_load, tuned
 from tests.benchmarks.vectors import K
 
 RECALL = 0.95
@@ -67,11 +67,12 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     from retrieval.tuning import Tuning
     from retrieval.turning import saved_turn
 
-    ours._trained.tuning = Tuning()
+    tuned(ours, Tuning())
     plain, health, turn = scann_load(saved), ours.health(), saved_turn(next(saved.rglob("scann_config.pb")).parent)
     turned = asked if turn is None else asked @ turn
     time.sleep(0.1)  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
+    turned = turned / health["reach"]
     ratios = []
     for _ in range(5):
         mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from retrieval import ExactIndex, RetrievalError, ScannIndex, exact_index, scann_index
+from retrieval import ExactIndex, RetrievalError, ScannIndex, exact_index, scann_index, tuning
 
 BOTH = pytest.mark.parametrize("kind", [ScannIndex, ExactIndex])
 
@@ -43,8 +43,8 @@ def test_scann_finds_at_least_95_percent_of_the_nearest(size, k):
 
 
 def test_partitions_find_at_least_95_percent_and_none_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(scann_index, "BRUTE_FORCE_BELOW", 1_000)
-    monkeypatch.setattr(scann_index, "PARTITIONS_FROM", 5_000)
+    monkeypatch.setattr(tuning, "BRUTE_FORCE_BELOW", 1_000)
+    monkeypatch.setattr(tuning, "PARTITIONS_FROM", 5_000)
     vectors, queries = clustered(8_000), clustered(200, seed=1)
     index = ScannIndex.build(vectors, names(8_000))
     assert recall(index.search(queries, 10)[0], brute_force(vectors, queries, 10)[0]) >= 0.95
@@ -54,8 +54,8 @@ def test_partitions_find_at_least_95_percent_and_none_that_is_not_there(monkeypa
 
 
 def test_recall_holds_when_the_index_grows_from_brute_force_through_quantised_to_partitioned(monkeypatch):
-    monkeypatch.setattr(scann_index, "BRUTE_FORCE_BELOW", 1_000)
-    monkeypatch.setattr(scann_index, "PARTITIONS_FROM", 4_000)
+    monkeypatch.setattr(tuning, "BRUTE_FORCE_BELOW", 1_000)
+    monkeypatch.setattr(tuning, "PARTITIONS_FROM", 4_000)
     vectors, queries = clustered(6_000), clustered(50, seed=1)
     vectors[3_000:] += 2.0  # drift
     index = ScannIndex.build(vectors[:100], names(100))

@@ -1,12 +1,14 @@
 """What ScaNN 1.4 does when misused, on every kind of searcher, and how recall holds while what is stored changes."""
 
 import threading
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from retrieval import RetrievalError, ScannIndex, scann_index
-from retrieval.tuning import Setting, Tuning, setting_for
+from retrieval.tuning import FAR, Setting, Tuning, setting_for
+from retrieval.vectors import unit_rows
 from tests.retrieval.test_index import broken, brute_force, clustered, names, recall
 
 SIZE = 2_000
@@ -165,18 +167,53 @@ def test_the_recall_that_was_aimed_at_is_reached_with_no_more_work_than_it_takes
 def test_what_is_given_is_kept():
     health = built("partitioned", leaves=30, leaves_searched=7, reorder=55).health()
     assert (health["leaves"], health["leaves_searched"], health["reorder"]) == (30, 7, 55)
-    for wrong in ({"kind": "tree"}, {"leaves": -1}, {"reorder": 1.5}, {"recall": 0.0}, {"recall": 2}):
+    for wrong in ({"kind": "tree"}, {"leaves": -1}, {"reorder": 1.5}, {"recall": 0.0}, {"recall": 2}, {"reach": -0.1}, {"reach": np.nan}):
         with pytest.raises(RetrievalError, match=next(iter(wrong))):
             Tuning(**wrong)
 
 
+def test_a_query_in_a_crowd_reads_fewer_rows_than_one_between_crowds_and_both_find_their_nearest():
+    """As many partitions for both would read too little for the one or too much for the other."""
+    rng = np.random.default_rng(0)
+    apart, mixed = rng.normal(size=(20, 64)), rng.normal(size=(1500, 64))
+    crowds = np.repeat(apart, 75, axis=0) + 0.1 * rng.normal(size=(1500, 64))
+    vectors = unit_rows(np.concatenate([crowds, mixed]), 64)
+    inside, between = unit_rows(apart + 0.05 * rng.normal(size=(20, 64)), 64), unit_rows(rng.normal(size=(20, 64)), 64)
+    index = ScannIndex.build(vectors, names(3000), Tuning(kind="partitioned", leaves=100))
+    width = index._trained.width(10)
+    assert width.reach < FAR and index.health()["reach"] == round(width.reach, 4)
+    assert index._trained._scanned(inside, width.leaves, width.reach) < index._trained._scanned(between, width.leaves, width.reach) / 2
+    for queries in (inside, between):
+        found, cosines = index.search(queries, 10)
+        assert recall(found, brute_force(vectors, queries, 10)[0]) >= 0.95
+        for query, ids, scores in zip(queries, found, cosines, strict=True):
+            np.testing.assert_allclose(scores, vectors[[int(id[1:]) for id in ids]] @ query, atol=1e-5)
+            assert index.search(query[None], 10)[0] == [ids]
+
+
+def test_the_farthest_reach_is_every_partition():
+    index = built("partitioned", leaves=100)
+    assert index._trained._scanned(unit_rows(clustered(20, seed=1), 64), 100, FAR) == SIZE
+    assert index._trained._scanned(unit_rows(clustered(20, seed=1), 64), 100, 0.01) < SIZE / 10
+
+
+def test_an_index_that_was_saved_before_partitions_had_a_reach_is_read_and_finds_the_same(tmp_path, monkeypatch):
+    index, queries = built("partitioned", leaves_searched=9), clustered(20, seed=1)
+    monkeypatch.setattr(scann_index, "asdict", lambda one: {name: value for name, value in asdict(one).items() if name != "reach"})
+    index.save(tmp_path / "i")
+    loaded, manifest = ScannIndex.load(tmp_path / "i")
+    assert "reach" not in manifest["tuning"] | manifest["settings"][0]
+    assert loaded.search(queries, 10)[0] == index.search(queries, 10)[0]
+
+
 def test_more_neighbours_take_more_partitions_and_candidates_and_never_fewer_than_k():
-    settings = [Setting(10, 8, 40, 0.97), Setting(100, 20, 300, 0.97)]
+    settings = [Setting(10, 8, 40, 0.97, 0.1), Setting(100, 20, 300, 0.97, 0.2)]
     of = lambda k, given=None: setting_for(settings, k, leaves=100, size=5_000, tuning=given or Tuning())
-    assert of(1) == of(10) == (8, 40) and of(100) == (20, 300)
-    assert of(10) < of(30) < of(100) < of(300) and of(300)[1] >= 1200
-    assert of(5_000)[1] == 5_000 and of(60, Tuning(leaves_searched=3, reorder=50)) == (3, 60)
-    assert setting_for(settings, 10, 100, 5_000, Tuning(), 2.0) == (16, 80)
+    assert of(1) == of(10) == (8, 40, 0.1) and of(100) == (20, 300, 0.2)
+    assert all((np.diff([of(k)[what] for k in (10, 30, 100, 300)]) > 0).all() for what in range(3)) and of(300).reorder >= 1200
+    assert of(5_000).reorder == 5_000 and of(60, Tuning(leaves_searched=3, reorder=50)) == (3, 60, FAR)
+    assert of(10, Tuning(reach=0.3)) == (8, 40, 0.3) and of(10**8).reach == FAR
+    assert setting_for(settings, 10, 100, 5_000, Tuning(), 2.0) == (16, 80, 0.2)
 
 
 def test_the_more_rows_have_changed_the_more_widely_it_searches_until_the_next_check():

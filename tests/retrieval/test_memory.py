@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import Memory, Passage, RetrievalError, scann_index
+from retrieval import Memory, Passage, RetrievalError, scann_index, tuning
 from tests.retrieval.toy import encode, state
 
 ROOT = Path(__file__).parents[2]
@@ -313,7 +313,7 @@ def test_a_writer_that_waits_too_long_says_for_what(memory, monkeypatch):
 
 
 def test_an_index_that_trained_itself_is_saved_for_the_next_process(memory, monkeypatch):
-    monkeypatch.setattr(scann_index, "BRUTE_FORCE_BELOW", 300)
+    monkeypatch.setattr(tuning, "BRUTE_FORCE_BELOW", 300)
     memory.add([Passage(f"q{i}", f"field{i} borders on land{i % 10}") for i in range(400)])
     memory.search(["field3"], 1)
     memory._index.wait()

@@ -7,8 +7,9 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from retrieval import ScannIndex, scann_index
+from retrieval.scann_config import with_widths
 from retrieval.tuning import Tuning
-from retrieval.turning import turn_of, turned, widths_for, with_widths
+from retrieval.turning import turn_of, turned, widths_for
 
 
 def uneven(rng, count=3000, dim=64):
