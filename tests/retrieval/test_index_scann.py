@@ -178,17 +178,18 @@ def test_a_query_in_a_crowd_reads_fewer_rows_than_one_between_crowds_and_both_fi
     apart, mixed = rng.normal(size=(20, 64)), rng.normal(size=(1500, 64))
     crowds = np.repeat(apart, 75, axis=0) + 0.1 * rng.normal(size=(1500, 64))
     vectors = unit_rows(np.concatenate([crowds, mixed]), 64)
-    inside, between = unit_rows(apart + 0.05 * rng.normal(size=(20, 64)), 64), unit_rows(rng.normal(size=(20, 64)), 64)
+    inside, between = np.repeat(apart, 5, axis=0) + 0.05 * rng.normal(size=(100, 64)), rng.normal(size=(100, 64))
+    queries = unit_rows(np.concatenate([inside, between]), 64)
     index = ScannIndex.build(vectors, names(3000), Tuning(kind="partitioned", leaves=100))
     width = index._trained.width(10)
     assert width.reach < FAR and index.health()["reach"] == round(width.reach, 4)
-    assert index._trained._scanned(inside, width.leaves, width.reach) < index._trained._scanned(between, width.leaves, width.reach) / 2
-    for queries in (inside, between):
-        found, cosines = index.search(queries, 10)
-        assert recall(found, brute_force(vectors, queries, 10)[0]) >= 0.95
-        for query, ids, scores in zip(queries, found, cosines, strict=True):
-            np.testing.assert_allclose(scores, vectors[[int(id[1:]) for id in ids]] @ query, atol=1e-5)
-            assert index.search(query[None], 10)[0] == [ids]
+    scanned = lambda queries: index._trained._scanned(queries, width.leaves, width.reach)
+    assert scanned(queries[:100]) < scanned(queries[100:]) / 2
+    found, cosines = index.search(queries, 10)
+    assert recall(found, brute_force(vectors, queries, 10)[0]) >= 0.95
+    for query, ids, scores in zip(queries, found, cosines, strict=True):
+        np.testing.assert_allclose(scores, vectors[[int(id[1:]) for id in ids]] @ query, atol=1e-5)
+        np.testing.assert_allclose(index.search(query[None], 10)[1][0], scores, atol=1e-5)
 
 
 def test_the_farthest_reach_is_every_partition():
