@@ -28,10 +28,21 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
     known = list(_dotted(_read(plain, file)[0]))
     for path in overrides:
         if path not in known:
-            close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-            hint = f" (did you mean {close[0]!r}?)" if close else "; configs/defaults.py has all of them"
+            close = _nearest(path, known)
+            hint = f" (did you mean {close!r}?)" if close else "; configs/defaults.py has all of them"
             raise ConfigError(f"the config has no field {path!r}{hint}")
     return _read(argv, file)
+
+
+def _nearest(path: str, known: list[str]) -> str:
+    """The field that was meant: one with these initials (lr, wd) in the nearest section, or the nearest name, or ""."""
+    section, _, name = path.rpartition(".")
+    fields = [field.rpartition(".") for field in known]
+    sections = difflib.get_close_matches(section, {where for where, _, _ in fields}, n=1)
+    for where, _, what in fields:
+        if [where] == sections and "".join(word[:1] for word in what.split("_")) == name:
+            return f"{where}.{what}"
+    return next(iter(difflib.get_close_matches(path, known, n=1, cutoff=0.5)), "")
 
 
 def _read(argv: list[str], path: str) -> tuple[ConfigDict, str]:

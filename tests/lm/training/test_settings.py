@@ -64,6 +64,8 @@ def test_a_config_that_cannot_work_is_started(tmp_path, monkeypatch, field, valu
             "the config has no field 'optimizer.lerning_rate' (did you mean 'optimizer.learning_rate'?)",
         ),
         (["--config.model.d_moddel=1"], "(did you mean 'model.d_model'?)"),
+        (["--config.optimizer.lr=1"], "(did you mean 'optimizer.learning_rate'?)"),
+        (["--config.optimzer.wd=1"], "(did you mean 'optimizer.weight_decay'?)"),
         (["--config.steps=many"], "flag --config.steps=many: invalid literal for int"),
         (["--steps=3"], "Unknown command line flag 'steps'"),
         (["stray"], "unexpected argument 'stray'"),
