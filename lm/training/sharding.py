@@ -114,7 +114,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 @contextlib.contextmanager
 def activate(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
-    """Within it, the model's logical constraints mean axes of `mesh`. (`with mesh:` would drop them silently.)"""
+    """Within it, the model's logical constraints mean axes of `mesh`. (Entering the mesh itself would drop them silently.)"""
     with jax.set_mesh(mesh), nn.logical_axis_rules([(name, axes or None) for name, axes in rules.items()]):
         yield
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import time
 from pathlib import Path
 
@@ -27,14 +28,16 @@ def make_vectors(name: str, rows: int, folder: str) -> dict:
 
 
 def prepare(engine: str, folder: str) -> dict:
-    """Builds and saves the index and finds its setting, if that has not been done."""
-    home = place(folder, engine)
+    """Builds and saves the index and finds its setting, if that has not been done, or was by a version that tried other settings."""
+    home, chosen, base = place(folder, engine), ENGINES[engine], np.load(Path(folder) / "base.npy", mmap_mode="r")
     facts = home / "facts.json"
     if facts.exists():
-        return json.loads(facts.read_text())
+        found = json.loads(facts.read_text())
+        if any(tuple(found["setting"]) in curve for curve in chosen.curves(len(base))):
+            return found
+        shutil.rmtree(home)
     home.mkdir(exist_ok=True)
-    base = np.load(Path(folder) / "base.npy")
-    chosen = ENGINES[engine]
+    base = np.array(base)
     began, cpu = time.perf_counter(), time.process_time()
     index = chosen.build(base)
     took = {"build_s": time.perf_counter() - began, "build_cpu_s": time.process_time() - cpu, "build_peak_mb": peak_mb()}
@@ -69,10 +72,9 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
 
     tuned(ours, Tuning())
     plain, health, turn = scann_load(saved), ours.health(), saved_turn(next(saved.rglob("scann_config.pb")).parent)
-    turned = asked if turn is None else asked @ turn
+    turned = (asked if turn is None else asked @ turn) / health["reach"]
     time.sleep(0.1)  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
-    turned = turned / health["reach"]
     ratios = []
     for _ in range(5):
         mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)

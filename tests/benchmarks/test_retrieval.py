@@ -42,6 +42,16 @@ def test_an_engine_reaches_the_recall_and_answers_one_query_as_it_answers_many(e
     assert index_jobs.recall(one_by_one, nearest[:20]) == pytest.approx(index_jobs.recall(together, nearest[:20]), abs=0.03)
 
 
+def test_what_a_version_with_other_settings_left_is_made_anew_and_what_this_one_made_is_kept(small):
+    folder = str(small / "clusters")
+    retrieval.child("vectors", name="clusters", rows=ROWS, folder=folder)
+    made = retrieval.child("prepare", engine="ScannIndex", folder=folder)
+    assert retrieval.child("prepare", engine="ScannIndex", folder=folder) == made
+    facts = index_jobs.place(folder, "ScannIndex") / "facts.json"
+    facts.write_text(json.dumps(made | {"setting": made["setting"][:2]}))
+    assert len(retrieval.child("prepare", engine="ScannIndex", folder=folder)["setting"]) == 3
+
+
 def test_the_tables_have_a_row_for_everything_measured(small, capsys):
     retrieval.main(
         ["--sets=clusters", "--engines", "ScannIndex", "scann", "--encoders", "toy encoder, 128", "--rounds=2", f"--rows={ROWS}"]
