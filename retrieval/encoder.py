@@ -26,6 +26,8 @@ LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows are padded to on
 ROWS = 32  # texts a batch
 FEW_ROWS = (1, 4)  # a query, or a few, in a batch as small: a third to two thirds of the time
 POOLINGS = ("mean", "first", "last")
+HASHED = 2**27  # values of a model
+SPELLED = "Zürich's café, 1998: 42 naïve don't-know-hows — and THE END. 東京"  # what a fingerprint knows a tokenizer by
 
 
 class Encoder:
@@ -69,7 +71,8 @@ class Encoder:
         self._first = jax.tree.map(lambda x: x.addressable_data(0), self._whole)
         self._embed = jax.jit(partial(_unit_vectors, model, self.dim))
         options = {"query_prefix": query_prefix, "passage_prefix": passage_prefix, "dim": self.dim}
-        self.fingerprint = _fingerprint(config, params, longest, {**options, "pooling": model.config.pooling, "dtype": config.dtype})
+        options |= {"pooling": model.config.pooling, "dtype": config.dtype}
+        self.fingerprint, self.former_fingerprint = _fingerprints(config, params, longest, options, tokenizer)
 
     @classmethod
     def from_hf(
@@ -165,16 +168,20 @@ def _unit_vectors(model, dim: int, params, batch) -> jax.Array:
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
 
-def _fingerprint(config, params, max_length: int, options: dict) -> str:
-    """sha256 over the shape of the model, options that are not the usual, and, of every parameter, its name, shape and outermost values."""
+def _fingerprints(config, params, max_length: int, options: dict, tokenizer) -> tuple[str, str]:
+    """sha256 over the shape of the model, options that are not the usual, what the tokenizer makes of a text, and every parameter's name,
+    shape and values, all of them up to 134 million; and what older memories have: of values only the outermost."""
     shape = {
         name: getattr(config, name) for name in ("family", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "activation", "norm_eps")
     }
     usual = {"pooling": "mean", "query_prefix": "", "passage_prefix": "", "dim": config.d_model, "dtype": "float32"}
     shape |= {name: value for name, value in options.items() if value != usual[name]}
-    digest = hashlib.sha256(json.dumps([shape, max_length], sort_keys=True).encode())
-    for path, value in sorted((jax.tree_util.keystr(path), value) for path, value in jax.tree_util.tree_leaves_with_path(params)):
-        flat = value.reshape(-1)
-        ends = np.asarray(jnp.concatenate([flat[:256], flat[-256:]]), np.float32)
-        digest.update(f"{path} {value.shape}".encode() + ends.tobytes())
-    return "model-" + digest.hexdigest()[:32]
+    now, former = hashlib.sha256(), hashlib.sha256(json.dumps([shape, max_length], sort_keys=True).encode())
+    now.update(json.dumps([shape, max_length, tokenizer(SPELLED)["input_ids"]], sort_keys=True).encode())
+    leaves = sorted((jax.tree_util.keystr(path), value) for path, value in jax.tree_util.tree_leaves_with_path(params))
+    every = sum(value.size for _, value in leaves) // HASHED | 1  # odd: no power of two, which would meet the same columns again and again
+    for path, value in leaves:
+        flat, head = np.asarray(value).reshape(-1), f"{path} {value.shape}".encode()
+        now.update(head + np.ascontiguousarray(flat[::every]).tobytes())
+        former.update(head + np.concatenate([flat[:256], flat[-256:]]).astype(np.float32).tobytes())
+    return f"model2-{now.hexdigest()[:32]}", f"model-{former.hexdigest()[:32]}"

@@ -24,12 +24,17 @@ def fingerprint(encoder: Encode, probe: np.ndarray | None = None) -> str:
     return "probe-" + hashlib.sha256(np.round(probe, 3).astype(np.float32).tobytes() + str(probe.shape).encode()).hexdigest()[:32]
 
 
+def made_with(store: Store, encoder: Encode, probe: np.ndarray | None = None) -> bool:
+    """Whether it is the encoder of the memory, which may have its fingerprint of an earlier version."""
+    return store.fingerprint in (fingerprint(encoder, probe), getattr(encoder, "former_fingerprint", None))
+
+
 def check_encoder(encoder: Encode, store: Store) -> None:
-    given = fingerprint(encoder)
-    if given != store.fingerprint:
-        made_with = f" ({store.encoder_source})" if store.encoder_source else ""
+    if not made_with(store, encoder):
+        given = fingerprint(encoder)
+        source = f" ({store.encoder_source})" if store.encoder_source else ""
         raise RetrievalError(
-            f"{store.path} was made with the encoder {store.fingerprint}{made_with}, the one given is {given}: "
+            f"{store.path} was made with the encoder {store.fingerprint}{source}, the one given is {given}: "
             "their vectors cannot be compared; open it with its own encoder, change to this one (reembed), or build a new memory"
         )
 

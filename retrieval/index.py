@@ -71,7 +71,7 @@ class Rows:
         return [self.at(row[f]) for row, f in zip(rows, found, strict=True)], [s[f] for s, f in zip(scores, found, strict=True)]
 
     def check_known(self, ids: Sequence[str]) -> list[str]:
-        ids = check_ids(ids, len(ids))
+        ids = check_ids(ids)
         unknown = [id for id in ids if id not in self.row]
         if unknown:
             raise RetrievalError(f"not in the index: {listed(unknown)}: nothing was changed")

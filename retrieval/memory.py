@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from retrieval.encoding import PROBE, Encode, check_encoder, encoded, fingerprint, remembered_encoder
+from retrieval.encoding import PROBE, Encode, check_encoder, encoded, fingerprint, made_with, remembered_encoder
 from retrieval.errors import Overtaken, RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.facts import Facts
@@ -160,7 +160,7 @@ class Memory:
         self._see_others()
         probe = encoded(encoder, [PROBE], None)
         name, dim = fingerprint(encoder, probe), probe.shape[1]
-        if name == self._store.fingerprint:
+        if made_with(self._store, encoder, probe):
             raise RetrievalError(f"{self.path} is encoded with {name} already: nothing was changed")
         known: dict[str, np.ndarray] = {}
 

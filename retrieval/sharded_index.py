@@ -34,7 +34,8 @@ class ShardedIndex:
         vectors = _agreed(lambda: unit_rows(vectors, None))
         if len(dims := set(_told(vectors.shape[1]))) > 1:
             raise RetrievalError(f"vectors have {listed(sorted(map(str, dims)))} dimensions on different processes: expected one number")
-        return cls((kind or default_index()).build(*_routed(vectors, ids)))
+        mine = _routed(vectors, ids)
+        return cls(_agreed(lambda: (kind or default_index()).build(*mine)))
 
     def __len__(self):
         return self._size
@@ -47,7 +48,7 @@ class ShardedIndex:
         if len(set(_told(k))) > 1:
             raise RetrievalError("k differs between processes: every process asks for as many")
         parts = _gathered(queries)
-        ids, scores = self._shard.search(np.concatenate(parts), k)
+        ids, scores = _agreed(lambda: self._shard.search(np.concatenate(parts), k))
         k = min(k, len(self))
         padded = np.stack([np.pad(row, (0, k - len(row)), constant_values=-np.inf) for row in scores]) if scores else np.zeros((0, k))
         all_scores, all_ids = np.concatenate(_gathered(padded.astype(np.float32).T)), _told(ids)  # [processes * k, queries]
@@ -65,7 +66,7 @@ class ShardedIndex:
         self._count()
 
     def delete(self, ids: Sequence[str]) -> None:
-        ids = [id for part in _told(_agreed(lambda: check_ids(ids, len(ids)))) for id in part]
+        ids = [id for part in _told(_agreed(lambda: check_ids(ids))) for id in part]
         mine = [id for id in check_ids(ids, len(ids)) if _owner(id) == jax.process_index()]
         if unknown := [id for part in _told([id for id in mine if id not in self._shard]) for id in part]:
             raise RetrievalError(f"not in the index: {listed(unknown)}: nothing was changed")
@@ -119,8 +120,8 @@ def _agreed(do: Callable[[], Any]) -> Any:
     done, error = None, ""
     try:
         done = do()
-    except (RetrievalError, RuntimeError, OSError) as failure:
-        error = str(failure) or type(failure).__name__
+    except Exception as failure:  # whatever it is, the others wait
+        error = str(failure) if isinstance(failure, RetrievalError) and str(failure) else f"{type(failure).__name__}: {failure}"
     for process, message in enumerate(_told(error)):
         if message:
             raise RetrievalError(f"process {process}: {message}")

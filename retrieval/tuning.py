@@ -49,6 +49,10 @@ class Tuning:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise RetrievalError(f"{name}={value!r}: expected a whole number, 0 to choose by measurement")
+        for name in ("reach", "recall"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise RetrievalError(f"{name}={value!r}: expected a number")
         if not 0 <= self.reach < math.inf:
             raise RetrievalError(f"reach={self.reach!r}: expected a difference of cosines, 0 to choose by measurement")
         if not 0 < self.recall <= 1:
@@ -84,19 +88,19 @@ class Recent:
     """The latest few of the rows that passed by."""
 
     def __init__(self, dim: int):
-        self._rows, self._count = np.zeros((PROBES, dim), np.float32), 0
+        self._rows, self.count = np.zeros((PROBES, dim), np.float32), 0
 
     def add(self, rows: np.ndarray) -> None:
         if len(rows) == 1:
-            self._rows[self._count % PROBES] = rows[0]
-            self._count += 1
+            self._rows[self.count % PROBES] = rows[0]
+            self.count += 1
             return
-        rows = rows[-PROBES:]
-        self._rows[(self._count + np.arange(len(rows))) % PROBES] = rows
-        self._count += len(rows)
+        last = rows[-PROBES:]
+        self._rows[(self.count + np.arange(len(last))) % PROBES] = last
+        self.count += len(rows)
 
     def rows(self) -> np.ndarray:
-        return self._rows[: self._count].copy()
+        return self._rows[: self.count].copy()
 
 
 def recall_of(scores: np.ndarray, last: np.ndarray) -> float:
@@ -109,7 +113,14 @@ def recall_of(scores: np.ndarray, last: np.ndarray) -> float:
 
 
 def measured(
-    scores: Callable, scanned: Callable, last: np.ndarray, k: int, leaves: int, size: int, tuning: Tuning, cuts: Sequence[int] = ()
+    scores: Callable,
+    scanned: Callable,
+    last: np.ndarray,
+    k: int,
+    leaves: int,
+    size: int,
+    tuning: Tuning,
+    cuts: Sequence[int] = (),
 ) -> Setting:
     """The cheapest setting that finds `tuning.recall` of the k nearest of the probes, of every kind of them.
 
@@ -122,8 +133,8 @@ def measured(
         found = scores(k + 1, leaves, max(reorder, k + 1), reach)
         return min(recall_of(*kind) for kind in zip(np.split(found, cuts), np.split(last, cuts), strict=True))
 
-    all_leaves = [tuning.leaves_searched] if tuning.leaves_searched else _series(1, leaves, 1.25)
-    all_reorders = [tuning.reorder] if tuning.reorder else _series(k + 1, size, 1.3)
+    all_leaves = [min(leaves, tuning.leaves_searched)] if tuning.leaves_searched else _series(1, leaves, 1.25)
+    all_reorders = [min(size, tuning.reorder)] if tuning.reorder else _series(k + 1, size, 1.3)
     ample = next((i for i, reorder in enumerate(all_reorders) if reorder > 20 * k), len(all_reorders) - 1)
     fewest = lambda reach: _first(lambda i: recall(all_leaves[i], all_reorders[ample], reach) >= target, len(all_leaves))
     reaches = [float(tuning.reach or FAR)]
@@ -144,27 +155,29 @@ def setting_for(settings: list[Setting], k: int, leaves: int, size: int, tuning:
     """What k takes, from the settings measured at some k, ascending, `widened` times; never fewer candidates than k."""
     low, high = settings[0], settings[-1]
     power = math.log(max(k, low.k) / low.k) / math.log(high.k / low.k) if high.k > low.k else 0.0
-    leaf = min(leaves, math.ceil(widened * low.leaves * (high.leaves / low.leaves) ** power))
+    leaf = math.ceil(widened * low.leaves * (high.leaves / low.leaves) ** power)
     reorder = math.ceil(widened * low.reorder * (high.reorder / low.reorder) ** power)
     if k > high.k:  # the far neighbours have the least between them
         reorder = max(reorder, 4 * k)
     reach = FAR if tuning.leaves_searched else widened * low.reach * (high.reach / low.reach) ** power
-    return Width(tuning.leaves_searched or leaf, min(size, max(tuning.reorder or reorder, k)), min(FAR, float(tuning.reach or reach)))
+    leaf, reorder = tuning.leaves_searched or leaf, max(tuning.reorder or reorder, k)
+    return Width(min(leaves, leaf), min(size, reorder), min(FAR, float(tuning.reach or reach)))
 
 
-def farther_half(vectors: np.ndarray, probes: np.ndarray) -> np.ndarray:
-    """Of probes that easy and hard ones are mixed in, those whose nearest vectors are farthest."""
-    return probes[np.argsort(kth_best(vectors, probes, 10))[: -(-len(probes) // 2)]]
+def farther_half(probes: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of probes [P, dim] that easy and hard ones are mixed in, with their best scores [P, k], those whose nearest vectors are farthest."""
+    far = np.argsort(best[:, min(9, best.shape[1] - 1)])[: -(-len(probes) // 2)]
+    return probes[far], best[far]
 
 
-def kth_best(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
-    """The k-th best score [P] of the probes among all vectors [N, dim], exactly, a slice of the vectors at a time."""
+def best_scores(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
+    """The min(k, N) best scores [P, k] of the probes among all vectors [N, dim], exactly, descending; a slice of the vectors at a time."""
     best = np.zeros((len(probes), 0), np.float32)
     for start in range(0, len(vectors), 20_000):
         best = np.concatenate([best, probes @ vectors[start : start + 20_000].T], axis=1)
         if best.shape[1] > k:
             best = np.partition(best, -k, axis=1)[:, -k:]
-    return best.min(axis=1)
+    return -np.sort(-best, axis=1)
 
 
 def _series(first: int, last: int, factor: float) -> list[int]:

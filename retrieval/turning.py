@@ -24,7 +24,8 @@ _ONE_AT_A_TIME = threading.Lock()  # the number of BLAS's threads is the process
 def turn_of(vectors: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, int]]]:
     """vectors float32 [N, D] -> (rotation [D, D] of rows, [(codes, dimensions of each)]), or (None, []) when it does not pay."""
     sample = vectors[:: -(-len(vectors) // SAMPLE)]
-    variances, directions = np.linalg.eigh(np.cov(sample, rowvar=False))
+    around = sample - sample.mean(axis=0)
+    variances, directions = np.linalg.eigh(np.asarray(around.T @ around / max(1, len(around) - 1), np.float64))
     widths = widths_for(variances[::-1])
     if sum(codes for codes, _ in widths) > WORTH * vectors.shape[1] / 2:
         return None, []
@@ -83,7 +84,7 @@ def saved_turn(folder: Path) -> np.ndarray | None:
     return np.load(path, allow_pickle=False) if path.exists() else None
 
 
-def saved_rows(folder: Path, every: int = 1) -> np.ndarray:
-    """Every so many of the rows of a saved searcher, turned back."""
-    rows, turn = np.load(folder / "dataset.npy", mmap_mode="r", allow_pickle=False)[::every], saved_turn(folder)
+def saved_rows(folder: Path, which: slice | list[int] = slice(None)) -> np.ndarray:
+    """Rows of a saved searcher, turned back."""
+    rows, turn = np.load(folder / "dataset.npy", mmap_mode="r", allow_pickle=False)[which], saved_turn(folder)
     return np.array(rows) if turn is None else rows @ turn.T

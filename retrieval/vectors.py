@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from retrieval.passages import check_id, listed
 MANIFEST = "manifest.json"
 IDS = "ids.json"
 UNFINISHED = ".unfinished-"
+SMALLEST = 1e-30  # square of a row's length that float32 holds with all its digits
 
 
 def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
@@ -24,6 +25,8 @@ def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
     Raises RetrievalError for a shape other than [N, dim], NaN, infinity or a row of zeros: ScaNN ends the process on some of these.
     """
     try:
+        if np.iscomplexobj(vectors):
+            raise TypeError
         rows = np.ascontiguousarray(vectors, np.float32)
     except (TypeError, ValueError):
         raise RetrievalError(f"{what} are a {type(vectors).__name__} that is no array of numbers; expected float32 [N, D]") from None
@@ -35,18 +38,21 @@ def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
         squares = np.einsum("nd,nd->n", rows, rows)
     if (np.abs(squares - 1) < 1e-6).all():
         return rows
-    wrong = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
+    wrong = np.flatnonzero(~(np.isfinite(squares) & (squares >= SMALLEST)))
     if wrong.size:
         row = int(wrong[0])
-        kind = "is all zeros" if np.isfinite(rows[row]).all() and not rows[row].any() else "holds NaN, infinity or a value too large"
+        small = np.isfinite(rows[row]).all() and squares[row] < SMALLEST
+        kind = ("is too small" if rows[row].any() else "is all zeros") if small else "holds NaN, infinity or a value too large"
         raise RetrievalError(f"{what}: row {row} {kind} ({wrong.size:,} such rows): nothing was changed; check the encoder")
     return rows / np.sqrt(squares)[:, None]
 
 
-def check_ids(ids: Sequence[str], count: int) -> list[str]:
-    """The ids as a list. Raises RetrievalError unless they are `count` different passage ids."""
+def check_ids(ids: Sequence[str], count: int | None = None) -> list[str]:
+    """The ids as a list. Raises RetrievalError unless they are different passage ids, `count` of them where one is given."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise RetrievalError(f"ids={ids!r}: expected a list of passage ids")
     ids = list(ids)
-    if len(ids) != count:
+    if count is not None and len(ids) != count:
         raise RetrievalError(f"{len(ids)} ids for {count} vectors: every vector needs its id")
     for id in ids:
         check_id(id)

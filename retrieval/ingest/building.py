@@ -21,7 +21,8 @@ def build(args: argparse.Namespace) -> None:
     if args.sync and report.bad:
         raise RetrievalError(f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or leave out --sync")
     from retrieval import Encoder, Memory
-    from retrieval.encoding import encoder_like, fingerprint
+    from retrieval.encoding import encoder_like, made_with
+    from retrieval.scann_index import needed_megabytes
     from retrieval.store import Store, check_free, exists
 
     place, work = args.memory, args.memory
@@ -41,7 +42,7 @@ def build(args: argparse.Namespace) -> None:
         raise RetrievalError(f"{place} is a new memory: --encoder=PATH says which encoder to use")
     anew = store is None or (args.replace and args.encoder)
     encoder = Encoder.from_hf(args.encoder, **args.embedding) if anew else encoder_like(store, args.encoder, **args.embedding)
-    if store and args.replace and store.fingerprint != fingerprint(encoder):  # left by a build with another encoder
+    if store and args.replace and not made_with(store, encoder):  # left by a build with another encoder
         shutil.rmtree(work)
         store = None
     memory = Memory.open(work, encoder) if store else None
@@ -49,9 +50,14 @@ def build(args: argparse.Namespace) -> None:
     covered = (lambda source: True) if args.replace else covers(args.input, files)
     plan = updates.plan(passages, store, covered, args.drop_duplicates)
     sync = args.sync or args.replace
+    said = lambda line: print(line, file=sys.stderr, flush=True)
     if not args.dry_run:
         memory = memory or Memory.create(work, encoder)
-        updates.apply(memory, plan, sync, args.author, args.reason, said=lambda line: print(line, file=sys.stderr, flush=True))
+        size = len(memory) + len(plan.added)
+        kept, most = needed_megabytes(size, Store.open(work).dim)
+        if plan.added and most >= 1:
+            said(f"the index of {size:,} passages takes about {kept:,.0f} MB of memory, {most:,.0f} while it is built")
+        updates.apply(memory, plan, sync, args.author, args.reason, said)
     counts = {
         "documents": report.documents - report.bad, "passages": len(passages), "added": len(plan.added), "edited": len(plan.edited),
         "removed": len(plan.gone) if sync else 0, "unchanged": plan.unchanged, "gone": 0 if sync else len(plan.gone),

@@ -12,6 +12,20 @@ from tests.retrieval.test_index import clustered, names
 RANK, PROCESSES, PORT = map(int, sys.argv[1:4])
 
 
+class Broken:
+    """A shard that fails in ways that nobody foresaw."""
+
+    def __init__(self, shard):
+        self._shard = shard
+
+    def search(self, queries, k):
+        raise KeyError("not here")
+
+    @classmethod
+    def build(cls, vectors, ids):
+        raise KeyError("not here")
+
+
 def refused(call, *words):
     try:
         call()
@@ -43,6 +57,13 @@ def check(kind, folder):
     refused(lambda: sharded.upsert(np.full((1, 64), np.nan if RANK else 1.0), [f"new{RANK}"]), "process 1", "NaN")
     refused(lambda: sharded.upsert(clustered(1), ["same"]), "same")
     refused(lambda: sharded.search(clustered(1), 1 + RANK), "k differs")
+    refused(lambda: sharded.delete(None if RANK == 1 else []), "process 1", "None")
+    refused(lambda: sharded.upsert(clustered(1), 5 if RANK == 1 else [f"new{RANK}"]), "process 1", "5")
+    refused(lambda: sharded.save(folder, wrong=np.float32(1) if RANK == 1 else 1), "process 1", "float32")
+    refused(lambda: ShardedIndex.build(clustered(1), [f"new{RANK}"], Broken if RANK == 1 else kind), "process 1", "not here")
+    sharded._shard, whole = Broken(sharded._shard) if RANK == 1 else sharded._shard, sharded._shard
+    refused(lambda: sharded.search(clustered(1), 1), "process 1", "not here")
+    sharded._shard = whole
     same(sharded)
     sharded.save(folder, store_version=3)
     same(ShardedIndex.load(folder, kind)[0])

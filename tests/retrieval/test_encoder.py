@@ -10,6 +10,7 @@ import transformers
 import lm
 from retrieval import Encoder, Memory, Passage, RetrievalError, build, search
 from retrieval.exact_index import rows_mesh
+from retrieval.store import Store
 from tests.retrieval.models import byte_tokenizer, save_encoder, save_reader, word_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -98,6 +99,33 @@ def test_the_fingerprint_is_stable_and_changes_with_weights_and_length(bert, enc
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert Encoder.from_hf(tmp_path).fingerprint != encoder.fingerprint
+
+
+def test_the_fingerprint_sees_every_value_and_the_tokenizer(bert, encoder, tmp_path):
+    path, _, tokenizer = bert
+    model = transformers.BertModel.from_pretrained(path)
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight[3, 40] += 0.5
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    changed = Encoder.from_hf(tmp_path)
+    assert changed.fingerprint != encoder.fingerprint and changed.former_fingerprint == encoder.former_fingerprint
+    shutil.copytree(path, tmp_path / "tokens")
+    words = json.loads((tmp_path / "tokens" / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["##h"], vocabulary["##e"] = vocabulary["##e"], vocabulary["##h"]
+    (tmp_path / "tokens" / "tokenizer.json").write_text(json.dumps(words))
+    assert Encoder.from_hf(tmp_path / "tokens").fingerprint != encoder.fingerprint
+
+
+def test_a_memory_of_earlier_days_opens_with_its_encoder(encoder, tmp_path):
+    store = Store.create(tmp_path / "m", encoder.dim, encoder.former_fingerprint, encoder.source)
+    store.add([Passage("a", "bagheria is in italy")], encoder.passages(["bagheria is in italy"]))
+    memory = Memory.open(tmp_path / "m")
+    memory.add([Passage("b", "zzz")])
+    assert Memory.open(tmp_path / "m", encoder).search(["bagheria is in italy"], 1)[0][0].id == "a"
+    with pytest.raises(RetrievalError, match="already"):
+        memory.reembed(encoder)
 
 
 def test_a_memory_opens_with_the_encoder_it_was_made_with(bert, encoder, tmp_path):
@@ -270,7 +298,7 @@ def test_a_memory_that_remembers_only_a_path_is_read_by_newer_rules(bert, tmp_pa
 
 
 def test_the_fingerprint_of_an_encoder_without_options_changes(tmp_path):
-    """Memories made with version 0.1.0 hold this one, of weights that are the same on every machine."""
+    """Memories hold these, the first in earlier days, of weights that are the same on every machine."""
     config = transformers.BertConfig(
         vocab_size=67, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64
     )
@@ -280,7 +308,9 @@ def test_the_fingerprint_of_an_encoder_without_options_changes(tmp_path):
             value.copy_((torch.arange(value.numel()) % (number + 7)).reshape(value.shape) / 16)
     model.save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
-    assert Encoder.from_hf(tmp_path).fingerprint == "model-c753e54a3786cfcc06b90455a5b2baa2"
+    encoder = Encoder.from_hf(tmp_path)
+    assert encoder.former_fingerprint == "model-c753e54a3786cfcc06b90455a5b2baa2"
+    assert encoder.fingerprint == "model2-7b902d44b0e0aeb9829faa59c6c558ae"
     assert Encoder.from_hf(tmp_path, dtype="bfloat16").fingerprint != Encoder.from_hf(tmp_path).fingerprint  # of the same values
 
 

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from retrieval import ExactIndex, RetrievalError, ScannIndex, exact_index, scann_index, tuning
+from retrieval import ExactIndex, RetrievalError, ScannIndex, exact_index, scann_index, scann_searcher, tuning
 
 BOTH = pytest.mark.parametrize("kind", [ScannIndex, ExactIndex])
 
@@ -137,6 +137,11 @@ def broken(kind):
     lambda index: index.upsert(clustered(1)[0], ["x"]),
     lambda index: index.upsert([["a"]], ["x"]),
     lambda index: index.upsert(clustered(1), [7]),
+    lambda index: index.upsert(clustered(1), 7),
+    lambda index: index.upsert(clustered(1), "x"),
+    lambda index: index.upsert(clustered(1) * 1e-22, ["x"]),
+    lambda index: index.upsert(clustered(1) * 1j, ["x"]),
+    lambda index: index.delete(None),
     lambda index: index.delete(["v0", "unknown"]),
     lambda index: index.delete(["v0", "v0"]),
     lambda index: index.search(broken("nan"), 3),
@@ -228,7 +233,7 @@ def test_a_pickle_planted_with_a_matching_manifest_is_not_read(tmp_path):
 
 def test_without_scann_the_default_is_exact_and_scann_says_why(monkeypatch):
     assert scann_index.default_index() is ScannIndex
-    monkeypatch.setitem(sys.modules, scann_index.SCANN, None)
+    monkeypatch.setitem(sys.modules, scann_searcher.SCANN, None)
     assert scann_index.default_index() is ExactIndex
     with pytest.raises(RetrievalError, match=r"Linux.*ExactIndex"):
         ScannIndex.build(clustered(3), names(3))

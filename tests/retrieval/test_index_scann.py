@@ -6,8 +6,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from retrieval import RetrievalError, ScannIndex, scann_index
+from retrieval import RetrievalError, ScannIndex, scann_index, scann_searcher
 from retrieval.tuning import FAR, Setting, Tuning, setting_for
+from retrieval.unproven import Unproven
 from retrieval.vectors import unit_rows
 from tests.retrieval.test_index import broken, brute_force, clustered, names, recall
 
@@ -115,16 +116,16 @@ SPILLED = "hashed_dataset_soar.npy"
 
 
 def test_an_index_with_spilled_rows_is_not_loaded_by_a_scann_that_corrupts_it_at_a_change(monkeypatch, tmp_path):
-    monkeypatch.setattr(scann_index, "_core", lambda: True)
+    monkeypatch.setattr(scann_searcher, "is_core", lambda: True)
     built("partitioned").save(tmp_path)
     assert list(tmp_path.rglob(SPILLED))
-    monkeypatch.setattr(scann_index, "_core", lambda: False)
+    monkeypatch.setattr(scann_searcher, "is_core", lambda: False)
     with pytest.raises(RetrievalError, match=r"built with scann-core.*build the index again"):
         ScannIndex.load(tmp_path)
 
 
 def test_with_scann_core_rows_are_spilled_and_change_soundly(tmp_path, rng):
-    if not scann_index._core():
+    if not scann_searcher.is_core():
         pytest.skip("needs scann-core in place of scann: make test-scann-core")
     index, held = built("partitioned"), dict(zip(names(SIZE), clustered(SIZE), strict=True))
     for turn in range(30):
@@ -200,7 +201,8 @@ def test_the_farthest_reach_is_every_partition():
 
 def test_an_index_that_was_saved_before_partitions_had_a_reach_is_read_and_finds_the_same(tmp_path, monkeypatch):
     index, queries = built("partitioned", leaves_searched=9), clustered(20, seed=1)
-    monkeypatch.setattr(scann_index, "asdict", lambda one: {name: value for name, value in asdict(one).items() if name != "reach"})
+    for module in (scann_index, scann_searcher):
+        monkeypatch.setattr(module, "asdict", lambda one: {name: value for name, value in asdict(one).items() if name != "reach"})
     index.save(tmp_path / "i")
     loaded, manifest = ScannIndex.load(tmp_path / "i")
     assert "reach" not in manifest["tuning"] | manifest["settings"][0]
@@ -250,44 +252,140 @@ def test_recall_falls_while_an_index_drifts(size):
 
 def test_without_a_watch_the_same_drift_costs_recall(monkeypatch):
     monkeypatch.setattr(ScannIndex, "_due", lambda self: "")
-    monkeypatch.setattr(scann_index._Trained, "due", lambda self: "")
+    monkeypatch.setattr(scann_searcher.Searcher, "due", lambda self: "")
     with pytest.raises(AssertionError):
         assert min(drifts(2_000, 18_000, 3_000)) >= 0.95
 
 
 def held_up(monkeypatch):
     """Trainings wait until the returned event is set; the other one says that a training has begun."""
-    begun, go, train = threading.Event(), threading.Event(), scann_index._Trained.on
+    begun, go, train = threading.Event(), threading.Event(), scann_searcher.Searcher.on
 
     def on(*args):
         begun.set()
         assert go.wait(60)
         return train(*args)
 
-    monkeypatch.setattr(scann_index._Trained, "on", on)
+    monkeypatch.setattr(scann_searcher.Searcher, "on", on)
     return begun, go
 
 
-def test_while_it_looks_at_itself_and_once_in_doubt_every_row_is_scored(monkeypatch):
-    """The check that ends well after a doubt has come up must not clear it: what was in doubt is trained again, and exact until then."""
-    begun, go, check = threading.Event(), threading.Event(), ScannIndex._check
+@pytest.mark.parametrize("given", [{"recall": "x"}, {"recall": None}, {"recall": True}, {"recall": np.float32(0.9)}, {"reach": "a"}])
+def test_a_tuning_that_is_no_number_is_refused(given):
+    with pytest.raises(RetrievalError, match=f"{next(iter(given))}=.*expected a number"):
+        Tuning(**given)
 
-    def held(index):
+
+def test_a_tuning_beyond_all_there_is_searches_all():
+    index, queries = built("partitioned", leaves_searched=2**40, reorder=2**40), clustered(20, seed=1)
+    assert index.search(queries, 10)[0] == brute_force(clustered(SIZE), queries, 10)[0]
+
+
+@EVERY_KIND
+def test_vectors_of_one_dimension(kind):
+    index = ScannIndex.build(np.repeat([[1.0], [-2.0]], 300, axis=0), names(600), Tuning(kind=kind))
+    ids, scores = index.search([[3.0]], 5)
+    assert {id in names(300) for id in ids[0]} == {True} and np.allclose(scores[0], 1)
+
+
+OTHER = clustered(700, seed=2) * 0.6 + 2 * np.random.default_rng(5).normal(size=64).astype(np.float32)  # a distribution of its own
+
+
+def test_rows_of_another_kind_are_found_from_the_first_on():
+    """Put in one by one, and looked at between: too few to be noticed, they would be missed by their own vectors."""
+    first = clustered(SIZE)
+    index, vectors = ScannIndex.build(first, names(SIZE), Tuning(kind="partitioned", leaves=200)), np.concatenate([first, OTHER])
+    missed = 0
+    for row in range(SIZE, len(vectors)):
+        index.upsert(vectors[row : row + 1], names(1, row))
+        index.wait()
+        missed += index.search(vectors[row : row + 1], 10)[0][0][0] != f"v{row}"
+        if (row - SIZE) % 50 == 20:
+            near = vectors[SIZE : row + 1][-50:] + 0.05 * clustered(50, seed=row)[: row + 1 - SIZE]
+            right = brute_force(vectors[: row + 1], near, 10)[0]
+            assert recall(index.search(near, 10)[0], right) >= 0.95, row - SIZE
+            assert recall([index.search(query[None], 10)[0][0] for query in near], right) >= 0.95, row - SIZE
+    assert missed == 0
+
+
+def test_unless_they_are_scored_exactly(monkeypatch):
+    monkeypatch.setattr(Unproven, "beside", lambda self, queries, k, ids, scores: (ids, scores))
+    with pytest.raises(AssertionError):
+        test_rows_of_another_kind_are_found_from_the_first_on()
+
+
+def held_check(monkeypatch):
+    """Checks wait until the returned event is set; the other one says that one has begun."""
+    begun, go, recall_of = threading.Event(), threading.Event(), ScannIndex._recall_of
+
+    def held(*args):
         begun.set()
         assert go.wait(60)
-        check(index)
+        return recall_of(*args)
 
-    monkeypatch.setattr(ScannIndex, "_check", held)
-    index, vectors = built("partitioned", leaves_searched=1, reorder=1), np.concatenate([clustered(SIZE), clustered(200, seed=1)])
-    index.upsert(vectors[SIZE:], names(200, SIZE))
-    queries = clustered(50, seed=7)
-    right = brute_force(vectors, queries, 10)[0]
-    assert begun.wait(60) and recall(index.search(queries, 10)[0], right) >= 0.99
-    index._trained.recall, index._trained.doubt = 1.0, "imbalance"
-    monkeypatch.setattr(ScannIndex, "_recall", lambda self, probe: 1.0)
+    monkeypatch.setattr(ScannIndex, "_recall_of", held)
+    return begun, go
+
+
+def test_what_is_put_in_while_it_looks_at_itself_is_not_proven_by_that(monkeypatch):
+    begun, go = held_check(monkeypatch)
+    index = built("partitioned")
+    index.upsert(clustered(300, seed=1), names(300, SIZE))
+    assert begun.wait(60)
+    index.upsert(OTHER[:2], ["v2005", "late"])
+    index.delete(["v2010"])
     go.set()
     index.wait()
-    assert index.health()["trained_on"] == SIZE + 200
+    assert sorted(index._trained.unproven.ids()) == ["late", "v2005"] and index.health()["unproven"] == 2
+    assert index.search(OTHER[:2], 1)[0] == [["v2005"], ["late"]]
+
+
+def test_a_doubt_that_comes_up_while_it_looks_at_itself_stays_until_it_is_trained_and_all_is_scored_until_then(monkeypatch):
+    begun, go = held_check(monkeypatch)
+    index, vectors = built("partitioned", leaves_searched=1, reorder=1), np.concatenate([clustered(SIZE), clustered(300, seed=1)])
+    index.upsert(vectors[SIZE:], names(300, SIZE))
+    assert begun.wait(60)
+    index._trained.doubt = "imbalance"
+    queries = clustered(50, seed=7)
+    assert recall(index.search(queries, 10)[0], brute_force(vectors, queries, 10)[0]) >= 0.99
+    go.set()
+    index.wait()
+    assert index.health()["trained_on"] == SIZE + 300
+
+
+def test_a_saved_index_knows_what_it_does_not_trust(monkeypatch, tmp_path):
+    """Rows that it has not been shown to find, and that it was about to be trained again: read back, it finds all and makes up for it."""
+    index, vectors = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned")), np.concatenate([clustered(SIZE), OTHER])
+    index.upsert(OTHER[:100], names(100, SIZE))
+    index.delete(["v7", f"v{SIZE + 3}"])  # the last rows fill the gaps
+    index.save(tmp_path / "unproven")
+    loaded, _ = ScannIndex.load(tmp_path / "unproven")
+    assert loaded.health() == index.health() and loaded.health()["unproven"] == 99
+    kept = [row for row in range(SIZE, SIZE + 100) if row != SIZE + 3]
+    assert loaded.search(vectors[kept], 1)[0] == [[f"v{row}"] for row in kept]
+
+    begun, go = held_up(monkeypatch)
+    index.upsert(OTHER[100:], names(600, SIZE + 100))
+    assert begun.wait(60)
+    index.save(tmp_path / "doubt")
+    go.set()
+    index.wait()
+    loaded, manifest = ScannIndex.load(tmp_path / "doubt")
+    assert manifest["doubt"] and loaded.search(OTHER[4:], 1)[0] == [[f"v{SIZE + row}"] for row in range(4, 700)]
+    loaded.wait()
+    assert loaded.health()["trained_on"] == SIZE + 698 and not loaded._trained.doubt
+
+
+def test_an_index_of_which_others_are_asked_than_it_holds_is_tuned_to_them():
+    index = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=400))
+    queries = np.random.default_rng(1).normal(size=(600, 64)).astype(np.float32)  # between its clusters
+    right, before = brute_force(clustered(SIZE), queries, 10)[0], index.health()
+    assert recall(index.search(queries[:250], 10)[0], right[:250]) < 0.93 and not index.health()["training"]
+    index.search(queries[250:300], 10)
+    index.wait()
+    assert recall(index.search(queries[300:], 10)[0], right[300:]) >= 0.95
+    assert index.health()["recall"] >= 0.95 and index.health()["trained_on"] == SIZE
+    assert index._trained.width(10).reach * index._trained.width(10).leaves > before["reach"] * before["leaves_searched"]
 
 
 def test_searches_and_changes_go_on_while_a_searcher_is_trained_and_none_is_lost(monkeypatch):
@@ -316,7 +414,7 @@ def test_a_training_that_fails_is_said_and_the_index_answers_as_before(monkeypat
         raise MemoryError("none left")
 
     with monkeypatch.context() as short:
-        short.setattr(scann_index._Trained, "on", on)
+        short.setattr(scann_searcher.Searcher, "on", on)
         more = clustered(1_200, seed=3)
         index.upsert(more, names(1_200, SIZE))
         index.wait()
@@ -332,5 +430,8 @@ def test_the_memory_that_a_build_takes_is_said_before(caplog):
     with caplog.at_level("INFO"):
         built("quantised")
     assert f"a quantised index of {SIZE} x 64 vectors takes 1 MB" in caplog.text
-    assert scann_index.needed_bytes(200_000, 128, "partitioned") == 200_000 * (128 * 4 + 32 + 8)
-    assert scann_index.needed_bytes(200_000, 128, "partitioned", spilled=True) == 200_000 * (128 * 4 + 2 * (32 + 8))
+    assert scann_index.needed_megabytes(1_000, 128) == (0.512, 1.024)
+    kept, most = scann_index.needed_megabytes(200_000, 128)
+    assert kept < most < 3 * kept
+    assert scann_searcher.needed_bytes(200_000, 128, "partitioned") == 200_000 * (128 * 4 + 32 + 8)
+    assert scann_searcher.needed_bytes(200_000, 128, "partitioned", spilled=True) == 200_000 * (128 * 4 + 2 * (32 + 8))

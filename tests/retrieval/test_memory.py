@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import Memory, Passage, RetrievalError, scann_index, tuning
+from retrieval import Memory, Passage, RetrievalError, scann_index, scann_searcher, tuning
 from tests.retrieval.toy import encode, state
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def test_a_saved_index_behind_the_store_catches_up(memory):
 
 def test_without_scann_a_memory_works_the_same(memory, monkeypatch):
     expected = memory.search(["town1", "land7"], 3)
-    monkeypatch.setitem(sys.modules, scann_index.SCANN, None)
+    monkeypatch.setitem(sys.modules, scann_searcher.SCANN, None)
     seen = Memory.open(memory.path, encode)
     found = seen.search(["town1", "land7"], 3)
     assert isinstance(seen._index, scann_index.ExactIndex)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from retrieval import ScannIndex, scann_index
+from retrieval import ScannIndex, scann_searcher
 from retrieval.scann_config import with_widths
 from retrieval.tuning import Tuning
 from retrieval.turning import turn_of, turned, widths_for
@@ -58,7 +58,7 @@ def test_scann_takes_the_widths_and_finds_with_fewer_codes(tree, rng):
 @pytest.mark.parametrize("kind", ["quantised", "partitioned"])
 def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_saved_and_trained_again(kind, rng, tmp_path, monkeypatch):
     pytest.importorskip("scann")
-    monkeypatch.setattr(scann_index, "_core", lambda: False)
+    monkeypatch.setattr(scann_searcher, "is_core", lambda: False)
     vectors = uneven(rng)
     ids = [str(row) for row in range(len(vectors))]
     index = ScannIndex.build(vectors[:2500], ids[:2500], Tuning(kind=kind))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval import Memory, build
+from retrieval import Memory, build, scann_index
 from retrieval.ingest import updates
 from tests.retrieval.ingest import toy
 from tests.retrieval.models import word_tokenizer
@@ -201,6 +201,14 @@ def test_a_memory_is_embedded_anew_by_another_encoder(run, tmp_path, encoder, ca
     memory = Memory.open(tmp_path / "m")
     assert (said["size"], said["version"]) == (9, memory.version) and memory.log()[-1].author == "Ada"
     assert "was made with the encoder" in run(code=2)
+
+
+def test_the_memory_an_index_takes_is_said_before_it_is_built(run, docs, tmp_path, encoder, capsys, monkeypatch):
+    monkeypatch.setattr(scann_index, "needed_megabytes", lambda size, dim: (size * dim, 2 * size * dim))
+    at = [f"--memory={tmp_path / 'm'}", f"--encoder={encoder}", f"--input={docs}"]
+    assert build.main([*at, "--dry-run"]) == build.main(at) == build.main(at) == 0
+    dim = Memory.open(tmp_path / "m").stats()["dim"]
+    assert capsys.readouterr().err == f"the index of 9 passages takes about {9 * dim} MB of memory, {18 * dim} while it is built\n"
 
 
 def test_what_was_done_is_said_in_words(run, docs, tmp_path, encoder, capsys):

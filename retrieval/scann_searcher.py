@@ -1,0 +1,238 @@
+"""What ScaNN has trained, its rows and how widely it is searched. The only module that touches ScaNN."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.errors import RetrievalError
+from retrieval.index import Rows
+from retrieval.scann_config import anisotropy, with_reach, with_widths
+from retrieval.tuning import MEASURED_AT, PROBES, Setting, Tuning, Width, best_scores, farther_half, kind_for, measured, setting_for
+from retrieval.turning import Turned, saved_rows, saved_turn, turn_of
+from retrieval.unproven import Unproven
+
+logger = logging.getLogger(__name__)
+
+SCANN = "scann.scann_ops.py.scann_ops_pybind"
+AVQ = 2.0  # centres by ScaNN's own loss: fewer partitions to search
+SOAR = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}  # each row in two (Sun et al. 2023): a third to half as many to search
+CHECKS = 32  # of each kind, on which recall is looked at between; on all PROBES where it has fallen
+RETRAIN_AFTER = 0.5  # of the rows changed since the training
+IMBALANCE = 0.7  # more than at the training: new rows crowd into few partitions, so far from the centres that search misses them
+WIDENING = 2  # times the share of changed rows: more partitions and candidates until the next training
+CORES = os.cpu_count() or 1
+ALL = -1  # what ScaNN takes for "as configured"
+
+
+def package():
+    try:
+        return importlib.import_module(SCANN)
+    except ImportError as error:
+        raise RetrievalError(
+            f"ScaNN is not available ({error}): its wheels exist for Linux on x86-64 with AVX and on ARM; "
+            "install scann there, or use retrieval.ExactIndex, which searches exactly on any machine"
+        ) from None
+
+
+def is_core() -> bool:
+    """Whether the module is scann-core's (docs/memory.md): in ScaNN 1.4.2 itself, changes of spilled rows corrupt the heap, and the kernels
+    that make codes of two dimensions cheap to read never run."""
+    package()
+    try:
+        return getattr(sys.modules["scann"], "__version__", "") == importlib.metadata.version("scann-core")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+class Searcher:
+    """A searcher with its rows and what was found out about it. Changed only by a holder of the index's write lock."""
+
+    def __init__(self, searcher, rows: Rows, probes: np.ndarray, kind: str, leaves: int, trained_on: int, settings: list[Setting], tuning):
+        self.searcher, self.rows, self.probes, self.kind, self.leaves = searcher, rows, probes, kind, leaves
+        self.trained_on, self.settings, self.tuning = trained_on, settings, tuning
+        self.changed, self.doubt, self.unproven = 0, "", Unproven(probes.shape[1])
+        self.set(settings)
+        self.balance = self.imbalance()
+
+    @classmethod
+    def on(cls, vectors: np.ndarray, ids: list[str], tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "Searcher":
+        """Trained on unit rows [N, dim] and tuned on some of them and the farther half of each of `probes` [P, dim]: the worst counts."""
+        size, dim = vectors.shape
+        kind = kind_for(size, tuning)
+        leaves = min(tuning.leaves or 2 * math.isqrt(size), size) if kind == "partitioned" else 1
+        core = kind != "brute" and is_core()
+        spilled = core and kind == "partitioned"
+        needed = needed_bytes(size, dim, kind, spilled) / 1e6
+        logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed)
+        turn, widths = (None, []) if kind == "brute" or core else turn_of(vectors)
+        rows = vectors if turn is None else vectors @ turn
+        builder = package().builder(rows, 10, "dot_product")
+        if kind == "partitioned":
+            builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000), avq=AVQ, **(SOAR if spilled else {}))
+        builder = builder.score_brute_force() if kind == "brute" else builder.score_ah(2, anisotropy(dim)).reorder(100)
+        config = with_reach(builder.create_config())
+        searcher = package().create_searcher(rows, with_widths(config, widths) if widths else config)
+        sample = np.random.default_rng(size).choice(size, min(size, PROBES), replace=False)
+        own = np.array(vectors[np.sort(sample)])
+        trained = cls(_turned(searcher.searcher, turn), Rows(ids), own, kind, leaves, size, [], tuning)
+        if kind != "brute":
+            trained.set(trained.tuned(probes, lambda some: best_scores(vectors, some, max(MEASURED_AT) + 1)))
+        return trained
+
+    def set(self, settings: list[Setting]) -> None:
+        self.settings, self.recall = settings, settings[0].recall if settings else 1.0
+        self.widths: dict[int, Width] = {}  # by k, until the rows change
+
+    def tuned(self, others: Sequence[np.ndarray], best: Callable, lock: Callable = contextlib.nullcontext) -> list[Setting]:
+        """What the rows' own probes and the farther half of each of `others` [P, dim] need, the worst counts.
+
+        best(probes) -> [P, k]: their exact best scores, descending. `lock()` is held for a few probes at a time.
+        """
+        kinds = [(self.probes, best(self.probes)), *(farther_half(some, best(some)) for some in others if len(some))]
+        asked, scores = map(np.concatenate, zip(*kinds, strict=True))
+        cuts, few = np.cumsum([len(some) for some, _ in kinds])[:-1].tolist(), asked[:: -(-len(asked) // CHECKS)]
+
+        def found(k: int, *width) -> np.ndarray:
+            parts = []
+            for some in np.split(asked, range(64, len(asked), 64)):
+                with lock():
+                    parts.append(self.scores(some, k, Width(*width)))
+            return np.concatenate(parts)
+
+        def scanned(*way) -> float:
+            with lock():
+                return self._scanned(few, *way)
+
+        return [
+            measured(found, scanned, scores[:, k], k, self.leaves, len(self.rows), self.tuning, cuts)
+            for k in MEASURED_AT
+            if k < scores.shape[1]
+        ]
+
+    def search(self, queries: np.ndarray, k: int):
+        size = len(self.rows.row)
+        if size == 0 or len(queries) == 0:
+            return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
+        k = min(k, size)
+        return self.unproven.beside(queries, k, *self._near(queries, k, Width(self.leaves, size) if self.doubt else self.width(k)))
+
+    def _near(self, queries: np.ndarray, k: int, width: Width):
+        if len(queries) == 1:  # ScaNN's own path for one query, on this thread, which gives few where it finds few
+            rows, scores = self.searcher.search(queries[0] / width.reach, k, width.reorder, width.leaves)
+            if len(rows) == k:
+                return [self.rows.at(rows)], [scores * width.reach]
+        rows, scores = self._found(queries, k, width)
+        short = np.isnan(scores[:, -1])  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
+        if short.any():
+            rows[short], scores[short] = self._found(queries[short], k, Width(self.leaves, width.reorder))
+        return self.rows.named(rows, scores)
+
+    def width(self, k: int) -> Width:
+        if not self.settings:
+            return Width(ALL, ALL)
+        if k not in self.widths:
+            widened = 1 + WIDENING * self.changed / self.trained_on
+            self.widths[k] = setting_for(self.settings, k, self.leaves, len(self.rows), self.tuning, widened)
+        return self.widths[k]
+
+    def scores(self, queries: np.ndarray, k: int, width: Width) -> np.ndarray:
+        return self._found(queries, k, width)[1]
+
+    def exact(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """The k best scores: every row is a candidate, in every partition."""
+        return self.scores(queries, k, Width(self.leaves, len(self.rows)))
+
+    def _scanned(self, queries, leaves, reach) -> float:
+        """How many rows a search looks at, by asking for all that it has seen."""
+        size = len(self.rows)
+        if self.leaves == 1:
+            return size
+        return float(np.mean([len(self.searcher.search(query / reach, size, size, leaves)[0]) for query in queries]))
+
+    def _found(self, queries, k, width):
+        batch = min(1024, -(-len(queries) // CORES))
+        rows, scores = self.searcher.search_batched(queries / width.reach, k, width.reorder, width.leaves, batch > 32, batch)
+        return rows, scores * width.reach
+
+    def put(self, vectors: np.ndarray, ids: list[str]) -> None:
+        where = [self.rows.row.get(id) for id in ids]
+        placed = self.searcher.upsert(where, vectors, min(1000, len(ids)))
+        expected = [self.rows.place(id) for id in ids]
+        if list(placed) != expected:
+            raise RuntimeError(f"ScaNN put rows at {list(placed)[:5]}..., expected {expected[:5]}...: rebuild the index")
+        if self.settings:
+            self.unproven.put(vectors, ids)
+        self._has_changed(len(ids))
+
+    def drop(self, ids: list[str]) -> None:
+        self.searcher.delete([self.rows.remove(id)[0] for id in ids])
+        self.unproven.drop(ids)
+        self._has_changed(len(ids))
+
+    def _has_changed(self, rows: int) -> None:
+        self.changed += rows
+        self.widths = {}
+
+    def imbalance(self) -> float:
+        if self.kind != "partitioned":
+            return 0.0
+        if not self.searcher.get_health_stats()["sum_partition_sizes"]:
+            self.searcher.initialize_health_stats()
+        return round(self.searcher.get_health_stats()["partition_weighted_avg_relative_imbalance"], 4)
+
+    def due(self) -> str:
+        """Why it is to be trained again, "check" if recall is to be looked at, or "" if all is well."""
+        size, kind = len(self.rows), kind_for(len(self.rows), self.tuning)
+        if kind != self.kind and size > self.trained_on:
+            return f"{size} rows make it {kind}"
+        if self.kind == "brute":
+            return ""
+        if (imbalance := self.imbalance()) > self.balance + IMBALANCE:
+            self.doubt = f"imbalance of {imbalance}"
+        if self.doubt:
+            return self.doubt
+        if self.changed > RETRAIN_AFTER * self.trained_on:
+            return f"{self.changed} rows changed"
+        return "check" if len(self.unproven) >= max(PROBES, math.isqrt(size)) else ""
+
+    def write(self, folder: Path) -> None:
+        self.searcher.serialize(str(folder), True)
+
+    def facts(self) -> dict:
+        names = ("leaves", "trained_on", "changed", "doubt", "recall", "balance")
+        facts = {"search": self.kind, "settings": [asdict(s) for s in self.settings]} | {name: getattr(self, name) for name in names}
+        return facts | {"unproven": [self.rows.row[id] for id in self.unproven.ids()]}
+
+    @classmethod
+    def read(cls, folder: Path, manifest: dict, ids: list[str]) -> "Searcher":
+        if "hashed_dataset_soar.npy" in manifest["files"] and not is_core():
+            raise RetrievalError(f"{folder} was built with scann-core, and ScaNN 1.4 would corrupt it at a change: build the index again")
+        searcher = _turned(package().load_searcher(str(folder)).searcher, saved_turn(folder))
+        if searcher.size() != len(ids):
+            raise RetrievalError(f"{folder} holds {searcher.size():,} vectors for {len(ids):,} ids: build the index again")
+        probes = saved_rows(folder, slice(None, None, -(-len(ids) // PROBES) or 1))
+        settings = [Setting(**s) for s in manifest["settings"]]
+        tuning = Tuning(**manifest["tuning"])
+        read = cls(searcher, Rows(ids), probes, manifest["search"], manifest["leaves"], manifest["trained_on"], settings, tuning)
+        read.changed, read.recall, read.balance = manifest["changed"], manifest["recall"], manifest["balance"]
+        read.doubt, unproven = manifest.get("doubt", ""), manifest.get("unproven", [])
+        read.unproven.put(saved_rows(folder, unproven), read.rows.at(unproven))
+        return read
+
+
+def _turned(searcher, turn: np.ndarray | None):
+    return searcher if turn is None else Turned(searcher, turn)
+
+
+def needed_bytes(size: int, dim: int, kind: str, spilled: bool = False) -> int:
+    """Memory of an index beside the vectors it is built from: its own copy, 4 bits for 2 dimensions, and each row's partition, or both."""
+    return size * dim * 4 + (1 + spilled) * ((0 if kind == "brute" else size * dim // 4) + (8 * size if kind == "partitioned" else 0))

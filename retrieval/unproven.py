@@ -1,0 +1,63 @@
+"""Rows of which it is not known yet that an approximate search finds them: scored exactly beside it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from retrieval.index import Rows
+from retrieval.turning import turned
+
+
+class Unproven:
+    """A searcher is trained for the rows it was built from. Of others, put in since, it may find none, not even by their own vectors."""
+
+    def __init__(self, dim: int):
+        self._rows, self._vectors = Rows([]), np.zeros((0, dim), np.float32)
+        self._looks, self._since = 0, {}
+
+    def __len__(self):
+        return len(self._rows)
+
+    def ids(self) -> list[str]:
+        return self._rows.ids()
+
+    def put(self, vectors: np.ndarray, ids: Sequence[str]) -> None:
+        where = [self._rows.place(id) for id in ids]
+        if len(self) > len(self._vectors):
+            grown = np.zeros((2 * len(self), self._vectors.shape[1]), np.float32)
+            grown[: len(self._vectors)] = self._vectors
+            self._vectors = grown
+        self._vectors[where] = vectors
+        self._since.update(dict.fromkeys(ids, self._looks))
+
+    def drop(self, ids: Sequence[str]) -> None:
+        for id in ids:
+            if self._since.pop(id, None) is not None:
+                row, last = self._rows.remove(id)
+                self._vectors[row] = self._vectors[last]
+
+    def sample(self, count: int) -> np.ndarray:
+        """About so many of their vectors, from all over."""
+        return self._vectors[: len(self)][:: -(-len(self) // count) or 1].copy()
+
+    def look(self) -> int:
+        """Begins a look at what is here; `proven` of its number then drops what has not been put in since."""
+        self._looks += 1
+        return self._looks
+
+    def proven(self, look: int) -> None:
+        self.drop([id for id, since in self._since.items() if since < look])
+
+    def beside(self, queries: np.ndarray, k: int, ids: list[list[str]], scores: list[np.ndarray]) -> tuple[list, list]:
+        """What was found for queries [Q, dim], and those of these rows that are as near: the k best of both."""
+        if not len(self):
+            return ids, scores
+        own = turned(queries[0] if len(queries) == 1 else queries, self._vectors[: len(self)].T).reshape(len(queries), -1)
+        last = np.array([found[-1] if len(found) == k else -np.inf for found in scores])
+        for query in np.flatnonzero((own > last[:, None]).any(axis=1)):
+            near = np.flatnonzero(own[query] > last[query])
+            near = near[np.argsort(-own[query, near])[:k]]
+            both = dict(zip(self._rows.at(near), own[query, near], strict=True)) | dict(zip(ids[query], scores[query], strict=True))
+            best = sorted(both, key=both.__getitem__, reverse=True)[:k]
+            ids[query], scores[query] = best, np.array([both[id] for id in best], np.float32)
+        return ids, scores
