@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,9 @@ class Encoder:
         config = model.config
         if config.encoder_layers:
             raise RetrievalError(f"{source or 'the model'} ({config.family}) is an encoder-decoder: an encoder or a decoder embeds texts")
+        if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3):
+            raise RetrievalError(f"max_length={max_length!r}: expected a whole number of at least 3 tokens")
         longest = min(config.max_length, max_length or config.max_length)
-        if longest < 3:
-            raise RetrievalError(f"max_length={max_length}: expected at least 3 tokens")
         if pooling not in (None, *POOLINGS):
             raise RetrievalError(f"pooling={pooling!r} is unknown: expected one of {', '.join(POOLINGS)}")
         if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= config.d_model):
@@ -105,8 +105,11 @@ class Encoder:
         return self._vectors(texts, self.passage_prefix)
 
     def _vectors(self, texts: list[str], prefix: str) -> np.ndarray:
-        if isinstance(texts, str):
-            raise RetrievalError(f"expected a list of texts, got the string {texts[:40]!r}: put it in a list")
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise RetrievalError(f"expected a list of texts, got {str(texts)[:40]!r}: put it in a list")
+        texts = list(texts)
+        for text in texts:
+            check_unicode("a text to embed", text)
         rows = self._tokens([prefix + text for text in texts])
         vectors = np.zeros((len(rows), self.dim), np.float32)
         pending = [

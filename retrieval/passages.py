@@ -177,7 +177,9 @@ def check_text(id: str, text: str) -> None:
 
 
 def check_unicode(what: str, text: str) -> None:
-    """Raises RetrievalError when the string holds half a surrogate pair, which no file can store."""
+    """Raises RetrievalError when it is no string, or holds half a surrogate pair, which no file can store."""
+    if not isinstance(text, str):
+        raise RetrievalError(f"{what} is a {type(text).__name__}; expected a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

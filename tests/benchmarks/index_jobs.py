@@ -16,6 +16,8 @@ from tests.benchmarks.vectors import K
 
 RECALL = 0.95
 SECONDS = 0.5  # of each measurement
+MODES = ("single", "batched")
+ALONE = 200  # queries one by one
 
 
 def make_vectors(name: str, rows: int, folder: str) -> dict:
@@ -33,7 +35,7 @@ def prepare(engine: str, folder: str) -> dict:
     facts = home / "facts.json"
     if facts.exists():
         found = json.loads(facts.read_text())
-        if any(tuple(found["setting"]) in curve for curve in chosen.curves(len(base))):
+        if all(any(tuple(found.get(f"{mode}_setting", ())) in curve for curve in chosen.curves(len(base))) for mode in MODES):
             return found
         shutil.rmtree(home)
     home.mkdir(exist_ok=True)
@@ -44,23 +46,23 @@ def prepare(engine: str, folder: str) -> dict:
     chosen.save(index, home / "index")
     del index
     again, (asked, nearest) = chosen.load(home / "index"), queries(folder)
-    found = took | setting(chosen, again, len(base), asked, nearest)
+    found = took | settings(chosen, again, len(base), asked, nearest)
     if engine == "ScannIndex":
         found["own_recall"] = recall(chosen.many(again, asked, ()), nearest)
     facts.write_text(json.dumps(found))
     return found
 
 
-def timed(engine: str, folder: str, setting: list) -> dict:
+def timed(engine: str, folder: str, single_setting: list, batched_setting: list) -> dict:
     """Queries a second one by one and all in a call; MB that the index takes, and the process with it."""
     chosen, (asked, _) = ENGINES[engine], queries(folder)
     saved = place(folder, engine) / "index"
     chosen.warm()
     before = resident_mb()
     index = chosen.load(saved)
-    batched = rate(lambda: chosen.many(index, asked, tuple(setting)), len(asked))
+    batched = rate(lambda: chosen.many(index, asked, tuple(batched_setting)), len(asked))
     after = resident_mb()
-    single = rate(lambda: [chosen.one(index, query, tuple(setting)) for query in asked[:200]], 200)
+    single = rate(lambda: [chosen.one(index, query, tuple(single_setting)) for query in asked[:ALONE]], ALONE)
     answer = {"single": single, "batched": batched, "index_mb": after - before, "process_mb": after}
     return answer | (beside_scann(index, saved, asked) if engine == "ScannIndex" else {})
 
@@ -79,23 +81,28 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     for _ in range(5):
         mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
         ratios.append(mine / rate(lambda: plain.search_batched_parallel(turned, *how), len(asked), SECONDS / 4))
-    single = rate(lambda: [ours.search(query[None], K) for query in asked[:200]], 200)
+    single = rate(lambda: [ours.search(query[None], K) for query in asked[:ALONE]], ALONE)
     return {"layer": float(np.median(ratios)), "own_batched": mine, "own_single": single}
 
 
-def setting(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.ndarray) -> dict:
-    """The fastest setting in batches that reaches the recall, or the most thorough one there is."""
-    best: dict = {"setting": [], "recall": 0.0, "rate": 0.0}
+def settings(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.ndarray) -> dict:
+    """The fastest setting for queries one by one and in batches of those that reach the recall, or the most thorough one there is."""
+    best = {mode: {"setting": [], "recall": 0.0, "rate": 0.0} for mode in MODES}
     for curve in engine.curves(rows):
         low, high = 0, len(curve) - 1
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if recall(engine.many(index, asked, curve[middle]), nearest) >= RECALL else (middle + 1, high)
         reached = recall(engine.many(index, asked, curve[low]), nearest)
-        speed = rate(lambda at=curve[low]: engine.many(index, asked, at), len(asked), SECONDS / 3)
-        tried = {"setting": list(curve[low]), "recall": reached, "rate": speed}
-        best = max(best, tried, key=lambda point: (min(point["recall"], RECALL), point["rate"]))
-    return {"setting": best["setting"], "recall": best["recall"]}
+        one_by_one = lambda at=curve[low]: [engine.one(index, query, at) for query in asked[: ALONE // 4]]
+        speeds = (
+            rate(one_by_one, ALONE // 4, SECONDS / 3),
+            rate(lambda at=curve[low]: engine.many(index, asked, at), len(asked), SECONDS / 3),
+        )
+        for mode, speed in zip(MODES, speeds, strict=True):
+            tried = {"setting": list(curve[low]), "recall": reached, "rate": speed}
+            best[mode] = max(best[mode], tried, key=lambda point: (min(point["recall"], RECALL), point["rate"]))
+    return {f"{mode}_{name}": best[mode][name] for mode in MODES for name in ("setting", "recall")}
 
 
 def recall(found, nearest: np.ndarray) -> float:

@@ -5,7 +5,8 @@ python -m tests.benchmarks.retrieval --prepare                      # vectors, i
 python -m tests.benchmarks.retrieval --rows=20000 --sets clusters   # smaller
 
 Every engine has a thread a core for a batch (`taskset -c 0` makes it one), one for a single query, and a process of its own. Its
-search setting is the fastest of those tried (tests/benchmarks/engines.py) with recall@10 of at least 0.95 over 1,000 queries. Rounds
+search settings are the fastest of those tried (tests/benchmarks/engines.py), one by one / in batches, with recall@10 of at least 0.95 over
+1,000 queries. Rounds
 go through all engines in turn; the tables have medians over rounds, and of the ratios round by round. What was made lies in
 ~/.cache/openbook/benchmarks; --fresh makes indexes and memories anew.
 """
@@ -23,6 +24,7 @@ import sys
 from tests.benchmarks import vectors
 from tests.benchmarks.engines import ENGINES, THREADS
 from tests.benchmarks.index_jobs import JOBS as INDEX_JOBS
+from tests.benchmarks.index_jobs import MODES
 from tests.benchmarks.memory_jobs import ENCODERS
 from tests.benchmarks.memory_jobs import JOBS as MEMORY_JOBS
 
@@ -54,8 +56,9 @@ def table(header: str, rows: list[list[str]]) -> None:
 def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
     rows = []
     for engine, fact in facts.items():
-        line = [f"{engine} ({ENGINES[engine].about})", " ".join(map(str, fact["setting"])) or "as built", f"{fact['recall']:.3f}"]
-        for mode in ("single", "batched"):
+        both = [(" ".join(map(str, fact[f"{mode}_setting"])) or "as built", f"{fact[f'{mode}_recall']:.3f}") for mode in MODES]
+        line = [f"{engine} ({ENGINES[engine].about})", *(" / ".join(dict.fromkeys(part)) for part in zip(*both, strict=True))]
+        for mode in MODES:
             line.append(f"{statistics.median(r[engine][mode] for r in rounds):,.0f}")
             ratios = [r["ScannIndex"][mode] / r[engine][mode] for r in rounds if "ScannIndex" in r]
             line.append(f"{statistics.median(ratios):.2f}" if ratios else "")
@@ -123,7 +126,8 @@ def main(argv: list[str] | None = None) -> None:
     for number in range(args.rounds):
         say(f"round {number + 1} of {args.rounds}")
         for name, facts in indexes.items():
-            timed = {e: child("time", engine=e, folder=folders[name], setting=facts[e]["setting"]) for e in facts}
+            at = {e: {f"{mode}_setting": fact[f"{mode}_setting"] for mode in MODES} for e, fact in facts.items()}
+            timed = {e: child("time", engine=e, folder=folders[name], **at[e]) for e in facts}
             rounds[name].append(timed)
         rounds["memory"].append({e: child("edits", encoder=e, folder=folders[f"memory-{e}"], number=number) for e in memories})
     if args.json:

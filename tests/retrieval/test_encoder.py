@@ -79,8 +79,9 @@ def test_the_pooling_of_a_sentence_transformers_directory_is_kept(bert, encoder,
 
 def test_an_empty_list_gives_no_rows_and_a_string_is_refused(encoder):
     assert encoder([]).shape == (0, 32)
-    with pytest.raises(RetrievalError, match="put it in a list"):
-        encoder("a string")
+    for wrong, said in (("a string", "put it in a list"), (None, "put it in a list"), ([5], "is a int"), (["\ud800"], "not valid Unicode")):
+        with pytest.raises(RetrievalError, match=said):
+            encoder(wrong)
 
 
 def test_few_shapes_are_compiled(encoder):
@@ -252,6 +253,9 @@ def test_what_a_folder_asks_for_and_we_lack_is_ignored(bert, file, content, said
         ({"query_prefix": "long " * 40}, "query_prefix='long.* takes 162 of the encoder's 64 tokens"),
         ({"passage_prefix": "\ud800"}, "passage_prefix is not valid Unicode"),
         ({"max_length": 2}, "max_length=2"),
+        ({"max_length": 0}, "max_length=0"),
+        ({"max_length": "x"}, "max_length='x'"),
+        ({"query_prefix": 5}, "query_prefix is a int"),
     ],
 )
 def test_an_option_that_cannot_be_is_accepted(bert, options, said):
