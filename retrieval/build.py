@@ -26,7 +26,9 @@ def main(argv=None):
     cut.add_argument("--chunk", default="auto", choices=ways, help="what passages are cut by; auto: text by sentences, others by headings")
     cut.add_argument("--size", type=int, help="most tokens of a passage (default: what the encoder sees)")
     cut.add_argument("--overlap", type=int, default=0, help="most tokens that a passage repeats of the one before")
-    cut.add_argument("--text-field", default="text", help="field of rows that holds the text; the fields it has besides become metadata")
+    cut.add_argument(
+        "--text-field", help="field of rows that holds the text (default: text); when given, fields of no other meaning become metadata"
+    )
     cut.add_argument("--tags", nargs="+", default=[], metavar="WORD", help="tags of every passage, with those of its row")
     cut.add_argument("--access", default="", metavar="GROUP", help="the group that may read every passage, whatever its row says")
     wrong = options.add_argument_group("what is left out")
@@ -42,12 +44,19 @@ def main(argv=None):
     change.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
     add_record_options(options)
     args = options.parse_args(argv)
+    if not 0 <= args.max_bad_share <= 1:
+        options.error(f"--max-bad-share={args.max_bad_share:g}: expected a share, 0 to 1")
+    if not 0 < args.max_megabytes < 1e6:
+        options.error(f"--max-megabytes={args.max_megabytes:g}: expected more than 0 and less than a million")
     if args.reembed == bool(args.input):
         options.error("give either --input=PATH ... or --reembed")
     names = ("pooling", "query_prefix", "passage_prefix", "dim", "dtype")
     args.embedding = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.reembed and not (args.encoder or args.embedding):
         options.error("--reembed needs what is new: --encoder=PATH, or another option of the encoder, such as --dim")
+    idle = ("chunk", "size", "overlap", "text_field", "tags", "access", "drop_duplicates", "sync", "replace")
+    if args.reembed and (given := [name for name in idle if getattr(args, name) != options.get_default(name)]):
+        options.error(f"--{given[0].replace('_', '-')} says how files are read: --reembed reads none")
     if args.dry_run and (args.replace or args.reembed):
         options.error("--dry-run compares files with a memory: it does not go with --replace or --reembed")
     from retrieval.ingest import building

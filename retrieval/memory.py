@@ -85,14 +85,16 @@ class Memory:
 
     # Changing: each call is one commit, and the next search sees it.
 
-    def add(self, passages: Iterable[Passage], author: str | None = None, reason: str = "") -> Commit:
-        """Encodes and adds passages; a long job shows its progress on a terminal. Raises RetrievalError, changing nothing, when
-        a passage is not usable or its id exists."""
+    def add(
+        self, passages: Iterable[Passage], author: str | None = None, reason: str = "", *, like: Collection[str] = ()
+    ) -> Commit:  # fmt: skip
+        """Encodes and adds passages; a long job shows its progress on a terminal. What one of the ids in `like` says already (title and
+        text) is not encoded again. Raises RetrievalError, changing nothing, when a passage is not usable or its id exists."""
         passages = check_passages(passages)
         self._check_writable()
         self._see_others()
         self._store.check_new(p.id for p in passages)
-        vectors, encoder = self._vectors([p.searchable for p in passages], "encoding passages")
+        vectors, encoder = self._encoded(passages, like)
         return self._change(lambda: self._store.add(passages, vectors, author, reason), vectors, encoder)
 
     def edit(
@@ -130,13 +132,7 @@ class Memory:
         self._see_others()
         ids = [passage.id for passage in passages]
         self._store.check_known(ids)
-        encoder, old = self._store.fingerprint, self._store.get(ids)
-        kept, kept_ids = self._store.vectors(ids)
-        known = {old[id][0].searchable: vector for id, vector in zip(kept_ids, kept, strict=True)}
-        new = list(dict.fromkeys(p.searchable for p in passages if p.searchable not in known))
-        if new:
-            known.update(zip(new, self._vectors(new, "encoding passages")[0], strict=True))
-        vectors = np.array([known[passage.searchable] for passage in passages], np.float32).reshape(len(passages), -1)
+        vectors, encoder = self._encoded(passages, ids)
         return self._change(lambda: self._store.edit(passages, vectors, author, reason), vectors, encoder)
 
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
@@ -382,6 +378,16 @@ class Memory:
         except (OSError, RuntimeError, RetrievalError) as error:  # a memory on a read-only disk can still be searched
             logger.warning("the index of %s could not be saved (%s); it will be rebuilt when the memory is opened", self.path, error)
         self._unsaved = set()
+
+    def _encoded(self, passages: Sequence[Passage], like: Collection[str]) -> tuple[np.ndarray, str]:
+        """The vectors [N, dim] of passages, as far as they are known those of the ones in `like`, and their encoder's fingerprint."""
+        encoder, old = self._store.fingerprint, self._store.get(like)
+        kept, kept_ids = self._store.vectors(like)
+        known = {old[id][0].searchable: vector for id, vector in zip(kept_ids, kept, strict=True)}
+        new = list(dict.fromkeys(p.searchable for p in passages if p.searchable not in known))
+        if new:
+            known.update(zip(new, self._vectors(new, "encoding passages")[0], strict=True))
+        return np.array([known[passage.searchable] for passage in passages], np.float32).reshape(len(passages), self._store.dim), encoder
 
     def _vectors(self, texts: Sequence[str], what: str, side: str = "passages") -> tuple[np.ndarray, str]:
         """float32 unit rows [N, dim], and the fingerprint of the encoder they are from; one thread encodes at a time."""

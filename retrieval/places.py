@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 import lance
@@ -56,6 +57,26 @@ def exists(path) -> bool:
     except OSError as error:
         raise RetrievalError(f"{place} cannot be reached: {str(error)[:200]}") from None
     return True
+
+
+def replace(place: Path, work: Path) -> None:
+    """Puts the memory `work` in the place of what is at `place`, whole or not at all: `recover` mends what a killed process left."""
+    old = _aside(place)
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.rename(place, old)
+    os.rename(work, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(place: Path | str) -> None:
+    """Brings a memory back that was put aside for another which did not come."""
+    if isinstance(place, Path) and not place.exists() and (old := _aside(place.resolve())).exists():
+        os.rename(old, place)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.replaced")
 
 
 def check_free(path) -> None:

@@ -24,7 +24,7 @@ from retrieval.conflicts import exchange, exclusive
 from retrieval.errors import Overtaken, RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
-from retrieval.places import check_free, exists, place_of, table_uri, writers_lock
+from retrieval.places import check_free, exists, place_of, recover, table_uri, writers_lock
 from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, ids_table, passage_of, table_of, table_schema, upgrade
 from retrieval.upkeep import tidied
 
@@ -75,6 +75,7 @@ class Store:
         Raises RetrievalError when there is none.
         """
         path = place_of(path)
+        recover(path)
         if not exists(path):
             there = isinstance(path, Path) and path.exists()
             what = "does not exist" if not there else "is a folder without a memory" if Path(path).is_dir() else "is a file"

@@ -95,8 +95,8 @@ def _remote(pattern: str) -> list[str]:
     scheme, _, path = pattern.partition("://")
     bucket, *parts = path.split("/")
     fixed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
-    folder = epath.Path("/".join([f"{scheme}://{bucket}", *parts[:fixed]]))
     try:
+        folder = epath.Path("/".join([f"{scheme}://{bucket}", *parts[:fixed]]))
         if fixed == len(parts):
             return [pattern] if folder.is_file() else []
         return sorted(_matching(folder, parts[fixed:]))

@@ -12,6 +12,7 @@ from retrieval.ingest import chunking, reading, updates
 from retrieval.ingest.documents import Document, Report
 from retrieval.ingest.files import covers
 from retrieval.passages import Passage, check_passages, listed
+from retrieval.progress import chunks_with_progress
 
 
 def build(args: argparse.Namespace) -> None:
@@ -22,37 +23,41 @@ def build(args: argparse.Namespace) -> None:
         raise RetrievalError(f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or leave out --sync")
     from retrieval import Encoder, Memory
     from retrieval.encoding import encoder_like, made_with
+    from retrieval.places import check_free, exists, recover, replace
     from retrieval.scann_index import needed_megabytes
-    from retrieval.store import Store, check_free, exists
+    from retrieval.store import Store
 
     place, work = args.memory, args.memory
+    recover(place)
     if args.replace:
         if isinstance(place, str):
             raise RetrievalError(
                 f"--replace moves folders, which {place} on an object store cannot be: leave it out and give --sync, which makes "
                 "the passages of these files the same as they are now and keeps the history, or build under a new name"
             )
+        place = place.resolve()
         if not exists(place):
             check_free(place)
         work = place.with_name(f".{place.name}.building")
         if not exists(work):
             shutil.rmtree(work, ignore_errors=True)
     store = Store.open(work) if exists(work) else None
-    if store is None and not args.encoder:
+    known = Store.open(place) if store is None and args.replace and exists(place) else store
+    if known is None and not args.encoder:
         raise RetrievalError(f"{place} is a new memory: --encoder=PATH says which encoder to use")
-    anew = store is None or (args.replace and args.encoder)
-    encoder = Encoder.from_hf(args.encoder, **args.embedding) if anew else encoder_like(store, args.encoder, **args.embedding)
-    if store and args.replace and not made_with(store, encoder):  # left by a build with another encoder
+    anew = known is None or (args.replace and args.encoder)
+    encoder = Encoder.from_hf(args.encoder, **args.embedding) if anew else encoder_like(known, args.encoder, **args.embedding)
+    if store is not None and args.replace and not made_with(store, encoder):  # left by a build with another encoder
         shutil.rmtree(work)
         store = None
-    memory = Memory.open(work, encoder) if store else None
+    memory = None if store is None else Memory.open(work, encoder)
     passages = _passages(documents, args, encoder)
     covered = (lambda source: True) if args.replace else covers(args.input, files)
     plan = updates.plan(passages, store, covered, args.drop_duplicates)
     sync = args.sync or args.replace
     said = lambda line: print(line, file=sys.stderr, flush=True)
     if not args.dry_run:
-        memory = memory or Memory.create(work, encoder)
+        memory = Memory.create(work, encoder) if memory is None else memory
         size = len(memory) + len(plan.added)
         kept, most = needed_megabytes(size, Store.open(work).dim)
         if plan.added and most >= 1:
@@ -63,10 +68,10 @@ def build(args: argparse.Namespace) -> None:
         "removed": len(plan.gone) if sync else 0, "unchanged": plan.unchanged, "gone": 0 if sync else len(plan.gone),
         "duplicates": len(plan.repeats), "bad": report.bad, "skipped": dict(report.skipped),
     }  # fmt: skip
-    facts = {"version": memory.version if memory else 0, "size": len(memory) if memory else 0, "seconds": time.monotonic() - started}
+    facts = {"version": 0, "size": 0} if memory is None else {"version": memory.version, "size": len(memory)}
+    facts["seconds"] = time.monotonic() - started
     if args.replace:
-        shutil.rmtree(place, ignore_errors=True)
-        work.replace(place)
+        replace(place, work)
     if args.json:
         repeats = [dataclasses.asdict(repeat) for repeat in plan.repeats]
         print(as_json({"memory": str(place), "dry_run": args.dry_run, **counts, **facts, "repeats": repeats}))
@@ -98,9 +103,15 @@ def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> l
     longest = encoder.max_length - len(tokenizer(encoder.passage_prefix)["input_ids"])
     if args.size is not None and args.size > longest:
         raise RetrievalError(f"--size={args.size}: the encoder sees at most {longest} tokens of a passage")
-    how = chunking.Chunking(args.chunk, args.size or longest, args.overlap)
+    how = chunking.Chunking(args.chunk, longest if args.size is None else args.size, args.overlap)
     count, tags = chunking.token_counter(tokenizer), tuple(args.tags)
-    cut = (passage for document in documents for passage in chunking.passages(document, how, count))
+    cut, owners = [], {}
+    for part in chunks_with_progress(documents, "cutting into passages", chunk=64, show_from=2048):
+        for document in part:
+            for passage in chunking.passages(document, how, count):
+                if (other := owners.setdefault(passage.id, document.where)) != document.where:
+                    raise RetrievalError(f"{document.where}: the id {passage.id!r} is given twice, first in {other}")
+                cut.append(passage)
     marked = (
         dataclasses.replace(passage, tags=tuple(dict.fromkeys(passage.tags + tags)), access=args.access or passage.access)
         for passage in cut

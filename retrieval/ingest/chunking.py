@@ -102,7 +102,7 @@ def _groups(document: Document, chunking: Chunking, count: Count) -> Iterator[tu
 def fitting(text: str, spans: list[Span], room: int, count: Count, finer: Sequence[Cut]) -> list[tuple[int, int, int]]:
     """(start, end, tokens) of each span; one of more than `room` tokens is cut by the first of `finer`, its parts by the next."""
     least = [-(-(end - start) // LONGEST) for start, end in spans]
-    counts = iter(count([text[start:end] for (start, end), few in zip(spans, least, strict=True) if few <= room]))
+    counts = iter(count([" " + text[start:end] for (start, end), few in zip(spans, least, strict=True) if few <= room]))
     found = []
     for (start, end), few in zip(spans, least, strict=True):
         tokens = max(few, next(counts)) if few <= room else few
@@ -133,11 +133,12 @@ def pack(units: Sequence[tuple[int, int, int]], room: int, overlap: int) -> Iter
 
 
 def _sections(document: Document) -> Iterator[tuple[str, str, int, int]]:
-    """(name, title, start, end) of what stands before the first heading, and under each."""
+    """(name, title, start, end) of what stands before the first heading, and under each; of one with nothing under it, its own."""
     above: list[Heading] = []
     starts = [0, *(heading.end for heading in document.headings)]
     ends = [*(heading.start for heading in document.headings), len(document.text)]
-    for heading, start, end in zip([None, *document.headings], starts, ends, strict=True):
+    following = [*document.headings, None]
+    for heading, start, end, below in zip([None, *document.headings], starts, ends, following, strict=True):
         if heading:
             above = [other for other in above if other.level < heading.level] + [heading]
         titles = [other.title for other in above]
@@ -145,6 +146,8 @@ def _sections(document: Document) -> Iterator[tuple[str, str, int, int]]:
             titles = titles[1:]
         path = "/".join("-".join(re.findall(r"\w+", title.lower()))[:60] or "-" for title in titles)
         title = one_line(" > ".join([document.title] * bool(document.title) + titles))
+        if heading and not (below and below.level > heading.level) and not document.text[start:end].strip():
+            start = heading.start  # nothing stands under it: it is all there is to find
         yield document.name + (f"#{path}" if path else ""), title, start, end
 
 

@@ -1,5 +1,6 @@
 """Document: what a reader makes of a file or a row, before it is cut into passages; Report: what was read, and what was not."""
 
+import codecs
 import collections
 import dataclasses
 import re
@@ -8,6 +9,7 @@ from retrieval.errors import RetrievalError
 from retrieval.passages import moment
 
 FILE = "file"  # the metadata that names the file of a row with a source of its own
+FILE_TOO = "openbook:file"  # where the row has a "file" itself
 NAMED = 3  # of what was skipped or cannot be used, in a message
 UNUSABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters but tab and newline; half surrogate pairs
 
@@ -46,6 +48,16 @@ class Document:
     whole: bool = False
 
 
+def origin(source: str, metadata: dict[str, str]) -> str:
+    """The file that a passage of this source and metadata was read from."""
+    return metadata.get(FILE_TOO) or metadata.get(FILE) or source
+
+
+def in_utf16(raw: bytes) -> bool:
+    """Whether a text begins as UTF-16 does, which Windows writes."""
+    return raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not raw.startswith(codecs.BOM_UTF32_LE)
+
+
 class Unusable(Exception):
     """Why a document or row cannot be read, and what to do; its reader says where."""
 
@@ -78,7 +90,7 @@ class Report:
         if self.bad > self.most_bad * self.documents:
             raise RetrievalError(
                 f"{self.bad:,} of {self.documents:,} documents and rows cannot be used, more than --max-bad-share={self.most_bad:g} "
-                f"allows: {'; '.join(self.examples['bad'])}"
+                f"allows: {'; '.join(self.examples.get('bad', []))}"
             )
 
     def _example(self, reason: str, name: str) -> None:

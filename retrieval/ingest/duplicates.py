@@ -44,7 +44,7 @@ def find(texts: Sequence[str]) -> list[Duplicate]:
         if alone[a] not in near and alone[b] not in near and (similarity := jaccard(shingles[a], shingles[b])) >= NEAR:
             near[alone[b]] = Duplicate(alone[b], alone[a], similarity, False)
     copies = {i: near[d.of]._replace(index=i) if d.of in near else d for i, d in same.items()}  # of one that is left out itself
-    return [(near | copies)[i] for i in sorted(near | copies)]
+    return [found for _, found in sorted((near | copies).items())]
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn
 
 from lm.data import sources
 from retrieval.errors import RetrievalError
-from retrieval.ingest.documents import Report, printable
+from retrieval.ingest.documents import Report, in_utf16, printable
 
 SNIFFED = 8192  # bytes in which a zero byte says that a file is no text
 MAGIC = re.compile(r"[*?\[]")
@@ -118,7 +118,8 @@ def _not_read(path: Path, root: Path, suffixes: Collection[str], binary: Collect
     if kind in binary or path.name.endswith(".gz"):
         return ""
     with path.open("rb") as f:
-        return "binary" if b"\0" in f.read(SNIFFED) else ""
+        begin = f.read(SNIFFED)
+    return "binary" if b"\0" in begin and not in_utf16(begin) else ""
 
 
 def _fail(error: OSError) -> NoReturn:

@@ -10,18 +10,21 @@ import logging
 import re
 from collections.abc import Callable
 
-from retrieval.ingest.documents import Heading, Unusable, known_time, one_line, plain
+from retrieval.ingest.documents import Heading, Unusable, in_utf16, known_time, one_line, plain
 from retrieval.ingest.html import html
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+TITLE = 2000  # characters of a heading that are looked at
 MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|[*`]|\\(?=\W)")
 
 
 def text(raw: bytes) -> dict:
-    """UTF-8."""
+    """UTF-8, or UTF-16 that begins with its mark."""
     try:
-        return {"text": plain(raw.decode("utf-8-sig")), "way": "sentences"}
+        return {"text": plain(raw.decode("utf-16" if in_utf16(raw) else "utf-8-sig")), "way": "sentences"}
     except UnicodeDecodeError as error:
+        if in_utf16(raw):
+            raise Unusable(" begins as UTF-16 and does not go on so: save it as UTF-8") from None
         line = raw.count(b"\n", 0, error.start) + 1
         raise Unusable(f" is not UTF-8 (line {line}, byte {raw[error.start]:#04x}): convert it, for example with iconv -t UTF-8") from None
 
@@ -37,11 +40,10 @@ def markdown(raw: bytes) -> dict:
     starts = [0, *itertools.accumulate(len(line) + 1 for line in source.split("\n"))]
     tokens = MarkdownIt("commonmark").disable("inline").parse(source)
     headings = [
-        Heading(
-            starts[opened.map[0]], min(starts[opened.map[1]], len(source)), int(opened.tag[1:]), one_line(MARKUP.sub(r"\1", said.content))
-        )
+        Heading(starts[begin], min(starts[end], len(source)), int(opened.tag[1:]), one_line(MARKUP.sub(r"\1", said.content[:TITLE])))
         for opened, said in itertools.pairwise(tokens)
         if opened.type == "heading_open" and opened.map and not opened.level
+        for begin, end in [opened.map]
     ]
     title = one_line(facts.get("title", "")) or next((h.title for h in headings if h.level == 1), "")
     return {"text": source, "title": title, "time": known_time(facts.get("date", "")), "headings": tuple(headings)}

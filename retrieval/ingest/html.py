@@ -2,7 +2,7 @@
 
 import re
 
-from retrieval.ingest.documents import Heading, Unusable, known_time, one_line, plain
+from retrieval.ingest.documents import Heading, Unusable, in_utf16, known_time, one_line, plain
 
 UNSEEN = {
     "script", "style", "noscript", "template", "nav", "footer", "button", "select", "textarea", "svg", "canvas", "iframe", "object",
@@ -16,6 +16,7 @@ BLOCKS = {
 LEVELS = {f"h{level}": level for level in range(1, 7)}
 INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 TIMES = ("article:published_time", "date", "dc.date", "dcterms.date")
+LATIN = {"iso-8859-1", "iso8859-1", "latin1", "latin-1", "ascii", "us-ascii"}  # which to a browser are windows-1252
 SEPARATORS = ("", " ", "\n", "\n\n")
 
 
@@ -45,12 +46,11 @@ class _Text:
 
 
 def html(raw: bytes) -> dict:
-    """UTF-8, or the charset that the page declares. The text is that of <main> where there is one, else of the body."""
+    """UTF-8, or the charset that the page declares. The text is that of the first <main> with any, else of the body."""
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(_decoded(raw), "html.parser")
-    root = soup.select_one("main, [role=main]") or soup.body or soup
-    text, headings = _seen(root)
+    text, headings = next(filter(lambda seen: seen[0], map(_seen, soup.select("main, [role=main]"))), None) or _seen(soup.body or soup)
     title = one_line(soup.title.get_text()) if soup.title else next((h.title for h in headings if h.level == 1), "")
     return {"text": text, "title": title, "time": _time(soup), "headings": headings}
 
@@ -58,7 +58,10 @@ def html(raw: bytes) -> dict:
 def _decoded(raw: bytes) -> str:
     from bs4.dammit import EncodingDetector
 
-    for charset in ("utf-8-sig", EncodingDetector.find_declared_encoding(raw, is_html=True)):
+    declared = EncodingDetector.find_declared_encoding(raw, is_html=True)
+    if declared and declared.lower() in LATIN:
+        declared = "cp1252"
+    for charset in ("utf-16" if in_utf16(raw) else "utf-8-sig", declared, "latin-1" if declared == "cp1252" else None):
         try:
             return plain(raw.decode(charset or "utf-8"))
         except (LookupError, UnicodeError):

@@ -1,5 +1,7 @@
 """Reading: the documents of files, folders, globs and data sets, whatever their format."""
 
+import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 
 from lm.data import sources
@@ -16,7 +18,7 @@ MAX_MEGABYTES = 100
 
 
 def read(
-    inputs: Sequence[str], report: Report, text_field: str = rows.TEXT, max_megabytes: float = MAX_MEGABYTES
+    inputs: Sequence[str], report: Report, text_field: str | None = None, max_megabytes: float = MAX_MEGABYTES
 ) -> tuple[list[File], list[Document]]:
     """The files of `inputs` (see files.find) and their documents; the report says what was left out, and why.
 
@@ -34,7 +36,8 @@ def read(
             report.skip("empty", printable(file.path))
     report.close()
     if not documents:
-        raise RetrievalError(f"{', '.join(map(printable, inputs))}: no passages are left: {'; '.join(report.examples['bad'])}")
+        left_out = [f"{reason}: {', '.join(names)}" for reason, names in report.examples.items()]
+        raise RetrievalError(f"{', '.join(map(printable, inputs))}: no passages are left: {'; '.join(left_out)}")
     return files, documents
 
 
@@ -42,14 +45,18 @@ def _is_table(path: str) -> bool:
     return path.startswith(sources.SETS) or sources.kind(path) in rows.SUFFIXES
 
 
-def _rows(file: File, report: Report, text_field: str) -> Iterator[Document]:
+def _rows(file: File, report: Report, text_field: str | None) -> Iterator[Document]:
     return rows.documents(file, report, text_field)
 
 
 def _document(file: File, report: Report, max_bytes: int) -> Iterator[Document]:
     where = printable(file.path)
-    with sources.open_bytes(file.path) as f:
-        raw = f.read(max_bytes + 1)
+    try:
+        with sources.open_bytes(file.path) as f:
+            raw = f.read(max_bytes + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        report.count(where, f" is no whole gzip file ({error}): copy it again")
+        return
     if len(raw) > max_bytes:
         raise RetrievalError(f"{where} has more than {max_bytes / 1e6:g} MB: split it, or allow more with --max-megabytes")
     try:

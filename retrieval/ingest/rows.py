@@ -7,7 +7,7 @@ from typing import Any
 
 from lm.data import sources
 from retrieval.errors import RetrievalError
-from retrieval.ingest.documents import FILE, Document, Report, Unusable
+from retrieval.ingest.documents import FILE, FILE_TOO, Document, Report, Unusable
 from retrieval.ingest.files import File
 from retrieval.passages import Passage, check_passages, check_unicode
 
@@ -16,18 +16,18 @@ FIELDS = ("id", "title", "source", "metadata", "time", "tags", "access", "span")
 SUFFIXES = (*sources.LINES, ".json", ".parquet")
 
 
-def documents(file: File, report: Report, text_field: str = TEXT) -> Iterator[Document]:
+def documents(file: File, report: Report, text_field: str | None = None) -> Iterator[Document]:
     """A document a row, named by its id, else <file name>:<number of its line or row>; bad rows are counted in the report.
 
-    A row of JSON has no fields but these. Of a table, or with another `text_field`, every other field becomes metadata.
+    A row of JSON has no fields but these. Of a table, or with a `text_field`, every other field becomes metadata.
     Raises RetrievalError for a bad row when none may be bad; lm.data.sources.DataError when the source cannot be opened.
     """
-    strict = text_field == TEXT and sources.kind(file.path) in (*sources.LINES, ".json")
+    strict = text_field is None and sources.kind(file.path) in (*sources.LINES, ".json")
     for row in sources.rows(file.path):
         try:
             if row.problem:
                 raise Unusable(f": {row.problem}")
-            document = _document(row.value, row.where, file.name, text_field, strict)
+            document = _document(row.value, row.where, file.name, text_field or TEXT, strict)
         except (Unusable, RetrievalError) as error:
             report.count(row.where, f"{'' if isinstance(error, Unusable) else ': '}{error}")
             continue
@@ -38,10 +38,11 @@ def documents(file: File, report: Report, text_field: str = TEXT) -> Iterator[Do
 def _document(row: Any, where: str, file: str, field: str, strict: bool) -> Document:
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         has = f"; it has {', '.join(map(repr, row))}, and --text-field says which holds the text" if isinstance(row, dict) else ""
+        has = f"; here it is {row[field]!r}" if isinstance(row, dict) and field in row else has
         raise Unusable(f': expected an object with a string "{field}", such as {{"id": "a", "{field}": "..."}}{has}')
     others = [name for name in row if name not in FIELDS and name != field]
     if strict and others:
-        raise Unusable(f': unknown field {others[0]!r}; put what belongs to no other field into "metadata"')
+        raise Unusable(f': unknown field {others[0]!r}; put it into "metadata", or give --text-field={field}, which puts all such there')
     if not row[field].strip():
         raise Unusable(" has no text: give it some, or leave it out")
     metadata, tags = row.get("metadata") or {}, row.get("tags") or []
@@ -54,15 +55,20 @@ def _document(row: Any, where: str, file: str, field: str, strict: bool) -> Docu
             raise Unusable(f": span is {span!r}; expected [start, end], in characters of the source")
         span = tuple(span)
     source = row.get("source") or file
-    metadata = ({} if source == file else {FILE: file}) | metadata | {name: row[name] for name in others}
+    metadata = metadata | {name: row[name] for name in others}
+    metadata |= {FILE_TOO: file} if FILE in metadata else {FILE: file} if source != file else {}
     number = re.search(r"\d+$", where)
     name = f"{file}:{number[0] if number else 1}" if row.get("id") is None else str(row["id"])
     values = {key: _string(value) for key, value in metadata.items() if value is not None}
     title, time, access = (row.get(key) or "" for key in ("title", "time", "access"))
+    if not isinstance(time, str):  # of a table: a date, or a year
+        time = time.isoformat() if hasattr(time, "isoformat") else str(time)
     check_passages([Passage(name, "cut and checked later", title, source, values, span, time, tuple(tags), access)])
     check_unicode("its text", row[field])
     return Document(name, row[field], where, title, source, time, values, tuple(tags), access, span, whole=True)
 
 
 def _string(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

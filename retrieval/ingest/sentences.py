@@ -14,7 +14,7 @@ LINE = re.compile(r"\n")
 WORD = re.compile(r"\S+")
 LAST_WORD = re.compile(r"[\w.]+$")
 END = re.compile(
-    r"[.!?…]+[\"'”’»)\]]*(?=\s)"  # a stop, with what closes after it
+    r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s)"  # a stop, with what closes after it; a row of stops is looked at once
     r"|[。！？]+[」』”’）]*"
     r"|\n(?=[ \t]*\n)"  # a paragraph's end
     r"|\n(?=[ \t]*(?:[-*+•|]|\d+[.)])[ \t])"  # an item of a list, a row of a table

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from retrieval.errors import RetrievalError
 from retrieval.ingest import duplicates
-from retrieval.ingest.documents import FILE
+from retrieval.ingest.documents import origin
 from retrieval.memory import Memory
-from retrieval.passages import Passage, listed
+from retrieval.passages import Passage, listed, titled
 from retrieval.store import Store
 
 PART = 4096  # passages a commit
@@ -27,12 +27,14 @@ class Repeat:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What differs between files and memory. gone: ids that came from the files but are in them no more."""
+    """What differs between files and memory. gone: ids that came from the files but are in them no more; moved: by the id of an added
+    passage the one of those that says the same."""
 
     added: list[Passage]
     edited: list[Passage]
     unchanged: int
     gone: list[str]
+    moved: dict[str, str]
     repeats: list[Repeat]
 
 
@@ -40,34 +42,41 @@ def plan(passages: Sequence[Passage], store: Store | None, covers: Callable[[str
     """Compares passages, which check_passages has passed, with a memory's store (None: a new memory) by id and content hash.
 
     covers: whether a source is one of the files. Repeats are exact ones of passages from elsewhere in the memory, exact and near ones of
-    earlier `passages`; they are looked for only when something differs. Raises RetrievalError for an id that came from elsewhere.
+    earlier `passages`; they are looked for only when something differs or they are to be dropped. Raises RetrievalError for an id that
+    came from elsewhere.
     """
-    stored = store.columns(["id", "content_hash", "source", "metadata"]).to_pylist() if store else []
+    stored = store.columns(["id", "content_hash", "source", "metadata"]).to_pylist() if store is not None else []
     hashes = {row["id"]: row["content_hash"] for row in stored}
-    ours = {row["id"] for row in stored if covers(row["source"]) or covers(json.loads(row["metadata"]).get(FILE, ""))}
+    ours = {row["id"] for row in stored if covers(origin(row["source"], json.loads(row["metadata"])))}
     changed = [passage.id for passage in passages if hashes.get(passage.id) != passage.content_hash]
     if strangers := [id for id in changed if id in hashes and id not in ours]:
         raise RetrievalError(
             f"in the memory already, but not from these files: {listed(strangers)}: give the new ones other ids, or delete those"
         )
-    repeats = find_repeats(passages, store, ours) if changed else []
+    repeats = find_repeats(passages, store, ours) if changed or drop_duplicates else []
     if drop_duplicates:
         dropped = {repeat.id for repeat in repeats}
         passages = [passage for passage in passages if passage.id not in dropped]
     added = [passage for passage in passages if passage.id not in hashes]
     edited = [passage for passage in passages if hashes.get(passage.id, passage.content_hash) != passage.content_hash]
     gone = sorted(ours.difference(passage.id for passage in passages))
-    return Plan(added, edited, len(passages) - len(added) - len(edited), gone, repeats)
+    left = store.columns(["id", "title", "text"], gone).to_pylist() if store is not None and gone and added else []
+    said = {titled(row["title"], row["text"]): row["id"] for row in left}
+    moved = {passage.id: said[passage.searchable] for passage in added if passage.searchable in said}
+    return Plan(added, edited, len(passages) - len(added) - len(edited), gone, moved, repeats)
 
 
 def find_repeats(passages: Sequence[Passage], store: Store | None, ours: Collection[str]) -> list[Repeat]:
-    """The passages that repeat one of the memory that is not among `ours`, or an earlier one of these."""
-    table = store.columns(["id", "text"]).to_pydict() if store else {"id": [], "text": []}
-    others = {duplicates.digest(text): id for id, text in zip(table["id"], table["text"], strict=True) if id not in ours}
-    known = {p.id: others[digest] for p in passages if (digest := duplicates.digest(p.text)) in others}
-    rest = [passage for passage in passages if passage.id not in known]
-    among = [Repeat(rest[d.index].id, rest[d.of].id, d.similarity, d.exact) for d in duplicates.find([p.text for p in rest])]
-    return [Repeat(id, of, 1.0, True) for id, of in known.items()] + among
+    """The passages that repeat one of the memory that is not among `ours`, or an earlier one of these: what is searched, title and text,
+    and for the same readers."""
+    rows = store.columns(["id", "title", "text", "access"]).to_pylist() if store is not None else []
+    others = {(duplicates.digest(titled(r["title"], r["text"])), r["access"] or ""): r["id"] for r in rows if r["id"] not in ours}
+    known = {p.id: others[key] for p in passages if (key := (duplicates.digest(p.searchable), p.access)) in others}
+    found = [Repeat(id, of, 1.0, True) for id, of in known.items()]
+    for access in dict.fromkeys(passage.access for passage in passages):
+        rest = [passage for passage in passages if passage.access == access and passage.id not in known]
+        found += [Repeat(rest[d.index].id, rest[d.of].id, d.similarity, d.exact) for d in duplicates.find([p.searchable for p in rest])]
+    return found
 
 
 def apply(
@@ -77,9 +86,10 @@ def apply(
     """Edits, adds and, with `sync`, removes: commits of at most 4,096 passages. `said` is called with a line after each but the last.
 
     An interruption leaves whole commits; planning and applying again does the rest. A passage whose text was there before, under its
-    own or another id that is edited with it, keeps its vector.
+    own or another id that is edited with it or gone, keeps its vector.
     """
-    parts = [(memory.update, part) for part in _parts(plan.edited)] + [(memory.add, part) for part in _parts(plan.added)]
+    add = lambda part, **how: memory.add(part, like=[plan.moved[p.id] for p in part if p.id in plan.moved], **how)
+    parts = [(memory.update, part) for part in _parts(plan.edited)] + [(add, part) for part in _parts(plan.added)]
     done, total, start = 0, len(plan.edited) + len(plan.added), time.monotonic()
     for change, part in parts:
         change(part, author=author, reason=reason)

@@ -64,8 +64,8 @@ def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
             line.append(f"{statistics.median(ratios):.2f}" if ratios else "")
         line += [f"{fact['build_s']:.0f}", f"{fact['build_cpu_s']:.0f}", f"{rounds[-1][engine]['index_mb']:.0f}"]
         rows.append([*line, f"{rounds[-1][engine]['process_mb']:.0f}"])
-    header = "setting, single / batched | recall@10 | single/s | ours ÷ it | batched/s | ours ÷ it | build s | build CPU s | index MB | process MB"
-    table(f"{name} | {header}", rows)
+    header = "settings, single / batched | recall@10 | single/s | ours ÷ it | batched/s | ours ÷ it"
+    table(f"{name} | {header} | build s | build CPU s | index MB | process MB", rows)
     if "ScannIndex" in facts:
         own = {key: statistics.median(r["ScannIndex"][key] for r in rounds) for key in ("own_single", "own_batched", "layer")}
         print(

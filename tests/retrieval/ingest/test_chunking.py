@@ -119,6 +119,26 @@ def test_a_passage_is_named_by_the_headings_above_it_and_its_title_says_them():
     assert [text[slice(*p.span)] for p in found] == ["Hello.", "Run it.", "Again."]
 
 
+def test_a_heading_with_nothing_under_it_is_a_passage_itself():
+    said = markdown(b"# T\n\n## Never mix A and B\n\n## Next\n\n### Deep\n\nText.\n\n## Last\n")
+    found = [(p.id, p.title, p.text) for p in passages(Document("d.md", where="d.md", **said), Chunking(), count)]
+    assert found == [
+        ("d.md#never-mix-a-and-b:1", "T > Never mix A and B", "## Never mix A and B"), ("d.md#next/deep:1", "T > Next > Deep", "Text."),
+        ("d.md#last:1", "T > Last", "## Last"),
+    ]  # fmt: skip
+
+
+def test_a_row_of_stops_is_looked_at_once():
+    text = "." * 200_000 + "x" + "?!" * 100_000 + " End. Well?) Yes"
+    assert [text[start:end] for start, end in sentences(text, 0, len(text))][1:] == ["End.", "Well?)", "Yes"]
+
+
+def test_the_space_before_a_word_is_counted_where_it_takes_a_token():
+    spaces = lambda texts: [len(text) for text in texts]  # as a byte tokenizer
+    found = list(passages(Document("d", "12 345 6 78 " * 20, "d"), Chunking("tokens", 24), spaces))
+    assert max(len(passage.text) for passage in found) <= 24
+
+
 def test_a_title_takes_its_tokens_from_the_text():
     heading = (Heading(0, 9, 1, "Bbbb cccc"),)
     (first, second) = cut("Bbbb cccc\nAaaaa. Ddddd.", "headings", size=16, headings=heading)

@@ -76,3 +76,7 @@ def test_twenty_thousand_texts_of_one_template_are_done_within_seconds():
         f"Town {i} is a city in land {i % 200}, it lies in region {i % 1000} and {i * 37 % 99999} people live in it" for i in range(20_000)
     ]
     assert find(texts) == []
+
+
+def test_as_many_copies_are_done_within_seconds():
+    assert [found.of for found in find(["The same text."] * 40_000)] == [0] * 39_999

@@ -1,5 +1,6 @@
 """Every kind of file is read as what it says; what cannot be read is named with its file and line; no text becomes anything but text."""
 
+import datetime
 import gzip
 import json
 import os
@@ -131,6 +132,55 @@ def test_html_is_what_its_reader_sees():
     assert html(b"<body>around<main>inside</main>")["text"] == "inside"
 
 
+def test_html_in_what_browsers_take_latin_1_for():
+    page = '<meta charset="iso-8859-1"><p>It\u2019s \u201cquoted\u201d \u2013 caf\u00e9 \u20ac5'
+    assert html(page.encode("cp1252"))["text"] == "It\u2019s \u201cquoted\u201d \u2013 caf\u00e9 \u20ac5"
+    assert html(page.replace("iso-8859-1", "us-ascii").encode("cp1252"))["text"].startswith("It\u2019s")
+    assert html(b'<meta charset="latin-1"><p>a\x81b')["text"] == "a b", "a byte that windows-1252 has not"
+
+
+@pytest.mark.parametrize("first", ["<main></main>", "<main hidden>unseen</main>", '<div role="main"> <script>x</script></div>'])
+def test_html_whose_first_main_holds_nothing_is_read_all_the_same(first):
+    assert html(f"<body>{first}<main>The text.</main></body>".encode())["text"] == "The text."
+    assert html(f"<body>{first}<p>The text.</p></body>".encode())["text"] == "The text."
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_with_its_mark_is_text(tmp_path, encoding):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_bytes("\ufeffZürich is a city.".encode(encoding))
+    (tmp_path / "docs" / "b.html").write_bytes("\ufeff<p>Zürich is a city.".encode(encoding))
+    assert [document.text for document in documents(tmp_path / "docs")] == ["Zürich is a city."] * 2
+    (tmp_path / "docs" / "a.txt").write_bytes("\ufeffZürich".encode(encoding)[:-1])
+    with pytest.raises(RetrievalError, match=r"a\.txt begins as UTF-16 and does not go on so"):
+        documents(tmp_path / "docs")
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: raw[:12] + b"\xff" * 8 + raw[20:], lambda raw: b"plain text"])
+def test_a_gzip_file_that_is_damaged_is_named_or_counted(tmp_path, damage):
+    (tmp_path / "good.txt").write_text("Some text.")
+    (tmp_path / "bad.txt.gz").write_bytes(damage(gzip.compress(b"A text that is long enough. " * 40)))
+    with pytest.raises(RetrievalError, match=r"bad\.txt\.gz is no whole gzip file"):
+        documents(tmp_path)
+    assert len(documents(tmp_path, report=Report(0.5))) == 1
+
+
+def test_a_folder_of_files_without_text_says_so(tmp_path):
+    (tmp_path / "a.txt").write_text("  \n")
+    (tmp_path / "b.md").touch()
+    with pytest.raises(RetrievalError, match=r"no passages are left: empty: .*b\.md, .*a\.txt"):
+        documents(tmp_path)
+
+
+def test_a_scheme_that_no_storage_has_is_an_error_in_words():
+    with pytest.raises(ValueError, match=r"httpx://there/a\.txt cannot be reached"):
+        documents("httpx://there/a.txt")
+
+
+def test_a_heading_of_brackets_without_end_is_read_within_seconds():
+    assert markdown(b"# " + b"*[" * 300_000 + b"\n\nText.")["text"].endswith("Text.")
+
+
 def test_html_without_end_or_sense_is_read_and_a_deep_page_does_not_overflow():
     assert html(b"<p>a<div><b>c</p></i>d <![endif] <")["text"].split()[0] == "a"
     assert html(b"<div>" * 20_000 + b"deep")["text"] == "deep"
@@ -225,6 +275,23 @@ def test_a_table_has_its_text_where_it_is_told_and_the_rest_is_metadata(tmp_path
     assert second.metadata == {"x": "[]"} and second.where.endswith("row 2")
     with pytest.raises(RetrievalError, match=r"row 1: expected an object with a string \"text\".*it has 'context', .*--text-field"):
         documents(tmp_path)
+
+
+def test_a_table_says_its_time_in_its_own_types_and_bytes_are_text(tmp_path):
+    times = [datetime.date(1998, 5, 1), datetime.date(2020, 2, 29)]
+    table = pyarrow.table({"text": ["a", "b"], "time": times, "raw": [b"caf\xc3\xa9", b"\xff"]})
+    parquet.write_table(table, tmp_path / "dates.parquet")
+    parquet.write_table(pyarrow.table({"text": ["c"], "time": [1998]}), tmp_path / "years.parquet")
+    found = documents(tmp_path)
+    assert [document.time for document in found] == ["1998-05-01", "2020-02-29", "1998"]
+    assert [document.metadata.get("raw") for document in found] == ["caf\xe9", "\ufffd", None]
+
+
+def test_rows_of_json_may_have_other_fields_when_it_is_said_where_the_text_is(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"text": "a", "url": "https://x"}')
+    with pytest.raises(RetrievalError, match=r"unknown field 'url'; put it into \"metadata\", or give --text-field=text"):
+        documents(tmp_path / "r.jsonl")
+    assert documents(tmp_path / "r.jsonl", text_field="text")[0].metadata == {"url": "https://x"}
 
 
 def test_a_tfds_data_set_is_rows(monkeypatch):

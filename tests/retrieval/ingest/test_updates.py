@@ -1,6 +1,7 @@
 """A second build adds, edits and removes exactly what changed; one that was cut off is finished by the next."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,108 @@ def test_a_replacement_that_was_cut_off_goes_on_and_leaves_nothing_behind(run, d
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".m")] == []
 
 
+@pytest.mark.parametrize("left", ["created", "emptied", "undone"])
+def test_a_build_goes_on_into_a_memory_that_is_empty(run, tmp_path, encoder, left):
+    """As one is whose build was killed before its first commit."""
+    if left == "created":
+        Memory.create(tmp_path / "m", toy.Toy(encoder))
+        Memory.create(tmp_path / ".m.building", toy.Toy(encoder))
+    else:
+        run()
+        memory = Memory.open(tmp_path / "m", toy.Toy(encoder))
+        memory.delete(memory.ids()) if left == "emptied" else memory.undo()
+    assert run("--dry-run")["version"] > 0
+    assert run()["size"] == len(Memory.open(tmp_path / "m")) == 9
+    assert run("--replace")["size"] == 9
+
+
+def test_a_replacement_killed_while_it_takes_the_place_loses_neither_memory(run, docs, tmp_path, monkeypatch):
+    run()
+    (docs / "rows.jsonl").unlink()
+    rename, done = os.rename, []
+
+    def dying(source, target):
+        if done:
+            raise KeyboardInterrupt
+        done.append(rename(source, target))
+
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "rename", dying)
+        run("--replace", code=130)
+    assert not (tmp_path / "m").exists() and len(Memory.open(tmp_path / "m")) == 9
+    assert run("--replace")["size"] == len(Memory.open(tmp_path / "m")) == 6
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".m")] == []
+
+
+def test_what_a_link_leads_to_is_replaced(run, docs, tmp_path, encoder):
+    run()
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    (docs / "rows.jsonl").unlink()
+    assert build.main([f"--memory={tmp_path / 'link'}", "--replace", "--input", str(docs)]) == 0, "with the encoder that it has"
+    assert (tmp_path / "link").is_symlink() and len(Memory.open(tmp_path / "m")) == 6
+
+
+def test_a_passage_whose_source_only_looks_like_a_file_s_is_not_of_that_file(run, docs, tmp_path):
+    """Rows say where their texts are from: that may be below a folder of the same name."""
+    row = {"id": "x", "text": "of a manual", "source": "docs/manual.pdf"}
+    named = {"id": "y", "text": "of another", "source": "docs/manual.pdf", "metadata": {"file": "docs/scan.tif"}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(named))
+    run(inputs=[tmp_path / "rows.jsonl"])
+    assert changes(run("--sync")) == (9, 0, 0, 0, 0)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(named | {"text": "changed"}))
+    assert changes(run(inputs=[tmp_path / "rows.jsonl"])) == (0, 1, 0, 0, 1)
+    memory = Memory.open(tmp_path / "m")
+    assert memory.get("y").metadata == {"file": "docs/scan.tif", "openbook:file": "rows.jsonl"} and memory.get("y").text == "changed"
+
+
+def test_what_has_another_title_or_other_readers_is_no_duplicate(run, tmp_path):
+    cities = tmp_path / "cities.md"
+    cities.write_text("# Population\n\n## Rome\n\n2.8 million.\n\n## Berlin\n\n2.8 million.\n")
+    rows = [{"id": "secret", "text": "the same text", "access": "staff"}, {"id": "open", "text": "The same  text"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"id": "again"}]))
+    said = run("--drop-duplicates", inputs=[cities, tmp_path / "rows.jsonl"])
+    assert [(repeat["id"], repeat["of"]) for repeat in said["repeats"]] == [("again", "secret")]
+    assert set(state(Memory.open(tmp_path / "m"))) == {"cities.md#rome:1", "cities.md#berlin:1", "secret", "open"}
+
+
+def test_duplicates_that_were_let_in_are_left_out_later(run, docs, tmp_path):
+    (docs / "copy.txt").write_text("First.")
+    assert run()["duplicates"] == 1
+    assert changes(run("--drop-duplicates")) == (0, 0, 0, 1, 9)
+    assert changes(run("--drop-duplicates", "--sync")) == (0, 0, 1, 0, 9)
+
+
+def test_what_has_moved_is_not_embedded_again(run, docs, tmp_path, monkeypatch):
+    run()
+    (docs / "n.txt").rename(docs / "m.txt")
+    (docs / "m.txt").write_text("Zeroth.\n\n" + (docs / "m.txt").read_text())
+    vectors, seen = Memory._vectors, []
+    with monkeypatch.context() as watched:
+        watched.setattr(Memory, "_vectors", lambda self, texts, what: seen.extend(texts) or vectors(self, texts, what))
+        assert changes(run("--sync")) == (4, 0, 3, 0, 6) and seen == ["Zeroth."]
+    assert Memory.open(tmp_path / "m").search(["Third."], 1)[0][0].id == "docs/m.txt:4"
+
+
+def test_ids_given_twice_are_named_with_both_places(run, docs, tmp_path):
+    (docs / "more.jsonl").write_text('{"id": "new", "text": "x"}\n{"id": "r1", "text": "y"}\n')
+    said = run(code=2)
+    assert "rows.jsonl, line 2: the id 'r1' is given twice, first in" in said and "more.jsonl, line 2" in said
+
+
+@pytest.mark.parametrize("option, said", [
+    ("--max-megabytes=inf", "--max-megabytes=inf: expected"), ("--max-megabytes=-1", "--max-megabytes=-1: expected"),
+    ("--max-bad-share=nan", "--max-bad-share=nan: expected"), ("--max-bad-share=2", "--max-bad-share=2: expected"),
+])  # fmt: skip
+def test_a_number_that_cannot_be_is_refused(option, said, docs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        build.main([f"--memory={tmp_path / 'm'}", option, "--input", str(docs)])
+    assert said in capsys.readouterr().err
+
+
+def test_a_size_of_nothing_is_refused(run):
+    assert "size=0: expected at least 8" in run("--size=0", code=2)
+
+
 def test_a_memory_is_embedded_anew_by_another_encoder(run, tmp_path, encoder, capsys):
     run()
     at = [f"--memory={tmp_path / 'm'}", "--reembed"]
@@ -225,7 +328,15 @@ def test_what_was_done_is_said_in_words(run, docs, tmp_path, encoder, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--reembed"], ["--reembed", "--input=x", "--encoder=y"], ["--replace", "--dry-run", "--input=x"]]
+    "arguments",
+    [
+        [],
+        ["--reembed"],
+        ["--reembed", "--input=x", "--encoder=y"],
+        ["--replace", "--dry-run", "--input=x"],
+        ["--reembed", "--encoder=y", "--sync"],
+        ["--reembed", "--encoder=y", "--size=9"],
+    ],
 )
 def test_options_that_do_not_go_together_are_refused(arguments, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
