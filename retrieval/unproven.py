@@ -50,7 +50,7 @@ class Unproven:
 
     def beside(self, queries: np.ndarray, k: int, ids: list[list[str]], scores: list[np.ndarray]) -> tuple[list, list]:
         """What was found for queries [Q, dim], and those of these rows that are as near: the k best of both."""
-        if not len(self):
+        if not self._since:
             return ids, scores
         own = turned(queries[0] if len(queries) == 1 else queries, self._vectors[: len(self)].T).reshape(len(queries), -1)
         last = np.array([found[-1] if len(found) == k else -np.inf for found in scores])

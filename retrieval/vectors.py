@@ -25,9 +25,10 @@ def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
     Raises RetrievalError for a shape other than [N, dim], NaN, infinity or a row of zeros: ScaNN ends the process on some of these.
     """
     try:
-        if np.iscomplexobj(vectors):
+        rows = np.asarray(vectors)
+        if rows.dtype.kind == "c":
             raise TypeError
-        rows = np.ascontiguousarray(vectors, np.float32)
+        rows = np.ascontiguousarray(rows, np.float32)
     except (TypeError, ValueError):
         raise RetrievalError(f"{what} are a {type(vectors).__name__} that is no array of numbers; expected float32 [N, D]") from None
     if rows.ndim != 2 or rows.shape[1] == 0 or (dim is not None and rows.shape[1] != dim):
