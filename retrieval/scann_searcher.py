@@ -95,7 +95,7 @@ class Searcher:
     def tuned(self, others: Sequence[np.ndarray], best: Callable, lock: Callable = contextlib.nullcontext) -> list[Setting]:
         """What the rows' own probes and the farther half of each of `others` [P, dim] need, the worst counts.
 
-        best(probes) -> [P, k]: their exact best scores, descending. `lock()` is held for a few probes at a time.
+        best(probes) -> [P, k]: their exact best scores, descending. `lock()` is held for some probes at a time.
         """
         kinds = [(self.probes, best(self.probes)), *(farther_half(some, best(some)) for some in others if len(some))]
         asked, scores = map(np.concatenate, zip(*kinds, strict=True))
@@ -103,7 +103,7 @@ class Searcher:
 
         def found(k: int, *width) -> np.ndarray:
             parts = []
-            for some in np.split(asked, range(64, len(asked), 64)):
+            for some in np.split(asked, range(128, len(asked), 128)):
                 with lock():
                     parts.append(self.scores(some, k, Width(*width)))
             return np.concatenate(parts)
