@@ -17,7 +17,7 @@ from retrieval.errors import RetrievalError
 from retrieval.index import Rows
 from retrieval.scann_config import anisotropy, with_reach, with_widths
 from retrieval.tuning import MEASURED_AT, PROBES, Setting, Tuning, Width, best_scores, farther_half, kind_for, measured, setting_for
-from retrieval.turning import Turned, saved_rows, saved_turn, turn_of
+from retrieval.turning import Turned, saved_rows, saved_turn, turn_of, turned
 from retrieval.unproven import Unproven
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Searcher:
         needed = needed_bytes(size, dim, kind, spilled) / 1e6
         logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed)
         turn, widths = (None, []) if kind == "brute" or core else turn_of(vectors)
-        rows = vectors if turn is None else vectors @ turn
+        rows = vectors if turn is None else turned(vectors, turn)
         builder = package().builder(rows, 10, "dot_product")
         if kind == "partitioned":
             builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000), avq=AVQ, **(SOAR if spilled else {}))

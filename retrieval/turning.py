@@ -4,6 +4,10 @@ ScaNN spends 4 bits on every 2 dimensions alike, and its time is in reading thes
 (optimised product quantisation, Ge et al. 2013, section 3). By rate and distortion (a Gaussian of variance v, b bits: v / 4^b) a code
 over d dimensions leaves v * 4^(-4/d) of each, so that halving d wins, a code, 3/4 v at d = 4, 2 v at 8 and 3.3 v at 16: each
 direction gets the widest code whose halving would win less than a third of the mean variance.
+
+A whole rotation of many dimensions is more than a processor's second cache holds, and takes a query longer than the codes that it
+saves. There only the first directions are turned to, by as many reflections (Householder's, in the compact form of Schreiber & Van Loan
+1989).
 """
 
 import functools
@@ -16,20 +20,35 @@ from threadpoolctl import ThreadpoolController
 WIDTHS = ((2, 0.44), (4, 0.17), (8, 0.10))  # dimensions a code, down to this share of the mean variance
 WIDEST = 16
 WORTH = 0.8  # of the codes that ScaNN would read; with more left, a turn is not worth its product
+WHOLE, REFLECTIONS = 512, 64  # dimensions up to which a rotation is whole; reflections beyond
 SAMPLE = 20_000
 FILE = "turn.npy"
 _ONE_AT_A_TIME = threading.Lock()  # the number of BLAS's threads is the process's: it is set and put back by one thread at a time
 
 
 def turn_of(vectors: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, int]]]:
-    """vectors float32 [N, D] -> (rotation [D, D] of rows, [(codes, dimensions of each)]), or (None, []) when it does not pay."""
+    """vectors float32 [N, D] -> (rotation, see `turned`, [(codes, dimensions of each)]), or (None, []) when it does not pay."""
     sample = vectors[:: -(-len(vectors) // SAMPLE)]
     around = sample - sample.mean(axis=0)
     variances, directions = np.linalg.eigh(np.asarray(around.T @ around / max(1, len(around) - 1), np.float64))
-    widths = widths_for(variances[::-1])
-    if sum(codes for codes, _ in widths) > WORTH * vectors.shape[1] / 2:
-        return None, []
-    return np.ascontiguousarray(directions[:, ::-1], np.float32), widths
+    variances, directions = variances[::-1], directions[:, ::-1]
+    pays = lambda widths: sum(codes for codes, _ in widths) <= WORTH * vectors.shape[1] / 2
+    if len(variances) > WHOLE:
+        widths = widths_for(np.append(variances[:REFLECTIONS], np.full(len(variances) - REFLECTIONS, variances[REFLECTIONS:].mean())))
+        if pays(widths):
+            return reflections(directions[:, :REFLECTIONS]), widths
+    widths = widths_for(variances)
+    return (np.ascontiguousarray(directions, np.float32), widths) if pays(widths) else (None, [])
+
+
+def reflections(directions: np.ndarray) -> np.ndarray:
+    """Orthonormal directions [D, R] -> float32 [2, R, D], V and T V of the rotation I - V' T V that turns to them, but for their signs."""
+    raw, scale = np.linalg.qr(directions, mode="raw")
+    onto = np.triu(raw, 1) + np.eye(*raw.shape)
+    inner = np.zeros((len(scale), len(scale)))
+    for i, by in enumerate(scale):
+        inner[i, i], inner[:i, i] = by, -by * (inner[:i, :i] @ (onto[:i] @ onto[i]))
+    return np.stack([onto, inner @ onto]).astype(np.float32)
 
 
 def widths_for(variances: np.ndarray) -> list[tuple[int, int]]:
@@ -71,12 +90,20 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def turned(rows: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """rows [N, D] or [D] @ turn on this thread alone: BLAS's others would loop on, waiting for more, on the cores ScaNN needs next."""
+def turned(rows: np.ndarray, turn: np.ndarray, back: bool = False) -> np.ndarray:
+    """rows [N, D] or [D] rotated by a matrix [D, D] or reflections [2, R, D], or back."""
+    if turn.ndim == 2:
+        return product(rows, turn.T if back else turn)
+    onto, off = turn[::-1] if back else turn
+    return rows - product(product(rows, onto.T), off)
+
+
+def product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """rows [N, D] or [D] @ matrix on this thread alone: BLAS's others would loop on, waiting for more, on the cores ScaNN needs next."""
     if rows.ndim == 1:  # numpy's own loop, in less time than it takes to set BLAS's threads
-        return np.einsum("d,de->e", rows, turn)
+        return np.einsum("d,de->e", rows, matrix)
     with _ONE_AT_A_TIME, _blas().limit(limits=1):
-        return rows @ turn
+        return rows @ matrix
 
 
 def saved_turn(folder: Path) -> np.ndarray | None:
@@ -87,4 +114,4 @@ def saved_turn(folder: Path) -> np.ndarray | None:
 def saved_rows(folder: Path, which: slice | list[int] = slice(None)) -> np.ndarray:
     """Rows of a saved searcher, turned back."""
     rows, turn = np.load(folder / "dataset.npy", mmap_mode="r", allow_pickle=False)[which], saved_turn(folder)
-    return np.array(rows) if turn is None else rows @ turn.T
+    return np.array(rows) if turn is None else turned(rows, turn, back=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrieval.index import Rows
-from retrieval.turning import turned
+from retrieval.turning import product
 
 
 class Unproven:
@@ -52,7 +52,7 @@ class Unproven:
         """What was found for queries [Q, dim], and those of these rows that are as near: the k best of both."""
         if not self._since:
             return ids, scores
-        own = turned(queries[0] if len(queries) == 1 else queries, self._vectors[: len(self)].T).reshape(len(queries), -1)
+        own = product(queries[0] if len(queries) == 1 else queries, self._vectors[: len(self)].T).reshape(len(queries), -1)
         last = np.array([found[-1] if len(found) == k else -np.inf for found in scores])
         for query in np.flatnonzero((own > last[:, None]).any(axis=1)):
             near = np.flatnonzero(own[query] > last[query])

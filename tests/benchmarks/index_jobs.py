@@ -70,17 +70,17 @@ def timed(engine: str, folder: str, single_setting: list, batched_setting: list)
 def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     """ScannIndex at the setting it chose, and its batches' speed by ScaNN's own on the same files, setting and queries, turned before."""
     from retrieval.tuning import Tuning
-    from retrieval.turning import saved_turn
+    from retrieval.turning import saved_turn, turned
 
     tuned(ours, Tuning())
     plain, health, turn = scann_load(saved), ours.health(), saved_turn(next(saved.rglob("scann_config.pb")).parent)
-    turned = (asked if turn is None else asked @ turn) / health["reach"]
+    there = (asked if turn is None else turned(asked, turn)) / health["reach"]
     time.sleep(0.1)  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
     ratios = []
     for _ in range(5):
         mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
-        ratios.append(mine / rate(lambda: plain.search_batched_parallel(turned, *how), len(asked), SECONDS / 4))
+        ratios.append(mine / rate(lambda: plain.search_batched_parallel(there, *how), len(asked), SECONDS / 4))
     single = rate(lambda: [ours.search(query[None], K) for query in asked[:ALONE]], ALONE)
     return {"layer": float(np.median(ratios)), "own_batched": mine, "own_single": single}
 

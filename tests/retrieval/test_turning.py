@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_info
 from retrieval import ScannIndex, scann_searcher
 from retrieval.scann_config import with_widths
 from retrieval.tuning import Tuning
-from retrieval.turning import turn_of, turned, widths_for
+from retrieval.turning import REFLECTIONS, WHOLE, product, reflections, turn_of, turned, widths_for
 
 
 def uneven(rng, count=3000, dim=64):
@@ -27,6 +27,27 @@ def test_a_turn_changes_no_cosine_and_sorts_directions_by_variance(rng):
     assert (np.diff(rows.var(axis=0)) < 1e-6).all()
     assert sum(codes * width for codes, width in widths) == 64 and sum(codes for codes, _ in widths) < 0.8 * 32
     assert [width for _, width in widths][:2] == [2, 4]
+
+
+def test_vectors_of_many_dimensions_are_turned_to_the_first_directions_alone(rng):
+    vectors = uneven(rng, dim=WHOLE + 8)
+    turn, widths = turn_of(vectors)
+    assert turn.shape == (2, REFLECTIONS, WHOLE + 8) and sum(codes * width for codes, width in widths) == WHOLE + 8
+    rows = turned(vectors, turn)
+    np.testing.assert_allclose(rows[:50] @ rows.T, vectors[:50] @ vectors.T, atol=5e-6)
+    np.testing.assert_allclose(turned(rows, turn, back=True), vectors, atol=2e-6)
+    np.testing.assert_allclose([turned(row, turn) for row in vectors[:5]], rows[:5], atol=2e-6)
+    variances = np.linalg.eigvalsh(np.cov(vectors, rowvar=False))[::-1]
+    np.testing.assert_allclose(rows[:, :REFLECTIONS].var(axis=0), variances[:REFLECTIONS], rtol=0.02)
+    index = ScannIndex.build(vectors, [str(row) for row in range(len(vectors))], Tuning(kind="quantised"))
+    assert index.search(vectors[::100], 1)[0] == [[str(row)] for row in range(0, len(vectors), 100)]
+
+
+@pytest.mark.parametrize("dim, count", [(2, 1), (5, 5), (40, 7)])
+def test_reflections_turn_to_the_directions_they_were_made_from(dim, count, rng):
+    directions = np.linalg.qr(rng.normal(size=(dim, dim)))[0][:, :count]
+    there = turned(directions.T.astype(np.float32), reflections(directions))
+    np.testing.assert_allclose(np.abs(there), np.eye(count, dim), atol=1e-6)
 
 
 def test_vectors_that_vary_alike_in_all_directions_are_not_turned(rng):
@@ -93,7 +114,7 @@ def test_a_turn_takes_one_thread_of_blas_and_leaves_it_as_many_as_it_had(rng):
             seen.append(blas_threads())
 
     before, seen, turn = blas_threads(), [], np.eye(64, dtype=np.float32)
-    turned(Rows(), turn)
+    product(Rows(), turn)
     assert seen == [[1] * len(before)]
     rows = rng.normal(size=(500, 64)).astype(np.float32)
     threads = [threading.Thread(target=lambda: [turned(rows, turn) for _ in range(50)]) for _ in range(8)]
