@@ -18,8 +18,9 @@ from retrieval.passages import Hit
 MARGIN = 0.1  # of cosine: passages further below the best are not shown; a small reader mistakes them for the answer
 FLOOR = 0.25  # of cosine: with no passage as near, the memory does not know. For MiniLM; docs/memory.md says how it was chosen
 REFUSAL = re.compile(
-    r"\b(i (don.?t|do not|can ?not|can.?t) (know|answer|tell|find)|i.?m not sure|no information|unknown|n/a\b"
-    r"|(is|are|was|were) not (\w+ )?(mentioned|stated|given|provided|known))",
+    r"\b(i (don.?t|do not|can ?not|can.?t) (know|answer|tell|find)|i( a|.?)m not sure|no information|(not enough|insufficient) information"
+    r"|(is|are|was|were) not (\w+ )?(mentioned|stated|given|provided|known)|do(es)? not (mention|say|state|give|provide)"
+    r"|(can ?not|can.?t) be (determined|answered|known))|^\W*(unknown|n/a)\W*$|\b(is|are|was|were|remains?) unknown\b",
     re.IGNORECASE,
 )
 # Of the words of an answer, those that need not stand in a passage: they answer without one, or bear no content.
@@ -102,6 +103,8 @@ def answer(
     which there are two a question. floor: see `is_known`. Raises RetrievalError, before the reader runs, for a question that is
     blank or too long.
     """
+    if isinstance(floor, bool) or not isinstance(floor, int | float) or not math.isfinite(floor):
+        raise RetrievalError(f"floor={floor!r}: expected a cosine, below which the memory does not know")
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not questions:
         return []
@@ -159,7 +162,15 @@ def is_known(question: str, text: str, shown: Sequence[Hit], floor: float = FLOO
         return False
     new = set(_words(text)).difference(_words(question), FREE)
     passages = " ".join(f"{hit.title} {hit.text}" for hit in shown).casefold()
-    return not new or any(word[: max(4, len(word) - 3)] in passages for word in new)
+    return not new or any(_stands(word, passages) for word in new)
+
+
+def _stands(word: str, passages: str) -> bool:
+    """Whether a word begins so there; a number, or a short word, as a whole. Scripts without spaces have no such borders."""
+    if not word.isascii():
+        return word[: max(4, len(word) - 3)] in passages
+    whole = len(word) <= 4 or any(letter.isdecimal() for letter in word)
+    return bool(re.search(rf"\b{re.escape(word)}\b" if whole else rf"\b{re.escape(word[: max(4, len(word) - 3)])}", passages))
 
 
 def first_line(text: str) -> str:

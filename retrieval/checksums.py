@@ -17,6 +17,7 @@ import lance
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums"
+AT_A_KILL = 3  # versions that a change may have made before it noted their files: its own, and upkeep's
 HINT = "_versions/latest_version_hint.json"  # the one file that Lance writes over; only ever a hint
 
 
@@ -78,6 +79,8 @@ def catch_up(table: Path, version: int) -> None:
     if _noted_version(table.parent / CHECKSUMS) == version:
         return
     lines, _ = _read(table.parent / CHECKSUMS)
+    if missing := _unnoted(table, lines):
+        logger.warning("%s: lines are gone; the files of %d versions are noted as they are now", table.parent / CHECKSUMS, len(missing))
     noted = {name for line in lines for name in line["files"]}
     present = {path.relative_to(table).as_posix() for path in table.rglob("*") if path.is_file()}
     note(table, version, version, present - noted - {HINT})
@@ -96,6 +99,11 @@ def damaged(table: Path) -> list[str]:
     if not journal.exists():
         return [f"{journal} is missing: the next change writes it anew, and cannot tell what was damaged before"]
     lines, problems = _read(journal)
+    if missing := _unnoted(table, lines):
+        problems.append(
+            f"{journal} says nothing of {len(missing):,} versions (the first is {missing[0]}), lines of it are gone: restore it from a "
+            "copy of the memory, what was damaged in these cannot be told"
+        )
     for line in lines:
         what = f"written by version {line['version']}: restore it from a copy of the memory"
         problems += [f"{problem}, {what}" for problem in _differing(table, line["files"])]
@@ -109,6 +117,14 @@ def damaged(table: Path) -> list[str]:
         if not good:
             problems.append(f"{hint} does not name version {newest}: delete it, it is only a hint and the next change writes it anew")
     return problems
+
+
+def _unnoted(table: Path, lines: list[dict]) -> list[int]:
+    """The versions whose manifests are there and not noted; [] for the last few, as a process leaves that is killed at a commit."""
+    noted, newest = {name for line in lines for name in line["files"]}, max((line["version"] for line in lines), default=0)
+    there = [2**64 - 1 - int(path.stem) for path in (table / "_versions").glob("*.manifest") if path.stem.isdecimal()]
+    missing = sorted(version for version in there if manifest_of(version) not in noted)
+    return missing if len(missing) > AT_A_KILL or any(version <= newest for version in missing) else []
 
 
 def damaged_in(table: Path, folders: Collection[str]) -> list[str]:

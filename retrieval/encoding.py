@@ -17,6 +17,7 @@ PROBE = "The quick brown fox jumps over the lazy dog."
 
 def fingerprint(encoder: Encode, probe: np.ndarray | None = None) -> str:
     """The encoder's own `fingerprint`, or for a plain callable a hash of its vector of a fixed sentence."""
+    _check_callable(encoder)
     own = getattr(encoder, "fingerprint", None)
     if isinstance(own, str):
         return own
@@ -60,7 +61,13 @@ def encoder_like(store: Store, path: str | None = None, **changed) -> Encode:
 
 def encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:
     """The encoder's answer as unit rows [N, D]; RetrievalError names what is wrong with it."""
+    _check_callable(encoder)
     vectors = unit_rows(encoder(texts), dim, "the encoder's vectors")
     if len(vectors) != len(texts):
         raise RetrievalError(f"the encoder answered {len(texts)} texts ({listed(t[:40] for t in texts)}) with {len(vectors)} vectors")
     return vectors
+
+
+def _check_callable(encoder: object) -> None:
+    if not callable(encoder):
+        raise RetrievalError(f"the encoder is a {type(encoder).__name__}: expected a function of texts, such as retrieval.Encoder")

@@ -38,15 +38,20 @@ def main(argv=None):
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, args.port))
+        listener.listen(128)  # who has the address can connect from now on, and waits until the page is there
         url = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
         print(json.dumps({"url": url}) if args.json else f"{args.memory} is at {url}", flush=True)
         if args.open:
             webbrowser.open(url)
+        app = make_app(memory, reader, token)
         config = uvicorn.Config(
-            make_app(memory, reader, token), lifespan="off", server_header=False,
+            app, lifespan="off", server_header=False,
             access_log=False, log_config=None, log_level="warning",  # an access log would hold the token
         )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            app.state.explorer.close()
 
 
 if __name__ == "__main__":

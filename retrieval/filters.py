@@ -1,7 +1,7 @@
 """Filters: which passages a search may return, decided before anything is ranked."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -26,11 +26,13 @@ class Filter:
     def __post_init__(self):
         for name in ("any_tags", "all_tags"):
             tags = getattr(self, name)
-            tags = (tags,) if isinstance(tags, str) else tuple(tags)
-            if not all(isinstance(tag, str) for tag in tags):
+            tags = (tags,) if isinstance(tags, str) else tuple(tags) if isinstance(tags, Iterable) else (tags,)
+            if not all(isinstance(tag, str) and tag for tag in tags):
                 raise RetrievalError(f"{name} is {tags!r}; expected words")
             object.__setattr__(self, name, tags)
         for name in ("after", "before"):
+            if not isinstance(getattr(self, name), str):
+                raise RetrievalError(f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as 2026-11-24")
             if getattr(self, name):
                 moment(getattr(self, name), name)
 
@@ -62,6 +64,8 @@ def checked_groups(groups: Collection[str]) -> Collection[str]:
     """The groups as a set. Raises RetrievalError when one is no name; "" is nobody's group, and everybody's passages need none."""
     if isinstance(groups, _EveryGroup):
         return groups
+    if not isinstance(groups, Iterable):
+        raise RetrievalError(f"groups are {groups!r}; expected names of access groups, () for what everybody may read")
     groups = {groups} if isinstance(groups, str) else set(groups)
     if not all(isinstance(group, str) and group for group in groups):
         raise RetrievalError(f"groups are {sorted(map(repr, groups))}; expected names of access groups, () for what everybody may read")

@@ -82,7 +82,7 @@ class History:
 
     def at(self, when: str | datetime.datetime) -> int:
         """The version that was the newest at a moment. Raises RetrievalError for a moment before the first."""
-        then = moment(when, "the time asked for") if isinstance(when, str) else when if when.tzinfo else when.astimezone()
+        then = moment(when, "the time asked for") if isinstance(when, str) else when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
         earlier = [commit.version for commit in self.log() if moment(commit.time) <= then]
         if earlier:
             return earlier[-1]
@@ -117,15 +117,18 @@ def _record_of(dataset: lance.LanceDataset, version: int) -> Record | None:
 def _parsed(version: int, text: str | None) -> Record | None:
     if text is None:
         return None
-    row = json.loads(text)
-    commit = Commit(version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"]))
-    plain = commit.action in ("add", "edit", "delete")  # on an object store another commit may have come in between
-    return Record(commit, version - 1 if plain else row["undo_to"])
+    try:
+        row = json.loads(text)
+        commit = Commit(version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"]))
+        plain = commit.action in ("add", "edit", "delete")  # on an object store another commit may have come in between
+        return Record(commit, version - 1 if plain else row["undo_to"])
+    except (ValueError, KeyError, TypeError):
+        raise RetrievalError(f"the record of version {version} is damaged: `verify` says which file, restore it from a copy") from None
 
 
 def properties(action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> dict[str, str]:
     """The transaction properties that make a commit's record."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     record = {"action": action, "author": author or _user(), "reason": reason, "time": now, "ids": list(ids), "undo_to": undo_to}
     return {RECORD: json.dumps(record, ensure_ascii=False)}
 

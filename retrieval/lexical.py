@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 WORDS, INDEX = "words", "words_idx"  # the column that is searched: title and text
 WORDS_SCHEMA = pa.schema([(WORDS, pa.string())])
 KEPT_FROM = 500  # rows; below, indexing a copy in memory takes no longer than a change to the table
+MOST_WORDS = 4096  # of a query: Lance takes 16 KB for each, and ends the process where there is no more
 LATE = 128  # rows that are not in the index yet; each costs a search some microseconds
 OPTIONS: dict[str, Any] = dict(
     base_tokenizer="icu/split", language="English", stem=True, remove_stop_words=False, ascii_folding=True, with_position=False
@@ -32,9 +33,10 @@ OPTIONS: dict[str, Any] = dict(
 def search(dataset: lance.LanceDataset, text: str, n: int, ids: str | None = None) -> tuple[list[str], np.ndarray]:
     """The ids of the at most n rows that share a word with `text`, best first, and their BM25 scores, float32. dataset: a `searchable`.
 
-    ids: an SQL condition on the rows, applied before ranking. The statistics are those of the whole table: deleted and
-    replaced rows count in them until their part of the index is written anew, rows added since then do not.
+    ids: an SQL condition on the rows, applied before ranking. The statistics are those of the whole table: deleted and replaced rows
+    count in them until their part of the index is written anew, rows added since then do not. Of a long text the first words count.
     """
+    text, n = " ".join(text.split()[:MOST_WORDS])[: 8 * MOST_WORDS], min(n, max(1, dataset.count_rows()))
     found = dataset.to_table(
         columns=["id", "_score"], full_text_query=MatchQuery(text, WORDS), limit=n, filter=ids, prefilter=ids is not None
     )

@@ -19,8 +19,8 @@ from retrieval.facts import Facts
 from retrieval.filters import Filter
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
-from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages
-from retrieval.places import LOCK, TABLE, check_free, index_folder
+from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages, check_record, checked_ids
+from retrieval.places import LOCK, TABLE, bytes_in, check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.ranking import Request, Rerank, View, choose, find
 from retrieval.scann_index import ScannIndex, default_index
@@ -91,7 +91,7 @@ class Memory:
         """Encodes and adds passages; a long job shows its progress on a terminal. What one of the ids in `like` says already (title and
         text) is not encoded again. Raises RetrievalError, changing nothing, when a passage is not usable or its id exists."""
         passages = check_passages(passages)
-        self._check_writable()
+        self._check_change(author, reason)
         self._see_others()
         self._store.check_new(p.id for p in passages)
         vectors, encoder = self._encoded(passages, like)
@@ -103,7 +103,7 @@ class Memory:
         span: tuple[int, int] | None = None, time: str | None = None, tags: tuple[str, ...] | None = None, access: str | None = None,
     ) -> Commit:  # fmt: skip
         """Replaces those fields of a passage that are given. Raises RetrievalError when the id is unknown."""
-        self._check_writable()
+        self._check_change(author, reason)
         given = {
             "text": text, "title": title, "source": source, "metadata": metadata, "span": span, "time": time, "tags": tags,
             "access": access,
@@ -128,7 +128,7 @@ class Memory:
         """Replaces passages by those of the same ids, all in one commit. What one of the old ones said (title and text) is not encoded
         again. Raises RetrievalError, changing nothing, when a passage is not usable or its id is unknown."""
         passages = check_passages(passages)
-        self._check_writable()
+        self._check_change(author, reason)
         self._see_others()
         ids = [passage.id for passage in passages]
         self._store.check_known(ids)
@@ -137,13 +137,13 @@ class Memory:
 
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
-        self._check_writable()
-        ids = [ids] if isinstance(ids, str) else list(ids)
+        self._check_change(author, reason)
+        ids = checked_ids(ids)
         return self._change(lambda: self._store.delete(ids, author, reason))
 
     def undo(self, author: str | None = None, reason: str = "") -> Commit:
         """Restores the state before the latest change not yet undone, as a new commit; a second undo goes one change further back."""
-        self._check_writable()
+        self._check_change(author, reason)
         return self._change(lambda: self._store.undo(author, reason))
 
     def reembed(self, encoder: Encode, author: str | None = None, reason: str = "") -> Commit:
@@ -152,7 +152,7 @@ class Memory:
         Versions before it keep the old encoder's vectors: search them with `as_of(version, old_encoder)`. Raises RetrievalError
         when `encoder` is the memory's own, or does not answer with finite vectors; other handles on the folder must be opened again.
         """
-        self._check_writable()
+        self._check_change(author, reason)
         self._see_others()
         probe = encoded(encoder, [PROBE], None)
         name, dim = fingerprint(encoder, probe), probe.shape[1]
@@ -227,9 +227,13 @@ class Memory:
         return self._store.diff(a, b)
 
     def history(self, id: str) -> list[tuple[Commit, Passage | None]]:
-        """Every commit that touched a passage, oldest first, each with the passage after it; None where it was gone."""
+        """Every commit that touched a passage, oldest first, each with the passage after it; None where it was gone. Raises RetrievalError
+        for an id that never was."""
+        check_id(id)
         self._see_others()
-        return self._store.past_of(id)
+        if past := self._store.past_of(id):
+            return past
+        raise RetrievalError(f"no passage {id!r} was ever in {self.path}, up to version {self.version}")
 
     def as_of(self, version: int | str | datetime.datetime, encoder: Encode | None = None) -> "Memory":
         """A read-only Memory as it was after commit `version` (see `log`), or at a moment: ISO 8601 text or a datetime.
@@ -237,7 +241,7 @@ class Memory:
         Searched exactly. A version from before `reembed` is searched with the encoder it was made with: the one given, or the one
         whose path it remembers.
         """
-        past = Store.open(self.path, version)
+        past = self._store.at(version)
         if encoder is not None:
             check_encoder(encoder, past)
         return Memory(past, encoder or (self._encode if past.fingerprint == self._store.fingerprint else None))
@@ -255,7 +259,7 @@ class Memory:
         table = self._store.columns(["text", "source", "tags", "access"]).to_pydict()
         commits = self._store.log()
         folders = {"index_bytes": index_folder(self.path)} | ({"table_bytes": self.path / TABLE} if isinstance(self.path, Path) else {})
-        sizes = {name: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for name, folder in folders.items()}
+        sizes = {name: bytes_in(folder) for name, folder in folders.items()}
         return {
             "version": self.version, "passages": len(self._store), "commits": len(commits),
             "created": commits[0].time, "changed": commits[-1].time,
@@ -286,9 +290,10 @@ class Memory:
             self._catch_up({} if vectors is None else dict(zip(done.ids, vectors, strict=True)))
         return done
 
-    def _check_writable(self) -> None:
+    def _check_change(self, author: str | None, reason: str) -> None:
         if self._store.read_only:
             raise read_only_error(self._store)
+        check_record(author, reason)
 
     def _see_others(self) -> None:
         """Moves to the newest version when another process has written one."""
@@ -301,10 +306,12 @@ class Memory:
     def _ready(self, with_index: bool) -> None:
         """Shows the newest version, in the index too if that is wanted."""
         self._see_others()
-        if with_index and self._index is None:
+        if with_index and (self._index is None or self._index_version != self.version):
             with self._lock.write():
                 if self._index is None:
                     self._load_index()
+                else:  # a change was interrupted between its commit and the index
+                    self._catch_up()
 
     def _load_index(self) -> None:
         if self._store.read_only:

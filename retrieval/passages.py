@@ -11,6 +11,7 @@ from retrieval.errors import RetrievalError
 
 MAX_ID_CHARACTERS = 512
 MAX_TEXT_CHARACTERS = 1_000_000
+MAX_RECORD_CHARACTERS = 10_000  # of an author or a reason
 MAX_WORD_CHARACTERS = 128  # of a tag or an access group
 SHOWN = 5  # names listed in an error message
 
@@ -89,8 +90,28 @@ class Diff:
     deleted: tuple[str, ...]
 
 
+def checked_ids(ids: Iterable[str]) -> list[str]:
+    """The ids as a list; one alone may be given as it is. Raises RetrievalError for what is no id."""
+    if not isinstance(ids, Iterable):
+        raise RetrievalError(f"ids={ids!r}: expected a list of passage ids")
+    checked = [ids] if isinstance(ids, str) else list(ids)
+    for id in checked:
+        check_id(id)
+    return checked
+
+
+def check_record(author: str | None, reason: str) -> None:
+    """Raises RetrievalError for an author or reason that the log could not say."""
+    for name, value in (("author", "" if author is None else author), ("reason", reason)):
+        check_unicode(name, value)
+        if len(value) > MAX_RECORD_CHARACTERS:
+            raise RetrievalError(f"the {name} has {len(value):,} characters; at most {MAX_RECORD_CHARACTERS:,} are kept in the log")
+
+
 def check_passages(passages: Iterable[Passage]) -> list[Passage]:
     """The passages as a list. Raises RetrievalError for a wrong type, an empty or huge text, a bad id or an id given twice."""
+    if not isinstance(passages, Iterable):
+        raise RetrievalError(f"passages are a {type(passages).__name__}; expected a list of retrieval.Passage(id, text, ...)")
     checked = list(passages)
     seen: set[str] = set()
     for number, passage in enumerate(checked):

@@ -12,7 +12,7 @@ import lance
 from retrieval.checksums import CHECKSUMS
 from retrieval.errors import RetrievalError
 from retrieval.locks import file_lock
-from retrieval.passages import listed
+from retrieval.passages import check_unicode, listed
 
 TABLE = "passages.lance"
 INDEX = "index"
@@ -20,8 +20,11 @@ LOCK = "lock"
 
 
 def place_of(path) -> Path | str:
-    """A Path, or the URI as it is, without a slash at its end."""
-    text = os.fspath(path)
+    """A Path, or the URI as it is, without a slash at its end. Raises RetrievalError for what is no path."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise RetrievalError(f"{path!r} is no path: expected the folder of a memory, or its URI on an object store")
+    check_unicode("the path of a memory", text)
     return text.rstrip("/") if "://" in text else Path(text)
 
 
@@ -57,6 +60,24 @@ def exists(path) -> bool:
     except OSError as error:
         raise RetrievalError(f"{place} cannot be reached: {str(error)[:200]}") from None
     return True
+
+
+def identity(place: Path | str) -> tuple[int, int] | None:
+    """What another memory in the same place does not share; None on an object store, or where there is none."""
+    try:
+        found = os.stat(place / TABLE / "_versions") if isinstance(place, Path) else None
+    except OSError:
+        return None
+    return found and (found.st_dev, found.st_ino)
+
+
+def bytes_in(folder: Path) -> int:
+    """Of all files below a folder, from which others may vanish meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size * path.is_file()
+    return total
 
 
 def replace(place: Path, work: Path) -> None:

@@ -6,14 +6,14 @@ Everything up to fusion sees one version of a memory: its index, its table and t
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
 from retrieval.errors import RetrievalError
 from retrieval.filters import Allowed, Filter, checked_groups, readable
 from retrieval.index import Index
-from retrieval.passages import Hit, Passage, check_unicode, listed, titled
+from retrieval.passages import MAX_TEXT_CHARACTERS, Hit, Passage, check_unicode, listed, titled
 from retrieval.store import Store
 from retrieval.vectors import check_k, unit_rows
 
@@ -39,6 +39,8 @@ class Request:
     rerank: Rerank | None = None
 
     def __post_init__(self):
+        if not isinstance(self.texts, Iterable):
+            raise RetrievalError(f"the queries are {self.texts!r}: expected a list of texts to search for")
         object.__setattr__(self, "texts", [self.texts] if isinstance(self.texts, str) else list(self.texts))
         object.__setattr__(self, "k", check_k(self.k))
         object.__setattr__(self, "groups", checked_groups(self.groups))
@@ -46,7 +48,11 @@ class Request:
             if not isinstance(text, str) or not text.strip():
                 raise RetrievalError(f"query {number} is {text!r}: expected a text to search for")
             check_unicode(f"query {number}", text)
-        if self.mode not in MODES:
+            if len(text) > MAX_TEXT_CHARACTERS:
+                raise RetrievalError(f"query {number} has {len(text):,} characters: at most {MAX_TEXT_CHARACTERS:,} are searched for")
+        if self.rerank is not None and not callable(self.rerank):
+            raise RetrievalError(f"rerank={self.rerank!r}: expected a function of a text and its candidates")
+        if not isinstance(self.mode, str) or self.mode not in MODES:
             raise RetrievalError(f"mode={self.mode!r}: expected one of {', '.join(MODES)}")
         if self.where is not None and not isinstance(self.where, Filter):
             raise RetrievalError(f"where={self.where!r}: expected a retrieval.Filter")

@@ -24,7 +24,7 @@ from retrieval.conflicts import exchange, exclusive
 from retrieval.errors import Overtaken, RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed
-from retrieval.places import check_free, exists, place_of, recover, table_uri, writers_lock
+from retrieval.places import check_free, exists, identity, place_of, recover, table_uri, writers_lock
 from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, ids_table, passage_of, table_of, table_schema, upgrade
 from retrieval.upkeep import tidied
 
@@ -39,14 +39,10 @@ class Store:
     def __init__(self, path: Path | str, dataset: lance.LanceDataset, read_only: bool):
         self.path = path
         self.read_only = read_only
+        self._identity = identity(path)
         self._dataset = dataset
         self.history = History(dataset, path / checksums.CHECKSUMS if isinstance(path, Path) else None)
-        found, self.fingerprint, self.encoder_source, dim = _settings(dataset)
-        if found not in ("1", FORMAT):
-            newer = found.isdecimal() and int(found) > int(FORMAT)
-            remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
-            raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
-        self.dim = int(dim)
+        self.fingerprint, self.encoder_source, self.dim = _settings(dataset, path)
         self._words_version, self._words_lock = 0, threading.Lock()  # what `lexical` searches, made when first asked for
         self._words_sound: set[str] = set()
 
@@ -56,7 +52,8 @@ class Store:
         path = place_of(path)
         check_free(path)
         if isinstance(path, Path):
-            path.mkdir(parents=True, exist_ok=True)
+            with in_words(f"{path} cannot be made"):
+                path.mkdir(parents=True, exist_ok=True)
         with writers_lock(path), in_words(f"{path} could not be written"):
             check_free(path)
             if isinstance(path, Path):
@@ -104,6 +101,8 @@ class Store:
             return False
         if not isinstance(self.path, Path):
             return self._dataset.latest_version != self.version
+        if identity(self.path) != self._identity:
+            raise RetrievalError(f"{self.path} was replaced or moved since it was opened here: open it again")
         table = table_uri(self.path)  # two look-ups, where Lance would list all versions there ever were
         own, following = (os.path.exists(f"{table}/{checksums.manifest_of(version)}") for version in (self.version, self.version + 1))
         return following or not own
@@ -113,7 +112,7 @@ class Store:
         moved = self.is_behind()
         if moved:
             newest = _dataset(self.path)
-            encoder, source = _settings(newest)[1:3]
+            encoder, source, _ = _settings(newest, self.path)
             if encoder != self.fingerprint:
                 raise RetrievalError(
                     f"{self.path} was re-encoded since it was opened here, now with {encoder} {source}: open it again with that encoder"
@@ -150,8 +149,8 @@ class Store:
         """
         found = {}
         for row in self._select(set(ids), [*FIELDS, "version", "content_hash"]).to_pylist():
-            passage = passage_of(row)
-            if passage.content_hash != row["content_hash"]:
+            passage = _passage_of(row)
+            if passage is None or passage.content_hash != row["content_hash"]:
                 raise RetrievalError(
                     f"passage {row['id']!r} in {self.path} is damaged on disk (its content hash differs): "
                     "restore the folder from a copy, or edit the passage to write it anew"
@@ -182,9 +181,15 @@ class Store:
         """Every change up to this version, oldest first."""
         return self.history.log()
 
+    def at(self, version: int | str | datetime.datetime) -> "Store":
+        """A read-only handle on a version, or on that of a moment."""
+        if version is None:
+            raise RetrievalError(f"version None of {self.path} does not exist: expected a number or a time (see the log)")
+        return Store.open(self.path, version)
+
     def diff(self, a, b) -> Diff:
         """What became of the passages from version (or moment) `a` to `b`, by their content."""
-        first, second = Store.open(self.path, a), Store.open(self.path, b)
+        first, second = self.at(a), self.at(b)
         early, late = sorted((first, second), key=lambda store: store.version)
         touched = late.history.touched_since(early.version)
         old, new = (
@@ -371,16 +376,30 @@ class Store:
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(columns)
 
 
-def _settings(dataset: lance.LanceDataset) -> list[str]:
-    """format, encoder, encoder source and dim of a table; "" where it is not ours."""
-    metadata = dataset.schema.metadata or {}
-    return [metadata.get(name.encode(), b"").decode() for name in SETTINGS]
+def _settings(dataset: lance.LanceDataset, path: Path | str) -> tuple[str, str, int]:
+    """encoder, encoder source and dim of a table. Raises RetrievalError for one that is not ours, or of a newer format."""
+    with in_words(f"{table_uri(path)} cannot be read; `verify` says what is damaged"):
+        metadata = dataset.schema.metadata or {}
+        found, encoder, source, dim = (metadata.get(name.encode(), b"").decode() for name in SETTINGS)
+        if found not in ("1", FORMAT):
+            newer = found.isdecimal() and int(found) > int(FORMAT)
+            remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
+            raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
+        return encoder, source, int(dim)
 
 
 def read_only_error(store: Store) -> RetrievalError:
     return RetrievalError(
         f"version {store.version} of {store.path} is a view of the past and cannot be changed: open the memory itself, or undo"
     )
+
+
+def _passage_of(row: dict) -> Passage | None:
+    """None where what is stored is no passage any more."""
+    try:
+        return passage_of(row)
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def _some(items: list, what: str) -> list:

@@ -55,11 +55,22 @@ class Answers:
         earlier = [job for job in jobs if job.result.exception() is None]
         return max(earlier, key=lambda job: job.version) if earlier else None
 
+    def close(self) -> None:
+        """Leaves the questions that wait unanswered."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     def _run(self, job: Job, memory: Memory) -> None:
         def count(number: int) -> None:
             job.done += number
 
+        def answered(asked: Memory) -> Answer:
+            job.done = 0
+            return answer([job.question], View(asked, {"groups": EVERY_GROUP}), self._reader, on_batch=count)[0]
+
         try:
-            job.result.set_result(answer([job.question], View(memory, {"groups": EVERY_GROUP}), self._reader, on_batch=count)[0])
+            made = answered(memory) if memory.version == job.version else None
+            if made is None or memory.version != job.version:  # it has changed since the question was put
+                made = answered(memory.as_of(job.version))
+            job.result.set_result(made)
         except Exception as error:  # whatever it is, the page shows it, and the thread goes on
             job.result.set_exception(error)

@@ -5,6 +5,7 @@ Handlers that are plain functions run in threads, so a slow one holds up no othe
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ class Explorer:
     def __init__(self, memory: Memory, reader: Reader | None):
         self.memory, self.answers = memory, Answers(reader) if reader else None
         self.past = functools.lru_cache(maxsize=4)(memory.as_of)
+        self.changing = threading.Lock()
+
+    def close(self) -> None:
+        """Ends once the answer that is being written is there."""
+        if self.answers:
+            self.answers.close()
 
     def newest(self) -> int:
         len(self.memory)  # sees what others have committed
@@ -115,9 +122,10 @@ def search(request: Request) -> Response:
 def passage(request: Request) -> Response:
     """A passage, its history in words, its nearest neighbours, and forms to change it."""
     now, id = _now(request), request.query_params.get("id", "")
-    past = now.memory.history(id)
-    if not past:
-        raise HTTPException(404, f"no passage {id!r} up to version {now.at or now.newest}")
+    try:
+        past = now.memory.history(id)
+    except RetrievalError:
+        raise HTTPException(404, f"no passage {id!r} up to version {now.at or now.newest}") from None
     found = past[-1][1]
     near = _found(now, found.searchable, NEIGHBOURS + 1) if found else []
     texts = [shown.text if shown else "" for _, shown in past]
@@ -173,8 +181,13 @@ async def _changed(request: Request, change: Callable[[Memory, Any], Commit], *f
     if missing:
         raise HTTPException(400, f"the form lacks {missing[0]!r}")
     explorer = _explorer(request)
-    await run_in_threadpool(explorer.newest)
-    commit = await run_in_threadpool(change, explorer.memory, form)
+
+    def one_at_a_time() -> Commit:  # what a form was made from is compared and changed before the next one is looked at
+        with explorer.changing:
+            explorer.newest()
+            return change(explorer.memory, form)
+
+    commit = await run_in_threadpool(one_at_a_time)
     question, id = form.get("q", ""), form.get("id", "")
     place = "/" if question else "/passage" if id else "/history"
     values = {"q": question} if question else {"id": id} if id else {}

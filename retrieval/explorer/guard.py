@@ -77,5 +77,8 @@ async def read_form(request: Request) -> Mapping[str, str]:
         body += chunk
         if len(body) > MAX_BODY:
             raise RetrievalError(f"the form is over {MAX_BODY // 2**20} MB: make the passage shorter")
-    fields = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+    try:
+        fields = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise RetrievalError("the form has more than 20 fields: send those of the explorer's own page") from None
     return {name: value.replace("\r\n", "\n") for name, value in fields}

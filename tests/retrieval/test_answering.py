@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 import lm
@@ -120,6 +122,25 @@ def test_a_word_that_every_sentence_holds_supports_none():
 def test_an_answer_that_no_passage_holds_is_not_known(text, known):
     shown = [hit("The city lies in Italy (意大利) since 1950.", title="Bagheria", score=0.5)]
     assert is_known("In which country is Bagheria?", text, shown) == known
+
+
+@pytest.mark.parametrize("text, passage, known", [
+    ("The passage does not mention who built it.", "A passage of the temple.", False),
+    ("There is not enough information.", "There is information on it.", False),
+    ("I am not sure.", "It is not sure.", False), ("It cannot be determined.", "It was determined.", False),
+    ("unknown", "It is unknown.", False), ("The author is unknown.", "The author wrote.", False),
+    ("5", "There are 1,500 of them.", False), ("12", "In 2012 there were 40.", False), ("40", "In 2012 there were 40.", True),
+    ("The Unknown Soldier", "The tomb of the Unknown Soldier.", True), ("Rome", "He met Jerome.", False), ("Romans", "A Roman road.", True),
+    ("\u610f\u5927\u5229", "\u4ed6\u4f4f\u5728\u610f\u5927\u5229\u3002", True),
+])  # fmt: skip
+def test_a_refusal_in_other_words_or_a_number_inside_another_is_not_known(text, passage, known):
+    assert is_known("What?", text, [hit(passage)]) == known
+
+
+def test_a_floor_that_is_no_number_is_refused():
+    for floor in (math.nan, math.inf, "x", True):
+        with pytest.raises(RetrievalError, match="floor="):
+            answer(["Where?"], None, None, floor=floor)
 
 
 def test_nothing_near_enough_is_not_known_and_the_floor_can_be_moved():

@@ -155,3 +155,22 @@ def test_a_memory_on_a_read_only_disk_can_be_searched_and_says_why_it_cannot_be_
     remount("rw")
     memory.delete(["p3"])
     assert len(memory) == 29 and memory.verify() == []
+
+
+@pytest.mark.parametrize("damage", [
+    lambda lines: [], lambda lines: lines[:3], lambda lines: lines[:4] + lines[5:], lambda lines: lines[1:],
+], ids=["emptied", "cut", "one gone", "the first gone"])  # fmt: skip
+def test_checksums_that_are_gone_are_missed(lived, damage):
+    journal = lived.path / "checksums"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) > 7 and lived.verify() == []
+    journal.write_text("".join(damage(lines)))
+    assert any("lines of it are gone" in problem for problem in Memory.open(lived.path).verify())
+
+
+def test_a_record_that_is_damaged_is_said_in_words(lived):
+    from retrieval import history
+
+    for text in ("", "{}", "[]", '{"action": 1'):
+        with pytest.raises(RetrievalError, match="the record of version 3 is damaged"):
+            history._parsed(3, text)

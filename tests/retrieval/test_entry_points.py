@@ -63,6 +63,20 @@ def test_build_search_edit_delete_undo_and_log_by_command(built, capsys):
     assert search.main([at, "--as-of", "1", "town"]) == 0 and "nothing that can be read" in capsys.readouterr().out
 
 
+def test_access_tags_time_and_source_are_changed_by_command_and_what_is_revoked_is_gone(built, capsys):
+    at = f"--memory={built}"
+    assert edit.main([at, "--edit", "r3", "--access=staff", "--tag=a", "--tag=b", "--time=1998", "--source=an atlas"]) == 0
+    changed = Memory.open(built).get("r3")
+    assert (changed.access, changed.tags, changed.time, changed.source) == ("staff", ("a", "b"), "1998", "an atlas")
+    capsys.readouterr()
+    assert search.main([at, "--json", "-k", "1", "town 3. town 3 is in land 3"]) == 0 and said(capsys)[0]["hits"][0]["id"] != "r3"
+    assert edit.main([at, "--edit", "r3", "--access="]) == 0 and Memory.open(built).get("r3").access == ""
+    for wrong in ([at, "--edit", "r3"], [at, "--delete", "r3", "--access=x"]):
+        with pytest.raises(SystemExit):
+            edit.main(wrong)
+    assert log.main([at, "--id", "nobody"]) == 2 and "no passage 'nobody' was ever in" in capsys.readouterr().err
+
+
 def test_a_build_that_replaces_leaves_only_the_new_passages_and_can_be_searched_where_it_lies(built, models, tmp_path, capsys):
     (tmp_path / "new.jsonl").write_text(json.dumps({"id": "r3", "text": "town 3 moved"}) + "\n")
     again = [f"--memory={built}", f"--encoder={models / 'encoder'}", f"--input={tmp_path / 'new.jsonl'}", "--replace"]

@@ -223,6 +223,55 @@ def test_a_change_of_what_was_changed_meanwhile_is_refused(browser, towns):
     assert browser.post("/edit", data=form_of(browser, "/passage?id=rome") | {"text": " "}).status_code == 400 and towns.version == 3
 
 
+def test_changes_that_meet_are_looked_at_one_after_the_other(towns):
+    """Two tabs that save, or undo, at the same moment: one is made, the other has to look again."""
+    app, rivals = make_app(towns, None, TOKEN), 4
+    tabs = [TestClient(app, base_url=HOST, headers={"authorization": f"Bearer {TOKEN}"}) for _ in range(rivals)]
+
+    def at_once(path, data):
+        start, codes = threading.Barrier(rivals), []
+
+        def post(tab):
+            start.wait()
+            codes.append(tab.post(path, data=data, follow_redirects=False).status_code)
+
+        threads = [threading.Thread(target=post, args=[tab]) for tab in tabs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sorted(codes)
+
+    for turn in range(3):
+        assert at_once("/edit", form_of(tabs[0], "/passage?id=rome") | {"text": f"Rome, turn {turn}."}) == [303] + [409] * (rivals - 1)
+    for _ in range(3):
+        assert at_once("/undo", form_of(tabs[0], "/history", "/undo")) == [303] + [409] * (rivals - 1)
+    assert towns.get("rome").text == "Rome lies in Italy. It is old."
+
+
+def test_an_answer_is_of_the_version_that_was_asked_whatever_changed_while_it_waited(towns):
+    free = threading.Event()
+
+    class Slow(Copier):
+        def answer(self, prompt):
+            assert free.wait(30)
+            return super().answer(prompt)
+
+    browser = client(towns, Slow({}))
+    browser.get("/", params={"q": "Oslo lies in which land?"})
+    browser.get("/", params={"q": QUESTION})
+    towns.edit("rome", "Rome lies in Spain.")
+    free.set()
+    assert '<p class="answer">Spain</p>' in answered(browser)
+    assert '<p class="answer">Italy</p>' in answered(browser, at=2)
+    browser.app.state.explorer.close()
+
+
+def test_a_form_of_too_many_fields_is_refused_in_words(browser):
+    refused = browser.post("/edit", data={f"f{i}": "x" for i in range(30)})
+    assert refused.status_code == 400 and "more than 20 fields" in refused.text
+
+
 def test_a_slow_reader_holds_up_no_other_page_and_a_failing_one_is_reported(towns):
     free = threading.Event()
 

@@ -1,7 +1,12 @@
+import datetime
+import time
+
+import lance
 import numpy as np
 import pytest
 
-from retrieval import Diff, Memory, Passage, RetrievalError
+from retrieval import Diff, Filter, Memory, Passage, RetrievalError
+from retrieval.places import replace
 from tests.retrieval.toy import encode, state
 
 
@@ -66,5 +71,92 @@ def test_a_passage_s_history_and_a_moment_of_the_past_can_be_asked_for(memory):
     memory.edit("p3", "second", reason="a typo")
     memory.delete("p3")
     assert [(c.action, p and p.text) for c, p in memory.history("p3")][1:] == [("edit", "second"), ("delete", None)]
+    with pytest.raises(RetrievalError, match="no passage 'nobody' was ever in"):
+        memory.history("nobody")
     then = memory.log()[2].time
     assert memory.as_of(then).get("p3").text == "second" and memory.diff(2, then).edited == ("p3",)
+
+
+def test_a_moment_without_a_zone_is_of_utc_as_text_or_not(memory, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(seconds=1)
+        assert memory.as_of(now).version == memory.as_of(now.isoformat()).version == 2
+        with pytest.raises(RetrievalError, match="did not exist at"):
+            memory.as_of(datetime.datetime.min)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_no_version_is_no_version(memory):
+    for ask in (lambda: memory.as_of(None), lambda: memory.diff(None, 1), lambda: memory.diff(1, None)):
+        with pytest.raises(RetrievalError, match="version None"):
+            ask()
+
+
+@pytest.mark.parametrize("call", [
+    lambda memory: memory.add(None), lambda memory: memory.add(5), lambda memory: memory.update(5), lambda memory: memory.delete(None),
+    lambda memory: memory.delete([5]), lambda memory: memory.delete(b"x"), lambda memory: memory.delete(["p1"], author=5),
+    lambda memory: memory.edit("p1", "x", reason=None), lambda memory: memory.edit("p1", "x", author=float("nan")),
+    lambda memory: memory.undo(reason="x" * 10_001), lambda memory: memory.undo(author="\ud800"), lambda memory: memory.history(None),
+    lambda memory: memory.search(None), lambda memory: memory.search(5), lambda memory: memory.search(["x"], groups=5),
+    lambda memory: memory.search(["x"], mode=[]), lambda memory: memory.search(["x"], rerank=5),
+    lambda memory: memory.search("x" * 1_000_001),
+    lambda memory: memory.search(["x"], where=Filter(any_tags=None)), lambda memory: memory.search(["x"], where=Filter(all_tags=("",))),
+    lambda memory: memory.search(["x"], where=Filter(after=0)), lambda memory: memory.reembed("path"), lambda memory: memory.as_of(1, 5),
+    lambda memory: Memory.open(None), lambda memory: Memory.open("a\0b"), lambda memory: Memory.open("\ud800"),
+    lambda memory: Memory.open(memory.path, "x"), lambda memory: Memory.create(None, encode),
+    lambda memory: Memory.create(memory.path / "n", 5),
+    lambda memory: Memory.create(memory.path / "lock" / "below", encode),
+])  # fmt: skip
+def test_what_is_of_a_wrong_type_is_named_and_changes_nothing(memory, call):
+    before = state(memory)
+    with pytest.raises(RetrievalError):
+        call(memory)
+    assert Memory.open(memory.path).version == 2 and state(memory) == before
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_more_than_there_are_of_any_number_gives_all_there_are(memory, mode):
+    assert len(memory.search(["town lies in land"], 10**30, mode=mode)[0]) == 10
+
+
+def test_a_very_long_query_is_searched_by_its_first_words(memory):
+    assert memory.search(["town3 " + "word " * 150_000], 1, mode="lexical")[0][0].id == "p3"
+
+
+def test_a_change_that_is_interrupted_after_its_commit_is_found_all_the_same(memory, monkeypatch):
+    memory.search(["town3"])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for change in (lambda: memory.add([Passage("new", "a harbour")]), lambda: memory.delete("p3")):
+        with monkeypatch.context() as pressed, pytest.raises(KeyboardInterrupt):
+            pressed.setattr(Memory, "_catch_up", interrupted)
+            change()
+    assert best(memory, "a harbour").id == "new" and "p3" not in {hit.id for hit in memory.search(["town3"], 20)[0]}
+
+
+def test_a_handle_on_a_memory_that_was_replaced_says_so_and_changes_nothing(memory, tmp_path):
+    memory.search(["town3"])
+    other = Memory.create(tmp_path / "other", encode)
+    for i in range(3):
+        other.add([Passage(f"new{i}", f"harbour{i}")])
+    replace(memory.path, other.path)
+    for call in (lambda: memory.search(["town3"]), lambda: memory.undo(), lambda: memory.add([Passage("x", "y")]), lambda: memory.log()):
+        with pytest.raises(RetrievalError, match="was replaced or moved since it was opened here: open it again"):
+            call()
+    fresh = Memory.open(tmp_path / "memory", encode)
+    assert best(fresh, "harbour1").id == "new1" and fresh.version == 4 and fresh.verify() == []
+
+
+def test_a_handle_does_not_write_into_a_table_that_has_become_newer(memory):
+    other = Memory.open(memory.path, encode)
+    dataset = lance.dataset(f"{memory.path}/passages.lance")
+    dataset.update_schema_metadata({"openbook.format": "3"})
+    for call in (lambda: other.add([Passage("new", "text")]), lambda: other.search(["town3"])):
+        with pytest.raises(RetrievalError, match=r"format '3'.*install a newer openbook"):
+            call()
