@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,12 @@ from retrieval.encoding import PROBE, Encode, check_encoder, encoded, fingerprin
 from retrieval.errors import Overtaken, RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.facts import Facts
+from retrieval.figures import figures
 from retrieval.filters import Filter
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
 from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages, check_record, checked_ids
-from retrieval.places import LOCK, TABLE, bytes_in, check_free, index_folder
+from retrieval.places import LOCK, check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.ranking import Request, Rerank, View, choose, find
 from retrieval.scann_index import ScannIndex, default_index
@@ -256,19 +256,7 @@ class Memory:
     def stats(self) -> dict:
         """What is in this version of the memory, as plain values: counts by tag and access group, encoder, bytes on disk."""
         self._see_others()
-        table = self._store.columns(["text", "source", "tags", "access"]).to_pydict()
-        commits = self._store.log()
-        folders = {"index_bytes": index_folder(self.path)} | ({"table_bytes": self.path / TABLE} if isinstance(self.path, Path) else {})
-        sizes = {name: bytes_in(folder) for name, folder in folders.items()}
-        return {
-            "version": self.version, "passages": len(self._store), "commits": len(commits),
-            "created": commits[0].time, "changed": commits[-1].time,
-            "characters": sum(map(len, table["text"])), "sources": len(set(table["source"])),
-            "tags": dict(Counter(tag for tags in table["tags"] for tag in tags or ()).most_common()),
-            "access": dict(Counter(group or "" for group in table["access"]).most_common()),
-            "encoder": self._store.fingerprint, "encoder_source": self._store.encoder_source, "dim": self._store.dim,
-            **sizes,
-        }  # fmt: skip
+        return figures(self._store)
 
     def _found(self, id: str) -> tuple[Passage, int]:
         """The passage and the version that wrote it."""

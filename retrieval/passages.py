@@ -212,3 +212,10 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(repr(name) for name in names[:SHOWN]) + more
+
+
+def some(items: list, what: str) -> list:
+    """The items. Raises RetrievalError when there are none."""
+    if not items:
+        raise RetrievalError(f"no {what} were given: expected at least one")
+    return items

@@ -2,18 +2,21 @@
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import lance
 import numpy as np
 import pyarrow as pa
 from lance.schema import LanceSchema
 
-from retrieval.errors import RetrievalError
+from retrieval.errors import RetrievalError, in_words
 from retrieval.lexical import WORDS, with_words
 from retrieval.passages import Passage
+from retrieval.places import table_uri
 
 FORMAT = "2"  # 1 had no span, time, tags, access, words and vector_crc; it is read as it is, and upgraded by the next change
+SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
 FIELDS = ("id", "text", "title", "source", "metadata", "span_start", "span_end", "time", "tags", "access")  # of a Passage
 
 
@@ -47,6 +50,14 @@ def passage_of(row: dict) -> Passage:
     metadata, tags = json.loads(row["metadata"]), tuple(row["tags"] or ())
     text = (row["id"], row["text"], row["title"], row["source"])
     return Passage(*text, metadata, span, row["time"] or "", tags, row["access"] or "")
+
+
+def sound_passage(row: dict) -> Passage | None:
+    """None where what is stored is no passage any more."""
+    try:
+        return passage_of(row)
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, versions: Sequence[int]) -> pa.Table:
@@ -93,3 +104,20 @@ def damaged_vectors(table: pa.Table, dim: int) -> list[str]:
     """The ids whose vectors differ from their checksums. Rows from format 1 have none and pass."""
     rows = zip(table["id"].to_pylist(), table["vector_crc"].to_pylist(), half_vectors(table, dim), strict=True)
     return [id for id, crc, vector in rows if crc is not None and crc != zlib.crc32(vector)]
+
+
+def settings_of(dataset: lance.LanceDataset, path: Path | str) -> tuple[str, str, int]:
+    """encoder, encoder source and dim of a table. Raises RetrievalError for one that is not ours, or of a newer format."""
+    with in_words(f"{table_uri(path)} cannot be read; `verify` says what is damaged"):
+        metadata = dataset.schema.metadata or {}
+        found, encoder, source, dim = (metadata.get(name.encode(), b"").decode() for name in SETTINGS)
+        if found not in ("1", FORMAT):
+            newer = found.isdecimal() and int(found) > int(FORMAT)
+            remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
+            raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
+        return encoder, source, int(dim)
+
+
+def among(ids: Iterable[str]) -> str:
+    """The condition that a row's id is one of `ids`."""
+    return "id IN ({})".format(", ".join("'" + id.replace("'", "''") + "'" for id in ids))

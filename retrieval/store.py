@@ -23,12 +23,25 @@ from retrieval import checksums, lexical
 from retrieval.conflicts import exchange, exclusive
 from retrieval.errors import Overtaken, RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
-from retrieval.passages import Commit, Diff, Passage, check_passages, listed
+from retrieval.passages import Commit, Diff, Passage, check_passages, listed, some
 from retrieval.places import check_free, exists, identity, place_of, recover, table_uri, writers_lock
-from retrieval.rows import FIELDS, FORMAT, damaged_vectors, half_vectors, ids_table, passage_of, table_of, table_schema, upgrade
+from retrieval.rows import (
+    FIELDS,
+    FORMAT,
+    SETTINGS,
+    among,
+    damaged_vectors,
+    half_vectors,
+    ids_table,
+    passage_of,
+    settings_of,
+    sound_passage,
+    table_of,
+    table_schema,
+    upgrade,
+)
 from retrieval.upkeep import tidied
 
-SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
 ATTEMPTS = 20  # to commit where others do too and no lock can be held
 AT_ONCE = 2_000  # ids asked for in one filter
 
@@ -42,7 +55,7 @@ class Store:
         self._identity = identity(path)
         self._dataset = dataset
         self.history = History(dataset, path / checksums.CHECKSUMS if isinstance(path, Path) else None)
-        self.fingerprint, self.encoder_source, self.dim = _settings(dataset, path)
+        self.fingerprint, self.encoder_source, self.dim = settings_of(dataset, path)
         self._words_version, self._words_lock = 0, threading.Lock()  # what `lexical` searches, made when first asked for
         self._words_sound: set[str] = set()
 
@@ -112,7 +125,7 @@ class Store:
         moved = self.is_behind()
         if moved:
             newest = _dataset(self.path)
-            encoder, source, _ = _settings(newest, self.path)
+            encoder, source, _ = settings_of(newest, self.path)
             if encoder != self.fingerprint:
                 raise RetrievalError(
                     f"{self.path} was re-encoded since it was opened here, now with {encoder} {source}: open it again with that encoder"
@@ -149,7 +162,7 @@ class Store:
         """
         found = {}
         for row in self._select(set(ids), [*FIELDS, "version", "content_hash"]).to_pylist():
-            passage = _passage_of(row)
+            passage = sound_passage(row)
             if passage is None or passage.content_hash != row["content_hash"]:
                 raise RetrievalError(
                     f"passage {row['id']!r} in {self.path} is damaged on disk (its content hash differs): "
@@ -164,7 +177,7 @@ class Store:
             with self._words_lock:
                 if self._words_version != self.version:
                     self._words, self._words_version = lexical.searchable(self._dataset, self._words_sound), self.version
-            return lexical.search(self._words, text, n, None if ids is None else _among(ids))
+            return lexical.search(self._words, text, n, None if ids is None else among(ids))
 
     def vectors(self, ids: Iterable[str] | None = None) -> tuple[np.ndarray, list[str]]:
         """(float32 [N, dim], their ids), of all passages or of those of `ids` that exist."""
@@ -183,9 +196,7 @@ class Store:
 
     def at(self, version: int | str | datetime.datetime) -> "Store":
         """A read-only handle on a version, or on that of a moment."""
-        if version is None:
-            raise RetrievalError(f"version None of {self.path} does not exist: expected a number or a time (see the log)")
-        return Store.open(self.path, version)
+        return Store.open(self.path, 0 if version is None else version)  # None is no version
 
     def diff(self, a, b) -> Diff:
         """What became of the passages from version (or moment) `a` to `b`, by their content."""
@@ -208,7 +219,7 @@ class Store:
 
     def add(self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "") -> Commit:
         """Adds new passages with their vectors [N, dim]. Raises RetrievalError when an id exists."""
-        passages = _some(check_passages(passages), "passages")
+        passages = some(check_passages(passages), "passages")
 
         def change() -> Commit:
             self.check_new(passage.id for passage in passages)
@@ -223,7 +234,7 @@ class Store:
     ) -> Commit:  # fmt: skip
         """Replaces passages by those of the same ids. Raises RetrievalError when an id does not exist, and Overtaken when what is
         replaced was not written by version `made_from`, if that is given."""
-        passages = _some(check_passages(passages), "passages")
+        passages = some(check_passages(passages), "passages")
 
         def change() -> Commit:
             condition = None if made_from is None else f"target.version = {made_from}"
@@ -239,7 +250,7 @@ class Store:
 
     def delete(self, ids: Sequence[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages from the newest version; older versions keep them. Raises RetrievalError when an id does not exist."""
-        ids = _some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
+        ids = some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
 
         def change() -> Commit:
             transaction, done = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(ids_table(ids))
@@ -370,22 +381,10 @@ class Store:
             return table.filter(pc.field("id").isin(list(ids))).select(columns)
         names = sorted(ids or ())
         parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
-        filters = [None] if ids is None else [_among(part) for part in parts]
+        filters = [None] if ids is None else [among(part) for part in parts]
         with in_words(f"{table_uri(self.path)} cannot be read; `verify` says what is damaged"):
             tables = [self._dataset.to_table(columns=here, filter=filter) for filter in filters]
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(columns)
-
-
-def _settings(dataset: lance.LanceDataset, path: Path | str) -> tuple[str, str, int]:
-    """encoder, encoder source and dim of a table. Raises RetrievalError for one that is not ours, or of a newer format."""
-    with in_words(f"{table_uri(path)} cannot be read; `verify` says what is damaged"):
-        metadata = dataset.schema.metadata or {}
-        found, encoder, source, dim = (metadata.get(name.encode(), b"").decode() for name in SETTINGS)
-        if found not in ("1", FORMAT):
-            newer = found.isdecimal() and int(found) > int(FORMAT)
-            remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
-            raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
-        return encoder, source, int(dim)
 
 
 def read_only_error(store: Store) -> RetrievalError:
@@ -394,26 +393,7 @@ def read_only_error(store: Store) -> RetrievalError:
     )
 
 
-def _passage_of(row: dict) -> Passage | None:
-    """None where what is stored is no passage any more."""
-    try:
-        return passage_of(row)
-    except (ValueError, TypeError, AttributeError):
-        return None
-
-
-def _some(items: list, what: str) -> list:
-    if not items:
-        raise RetrievalError(f"no {what} were given: expected at least one")
-    return items
-
-
 def _dataset(path: Path | str, version: int | None = None) -> lance.LanceDataset:
     asked = "" if version is None else f" at version {version}"
     with in_words(f"{table_uri(path)}{asked} cannot be read; `verify` says what is damaged"):
         return lance.dataset(table_uri(path), version=version)
-
-
-def _among(ids: Iterable[str]) -> str:
-    """The condition that a row's id is one of `ids`."""
-    return "id IN ({})".format(", ".join("'" + id.replace("'", "''") + "'" for id in ids))
