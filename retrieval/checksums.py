@@ -14,6 +14,8 @@ from pathlib import Path
 
 import lance
 
+from retrieval.errors import RetrievalError
+
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums"
@@ -76,7 +78,7 @@ def note(table: Path, since: int, version: int, names: Iterable[str], record: st
 
 def catch_up(table: Path, version: int) -> None:
     """Notes every file of the table that is not noted, where the last line is older than `version`."""
-    if _noted_version(table.parent / CHECKSUMS) == version:
+    if newest_noted(table)["version"] == version:
         return
     lines, _ = _read(table.parent / CHECKSUMS)
     if missing := _unnoted(table, lines):
@@ -91,6 +93,36 @@ def records(journal: Path) -> dict[int, str | None]:
     lines = [line for line in _read(journal)[0] if line["since"] < line["version"]]
     upkeep = {version: None for line in lines for version in range(line["since"] + 1, line["version"])}
     return upkeep | {line["version"]: line["record"] for line in lines}
+
+
+def newest_noted(table: Path) -> dict:
+    """What the last line notes; no version, so 0, and no files where there is none, or it is not whole."""
+    return _last(table.parent / CHECKSUMS) or {"version": 0, "files": {}}
+
+
+def check_newest(table: Path, version: int, noted: Mapping) -> None:
+    """Raises RetrievalError where the newest version that is there is older than the one `noted` before it was looked for, or its manifest
+    has changed: Lance would read another state without a word."""
+    what = manifest_of(noted["version"])
+    if noted["version"] > version:
+        raise RetrievalError(
+            f"{table / what} is gone: version {noted['version']} was committed, and version {version} would be shown in its place; restore "
+            f"the file from a copy of the memory, or delete {table.parent / CHECKSUMS} to go on from version {version}"
+        )
+    if noted["version"] == version and what in noted["files"]:
+        check_files(table, {what: noted["files"][what]})
+
+
+def check_versions(table: Path, versions: Collection[int]) -> None:
+    """Raises RetrievalError where the manifest of one of these versions has changed since it was written."""
+    wanted = {manifest_of(version) for version in versions}
+    noted = ((name, facts) for line in _read(table.parent / CHECKSUMS)[0] for name, facts in line["files"].items())
+    check_files(table, {name: facts for name, facts in noted if name in wanted})
+
+
+def check_files(table: Path, files: Mapping[str, tuple[int, str]]) -> None:
+    for problem in _differing(table, files):
+        raise RetrievalError(f"{problem}: `verify` says what else is damaged; restore it from a copy of the memory")
 
 
 def damaged(table: Path) -> list[str]:
@@ -153,10 +185,10 @@ def _read(journal: Path) -> tuple[list[dict], list[str]]:
     return [line for line in lines if line is not None], problems
 
 
-def _noted_version(journal: Path) -> int:
-    """The version of the last line; 0 where there is none, or it is not whole."""
+def _last(journal: Path) -> dict | None:
+    """The last line; None where there is none, or it is not whole."""
     if not journal.exists():
-        return 0
+        return None
     with open(journal, "rb") as file:
         size, step = file.seek(0, os.SEEK_END), 512
         text = b""
@@ -164,8 +196,7 @@ def _noted_version(journal: Path) -> int:
             step *= 8
             file.seek(max(0, size - step))
             text = file.read()
-    line = _line(text.decode("ascii", "replace").removesuffix("\n").rpartition("\n")[2])
-    return line["version"] if line else 0
+    return _line(text.decode("ascii", "replace").removesuffix("\n").rpartition("\n")[2])
 
 
 def _line(text: str) -> dict | None:

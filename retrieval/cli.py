@@ -4,21 +4,33 @@ import argparse
 import dataclasses
 import functools
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from retrieval import progress
 from retrieval.inert import as_json, shown
 
 
 def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
-    """Wraps `run(argv)` so that a wrong input prints one line and gives 2, and Ctrl-C gives 130; else its own exit code, or 0."""
+    """Wraps `run(argv)` so that a wrong input prints one line and gives 2, and Ctrl-C gives 130; else its own exit code, or 0.
+
+    Where nobody reads the output to its end, it stops as silently as other tools do, with 141.
+    """
 
     @functools.wraps(run)
     def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        logging.getLogger(progress.__name__).setLevel(logging.INFO)
         try:
-            return run(argv) or 0
+            code = run(argv) or 0
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # who reads has seen enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            return 128 + signal.SIGPIPE
         except (ValueError, OSError) as error:  # RetrievalError, WeightsError and GenerationError are ValueErrors
             print(f"error: {shown(error)}", file=sys.stderr)
             return 2

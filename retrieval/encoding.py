@@ -62,7 +62,7 @@ def encoder_like(store: Store, path: str | None = None, **changed) -> Encode:
 def encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:
     """The encoder's answer as unit rows [N, D]; RetrievalError names what is wrong with it."""
     _check_callable(encoder)
-    vectors = unit_rows(encoder(texts), dim, "the encoder's vectors")
+    vectors = unit_rows(encoder(texts), dim, "the encoder's vectors", texts)
     if len(vectors) != len(texts):
         raise RetrievalError(f"the encoder answered {len(texts)} texts ({listed(t[:40] for t in texts)}) with {len(vectors)} vectors")
     return vectors

@@ -37,7 +37,12 @@ def main(argv=None):
     reader, token = Reader.from_hf(args.reader) if args.reader else None, secrets.token_urlsafe(32)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, args.port))
+        try:
+            listener.bind((HOST, args.port))
+        except OSError as error:
+            raise RetrievalError(
+                f"--port={args.port} cannot be listened on ({error.strerror}): take another, or 0 for a free one"
+            ) from None
         listener.listen(128)  # who has the address can connect from now on, and waits until the page is there
         url = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
         print(json.dumps({"url": url}) if args.json else f"{args.memory} is at {url}", flush=True)

@@ -101,10 +101,10 @@ def last_access(present: Store, ids: list[str], since: int) -> list[str]:
     """The access group of each id as it is now or, where the passage is gone, as it was last; `since`: a version that had them all."""
     known = _access(present)
     gone = set(ids).difference(known)
-    for commit in reversed(present.log()) if gone else ():
-        touched = gone.intersection(commit.ids) if commit.version > since else ()
-        if touched:
-            found = _access(Store.open(present.path, commit.version - 1), touched)
+    touching = [commit for commit in reversed(present.log()) if commit.version > since and gone.intersection(commit.ids)] if gone else []
+    for commit, before in zip(touching, present.earlier([commit.version - 1 for commit in touching]), strict=True):
+        if touched := gone.intersection(commit.ids):
+            found = _access(before, touched)
             known |= found
             gone -= set(found)
     return [known[id] for id in ids]

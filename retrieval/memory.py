@@ -25,7 +25,8 @@ from retrieval.progress import chunks_with_progress
 from retrieval.ranking import Request, Rerank, View, choose, find
 from retrieval.scann_index import ScannIndex, default_index
 from retrieval.soundness import problems
-from retrieval.store import Store, read_only_error
+from retrieval.store import Store
+from retrieval.unfinished import Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,8 @@ class Memory:
         return self._change(lambda: self._store.undo(author, reason))
 
     def reembed(self, encoder: Encode, author: str | None = None, reason: str = "") -> Commit:
-        """Encodes everything anew with another encoder and swaps in one commit; searches go on with the old one until then.
+        """Encodes everything anew with another encoder and swaps in one commit; searches go on with the old one until then. What an
+        interrupted one had encoded is not encoded again.
 
         Versions before it keep the old encoder's vectors: search them with `as_of(version, old_encoder)`. Raises RetrievalError
         when `encoder` is the memory's own, or does not answer with finite vectors; other handles on the folder must be opened again.
@@ -158,13 +160,13 @@ class Memory:
         name, dim = fingerprint(encoder, probe), probe.shape[1]
         if made_with(self._store, encoder, probe):
             raise RetrievalError(f"{self.path} is encoded with {name} already: nothing was changed")
-        known: dict[str, np.ndarray] = {}
+        made = Unfinished(index_folder(self.path).parent, name, dim)
 
         def vectors_of(passages: list[Passage]) -> np.ndarray:
-            texts = [text for text in dict.fromkeys(p.searchable for p in passages) if text not in known]
-            for part in chunks_with_progress(texts, "encoding passages"):
-                known.update(zip(part, encoded(getattr(encoder, "passages", encoder), list(part), dim), strict=True))
-            return np.array([known[p.searchable] for p in passages], np.float32).reshape(-1, dim)
+            texts = [passage.searchable for passage in passages]
+            for part in chunks_with_progress(made.lacking(texts), "encoding passages"):
+                made.put(part, encoded(getattr(encoder, "passages", encoder), list(part), dim))
+            return made.rows(texts)
 
         vectors_of([passage for passage, _ in self._store.get(self._store.ids()).values()])  # the long part, under no lock
 
@@ -173,7 +175,9 @@ class Memory:
             self._encode = encoder
             return done
 
-        return self._change(commit)
+        done = self._change(commit)
+        made.remove()
+        return done
 
     # Asking
 
@@ -279,8 +283,7 @@ class Memory:
         return done
 
     def _check_change(self, author: str | None, reason: str) -> None:
-        if self._store.read_only:
-            raise read_only_error(self._store)
+        self._store.check_writable()
         check_record(author, reason)
 
     def _see_others(self) -> None:

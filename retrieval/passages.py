@@ -133,9 +133,11 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
                 raise RetrievalError(f"passage {passage.id!r}: metadata {key!r}: {value!r} is no pair of strings; turn both into strings")
             check_unicode(f"passage {passage.id!r}: metadata", key + value)
         size = len(passage.title) + len(passage.source) + sum(len(key) + len(value) for key, value in passage.metadata.items())
+        size += sum(map(len, passage.tags))
         if size > MAX_TEXT_CHARACTERS:
             raise RetrievalError(
-                f"passage {passage.id!r} has {size:,} characters of title, source and metadata; at most {MAX_TEXT_CHARACTERS:,} are kept"
+                f"passage {passage.id!r} has {size:,} characters of title, source and metadata, with its tags; "
+                f"at most {MAX_TEXT_CHARACTERS:,} are kept"
             )
         if passage.time:
             moment(passage.time, f"passage {passage.id!r}: time")

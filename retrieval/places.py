@@ -25,7 +25,7 @@ def place_of(path) -> Path | str:
     if not isinstance(text, str) or not text or "\0" in text:
         raise RetrievalError(f"{path!r} is no path: expected the folder of a memory, or its URI on an object store")
     check_unicode("the path of a memory", text)
-    return text.rstrip("/") if "://" in text else Path(text)
+    return text.rstrip("/") if "://" in text else Path(text).absolute()  # a process may change its folder
 
 
 def table_uri(place: Path | str) -> str:
@@ -62,6 +62,14 @@ def exists(path) -> bool:
     return True
 
 
+def check_there(place: Path | str) -> None:
+    """Raises RetrievalError when there is no memory at `place`."""
+    if not exists(place):
+        there = isinstance(place, Path) and place.exists()
+        what = "does not exist" if not there else "is a folder without a memory" if Path(place).is_dir() else "is a file"
+        raise RetrievalError(f"{place} {what}: expected a folder made by Memory.create or python -m retrieval.build")
+
+
 def identity(place: Path | str) -> tuple[int, int] | None:
     """What another memory in the same place does not share; None on an object store, or where there is none."""
     try:
@@ -91,8 +99,12 @@ def replace(place: Path, work: Path) -> None:
 
 
 def recover(place: Path | str) -> None:
-    """Brings a memory back that was put aside for another which did not come."""
-    if isinstance(place, Path) and not place.exists() and (old := _aside(place.resolve())).exists():
+    """Brings a memory back that was put aside for another which did not come, and removes one that was replaced."""
+    if not isinstance(place, Path) or not (old := _aside(place.resolve())).exists():
+        return
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
         os.rename(old, place)
 
 
@@ -112,3 +124,8 @@ def check_free(path) -> None:
     strangers = sorted(entry.name for entry in place.iterdir() if entry.name not in (TABLE, LOCK, CHECKSUMS))
     if strangers:
         raise RetrievalError(f"{place} is not empty ({listed(strangers)}): a memory needs a folder of its own; choose a new one")
+    if any((place / TABLE / "data").glob("*")):
+        raise RetrievalError(
+            f"{place} holds passages, but {place / TABLE / '_versions'} nothing that says which: restore that folder from a copy of the "
+            "memory, or choose another place"
+        )

@@ -20,13 +20,12 @@ def problems(path) -> list[str]:
     place = place_of(path)
     table = Path(table_uri(place)) if isinstance(place, Path) else None  # an object store checks its files itself
     found = checksums.damaged(table) if table and table.is_dir() else []
-    if found:
+    if found and table and (table.parent / checksums.CHECKSUMS).exists():
         return found
     try:
-        store = Store.open(place)
-        found = list(_damaged_rows(store))
+        found += _damaged_rows(Store.open(place))
     except RetrievalError as error:
-        return [str(error)]
+        return [*found, str(error)]
     if index_folder(place).exists():
         try:
             default_index().load(index_folder(place))

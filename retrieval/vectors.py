@@ -19,8 +19,8 @@ UNFINISHED = ".unfinished-"
 SMALLEST = 1e-30  # square of a row's length that float32 holds with all its digits
 
 
-def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
-    """float32 [N, D], C-ordered, each row of length 1.
+def unit_rows(vectors, dim: int | None, what: str = "vectors", of: Sequence[str] = ()) -> np.ndarray:
+    """float32 [N, D], C-ordered, each row of length 1. of: the texts that they are vectors of, for messages.
 
     Raises RetrievalError for a shape other than [N, dim], NaN, infinity or a row of zeros: ScaNN ends the process on some of these.
     """
@@ -44,7 +44,8 @@ def unit_rows(vectors, dim: int | None, what: str = "vectors") -> np.ndarray:
         row = int(wrong[0])
         small = np.isfinite(rows[row]).all() and squares[row] < SMALLEST
         kind = ("is too small" if rows[row].any() else "is all zeros") if small else "holds NaN, infinity or a value too large"
-        raise RetrievalError(f"{what}: row {row} {kind} ({wrong.size:,} such rows): nothing was changed; check the encoder")
+        named = f" (of {of[row][:60]!r})" if row < len(of) else ""
+        raise RetrievalError(f"{what}: row {row}{named} {kind} ({wrong.size:,} such rows): nothing was changed; check the encoder")
     return rows / np.sqrt(squares)[:, None]
 
 

@@ -48,6 +48,11 @@ class Answers:
                 self._jobs.popitem(last=False)
             return self._jobs[key]
 
+    def forget(self, job: Job) -> None:
+        """So that the question, put again, is tried again."""
+        with self._lock:
+            self._jobs.pop((job.question, job.version), None)
+
     def before(self, question: str, version: int) -> Job | None:
         """The finished job of the question at the latest version before this one at which it was asked."""
         with self._lock:

@@ -98,6 +98,8 @@ def ask(request: Request) -> Response:
         return _page(request, "ask.html", now, question=question, hits=hits, reader=explorer.answers is not None, job=None)
     job = explorer.answers.ask(question, now.memory)
     error = job.result.exception() if job.finished else None
+    if error is not None:
+        explorer.answers.forget(job)
     if isinstance(error, RetrievalError):
         raise error
     before = explorer.answers.before(question, job.version)

@@ -9,6 +9,7 @@ import lance
 import pytest
 
 from retrieval import Memory, Passage, RetrievalError
+from retrieval.checksums import manifest_of
 from retrieval.soundness import problems
 from tests.retrieval.toy import encode, state
 
@@ -174,3 +175,57 @@ def test_a_record_that_is_damaged_is_said_in_words(lived):
     for text in ("", "{}", "[]", '{"action": 1'):
         with pytest.raises(RetrievalError, match="the record of version 3 is damaged"):
             history._parsed(3, text)
+
+
+def test_a_manifest_with_a_flipped_bit_is_never_read(lived, rng):
+    last, old = (lived.path / "passages.lance" / manifest_of(version) for version in (lived.version, 2))
+    for path, call in ((last, lambda: Memory.open(lived.path, encode)), (old, lambda: lived.as_of(2)), (old, lambda: lived.history("p0"))):
+        good = path.read_bytes()
+        for _ in range(10):
+            flip(path, rng)
+            with pytest.raises(RetrievalError, match="verify"):
+                call()
+            path.write_bytes(good)
+    assert len(lived.history("p0")) == 2 and lived.verify() == []
+
+
+def test_a_newest_version_that_was_lost_is_missed_and_what_it_deleted_does_not_come_back(memory):
+    memory.delete(["p3"])
+    gone = memory.path / "passages.lance" / manifest_of(memory.version)
+    content = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(RetrievalError, match="version 3 was committed, and version 2 would be shown in its place"):
+        Memory.open(memory.path, encode)
+    with pytest.raises(RetrievalError, match="version 3 was committed"):
+        memory.add([Passage("new", "on top of what")])
+    gone.write_bytes(content)
+    assert "p3" not in state(Memory.open(memory.path, encode)) and memory.verify() == []
+    gone.unlink()
+    (memory.path / "checksums").unlink()
+    assert "p3" in state(Memory.open(memory.path, encode)), "the way out that the error names"
+
+
+def test_where_all_manifests_are_lost_no_memory_is_made_over_the_passages(memory):
+    for manifest in (memory.path / "passages.lance" / "_versions").iterdir():
+        manifest.unlink()
+    noted = (memory.path / "checksums").read_bytes()
+    with pytest.raises(RetrievalError, match="holds passages, but"):
+        Memory.create(memory.path, encode)
+    assert (memory.path / "checksums").read_bytes() == noted
+
+
+def test_without_checksums_the_rows_are_looked_at_all_the_same(lived):
+    lived._store._dataset.update({"text": "'forged'"}, where="id = 'p9'")
+    (lived.path / "checksums").unlink()
+    first, second = problems(lived.path)
+    assert "checksums is missing" in first and second.startswith("passage 'p9'")
+
+
+def test_what_fails_after_a_commit_does_not_say_that_nothing_was_changed(lived, monkeypatch, caplog):
+    def fail(*args, **how):
+        raise OSError("no room for upkeep")
+
+    monkeypatch.setattr("retrieval.store.tidied", fail)
+    commit = lived.edit("p10", "edited all the same")
+    assert "upkeep failed and will be tried again" in caplog.text and lived.log()[-1] == commit
+    assert Memory.open(lived.path, encode).get("p10").text == "edited all the same" and lived.verify() == []

@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 import subprocess
 import sys
 
@@ -309,3 +311,20 @@ def test_search_by_words_with_filters_and_groups_by_command(built, capsys):
     assert search.main([*asked, "--group=staff", "--tag=sea", "--before=2020-06"]) == 0
     assert [sorted(hit["id"] for hit in found["hits"]) for found in said(capsys)] == [["r2"], ["r1", "r2"], ["r1"]]
     assert search.main([*asked, "--before=soon"]) == 2 and "ISO 8601" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(built):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "retrieval.log", f"--memory={built}"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_port_in_use_is_named(built, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert explore.main([f"--memory={built}", f"--port={port}"]) == 2
+    assert f"--port={port} cannot be listened on (Address already in use)" in capsys.readouterr().err

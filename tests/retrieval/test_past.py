@@ -1,12 +1,15 @@
 import datetime
 import time
+from functools import partial
 
 import lance
 import numpy as np
 import pytest
 
 from retrieval import Diff, Filter, Memory, Passage, RetrievalError
+from retrieval.encoding import PROBE
 from retrieval.places import replace
+from retrieval.progress import chunks_with_progress
 from tests.retrieval.toy import encode, state
 
 
@@ -56,6 +59,44 @@ def test_what_is_changed_while_reembed_encodes_is_encoded_too(memory):
     vectors, ids = memory._store.vectors()
     expected = -encode([memory._store.get([id])[id][0].searchable for id in ids])
     assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-3)
+
+
+def test_an_interrupted_reembed_goes_on_where_it_was(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("retrieval.progress.CHUNK", 4)
+    monkeypatch.setattr("retrieval.memory.chunks_with_progress", partial(chunks_with_progress, chunk=4))
+    memory = Memory.create(tmp_path / "m", encode)
+    memory.add([Passage(f"p{i}", f"text {i % 12}") for i in range(14)])
+    asked = []
+
+    def other(texts, most):
+        asked.extend(texts)
+        if len(asked) > most:
+            raise KeyboardInterrupt
+        return -encode(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        memory.reembed(lambda texts: other(texts, 9))
+    assert memory.version == 2 and len(asked) == 13, "the probe, then two parts and one that was cut off"
+    part = next(tmp_path.glob("m/embedding-*"))
+    for tear in (lambda raw: raw[:-3], lambda raw: raw[: len(raw) // 2 + 5] + b"?" + raw[len(raw) // 2 + 6 :]):
+        part.write_bytes(tear(part.read_bytes()))
+        with pytest.raises(KeyboardInterrupt):
+            memory.reembed(lambda texts: other(texts, 0) if texts != [PROBE] else -encode(texts))
+    asked.clear()
+    Memory.open(tmp_path / "m").reembed(lambda texts: other(texts, 99))
+    assert "texts are embedded already" in caplog.text and 5 < len(asked) < 12 and len(set(asked)) == len(asked)
+    assert not list(tmp_path.glob("m/embedding-*"))
+    vectors, ids = Memory.open(tmp_path / "m")._store.vectors()
+    expected = -encode([f"text {int(id[1:]) % 12}" for id in ids])
+    assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-3)
+
+
+def test_a_handle_stays_on_its_folder_when_the_process_changes_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    memory = Memory.create("m", encode)
+    monkeypatch.chdir("/")
+    memory.add([Passage("a", "added from elsewhere")])
+    assert best(memory, "elsewhere").id == "a" and [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_stats_count_what_is_there(memory):

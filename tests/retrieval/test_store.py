@@ -141,6 +141,7 @@ def test_two_hundred_small_changes_leave_few_fragments_and_every_file_noted(tmp_
     ([Passage(7, "text")], "not usable"),
     ([Passage("x", "y" * 1_000_001)], "split it"),
     ([Passage("x", "text", "y" * 600_000, metadata={"n": "y" * 600_000})], "'x' has 1,200,001 characters of title, source and metadata"),
+    ([Passage("x", "text", tags=tuple(f"{i:0100}" for i in range(10_001)))], "'x' has 1,000,100 characters of"),
     ([Passage("x", "half a pair \ud800")], "not valid Unicode"),
     ([Passage("x", "text", metadata={"n": 1})], "metadata"),
     ([Passage("x", "text", time="last week")], "'x': time is 'last week'; expected ISO 8601"),

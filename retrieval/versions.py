@@ -1,0 +1,35 @@
+"""A memory's table at its newest version or an older one, as it was written: Lance takes a manifest as it finds it."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import lance
+
+from retrieval import checksums
+from retrieval.errors import in_words
+from retrieval.places import table_uri
+
+
+def open_newest(place: Path | str) -> lance.LanceDataset:
+    """Raises RetrievalError where the newest version was lost or changed."""
+    if isinstance(place, str):
+        return open_version(place)
+    table = Path(table_uri(place))
+    noted = checksums.newest_noted(table)  # first: what is noted by then is there
+    dataset = open_version(place)
+    checksums.check_newest(table, dataset.version, noted)
+    return dataset
+
+
+def check_versions(place: Path | str, versions: Collection[int]) -> None:
+    """Raises RetrievalError where one of these versions was changed after it was written."""
+    if versions and isinstance(place, Path):
+        checksums.check_versions(Path(table_uri(place)), versions)
+
+
+def open_version(place: Path | str, version: int | None = None) -> lance.LanceDataset:
+    """None: the newest there is. Raises RetrievalError for an older one that was changed after it was written."""
+    check_versions(place, [] if version is None else [version])
+    asked = "" if version is None else f" at version {version}"
+    with in_words(f"{table_uri(place)}{asked} cannot be read; `verify` says what is damaged"):
+        return lance.dataset(table_uri(place), version=version)
