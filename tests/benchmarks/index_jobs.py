@@ -18,6 +18,7 @@ RECALL = 0.95
 SECONDS = 0.5  # of each measurement
 MODES = ("single", "batched")
 ALONE = 200  # queries one by one
+AGAIN = 5  # of the settings, the fastest: of many that are timed once, one that was merely lucky would be taken
 
 
 def make_vectors(name: str, rows: int, folder: str) -> dict:
@@ -87,22 +88,26 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
 
 def settings(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.ndarray) -> dict:
     """The fastest setting for queries one by one and in batches of those that reach the recall, or the most thorough one there is."""
-    best = {mode: {"setting": [], "recall": 0.0, "rate": 0.0} for mode in MODES}
+    speeds = {
+        "single": lambda at: rate(lambda: [engine.one(index, query, at) for query in asked[: ALONE // 4]], ALONE // 4, SECONDS / 3),
+        "batched": lambda at: rate(lambda: engine.many(index, asked, at), len(asked), SECONDS / 3),
+    }
+    points = []
     for curve in engine.curves(rows):
         low, high = 0, len(curve) - 1
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if recall(engine.many(index, asked, curve[middle]), nearest) >= RECALL else (middle + 1, high)
-        reached = recall(engine.many(index, asked, curve[low]), nearest)
-        one_by_one = lambda at=curve[low]: [engine.one(index, query, at) for query in asked[: ALONE // 4]]
-        speeds = (
-            rate(one_by_one, ALONE // 4, SECONDS / 3),
-            rate(lambda at=curve[low]: engine.many(index, asked, at), len(asked), SECONDS / 3),
-        )
-        for mode, speed in zip(MODES, speeds, strict=True):
-            tried = {"setting": list(curve[low]), "recall": reached, "rate": speed}
-            best[mode] = max(best[mode], tried, key=lambda point: (min(point["recall"], RECALL), point["rate"]))
-    return {f"{mode}_{name}": best[mode][name] for mode in MODES for name in ("setting", "recall")}
+        points.append((curve[low], recall(engine.many(index, asked, curve[low]), nearest)))
+    most = max(min(reached, RECALL) for _, reached in points)
+    good = [(at, reached) for at, reached in points if reached >= most]
+    found = {}
+    for mode, speed in speeds.items():
+        timed_once = sorted(good, key=lambda point, speed=speed: speed(point[0]), reverse=True)
+        timed_again = [(np.median([speed(at) for _ in range(3)]), at, reached) for at, reached in timed_once[:AGAIN]]
+        _, setting, reached = max(timed_again)
+        found |= {f"{mode}_setting": list(setting), f"{mode}_recall": reached}
+    return found
 
 
 def recall(found, nearest: np.ndarray) -> float:
