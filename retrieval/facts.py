@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.filters import BETWEEN, Allowed, Filter, readable
-from retrieval.passages import moment
+from retrieval.passages import Passage, moment
 from retrieval.store import Store
 
 COLUMNS = ("id", "access", "tags", "time")
+SCHEMA = pa.schema([("id", pa.string()), ("access", pa.string()), ("tags", pa.list_(pa.string())), ("time", pa.string())])
 READ_ANEW_FROM = 2_000  # changed passages; reading whole columns is then faster
 
 
@@ -25,6 +26,7 @@ class Facts:
     def __init__(self, store: Store):
         self._store = store
         self._version = self._present_version = 0
+        self._written: tuple[int, dict[str, Passage]] = (0, {})
         self._lock = threading.Lock()
 
     def allowed(self, where: Filter | None, groups: Collection[str]) -> Allowed | None:
@@ -43,10 +45,19 @@ class Facts:
                     mask &= np.asarray(passes, bool)[self._codes[name]]
             return None if mask.all() else Allowed(self._ids, self._row, mask)
 
+    def learn(self, passages: Collection[Passage]) -> None:
+        """Takes over what the store's version, just written, holds of the only passages that it changed. Call it where the store stays."""
+        with self._lock:
+            self._written = self._store.version, {passage.id: passage for passage in passages}
+
     def _follow(self) -> None:
         if self._version != self._store.version:
             changed = self._store.history.changed_since(self._version) if self._version else None
-            if changed is None or len(changed) > READ_ANEW_FROM:
+            version, written = self._written
+            if changed and version == self._store.version and changed == written.keys():  # all that was changed is known
+                rows = [{name: getattr(passage, name) for name in COLUMNS} for passage in written.values()]
+                self._update(changed, pa.Table.from_pylist(rows, SCHEMA))
+            elif changed is None or len(changed) > READ_ANEW_FROM:
                 self._read(self._store.columns(COLUMNS))
             else:
                 self._update(changed, self._store.columns(COLUMNS, changed))

@@ -96,7 +96,7 @@ class Memory:
         self._see_others()
         self._store.check_new(p.id for p in passages)
         vectors, encoder = self._encoded(passages, like)
-        return self._change(lambda: self._store.add(passages, vectors, author, reason), vectors, encoder)
+        return self._change(lambda: self._store.add(passages, vectors, author, reason), passages, vectors, encoder)
 
     def edit(
         self, id: str, text: str | None = None, title: str | None = None, source: str | None = None,
@@ -121,7 +121,7 @@ class Memory:
             else:
                 vectors, encoder = self._vectors([new.searchable], "encoding")
             try:
-                return self._change(partial(self._store.edit, [new], vectors, author, reason, version), vectors, encoder)
+                return self._change(partial(self._store.edit, [new], vectors, author, reason, version), [new], vectors, encoder)
             except Overtaken:  # the fields that are not given are those of the other writer
                 continue
 
@@ -131,10 +131,9 @@ class Memory:
         passages = check_passages(passages)
         self._check_change(author, reason)
         self._see_others()
-        ids = [passage.id for passage in passages]
-        self._store.check_known(ids)
+        self._store.check_known(ids := [passage.id for passage in passages])
         vectors, encoder = self._encoded(passages, ids)
-        return self._change(lambda: self._store.edit(passages, vectors, author, reason), vectors, encoder)
+        return self._change(lambda: self._store.edit(passages, vectors, author, reason), passages, vectors, encoder)
 
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
@@ -148,11 +147,10 @@ class Memory:
         return self._change(lambda: self._store.undo(author, reason))
 
     def reembed(self, encoder: Encode, author: str | None = None, reason: str = "") -> Commit:
-        """Encodes everything anew with another encoder and swaps in one commit; searches go on with the old one until then. What an
-        interrupted one had encoded is not encoded again.
+        """Encodes everything anew with another encoder and swaps in one commit; searches go on with the old one until then.
 
-        Versions before it keep the old encoder's vectors: search them with `as_of(version, old_encoder)`. Raises RetrievalError
-        when `encoder` is the memory's own, or does not answer with finite vectors; other handles on the folder must be opened again.
+        One interrupted goes on. Versions before it keep their vectors: `as_of(version, old_encoder)` searches them. Raises RetrievalError
+        when `encoder` is the memory's own, or its vectors are not finite; other handles must be opened again.
         """
         self._check_change(author, reason)
         self._see_others()
@@ -273,12 +271,15 @@ class Memory:
 
     # Keeping the index in step
 
-    def _change(self, commit: Callable[[], Commit], vectors: np.ndarray | None = None, encoder: str | None = None) -> Commit:
-        """Makes a commit and brings the index to it. vectors [N, dim]: those it writes, made by the encoder of that fingerprint."""
+    def _change(
+        self, commit: Callable[[], Commit], passages: Sequence[Passage] = (), vectors: np.ndarray | None = None, encoder: str | None = None
+    ) -> Commit:  # fmt: skip
+        """Makes a commit and brings facts and index to it. It writes passages, with vectors [N, dim] of the encoder of that fingerprint."""
         with self._lock.write():
             if encoder not in (None, self._store.fingerprint):
                 raise RetrievalError(f"{self.path} was re-encoded during this change: nothing was changed, try again")
             done = commit()
+            self._facts.learn(passages)
             self._catch_up({} if vectors is None else dict(zip(done.ids, vectors, strict=True)))
         return done
 

@@ -386,8 +386,8 @@ class Store:
 
     def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
         """Columns of the rows of `ids` (None: all), those that this version lacks all null."""
-        schema = pa.schema([table_schema(self.dim).field(name) for name in columns])
-        here = [name for name in columns if name in self._dataset.schema.names]
+        known, there = table_schema(self.dim), set(self._dataset.schema.names)
+        schema, here = pa.schema([known.field(name) for name in columns]), [name for name in columns if name in there]
         if ids is not None and len(ids) > max(AT_ONCE, len(self) / 4):  # reading everything is faster
             table = self._select(None, list(dict.fromkeys(["id", *columns])))
             return table.filter(pc.field("id").isin(list(ids))).select(columns)

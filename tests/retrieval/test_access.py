@@ -79,8 +79,8 @@ def test_a_group_is_a_whole_name_and_the_owner_sees_all(tmp_path):
 
 def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
     memory, rng = filled(tmp_path / "m", 40), random.Random(3)
-    kept = Facts(memory._store)
-    for step in range(25):
+    kept, other = Facts(memory._store), Memory.open(tmp_path / "m", encode)
+    for step in range(40):
         ids = sorted(memory._store.ids())
         if step % 5 == 4:
             memory.delete(rng.sample(ids, 3))
@@ -89,14 +89,30 @@ def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
         elif step % 5 == 2:
             memory.add([Passage(f"n{step}.{i}", "new", access=rng.choice(("", "board")), tags=("t",), time="1999") for i in range(4)])
         else:
-            memory.edit(
-                rng.choice(ids), access=rng.choice(GROUPS), tags=rng.choice([("t",), ("t", "u"), ()]), time=rng.choice(["", "2020"])
-            )
+            id = rng.choice(ids)
+            memory.edit(id, access=rng.choice(GROUPS), tags=rng.choice([("t",), ("t", "u"), ()]), time=rng.choice(["", "2020"]))
+            for _ in range(rng.randrange(3)):  # before it was asked what another does, to the same passage or one beside it
+                other.edit(rng.choice([id, rng.choice(ids)]), access=rng.choice(GROUPS), tags=(), time=rng.choice(["", "1980"]))
+            if rng.random() < 0.3:
+                memory.edit(id, access=rng.choice(GROUPS))
+        len(memory)  # sees what the other has done
         for where in (None, Filter(any_tags="t"), Filter(after="2000")):
             for groups in ((), ("board",), EVERY_GROUP):
-                mine, new = kept.allowed(where, groups), Facts(memory._store).allowed(where, groups)
-                assert (mine is None) == (new is None) and (mine is None or sorted(mine.ids()) == sorted(new.ids()))
-                assert mine is None or all((id in mine) == (id in new) for id in ids)
+                new = Facts(memory._store).allowed(where, groups)
+                for mine in (kept.allowed(where, groups), memory._facts.allowed(where, groups)):
+                    assert (mine is None) == (new is None) and (mine is None or sorted(mine.ids()) == sorted(new.ids()))
+                    assert mine is None or all((id in mine) == (id in new) for id in ids)
+
+
+def test_what_a_memory_wrote_itself_it_need_not_read_to_know_who_may_read_it(tmp_path, monkeypatch):
+    memory = filled(tmp_path / "m", 40)
+    memory.search("secret", 1)
+    monkeypatch.setattr(memory._store, "columns", lambda *args: pytest.fail("read from the table"))
+    seen = lambda *groups: {hit.id for hit in memory.search("zebra", 40, groups=groups)[0]} & {"p1", "new"}
+    memory.edit("p1", "zebra", access="staff")
+    assert seen() == set() and seen("staff") == {"p1"}
+    memory.add([Passage("new", "zebra too")])
+    assert seen() == {"new"} and seen("staff") == {"new", "p1"}
 
 
 def test_many_times_are_parsed_once(tmp_path):
