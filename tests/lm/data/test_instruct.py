@@ -70,7 +70,7 @@ def test_a_model_that_knows_fifty_answers_does_not_stop_after_them():
     model = lm.build(config)
     batch = batch_of(packed, len(packed))
     params = model.init(jax.random.key(0), batch)["params"]
-    adam = optax.adam(optax.cosine_decay_schedule(5e-3, 200))
+    adam = optax.adam(optax.cosine_decay_schedule(5e-3, 500))
 
     @jax.jit
     def learn(params, state):
@@ -83,7 +83,7 @@ def test_a_model_that_knows_fifty_answers_does_not_stop_after_them():
             update, state = adam.update(gradient, carry[1])
             return optax.apply_updates(carry[0], update), state, value
 
-        return jax.lax.fori_loop(0, 200, step, (params, state, jnp.float32(0)))
+        return jax.lax.fori_loop(0, 500, step, (params, state, jnp.float32(0)))
 
     params, _, loss = learn(params, adam.init(params))
     assert loss < 0.05
