@@ -23,7 +23,7 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
     @functools.wraps(run)
     def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
-        logging.getLogger(progress.__name__).setLevel(logging.INFO)
+        progress.logger.setLevel(logging.INFO)
         try:
             code = run(argv) or 0
             sys.stdout.flush()

@@ -11,8 +11,8 @@ from retrieval.filters import BETWEEN, Allowed, Filter, readable
 from retrieval.passages import Passage, moment
 from retrieval.store import Store
 
-COLUMNS = ("id", "access", "tags", "time")
 SCHEMA = pa.schema([("id", pa.string()), ("access", pa.string()), ("tags", pa.list_(pa.string())), ("time", pa.string())])
+COLUMNS = tuple(SCHEMA.names)
 READ_ANEW_FROM = 2_000  # changed passages; reading whole columns is then faster
 
 

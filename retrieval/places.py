@@ -102,9 +102,9 @@ def recover(place: Path | str) -> None:
     """Brings a memory back that was put aside for another which did not come, and removes one that was replaced."""
     if not isinstance(place, Path) or not (old := _aside(place.resolve())).exists():
         return
-    if place.exists():
+    if exists(place):
         shutil.rmtree(old, ignore_errors=True)
-    else:
+    elif not place.exists():
         os.rename(old, place)
 
 

@@ -67,6 +67,7 @@ class Store:
     def create(cls, path, dim: int, fingerprint: str, encoder_source: str = "") -> "Store":
         """An empty store of float16 [dim] vectors in the folder `path`, which must be new, empty or left by an interrupted create."""
         path = place_of(path)
+        recover(path)
         check_free(path)
         if isinstance(path, Path):
             with in_words(f"{path} cannot be made"):

@@ -91,6 +91,20 @@ def test_an_interrupted_reembed_goes_on_where_it_was(tmp_path, monkeypatch, capl
     assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-3)
 
 
+def test_a_memory_put_aside_is_removed_only_where_another_took_its_place(memory):
+    aside, place = memory.path.with_name(".memory.replaced"), memory.path
+    place.rename(aside)  # as a process leaves it that is killed between the two moves
+    place.mkdir()
+    with pytest.raises(RetrievalError, match="without a memory"):
+        Memory.open(place, encode)
+    place.rmdir()
+    with pytest.raises(RetrievalError, match="already holds a memory"):
+        Memory.create(place, encode)
+    assert len(Memory.open(place, encode)) == 10 and not aside.exists()
+    aside.mkdir()
+    assert len(Memory.open(place, encode)) == 10 and not aside.exists()
+
+
 def test_a_handle_stays_on_its_folder_when_the_process_changes_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     memory = Memory.create("m", encode)
