@@ -171,6 +171,7 @@ class Memory:
         def commit() -> Commit:
             done = self._store.reembed(vectors_of, dim, name, str(getattr(encoder, "source", "")), author, reason)
             self._encode = encoder
+            self._rebuild()  # also where no index is loaded: the saved one is of the old vectors
             return done
 
         done = self._change(commit)
@@ -251,8 +252,7 @@ class Memory:
     def verify(self) -> list[str]:
         """What is damaged in the folder, a sentence each, with the remedy; [] where everything is as it was written.
 
-        Reads every file: all versions of the table, and the saved index.
-        """
+        Reads every file: all versions of the table, and the saved index."""
         return problems(self.path)
 
     def stats(self) -> dict:

@@ -69,7 +69,8 @@ def timed(engine: str, folder: str, single_setting: list, batched_setting: list)
 
 
 def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
-    """ScannIndex at the setting it chose, and its batches' speed by ScaNN's own on the same files, setting and queries, turned before."""
+    """ScannIndex at the setting it chose, and its batches' speed by ScaNN's own on the same files, setting and queries, turned before: where
+    ScaNN answers with row numbers, and where it names them, as ScannIndex does."""
     from retrieval.tuning import Tuning
     from retrieval.turning import saved_turn, turned
 
@@ -78,12 +79,13 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     there = (asked if turn is None else turned(asked, turn)) / health["reach"]
     time.sleep(0.1)  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
-    ratios = []
+    names, ratios = ours._trained.rows.ids(), {"layer": [], "layer_named": []}
     for _ in range(5):
         mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
-        ratios.append(mine / rate(lambda: plain.search_batched_parallel(there, *how), len(asked), SECONDS / 4))
+        for ratio, plain.docids in zip(ratios.values(), (None, names), strict=True):
+            ratio.append(mine / rate(lambda: plain.search_batched_parallel(there, *how), len(asked), SECONDS / 4))
     single = rate(lambda: [ours.search(query[None], K) for query in asked[:ALONE]], ALONE)
-    return {"layer": float(np.median(ratios)), "own_batched": mine, "own_single": single}
+    return {name: float(np.median(ratio)) for name, ratio in ratios.items()} | {"own_batched": mine, "own_single": single}
 
 
 def settings(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.ndarray) -> dict:

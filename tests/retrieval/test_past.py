@@ -17,16 +17,18 @@ def best(memory, text):
     return memory.search([text], 1)[0][0]
 
 
-def test_reembed_swaps_the_encoder_in_one_commit_and_the_past_keeps_its_own(memory):
+def test_reembed_swaps_the_encoder_in_one_commit_and_the_past_keeps_its_own(memory, caplog):
     other, before = (lambda texts: np.concatenate([-encode(texts), encode(texts)[:, :8]], axis=1)), memory.search(["land3"], 3)
     elsewhere = Memory.open(memory.path, encode)
     with pytest.raises(RetrievalError, match=r"encoded with probe-.* already"):
         memory.reembed(encode)
-    commit = memory.reembed(other, author="Ada", reason="a better one")
+    commit = Memory.open(memory.path).reembed(other, author="Ada", reason="a better one")
+    memory = Memory.open(memory.path, other)
     assert (commit.version, commit.action, commit.author, commit.ids) == (3, "reembed", "Ada", ())
     for seen in (memory, Memory.open(memory.path, other)):
         assert best(seen, "town3. town3 lies in land3").score == pytest.approx(1, abs=1e-3)
         assert seen._index.dim == 40 and best(seen, "town3").version == 2, "the text is of version 2 still"
+    assert "rebuilt" not in caplog.text, "the saved index is of the new vectors"
     with pytest.raises(RetrievalError, match=r"re-encoded since it was opened.*open it again"):
         elsewhere.search(["land3"])
     with pytest.raises(RetrievalError, match="the one given is"):
