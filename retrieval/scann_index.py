@@ -199,12 +199,12 @@ class ScannIndex:
             self.when_trained()
 
     def _recall(self, probes: np.ndarray, aim: float) -> float:
-        """Of the 10 nearest: of a few of the probes, and of all if these say that it is too low."""
+        """Of the 10 nearest: of a few of the probes, and of all where these might say by chance that it is enough."""
         recall = 1.0
         for count in (CHECKS, PROBES):
-            some = probes[:: -(-len(probes) // count) or 1]
-            recall = float(np.mean([self._recall_of(probe[None]) for probe in some])) if len(some) else 1.0
-            if recall >= aim:
+            found = [self._recall_of(probe[None]) for probe in probes[:: -(-len(probes) // count) or 1]]
+            recall = float(np.mean(found)) if found else 1.0
+            if not found or recall - np.std(found) / len(found) ** 0.5 >= aim:
                 break
         return recall
 

@@ -69,8 +69,10 @@ def timed(engine: str, folder: str, single_setting: list, batched_setting: list)
 
 
 def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
-    """ScannIndex at the setting it chose, and its batches' speed by ScaNN's own on the same files, setting and queries, turned before: where
-    ScaNN answers with row numbers, and where it names them, as ScannIndex does."""
+    """ScannIndex at the setting it chose, and its batches' speed by ScaNN's own on the same files, setting and queries, turned before.
+
+    layer: where ScaNN answers with row numbers; layer_named: where it names them, as ScannIndex does.
+    """
     from retrieval.tuning import Tuning
     from retrieval.turning import saved_turn, turned
 

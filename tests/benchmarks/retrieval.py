@@ -67,7 +67,8 @@ def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
     header = "settings, single / batched | recall@10 | single/s | ours ÷ it | batched/s | ours ÷ it"
     table(f"{name} | {header} | build s | build CPU s | index MB | process MB", rows)
     if "ScannIndex" in facts:
-        own = {key: statistics.median(r["ScannIndex"][key] for r in rounds) for key in ("own_single", "own_batched", "layer", "layer_named")}
+        keys = ("own_single", "own_batched", "layer", "layer_named")
+        own = {key: statistics.median(r["ScannIndex"][key] for r in rounds) for key in keys}
         print(
             f"\nScannIndex at the setting it chose itself: recall@10 {facts['ScannIndex']['own_recall']:.3f}, "
             f"{own['own_single']:,.0f} single/s, {own['own_batched']:,.0f} batched/s, "

@@ -65,7 +65,7 @@ def test_empty_changes_and_no_queries_are_fine(kind):
 def test_an_index_keeps_its_own_ids_and_vectors(kind):
     vectors, ids = clustered(SIZE), names(SIZE)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index, kept = ScannIndex.build(vectors, ids, Tuning(kind=kind)), vectors.copy()
+    index, kept = ScannIndex.build(vectors, ids, Tuning(kind=kind, recall=1.0)), vectors.copy()
     ids[0], vectors[:] = "changed", 0
     index.delete(["v5"])
     index.upsert(kept[:1], ["new"])
@@ -325,6 +325,20 @@ def held_check(monkeypatch):
 
     monkeypatch.setattr(ScannIndex, "_recall_of", held)
     return begun, go
+
+
+@pytest.mark.parametrize("few, all_of_them, looks", [(0.96, 0.90, 256), (0.96, 0.96, 256), (0.99, 0.90, 32)])
+def test_a_few_probes_that_do_well_by_chance_are_not_believed(monkeypatch, few, all_of_them, looks):
+    """A probe's first value is its recall: 0 or 1. Of 32 with a mean of 0.96, one standard error below is 0.93."""
+    index, found = built("quantised"), np.ones(256, np.float32)
+    found[::8][: round(32 * (1 - few))] = 0
+    rest = np.flatnonzero(np.arange(256) % 8)[: round(256 * (1 - all_of_them)) - round(32 * (1 - few))]
+    found[rest] = 0
+    asked = []
+    monkeypatch.setattr(index, "_recall_of", lambda probe: asked.append(probe) or float(probe[0, 0]))
+    recall = index._recall(found[:, None], 0.95)
+    assert recall == pytest.approx(found.mean() if looks == 256 else found[::8].mean())
+    assert len(asked) == (32 if looks == 32 else 32 + 256)
 
 
 def test_what_is_put_in_while_it_looks_at_itself_is_not_proven_by_that(monkeypatch):
