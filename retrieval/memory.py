@@ -250,9 +250,7 @@ class Memory:
         return Memory(past, encoder or (self._encode if past.fingerprint == self._store.fingerprint else None))
 
     def verify(self) -> list[str]:
-        """What is damaged in the folder, a sentence each, with the remedy; [] where everything is as it was written.
-
-        Reads every file: all versions of the table, and the saved index."""
+        """What is damaged in any file of the folder, a sentence each, with the remedy; [] where everything is as it was written."""
         return problems(self.path)
 
     def stats(self) -> dict:

@@ -200,13 +200,12 @@ class ScannIndex:
 
     def _recall(self, probes: np.ndarray, aim: float) -> float:
         """Of the 10 nearest: of a few of the probes, and of all where these might say by chance that it is enough."""
-        recall = 1.0
-        for count in (CHECKS, PROBES):
-            found = [self._recall_of(probe[None]) for probe in probes[:: -(-len(probes) // count) or 1]]
-            recall = float(np.mean(found)) if found else 1.0
-            if not found or recall - np.std(found) / len(found) ** 0.5 >= aim:
+        few, found = np.s_[:: -(-len(probes) // CHECKS) or 1], []
+        for some in (probes[few], np.delete(probes, few, axis=0)):
+            found += [self._recall_of(probe[None]) for probe in some]
+            if found and np.mean(found) - np.std(found) / len(found) ** 0.5 >= aim:
                 break
-        return recall
+        return float(np.mean(found)) if found else 1.0
 
     def _recall_of(self, probe: np.ndarray) -> float:
         with self._lock.read():

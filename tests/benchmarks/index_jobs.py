@@ -81,13 +81,15 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     there = (asked if turn is None else turned(asked, turn)) / health["reach"]
     time.sleep(0.1)  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
-    names, ratios = ours._trained.rows.ids(), {"layer": [], "layer_named": []}
+    names = {"layer": None, "layer_named": ours._trained.rows.ids()}
+    ratios = {way: [] for way in names}
     for _ in range(5):
         mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
-        for ratio, plain.docids in zip(ratios.values(), (None, names), strict=True):
-            ratio.append(mine / rate(lambda: plain.search_batched_parallel(there, *how), len(asked), SECONDS / 4))
+        for way, docids in names.items():
+            plain.docids = docids
+            ratios[way].append(mine / rate(lambda: plain.search_batched_parallel(there, *how), len(asked), SECONDS / 4))
     single = rate(lambda: [ours.search(query[None], K) for query in asked[:ALONE]], ALONE)
-    return {name: float(np.median(ratio)) for name, ratio in ratios.items()} | {"own_batched": mine, "own_single": single}
+    return {way: float(np.median(ratio)) for way, ratio in ratios.items()} | {"own_batched": mine, "own_single": single}
 
 
 def settings(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.ndarray) -> dict:

@@ -152,7 +152,7 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 43))])
+@pytest.mark.parametrize("seed", [1, 2, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 44))])
 def test_a_memory_says_what_a_dict_says(tmp_path, monkeypatch, seed):
     rng = random.Random(seed)
     monkeypatch.setattr(upkeep, "UPKEEP", ((3, 8), (6, 1000)))
