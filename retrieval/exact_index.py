@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from retrieval.errors import RetrievalError
 from retrieval.index import Rows
 from retrieval.locks import ReadersWriter
-from retrieval.vectors import check_ids, check_k, read_manifest, save_index, unit_rows
+from retrieval.vectors import Ids, check_ids, check_k, read_manifest, save_index, unit_rows
 
 SCORES_AT_ONCE = 1 << 27  # a search of many queries is split, so that their scores take at most half a gigabyte
 
@@ -33,38 +33,37 @@ class ExactIndex:
 
     def __init__(self, vectors: np.ndarray, rows: Rows, mesh: Mesh | None = None):
         self._mesh = mesh or rows_mesh()
-        self.dim, self._rows = vectors.shape[1], rows
+        self.dim, self.numbers, self._rows = vectors.shape[1], rows.numbers, rows
         self._vectors = self._sharded(vectors)
         self._lock = ReadersWriter()
 
     @classmethod
-    def build(cls, vectors, ids: Sequence[str], mesh: Mesh | None = None) -> "ExactIndex":
+    def build(cls, vectors, ids: Ids, mesh: Mesh | None = None) -> "ExactIndex":
         """The index of vectors [N, dim], on the devices of a mesh with the one axis "rows"."""
         vectors = unit_rows(vectors, None)
-        return cls(vectors, Rows(check_ids(ids, len(vectors))), mesh)
+        return cls(vectors, Rows.of(ids, len(vectors)), mesh)
 
     def __len__(self):
         return len(self._rows)
 
-    def __contains__(self, id: str) -> bool:
+    def __contains__(self, id: str | int) -> bool:
         return id in self._rows.row
 
     def search(self, queries, k: int):
         k, queries = check_k(k), unit_rows(queries, self.dim, "queries")
         with self._lock.read():
-            size = len(self._rows)
-            if size == 0 or len(queries) == 0:
-                return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
-            k = min(k, size)
+            k = min(k, len(self._rows))
+            if k == 0 or len(queries) == 0:
+                return self._rows.answer(np.zeros((len(queries), k), int), np.zeros((len(queries), k), np.float32))
             padded_k = min(_power_of_two(k, 16), len(self._vectors))
             step = max(1, SCORES_AT_ONCE // len(self._vectors))
             found = [self._top_k(queries[start : start + step], padded_k) for start in range(0, len(queries), step)]
             scores, rows = (np.concatenate(part)[:, :k] for part in zip(*found, strict=True))
             return self._rows.named(rows, scores)
 
-    def upsert(self, vectors, ids: Sequence[str]) -> None:
+    def upsert(self, vectors, ids: Ids) -> None:
         vectors = unit_rows(vectors, self.dim)
-        ids = check_ids(ids, len(vectors))
+        ids = self._rows.check(ids, len(vectors))
         if not ids:
             return
         with self._lock.write():
@@ -73,7 +72,7 @@ class ExactIndex:
                 self._vectors = self._sharded(np.asarray(self._vectors), len(self._rows))
             self._in_place(_put, where, vectors)
 
-    def delete(self, ids: Sequence[str]) -> None:
+    def delete(self, ids: Ids) -> None:
         with self._lock.write():
             came_from: dict[int, int] = {}  # row -> the row whose vector ends up there
             for id in self._rows.check_known(ids):
@@ -87,7 +86,7 @@ class ExactIndex:
         with self._lock.read():
             vectors = np.asarray(self._vectors)[: len(self._rows)]
             write = lambda folder: np.save(folder / "vectors.npy", vectors, allow_pickle=False)
-            save_index(directory, write, self._rows.ids(), kind="exact", dim=self.dim, **facts)
+            save_index(directory, write, self._rows.ids(), kind="exact", dim=self.dim, numbers=self.numbers, **facts)
 
     def health(self) -> dict:
         """kind, size, devices and recall, which is 1.0 (on a TPU at least 0.99)."""
@@ -100,7 +99,8 @@ class ExactIndex:
             vectors = np.load(folder / "vectors.npy", allow_pickle=False)
         except (ValueError, OSError) as error:
             raise RetrievalError(f"{folder} cannot be loaded ({error}): build the index again") from None
-        return cls(unit_rows(vectors, manifest["dim"]), Rows(check_ids(ids, len(vectors))), mesh), manifest
+        numbers = manifest.get("numbers", False)
+        return cls(unit_rows(vectors, manifest["dim"]), Rows(check_ids(ids, len(vectors), numbers), numbers), mesh), manifest
 
     def _sharded(self, vectors: np.ndarray, size: int = 0) -> jax.Array:
         """Vectors with room for `size` rows, a block on each device."""

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from retrieval.errors import RetrievalError
 from retrieval.exact_index import ExactIndex
-from retrieval.index import Index
+from retrieval.index import Index, Rows
 from retrieval.locks import ReadersWriter
 from retrieval.scann_searcher import CHECKS, Searcher, is_core, needed_bytes, package
 from retrieval.tuning import MEASURED_AT, PROBES, Recent, Tuning, Width, kind_for, recall_of
 from retrieval.turning import saved_rows
-from retrieval.vectors import check_ids, check_k, read_manifest, save_index, unit_rows
+from retrieval.vectors import Ids, check_k, read_manifest, save_index, unit_rows
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ScannIndex:
     """
 
     def __init__(self, trained: Searcher, tuning: Tuning, dim: int):
-        self._trained, self._tuning, self.dim = trained, tuning, dim
+        self._trained, self._tuning, self.dim, self.numbers = trained, tuning, dim, trained.rows.numbers
         self._lock = ReadersWriter()
         self._fresh, self._asked = Recent(dim), Recent(dim)
         self._watch: threading.Thread | None = None
@@ -64,16 +64,15 @@ class ScannIndex:
         self.when_trained: Callable[[], None] = lambda: None  # called by the watch after each training
 
     @classmethod
-    def build(cls, vectors, ids: Sequence[str], tuning: Tuning | None = None) -> "ScannIndex":
+    def build(cls, vectors, ids: Ids, tuning: Tuning | None = None) -> "ScannIndex":
         """The index of vectors [N, dim]; what `tuning` leaves open is chosen by size and measured (see `health`)."""
         vectors, tuning = unit_rows(vectors, None), tuning or Tuning()
-        ids = check_ids(ids, len(vectors))
-        return cls(Searcher.on(vectors, ids, tuning), tuning, vectors.shape[1])
+        return cls(Searcher.on(vectors, Rows.of(ids, len(vectors)), tuning), tuning, vectors.shape[1])
 
     def __len__(self):
         return len(self._trained.rows)
 
-    def __contains__(self, id: str) -> bool:
+    def __contains__(self, id: str | int) -> bool:
         return id in self._trained.rows.row
 
     def search(self, queries, k: int):
@@ -87,15 +86,15 @@ class ScannIndex:
                 self._start_watch()
         return found
 
-    def upsert(self, vectors, ids: Sequence[str]) -> None:
+    def upsert(self, vectors, ids: Ids) -> None:
         vectors = unit_rows(vectors, self.dim)
-        ids = check_ids(ids, len(vectors))
+        ids = self._trained.rows.check(ids, len(vectors))
         if ids:
             self._fresh.add(vectors)
             with self._lock.write():
                 self._change(Searcher.put, vectors, ids)
 
-    def delete(self, ids: Sequence[str]) -> None:
+    def delete(self, ids: Ids) -> None:
         with self._lock.write():
             ids = self._trained.rows.check_known(ids)
             if ids:
@@ -103,7 +102,7 @@ class ScannIndex:
 
     def save(self, directory, **facts) -> None:
         with self._lock.read():
-            own = self._trained.facts() | {"dim": self.dim, "tuning": asdict(self._tuning)}
+            own = self._trained.facts() | {"dim": self.dim, "numbers": self.numbers, "tuning": asdict(self._tuning)}
             save_index(directory, self._trained.write, self._trained.rows.ids(), kind="scann", **own, **facts)
 
     @classmethod
@@ -225,9 +224,9 @@ class ScannIndex:
             with self._lock.read():  # no writer between the copy and the list of what it misses
                 self._missed = missed = []
                 self._trained.write(Path(folder))
-                ids = self._trained.rows.ids()
+                rows = Rows(self._trained.rows.ids(), self.numbers)
             trained = Searcher.on(
-                unit_rows(saved_rows(Path(folder)), self.dim), ids, self._tuning, [self._fresh.rows(), self._asked.rows()]
+                unit_rows(saved_rows(Path(folder)), self.dim), rows, self._tuning, [self._fresh.rows(), self._asked.rows()]
             )
         done = 0
         while done < len(missed):

@@ -59,13 +59,13 @@ class Searcher:
     def __init__(self, searcher, rows: Rows, probes: np.ndarray, kind: str, leaves: int, trained_on: int, settings: list[Setting], tuning):
         self.searcher, self.rows, self.probes, self.kind, self.leaves = searcher, rows, probes, kind, leaves
         self.trained_on, self.settings, self.tuning = trained_on, settings, tuning
-        self.changed, self.doubt, self.unproven = 0, "", Unproven(probes.shape[1])
+        self.changed, self.doubt, self.unproven = 0, "", Unproven(probes.shape[1], rows.numbers)
         self.set(settings)
         self.balance = self.imbalance()
 
     @classmethod
-    def on(cls, vectors: np.ndarray, ids: list[str], tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "Searcher":
-        """Trained on unit rows [N, dim] and tuned on some of them and the farther half of each of `probes` [P, dim]: the worst counts."""
+    def on(cls, vectors: np.ndarray, rows: Rows, tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "Searcher":
+        """Trained on unit vectors [N, dim], tuned on some of them and the farther half of each of `probes` [P, dim]: the worst counts."""
         size, dim = vectors.shape
         kind = kind_for(size, tuning)
         leaves = min(tuning.leaves or 2 * math.isqrt(size), size) if kind == "partitioned" else 1
@@ -74,16 +74,16 @@ class Searcher:
         needed = needed_bytes(size, dim, kind, spilled) / 1e6
         logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed)
         turn, widths = (None, []) if kind == "brute" or core else turn_of(vectors)
-        rows = vectors if turn is None else turned(vectors, turn)
-        builder = package().builder(rows, 10, "dot_product")
+        given = vectors if turn is None else turned(vectors, turn)
+        builder = package().builder(given, 10, "dot_product")
         if kind == "partitioned":
             builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000), avq=AVQ, **(SOAR if spilled else {}))
         builder = builder.score_brute_force() if kind == "brute" else builder.score_ah(2, anisotropy(dim)).reorder(100)
         config = with_reach(builder.create_config())
-        searcher = package().create_searcher(rows, with_widths(config, widths) if widths else config)
+        searcher = package().create_searcher(given, with_widths(config, widths) if widths else config)
         sample = np.random.default_rng(size).choice(size, min(size, PROBES), replace=False)
         own = np.array(vectors[np.sort(sample)])
-        trained = cls(_turned(searcher.searcher, turn), Rows(ids), own, kind, leaves, size, [], tuning)
+        trained = cls(_turned(searcher.searcher, turn), rows, own, kind, leaves, size, [], tuning)
         if kind != "brute":
             trained.set(trained.tuned(probes, lambda some: best_scores(vectors, some, max(MEASURED_AT) + 1)))
         return trained
@@ -120,20 +120,21 @@ class Searcher:
 
     def search(self, queries: np.ndarray, k: int):
         size = len(self.rows.row)
-        if size == 0 or len(queries) == 0:
-            return [[] for _ in queries], [np.zeros(0, np.float32) for _ in queries]
         k = min(k, size)
+        if k == 0 or len(queries) == 0:
+            return self.rows.answer(np.zeros((len(queries), k), int), np.zeros((len(queries), k), np.float32))
         return self.unproven.beside(queries, k, *self._near(queries, k, Width(self.leaves, size) if self.doubt else self.width(k)))
 
     def _near(self, queries: np.ndarray, k: int, width: Width):
         if len(queries) == 1:  # ScaNN's own path for one query, on this thread, which gives few where it finds few
             rows, scores = self.searcher.search(queries[0] / width.reach, k, width.reorder, width.leaves)
             if len(rows) == k:
-                return [self.rows.at(rows)], [scores * width.reach]
+                return self.rows.answer_one(rows, scores * width.reach)
         rows, scores = self._found(queries, k, width)
         short = np.isnan(scores[:, -1])  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
-        if short.any():
-            rows[short], scores[short] = self._found(queries[short], k, Width(self.leaves, width.reorder))
+        if not short.any():
+            return self.rows.answer(rows, scores)
+        rows[short], scores[short] = self._found(queries[short], k, Width(self.leaves, width.reorder))
         return self.rows.named(rows, scores)
 
     def width(self, k: int) -> Width:
@@ -163,7 +164,7 @@ class Searcher:
         rows, scores = self.searcher.search_batched(queries / width.reach, k, width.reorder, width.leaves, batch > 32, batch)
         return rows, scores * width.reach
 
-    def put(self, vectors: np.ndarray, ids: list[str]) -> None:
+    def put(self, vectors: np.ndarray, ids: list) -> None:
         where = [self.rows.row.get(id) for id in ids]
         placed = self.searcher.upsert(where, vectors, min(1000, len(ids)))
         expected = [self.rows.place(id) for id in ids]
@@ -173,7 +174,7 @@ class Searcher:
             self.unproven.put(vectors, ids)
         self._has_changed(len(ids))
 
-    def drop(self, ids: list[str]) -> None:
+    def drop(self, ids: list) -> None:
         self.searcher.delete([self.rows.remove(id)[0] for id in ids])
         self.unproven.drop(ids)
         self._has_changed(len(ids))
@@ -213,7 +214,7 @@ class Searcher:
         return facts | {"unproven": [self.rows.row[id] for id in self.unproven.ids()]}
 
     @classmethod
-    def read(cls, folder: Path, manifest: dict, ids: list[str]) -> "Searcher":
+    def read(cls, folder: Path, manifest: dict, ids: list) -> "Searcher":
         if "hashed_dataset_soar.npy" in manifest["files"] and not is_core():
             raise RetrievalError(f"{folder} was built with scann-core, and ScaNN 1.4 would corrupt it at a change: build the index again")
         searcher = _turned(package().load_searcher(str(folder)).searcher, saved_turn(folder))
@@ -222,7 +223,8 @@ class Searcher:
         probes = saved_rows(folder, slice(None, None, -(-len(ids) // PROBES) or 1))
         settings = [Setting(**s) for s in manifest["settings"]]
         tuning = Tuning(**manifest["tuning"])
-        read = cls(searcher, Rows(ids), probes, manifest["search"], manifest["leaves"], manifest["trained_on"], settings, tuning)
+        rows = Rows(ids, manifest.get("numbers", False))
+        read = cls(searcher, rows, probes, manifest["search"], manifest["leaves"], manifest["trained_on"], settings, tuning)
         read.changed, read.recall, read.balance = manifest["changed"], manifest["recall"], manifest["balance"]
         read.doubt, unproven = manifest.get("doubt", ""), manifest.get("unproven", [])
         read.unproven.put(saved_rows(folder, unproven), read.rows.at(unproven))

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from retrieval.errors import RetrievalError
 from retrieval.index import Index
 from retrieval.passages import listed
 from retrieval.scann_index import default_index
-from retrieval.vectors import check_ids, check_k, unit_rows
+from retrieval.vectors import Ids, check_ids, check_k, unit_rows, whole
 
 OF_ONE_HISTORY = ("shards", "dim", "store_version", "state", "fingerprint")  # what the manifests of all shards agree on
 
@@ -25,22 +25,23 @@ class ShardedIndex:
     """
 
     def __init__(self, shard: Index):
-        self._shard, self.dim = shard, shard.dim
+        self._shard, self.dim, self.numbers = shard, shard.dim, shard.numbers
         self._count()
 
     @classmethod
-    def build(cls, vectors, ids: Sequence[str], kind: type[Index] | None = None) -> "ShardedIndex":
+    def build(cls, vectors, ids: Ids, kind: type[Index] | None = None) -> "ShardedIndex":
         """The index of what all processes give; `kind` is that of a shard, by default ScannIndex where ScaNN runs."""
         vectors = _agreed(lambda: unit_rows(vectors, None))
         if len(dims := set(_told(vectors.shape[1]))) > 1:
             raise RetrievalError(f"vectors have {listed(sorted(map(str, dims)))} dimensions on different processes: expected one number")
-        mine = _routed(vectors, ids)
-        return cls(_agreed(lambda: (kind or default_index()).build(*mine)))
+        numbers = any(_told(whole(ids)))  # an empty part may be any list
+        vectors, ids = _routed(vectors, ids, numbers)
+        return cls(_agreed(lambda: (kind or default_index()).build(vectors, np.array(ids, np.int64) if numbers else ids)))
 
     def __len__(self):
         return self._size
 
-    def __contains__(self, id: str) -> bool:
+    def __contains__(self, id: str | int) -> bool:
         return any(_told(id in self._shard))
 
     def search(self, queries, k: int):
@@ -50,24 +51,28 @@ class ShardedIndex:
         parts = _gathered(queries)
         ids, scores = _agreed(lambda: self._shard.search(np.concatenate(parts), k))
         k = min(k, len(self))
-        padded = np.stack([np.pad(row, (0, k - len(row)), constant_values=-np.inf) for row in scores]) if scores else np.zeros((0, k))
-        all_scores, all_ids = np.concatenate(_gathered(padded.astype(np.float32).T)), _told(ids)  # [processes * k, queries]
+        padded = np.stack([np.pad(row, (0, k - len(row)), constant_values=-np.inf) for row in scores]) if len(scores) else np.zeros((0, k))
+        all_scores = np.concatenate(_gathered(padded.astype(np.float32).T))  # [processes * k, queries]
+        all_ids = _told(ids.tolist() if isinstance(ids, np.ndarray) else ids)
         first = sum(map(len, parts[: jax.process_index()]))
         found = []
         for query in range(first, first + len(queries)):
             names = [id for held in all_ids for id in held[query] + [None] * (k - len(held[query]))]
             best = np.argsort(-all_scores[:, query], kind="stable")[:k]
             found.append(([names[at] for at in best], all_scores[best, query]))
-        return [ids for ids, _ in found], [scores for _, scores in found]
+        ids, scores = [ids for ids, _ in found], [scores for _, scores in found]
+        if not self.numbers:
+            return ids, scores
+        return np.array(ids, np.int64).reshape(len(queries), k), np.array(scores, np.float32).reshape(len(queries), k)
 
-    def upsert(self, vectors, ids: Sequence[str]) -> None:
-        mine = _routed(_agreed(lambda: unit_rows(vectors, self.dim)), ids)
+    def upsert(self, vectors, ids: Ids) -> None:
+        mine = _routed(_agreed(lambda: unit_rows(vectors, self.dim)), ids, self.numbers)
         _agreed(lambda: self._shard.upsert(*mine))
         self._count()
 
-    def delete(self, ids: Sequence[str]) -> None:
-        ids = [id for part in _told(_agreed(lambda: check_ids(ids))) for id in part]
-        mine = [id for id in check_ids(ids, len(ids)) if _owner(id) == jax.process_index()]
+    def delete(self, ids: Ids) -> None:
+        ids = [id for part in _told(_agreed(lambda: check_ids(ids, numbers=self.numbers))) for id in part]
+        mine = [id for id in check_ids(ids, len(ids), self.numbers) if _owner(id) == jax.process_index()]
         if unknown := [id for part in _told([id for id in mine if id not in self._shard]) for id in part]:
             raise RetrievalError(f"not in the index: {listed(unknown)}: nothing was changed")
         _agreed(lambda: self._shard.delete(mine))
@@ -102,15 +107,15 @@ def _place(directory) -> Path:
     return Path(directory) / f"shard-{jax.process_index():04d}"
 
 
-def _owner(id: str) -> int:
-    return zlib.crc32(id.encode()) % jax.process_count()
+def _owner(id: str | int) -> int:
+    return zlib.crc32(str(id).encode()) % jax.process_count()
 
 
-def _routed(vectors: np.ndarray, ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _routed(vectors: np.ndarray, ids: Ids, numbers: bool) -> tuple[np.ndarray, list]:
     """Of the vectors and ids of all processes, those that belong to this one."""
-    parts = _told(_agreed(lambda: check_ids(ids, len(vectors))))
+    parts = _told(_agreed(lambda: check_ids(ids, len(vectors), numbers)))
     every = [id for part in parts for id in part]
-    check_ids(every, len(every))  # twice on different processes
+    check_ids(every, len(every), numbers)  # twice on different processes
     mine = [row for row, id in enumerate(every) if _owner(id) == jax.process_index()]
     return np.concatenate(_gathered(vectors))[mine], [every[row] for row in mine]
 

@@ -66,7 +66,8 @@ class Turned:
     """A ScaNN searcher of turned rows, given rows and queries that are not."""
 
     def __init__(self, searcher, turn: np.ndarray):
-        self._searcher, self._turn = searcher, turn
+        self._searcher = searcher
+        self._turn = np.asfortranarray(turn) if turn.ndim == 2 else turn  # of one query, columns that lie together take half the time
 
     def __getattr__(self, name: str):
         return getattr(self._searcher, name)
@@ -100,8 +101,8 @@ def turned(rows: np.ndarray, turn: np.ndarray, back: bool = False) -> np.ndarray
 
 def product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """rows [N, D] or [D] @ matrix on this thread alone: BLAS's others would loop on, waiting for more, on the cores ScaNN needs next."""
-    if rows.ndim == 1:  # numpy's own loop, in less time than it takes to set BLAS's threads
-        return np.einsum("d,de->e", rows, matrix)
+    if rows.ndim == 1:  # one by one, in less time than it takes to set BLAS's threads
+        return np.vecdot(matrix.T, rows) if matrix.T.flags.c_contiguous else np.einsum("d,de->e", rows, matrix)
     with _ONE_AT_A_TIME, _blas().limit(limits=1):
         return rows @ matrix
 

@@ -4,24 +4,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retrieval.index import Rows
+from retrieval.index import Found, Rows
 from retrieval.turning import product
 
 
 class Unproven:
     """A searcher is trained for the rows it was built from. Of others, put in since, it may find none, not even by their own vectors."""
 
-    def __init__(self, dim: int):
-        self._rows, self._vectors = Rows([]), np.zeros((0, dim), np.float32)
+    def __init__(self, dim: int, numbers: bool = False):
+        self._rows, self._vectors = Rows([], numbers), np.zeros((0, dim), np.float32)
         self._looks, self._since = 0, {}
 
     def __len__(self):
         return len(self._rows)
 
-    def ids(self) -> list[str]:
+    def ids(self) -> list:
         return self._rows.ids()
 
-    def put(self, vectors: np.ndarray, ids: Sequence[str]) -> None:
+    def put(self, vectors: np.ndarray, ids: Sequence) -> None:
         where = [self._rows.place(id) for id in ids]
         if len(self) > len(self._vectors):
             grown = np.zeros((2 * len(self), self._vectors.shape[1]), np.float32)
@@ -30,7 +30,7 @@ class Unproven:
         self._vectors[where] = vectors
         self._since.update(dict.fromkeys(ids, self._looks))
 
-    def drop(self, ids: Sequence[str]) -> None:
+    def drop(self, ids: Sequence) -> None:
         for id in ids:
             if self._since.pop(id, None) is not None:
                 row, last = self._rows.remove(id)
@@ -48,7 +48,7 @@ class Unproven:
     def proven(self, look: int) -> None:
         self.drop([id for id, since in self._since.items() if since < look])
 
-    def beside(self, queries: np.ndarray, k: int, ids: list[list[str]], scores: list[np.ndarray]) -> tuple[list, list]:
+    def beside(self, queries: np.ndarray, k: int, ids, scores) -> Found:
         """What was found for queries [Q, dim], and those of these rows that are as near: the k best of both."""
         if not self._since:
             return ids, scores

@@ -16,6 +16,7 @@ from retrieval.passages import check_id, listed
 MANIFEST = "manifest.json"
 IDS = "ids.json"
 UNFINISHED = ".unfinished-"
+Ids = Sequence[str] | Sequence[int] | np.ndarray  # texts, or whole numbers [N]
 SMALLEST = 1e-30  # square of a row's length that float32 holds with all its digits
 
 
@@ -49,19 +50,34 @@ def unit_rows(vectors, dim: int | None, what: str = "vectors", of: Sequence[str]
     return rows / np.sqrt(squares)[:, None]
 
 
-def check_ids(ids: Sequence[str], count: int | None = None) -> list[str]:
-    """The ids as a list. Raises RetrievalError unless they are different passage ids, `count` of them where one is given."""
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
+def whole(ids: Ids) -> bool:
+    """Whether ids are an array of whole numbers."""
+    return isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"
+
+
+def check_ids(ids: Ids, count: int | None = None, numbers: bool = False) -> list:
+    """The ids as a list of str, or int. Raises RetrievalError unless they are different passage ids, or `numbers` of 64 bits, `count` of
+    them where one is given."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable) or (isinstance(ids, np.ndarray) and ids.ndim != 1):
         raise RetrievalError(f"ids={ids!r}: expected a list of passage ids")
-    ids = list(ids)
-    if count is not None and len(ids) != count:
-        raise RetrievalError(f"{len(ids)} ids for {count} vectors: every vector needs its id")
-    for id in ids:
-        check_id(id)
-    if len(set(ids)) != len(ids):
-        repeated = sorted({id for id in ids if ids.count(id) > 1}) if len(ids) < 1000 else ["among many"]
+    each: list = list(ids)
+    if count is not None and len(each) != count:
+        raise RetrievalError(f"{len(each)} ids for {count} vectors: every vector needs its id")
+    if numbers:
+        each = [_number(id) for id in each]
+    else:
+        for id in each:
+            check_id(id)
+    if len(set(each)) != len(each):
+        repeated = sorted({id for id in each if each.count(id) > 1}) if len(each) < 1000 else ["among many"]
         raise RetrievalError(f"ids given twice: {listed(repeated)}: every vector needs an id of its own")
-    return ids
+    return each
+
+
+def _number(id: int | np.integer) -> int:
+    if isinstance(id, bool) or not isinstance(id, int | np.integer) or not -(2**63) <= int(id) < 2**63:
+        raise RetrievalError(f"id {id!r:.80} is not usable: this index was built with whole numbers, and expects them, of 64 bits")
+    return int(id)
 
 
 def check_k(k: int) -> int:

@@ -71,8 +71,9 @@ def timed(engine: str, folder: str, single_setting: list, batched_setting: list)
 def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     """ScannIndex at the setting it chose, and its batches' speed by ScaNN's own on the same files, setting and queries, turned before.
 
-    layer: where ScaNN answers with row numbers; layer_named: where it names them, as ScannIndex does.
+    layer: where both answer with numbers; layer_named: where both answer with texts; layer_mixed: where ScaNN alone answers with numbers.
     """
+    from retrieval.index import Rows
     from retrieval.tuning import Tuning
     from retrieval.turning import saved_turn, turned
 
@@ -81,13 +82,14 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     there = (asked if turn is None else turned(asked, turn)) / health["reach"]
     time.sleep(0.1)  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
-    names = {"layer": None, "layer_named": ours._trained.rows.ids()}
-    ratios = {way: [] for way in names}
+    texts, numbers = ours._trained.rows, Rows(range(len(ours)), numbers=True)
+    ways = {"layer": (numbers, None), "layer_named": (texts, texts.ids()), "layer_mixed": (texts, None)}
+    ratios = {way: [] for way in ways}
     for _ in range(5):
-        mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
-        for way, docids in names.items():
-            plain.docids = docids
+        for way, (ours._trained.rows, plain.docids) in ways.items():
+            mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
             ratios[way].append(mine / rate(lambda: plain.search_batched_parallel(there, *how), len(asked), SECONDS / 4))
+    ours._trained.rows = texts
     single = rate(lambda: [ours.search(query[None], K) for query in asked[:ALONE]], ALONE)
     return {way: float(np.median(ratio)) for way, ratio in ratios.items()} | {"own_batched": mine, "own_single": single}
 

@@ -67,13 +67,12 @@ def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
     header = "settings, single / batched | recall@10 | single/s | ours ÷ it | batched/s | ours ÷ it"
     table(f"{name} | {header} | build s | build CPU s | index MB | process MB", rows)
     if "ScannIndex" in facts:
-        keys = ("own_single", "own_batched", "layer", "layer_named")
+        keys = ("own_single", "own_batched", "layer", "layer_named", "layer_mixed")
         own = {key: statistics.median(r["ScannIndex"][key] for r in rounds) for key in keys}
         print(
             f"\nScannIndex at the setting it chose itself: recall@10 {facts['ScannIndex']['own_recall']:.3f}, "
-            f"{own['own_single']:,.0f} single/s, {own['own_batched']:,.0f} batched/s, "
-            f"{own['layer']:.2f} of ScaNN called directly with the same files, setting and queries, turned before, "
-            f"{own['layer_named']:.2f} where ScaNN names the rows it finds too"
+            f"{own['own_single']:,.0f} single/s, {own['own_batched']:,.0f} batched/s; "
+            f"layer {own['layer']:.2f}, with texts {own['layer_named']:.2f}, mixed {own['layer_mixed']:.2f}."
         )
 
 

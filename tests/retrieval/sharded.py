@@ -52,7 +52,22 @@ def check(kind, folder):
             (found, scores), (right, right_scores) = index.search(queries, k), one.search(queries, k)
             assert found == right and all(np.allclose(a, b, atol=1e-5) for a, b in zip(scores, right_scores, strict=True))
 
+    def same_numbers(numbers):
+        ids, scores = numbers.search(clustered(3, seed=RANK), 700)
+        named, right = one.search(clustered(3, seed=RANK), 700)
+        assert ids.dtype == np.int64 and scores.dtype == np.float32 and ids.tolist() == [[int(id[1:]) for id in row] for row in named]
+        assert np.allclose(scores, right, atol=1e-5) and numbers.search(np.zeros((0, 64)), 3)[0].shape == (0, 3)
+
     same(sharded)
+    own = mine(np.arange(700)) if RANK else []  # one process has none, and does not say of which kind
+    numbers = ShardedIndex.build(vectors[own], own, kind)
+    numbers.upsert(vectors[::PROCESSES] if RANK == 0 else vectors[:0], np.arange(0, 700, PROCESSES) if RANK == 0 else [])
+    numbers.delete(mine(np.arange(10, 60)))
+    same_numbers(numbers)
+    refused(lambda: numbers.upsert(clustered(1), ["7"]), "'7'", "whole numbers")
+    refused(lambda: numbers.delete([5, 12_345] if RANK else []), "12345")
+    numbers.save(f"{folder}-numbers")
+    same_numbers(ShardedIndex.load(f"{folder}-numbers", kind)[0])
     refused(lambda: sharded.delete(["v1", "unknown"] if RANK else []), "unknown")
     refused(lambda: sharded.upsert(np.full((1, 64), np.nan if RANK else 1.0), [f"new{RANK}"]), "process 1", "NaN")
     refused(lambda: sharded.upsert(clustered(1), ["same"]), "same")

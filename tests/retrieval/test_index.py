@@ -111,6 +111,59 @@ def test_random_changes_agree_with_a_dict(kind, rng):
 
 
 @BOTH
+def test_whole_numbers_are_answered_as_arrays_of_what_texts_would_be(kind, rng, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "BRUTE_FORCE_BELOW", 300)
+    monkeypatch.setattr(tuning, "PARTITIONS_FROM", 600)
+    vectors = clustered(1_000)
+    number = np.concatenate([rng.permutation(1_000 - 2), [-(2**63), 2**63 - 1]])
+    thorough = [tuning.Tuning(leaves_searched=1_000, reorder=1_000)] if kind is ScannIndex else []
+    texts = kind.build(vectors[:500], list(map(str, number[:500])), *thorough)
+    numbers = kind.build(vectors[:500], number[:500].astype(np.int64), *thorough)
+    held = set(number[:500].tolist())
+
+    def same(numbers):
+        queries = clustered(7, seed=1)
+        for count, k in ((0, 3), (1, 3), (7, 3), (7, len(held) + 1)):
+            (ids, scores), (named, right) = numbers.search(queries[:count], k), texts.search(queries[:count], k)
+            assert ids.dtype == np.int64 and scores.dtype == np.float32 and ids.shape == scores.shape == (count, min(k, len(held)))
+            assert [list(map(str, row)) for row in ids.tolist()] == named
+            assert np.allclose(scores, np.reshape(right, scores.shape), atol=1e-6)
+            assert held.issuperset(ids.ravel().tolist())
+        assert numbers.numbers and not texts.numbers and len(numbers) == len(texts) == len(held)
+        assert number[0] in numbers and 12_345 not in numbers and "7" not in numbers
+
+    same(numbers)
+    for start in (400, 700):  # replacing some, and growing; numbers may be listed once the index has them
+        part = number[start : start + 300]
+        numbers.upsert(vectors[start : start + 300], part.tolist())
+        texts.upsert(vectors[start : start + 300], list(map(str, part)))
+        held.update(part.tolist())
+        same(numbers)
+    gone = rng.choice(number[1:], 200, replace=False)
+    numbers.delete(gone)
+    texts.delete(list(map(str, gone)))
+    held -= set(gone.tolist())
+    same(numbers)
+    numbers.save(tmp_path)
+    same(kind.load(tmp_path)[0])
+    for wrong in (["7"], [7.0], [True], [2**63], np.array(7), np.zeros((1, 1), int), [[7]], np.array([7.0]), "7", [None]):
+        with pytest.raises(RetrievalError, match="id"):
+            numbers.upsert(vectors[:1], wrong)
+    for wrong in ([7], np.array([7]), np.array("7")):
+        with pytest.raises(RetrievalError, match="id"):
+            texts.upsert(vectors[:1], wrong)
+    with pytest.raises(RetrievalError, match="given twice: 5"):
+        kind.build(vectors[:3], np.array([5, 6, 5]))
+    with pytest.raises(RetrievalError, match="not in the index: 12345"):
+        numbers.delete([int(number[0]), 12_345])
+    same(numbers)
+    empty = kind.build(np.zeros((0, 64), np.float32), np.zeros(0, np.uint8))
+    assert empty.numbers and empty.search(vectors[:2], 3)[0].shape == (2, 0)
+    empty.upsert(vectors[:2], [3, 4])
+    assert empty.search(vectors[:2], 1)[0].tolist() == [[3], [4]]
+
+
+@BOTH
 @pytest.mark.parametrize("size, k", [(0, 5), (1, 5), (5, 6), (5, 10_000)])
 def test_no_id_is_returned_that_is_not_there(kind, size, k):
     index = kind.build(clustered(size), names(size))

@@ -99,7 +99,9 @@ def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_sa
 
 def test_one_query_is_turned_as_a_row_of_many(rng):
     turn, rows = np.linalg.qr(rng.normal(size=(48, 48)))[0].astype(np.float32), rng.normal(size=(3, 48)).astype(np.float32)
-    np.testing.assert_allclose([turned(row, turn) for row in rows], turned(rows, turn), atol=1e-5)
+    for way in (turn, np.asfortranarray(turn), reflections(turn[:, :8].astype(np.float64))):
+        np.testing.assert_allclose([turned(row, way) for row in rows], turned(rows, way), atol=1e-5)
+        np.testing.assert_allclose([turned(row, way, back=True) for row in rows], turned(rows, way, back=True), atol=1e-5)
 
 
 def blas_threads() -> list[int]:
