@@ -224,10 +224,12 @@ class ScannIndex:
             with self._lock.read():  # no writer between the copy and the list of what it misses
                 self._missed = missed = []
                 self._trained.write(Path(folder))
-                rows = Rows(self._trained.rows.ids(), self.numbers)
+                rows, few = Rows(self._trained.rows.ids(), self.numbers), None if self._trained.enough() else self._trained.unproven.rows()
             trained = Searcher.on(
                 unit_rows(saved_rows(Path(folder)), self.dim), rows, self._tuning, [self._fresh.rows(), self._asked.rows()]
             )
+        if few and trained.settings:  # to be trained on is no proof: a kind of which there are few is hardly seen by a training
+            trained.unproven.put(*few)
         done = 0
         while done < len(missed):
             missed[done][0](trained, *missed[done][1:])

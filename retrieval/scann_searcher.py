@@ -203,7 +203,11 @@ class Searcher:
             return self.doubt
         if self.changed > RETRAIN_AFTER * self.trained_on:
             return f"{self.changed} rows changed"
-        return "check" if len(self.unproven) >= max(PROBES, math.isqrt(size)) else ""
+        return "check" if self.enough() else ""
+
+    def enough(self) -> bool:
+        """Whether there are as many unproven rows as it takes to look at their recall."""
+        return len(self.unproven) >= max(PROBES, math.isqrt(len(self.rows)))
 
     def write(self, folder: Path) -> None:
         self.searcher.serialize(str(folder), True)

@@ -36,6 +36,10 @@ class Unproven:
                 row, last = self._rows.remove(id)
                 self._vectors[row] = self._vectors[last]
 
+    def rows(self) -> tuple[np.ndarray, list]:
+        """Their vectors and ids."""
+        return self._vectors[: len(self)].copy(), self.ids()
+
     def sample(self, count: int) -> np.ndarray:
         """About so many of their vectors, from all over."""
         return self._vectors[: len(self)][:: -(-len(self) // count) or 1].copy()
