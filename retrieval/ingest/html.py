@@ -18,6 +18,7 @@ INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNOREC
 TIMES = ("article:published_time", "date", "dc.date", "dcterms.date")
 LATIN = {"iso-8859-1", "iso8859-1", "latin1", "latin-1", "ascii", "us-ascii"}  # which to a browser are windows-1252
 SEPARATORS = ("", " ", "\n", "\n\n")
+SECTION = re.compile(r"<!\[(?!CDATA\[)")  # such as Word writes: a comment to a browser, an error to Python's parser
 
 
 class _Text:
@@ -49,7 +50,7 @@ def html(raw: bytes) -> dict:
     """UTF-8, or the charset that the page declares. The text is that of the first <main> with any, else of the body."""
     from bs4 import BeautifulSoup
 
-    soup = BeautifulSoup(_decoded(raw), "html.parser")
+    soup = BeautifulSoup(SECTION.sub("<! [", _decoded(raw)), "html.parser")
     text, headings = next(filter(lambda seen: seen[0], map(_seen, soup.select("main, [role=main]"))), None) or _seen(soup.body or soup)
     title = one_line(soup.title.get_text()) if soup.title else next((h.title for h in headings if h.level == 1), "")
     return {"text": text, "title": title, "time": _time(soup), "headings": headings}
@@ -64,7 +65,7 @@ def _decoded(raw: bytes) -> str:
     for charset in ("utf-16" if in_utf16(raw) else "utf-8-sig", declared, "latin-1" if declared == "cp1252" else None):
         try:
             return plain(raw.decode(charset or "utf-8"))
-        except (LookupError, UnicodeError):
+        except (LookupError, ValueError):  # also of a charset with a NUL in its name
             continue
     raise Unusable(" is neither UTF-8 nor of the charset it declares: convert it, for example with iconv -t UTF-8")
 

@@ -74,7 +74,8 @@ def test_ask_edit_ask_again_undo_and_time_travel(chrome, explorer, options):
 def test_the_slider_travels_and_everything_can_be_reached_by_keyboard(chrome, explorer):
     memory, address = explorer
     with page(chrome, address) as browser:
-        browser.keyboard.type(QUESTION)  # the field has the focus
+        browser.locator("[name=q]:focus").wait_for()  # by itself, but not before the page is drawn: what is typed sooner is lost
+        browser.keyboard.type(QUESTION)
         browser.keyboard.press("Enter")
         assert answers(browser) == ["Italy", "Spain"]
         browser.locator("html.scripted input[type=range]").focus()  # answers can be read before the script, which the slider needs, has run

@@ -185,9 +185,20 @@ def test_html_without_end_or_sense_is_read_and_a_deep_page_does_not_overflow():
     assert html(b"<p>a<div><b>c</p></i>d <![endif] <")["text"].split()[0] == "a"
     assert html(b"<div>" * 20_000 + b"deep")["text"] == "deep"
     assert html("<meta charset=latin-1>caf\u00e9".encode("latin-1"))["text"] == "caf\u00e9"
-    for declared in (b"", b"<meta charset=hex>", b"<meta charset=nonsense>"):
+    for declared in (b"", b"<meta charset=hex>", b"<meta charset=nonsense>", b"<meta charset=a\0b>"):
         with pytest.raises(Exception, match="neither UTF-8 nor of the charset"):
             html(declared + b"caf\xe9")
+
+
+@pytest.mark.parametrize("section", ["<![if !supportLists]>", "<![foo]>", "<![ x>", "<!--[if IE]><![foo --><!-- > --><![endif]>"])
+def test_a_marked_section_of_html_is_a_comment_as_in_a_browser(section):
+    assert html(f"<p>One {section}two.".encode())["text"] == "One two."
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([*"<>]-&#/='\" a", "<![", "<![CDATA[", "<!--", "-->", "<?", "<!doctype", "<script", "<main"]), max_size=40))
+def test_any_html_is_read(pieces):
+    assert set(html("".join(pieces).encode())) == {"text", "title", "time", "headings"}
 
 
 def test_reading_touches_no_network(tmp_path, monkeypatch):
