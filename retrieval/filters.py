@@ -1,12 +1,12 @@
 """Filters: which passages a search may return, decided before anything is ranked."""
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 
 from retrieval.errors import RetrievalError
-from retrieval.passages import moment
+from retrieval.passages import items, moment
 
 BETWEEN = "\x1f"  # tags in one string; a tag is printable, so none holds it
 
@@ -26,7 +26,7 @@ class Filter:
     def __post_init__(self):
         for name in ("any_tags", "all_tags"):
             tags = getattr(self, name)
-            tags = (tags,) if isinstance(tags, str) else tuple(tags) if isinstance(tags, Iterable) else (tags,)
+            tags = (tags,) if isinstance(tags, str) else tuple(items(tags, f"words as {name}"))
             if not all(isinstance(tag, str) and tag for tag in tags):
                 raise RetrievalError(f"{name} is {tags!r}; expected words")
             object.__setattr__(self, name, tags)
@@ -58,18 +58,17 @@ class _EveryGroup(Collection):
 
 
 EVERY_GROUP = _EveryGroup()
+NAMES = "names of access groups, () for what everybody may read"
 
 
 def checked_groups(groups: Collection[str]) -> Collection[str]:
     """The groups as a set. Raises RetrievalError when one is no name; "" is nobody's group, and everybody's passages need none."""
     if isinstance(groups, _EveryGroup):
         return groups
-    if not isinstance(groups, Iterable):
-        raise RetrievalError(f"groups are {groups!r}; expected names of access groups, () for what everybody may read")
-    groups = {groups} if isinstance(groups, str) else set(groups)
-    if not all(isinstance(group, str) and group for group in groups):
-        raise RetrievalError(f"groups are {sorted(map(repr, groups))}; expected names of access groups, () for what everybody may read")
-    return groups
+    names = [groups] if isinstance(groups, str) else items(groups, NAMES)
+    if not all(isinstance(group, str) and group for group in names):
+        raise RetrievalError(f"groups are {sorted(map(repr, names))}; expected {NAMES}")
+    return set(names)
 
 
 def readable(access: str, groups: Collection[str]) -> bool:

@@ -95,7 +95,7 @@ class Memory:
         self._check_change(author, reason)
         self._see_others()
         self._store.check_new(p.id for p in passages)
-        vectors, encoder = self._encoded(passages, like)
+        vectors, encoder = self._encoded(passages, checked_ids(like))
         return self._change(lambda: self._store.add(passages, vectors, author, reason), passages, vectors, encoder)
 
     def edit(
@@ -215,6 +215,7 @@ class Memory:
 
     def vectors(self, ids: Collection[str]) -> tuple[dict[str, Passage], np.ndarray]:
         """Those of `ids` that exist, by id, and their vectors in the same order, float32 [N, dim]; of every access group."""
+        ids = checked_ids(ids)
         with self._lock.read():
             found = self._store.get(ids)
             vectors, order = self._store.vectors(found)

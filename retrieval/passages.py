@@ -90,11 +90,18 @@ class Diff:
     deleted: tuple[str, ...]
 
 
+def items(given: Iterable, expected: str) -> list:
+    """What is given, as a list. Raises RetrievalError for what cannot be listed, such as an array without dimensions."""
+    try:
+        each = iter(given)
+    except TypeError:
+        raise RetrievalError(f"{given!r:.80} cannot be listed: expected {expected}") from None
+    return list(each)
+
+
 def checked_ids(ids: Iterable[str]) -> list[str]:
     """The ids as a list; one alone may be given as it is. Raises RetrievalError for what is no id."""
-    if not isinstance(ids, Iterable):
-        raise RetrievalError(f"ids={ids!r}: expected a list of passage ids")
-    checked = [ids] if isinstance(ids, str) else list(ids)
+    checked = [ids] if isinstance(ids, str) else items(ids, "passage ids")
     for id in checked:
         check_id(id)
     return checked
@@ -110,9 +117,7 @@ def check_record(author: str | None, reason: str) -> None:
 
 def check_passages(passages: Iterable[Passage]) -> list[Passage]:
     """The passages as a list. Raises RetrievalError for a wrong type, an empty or huge text, a bad id or an id given twice."""
-    if not isinstance(passages, Iterable):
-        raise RetrievalError(f"passages are a {type(passages).__name__}; expected a list of retrieval.Passage(id, text, ...)")
-    checked = list(passages)
+    checked = items(passages, "a list of retrieval.Passage(id, text, ...)")
     seen: set[str] = set()
     for number, passage in enumerate(checked):
         if not isinstance(passage, Passage):
@@ -132,6 +137,10 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
             if not isinstance(key, str) or not isinstance(value, str):
                 raise RetrievalError(f"passage {passage.id!r}: metadata {key!r}: {value!r} is no pair of strings; turn both into strings")
             check_unicode(f"passage {passage.id!r}: metadata", key + value)
+        if not isinstance(passage.tags, tuple):
+            raise RetrievalError(f"passage {passage.id!r}: tags is {passage.tags!r}; expected a tuple of words")
+        for word in (*passage.tags, *([passage.access] if passage.access else [])):
+            check_word(passage.id, word)
         size = len(passage.title) + len(passage.source) + sum(len(key) + len(value) for key, value in passage.metadata.items())
         size += sum(map(len, passage.tags))
         if size > MAX_TEXT_CHARACTERS:
@@ -141,10 +150,6 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
             )
         if passage.time:
             moment(passage.time, f"passage {passage.id!r}: time")
-        if not isinstance(passage.tags, tuple):
-            raise RetrievalError(f"passage {passage.id!r}: tags is {passage.tags!r}; expected a tuple of words")
-        for word in (*passage.tags, *([passage.access] if passage.access else [])):
-            check_word(passage.id, word)
         check_span(passage.id, passage.span)
     return checked
 

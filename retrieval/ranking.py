@@ -6,14 +6,14 @@ Everything up to fusion sees one version of a memory: its index, its table and t
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from retrieval.errors import RetrievalError
 from retrieval.filters import Allowed, Filter, checked_groups, readable
 from retrieval.index import Index
-from retrieval.passages import MAX_TEXT_CHARACTERS, Hit, Passage, check_unicode, listed, titled
+from retrieval.passages import MAX_TEXT_CHARACTERS, Hit, Passage, check_unicode, items, listed, titled
 from retrieval.store import Store
 from retrieval.vectors import check_k, unit_rows
 
@@ -39,9 +39,8 @@ class Request:
     rerank: Rerank | None = None
 
     def __post_init__(self):
-        if not isinstance(self.texts, Iterable):
-            raise RetrievalError(f"the queries are {self.texts!r}: expected a list of texts to search for")
-        object.__setattr__(self, "texts", [self.texts] if isinstance(self.texts, str) else list(self.texts))
+        texts = [self.texts] if isinstance(self.texts, str) else items(self.texts, "a list of texts to search for")
+        object.__setattr__(self, "texts", texts)
         object.__setattr__(self, "k", check_k(self.k))
         object.__setattr__(self, "groups", checked_groups(self.groups))
         for number, text in enumerate(self.texts):

@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from retrieval.errors import RetrievalError
-from retrieval.passages import check_id, listed
+from retrieval.passages import check_id, items, listed
 
 MANIFEST = "manifest.json"
 IDS = "ids.json"
@@ -58,9 +58,9 @@ def whole(ids: Ids) -> bool:
 def check_ids(ids: Ids, count: int | None = None, numbers: bool = False) -> list:
     """The ids as a list of str, or int. Raises RetrievalError unless they are different passage ids, or `numbers` of 64 bits, `count` of
     them where one is given."""
-    if isinstance(ids, str) or not isinstance(ids, Iterable) or (isinstance(ids, np.ndarray) and ids.ndim != 1):
+    if isinstance(ids, str) or (isinstance(ids, np.ndarray) and ids.ndim != 1):
         raise RetrievalError(f"ids={ids!r}: expected a list of passage ids")
-    each: list = list(ids)
+    each = items(ids, "a list of passage ids")
     if count is not None and len(each) != count:
         raise RetrievalError(f"{len(each)} ids for {count} vectors: every vector needs its id")
     if numbers:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import Memory, Passage, RetrievalError, scann_index, scann_searcher, tuning
+from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError, scann_index, scann_searcher, tuning
 from tests.retrieval.toy import encode, state
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +227,18 @@ def test_the_encoder_is_not_run_for_passages_that_will_be_refused(memory):
 def test_a_wrong_question_is_an_error_in_words(memory, call):
     with pytest.raises(RetrievalError):
         call(memory)
+    assert memory.version == 2
+
+
+@pytest.mark.parametrize("junk", [None, 5, 1.5, b"x", object(), np.array(5), np.array([1]), [None], [["p1"]], [{}], EVERY_GROUP])
+def test_what_is_no_list_of_texts_ids_or_passages_is_an_error_in_words(memory, junk):
+    calls = [
+        memory.search, memory.vectors, memory.delete, memory.add, memory.update, lambda m: memory.add([Passage("x", "y")], like=m),
+        lambda m: Filter(any_tags=m), *([] if junk is EVERY_GROUP else [lambda m: memory.search("x", groups=m)]),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(RetrievalError):
+            call(junk)
     assert memory.version == 2
 
 

@@ -147,6 +147,8 @@ def test_two_hundred_small_changes_leave_few_fragments_and_every_file_noted(tmp_
     ([Passage("x", "text", time="last week")], "'x': time is 'last week'; expected ISO 8601"),
     ([Passage("x", "text", time="2026-13")], "ISO 8601"),
     ([Passage("x", "text", tags=["news"])], "tags"),
+    ([Passage("x", "text", tags=None)], "tags is None"),
+    ([Passage("x", "text", tags=("news", 7))], "group '7'"),
     ([Passage("x", "text", tags=("two\nlines",))], "printable"),
     ([Passage("x", "text", tags=("",))], "printable"),
     ([Passage("x", "text", access="g" * 129)], "printable"),

@@ -267,6 +267,24 @@ def test_a_damaged_pdf_is_read_or_refused_and_never_crashes(written, at, noise):
         assert type(error).__name__ == "Unusable"
 
 
+JUNK = st.sampled_from(
+    [None, True, 0, -1, 1e400, 10**30, "", "x", "\0", "\ud800", "99999", [], [None], [["x"]], [0, 10**20], {}, {"": 1}, {"x": None}]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(["id", "title", "source", "time", "tags", "access", "metadata", "span", "file"]), JUNK))
+def test_a_row_of_anything_is_read_or_refused_in_words(tmp_path_factory, row):
+    path = tmp_path_factory.getbasetemp() / "junk.jsonl"
+    path.write_text(json.dumps({"text": "Some text."} | row))
+    try:
+        (document,) = documents(path)
+    except RetrievalError as error:
+        assert "junk.jsonl, line 1" in str(error)
+    else:
+        assert document.text == "Some text."
+
+
 def test_rows_are_documents_and_only_their_own_fields_can_set_tags_and_access(tmp_path):
     row = {"id": "a", "text": "x", "title": "t", "source": "s", "time": "1998", "tags": ["u"], "access": "staff", "metadata": {"n": 1}}
     with gzip.open(tmp_path / "r.jsonl.gz", "wt") as f:
