@@ -16,21 +16,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lm.data import sources
 from lm.evaluation.accuracy import contains, exact, wilson
 from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
 from retrieval.errors import RetrievalError
 
 
 def read_questions(path: Path) -> list[dict]:
-    """The rows of a question file. Raises RetrievalError naming the line that is none."""
+    """The rows of a question file. Raises RetrievalError or DataError naming the line that is none."""
+    names = lambda given: isinstance(given, list) and all(isinstance(name, str) for name in given)
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RetrievalError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row.get("answers"):
-            raise RetrievalError(f"{path}, line {number}: expected an object with 'question' and 'answers', a list that is not empty")
+    for where, row in sources.records([str(path)]):
+        if not isinstance(row.get("question"), str) or not names(row.get("answers")) or not row["answers"]:
+            raise RetrievalError(f"{where}: expected an object with 'question', a text, and 'answers', a list of names that is not empty")
+        if not names(row.get("others", [])):
+            raise RetrievalError(f"{where}: others is {row['others']!r}; expected a list of names")
         rows.append(row)
     if not rows:
         raise RetrievalError(f"{path} holds no questions; expected a JSON object a line")
@@ -63,7 +63,7 @@ def progress(total: int) -> Callable[[int], None]:
         done += number
         if done * 10 // total > shown or done == total:
             shown, spent = done * 10 // total, time.monotonic() - began
-            print(f"  {done}/{total} answers, {spent:.0f} s, about {spent / done * (total - done):.0f} s left", flush=True)
+            print(f"  {done}/{total} answers, {spent:.0f} s, about {spent / done * (total - done):.0f} s left", file=sys.stderr)
 
     return tell
 
@@ -81,6 +81,9 @@ def main(argv=None):
     add_encoder_option(options)
     args = options.parse_args(argv)
     rows = read_questions(args.questions)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.output.is_dir():
+        raise RetrievalError(f"--output={args.output} is a folder: expected the name of a file to write")
     from lm.loading import load
     from retrieval.answering import Reader, answer
 

@@ -15,7 +15,7 @@ def main(argv=None):
     found = problems(args.memory)  # what cannot be opened is looked at too
     memory = None if found else open_memory(args.memory, None)
     if args.json:
-        print(as_json({"memory": str(args.memory), "version": memory and memory.version, "problems": found}))
+        print(as_json({"memory": str(args.memory), "version": None if memory is None else memory.version, "problems": found}))
     else:
         sound = memory is not None and f"{args.memory}: {len(memory):,} passages in version {memory.version}, all sound"
         print(sound or "\n".join(map(shown, found)))

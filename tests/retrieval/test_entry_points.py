@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from retrieval import Memory, Passage, audit, build, edit, explore, log, search, stats, undo, verify
+from retrieval import Memory, Passage, ask, audit, build, edit, evaluate, explore, log, search, stats, undo, verify
 from tests.retrieval.models import save_encoder, save_reader
 from tests.retrieval.toy import encode
 
@@ -63,6 +63,22 @@ def test_build_search_edit_delete_undo_and_log_by_command(built, capsys):
     *table, last = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["passages", "5"] for line in table) and json.loads(last)["passages"] == 5
     assert search.main([at, "--as-of", "1", "town"]) == 0 and "nothing that can be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("in_json", [[], ["--json"]], ids=["text", "json"])
+def test_every_command_takes_a_memory_that_was_emptied(built, models, tmp_path, in_json, capsys):
+    at, reader = [f"--memory={built}", *in_json], [f"--reader={models / 'reader'}", "--max-new-tokens=2"]
+    assert edit.main([*at, "--delete", *Memory.open(built).ids()]) == 0
+    (tmp_path / "asked.jsonl").write_text('{"question": "Where is town 1?", "answers": ["land 1"]}')
+    for command, options in {
+        search: ["town 1"], stats: [], verify: [], log: [], ask: [*reader, "Where is town 1?"],
+        evaluate: [*reader, f"--questions={tmp_path / 'asked.jsonl'}", f"--output={tmp_path / 'answers.jsonl'}"],
+    }.items():  # fmt: skip
+        capsys.readouterr()
+        assert command.main([*at, *options]) == 0, command
+        assert said(capsys) if in_json else capsys.readouterr().out, command
+    assert audit.main([*at, *reader, "Where is town 1?", "--ids", "r1"]) == 2 and "r1" in capsys.readouterr().err
+    assert undo.main(at) == 0 and len(Memory.open(built)) == 5
 
 
 def test_access_tags_time_and_source_are_changed_by_command_and_what_is_revoked_is_gone(built, capsys):

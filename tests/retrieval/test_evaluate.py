@@ -5,7 +5,7 @@ import json
 import pytest
 
 import lm.loading
-from retrieval import Answer, Hit, RetrievalError, answering, evaluate
+from retrieval import Answer, Hit, answering, evaluate
 
 
 def test_a_row_keeps_its_fields_and_gains_both_answers_and_the_citations():
@@ -20,19 +20,30 @@ def test_a_row_keeps_its_fields_and_gains_both_answers_and_the_citations():
     assert row["citations"][0]["id"] == "p" and row["citations"][0]["score"] == 0.9
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "[]", '{"question": "Where?"}', '{"question": "Where?", "answers": []}', '{"question": 1, "answers": ["a"]}']
-)
+@pytest.mark.parametrize("line", [
+    "{", "[]", '{"question": "Where?"}', '{"question": "Where?", "answers": []}', '{"question": "Where?", "answers": "Italy"}',
+    '{"question": "Where?", "answers": [1]}', '{"question": "Where?", "answers": ["a"], "others": "b"}',
+    '{"question": 1, "answers": ["a"]}', '{"question": "\xff"}',
+])  # fmt: skip
 def test_a_line_that_is_no_question_is_named(tmp_path, line):
-    (tmp_path / "q.jsonl").write_text('{"question": "Where?", "answers": ["a"]}\n' + line + "\n")
-    with pytest.raises(RetrievalError, match="line 2"):
+    (tmp_path / "q.jsonl").write_text('{"question": "Where?", "answers": ["a"]}\n' + line + "\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 2"):
         evaluate.read_questions(tmp_path / "q.jsonl")
+
+
+def test_a_question_may_hold_any_character_that_splits_lines_elsewhere(tmp_path):
+    rows = [{"question": "One\u2028or\x0btwo\x85lines?", "answers": ["one"]}]
+    (tmp_path / "q.jsonl").write_text(json.dumps(rows[0], ensure_ascii=False), encoding="utf-8")
+    assert evaluate.read_questions(tmp_path / "q.jsonl") == rows
 
 
 def test_an_empty_question_file_is_an_error(tmp_path, capsys):
     (tmp_path / "q.jsonl").write_text("")
     assert evaluate.main([f"--memory={tmp_path}", "--reader=none", f"--questions={tmp_path}/q.jsonl", f"--output={tmp_path}/a"]) == 2
     assert "holds no questions" in capsys.readouterr().err
+    (tmp_path / "q.jsonl").write_text('{"question": "Where?", "answers": ["a"]}')
+    assert evaluate.main([f"--memory={tmp_path}", "--reader=none", f"--questions={tmp_path}/q.jsonl", f"--output={tmp_path}"]) == 2
+    assert "is a folder" in capsys.readouterr().err, "before a model is loaded"
 
 
 def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(tmp_path, monkeypatch, capsys):
@@ -53,9 +64,9 @@ def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(tmp_pa
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [(r["closed_correct"], r["open_correct"]) for r in rows] == [(False, True), (True, False)]
     assert [row["known"] for row in rows] == [True, False]
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
     assert "says that it knows: 1/2, 50.0%; 1 of these are right" in said
-    assert "closed-book: 1/2 right" in said and "open-book: 1/2 right" in said and "4/4 answers" in said
+    assert "closed-book: 1/2 right" in said and "open-book: 1/2 right" in said and "4/4 answers" in progress
     assert evaluate.main([*arguments, "--max-new-tokens=8", "--json"]) == 0
-    closed, opened = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
+    closed, opened = map(json.loads, capsys.readouterr().out.splitlines())
     assert "known" not in closed and (opened["known"], opened["known_right"], opened["questions"]) == (1, 1, 2)
