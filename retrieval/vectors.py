@@ -60,7 +60,7 @@ def check_ids(ids: Ids, count: int | None = None, numbers: bool = False) -> list
     them where one is given."""
     if isinstance(ids, str) or (isinstance(ids, np.ndarray) and ids.ndim != 1):
         raise RetrievalError(f"ids={ids!r}: expected a list of passage ids")
-    each = items(ids, "a list of passage ids")
+    each: list = items(ids, "a list of passage ids")
     if count is not None and len(each) != count:
         raise RetrievalError(f"{len(each)} ids for {count} vectors: every vector needs its id")
     if numbers:
