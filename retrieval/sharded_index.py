@@ -49,21 +49,25 @@ class ShardedIndex:
         if len(set(_told(k))) > 1:
             raise RetrievalError("k differs between processes: every process asks for as many")
         parts = _gathered(queries)
-        ids, scores = _agreed(lambda: self._shard.search(np.concatenate(parts), k))
+        found = _agreed(lambda: self._shard.search(np.concatenate(parts), k))
         k = min(k, len(self))
-        padded = np.stack([np.pad(row, (0, k - len(row)), constant_values=-np.inf) for row in scores]) if len(scores) else np.zeros((0, k))
-        all_scores = np.concatenate(_gathered(padded.astype(np.float32).T))  # [processes * k, queries]
-        all_ids = _told(ids.tolist() if isinstance(ids, np.ndarray) else ids)
         first = sum(map(len, parts[: jax.process_index()]))
-        found = []
-        for query in range(first, first + len(queries)):
-            names = [id for held in all_ids for id in held[query] + [None] * (k - len(held[query]))]
-            best = np.argsort(-all_scores[:, query], kind="stable")[:k]
-            found.append(([names[at] for at in best], all_scores[best, query]))
-        ids, scores = [ids for ids, _ in found], [scores for _, scores in found]
-        if not self.numbers:
-            return ids, scores
-        return np.array(ids, np.int64).reshape(len(queries), k), np.array(scores, np.float32).reshape(len(queries), k)
+        ids, scores = (every[first : first + len(queries)] for every in self._of_all(*found, k))
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        ids, scores = np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
+        return (ids, scores) if self.numbers else (ids.tolist(), list(scores))
+
+    def _of_all(self, ids, scores, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the shards have found, at most k a query: ids and scores [Q, processes * k], -inf where a shard has fewer."""
+        shape, none = (len(scores), k), 0 if self.numbers else None
+        held, near = np.full(shape, none, np.int64 if self.numbers else object), np.full(shape, -np.inf, np.float32)
+        for row, (names, own) in enumerate(zip(ids, scores, strict=True)):
+            held[row, : len(own)], near[row, : len(own)] = names, own
+        if self.numbers:  # in halves, since JAX has no int64 unless it is told to
+            parts = [part.view(np.int64) for part in _gathered(held.view(np.uint32))]
+        else:
+            parts = [np.array(part, object).reshape(shape) for part in _told(held.tolist())]
+        return np.concatenate(parts, axis=1), np.concatenate(_gathered(near), axis=1)
 
     def upsert(self, vectors, ids: Ids) -> None:
         mine = _routed(_agreed(lambda: unit_rows(vectors, self.dim)), ids, self.numbers)
