@@ -5,7 +5,6 @@ import fcntl
 import os
 import threading
 import time
-import weakref
 from pathlib import Path
 
 from retrieval.errors import RetrievalError
@@ -43,17 +42,9 @@ def file_lock(path: Path, wait_seconds: float = WAIT_SECONDS):
 
 
 class ReadersWriter:
-    """Any number of readers, or one writer; a waiting writer goes before new readers. Not reentrant.
-
-    In a forked process it is free, since the threads that held it are gone; if one of them was writing, it is refused from then on.
-    """
+    """Any number of readers, or one writer; a waiting writer goes before new readers. Not reentrant."""
 
     def __init__(self):
-        self._torn = False
-        self._free()
-        _LIVE.add(self)
-
-    def _free(self) -> None:
         self._mutex = threading.Lock()
         self._condition = threading.Condition(self._mutex)
         self._readers = 0
@@ -66,7 +57,6 @@ class ReadersWriter:
 
     def __enter__(self) -> None:
         with self._mutex:
-            self._check()
             while self._writing or self._writers_waiting:
                 self._condition.wait()
             self._readers += 1
@@ -80,7 +70,6 @@ class ReadersWriter:
     @contextlib.contextmanager
     def write(self):
         with self._condition:
-            self._check()
             self._writers_waiting += 1
             self._condition.wait_for(lambda: not self._writing and not self._readers)
             self._writers_waiting -= 1
@@ -91,16 +80,3 @@ class ReadersWriter:
             with self._condition:
                 self._writing = False
                 self._condition.notify_all()
-
-    def _check(self) -> None:
-        if self._torn:
-            raise RetrievalError("another thread was changing this when the process was forked: open or build it again")
-
-    def forked(self) -> None:
-        """Frees it in a process that was just forked."""
-        self._torn |= self._writing
-        self._free()
-
-
-_LIVE: "weakref.WeakSet[ReadersWriter]" = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [lock.forked() for lock in _LIVE])

@@ -81,7 +81,7 @@ class ScannIndex:
         with self._lock.read():
             trained = self._trained
             found = trained.search(queries, k)
-        if not self._watching() and trained.settings and (trained.doubt or self._asked.count >= self._look_at):
+        if self._watch is None and trained.settings and (trained.doubt or self._asked.count >= self._look_at):
             with self._lock.write():
                 self._start_watch()
         return found
@@ -122,7 +122,7 @@ class ScannIndex:
         (of these, which are scored exactly), imbalance of the partitions, recall as last measured of the 10 nearest (1.0 where exact),
         target, and whether it is looking at itself or training."""
         with self._lock.read():
-            trained, training = self._trained, self._watching()
+            trained, training = self._trained, self._watch is not None
             width = trained.width(10) if trained.settings else Width(0, 0)
             facts: dict = {"kind": trained.kind, "size": len(trained.rows), "leaves": trained.leaves, "leaves_searched": width.leaves}
             facts |= {"reorder": width.reorder, "reach": round(width.reach, 4), "trained_on": trained.trained_on}
@@ -144,12 +144,9 @@ class ScannIndex:
         self._start_watch()
 
     def _start_watch(self) -> None:
-        if not self._watching() and self._due():
-            self._watch, self._missed = threading.Thread(target=self._look, name="index watch"), None
+        if self._watch is None and self._due():
+            self._watch = threading.Thread(target=self._look, name="index watch")
             self._watch.start()
-
-    def _watching(self) -> bool:
-        return self._watch is not None and self._watch.is_alive()  # a forked process has no threads but the one that forked it
 
     def _due(self) -> str:
         trained = self._trained

@@ -1,14 +1,12 @@
 """What ScaNN has trained, its rows and how widely it is searched. The only module that touches ScaNN."""
 
 import contextlib
-import ctypes
 import importlib
 import importlib.metadata
 import logging
 import math
 import os
 import sys
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +62,6 @@ class Searcher:
         self.changed, self.doubt, self.unproven = 0, "", Unproven(probes.shape[1], rows.numbers)
         self.set(settings)
         self.balance = self.imbalance()
-        _LIVE.add(self)
 
     @classmethod
     def on(cls, vectors: np.ndarray, rows: Rows, tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "Searcher":
@@ -236,18 +233,6 @@ class Searcher:
         read.doubt, unproven = manifest.get("doubt", ""), manifest.get("unproven", [])
         read.unproven.put(saved_rows(folder, unproven), read.rows.at(unproven))
         return read
-
-
-_LIVE: weakref.WeakSet[Searcher] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    """Keeps what a forked process has from its parent: at its end ScaNN would wait for threads that are not there, and end the process."""
-    for trained in _LIVE:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(trained.searcher))
-
-
-os.register_at_fork(after_in_child=_forked)
 
 
 def _turned(searcher, turn: np.ndarray | None):
