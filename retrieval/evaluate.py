@@ -24,6 +24,8 @@ from retrieval.errors import RetrievalError
 
 def read_questions(path: Path) -> list[dict]:
     """The rows of a question file. Raises RetrievalError or DataError naming the line that is none."""
+    if not path.is_file():
+        raise RetrievalError(f"--questions={path} is no file: expected one of JSON lines with question and answers")
     names = lambda given: isinstance(given, list) and all(isinstance(name, str) for name in given)
     rows = []
     for where, row in sources.records([str(path)]):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import lm.loading
-from retrieval import Answer, Hit, answering, evaluate
+from retrieval import Answer, Hit, RetrievalError, answering, evaluate
 
 
 def test_a_row_keeps_its_fields_and_gains_both_answers_and_the_citations():
@@ -38,6 +38,8 @@ def test_a_question_may_hold_any_character_that_splits_lines_elsewhere(tmp_path)
 
 
 def test_an_empty_question_file_is_an_error(tmp_path, capsys):
+    with pytest.raises(RetrievalError, match=r"--questions=.*none\.jsonl is no file"):
+        evaluate.read_questions(tmp_path / "none.jsonl")
     (tmp_path / "q.jsonl").write_text("")
     assert evaluate.main([f"--memory={tmp_path}", "--reader=none", f"--questions={tmp_path}/q.jsonl", f"--output={tmp_path}/a"]) == 2
     assert "holds no questions" in capsys.readouterr().err
