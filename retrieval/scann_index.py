@@ -20,7 +20,8 @@ from retrieval.vectors import Ids, check_k, read_manifest, save_index, unit_rows
 
 logger = logging.getLogger(__name__)
 
-USUAL = 0.98  # of the recall that a tuning measured is still as usual
+USUAL = 0.99  # of the recall that a tuning measured is still as usual
+SURELY = 2  # standard errors of a measured recall
 MORE_ASKED = 8  # times as many queries until recall is looked at for their sake again
 
 
@@ -180,31 +181,41 @@ class ScannIndex:
         """Measures recall of the 10 nearest of each kind of probe. Edits wait for one probe at a time."""
         with self._lock.write():
             trained, self._look_at = self._trained, max(PROBES, MORE_ASKED * self._asked.count)
-            fresh, look = trained.unproven.sample(PROBES), trained.unproven.look()
-        aim = min(self._tuning.recall, USUAL * trained.settings[0].recall)  # where settings were given, less may be all they reach
-        own, asked = min(self._recall(trained.probes, aim), self._recall(fresh, aim)), self._recall(self._asked.rows(), aim)
+            fresh, look, many = trained.unproven.sample(PROBES), trained.unproven.look(), trained.enough()
+        aim, usual = self._tuning.recall, USUAL * trained.settings[0].recall
+        margin = SURELY if usual >= aim else -SURELY  # settings that were given may reach less: what is not clearly less will do
+        aim = min(aim, usual)
+
+        def look_at(probes: np.ndarray) -> tuple[float, float]:
+            recall, error = self._recall(probes, aim)
+            return recall - margin * error, recall
+
+        (least, own), (for_asked, asked) = min(map(look_at, (trained.probes, fresh))), look_at(self._asked.rows())
         with self._lock.write():
             trained.recall = round(min(own, asked), 4)
-            if own >= aim:
-                trained.unproven.proven(look)
-            else:
+            if least >= aim:
+                if many:  # a few are found while no more of their kind crowd them out
+                    trained.unproven.proven(look)
+            elif own < aim:
                 trained.doubt = f"recall of {own:.3f}"
-        if asked < aim <= own:
-            logger.info("the index is tuned to the queries asked: recall of %.3f", asked)
+        if own >= aim > min(least, for_asked):
+            logger.info("the index is tuned again: recall of %.3f, of %.3f for the queries asked", own, asked)
             best = lambda probes: np.concatenate([self._best(probe[None], max(MEASURED_AT) + 1) for probe in probes])
-            settings = trained.tuned([self._fresh.rows(), self._asked.rows()], best, self._lock.read)
+            settings = trained.tuned([fresh, self._fresh.rows(), self._asked.rows()], best, self._lock.read)
             with self._lock.write():
                 trained.set(settings)
             self.when_trained()
 
-    def _recall(self, probes: np.ndarray, aim: float) -> float:
-        """Of the 10 nearest: of a few of the probes, and of all where these might say by chance that it is enough."""
-        few, found = np.s_[:: -(-len(probes) // CHECKS) or 1], []
+    def _recall(self, probes: np.ndarray, aim: float) -> tuple[float, float]:
+        """Of the 10 nearest, and its standard error: of a few probes, and of all where these might say by chance that it is enough."""
+        few, found, recall, error = np.s_[:: -(-len(probes) // CHECKS) or 1], [], 1.0, 0.0
         for some in (probes[few], np.delete(probes, few, axis=0)):
             found += [self._recall_of(probe[None]) for probe in some]
-            if found and np.mean(found) - np.std(found) / len(found) ** 0.5 >= aim:
+            if found:
+                recall, error = float(np.mean(found)), float(np.std(found)) / len(found) ** 0.5
+            if recall - SURELY * error >= aim:
                 break
-        return float(np.mean(found)) if found else 1.0
+        return recall, error
 
     def _recall_of(self, probe: np.ndarray) -> float:
         with self._lock.read():

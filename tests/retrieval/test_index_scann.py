@@ -1,5 +1,6 @@
 """What ScaNN 1.4 does when misused, on every kind of searcher, and how recall holds while what is stored changes."""
 
+import itertools
 import threading
 from dataclasses import asdict
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from retrieval import RetrievalError, ScannIndex, scann_index, scann_searcher
+from retrieval.scann_searcher import Searcher
 from retrieval.tuning import FAR, Setting, Tuning, setting_for
 from retrieval.unproven import Unproven
 from retrieval.vectors import unit_rows
@@ -301,11 +303,39 @@ def test_rows_of_another_kind_are_found_from_the_first_on():
         index.wait()
         missed += index.search(vectors[row : row + 1], 10)[0][0][0] != f"v{row}"
         if (row - SIZE) % 50 == 20:
-            near = vectors[SIZE : row + 1][-50:] + 0.05 * clustered(50, seed=row)[: row + 1 - SIZE]
+            near = vectors[SIZE : row + 1] + 0.05 * clustered(row + 1 - SIZE, seed=row)
             right = brute_force(vectors[: row + 1], near, 10)[0]
             assert recall(index.search(near, 10)[0], right) >= 0.95, row - SIZE
             assert recall([index.search(query[None], 10)[0][0] for query in near], right) >= 0.95, row - SIZE
     assert missed == 0
+
+
+def test_rows_are_not_proven_while_they_are_few(monkeypatch):
+    """Ten of twenty are found among their like, of two hundred they may not be: looked at for the sake of queries, they stay."""
+    index = built("partitioned", leaves=200)
+    monkeypatch.setattr(index, "_recall_of", lambda probe: 1.0)
+    index.upsert(OTHER[:21], names(21, SIZE))
+    index.search(OTHER[:300], 10)
+    index.wait()
+    assert index._look_at > 300 and len(index._trained.unproven) == 21
+    index.upsert(OTHER[21:256], names(235, SIZE + 21))
+    index.wait()
+    assert len(index._trained.unproven) == 0
+
+
+def test_rows_found_but_not_surely_are_searched_more_widely_before_they_are_trusted(monkeypatch):
+    index, tuned = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned")), []
+    trained, tune, hardly = index._trained, Searcher.tuned, itertools.cycle([1, 1, 1, 1, 1, 1, 1, 0.62])  # 0.9525, give or take 0.008
+    monkeypatch.setattr(index, "_recall_of", lambda probe: 1.0 if tuned else next(hardly))
+
+    def tuned_and_counted(self, others, *how):
+        tuned.append(([len(some) for some in others], len(self.unproven)))
+        return tune(self, others, *how)
+
+    monkeypatch.setattr(Searcher, "tuned", tuned_and_counted)
+    index.upsert(clustered(256, seed=1), names(256, SIZE))
+    index.wait()
+    assert index._trained is trained and tuned == [([256, 256, 0], 256)] and len(trained.unproven) == 0
 
 
 def test_to_be_trained_on_is_no_proof_of_rows_too_few_to_be_looked_at():
@@ -351,8 +381,8 @@ def test_a_few_probes_that_do_well_by_chance_are_not_believed(monkeypatch, few, 
     found[rest] = 0
     asked = []
     monkeypatch.setattr(index, "_recall_of", lambda probe: asked.append(probe) or float(probe[0, 0]))
-    recall = index._recall(found[:, None], 0.95)
-    assert recall == pytest.approx(found.mean() if looks == 256 else found[::8].mean())
+    seen = found if looks == 256 else found[::8]
+    assert index._recall(found[:, None], 0.95) == pytest.approx((seen.mean(), seen.std() / len(seen) ** 0.5))
     assert len(asked) == looks, "each once"
 
 
