@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval.errors import RetrievalError
+from retrieval.turning import product
 
 KINDS = ("brute", "quantised", "partitioned")
 BRUTE_FORCE_BELOW = 20_000  # rows (ScaNN docs/algorithms.md); above: quantised scores, the best of them scored again exactly
@@ -174,7 +175,7 @@ def best_scores(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
     """The min(k, N) best scores [P, k] of the probes among all vectors [N, dim], exactly, descending; a slice of the vectors at a time."""
     best = np.zeros((len(probes), 0), np.float32)
     for start in range(0, len(vectors), 20_000):
-        best = np.concatenate([best, probes @ vectors[start : start + 20_000].T], axis=1)
+        best = np.concatenate([best, product(probes, vectors[start : start + 20_000].T)], axis=1)
         if best.shape[1] > k:
             best = np.partition(best, -k, axis=1)[:, -k:]
     return -np.sort(-best, axis=1)

@@ -10,7 +10,9 @@ saves. There only the first directions are turned to, by as many reflections (Ho
 1989).
 """
 
+import contextlib
 import functools
+import os
 import threading
 from pathlib import Path
 
@@ -23,9 +25,54 @@ WORTH = 0.8  # of the codes that ScaNN would read; with more left, a turn is not
 WHOLE, REFLECTIONS = 512, 64  # dimensions up to which a rotation is whole; reflections beyond
 SAMPLE = 20_000
 FILE = "turn.npy"
-_ONE_AT_A_TIME = threading.Lock()  # the number of BLAS's threads is the process's: it is set and put back by one thread at a time
 
 
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
+
+
+class _Alone(contextlib.ContextDecorator):
+    """BLAS on the caller's thread alone: its others would loop on after a product, waiting for more, on the cores that ScaNN needs next.
+
+    The number of threads is the process's: it is set by the first to enter, and put back by the last to leave. A fork waits until nobody
+    is inside, such as the watch of an index: BLAS, forked amid its work, waits forever in both processes. Not reentrant.
+    """
+
+    def __init__(self):
+        self._changed, self._inside, self._forking = threading.Condition(), 0, False
+        os.register_at_fork(before=self._empty, after_in_parent=self._go_on, after_in_child=self._go_on)
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._forking:
+                self._changed.wait()
+            if not self._inside:
+                self._limit = _blas().limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *_) -> None:
+        with self._changed:
+            self._inside -= 1
+            if not self._inside:
+                self._limit.restore_original_limits()
+                self._changed.notify_all()
+
+    def _empty(self) -> None:
+        self._changed.acquire()
+        self._forking = True
+        self._changed.wait_for(lambda: not self._inside)
+
+    def _go_on(self) -> None:
+        self._forking = False
+        self._changed.notify_all()
+        self._changed.release()
+
+
+ALONE = _Alone()
+
+
+@ALONE
 def turn_of(vectors: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, int]]]:
     """vectors float32 [N, D] -> (rotation, see `turned`, [(codes, dimensions of each)]), or (None, []) when it does not pay."""
     sample = vectors[:: -(-len(vectors) // SAMPLE)]
@@ -86,11 +133,6 @@ class Turned:
         np.save(Path(folder) / FILE, self._turn, allow_pickle=False)
 
 
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
-
-
 def turned(rows: np.ndarray, turn: np.ndarray, back: bool = False) -> np.ndarray:
     """rows [N, D] or [D] rotated by a matrix [D, D] or reflections [2, R, D], or back."""
     if turn.ndim == 2:
@@ -100,10 +142,10 @@ def turned(rows: np.ndarray, turn: np.ndarray, back: bool = False) -> np.ndarray
 
 
 def product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """rows [N, D] or [D] @ matrix on this thread alone: BLAS's others would loop on, waiting for more, on the cores ScaNN needs next."""
+    """rows [N, D] or [D] @ matrix on this thread alone."""
     if rows.ndim == 1:  # one by one, in less time than it takes to set BLAS's threads
         return np.vecdot(matrix.T, rows) if matrix.T.flags.c_contiguous else np.einsum("d,de->e", rows, matrix)
-    with _ONE_AT_A_TIME, _blas().limit(limits=1):
+    with ALONE:
         return rows @ matrix
 
 
