@@ -1,10 +1,20 @@
 """A toy encoder, the same in every process, and memories made with it."""
 
+import threading
+
 import numpy as np
 import pytest
 
 from retrieval import Memory, Passage
 from tests.retrieval.toy import encode
+
+
+@pytest.fixture(autouse=True)
+def no_index_of_another_test_looks_at_itself():
+    """What a test holds up or counts is its own."""
+    for thread in threading.enumerate():
+        if thread.name == "index watch":
+            thread.join()
 
 
 @pytest.fixture

@@ -374,7 +374,7 @@ def held_check(monkeypatch):
 
 @pytest.mark.parametrize("few, all_of_them, looks", [(0.96, 0.90, 256), (0.96, 0.96, 256), (0.99, 0.90, 32)])
 def test_a_few_probes_that_do_well_by_chance_are_not_believed(monkeypatch, few, all_of_them, looks):
-    """A probe's first value is its recall: 0 or 1. Of 32 with a mean of 0.96, one standard error below is 0.93."""
+    """A probe's first value is its recall: 0 or 1. Of 32 with a mean of 0.97, two standard errors below is 0.91."""
     index, found = built("quantised"), np.ones(256, np.float32)
     found[::8][: round(32 * (1 - few))] = 0
     rest = np.flatnonzero(np.arange(256) % 8)[: round(256 * (1 - all_of_them)) - round(32 * (1 - few))]
