@@ -70,6 +70,8 @@ def main(argv=None) -> int:
     parser.add_argument("--encoder", metavar="PATH", help="directory or hub id (default: MiniLM of lm.data.samples)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
+    if not args.data.is_file():
+        parser.error(f"--data={args.data} is no file: expected a SQuAD v1.1 file")
     path = args.encoder or str(samples.fetch("minilm"))
     encoder, (passages, questions) = Encoder.from_hf(path), read(args.data)
     found = measured(passages, questions, encoder)
