@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-scann-core bench bench-retrieval lint format lock clean
+.PHONY: help quickstart test test-slow test-scann-core bench bench-retrieval docs docs-serve lint format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list what can be made
@@ -40,6 +40,12 @@ bench: .venv/.test  ## speed beside transformers on torch, ratios in one run (te
 bench-retrieval: .venv/.test  ## indexes beside faiss, hnswlib and usearch, and a memory of 200,000 passages (an hour and a half the first time)
 	$(PIP) install --editable ".[bench]"
 	$(BIN)/python -m tests.benchmarks.retrieval
+
+docs: .venv/.test  ## the pages of docs/ as a searchable site: build/site/index.html
+	$(BIN)/mkdocs build --strict
+
+docs-serve: .venv/.test  ## the same at http://127.0.0.1:8000, made again as the pages change
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 lint: .venv/.test  ## ruff and the type checker
 	$(BIN)/ruff check .
