@@ -3,6 +3,7 @@
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 USUAL = 0.99  # of the recall that a tuning measured is still as usual
 SURELY = 2  # standard errors of a measured recall
-MORE_ASKED = 8  # times as many queries until recall is looked at for their sake again
+REST = 9  # times as long as a check took, the next one for the sake of queries waits: a tenth of one core at most
 
 
 def default_index() -> type[Index]:
@@ -50,8 +51,8 @@ class ScannIndex:
     Everything is validated first, because ScaNN ends the process on some bad input and corrupts itself on other.
 
     It watches itself. What is put in is scored exactly as well until a thread has measured that the searcher finds rows like it. Where it
-    does not, or rows crowd into few partitions, every row is scored until a new searcher is trained beside the old one; where only the
-    queries that are asked find too little, search is widened for them.
+    does not, or rows crowd into few partitions, every row is scored until a new searcher is trained beside the old one. Recall of the
+    latest queries is measured after every 256 of them; where only these find too little, search is widened for them.
     """
 
     def __init__(self, trained: Searcher, tuning: Tuning, dim: int):
@@ -61,7 +62,7 @@ class ScannIndex:
         self._watch: threading.Thread | None = None
         self._missed: list[tuple] | None = None  # changes made while a searcher is trained
         self._quiet_until = 0  # changes; after a training that failed
-        self._look_at = PROBES  # queries asked
+        self._measured, self._rest_until = 0, 0.0  # queries asked at the last check; when the next one may be, by time.monotonic
         self.when_trained: Callable[[], None] = lambda: None  # called by the watch after each training
 
     @classmethod
@@ -82,7 +83,7 @@ class ScannIndex:
         with self._lock.read():
             trained = self._trained
             found = trained.search(queries, k)
-        if self._watch is None and trained.settings and (trained.doubt or self._asked.count >= self._look_at):
+        if self._watch is None and trained.settings and (trained.doubt or self._asks_a_check()):
             with self._lock.write():
                 self._start_watch()
         return found
@@ -120,19 +121,27 @@ class ScannIndex:
 
     def health(self) -> dict:
         """kind, size, leaves, leaves_searched, reorder and reach (for the 10 nearest), trained_on (rows), changed (rows since), unproven
-        (of these, which are scored exactly), imbalance of the partitions, recall as last measured of the 10 nearest (1.0 where exact),
-        target, and whether it is looking at itself or training."""
+        (of these, which are scored exactly), imbalance of the partitions, recall of the 10 nearest as last measured for its own rows and
+        query_recall for the latest 256 queries (None before so many were asked; both 1.0 where exact), target, and training: whether it
+        measures or trains now."""
         with self._lock.read():
             trained, training = self._trained, self._watch is not None
             width = trained.width(10) if trained.settings else Width(0, 0)
             facts: dict = {"kind": trained.kind, "size": len(trained.rows), "leaves": trained.leaves, "leaves_searched": width.leaves}
             facts |= {"reorder": width.reorder, "reach": round(width.reach, 4), "trained_on": trained.trained_on}
             facts |= {"changed": trained.changed, "unproven": len(trained.unproven), "imbalance": trained.imbalance()}
-            return facts | {"recall": trained.recall, "target": self._tuning.recall, "training": training}
+            recalls = {"recall": trained.recall, "query_recall": trained.query_recall if trained.settings else 1.0}
+            return facts | recalls | {"target": self._tuning.recall, "training": training}
 
     def wait(self) -> None:
-        """Returns when no check or training is under way."""
-        if watch := self._watch:
+        """Returns when no check or training is under way or due."""
+        while True:
+            with self._lock.write():
+                self._rest_until = 0.0
+                self._start_watch()
+                watch = self._watch
+            if watch is None:
+                return
             watch.join()
 
     # Watching
@@ -153,7 +162,10 @@ class ScannIndex:
         trained = self._trained
         if trained.changed < self._quiet_until:
             return ""
-        return trained.due() or ("check" if trained.settings and self._asked.count >= self._look_at else "")
+        return trained.due() or ("check" if trained.settings and self._asks_a_check() else "")
+
+    def _asks_a_check(self) -> bool:
+        return self._asked.count >= self._measured + PROBES and time.monotonic() >= self._rest_until
 
     def _look(self) -> None:
         """Checks and trains until nothing is due; after a failure the old searcher stays until as much again has changed."""
@@ -180,19 +192,20 @@ class ScannIndex:
     def _check(self) -> None:
         """Measures recall of the 10 nearest of each kind of probe. Edits wait for one probe at a time."""
         with self._lock.write():
-            trained, self._look_at = self._trained, max(PROBES, MORE_ASKED * self._asked.count)
+            trained, self._measured, began = self._trained, self._asked.count, time.monotonic()
             fresh, look, many = trained.unproven.sample(PROBES), trained.unproven.look(), trained.enough()
         aim, usual = self._tuning.recall, USUAL * trained.settings[0].recall
         margin = SURELY if usual >= aim else -SURELY  # settings that were given may reach less: what is not clearly less will do
         aim = min(aim, usual)
 
-        def look_at(probes: np.ndarray) -> tuple[float, float]:
-            recall, error = self._recall(probes, aim)
+        def look_at(probes: np.ndarray, own: int = 1) -> tuple[float, float]:
+            recall, error = self._recall(probes, aim, own)
             return recall - margin * error, recall
 
-        (least, own), (for_asked, asked) = min(map(look_at, (trained.probes, fresh))), look_at(self._asked.rows())
+        (least, own), (for_asked, asked) = min(map(look_at, (trained.probes, fresh))), look_at(self._asked.rows(), own=0)
         with self._lock.write():
-            trained.recall = round(min(own, asked), 4)
+            trained.recall = round(own, 4)
+            trained.query_recall = round(asked, 4) if self._measured >= PROBES else None
             if least >= aim:
                 if many:  # a few are found while no more of their kind crowd them out
                     trained.unproven.proven(look)
@@ -204,26 +217,31 @@ class ScannIndex:
             settings = trained.tuned([fresh, self._fresh.rows(), self._asked.rows()], best, self._lock.read)
             with self._lock.write():
                 trained.set(settings)
+            trained.query_recall = round(self._recall(self._asked.rows(), aim, own=0)[0], 4)
             self.when_trained()
+        self._rest_until = time.monotonic() + REST * (time.monotonic() - began)
 
-    def _recall(self, probes: np.ndarray, aim: float) -> tuple[float, float]:
-        """Of the 10 nearest, and its standard error: of a few probes, and of all where these might say by chance that it is enough."""
+    def _recall(self, probes: np.ndarray, aim: float, own: int = 1) -> tuple[float, float]:
+        """Recall of the 10 nearest and its standard error.
+
+        Of a few probes, and of all where these might say by chance that it is enough; `own` as in `recall_of`.
+        """
         few, found, recall, error = np.s_[:: -(-len(probes) // CHECKS) or 1], [], 1.0, 0.0
         for some in (probes[few], np.delete(probes, few, axis=0)):
-            found += [self._recall_of(probe[None]) for probe in some]
+            found += [self._recall_of(probe[None], own) for probe in some]
             if found:
                 recall, error = float(np.mean(found)), float(np.std(found)) / len(found) ** 0.5
             if recall - SURELY * error >= aim:
                 break
         return recall, error
 
-    def _recall_of(self, probe: np.ndarray) -> float:
+    def _recall_of(self, probe: np.ndarray, own: int) -> float:
         with self._lock.read():
-            k = min(10, len(self._trained.rows) - 1)
+            k = min(10, len(self._trained.rows) - own)
             if k < 1:
                 return 1.0
-            last = self._trained.exact(probe, k + 1)[:, -1]
-            return recall_of(self._trained.scores(probe, k + 1, self._trained.width(k)), last)
+            last = self._trained.exact(probe, k + own)[:, -1]
+            return recall_of(self._trained.scores(probe, k + own, self._trained.width(k)), last, own)
 
     def _best(self, probe: np.ndarray, k: int) -> np.ndarray:
         with self._lock.read():
@@ -248,5 +266,5 @@ class ScannIndex:
         with self._lock.write():
             for change, *what in missed[done:]:
                 change(trained, *what)
-            self._trained, self._missed = trained, None
+            self._trained, self._missed, self._measured = trained, None, max(0, self._asked.count - PROBES)
         logger.info("trained on %d rows: %s", trained.trained_on, self.health())

@@ -60,6 +60,7 @@ class Searcher:
         self.searcher, self.rows, self.probes, self.kind, self.leaves = searcher, rows, probes, kind, leaves
         self.trained_on, self.settings, self.tuning = trained_on, settings, tuning
         self.changed, self.doubt, self.unproven = 0, "", Unproven(probes.shape[1], rows.numbers)
+        self.query_recall: float | None = None
         self.set(settings)
         self.balance = self.imbalance()
 
@@ -213,7 +214,7 @@ class Searcher:
         self.searcher.serialize(str(folder), True)
 
     def facts(self) -> dict:
-        names = ("leaves", "trained_on", "changed", "doubt", "recall", "balance")
+        names = ("leaves", "trained_on", "changed", "doubt", "recall", "query_recall", "balance")
         facts = {"search": self.kind, "settings": [asdict(s) for s in self.settings]} | {name: getattr(self, name) for name in names}
         return facts | {"unproven": [self.rows.row[id] for id in self.unproven.ids()]}
 
@@ -230,6 +231,7 @@ class Searcher:
         rows = Rows(ids, manifest.get("numbers", False))
         read = cls(searcher, rows, probes, manifest["search"], manifest["leaves"], manifest["trained_on"], settings, tuning)
         read.changed, read.recall, read.balance = manifest["changed"], manifest["recall"], manifest["balance"]
+        read.query_recall = manifest.get("query_recall")
         read.doubt, unproven = manifest.get("doubt", ""), manifest.get("unproven", [])
         read.unproven.put(saved_rows(folder, unproven), read.rows.at(unproven))
         return read

@@ -104,13 +104,14 @@ class Recent:
         return self._rows[: self.count].copy()
 
 
-def recall_of(scores: np.ndarray, last: np.ndarray) -> float:
-    """The share of the k nearest beyond the nearest one, which is the probe itself. scores [P, k+1]; last [P], of the k+1-th.
+def recall_of(scores: np.ndarray, last: np.ndarray, own: int = 1) -> float:
+    """The share of the k nearest that was found, beyond the `own` nearest ones: 1 where a probe is itself among the rows.
 
+    scores [P, k + own]: what was found; last [P]: the exact score of the (k + own)-th.
     By scores, not ids, so that a copy of a vector is as good as the vector (as ann-benchmarks counts).
     """
     found = (scores >= last[:, None] - 1e-5).sum(axis=1)  # NaN, where ScaNN found too few, is not
-    return float(np.maximum(found - 1, 0).mean() / (scores.shape[1] - 1))
+    return float(np.maximum(found - own, 0).mean() / (scores.shape[1] - own))
 
 
 def measured(

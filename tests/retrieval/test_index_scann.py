@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -313,11 +314,11 @@ def test_rows_of_another_kind_are_found_from_the_first_on():
 def test_rows_are_not_proven_while_they_are_few(monkeypatch):
     """Ten of twenty are found among their like, of two hundred they may not be: looked at for the sake of queries, they stay."""
     index = built("partitioned", leaves=200)
-    monkeypatch.setattr(index, "_recall_of", lambda probe: 1.0)
+    monkeypatch.setattr(index, "_recall_of", lambda probe, own: 1.0)
     index.upsert(OTHER[:21], names(21, SIZE))
     index.search(OTHER[:300], 10)
     index.wait()
-    assert index._look_at > 300 and len(index._trained.unproven) == 21
+    assert index._measured == 300 and len(index._trained.unproven) == 21
     index.upsert(OTHER[21:256], names(235, SIZE + 21))
     index.wait()
     assert len(index._trained.unproven) == 0
@@ -326,7 +327,7 @@ def test_rows_are_not_proven_while_they_are_few(monkeypatch):
 def test_rows_found_but_not_surely_are_searched_more_widely_before_they_are_trusted(monkeypatch):
     index, tuned = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned")), []
     trained, tune, hardly = index._trained, Searcher.tuned, itertools.cycle([1, 1, 1, 1, 1, 1, 1, 0.62])  # 0.9525, give or take 0.008
-    monkeypatch.setattr(index, "_recall_of", lambda probe: 1.0 if tuned else next(hardly))
+    monkeypatch.setattr(index, "_recall_of", lambda probe, own: 1.0 if tuned else next(hardly))
 
     def tuned_and_counted(self, others, *how):
         tuned.append(([len(some) for some in others], len(self.unproven)))
@@ -380,7 +381,7 @@ def test_a_few_probes_that_do_well_by_chance_are_not_believed(monkeypatch, few, 
     rest = np.flatnonzero(np.arange(256) % 8)[: round(256 * (1 - all_of_them)) - round(32 * (1 - few))]
     found[rest] = 0
     asked = []
-    monkeypatch.setattr(index, "_recall_of", lambda probe: asked.append(probe) or float(probe[0, 0]))
+    monkeypatch.setattr(index, "_recall_of", lambda probe, own: asked.append(probe) or float(probe[0, 0]))
     seen = found if looks == 256 else found[::8]
     assert index._recall(found[:, None], 0.95) == pytest.approx((seen.mean(), seen.std() / len(seen) ** 0.5))
     assert len(asked) == looks, "each once"
@@ -445,8 +446,53 @@ def test_an_index_of_which_others_are_asked_than_it_holds_is_tuned_to_them():
     index.wait()
     assert recall(index.search(queries[:250], 10)[0], right[:250]) >= 0.95
     assert recall(index.search(queries[300:], 10)[0], right[300:]) >= 0.95
-    assert index.health()["recall"] >= 0.95 and index.health()["trained_on"] == SIZE and index._trained is trained
+    health = index.health()
+    assert min(health["recall"], health["query_recall"]) >= 0.95 and health["trained_on"] == SIZE and index._trained is trained
     assert any(now > then for now, then in zip(trained.width(10), before, strict=True))
+
+
+def test_recall_of_the_latest_queries_is_measured_at_a_steady_pace_and_reported_apart(monkeypatch, tmp_path):
+    index = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=400))
+    monkeypatch.setattr(Searcher, "tuned", lambda self, *how: self.settings)  # leaves what is measured as it is
+    assert index.health()["query_recall"] is None
+    like, unlike = clustered(SIZE), np.random.default_rng(1).normal(size=(1_024, 64)).astype(np.float32)
+    near = recall(index.search(like[:1_024], 10)[0], brute_force(like, like[:1_024], 10)[0])
+    index.wait()
+    before = index.health()
+    assert before["query_recall"] == pytest.approx(near, abs=0.03)
+    for start in range(0, 1_024, 256):
+        far = recall(index.search(unlike[start : start + 256], 10)[0], brute_force(like, unlike[start : start + 256], 10)[0])
+        index.wait()
+        health = index.health()
+        assert health["query_recall"] == pytest.approx(far, abs=0.01) and far < 0.93, "of the latest 256, not of the first"
+        assert health["recall"] == pytest.approx(before["recall"], abs=0.02), "of the rows, as before"
+    index.save(tmp_path / "index")
+    assert ScannIndex.load(tmp_path / "index")[0].health()["query_recall"] == health["query_recall"]
+
+
+def test_an_index_that_was_tuned_to_early_queries_is_tuned_to_later_ones_too():
+    index = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=400))
+    index.search(clustered(SIZE)[:1_024], 10)
+    index.wait()
+    queries = np.random.default_rng(1).normal(size=(600, 64)).astype(np.float32)
+    index.search(queries[:300], 10)
+    index.wait()
+    assert recall(index.search(queries[300:], 10)[0], brute_force(clustered(SIZE), queries[300:], 10)[0]) >= 0.95
+    assert index.health()["query_recall"] >= 0.95
+
+
+def test_measuring_queries_rests_nine_times_as_long_as_it_took_and_catches_up_when_waited_for():
+    index, began = built("partitioned"), time.monotonic()
+    index.search(clustered(256), 10)
+    if watch := index._watch:
+        watch.join()
+    ended = time.monotonic()
+    assert index._measured == 256 and began < index._rest_until <= ended + 9 * (ended - began)
+    index._rest_until = float("inf")
+    index.search(clustered(256), 10)
+    assert index._measured == 256 and not index.health()["training"]
+    index.wait()
+    assert index._measured == 512
 
 
 def test_searches_and_changes_go_on_while_a_searcher_is_trained_and_none_is_lost(monkeypatch):
