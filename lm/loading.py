@@ -7,10 +7,11 @@ TEMPLATE = "template.json"  # in the directory of an exported model: what lm.dat
 
 
 def is_run(path: str) -> bool:
-    """Whether `path` is the work directory of a training run."""
+    """Whether `path` is the work directory of a training run, and not a model's directory that has a folder `checkpoints`."""
     from lm.training.paths import resolve
 
-    return (resolve(path) / "checkpoints").is_dir()
+    folder = resolve(path)
+    return (folder / "checkpoints").is_dir() and ((folder / "model").is_dir() or not (folder / "model.safetensors").exists())
 
 
 def kept_template(path_or_id: str) -> dict | None:

@@ -40,8 +40,17 @@ class Metadata:
     def __getitem__(self, name: str) -> Any:
         found = self.get(name)
         if found is None:
+            self.refuse_parts()  # all but the first have no metadata
             raise WeightsError(f"{self.path} has no metadata field {name!r}; was it written by llama.cpp's converter?")
         return found
+
+    def refuse_parts(self) -> None:
+        """Raises ConfigError for one of several files that hold a model together."""
+        if (self.get("split.count") or 1) > 1:
+            raise ConfigError(
+                f"{self.path} is part {(self.get('split.no') or 0) + 1} of {self.get('split.count')} (split.count): merge them with "
+                "llama-gguf-split --merge FIRST_PART OUTPUT, and give the result"
+            )
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -56,8 +65,7 @@ def hf_config(fields: Metadata, tensors) -> dict:
             f"{fields.path}: GGUF architecture {architecture!r} is not supported (supported: {', '.join(ARCHITECTURES)}); "
             "use the model's safetensors directory instead"
         )
-    if (fields.get("split.count") or 1) > 1:
-        raise ConfigError(f"{fields.path} is one of {fields['split.count']} parts (split.count): merge them with llama-gguf-split --merge")
+    fields.refuse_parts()
     scaling = fields.get("llama.rope.scaling.type") or "none"
     if scaling not in ("none", "linear"):
         raise ConfigError(f"{fields.path}: rope.scaling.type={scaling!r} is not supported in GGUF files; only none and linear are")

@@ -21,7 +21,7 @@ from lm.weights import sentences as sentence_transformers
 from lm.weights.errors import WeightsError
 from lm.weights.gguf import open_gguf
 from lm.weights.resolve import HUB_ID, resolve
-from lm.weights.sources import FLOATS, Source, open_safetensors, read_json
+from lm.weights.sources import FLOATS, Source, holds_weights, open_safetensors, read_json
 
 
 def from_hf(path_or_id, dtype: str | None = None, head: str | None = None) -> tuple[LanguageModel, dict]:
@@ -91,6 +91,7 @@ def asked_config(directory: Path, head: str | None) -> tuple[ModelConfig, ModelC
 
 def read_config(directory: Path) -> ModelConfig:
     """config.json, with the special tokens of generation_config.json, which is what generation obeys."""
+    refuse_other_folders(directory)
     hf = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
     if generation.is_file():
@@ -102,6 +103,23 @@ def read_config(directory: Path) -> ModelConfig:
         return families.config_from_hf(hf)
     except ConfigError as error:
         raise ConfigError(f"{directory}: {error}") from error
+
+
+def refuse_other_folders(directory: Path) -> None:
+    """Raises WeightsError for a folder that holds something else than a Hugging Face model, saying how that is read."""
+    config = directory / "config.json"
+    if (directory / "checkpoints").is_dir() and (directory / "model" / "config.json").is_file() and not holds_weights(directory):
+        raise WeightsError(f"{directory} is the folder of a training run: read it with lm.load({str(directory)!r})")
+    if config.is_file():
+        return
+    if (directory / "adapter_config.json").is_file():
+        raise WeightsError(f"{directory} is an adapter: lm.load({str(directory)!r}) reads it together with its base")
+    files = sorted(path.name for path in directory.glob("*.gguf"))
+    below = sorted(str(path.parent) for path in directory.glob("*/config.json"))
+    instead = (
+        f"; give the path of its file {files[0]}" if files else f"; did you mean {below[0]}?" if below else ": is it a model directory?"
+    )
+    raise WeightsError(f"{directory} has no config.json{instead}")
 
 
 def canonical(source: Source, family: Family, config: ModelConfig) -> Source:

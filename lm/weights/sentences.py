@@ -27,7 +27,10 @@ def read(directory: Path) -> dict[str, Any] | None:
             f"{directory / MODULES} lists {', '.join(kinds)}; a Transformer in the directory itself, Pooling and perhaps Normalize are "
             "supported: read the model without them with head='none'"
         )
-    settings = read_json(directory / str(modules[1][1]) / "config.json")
+    pooling = str(modules[1][1])
+    if Path(pooling).name != pooling:
+        raise WeightsError(f"{directory / MODULES}: the Pooling module's path {pooling!r} is not a folder beside it")
+    settings = read_json(directory / pooling / "config.json")
     if "pooling_mode" in settings:
         modes = settings["pooling_mode"]
         found = [SHORT.get(mode, mode) for mode in (modes if isinstance(modes, list) else [modes])]

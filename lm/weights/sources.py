@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import logging
+import os
+import re
 from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import safetensors
 from lm.families.table import Shape
 from lm.weights.errors import WeightsError
 from lm.weights.resolve import refused
+
+log = logging.getLogger(__name__)
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -58,26 +63,79 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory: the index's shards, or the one file."""
-    if (directory / INDEX).is_file():
-        shards = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise WeightsError(f"{directory / INDEX} has no weight_map from tensor names to file names")
-        names = sorted(set(shards.values()))
-        strange = [name for name in names if Path(name).name != name]
-        if strange:
-            raise WeightsError(f"{directory / INDEX} points outside its directory: {', '.join(strange)}")
-        absent = [name for name in names if not (directory / name).is_file()]
-        if absent:
-            raise WeightsError(f"{directory} lacks {len(absent)} of the {len(names)} files its index names: {', '.join(absent)}")
-        return [directory / name for name in names]
+def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files of a model directory, and where an index says that each tensor is ({} without one).
+
+    The order of transformers: the file that config.json names in `transformers_weights`, the one file, then the index's shards.
+    Raises WeightsError when there are none, or an index names files that are absent or outside the directory.
+    """
+    config = directory / "config.json"
+    named = read_json(config).get("transformers_weights") if config.is_file() else None
+    if named is not None:
+        if not isinstance(named, str) or not named.endswith((".safetensors", ".safetensors.index.json")):
+            raise WeightsError(f"{config}: transformers_weights={named!r} is neither a safetensors file nor an index of such files")
+        return indexed(directory, named) if named.endswith(".json") else (inside(directory, config, [named]), {})
     if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
-    for path in sorted(directory.iterdir()):
-        if refused(path) and path.name.startswith(("pytorch_model", "model", "consolidated")):
-            raise WeightsError(f"{directory} has {path.name} and no {SINGLE}: {refused(path)}")
-    raise WeightsError(f"{directory} has no weights: expected {SINGLE}, or {INDEX} with the files it names")
+        if (directory / INDEX).is_file():
+            log.warning("%s has both %s and %s: the first is read, as transformers does", directory, SINGLE, INDEX)
+        return [directory / SINGLE], {}
+    if (directory / INDEX).is_file():
+        return indexed(directory, INDEX)
+    raise WeightsError(f"{directory} has no {SINGLE} and no {INDEX}{what_else(directory)}")
+
+
+def holds_weights(directory: Path) -> bool:
+    """Whether there is a file of weights, or an index of such files, in a directory itself."""
+    return any((directory / name).is_file() for name in (SINGLE, INDEX))
+
+
+def indexed(directory: Path, index: str) -> tuple[list[Path], dict[str, str]]:
+    """The shards that an index names, and its map from tensors to them."""
+    [path] = inside(directory, directory / "config.json", [index])
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise WeightsError(f"{path} has no weight_map from tensor names to file names")
+    return inside(directory, path, sorted(set(shards.values()))), shards
+
+
+def inside(directory: Path, source: Path, names: list[str]) -> list[Path]:
+    """The files of these names, checked: each there, none outside the directory, none pickled. source: the file that names them."""
+    root = os.path.abspath(directory)
+    strange = [name for name in names if not os.path.abspath(os.path.join(root, name)).startswith(os.path.join(root, ""))]
+    if strange:
+        raise WeightsError(f"{source} points outside its directory: {', '.join(strange)}")
+    pickled = [reason for name in names if (reason := refused(Path(name)))]
+    if pickled:
+        raise WeightsError(f"{source} names {', '.join(names)}: {pickled[0]}")
+    absent = [name for name in names if not (directory / name).is_file()]
+    if absent:
+        raise WeightsError(
+            f"{directory} lacks {len(absent)} of the {len(names)} files that {source.name} names: {', '.join(absent)}; "
+            "fetch or export the model again"
+        )
+    return [directory / name for name in names]
+
+
+def what_else(directory: Path) -> str:
+    """What a directory without weights has instead, and what to do about it."""
+    names = sorted(path.name for path in directory.iterdir())
+    ours = [name for name in names if name.endswith(".safetensors")]
+    shards, variants = (
+        [name for name in ours if re.fullmatch(pattern, name)] for pattern in (r"model-\d+-of-\d+.*", r"model\.[^.]+\.safetensors")
+    )
+    if shards:
+        return f" for its {len(shards)} shards ({shards[0]}, ...): fetch the index too"
+    if variants:
+        return f", only a variant: rename or link {variants[0]} to {SINGLE} to read it"
+    if "adapter_config.json" in names:
+        return ": it is an adapter, which lm.load reads together with its base"
+    for name in names:
+        if name.endswith(".gguf"):
+            return f", but {name}: give the path of that file"
+        reason = refused(Path(name.removesuffix(".index.json")))
+        if reason and name.startswith(("pytorch_model", "model", "consolidated")):
+            return f", but {name}: {reason}"
+    return f" (it has {', '.join(names) or 'nothing'})"
 
 
 @contextlib.contextmanager
@@ -85,7 +143,8 @@ def open_safetensors(directory: Path) -> Generator[Source]:
     """The tensors of a model directory; every file is opened, and its header checked, once."""
     with contextlib.ExitStack() as stack:
         home, shapes, dtypes = {}, {}, {}
-        for path in weight_files(directory):
+        files, index = weight_files(directory)
+        for path in files:
             try:
                 handle = stack.enter_context(safetensors.safe_open(path, framework="np"))
             except (safetensors.SafetensorError, OSError) as error:
@@ -95,4 +154,8 @@ def open_safetensors(directory: Path) -> Generator[Source]:
                     raise WeightsError(f"{directory}: tensor {name!r} is in two files, one of them {path.name}")
                 entry = handle.get_slice(name)
                 home[name], shapes[name], dtypes[name] = handle, tuple(entry.get_shape()), str(entry.get_dtype())
+        gone = sorted(name for name in index if name not in home)
+        if gone:
+            listed = ", ".join(f"{name} ({index[name]})" for name in gone[:5])
+            raise WeightsError(f"{directory} lacks {len(gone)} of the {len(index)} tensors that its index names: {listed}")
         yield Source(str(directory), shapes, dtypes, lambda name: home[name].get_tensor(name))

@@ -195,24 +195,104 @@ def test_every_single_bit_flip_in_the_header_is_refused_or_harmless(saved):
         assert identical(read, params), f"bit {position} of the header changed the weights silently"
 
 
-def test_an_index_with_absent_or_foreign_files_is_refused(saved):
-    directory = saved[0]
+@pytest.fixture
+def sharded(tmp_path):
+    model, params = tiny()
+    lm.to_hf(model, params, tmp_path / "model", max_shard_size=3000)
+    return tmp_path / "model", model, params
+
+
+def as_transformers_reads(directory):
+    """The final norm's scale in the weights that transformers loads from a directory."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    return transformers.LlamaForCausalLM.from_pretrained(directory).model.norm.weight.detach().numpy()
+
+
+def test_older_shards_beside_a_newer_single_file_are_read(sharded, tmp_path, caplog):
+    directory, model, params = sharded
+    newer = jax.tree.map(lambda x: x + 1, params)
+    lm.to_hf(model, newer, tmp_path / "newer")
+    os.link(tmp_path / "newer" / "model.safetensors", directory / "model.safetensors")
+    assert identical(lm.from_hf(directory)[1], newer) and "model.safetensors.index.json" in caplog.text
+    np.testing.assert_array_equal(newer["final_norm"]["scale"], as_transformers_reads(directory))
+    for shard in directory.glob("model-*.safetensors"):
+        shard.unlink()
+    assert identical(lm.from_hf(directory)[1], newer)
+
+
+@pytest.mark.parametrize("named", ["other.safetensors", "other.safetensors.index.json"])
+def test_the_file_that_config_json_names_is_not_read(sharded, tmp_path, named):
+    directory, model, params = sharded
+    lm.to_hf(model, jax.tree.map(lambda x: x + 1, params), tmp_path / "newer")
+    os.link(tmp_path / "newer" / "model.safetensors", directory / "model.safetensors")
+    if named.endswith(".json"):
+        (directory / "model.safetensors.index.json").rename(directory / named)
+        wanted = params
+    else:
+        (directory / "model.safetensors").rename(directory / named)
+        wanted = jax.tree.map(lambda x: x + 1, params)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"transformers_weights": named}))
+    assert identical(lm.from_hf(directory)[1], wanted)
+    np.testing.assert_array_equal(wanted["final_norm"]["scale"], as_transformers_reads(directory))
+    (directory / "config.json").write_text(json.dumps(config | {"transformers_weights": f"../model/../{named}"}))
+    with pytest.raises(WeightsError, match=r"config.json points outside its directory: \.\./model"):
+        lm.from_hf(directory)
+
+
+def test_an_index_with_absent_or_foreign_files_or_absent_tensors_is_refused(sharded):
+    directory, _, _ = sharded
     index = directory / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
-    with pytest.raises(WeightsError, match=r"lacks 1 of the 2 files its index names: model-2.safetensors"):
-        lm.from_hf(directory)
-    index.write_text(json.dumps({"weight_map": {"a": "../other/model.safetensors"}}))
-    with pytest.raises(WeightsError, match="outside its directory"):
-        lm.from_hf(directory)
+    stored = json.loads(index.read_text())["weight_map"]
+    for shards, said in (
+        ({"a": "model-00001-of-00002.safetensors"}, r"lacks 1 of the 1 files that model.*index.json names: model-00001-of-00002"),
+        ({"a": "../other/model.safetensors"}, "outside its directory"),
+        ({"a": str(directory.parent / "x.safetensors")}, "outside its directory"),
+        ({"a": "pytorch_model-00001-of-00002.bin"}, "can run code"),
+        (
+            stored | {"model.extra": sorted(stored.values())[0]},
+            r"lacks 1 of the \d+ tensors that its index names: model.extra \(model-00001",
+        ),
+        ({}, "no weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": shards}))
+        with pytest.raises(WeightsError, match=said):
+            lm.from_hf(directory)
     index.write_text("{")
     with pytest.raises(WeightsError, match=r"index.json cannot be read as JSON"):
         lm.from_hf(directory)
 
 
+def test_what_a_directory_without_weights_has_instead_is_said(sharded):
+    directory, _, _ = sharded
+    (directory / "model.safetensors.index.json").unlink()
+    with pytest.raises(WeightsError, match=r"no model.safetensors.index.json for its \d+ shards"):
+        lm.from_hf(directory)
+    for shard in directory.glob("model-*.safetensors"):
+        shard.unlink()
+    for name, said in (
+        ("model.fp16.safetensors", r"only a variant: rename or link model.fp16.safetensors"),
+        ("x.gguf", r"but x.gguf: give the path of that file"),
+        ("adapter_config.json", r"is an adapter, which lm.load reads"),
+        ("pytorch_model.bin.index.json", r"pytorch_model.bin.index.json: .*can run code"),
+    ):
+        (directory / name).write_text("{}")
+        with pytest.raises(WeightsError, match=said):
+            lm.from_hf(directory)
+        (directory / name).unlink()
+    (directory.parent / "x.gguf").write_text("")
+    for missing, said in ((directory.parent, "give the path of its file x.gguf"), (directory / "none", "is it a model directory")):
+        missing.mkdir(exist_ok=True)
+        with pytest.raises(WeightsError, match=f"has no config.json.*{said}"):
+            lm.from_hf(missing)
+
+
 def test_the_same_tensor_in_two_files_is_refused(saved):
     directory = saved[0]
     save_file({"model.norm.weight": np.ones(16, np.float32)}, directory / "more.safetensors")
-    index = {"weight_map": {"a": "model.safetensors", "b": "more.safetensors"}}
+    (directory / "model.safetensors").rename(directory / "one.safetensors")
+    index = {"weight_map": {"a": "one.safetensors", "b": "more.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsError, match=r"'model.norm.weight' is in two files"):
         lm.from_hf(directory)

@@ -125,7 +125,7 @@ def test_words_are_cut_as_the_original_tokenizer_cuts_them(tmp_path, pre):
     [
         (dict(llama__rope__scaling__type="yarn"), "rope.scaling.type='yarn'"),
         (dict(llama__expert_count=8), "llama.expert_count=8"),
-        (dict(split__count=3), "one of 3 parts"),
+        (dict(split__count=3), "part 1 of 3"),
     ],
     ids=["yarn", "experts", "parts"],
 )
@@ -135,6 +135,20 @@ def test_what_a_gguf_file_asks_for_beyond_us_is_refused_by_name(tmp_path, fields
     with pytest.raises(ConfigError) as error:
         lm.from_hf(path)
     assert words in str(error.value) and "m.gguf" in str(error.value)
+
+
+def test_a_later_part_of_a_gguf_model_is_not_named_as_one(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m-00002-of-00003.gguf", "llama")
+    writer.kv_data = [{}]  # as llama-gguf-split writes it: no metadata but its place
+    writer.add_uint16("split.no", 1)
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for read in (lm.from_hf, lm.load_tokenizer):
+        with pytest.raises(ConfigError, match=r"part 2 of 3.*--merge FIRST_PART"):
+            read(tmp_path / "m-00002-of-00003.gguf")
 
 
 def test_another_pre_tokenizer_is_refused_by_name(tmp_path):
