@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lm.models.config import ConfigError
 from lm.training.matrices import Matrix, matrix
-from lm.training.rules import by_path
+from lm.training.rules import by_path, idle_parts
 
 PATTERN = r"(attention|cross|mlp|ssm)/"  # every kernel within the layers (Biderman et al. 2024, section 4)
 
@@ -45,6 +45,16 @@ def kernels(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict[str, Matr
     if not found:
         raise ConfigError(f"adaptation.lora.pattern={pattern!r} is in no kernel's path; there are {', '.join(matrices)}")
     return found
+
+
+def check_pattern(axes: Mapping[str, tuple[str, ...]], pattern: str) -> None:
+    """Raises ConfigError when a pattern, or an alternative of one that is not the default, names no kernel."""
+    found = kernels(axes, "")
+    kernels(axes, pattern)
+    for part in idle_parts(pattern, found) if pattern != PATTERN else ():
+        other = next((path for path in axes if re.search(part, path)), None)
+        why = f"only in that of {other}, which is looked up or added" if other else f"there are {', '.join(found)}"
+        raise ConfigError(f"adaptation.lora.pattern={pattern!r}: {part!r} is in no kernel's path, {why}")
 
 
 def logical_axes(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict:

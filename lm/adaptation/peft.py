@@ -7,7 +7,6 @@ c_attn), its A has the rows of all, and its B is block by block.
 import dataclasses
 import json
 import math
-import re
 from pathlib import Path
 
 import flax.traverse_util
@@ -19,17 +18,19 @@ import safetensors.numpy
 from lm import families
 from lm.adaptation import lora as low_rank
 from lm.adaptation.lora import Lora
+from lm.adaptation.peft_config import CONFIG, rank_of, read_config, scale_of, targeted
 from lm.families.table import Slot, expand
 from lm.models.config import ConfigError
 from lm.training.matrices import matrix
 from lm.training.rules import by_path
 from lm.weights.load import parameter_shapes
+from lm.weights.resolve import refused
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 TASKS = {
     "causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS",
-    "question_answering": "QUESTION_ANS",
+    "question_answering": "QUESTION_ANS", "none": "FEATURE_EXTRACTION", "embedding": "FEATURE_EXTRACTION",
 }  # fmt: skip
 
 
@@ -71,6 +72,8 @@ def modules(model) -> dict[str, Module]:
             i, o, part = i.T, o.T, part.T
         if (i != i[:1]).any() or (o != o[:, :1]).any():
             raise ConfigError(f"{name} is not one linear map of our kernels, and cannot be adapted in their format")
+        if c.head in ("none", "embedding"):
+            name = name.removeprefix(family.prefix)  # their class without a head
         found[name.removesuffix(".weight")] = Module(slot, i[0], np.stack([part[:, 0], o[:, 0]], axis=1), transposed)
     return found
 
@@ -130,9 +133,15 @@ def load(path: str | Path, model) -> tuple[dict, float]:
         if kind not in ("lora_A", "lora_B") or stem not in known:
             raise ConfigError(f"{path}: {name} adapts nothing that this {model.config.family} model has as a linear layer")
         pairs.setdefault(stem, {})[kind] = x.astype(np.float32)
-    scale, found = _scale(config, ""), {}
+    _check_complete(path, config, known, pairs)
+    scale, found = scale_of(config, ""), {}
     for name, pair in pairs.items():
-        module, a, b = known[name], pair["lora_A"], pair["lora_B"] * (_scale(config, name) / scale)
+        module, a, b = known[name], pair["lora_A"], pair["lora_B"]
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] != rank_of(config, name):
+            raise ConfigError(
+                f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, not of rank {rank_of(config, name)} as {CONFIG} says"
+            )
+        b = b * (scale_of(config, name) / scale) if scale else b * 0
         if a.shape[1] != len(module.inputs) or b.shape[0] != len(module.outputs):
             raise ConfigError(f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, not those of a layer of this model")
         inputs = np.empty_like(a.T)
@@ -145,17 +154,20 @@ def load(path: str | Path, model) -> tuple[dict, float]:
     return _stacked(found, model), scale
 
 
-def read_config(path: str | Path) -> dict:
-    """adapter_config.json. Raises ConfigError for a method that is not plain LoRA."""
-    try:
-        config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{Path(path) / CONFIG} cannot be read: {error}") from error
-    allowed = {"peft_type": ("LORA",), "use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, [])}
-    for name, good in allowed.items():
-        if config.get(name) not in good:
-            raise ConfigError(f"{Path(path) / CONFIG}: {name}={config.get(name)!r} is not supported, only {good[0]!r}")
-    return config
+def _check_complete(path, config: dict, known, pairs: dict[str, dict]) -> None:
+    """Raises ConfigError unless exactly the modules that the configuration names have both matrices."""
+    half = sorted(name for name, pair in pairs.items() if len(pair) < 2)
+    wanted = targeted(config, known)
+    absent, extra = (set(), set()) if wanted is None else (wanted - pairs.keys(), pairs.keys() - wanted)
+    if half or not pairs:
+        raise ConfigError(f"{path}: {WEIGHTS} has no pair of lora_A and lora_B for {', '.join(half) or 'any module'}; fetch it again")
+    if absent:
+        raise ConfigError(f"{path}: {CONFIG} adapts {', '.join(sorted(absent))}, and {WEIGHTS} has nothing for it; fetch it again")
+    if extra:
+        raise ConfigError(
+            f"{path}: {WEIGHTS} has {', '.join(sorted(extra))}, which {CONFIG} does not adapt (target_modules, exclude_modules, "
+            "layers_to_transform), so that PEFT ignores it: correct the one or the other"
+        )
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -170,17 +182,9 @@ def _layer(flat: dict, slot: Slot, part: int) -> tuple[np.ndarray, np.ndarray]:
     return a.reshape(-1, a.shape[-1]), b.reshape(b.shape[0], -1)
 
 
-def _scale(config: dict, name: str) -> float:
-    """What a module's product counts; patterns are names, their ends, or regular expressions for them, as PEFT reads them."""
-
-    def of(patterns: dict | None, otherwise):
-        return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
-
-    rank, alpha = of(config.get("rank_pattern"), config["r"]), of(config.get("alpha_pattern"), config["lora_alpha"])
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
 def _read(path: str | Path) -> dict[str, np.ndarray]:
+    if (Path(path) / PICKLED).is_file() and not (Path(path) / WEIGHTS).is_file():
+        raise ConfigError(f"{path} has {PICKLED} and no {WEIGHTS}: {refused(Path(PICKLED))}")
     try:
         return safetensors.numpy.load_file(Path(path) / WEIGHTS)
     except (OSError, safetensors.SafetensorError) as error:

@@ -77,7 +77,8 @@ def of_config(section: Any, axes) -> Plan | None:
     plan = Plan(axes, lora_of(section), section.l2_sp, section.ewc.strength, section.kl.strength, section.kl.direction)
     if not (plan.lora or plan.l2_sp or plan.ewc or plan.kl):
         return None
-    plan.trained_axes()
+    if plan.lora:
+        low_rank.check_pattern(by_path(axes), plan.lora.pattern)
     return plan
 
 

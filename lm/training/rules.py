@@ -3,6 +3,7 @@
 One mechanism for the share of weight decay, the learning rate, and what is frozen (rate 0), after big_vision's optax.py.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Collection
@@ -45,6 +46,31 @@ def check_used(names: Collection[str], table: Table, field: str, every_pattern: 
     for pattern, _ in table:
         if every_pattern and not any(re.search(pattern, name) for name in names):
             raise ConfigError(f"{field}: {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}")
+        if every_pattern and (idle := idle_parts(pattern, names)):
+            raise ConfigError(f"{field}: {idle[0]!r} of {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}")
+
+
+def idle_parts(pattern: str, names: Collection[str]) -> list[str]:
+    """Alternatives of a pattern (a|b, x(a|b)y) with which it is found in none of the names; patterns with [ or \\( are not taken apart."""
+    if re.search(r"\[|\\[(|)]", pattern):
+        return []
+    depth, cuts = 0, [-1]
+    for place, char in enumerate(pattern):
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if char == "|" and depth == 0:
+            cuts.append(place)
+    whole = [pattern[i + 1 : j] for i, j in itertools.pairwise([*cuts, len(pattern)])]
+    tried = [(part, part) for part in whole if len(whole) > 1]
+    for group in re.finditer(r"\((?:\?:)?([^()?]*\|[^()]*)\)", pattern):
+        tried += [(part, f"{pattern[: group.start()]}(?:{part}){pattern[group.end() :]}") for part in group[1].split("|")]
+    return [part for part, its in tried if _valid(its) and not any(re.search(its, name) for name in names)]
+
+
+def _valid(pattern: str) -> bool:
+    try:
+        return bool(re.compile(pattern))
+    except re.error:
+        return False
 
 
 def of(table: Table, name: str, field: str) -> float:

@@ -10,6 +10,7 @@ import pytest
 import lm
 from lm.adaptation import lora, peft, plan
 from lm.adaptation.lora import Lora
+from lm.adaptation.peft_config import scale_of
 from lm.batch import Batch
 from lm.models.config import ConfigError
 from lm.objectives import next_token
@@ -60,6 +61,23 @@ def test_a_pattern_adapts_other_kernels_or_none_is_not_refused():
         lora.logical_axes(rules.by_path(model.logical_axes()), "qeury")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("attention/|embeddings/token", r"'embeddings/token' is in no kernel's path, only in that of embeddings/token, which is looked up"),
+        ("(attention|embeddings)/", "'embeddings' is in no kernel's path, only in that of embeddings/token"),
+        ("layers/attention/(query|velue)", "'velue' is in no kernel's path, there are .*layers/mlp/up"),
+        ("cross/|mlp/", "'cross/' is in no kernel's path, there are"),
+    ],
+)
+def test_a_part_of_a_pattern_that_matches_nothing_is_dropped(pattern, said):
+    axes = rules.by_path(tiny()[0].logical_axes())
+    for good in (lora.PATTERN, "attention/(query|value)|mlp", "(?:layers)/(?!mlp)", r"up|(?:gate|down)$", "[m|a]"):
+        lora.check_pattern(axes, good)
+    with pytest.raises(ConfigError, match=said):
+        lora.check_pattern(axes, pattern)
+
+
 def test_dropout_hides_other_inputs_than_its_share_or_changes_the_mean():
     w, a, b = jnp.zeros((400, 5)), jnp.ones((400, 1)), jnp.ones((1, 5))
     out = lora.merge({"k": w}, {"k": {"a": a, "b": b}}, 1.0, dropout=0.25, rng=jax.random.key(0))["k"]
@@ -106,7 +124,7 @@ def test_torch_with_the_adapter_s_files_computes_something_else(tmp_path, family
     assert len(tensors) == 2 * len(config["target_modules"])
     for name in config["target_modules"]:
         a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
-        change = peft._scale(config, name) * b @ a
+        change = scale_of(config, name) * b @ a
         theirs.get_submodule(name).weight.data += change.T if config["fan_in_fan_out"] else change
     read = dict(encoder_tokens=[ids(model)]) if model.config.encoder_layers else {}
     ours = lm.forward(model, lora.merge(params, adapters, spec.scale), Batch.of([ids(model)], **read)).logits
@@ -140,17 +158,97 @@ def test_an_adapter_that_peft_wrote_is_read_as_another(tmp_path):
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
+CHANGING = ("pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga", "new")
+INITS = r"init_lora_weights='{}' changed the weights of the base.*path_initial_model_for_weight_conversion"
+
+
+def changed_adapter(folder, model, changed):
+    """Another value for some fields of the adapter_config.json in a folder, as PEFT's default configuration has the others."""
+    defaults = dict.fromkeys(("auto_mapping", "revision", "layers_pattern", "layer_replication", "megatron_config", "target_parameters"))
+    defaults |= dict(
+        peft_version="0.21.2", init_lora_weights=True, loftq_config={}, lora_bias=False, trainable_token_indices=None, use_qalora=False
+    )
+    stored = json.loads((folder / peft.CONFIG).read_text())
+    (folder / peft.CONFIG).write_text(json.dumps(stored | defaults | changed))
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"use_dora": True}, "use_dora=True is not supported"), ({"peft_type": "IA3"}, "only 'LORA'"), ({"bias": "all"}, "bias='all'")],
-)
+    [
+        *(({"init_lora_weights": x}, INITS.format(x)) for x in CHANGING),
+        *(({x: True}, f"{x}=True is not supported") for x in ("use_dora", "lora_bias", "use_qalora", "ensure_weight_tying", "new")),
+        *(({x: [1]}, rf"{x}=\[1\] is not supported") for x in ("trainable_token_indices", "layer_replication", "alora_invocation_tokens")),
+        *(({x: ["a"]}, rf"{x}=\['a'\] is not supported") for x in ("modules_to_save", "target_parameters", "new")),
+        *(({x: {"a": 1}}, rf"{x}=.* is not supported") for x in ("megatron_config", "arrow_config", "kasa_config", "use_bdlora")),
+        ({"peft_type": "IA3"}, "only 'LORA'"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"revision": "v2"}, "revision='v2' of the base"),
+        ({"r": 0}, "r=0, expected a positive integer"),
+        ({"lora_alpha": "8"}, "lora_alpha='8', expected a number"),
+        ({"rank_pattern": {"q_proj": 1.5}}, r"rank_pattern\['q_proj'\]=1.5, expected a positive"),
+        ({"rank_pattern": {"(": 3}}, r"'\(.*\(\)\$' is not a regular"),
+        ({"rank_pattern": {"q_proj": 4}}, r"q_proj has A \[3, 16\] and B .* not of rank 4"),
+        ({"target_modules": ["q_proj"]}, r"up_proj.* which adapter_config.json does not adapt"),
+        ({"exclude_modules": ["layers.0.mlp.up_proj"]}, r"has model.layers.0.mlp.up_proj, which adapter_config.json does not adapt"),
+        ({"target_modules": "model.*q_proj"}, "does not adapt"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": 0}, "does not adapt"),
+    ],
+)  # fmt: skip
 def test_an_adapter_that_is_not_plain_lora_is_read(tmp_path, changed, said):
     model, _, spec, adapters = adapted("llama")
     peft.save(tmp_path, model, adapters, spec, "base")
-    config = json.loads((tmp_path / peft.CONFIG).read_text())
-    (tmp_path / peft.CONFIG).write_text(json.dumps(config | changed))
+    changed_adapter(tmp_path, model, {})
+    assert peft.load(tmp_path, model)[1] == spec.scale
+    changed_adapter(tmp_path, model, changed)
     with pytest.raises(ConfigError, match=said):
         peft.load(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"target_modules": r"model\.layers\.\d+\.self_attn\.[qv]_proj"},
+        {"target_modules": ["q_proj", "v_proj", "o_proj"], "exclude_modules": r".*o_proj"},
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0, 1], "layers_pattern": "layers"},
+        {"target_modules": "all-linear"},
+        {"target_modules": None},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": False, "eva_config": {"rho": 2.0}, "lora_dropout": 0.3, "revision": "main", "fan_in_fan_out": True},
+    ],
+)
+def test_fields_that_say_what_the_tensors_say_are_refused(tmp_path, changed):
+    model, params, spec, adapters = adapted("llama", pattern="attention/(query|value)")
+    peft.save(tmp_path, model, adapters, spec, "base")
+    changed_adapter(tmp_path, model, changed)
+    wanted = lora.merge(params, adapters, spec.scale)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), peft.apply(tmp_path, model, params), wanted)
+
+
+def test_an_adapter_that_lacks_tensors_is_read(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model, _, spec, adapters = adapted("llama")
+    peft.save(tmp_path, model, adapters, spec, "base")
+    tensors = load_file(tmp_path / peft.WEIGHTS)
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    for lost, said in (([f"{stem}.lora_B.weight"], "no pair"), ([f"{stem}.lora_{x}.weight" for x in "AB"], "has nothing for it")):
+        save_file({name: x for name, x in tensors.items() if name not in lost}, tmp_path / peft.WEIGHTS)
+        with pytest.raises(ConfigError, match=f"{said}.*fetch it again"):
+            peft.load(tmp_path, model)
+    (tmp_path / peft.WEIGHTS).rename(tmp_path / peft.PICKLED)
+    with pytest.raises(ConfigError, match=r"adapter_model.bin and no adapter_model.safetensors: pickled"):
+        peft.load(tmp_path, model)
+
+
+@pytest.mark.parametrize("head", ["none", "embedding"])
+def test_an_adapter_of_a_model_without_a_head_is_named_otherwise_than_theirs(tmp_path, head):
+    model, params = tiny("gpt2", head=head)
+    spec = Lora(2)
+    adapters = lora.initialise(params, rules.by_path(model.logical_axes()), spec, jax.random.key(0))
+    peft.save(tmp_path, model, adapters, spec, "base")
+    config = peft.read_config(tmp_path)
+    assert "h.0.attn.c_attn" in config["target_modules"] and config["task_type"] == "FEATURE_EXTRACTION"
+    assert identical(peft.apply(tmp_path, model, params), params)
 
 
 def test_an_adapter_of_another_model_is_read(tmp_path):

@@ -38,6 +38,8 @@ def test_a_parameter_without_a_pattern_or_a_pattern_without_a_parameter_is_accep
         rules.values({"a": {"kernel": 0}}, ((r"bias$", 0.0),), "optimizer.decay")
     with pytest.raises(ConfigError, match=r"optimizer.rates: 'layrs' is in no parameter's path; there are .*layers/mlp/up"):
         rules.check_used(names("gpt2"), ((r"layrs", 0.0), (r".", 1.0)), "optimizer.rates")
+    with pytest.raises(ConfigError, match=r"'layers/mpl' of 'embeddings|layers/mpl' is in no parameter's path"):
+        rules.check_used(names("gpt2"), ((r"embeddings|layers/mpl", 0.0), (r".", 1.0)), "optimizer.rates")
 
 
 @pytest.mark.parametrize(
