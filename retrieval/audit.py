@@ -18,7 +18,7 @@ def main(argv=None):
     options.add_argument("question", nargs="+", help="one or several questions, each in quotes")
     options.add_argument("--ids", nargs="+", required=True, metavar="ID", help="the passages whose deletion is tried")
     options.add_argument(
-        "--answer", nargs="+", default=[], metavar="NAME", help="what counts as the answer; by default what the whole memory gives"
+        "--answer", nargs="+", default=[], metavar="NAME", help="what counts as the answer; without it, the answers are compared"
     )
     add_reader_options(options)
     add_encoder_option(options)

@@ -3,7 +3,7 @@
 import pytest
 
 from retrieval import Memory, Passage, RetrievalError
-from retrieval.auditing import VERDICTS, Without, audit
+from retrieval.auditing import VERDICTS, Without, audit, same_answer
 from tests.retrieval.readers import Copier
 from tests.retrieval.toy import encode
 
@@ -46,8 +46,38 @@ def test_a_verdict_says_where_the_answer_still_comes_from(facts, question, ids, 
 
 def test_a_reader_that_answers_without_a_source_when_it_sees_any_passage_is_an_artifact(facts):
     done = audit(["Rome lies in which land?"], ["rome"], facts, Copier({}, guess="Italy"))[0]
-    assert (done.verdict, done.full, done.deleted, done.names) == ("artifact", "Italy", "Italy", ("Italy",))
+    assert (done.verdict, done.full, done.deleted, done.names) == ("artifact", "Italy", "Italy", ())
     assert [hit.id for hit in done.full_citations] == ["rome"]
+
+
+@pytest.mark.parametrize("question, ids, weights, verdict", [
+    ("Rome lies in which land?", ["rome"], {}, "forgotten"),
+    ("Rome lies in which land?", ["rome"], {"Rome": "Rome lies in Italy, of course."}, "leak"),
+    ("Rome lies in which land?", ["rome"], {"Rome": "I do not know whether it is Italy"}, "forgotten"),
+    ("Rome lies in which land?", ["rome"], {"Rome": "Rome lies in Spain"}, "forgotten"),
+    ("Oslo lies in which land?", ["oslo"], {}, "elsewhere"),
+    ("Bonn lies in which land?", ["rome"], {}, "unanswered"),
+    ("Bonn lies in which land?", ["rome"], {"Bonn": "I don't know."}, "unanswered"),
+])  # fmt: skip
+def test_without_names_the_answers_before_and_after_are_compared(facts, question, ids, weights, verdict):
+    assert audit([question], ids, facts, Copier(weights))[0].verdict == verdict
+
+
+def test_weights_that_know_what_the_whole_memory_does_not_say_are_a_leak(facts):
+    class Misled(Copier):
+        def answer(self, prompt):
+            return "Norway" if "[1]" in prompt else "Italy"
+
+    assert audit(["Rome lies in which land?"], ["rome"], facts, Misled({}), ["Italy"])[0].verdict == "leak"
+
+
+@pytest.mark.parametrize("one, other, same", [
+    ("Paris", "The capital of France is Paris.", True), ("Paris, France", "Paris", True), ("Paris", "Lyon", False),
+    ("1889", "It was built in 1889", True), ("1889", "It was built in 1887", False), ("Yes", "No", False), ("Yes.", "yes", True),
+    ("France", "It is in France", True), ("", "", False), ("unknown", "unknown", False), ("パリ", "パリ", True),
+])  # fmt: skip
+def test_which_answers_are_the_same(one, other, same):
+    assert same_answer("What is the capital of France?", one, other) is same is same_answer("What is the capital of France?", other, one)
 
 
 def test_a_passage_of_an_access_group_counts_as_a_source(facts):
