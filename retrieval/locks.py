@@ -16,8 +16,24 @@ WAIT_SECONDS = 120.0
 def file_lock(path: Path, wait_seconds: float = WAIT_SECONDS):
     """Holds an exclusive lock on `path` (created when missing). The system releases it when the process dies, however it dies.
 
+    The holder may remove or move the file: who waited for it then locks the one that is there.
     Raises RetrievalError when another process or thread holds it for longer than `wait_seconds`.
     """
+    deadline = time.monotonic() + wait_seconds
+    while (descriptor := _locked(path)) is None:
+        if time.monotonic() > deadline:
+            raise RetrievalError(
+                f"{path} is held by another writer for more than {wait_seconds:g} s: wait for it to finish, then try again"
+            )
+        time.sleep(0.005)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock; None where another one does."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -25,20 +41,16 @@ def file_lock(path: Path, wait_seconds: float = WAIT_SECONDS):
             f"{path} cannot be opened for writing ({error.strerror}): a memory needs a writable folder to be changed"
         ) from None
     try:
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RetrievalError(
-                        f"{path} is held by another writer for more than {wait_seconds:g} s: wait for it to finish, then try again"
-                    ) from None
-                time.sleep(0.005)
-        yield
-    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
         os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 class ReadersWriter:

@@ -21,7 +21,8 @@ class Passage:
     """A piece of text with a name. id: unique in its memory; metadata: str -> str, kept but not searched.
 
     span: its [start, end) in the source document, in characters. time: of the content, ISO 8601 ("1998", "2026-11-24T10:00Z"; UTC
-    where it names no zone), "" unknown. tags: free words. access: the group that may read it, "" everybody.
+    where it names no zone), "" unknown. tags: free words. access: the group that may read it, "" everybody. origin: the file a build
+    read it from, "" where no build did, None in a memory made before this was recorded.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Passage:
     time: str = ""
     tags: tuple[str, ...] = ()
     access: str = ""
+    origin: str | None = dataclasses.field(default="", compare=False)
 
     @property
     def searchable(self) -> str:
@@ -43,7 +45,8 @@ class Passage:
     def content_hash(self) -> str:
         """sha256, in hex, over all fields. Those after metadata count only where one is set: format 1 had none of them."""
         later = [self.span, self.time, self.tags, self.access]
-        fields = [self.id, self.text, self.title, self.source, self.metadata, *(later if any(later) else [])]
+        fields = [self.id, self.text, self.title, self.source, self.metadata, *(later if any(later) or self.origin else [])]
+        fields += [self.origin] if self.origin else []
         content = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -137,6 +140,8 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
             if not isinstance(key, str) or not isinstance(value, str):
                 raise RetrievalError(f"passage {passage.id!r}: metadata {key!r}: {value!r} is no pair of strings; turn both into strings")
             check_unicode(f"passage {passage.id!r}: metadata", key + value)
+        if passage.origin is not None:
+            check_unicode(f"passage {passage.id!r}: origin", passage.origin)
         if not isinstance(passage.tags, tuple):
             raise RetrievalError(f"passage {passage.id!r}: tags is {passage.tags!r}; expected a tuple of words")
         for word in (*passage.tags, *([passage.access] if passage.access else [])):

@@ -11,7 +11,7 @@ import lance
 
 from retrieval.checksums import CHECKSUMS
 from retrieval.errors import RetrievalError
-from retrieval.locks import file_lock
+from retrieval.locks import WAIT_SECONDS, file_lock
 from retrieval.passages import check_unicode, listed
 
 TABLE = "passages.lance"
@@ -49,8 +49,10 @@ def exists(path) -> bool:
     """Whether there is a memory at `path`."""
     place = place_of(path)
     if isinstance(place, Path):
-        versions = place / TABLE / "_versions"
-        return versions.is_dir() and any(re.fullmatch(r"\d+\.manifest", entry.name) for entry in versions.iterdir())
+        try:
+            return any(re.fullmatch(r"\d+\.manifest", name) for name in os.listdir(place / TABLE / "_versions"))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
     try:
         lance.dataset(table_uri(place))
     except ValueError as error:
@@ -89,23 +91,42 @@ def bytes_in(folder: Path) -> int:
 
 
 def replace(place: Path, work: Path) -> None:
-    """Puts the memory `work` in the place of what is at `place`, whole or not at all: `recover` mends what a killed process left."""
+    """Puts the memory `work` in the place of what is at `place`, whole or not at all: `recover` mends what a killed process left.
+
+    Waits for a writer in the old memory; later writers there meet an error. Raises RetrievalError where one does not finish.
+    """
     old = _aside(place)
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        os.rename(place, old)
-    os.rename(work, place)
-    shutil.rmtree(old, ignore_errors=True)
+    with _swapping(place):
+        with writers_lock(place) if exists(place) else contextlib.nullcontext():
+            if place.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(place, old)
+            os.rename(work, place)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(place: Path | str) -> None:
-    """Brings a memory back that was put aside for another which did not come, and removes one that was replaced."""
-    if not isinstance(place, Path) or not (old := _aside(place.resolve())).exists():
+    """Brings a memory back that a killed process put aside, and removes one that was replaced. Waits while another process swaps."""
+    if not isinstance(place, Path):
         return
-    if exists(place):
-        shutil.rmtree(old, ignore_errors=True)
-    elif not place.exists():
-        os.rename(old, place)
+    place = place.resolve()
+    old, there = _aside(place), exists(place)  # in this order: a memory that is nowhere was moved between the two looks
+    if not old.exists():
+        return
+    with contextlib.suppress(RetrievalError) if there else contextlib.nullcontext(), _swapping(place, 0.0 if there else WAIT_SECONDS):
+        if exists(place):
+            shutil.rmtree(old, ignore_errors=True)
+        elif not place.exists() and old.exists():
+            os.rename(old, place)
+
+
+@contextlib.contextmanager
+def _swapping(place: Path, wait_seconds: float = WAIT_SECONDS):
+    """One process at a time moves memories at `place`."""
+    lock = place.with_name(f".{place.name}.swap")
+    with file_lock(lock, wait_seconds):
+        yield
+        lock.unlink(missing_ok=True)
 
 
 def _aside(place: Path) -> Path:

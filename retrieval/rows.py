@@ -15,16 +15,23 @@ from retrieval.lexical import WORDS, with_words
 from retrieval.passages import Passage
 from retrieval.places import table_uri
 
-FORMAT = "2"  # 1 had no span, time, tags, access, words and vector_crc; it is read as it is, and upgraded by the next change
+FORMAT = (
+    "2"  # 1 had no span, time, tags, access, words and vector_crc, early 2 no origin; it is read as it is, and upgraded by the next change
+)
 SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
-FIELDS = ("id", "text", "title", "source", "metadata", "span_start", "span_end", "time", "tags", "access")  # of a Passage
+FIELDS = ("id", "text", "title", "source", "metadata", "span_start", "span_end", "time", "tags", "access", "origin")  # of a Passage
 
 
 def table_schema(dim: int) -> pa.Schema:
-    """The columns. Those that format 1 did not have can be null, which stands for the default."""
+    """The columns. Those that format 1 did not have can be null, which stands for the default; of origin, for unknown."""
     text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "text", "title", "source", "metadata")]
     place = [pa.field("span_start", pa.int64()), pa.field("span_end", pa.int64())]
-    rights = [pa.field("time", pa.string()), pa.field("tags", pa.list_(pa.string())), pa.field("access", pa.string())]
+    rights = [
+        pa.field("time", pa.string()),
+        pa.field("tags", pa.list_(pa.string())),
+        pa.field("access", pa.string()),
+        pa.field("origin", pa.string()),
+    ]
     vector = [pa.field("vector", pa.list_(pa.float16(), dim), nullable=False), pa.field("vector_crc", pa.int64())]
     words = [pa.field(WORDS, pa.string())]  # what is searched by words
     made = [pa.field("content_hash", pa.string(), nullable=False), pa.field("version", pa.int64(), nullable=False)]
@@ -49,7 +56,7 @@ def passage_of(row: dict) -> Passage:
     span = None if row["span_start"] is None else (row["span_start"], row["span_end"])
     metadata, tags = json.loads(row["metadata"]), tuple(row["tags"] or ())
     text = (row["id"], row["text"], row["title"], row["source"])
-    return Passage(*text, metadata, span, row["time"] or "", tags, row["access"] or "")
+    return Passage(*text, metadata, span, row["time"] or "", tags, row["access"] or "", row["origin"])
 
 
 def sound_passage(row: dict) -> Passage | None:
@@ -80,6 +87,7 @@ def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version
         "time": [p.time for p in passages],
         "tags": [list(p.tags) for p in passages],
         "access": [p.access for p in passages],
+        "origin": [p.origin for p in passages],
         WORDS: [p.searchable for p in passages],
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), dim),
         "vector_crc": [zlib.crc32(row) for row in half],

@@ -25,7 +25,7 @@ from retrieval.conflicts import exchange, exclusive
 from retrieval.errors import Overtaken, RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
 from retrieval.passages import Commit, Diff, Passage, check_passages, listed, some
-from retrieval.places import check_free, check_there, identity, place_of, recover, table_uri, writers_lock
+from retrieval.places import check_free, identity, place_of, recover, table_uri, writers_lock
 from retrieval.rows import (
     FIELDS,
     FORMAT,
@@ -42,7 +42,7 @@ from retrieval.rows import (
     upgrade,
 )
 from retrieval.upkeep import tidied
-from retrieval.versions import check_versions, open_newest, open_version
+from retrieval.versions import check_same, check_versions, open_newest, open_version, open_whole
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,9 @@ class Store:
         Raises RetrievalError when there is none.
         """
         path = place_of(path)
-        recover(path)
-        check_there(path)
-        store = cls(path, open_newest(path), read_only=version is not None)
+        newest, here = open_whole(path)
+        store = cls(path, newest, read_only=version is not None)
+        store._identity = here
         if version is None:
             return store
         if isinstance(version, str | datetime.datetime):
@@ -114,8 +114,7 @@ class Store:
             return False
         if not isinstance(self.path, Path):
             return self._dataset.latest_version != self.version
-        if identity(self.path) != self._identity:
-            raise RetrievalError(f"{self.path} was replaced or moved since it was opened here: open it again")
+        check_same(self.path, self._identity)
         table = table_uri(self.path)  # two look-ups, where Lance would list all versions there ever were
         own, following = (os.path.exists(f"{table}/{checksums.manifest_of(version)}") for version in (self.version, self.version + 1))
         return following or not own
@@ -140,7 +139,7 @@ class Store:
 
     def columns(self, names: Sequence[str], ids: Iterable[str] | None = None) -> pa.Table:
         """Columns of this version, whole or for those of `ids` that exist: id, text, title, source, metadata, span_start, span_end,
-        time, tags, access, vector, content_hash, version. Where a format-1 memory has none yet, a column is all null, which stands
+        time, tags, access, origin, vector, content_hash, version. Where a format-1 memory has none yet, a column is all null, which stands
         for the default."""
         known = table_schema(self.dim)
         unknown = [name for name in names if name not in known.names]
@@ -196,6 +195,7 @@ class Store:
 
     def at(self, version: int | str | datetime.datetime) -> "Store":
         """A read-only handle on a version, or on that of a moment."""
+        check_same(self.path, self._identity)
         return Store.open(self.path, 0 if version is None else version)  # None is no version
 
     def earlier(self, versions: Sequence[int]) -> Iterator["Store"]:

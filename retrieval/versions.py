@@ -6,8 +6,8 @@ from pathlib import Path
 import lance
 
 from retrieval import checksums
-from retrieval.errors import in_words
-from retrieval.places import table_uri
+from retrieval.errors import RetrievalError, in_words
+from retrieval.places import check_there, identity, recover, table_uri
 
 
 def open_newest(place: Path | str) -> lance.LanceDataset:
@@ -19,6 +19,31 @@ def open_newest(place: Path | str) -> lance.LanceDataset:
     dataset = open_version(place)
     checksums.check_newest(table, dataset.version, noted)
     return dataset
+
+
+def open_whole(place: Path | str) -> tuple[lance.LanceDataset, tuple[int, int] | None]:
+    """The newest version of the memory at `place` and the memory's identity, also while another one takes its place.
+
+    Raises RetrievalError where there is none.
+    """
+    while True:
+        recover(place)
+        check_there(place)
+        here = identity(place)
+        try:
+            dataset = open_newest(place)
+        except RetrievalError:
+            if identity(place) == here:
+                raise
+        else:
+            if identity(place) == here:
+                return dataset, here
+
+
+def check_same(place: Path | str, here: tuple[int, int] | None) -> None:
+    """Raises RetrievalError unless the memory of this identity is still at `place`."""
+    if identity(place) != here:
+        raise RetrievalError(f"{place} was replaced or moved since it was opened here: open it again")
 
 
 def check_versions(place: Path | str, versions: Collection[int]) -> None:

@@ -3,5 +3,6 @@
 report = Report()
 files, documents = read(["notes", "rows.jsonl"], report)
 passages = [p for d in documents for p in cut(d, Chunking(size=254), token_counter(tokenizer))]
-apply(memory, plan(passages, store, covers(["notes", "rows.jsonl"], files)))
+inputs = ["notes", "rows.jsonl"]
+apply(memory, plan(passages, store, covers(inputs, files), covers_names(inputs, files)))
 """

@@ -10,7 +10,7 @@ from retrieval.errors import RetrievalError
 from retrieval.inert import as_json, shown
 from retrieval.ingest import chunking, reading, updates
 from retrieval.ingest.documents import Document, Report
-from retrieval.ingest.files import covers
+from retrieval.ingest.files import covers, covers_names
 from retrieval.passages import Passage, check_passages, listed
 from retrieval.progress import chunks_with_progress
 
@@ -52,8 +52,9 @@ def build(args: argparse.Namespace) -> None:
         store = None
     memory = None if store is None else Memory.open(work, encoder)
     passages = _passages(documents, args, encoder)
-    covered = (lambda source: True) if args.replace else covers(args.input, files)
-    plan = updates.plan(passages, store, covered, args.drop_duplicates)
+    every = lambda name: True
+    covered = (every, every) if args.replace else (covers(args.input, files), covers_names(args.input, files))
+    plan = updates.plan(passages, store, *covered, args.drop_duplicates)
     sync = args.sync or args.replace
     said = lambda line: print(line, file=sys.stderr, flush=True)
     if not args.dry_run:
@@ -111,7 +112,7 @@ def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> l
             for passage in chunking.passages(document, how, count):
                 if (other := owners.setdefault(passage.id, document.where)) != document.where:
                     raise RetrievalError(f"{document.where}: the id {passage.id!r} is given twice, first in {other}")
-                cut.append(passage)
+                cut.append(dataclasses.replace(passage, origin=document.origin))
     marked = (
         dataclasses.replace(passage, tags=tuple(dict.fromkeys(passage.tags + tags)), access=args.access or passage.access)
         for passage in cut

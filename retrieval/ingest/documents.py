@@ -29,7 +29,8 @@ class Document:
     """name: what the ids of its passages begin with. where: file, and line or row, for messages. pages: where each page begins.
 
     text: what spans count in. way: how it is best cut. whole: one passage, with the name as its id, as long as it is short enough.
-    time: ISO 8601, "" unknown. tags, access, span (where the text stands in its source): only ever from rows, whose fields say so.
+    time: ISO 8601, "" unknown. origin: see files.File.
+    tags, access, span (where the text stands in its source): only ever from rows, whose fields say so.
     """
 
     name: str
@@ -46,9 +47,10 @@ class Document:
     pages: tuple[int, ...] = ()
     way: str = "headings"
     whole: bool = False
+    origin: str = ""
 
 
-def origin(source: str, metadata: dict[str, str]) -> str:
+def read_from(source: str, metadata: dict[str, str]) -> str:
     """The file that a passage of this source and metadata was read from."""
     return metadata.get(FILE_TOO) or metadata.get(FILE) or source
 

@@ -1,5 +1,6 @@
 """Files to read: those named, those that a glob matches, those below a folder."""
 
+import fnmatch
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,10 +16,12 @@ MAGIC = re.compile(r"[*?\[]")
 
 
 class File(NamedTuple):
-    """path: a path, a URI or the name of a data set. name: the source of its passages, and what their ids begin with."""
+    """path: a path, a URI or the name of a data set. name: the source of its passages, and what their ids begin with. origin: which
+    passages are its own: the name, with the folder above it, a // between the two, where the name does not begin with a folder's."""
 
     path: str
     name: str
+    origin: str
 
 
 def find(inputs: Sequence[str], suffixes: Collection[str], binary: Collection[str], report: Report) -> list[File]:
@@ -40,17 +43,44 @@ def find(inputs: Sequence[str], suffixes: Collection[str], binary: Collection[st
         for file in files:
             found.setdefault(file.path if _elsewhere(file.path) else os.path.realpath(file.path), file)
     paths: dict[str, str] = {}
-    for path, name in found.values():
+    for path, name, _ in found.values():
         if (other := paths.setdefault(name, path)) != path:
             raise RetrievalError(f"{other} and {path} would both be called {name}: give a folder that holds both")
     return list(found.values())
 
 
 def covers(inputs: Sequence[str], files: Sequence[File]) -> Callable[[str], bool]:
-    """Whether a source is one of the files, or would lie below one of the folders."""
+    """Whether an origin is one of the files, or would be if it were still below one of the folders or matched one of the globs."""
+    origins, folders, globs = {file.origin for file in files}, [], []
+    for given in inputs:
+        if os.path.isdir(given):
+            folders.append(f"{_called(Path(given))}/")
+        elif MAGIC.search(given) and not given.startswith(sources.SETS) and not os.path.isfile(given):
+            above, pattern = _split(given)
+            globs.append((printable(above) if "://" in given else _called(_root(given, above)), printable(pattern).split("/")))
+
+    def covered(origin: str) -> bool:
+        folder, _, name = origin.rpartition("//")
+        below = not folder and origin.startswith(tuple(folders))
+        return origin in origins or below or any(folder == above and _matches(name.split("/"), pattern) for above, pattern in globs)
+
+    return covered
+
+
+def covers_names(inputs: Sequence[str], files: Sequence[File]) -> Callable[[str], bool]:
+    """Whether a name is one of the files', or begins as one of the folders': all there is to go by where no origin was recorded."""
     names = {file.name for file in files}
-    folders = tuple(f"{printable(Path(given).resolve().name)}/" for given in inputs if os.path.isdir(given))
-    return lambda source: source in names or source.startswith(folders)
+    folders = tuple(f"{_called(Path(given))}/" for given in inputs if os.path.isdir(given))
+    return lambda name: name in names or name.startswith(folders)
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether the parts of a path match those of a glob, where ** stands for any number of folders."""
+    if not pattern or not parts:
+        return not parts and not pattern
+    if pattern[0] == "**":
+        return any(_matches(parts[start:], pattern[1:]) for start in range(len(parts)))
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def suffixes_of(suffixes: Collection[str]) -> str:
@@ -63,21 +93,38 @@ def _elsewhere(path: str) -> bool:
 
 
 def _of(given: str, suffixes: Collection[str], binary: Collection[str], report: Report) -> Iterator[File]:
-    above = MAGIC.split(given)[0].rpartition("/")[0]
+    above, pattern = _split(given)
     if given.startswith(sources.SETS):
-        yield File(given, printable(given))
+        yield File(given, printable(given), printable(given))
     elif "://" in given:
-        yield from (File(_known(path, suffixes), printable(path[len(above) + 1 :])) for path in sources.find_files(given))
+        for path in sources.find_files(given):
+            name = printable(path[len(above) + 1 :])
+            yield File(_known(path, suffixes), name, f"{printable(above)}//{name}")
     elif os.path.isdir(given):
         yield from _below(Path(given), suffixes, binary, report)
     elif os.path.isfile(given):
-        yield File(_known(given, suffixes), printable(os.path.basename(given)))
+        name = printable(os.path.basename(given))
+        yield File(_known(given, suffixes), name, f"{_called(Path(given).parent)}//{name}")
     elif MAGIC.search(given):
-        root = Path(above or ("/" if given.startswith("/") else "."))
-        files = (path for path in sorted(root.glob(given[len(above) :].lstrip("/"))) if not path.is_dir())
+        root = _root(given, above)
+        files = (path for path in sorted(root.glob(pattern)) if not path.is_dir())
         yield from _kept(files, root, "", suffixes, binary, report)
     else:
         raise RetrievalError(f"{given} does not exist: give a file, a folder or a glob such as 'notes/**/*.md'")
+
+
+def _split(given: str) -> tuple[str, str]:
+    """What is above a glob's first wildcard, up to the last slash, and the pattern below it."""
+    above = MAGIC.split(given)[0].rpartition("/")[0]
+    return above, given[len(above) :].lstrip("/")
+
+
+def _root(given: str, above: str) -> Path:
+    return Path(above or ("/" if given.startswith("/") else "."))
+
+
+def _called(folder: Path) -> str:
+    return printable(folder.resolve().name)
 
 
 def _known(path: str, suffixes: Collection[str]) -> str:
@@ -93,7 +140,7 @@ def _below(root: Path, suffixes: Collection[str], binary: Collection[str], repor
             folders.remove(name)
             report.skip("hidden" if name.startswith(".") else "links", printable(os.path.join(folder, name)))
         paths = (Path(folder, name) for name in sorted(files))
-        yield from _kept(paths, root, f"{root.resolve().name}/", suffixes, binary, report)
+        yield from _kept(paths, root, f"{_called(root)}/", suffixes, binary, report)
 
 
 def _kept(paths, root: Path, prefix: str, suffixes: Collection[str], binary: Collection[str], report: Report) -> Iterator[File]:
@@ -101,7 +148,8 @@ def _kept(paths, root: Path, prefix: str, suffixes: Collection[str], binary: Col
         if reason := _not_read(path, root, suffixes, binary):
             report.skip(reason, printable(str(path)))
         else:
-            yield File(str(path), printable(prefix + path.relative_to(root).as_posix()))
+            name = prefix + printable(path.relative_to(root).as_posix())
+            yield File(str(path), name, name if prefix else f"{_called(root)}//{name}")
 
 
 def _not_read(path: Path, root: Path, suffixes: Collection[str], binary: Collection[str]) -> str:

@@ -1,5 +1,6 @@
 """Reading: the documents of files, folders, globs and data sets, whatever their format."""
 
+import dataclasses
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,8 @@ def read(
     documents: list[Document] = []
     for (file,) in chunks_with_progress(files, "reading files", chunk=1, show_from=32):
         before = report.documents
-        documents += _rows(file, report, text_field) if _is_table(file.path) else _document(file, report, int(max_megabytes * 1e6))
+        made = _rows(file, report, text_field) if is_table(file.path) else _document(file, report, int(max_megabytes * 1e6))
+        documents += (dataclasses.replace(document, origin=file.origin) for document in made)
         if report.documents == before:
             if file.path in inputs:
                 raise RetrievalError(f"{file.path} holds no passages: expected at least one")
@@ -41,7 +43,7 @@ def read(
     return files, documents
 
 
-def _is_table(path: str) -> bool:
+def is_table(path: str) -> bool:
     return path.startswith(sources.SETS) or sources.kind(path) in rows.SUFFIXES
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from retrieval.errors import RetrievalError
 from retrieval.ingest import duplicates
-from retrieval.ingest.documents import origin
+from retrieval.ingest.documents import read_from
+from retrieval.ingest.reading import is_table
 from retrieval.memory import Memory
 from retrieval.passages import Passage, listed, titled
 from retrieval.store import Store
@@ -27,28 +28,45 @@ class Repeat:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What differs between files and memory. gone: ids that came from the files but are in them no more; moved: by the id of an added
-    passage the one of those that says the same."""
+    """What differs between files and memory. adopted: unchanged ones whose origin was not recorded yet; gone: ids that came from the files
+    but are in them no more; moved: by the id of an added passage the one of those that says the same."""
 
     added: list[Passage]
     edited: list[Passage]
     unchanged: int
+    adopted: list[Passage]
     gone: list[str]
     moved: dict[str, str]
     repeats: list[Repeat]
 
 
-def plan(passages: Sequence[Passage], store: Store | None, covers: Callable[[str], bool], drop_duplicates: bool = False) -> Plan:
+def plan(
+    passages: Sequence[Passage],
+    store: Store | None,
+    covers: Callable[[str], bool],
+    covers_names: Callable[[str], bool],
+    drop_duplicates: bool = False,
+) -> Plan:
     """Compares passages, which check_passages has passed, with a memory's store (None: a new memory) by id and content hash.
 
-    covers: whether a source is one of the files. Repeats are exact ones of passages from elsewhere in the memory, exact and near ones of
-    earlier `passages`; they are looked for only when something differs or they are to be dropped. Raises RetrievalError for an id that
-    came from elsewhere.
+    covers: whether an origin is one of the files. covers_names: whether a source is one, for passages from before origins were recorded,
+    of which those count whose id is one that a build gives: the source at its beginning, or any for a row of a table.
+
+    Repeats are exact ones of passages from elsewhere in the memory, exact and near ones of earlier `passages`; they are looked for only
+    when something differs or they are to be dropped. Raises RetrievalError for an id that came from elsewhere.
     """
-    stored = store.columns(["id", "content_hash", "source", "metadata"]).to_pylist() if store is not None else []
-    hashes = {row["id"]: row["content_hash"] for row in stored}
-    ours = {row["id"] for row in stored if covers(origin(row["source"], json.loads(row["metadata"])))}
-    changed = [passage.id for passage in passages if hashes.get(passage.id) != passage.content_hash]
+    stored = store.columns(["id", "content_hash", "source", "metadata", "origin"]).to_pylist() if store is not None else []
+    hashes, origins = ({row["id"]: row[name] for row in stored} for name in ("content_hash", "origin"))
+    same = lambda passage: hashes.get(passage.id) == dataclasses.replace(passage, origin=origins.get(passage.id)).content_hash
+
+    def is_ours(row: dict) -> bool:
+        if row["origin"] is not None:
+            return covers(row["origin"])
+        file = read_from(row["source"], json.loads(row["metadata"]))
+        return covers_names(file) and (row["id"].startswith(file) or is_table(file))
+
+    ours = {row["id"] for row in stored if is_ours(row)}
+    changed = [passage.id for passage in passages if not same(passage)]
     if strangers := [id for id in changed if id in hashes and id not in ours]:
         raise RetrievalError(
             f"in the memory already, but not from these files: {listed(strangers)}: give the new ones other ids, or delete those"
@@ -58,12 +76,13 @@ def plan(passages: Sequence[Passage], store: Store | None, covers: Callable[[str
         dropped = {repeat.id for repeat in repeats}
         passages = [passage for passage in passages if passage.id not in dropped]
     added = [passage for passage in passages if passage.id not in hashes]
-    edited = [passage for passage in passages if hashes.get(passage.id, passage.content_hash) != passage.content_hash]
+    edited = [passage for passage in passages if passage.id in hashes and not same(passage)]
+    adopted = [passage for passage in passages if passage.id in ours and origins[passage.id] is None and same(passage)]
     gone = sorted(ours.difference(passage.id for passage in passages))
     left = store.columns(["id", "title", "text"], gone).to_pylist() if store is not None and gone and added else []
     said = {titled(row["title"], row["text"]): row["id"] for row in left}
     moved = {passage.id: said[passage.searchable] for passage in added if passage.searchable in said}
-    return Plan(added, edited, len(passages) - len(added) - len(edited), gone, moved, repeats)
+    return Plan(added, edited, len(passages) - len(added) - len(edited), adopted, gone, moved, repeats)
 
 
 def find_repeats(passages: Sequence[Passage], store: Store | None, ours: Collection[str]) -> list[Repeat]:
@@ -86,7 +105,7 @@ def apply(
     """Edits, adds and, with `sync`, removes: commits of at most 4,096 passages. `said` is called with a line after each but the last.
 
     An interruption leaves whole commits; planning and applying again does the rest. A passage whose text was there before, under its
-    own or another id that is edited with it or gone, keeps its vector.
+    own or another id that is edited with it or gone, keeps its vector. What is adopted is written once more, with its origin.
     """
     add = lambda part, **how: memory.add(part, like=[plan.moved[p.id] for p in part if p.id in plan.moved], **how)
     parts = [(memory.update, part) for part in _parts(plan.edited)] + [(add, part) for part in _parts(plan.added)]
@@ -97,6 +116,8 @@ def apply(
         if done < total:
             seconds = time.monotonic() - start
             said(f"{done:,} of {total:,} passages, {done / seconds:.0f}/s, about {seconds * (total - done) / done:.0f} s left")
+    for part in _parts(plan.adopted):
+        memory.update(part, author=author, reason="files that passages were read from recorded")
     if sync and plan.gone:
         memory.delete(plan.gone, author=author, reason=reason)
 

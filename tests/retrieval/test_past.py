@@ -1,4 +1,6 @@
 import datetime
+import os
+import threading
 import time
 from functools import partial
 
@@ -6,8 +8,9 @@ import lance
 import numpy as np
 import pytest
 
-from retrieval import Diff, Filter, Memory, Passage, RetrievalError
+from retrieval import Diff, Filter, Memory, Passage, RetrievalError, checksums
 from retrieval.encoding import PROBE
+from retrieval.locks import file_lock
 from retrieval.places import replace
 from retrieval.progress import chunks_with_progress
 from tests.retrieval.toy import encode, state
@@ -203,11 +206,67 @@ def test_a_handle_on_a_memory_that_was_replaced_says_so_and_changes_nothing(memo
     for i in range(3):
         other.add([Passage(f"new{i}", f"harbour{i}")])
     replace(memory.path, other.path)
-    for call in (lambda: memory.search(["town3"]), lambda: memory.undo(), lambda: memory.add([Passage("x", "y")]), lambda: memory.log()):
+    for call in (
+        lambda: memory.search(["town3"]),
+        lambda: memory.undo(),
+        lambda: memory.add([Passage("x", "y")]),
+        lambda: memory.log(),
+        lambda: memory.as_of(1),
+    ):
         with pytest.raises(RetrievalError, match="was replaced or moved since it was opened here: open it again"):
             call()
     fresh = Memory.open(tmp_path / "memory", encode)
     assert best(fresh, "harbour1").id == "new1" and fresh.version == 4 and fresh.verify() == []
+
+
+def another(tmp_path):
+    made = Memory.create(tmp_path / "other", encode)
+    made.add([Passage("new", "harbour")])
+    return made.path
+
+
+def test_a_memory_opened_while_another_takes_its_place_is_the_new_one_and_puts_nothing_back(memory, tmp_path, monkeypatch):
+    """Between the two renames the old one is aside and nothing is in its place."""
+    other, rename, opened, threads = another(tmp_path), os.rename, [], []
+
+    def slowly(source, target):
+        rename(source, target)
+        if not threads:
+            threads.append(threading.Thread(target=lambda: opened.append(Memory.open(memory.path, encode).ids())))
+            threads[0].start()
+            threads[0].join(0.3)
+
+    monkeypatch.setattr(os, "rename", slowly)
+    replace(memory.path, other)
+    threads[0].join()
+    assert opened == [["new"]] == [Memory.open(memory.path, encode).ids()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["memory"]
+
+
+def test_a_memory_that_is_replaced_while_it_is_opened_is_opened_as_the_new_one(memory, tmp_path, monkeypatch):
+    other, newest, done = another(tmp_path), checksums.newest_noted, []
+
+    def then_replaced(table):
+        noted = newest(table)
+        if not done:
+            done.append(replace(memory.path, other))
+        return noted
+
+    memory.add([Passage("late", "a later version than the other memory has")])
+    monkeypatch.setattr(checksums, "newest_noted", then_replaced)
+    assert Memory.open(memory.path, encode).ids() == ["new"]
+
+
+def test_a_replacement_waits_for_the_writer_in_the_old_memory(memory, tmp_path):
+    other, swapped = another(tmp_path), threading.Event()
+    thread = threading.Thread(target=lambda: (replace(memory.path, other), swapped.set()))
+    with file_lock(memory.path / "lock"):
+        thread.start()
+        assert not swapped.wait(0.2)
+    thread.join()
+    with pytest.raises(RetrievalError, match="was replaced"):
+        memory.add([Passage("x", "y")])
+    assert Memory.open(memory.path, encode).ids() == ["new"]
 
 
 def test_a_handle_does_not_write_into_a_table_that_has_become_newer(memory):

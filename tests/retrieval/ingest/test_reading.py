@@ -89,6 +89,20 @@ def test_what_a_folder_covers(folder):
     inputs = [str(folder), "x/one.txt"]
     covered = covers(inputs, find([str(folder)], SUFFIXES, BINARY, Report()))
     assert covered("docs/a.md") and covered("docs/gone.md") and not covered("other/a.md") and not covered("docs2/a.md") and not covered("")
+    assert not covered("docs//gone.md"), "of a glob"
+
+
+def test_what_a_glob_covers(folder):
+    def covered(glob, origin):
+        return covers([f"{folder}/{glob}"], find([f"{folder}/{glob}"], SUFFIXES, BINARY, Report()))(origin)
+
+    assert [file.origin for file in find([f"{folder}/**/*.html"], SUFFIXES, BINARY, Report())] == ["docs//deep/c.html"]
+    assert covered("*.md", "docs//a.md") and covered("*.md", "docs//gone.md") and covered("[a-c].*", "docs//c.md")
+    assert not any(
+        covered("*.md", origin) for origin in ("docs//gone.txt", "docs//deep/gone.md", "docs/gone.md", "other//a.md", "a.md", "")
+    )
+    assert covered("**/*", "docs//x/y/gone.md") and covered("**/*", "docs//gone.md")
+    assert covered("deep/*", "deep//gone.md") and not covered("d*/*", "docs//gone.md") and covered("d*/*", "docs//deep/gone.md")
 
 
 @pytest.mark.parametrize("name", ["new\nline.txt", "esc\x1b[31m.txt", "bidi\u202e.txt", "nbsp\u00a0.txt"])

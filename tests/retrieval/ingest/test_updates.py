@@ -1,5 +1,6 @@
 """A second build adds, edits and removes exactly what changed; one that was cut off is finished by the next."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval import Memory, build, scann_index
+from retrieval import Memory, Passage, build, scann_index
 from retrieval.ingest import updates
 from tests.retrieval.ingest import toy
 from tests.retrieval.models import word_tokenizer
@@ -77,6 +78,43 @@ def test_sync_removes_files_that_are_gone_and_nothing_that_came_from_elsewhere(r
     (docs / "n.txt").unlink()
     assert changes(run("--sync")) == (0, 0, 3, 0, 6)
     assert "other.txt:1" in state(Memory.open(tmp_path / "m"))
+
+
+def test_sync_with_a_glob_removes_files_that_are_gone_and_nothing_of_another_glob(run, docs, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "x.md").write_text("Another.")
+    run(inputs=[tmp_path / "more/*.md"])
+    (docs / "z.md").write_text("Last.")
+    assert changes(run(inputs=[docs / "*.md"])) == (4, 0, 0, 0, 0)
+    (docs / "z.md").unlink()
+    assert changes(run(inputs=[docs / "*.md"])) == (0, 0, 0, 1, 3)
+    assert changes(run("--sync", inputs=[docs / "*.md"])) == (0, 0, 1, 0, 3)
+    assert set(state(Memory.open(tmp_path / "m"))) == {"a.md:1", "a.md#b:1", "a.md#c:1", "x.md:1"}
+
+
+def test_sync_leaves_what_was_added_by_hand_whatever_its_source_and_removes_what_was_edited_by_hand(run, docs, tmp_path, encoder):
+    run()
+    memory = Memory.open(tmp_path / "m", toy.Toy(encoder))
+    memory.add([Passage("mine", "By hand.", source="docs/n.txt"), Passage("docs/n.txt:9", "By hand too.", source="docs/n.txt")])
+    memory.edit("docs/n.txt:3", "Third, by hand.", source="elsewhere")
+    (docs / "n.txt").write_text("First.\n\nSecond.")
+    assert changes(run("--sync")) == (0, 0, 1, 0, 8)
+    left = state(Memory.open(tmp_path / "m"))
+    assert {"mine", "docs/n.txt:9"} < left.keys() and "docs/n.txt:3" not in left
+    memory.undo()
+    assert memory.get("docs/n.txt:3").origin == "docs/n.txt" and memory.get("mine").origin == ""
+
+
+def test_a_memory_from_before_origins_were_recorded_is_synced_by_names_and_records_them(run, docs, tmp_path):
+    run(inputs=[docs / "*.md"])
+    memory, before = Memory.open(tmp_path / "m"), state(Memory.open(tmp_path / "m"))
+    memory.update([dataclasses.replace(memory.get(id), origin=None) for id in before])
+    assert changes(run("--sync", inputs=[docs / "*.md"])) == (0, 0, 0, 0, 3) and state(Memory.open(tmp_path / "m")) == before
+    assert {Memory.open(tmp_path / "m").get(id).origin for id in before} == {"docs//a.md"}
+    version = Memory.open(tmp_path / "m").version
+    assert changes(run(inputs=[docs / "*.md"])) == (0, 0, 0, 0, 3) and Memory.open(tmp_path / "m").version == version
+    (docs / "a.md").rename(docs / "b.md")
+    assert changes(run("--sync", inputs=[docs / "*.md"])) == (3, 0, 3, 0, 0)
 
 
 def test_a_file_that_was_renamed_is_not_taken_for_a_duplicate_of_itself(run, docs, tmp_path):
