@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import lm
+from lm.models import inputs
 from retrieval.errors import RetrievalError
 from retrieval.fusion.in_context import build_prompt
 from retrieval.inert import one_line
@@ -89,6 +90,7 @@ class Reader:
 
     def __call__(self, prompts: Sequence[list[int]], max_new_tokens: int, on_batch: Callable[[int], None] | None = None) -> list[str]:
         """Greedy answers, one line each; `on_batch(number)` is called as answers are done."""
+        inputs.check_ids(self.model.config, prompts, self.tokenizer)
         tokens = lm.generate(self.model, self.params, prompts, max_new_tokens, stop_tokens=self._stop, on_batch=on_batch)
         return [first_line(self.tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens]
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 import lm
+from lm.models import inputs
 from retrieval.encoder import by_length, lengths_to
 from retrieval.errors import RetrievalError
 from retrieval.inert import without_control
@@ -28,7 +29,8 @@ class CrossEncoder:
                 f"a {c.family} model with head={c.head!r}{labels} scores no pairs: expected sequence_classification with one label, or two"
             )
         self.max_length = min(c.max_length, max_length or c.max_length)
-        self._tokenizer, self._params, self._pad, self._typed = tokenizer, params, c.pad_token_id or 0, c.type_vocab_size > 1
+        self._config, self._tokenizer, self._params = c, tokenizer, params
+        self._pad, self._typed = c.pad_token_id or 0, c.type_vocab_size > 1
         self._scores = jax.jit(partial(_scores, model))
 
     @classmethod
@@ -53,7 +55,9 @@ class CrossEncoder:
                 types = np.zeros_like(tokens)
                 for row, i in enumerate(chosen):
                     types[row, : len(kinds[i])] = kinds[i]
-            scores[chosen] = np.asarray(self._scores(self._params, lm.Batch.of(tokens, segments, types=types)))[: len(chosen)]
+            batch = lm.Batch.of(tokens, segments, types=types)
+            inputs.check(self._config, batch, self._tokenizer)
+            scores[chosen] = np.asarray(self._scores(self._params, batch))[: len(chosen)]
         return scores
 
 

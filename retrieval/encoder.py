@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lm
+from lm.models import inputs
 from retrieval import sentences
 from retrieval.errors import RetrievalError
 from retrieval.exact_index import rows_mesh
@@ -62,7 +63,7 @@ class Encoder:
                 raise RetrievalError(f"{name}={prefix[:40]!r} takes {taken} of the encoder's {longest} tokens: give a shorter one")
         self.source, self.dim, self.max_length, self.truncated = source, dim or config.d_model, longest, 0
         self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
-        self._tokenizer, self._pad, self._lengths = tokenizer, config.pad_token_id or 0, lengths_to(longest)
+        self._config, self._tokenizer, self._pad, self._lengths = config, tokenizer, config.pad_token_id or 0, lengths_to(longest)
         self._mesh = mesh or rows_mesh()
         placed = params
         if config.head != "embedding" or pooling:
@@ -111,6 +112,7 @@ class Encoder:
         for text in texts:
             check_unicode("a text to embed", text)
         rows = self._tokens([prefix + text for text in texts])
+        inputs.check_ids(self._config, rows, self._tokenizer, "text")
         vectors = np.zeros((len(rows), self.dim), np.float32)
         pending = [
             (chosen, self._run(lm.Batch.of(tokens, segments)))

@@ -14,6 +14,8 @@ from jax.sharding import NamedSharding
 
 from lm.batch import Batch
 from lm.data.packing import Packed
+from lm.models import inputs
+from lm.models.config import ModelConfig
 
 Lengths = tuple[int, int]  # of a batch's rows and of their encoder's; the second 0 without one
 SIDES = ("tokens", "targets", "segments", "weights"), ("encoder_tokens", "encoder_segments")  # the fields of either length
@@ -55,11 +57,13 @@ class TrainBatches:
 
     Each process reads only the rows its devices hold. `state()` is JSON, equal on all processes and for any number of them.
     `lengths`: those of the rows, and of the encoder's or 0. `transform`: of packed rows; a stream's are made already.
+    `config`: of the model that reads them; a batch with ids that it has no row for is a ConfigError.
     """
 
     def __init__(
-        self, packed: Packed | Stream, batch_size: int, seed: int, sharding: NamedSharding, length: int | None = None, transform: Any = None
-    ):
+        self, packed: Packed | Stream, batch_size: int, seed: int, sharding: NamedSharding, length: int | None = None,
+        transform: Any = None, config: ModelConfig | None = None,
+    ):  # fmt: skip
         self.lengths = lengths_of(packed, transform)
         self._batch_size, self._sharding = batch_size, sharding
         self._rows = _local_rows(sharding, (batch_size, self.lengths[0]))
@@ -67,7 +71,7 @@ class TrainBatches:
 
         def read(step: int) -> dict[str, np.ndarray]:
             places = [int(step) * batch_size + int(row) for row in self._rows]
-            return _stack([fields_of(stream[at], transform, self.lengths, (seed, at)) for at in places])
+            return _stack([fields_of(stream[at], transform, self.lengths, (seed, at)) for at in places], config)
 
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._iterator = iter(grain.MapDataset.range(2**48 if length is None else length).map(read).to_iter_dataset(options))
@@ -94,10 +98,11 @@ def in_order(
     limit: int | None = None,
     transform: Any = None,
     lengths: Lengths | None = None,
+    config: ModelConfig | None = None,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """(row numbers int [batch_size], batch) over the rows once, in order; the last batch is filled with empty rows, numbered -1.
 
-    `lengths`: the transform's for these rows, where they are known.
+    `lengths`: the transform's for these rows, where they are known. `config`: as of `TrainBatches`.
     """
     mine = _local_rows(sharding, (batch_size, packed.length))
     lengths = lengths_of(packed, transform) if lengths is None else lengths
@@ -108,7 +113,7 @@ def in_order(
         numbers = np.arange(start, start + batch_size)
         numbers[numbers >= total] = -1
         read = [(empty, 0) if numbers[row] < 0 else (source[int(numbers[row])], int(numbers[row])) for row in mine]
-        local = _stack([fields_of(row, transform, lengths, (number,)) for row, number in read])
+        local = _stack([fields_of(row, transform, lengths, (number,)) for row, number in read], config)
         yield numbers, _globalise(local, mine, batch_size, sharding)
 
 
@@ -134,12 +139,14 @@ def fields_of(row: dict[str, np.ndarray], transform: Any, lengths: Lengths, key:
     return transform.fields(row, np.random.default_rng(key), lengths)
 
 
-def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _stack(rows: list[dict[str, np.ndarray]], config: ModelConfig | None) -> dict[str, np.ndarray]:
     real = ("weights", "labels")
     fields = {name: np.stack([row[name] for row in rows]).astype(np.float32 if name in real else np.int32) for name in rows[0]}
     for side in ("", "encoder_"):
         if f"{side}segments" in fields:
             fields[f"{side}positions"] = positions_of(fields[f"{side}segments"])
+    if config is not None:
+        inputs.check(config, fields)
     return fields
 
 

@@ -15,6 +15,7 @@ from lm.data.records import Reading
 from lm.evaluation import generation, perplexity, pseudo, scores
 from lm.evaluation.progress import bar
 from lm.loading import is_run, load, load_template
+from lm.models import inputs
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
 from lm.training import paths
@@ -82,6 +83,8 @@ def of_text(args) -> tuple[dict, str]:
     whole = name == pseudo.NAME or OBJECTIVES[name].whole
     with tempfile.TemporaryDirectory() as cache:
         packed = packing.pack_files(args.data, tokenizer, length, cache, field=args.field, separator=args.separator, whole=whole)
+        inputs.check(model.config, {"tokens": packed.tokens, "segments": packed.segments}, tokenizer)
+        inputs.check(model.config, {"tokens": packed.targets, "segments": packed.segments}, tokenizer)
         if name == pseudo.NAME:
             with bar(min(args.max_rows or len(packed), len(packed)), "windows") as done:
                 result = pseudo.evaluate(model, params, packed, tokenizer, mesh, batch_size, args.max_rows, done)

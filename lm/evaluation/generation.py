@@ -14,7 +14,7 @@ from lm.data.templates import Template
 from lm.evaluation import scores
 from lm.generation import GenerationError, generate
 from lm.generation.text import decoded
-from lm.models import LanguageModel
+from lm.models import LanguageModel, inputs
 
 METRICS = "exact_match,f1,rouge_l"
 
@@ -57,6 +57,8 @@ def questions(records: Sequence[Record], template: Template, model: LanguageMode
         if not example.references:
             raise DataError(f"{record.source or f'record {number}'}: there is no answer to score against")
         ids = encoder.prompt(example)
+        if said := inputs.outside(c, ids, tokenizer):
+            raise GenerationError(f"{record.source or f'record {number}'}: its prompt holds {said}")
         over = max(0, len(ids) - room)
         start = head if ids[:head] == encoder.prefix else 0
         kept = [*ids[:start], *ids[start + over :]]

@@ -92,7 +92,9 @@ class Harness:
     def _loglikelihood_tokens(self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
         with bar(len(pairs), "log-likelihoods", disable_tqdm) as done:
-            return likelihood.log_likelihoods(self.model, self.params, pairs, batch_size=self.batch_size, on_batch=done)
+            return likelihood.log_likelihoods(
+                self.model, self.params, pairs, batch_size=self.batch_size, on_batch=done, tokenizer=self.tokenizer
+            )
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """args (text,) -> its log-probability in nats, each token predicted once, the first after the start token."""

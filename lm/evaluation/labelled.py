@@ -19,6 +19,7 @@ from lm.data.packing import Packed
 from lm.evaluation import labels, scores
 from lm.evaluation.accuracy import wilson
 from lm.loading import is_run, load
+from lm.models import inputs
 from lm.models.config import ConfigError, nearest
 from lm.training import labelling, paths, sharding
 from lm.training.sharding import ACTIVATIONS, Rules
@@ -36,7 +37,7 @@ def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = A
         total: dict[str, float] = defaultdict(float)
         weight = 0.0
         with sharding.activate(mesh, activations):
-            for _, batch in batches.in_order(packed, batch_size, rows, max_rows or None):
+            for _, batch in batches.in_order(packed, batch_size, rows, max_rows or None, config=model.config):
                 found = jax.device_get(run(params, batch))
                 weight += float(found.weight)
                 for name, value in {"loss": found.sum, **found.metrics}.items():
@@ -76,7 +77,7 @@ def of_labels(args) -> tuple[dict, str]:
     records = labelled.read(args.data, fields, names=names)
     rows = list(label_rows.encode(records, tokenizer, args.task, shape, names))
     score = {CLASSIFICATION: _values if value else _classes, TOKENS: _tags, QUESTIONS: _answers, CONTRASTIVE: _found}[args.task]
-    numbers, said, predictions = score(records, rows, outputs(model, params, rows, shape, args.batch_size), names)
+    numbers, said, predictions = score(records, rows, outputs(model, params, rows, shape, args.batch_size, tokenizer), names)
     cut = sum(row.cut > 0 for row in rows)
     numbers = {"model": args.model, "data": args.data, "task": args.task, "length": length, "records": len(records), "cut": cut, **numbers}
     if args.predictions:
@@ -93,8 +94,12 @@ def _trained(path: str, task: str) -> dict:
     return found if found.get("objective", {}).get("name") == task else {}
 
 
-def outputs(model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_size: int = 8) -> list[np.ndarray]:
-    """The logits of every row: float32 [N] of a text's classes, or [n, N] of its n tokens; or its vector."""
+def outputs(model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_size: int = 8, tokenizer=None) -> list[np.ndarray]:
+    """The logits of every row: float32 [N] of a text's classes, or [n, N] of its n tokens; or its vector.
+
+    Raises ConfigError, before any is computed, for ids that the model has no embedding for; `tokenizer` names them.
+    """
+    inputs.check_ids(model.config, [row.ids for row in rows], tokenizer, "text")
     found: list[np.ndarray] = []
     for start in range(0, len(rows), batch_size):
         members = rows[start : start + batch_size]
@@ -102,7 +107,9 @@ def outputs(model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_si
         for i, row in enumerate(members):
             n = len(row.ids)
             tokens[i, :n], segments[i, :n], types[i, :n] = row.ids, 1, row.types
-        logits = np.asarray(_logits(model, params, Batch.of(tokens, segments, types=types if shape.types else None)))
+        batch = Batch.of(tokens, segments, types=types if shape.types else None)
+        inputs.check(model.config, batch)
+        logits = np.asarray(_logits(model, params, batch))
         found += [x if x.ndim == 1 else x[: len(row.ids)] for x, row in zip(logits, members, strict=False)]
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lm.batch import Batch
 from lm.generation.requests import bucket
-from lm.models import LanguageModel
+from lm.models import LanguageModel, inputs
 from lm.models.config import ConfigError
 from lm.objectives import cross_entropy
 from lm.objectives.next_token import head_of
@@ -21,21 +21,25 @@ Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
 
 
 def log_likelihoods(
-    model: LanguageModel, params: dict, pairs: Sequence[Pair], *, batch_size: int = 16, on_batch: Callable[[int], None] | None = None
-) -> list[tuple[float, bool]]:
+    model: LanguageModel, params: dict, pairs: Sequence[Pair], *, batch_size: int = 16, on_batch: Callable[[int], None] | None = None,
+    tokenizer=None,
+) -> list[tuple[float, bool]]:  # fmt: skip
     """(log-probability in nats of each continuation given its context, whether greedy decoding would give it).
 
     pairs: token ids, neither empty. A decoder reads both, an encoder-decoder's encoder the context and its decoder the continuation after
     the model's start token. A context that is too long loses its beginning. Pairs of similar lengths run together, `batch_size` at a time;
     `on_batch(number)` is called as they finish. Raises ValueError for a pair that cannot be scored, ConfigError for a model without a
-    language-model head that reads from left to right.
+    language-model head that reads from left to right, and for ids without an embedding, which `tokenizer` names.
     """
+    inputs.check_ids(model.config, ([*context, *continuation] for context, continuation in pairs), tokenizer, "pair")
     rows = [_row(model.config, i, *pair) for i, pair in enumerate(pairs)]
     order = sorted(range(len(rows)), key=lambda i: -max(map(len, rows[i])))
     found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]
-        losses, hits = jax.device_get(_scores(model, params, _batch([rows[i] for i in members], min(batch_size, len(rows)))))
+        batch = _batch([rows[i] for i in members], min(batch_size, len(rows)))
+        inputs.check(model.config, batch)
+        losses, hits = jax.device_get(_scores(model, params, batch))
         for at, i in enumerate(members):
             length, scored = len(rows[i][0]), len(pairs[i][1])
             inside = slice(length - scored, length)

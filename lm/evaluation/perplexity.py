@@ -51,7 +51,7 @@ def make_evaluator(model, mesh: Mesh, batch_size: int, *, activations: Rules = A
         segments = np.zeros((len(packed), lengths[0]), np.int32)
         seen = np.zeros(len(packed), bool)
         with sharding.activate(mesh, activations):
-            for numbers, batch in batches.in_order(packed, batch_size, rows, max_rows or None, transform, lengths):
+            for numbers, batch in batches.in_order(packed, batch_size, rows, max_rows or None, transform, lengths, model.config):
                 real = numbers >= 0
                 for array, found in zip((losses, weights, segments), run(params, batch), strict=True):
                     array[numbers[real]] = np.asarray(found)[real]

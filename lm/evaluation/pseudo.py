@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from lm.batch import Batch
 from lm.data.packing import Packed
 from lm.evaluation.perplexity import Perplexity, summarise
+from lm.models import inputs
 from lm.objectives import pieces
 from lm.objectives.next_token import token_losses
 from lm.training import sharding
@@ -24,10 +25,11 @@ def evaluate(
     """Every token that is not special is masked in turn, and predicted from all others of its document: loss is the mean of -log p.
 
     packed: rows of whole documents (`packing.encode(whole=True)`). Documents of a row do not see each other, so that one token of each
-    is masked at a time. Raises ConfigError for a tokenizer without a mask token.
+    is masked at a time. Raises ConfigError for a tokenizer without a mask token, or with ids that the model has no embedding for.
     """
     mask = pieces.needed(tokenizer, "masked", "mask_token")
     special = pieces.special(tokenizer, model.config.vocab_size)
+    inputs.check(model.config, {"tokens": packed.targets, "segments": packed.segments}, tokenizer)
     place = sharding.batch_sharding(mesh, (batch_size, packed.length))
     run: Any = jax.jit(lambda params, batch: token_losses(model, params, batch), out_shardings=sharding.replicated(mesh))
     losses, weights = np.zeros((2, len(packed), packed.length), np.float32)
@@ -41,7 +43,9 @@ def evaluate(
             tokens[at, places] = mask
         targets = np.zeros_like(tokens)
         targets[: len(queue)] = packed.targets[[row for row, _ in queue]]
-        batch = jax.tree.map(lambda x: jax.device_put(x, place), Batch.of(tokens, of, targets=targets))
+        batch = Batch.of(tokens, of, targets=targets)
+        inputs.check(model.config, batch)
+        batch = jax.tree.map(lambda x: jax.device_put(x, place), batch)
         with sharding.activate(mesh):
             found = np.asarray(run(params, batch))
         for at, (row, places) in enumerate(queue):

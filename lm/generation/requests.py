@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.models import ModelConfig
+from lm.models import ModelConfig, inputs
 
 
 class GenerationError(ValueError):
@@ -62,9 +62,8 @@ def _check(c: ModelConfig, i: int, request: Request) -> None:
     for what, tokens in read:
         if not len(tokens):
             raise GenerationError(f"{what} {i} is empty: give at least one token (a start token, for example)")
-        if not 0 <= min(tokens) <= max(tokens) < c.vocab_size:
-            wrong = max(tokens) if min(tokens) >= 0 else min(tokens)
-            raise GenerationError(f"{what} {i} holds token {wrong}, outside the vocabulary of {c.vocab_size}: wrong tokenizer?")
+        if said := inputs.outside(c, tokens):
+            raise GenerationError(f"{what} {i} holds {said}")
     if len(request.encoder_tokens) > c.max_length:
         raise GenerationError(
             f"prompt {i} has {len(request.encoder_tokens)} tokens, but this model's encoder reads at most {c.max_length}: shorten it"

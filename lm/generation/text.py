@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from lm.generation.answers import generate, stream
 from lm.generation.beams import Beams
+from lm.generation.requests import GenerationError
 from lm.generation.samplers import Greedy
-from lm.models import LanguageModel
+from lm.models import LanguageModel, inputs
 
 UNFINISHED = "\ufffd"  # what half of a multi-byte character decodes to
 
@@ -26,8 +27,10 @@ def generate_text(
         return ending(decoded(tokenizer, tokens), stop_strings) is not None
 
     watch = finished if stop_strings and not isinstance(sampler, Beams) else None
+    ids = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    inputs.check_ids(model.config, ids, tokenizer, error=GenerationError)
     answers = generate(
-        model, params, [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts], max_new_tokens, sampler,
+        model, params, ids, max_new_tokens, sampler,
         stop_tokens=_stop_tokens(model, tokenizer, stop_tokens, stop_strings), finished=watch, **options,
     )  # fmt: skip
     texts = [decoded(tokenizer, tokens) for tokens in answers]
@@ -44,6 +47,7 @@ def stream_text(
     """
     stop_strings = _checked(stop_strings)
     stop_tokens = _stop_tokens(model, tokenizer, stop_tokens, stop_strings)
+    inputs.check_ids(model.config, [prompt], tokenizer, error=GenerationError)
     tokens, shown, text = [], 0, ""
     for token in stream(model, params, prompt, max_new_tokens, sampler, stop_tokens=stop_tokens, **options):
         tokens.append(token)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.batch import Batch, Output
+from lm.models import inputs
 from lm.models.attention import RelativeBias, see
 from lm.models.block import Context
 from lm.models.config import LM_HEADS, ModelConfig
@@ -136,6 +137,7 @@ class LanguageModel(nn.Module):
     def _checked(self, batch: Batch, cache) -> Batch:
         """The batch, with something in every place at initialisation."""
         c = self.config
+        inputs.check(c, batch)
         if self.is_initializing():
             if c.encoder_layers and batch.encoder_tokens is None:
                 same = dict(encoder_tokens=batch.tokens, encoder_segments=batch.segments, encoder_positions=batch.positions)
@@ -192,5 +194,9 @@ def _apply(model, params, batch):
 
 
 def forward(model: LanguageModel, params: dict, batch: Batch) -> Output:
-    """Logits and hidden states for every position, compiled once a shape: for inspection and tests."""
+    """Logits and hidden states for every position, compiled once a shape: for inspection and tests.
+
+    Raises ConfigError for tokens, positions, types and labels that the model has no row for.
+    """
+    inputs.check(model.config, batch)
     return _apply(model, params, batch)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lm.models import inputs
 from lm.models.config import ConfigError
 
 SPACES = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
@@ -29,7 +30,7 @@ def ends(tokenizer) -> tuple[int | None, int | None]:
 
 def special(tokenizer, vocab_size: int) -> np.ndarray:
     """Which ids are special tokens, bool [max(vocab_size, the tokenizer's)]."""
-    table = np.zeros(max(vocab_size, len(tokenizer)), bool)
+    table = np.zeros(max(vocab_size, inputs.id_count(tokenizer)), bool)
     table[[*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]] = True
     return table
 
@@ -39,7 +40,7 @@ def continues(tokenizer, vocab_size: int) -> np.ndarray:
 
     Raises ConfigError when the vocabulary marks neither.
     """
-    texts = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    texts = tokenizer.convert_ids_to_tokens(range(inputs.id_count(tokenizer)))
     ordinary = ~special(tokenizer, vocab_size)
     marked = [text.startswith(SUFFIX) and len(text) > len(SUFFIX) for text in texts]
     if not any(marked):
@@ -53,8 +54,8 @@ def continues(tokenizer, vocab_size: int) -> np.ndarray:
 
 def full_stops(tokenizer, vocab_size: int) -> np.ndarray:
     """Which ids end in a full stop, bool [V]. Raises ConfigError when none does."""
-    table = np.zeros(max(vocab_size, len(tokenizer)), bool)
-    texts = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    table = np.zeros(max(vocab_size, inputs.id_count(tokenizer)), bool)
+    texts = tokenizer.convert_ids_to_tokens(range(inputs.id_count(tokenizer)))
     table[: len(texts)] = [text.endswith(".") for text in texts]
     table &= ~special(tokenizer, vocab_size)
     if not table.any():

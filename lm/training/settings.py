@@ -9,6 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from lm.adaptation import plan
+from lm.models import inputs
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
 from lm.training import answering, instruction, labelling, mixing, optimizer, unused
@@ -40,9 +41,10 @@ def model_config(section: Config, tokenizer) -> ModelConfig:
     """
     fields = section.to_dict()
     if tokenizer is not None:
-        fields["vocab_size"] = fields["vocab_size"] or -(-len(tokenizer) // 64) * 64
-        if fields["vocab_size"] < len(tokenizer):
-            raise ConfigError(f"model.vocab_size={fields['vocab_size']} cannot hold the tokenizer's {len(tokenizer)} tokens; set it to 0")
+        ids = inputs.id_count(tokenizer)
+        fields["vocab_size"] = fields["vocab_size"] or -(-ids // 64) * 64
+        if fields["vocab_size"] < ids:
+            raise ConfigError(f"model.vocab_size={fields['vocab_size']} cannot hold the tokenizer's {ids} tokens; set it to 0")
         pad, ends = fields["pad_token_id"], fields["eos_token_ids"] or ()
         fields |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
         fields["eos_token_ids"] = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)

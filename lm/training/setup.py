@@ -20,7 +20,7 @@ from lm.data.packing import Packed
 from lm.data.sources import Tally
 from lm.data.templates import Template
 from lm.loading import load_template
-from lm.models import LanguageModel, build
+from lm.models import LanguageModel, build, inputs
 from lm.models.config import ConfigError, ModelConfig
 from lm.objectives import OBJECTIVES, Transform
 from lm.training import checkpoints, instruction, labelling, mixing, optimizer, rules, settings, sharding
@@ -105,10 +105,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     for one in (config, *mixing.parts(config).values()):
         settings.check_head(one, c.head)
         settings.check_length(one, c.max_length)
-    if tokenizer is not None and len(tokenizer) > c.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {c.vocab_size}; they do not belong together"
-        )
+    if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > c.vocab_size:
+        raise ConfigError(f"the tokenizer has {ids} tokens and the model's vocabulary {c.vocab_size}; they do not belong together")
     chosen = OBJECTIVES[config.objective.name]
     transform = _transform(config, c, tokenizer)
     plan = plans.of_config(config.adaptation, model.logical_axes())
@@ -173,7 +171,7 @@ def training_data(config: settings.Config, run: "Run | Reader", tally: Tally | N
 def train_batches(config: settings.Config, run: Run, packed: Packed | Mixture) -> batches.TrainBatches:
     """The stream of batches that a run reads, from its first step on."""
     transform = None if isinstance(packed, Mixture) else run.transform
-    return batches.TrainBatches(packed, config.batch_size, config.seed, run.rows, transform=transform)
+    return batches.TrainBatches(packed, config.batch_size, config.seed, run.rows, transform=transform, config=run.model.config)
 
 
 def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:

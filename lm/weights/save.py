@@ -22,7 +22,7 @@ import safetensors.numpy
 from lm import families
 from lm.families.family import Family, special_tokens_to_hf
 from lm.families.table import Slot, expand
-from lm.models import LanguageModel, ModelConfig
+from lm.models import LanguageModel, ModelConfig, inputs
 from lm.models.config import DTYPES, LM_HEADS, ConfigError
 from lm.weights import sentences
 from lm.weights.errors import WeightsError
@@ -54,8 +54,8 @@ def to_hf(
     dtypes = sorted({str(x.dtype) for x in flat.values()})
     if not set(dtypes) <= set(DTYPES):
         raise WeightsError(f"parameters have dtypes {', '.join(dtypes)}; {', '.join(DTYPES)} can be exported")
-    if tokenizer is not None and len(tokenizer) > c.vocab_size:
-        raise WeightsError(f"the tokenizer has {len(tokenizer)} tokens, more than the model's vocabulary of {c.vocab_size}")
+    if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > c.vocab_size:
+        raise WeightsError(f"the tokenizer has {ids} tokens, more than the model's vocabulary of {c.vocab_size}")
     hf["dtype"] = hf["torch_dtype"] = str(flat["embeddings/token"].dtype)
     target = Path(path).expanduser().resolve()
     refuse_foreign(target, overwrite)

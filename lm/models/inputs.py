@@ -1,0 +1,86 @@
+"""Refuse what a model has no row for: ids, positions, types and labels beyond its tables. XLA would clamp them and compute on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+from lm.models.checks import LM_HEADS, ConfigError
+
+SHOWN = 5  # values that a message names
+
+
+def id_count(tokenizer) -> int:
+    """One more than the largest id that a tokenizer gives, which is more than its length where ids were left out."""
+    return max([len(tokenizer) - 1, *tokenizer.get_vocab().values()]) + 1
+
+
+def outside(c, ids: Iterable[int], tokenizer=None) -> str:
+    """What to say of the token ids that a model has no embedding for; '' where it has one for each."""
+    ids = np.fromiter(ids, np.int64)
+    wrong = ids[(ids < 0) | (ids >= c.vocab_size)]
+    return _unknown(c, wrong, tokenizer) if wrong.size else ""
+
+
+def check_ids(c, lists: Iterable[Sequence[int]], tokenizer=None, what: str = "prompt", error: type[ValueError] = ConfigError) -> None:
+    """Raises `error`, naming the first of the lists that holds a token id without an embedding, and its tokens."""
+    for number, ids in enumerate(lists):
+        if said := outside(c, ids, tokenizer):
+            raise error(f"{what} {number} holds {said}")
+
+
+def check(c, batch: Any, tokenizer=None) -> None:
+    """Raises ConfigError when a batch, or a mapping of its fields, asks for a row that a table of the model has not.
+
+    Looked at are tokens, positions and types where there is a token, targets where they have a weight, and labels. Traced arrays,
+    whose values are not known, are passed over, as are those that other processes hold a part of.
+    """
+    fields = batch if isinstance(batch, Mapping) else vars(batch)
+    has = f"this {c.family} model has"
+    positions = (c.max_length if c.positions == "learned" else None, f"{has} learned positions 0 to {c.max_length - 1}")
+    labels = (c.n_labels, f"{has} {c.n_labels} labels")
+    vocabulary = (c.vocab_size, "")
+    targets = vocabulary if c.head in LM_HEADS else labels if c.head == "token_classification" else (None, "")
+    for name, where, (rows, table) in (
+        ("tokens", "segments", vocabulary), ("encoder_tokens", "encoder_segments", vocabulary), ("targets", "weights", targets),
+        ("positions", "segments", positions), ("encoder_positions", "encoder_segments", positions),
+        ("types", "segments", (c.type_vocab_size or None, f"{has} {c.type_vocab_size} token types")),
+    ):  # fmt: skip
+        values, real = _known(fields.get(name)), _known(fields.get(where))
+        if values is None or rows is None or not values.size or (values.min() >= 0 and values.max() < rows):
+            continue
+        used = values if real is None else values[real > 0]
+        wrong = used[(used < 0) | (used >= rows)]
+        if wrong.size:
+            raise ConfigError(f"{name} hold " + (f"{_counted(wrong, str)}: {table}" if table else _unknown(c, wrong, tokenizer)))
+    values, segments = _known(fields.get("labels")), _known(fields.get("segments"))
+    if c.head == "question_answering" and segments is not None:
+        labels = (segments.shape[1], f"a row has {segments.shape[1]} tokens")
+    elif c.head != "sequence_classification" or c.n_labels == 1:
+        return
+    if values is not None and segments is not None:
+        used = values[(segments > 0).any(axis=1)]
+        wrong = used[~((used >= 0) & (used < labels[0]) & (used == np.floor(used)))]
+        if wrong.size:
+            raise ConfigError(f"labels hold {_counted(wrong, '{:g}'.format)}: {labels[1]}")
+
+
+def _known(values: Any) -> np.ndarray | None:
+    if values is None or isinstance(values, Tracer) or not getattr(values, "is_fully_addressable", True):
+        return None
+    return values if isinstance(values, np.ndarray) else np.asarray(values)
+
+
+def _unknown(c, wrong: np.ndarray, tokenizer) -> str:
+    named = str if tokenizer is None else lambda i: f"{tokenizer.convert_ids_to_tokens(i)!r} (id {i})" if i >= 0 else f"id {i}"
+    return (
+        f"{_counted(wrong, named)}, outside the vocabulary of {c.vocab_size}: this {c.family} model has embeddings for ids 0 to "
+        f"{c.vocab_size - 1}. Use the tokenizer that the model was trained with, without tokens that were added since"
+    )
+
+
+def _counted(wrong: np.ndarray, named) -> str:
+    values = np.unique(wrong)
+    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
+    return ", ".join(named(value.item()) for value in values[:SHOWN]) + more
