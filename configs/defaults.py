@@ -6,6 +6,7 @@ A config file starts from defaults(), changes what it needs, and ends in special
 from ml_collections import ConfigDict
 
 from lm.adaptation import lora
+from lm.evaluation import generation, words
 from lm.models.config import ModelConfig
 from lm.training import optimizer, rules, settings, sharding
 
@@ -160,10 +161,12 @@ def defaults() -> ConfigDict:
     c.eval.every = 500  # steps; the last step evaluates too; 0 = never
     c.eval.data = ConfigDict({"heldout": ""})  # name -> files, read as data.files are; "" = none
     c.eval.max_rows = 0  # rows of each to read; 0 = all
-    c.eval.generation = ConfigDict()  # questions to answer greedily: exact match, F1, ROUGE-L, stop rate, and answers in samples.md
+    c.eval.generation = ConfigDict()  # questions to answer greedily: scores, stop rate, and answers in samples.md
     c.eval.generation.files = ""  # instruct data, read as data.format and data.template say, or "hold_out"; "" = none
     c.eval.generation.max_examples = 64  # of them, spread over all; 0 = all
     c.eval.generation.max_new_tokens = 64  # tokens an answer
+    c.eval.generation.metrics = generation.METRICS  # of them: docs/evaluation.md
+    c.eval.generation.rouge_tokenizer = words.ROUGE  # "unicode" for other scripts than Latin; or a tokenizer's folder, hub id, .gguf
     c.eval.generation.every = 0  # steps; the last step answers too; 0 = only then
 
     c.samples = ConfigDict()

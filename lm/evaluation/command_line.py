@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 import tempfile
 
 import jax
@@ -12,7 +13,7 @@ import jax
 from lm.data import packing, records, templates
 from lm.data.labelled import TASKS
 from lm.data.records import Reading
-from lm.evaluation import generation, perplexity, pseudo, scores
+from lm.evaluation import generation, perplexity, pseudo, scores, words
 from lm.evaluation.progress import bar
 from lm.loading import is_run, load, load_template
 from lm.models import inputs
@@ -55,6 +56,10 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     asked.add_argument("--template_options", "--template-options", default="{}", metavar="JSON", help="such as '{\"positive\": 2}'")
     asked.add_argument("--force_template", "--force-template", action="store_true", help="though the run was trained with another template")
     asked.add_argument("--metrics", default=generation.METRICS, help=f"comma-separated, of {', '.join(scores.METRICS)}")
+    asked.add_argument(
+        "--rouge_tokenizer", "--rouge-tokenizer", default=words.ROUGE, metavar="NAME", help="what makes ROUGE's words: rouge (default, its "
+        "own: stems of a-z and 0-9), unicode (any script), or the folder, hub id or .gguf file of a tokenizer"
+    )  # fmt: skip
     asked.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=128, metavar="N", help="tokens an answer (default 128)")
     asked.add_argument("--cap", type=int, default=0, help="only the first N records of each task; 0 = all")
     asked.add_argument("--hold_out", "--hold-out", default="", help="only these tasks: names or globs, or a share, as data.hold_out")
@@ -127,13 +132,15 @@ def objective_of(path: str, asked: str, c, tokenizer) -> tuple[str, dict]:
 
 def of_examples(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model's answers to the instruct data of `args.examples`. Raises ValueError or OSError."""
-    metrics = scores.chosen(args.metrics)
+    metrics = scores.chosen(args.metrics, words.tokenize_of(args.rouge_tokenizer))
     reading = Reading(args.format, args.cap, args.hold_out)
     read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
     model, params, tokenizer = load(args.model, args.dtype)
     template = template_of(args, tokenizer)
     chosen = generation.spread(templates.with_examples(read.records, template), args.max_examples)
     asked = generation.questions(chosen, template, model, tokenizer, args.max_new_tokens)
+    if doubt := words.doubt([question.references for question in asked], [*metrics], args.rouge_tokenizer):
+        print(f"warning: {doubt}", file=sys.stderr)
     with bar(len(asked), "answers") as done:
         given = generation.answers(
             model, params, tokenizer, asked, args.max_new_tokens, template, batch_size=args.batch_size, on_batch=done
@@ -146,7 +153,8 @@ def of_examples(args) -> tuple[dict, str]:
     numbers = {
         "model": args.model, "examples": args.examples, "template": templates.remember(template), "answers": len(asked),
         "shortened_prompts": sum(question.shortened > 0 for question in asked), "all": _numbers(lines[0]),
-        "tasks": {line.name: _numbers(line) for line in lines[1:]}, "categories": {line.name: _numbers(line) for line in categories},
+        "tasks": {line.name: _numbers(line) for line in lines[1:]}, "rouge_tokenizer": args.rouge_tokenizer,
+        "warnings": [doubt] if doubt else [], "categories": {line.name: _numbers(line) for line in categories},
     }  # fmt: skip
     if args.baselines:
         others = {name: scores.table(values, clusters=tasks)[0] for name, values in generation.baselines(asked, metrics).items()}

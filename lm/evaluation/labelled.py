@@ -203,6 +203,8 @@ def _answers(records, rows, given, names) -> tuple[dict, str, list[dict]]:
     low, high = wilson(hits, len(texts))
     numbers = {**found, "exact_match_interval": [100 * low, 100 * high]}
     said = f"exact match {found['exact_match']:.2f} [{100 * low:.1f}, {100 * high:.1f}], F1 {found['f1']:.2f} over {len(texts):,} questions"
+    if not all(text.isascii() for each in references for text in each):
+        said += f"\nby the words of any script: exact match {found['unicode_exact_match']:.2f}, F1 {found['unicode_f1']:.2f}"
     each = scores.score(texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1})
     return numbers, said, [
         {"id": r.id, "question": r.question, "predicted": texts[i], "answers": references[i]}

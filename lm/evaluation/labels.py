@@ -76,8 +76,12 @@ def best_span(start_T, end_T, segments_T, longest: int = 30) -> tuple[int, int]:
 
 
 def answered(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD's exact_match and f1 of extracted texts, 100 times the mean over questions, each the best over its references."""
-    found = scores.score(texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1})
+    """SQuAD's exact_match and f1 of extracted texts, 100 times the mean over questions, each the best over its references.
+
+    And unicode_exact_match and unicode_f1, which see the punctuation and the words of every script.
+    """
+    by_name = {name: scores.METRICS[name] for name in ("unicode_exact_match", "unicode_f1")}
+    found = scores.score(texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1, **by_name})
     return {name: 100 * float(values.mean()) for name, values in found.items()}
 
 

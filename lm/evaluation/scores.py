@@ -14,9 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-PUNCTUATION = str.maketrans("", "", string.punctuation)
+from lm.evaluation import words
+from lm.evaluation.words import Tokenize
 
-Tokenize = Callable[[str], list[str]]
+byte_pairs = words.byte_pairs
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_instructions(text: str) -> str:
@@ -41,14 +44,13 @@ def squad_exact_match(answer: str, reference: str) -> float:
 
 def f1(answer: str, reference: str) -> float:
     """Harmonic mean of precision and recall over words, normalised as SQuAD does; 1.0 where both have none (SQuAD 2.0)."""
-    ours, theirs = normalise_squad(answer).split(), normalise_squad(reference).split()
+    return _overlap(normalise_squad(answer).split(), normalise_squad(reference).split())
+
+
+def _overlap(ours: list[str], theirs: list[str]) -> float:
     if not ours or not theirs:
         return float(ours == theirs)
-    return _f1(sum((collections.Counter(ours) & collections.Counter(theirs)).values()), len(ours), len(theirs))
-
-
-def _f1(common: int, ours: int, theirs: int) -> float:
-    return 2 * common / (ours + theirs) if common else 0.0
+    return 2 * (collections.Counter(ours) & collections.Counter(theirs)).total() / (len(ours) + len(theirs))
 
 
 def rouge_l(answer: str, reference: str) -> float:
@@ -86,13 +88,19 @@ def rouge_of(tokenize: Tokenize) -> dict[str, Callable[[str, str], float]]:
     return {"rouge_l": functools.partial(scored, "rougeL"), "rouge_1": functools.partial(scored, "rouge1")}
 
 
-def byte_pairs(tokenizer) -> Tokenize:
-    """The words of a byte-level tokenizer without leading spaces; GPT-2's makes those of Super-NaturalInstructions' xlingual track."""
-    return lambda text: [token.lstrip("Ġ") for token in tokenizer.tokenize(text)]
+def unicode_exact_match(answer: str, reference: str) -> float:
+    """1.0 when both have the same words in any script, whatever their punctuation, width and case."""
+    return float(words.without_punctuation(answer) == words.without_punctuation(reference))
+
+
+def unicode_f1(answer: str, reference: str) -> float:
+    """Harmonic mean of precision and recall over the same words, articles included; 1.0 where both have none."""
+    return _overlap(words.without_punctuation(answer), words.without_punctuation(reference))
 
 
 METRICS: Mapping[str, Callable[[str, str], float]] = {
     "exact_match": exact_match, "f1": f1, "rouge_l": rouge_l, "rouge_1": rouge_1, "squad_exact_match": squad_exact_match,
+    "unicode_exact_match": unicode_exact_match, "unicode_f1": unicode_f1,
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import ml_collections
 
 from lm.data import records, templates
 from lm.data.records import Reading
-from lm.evaluation import generation, scores
+from lm.evaluation import generation, scores, words
 from lm.evaluation.generation import Question
 from lm.generation import GenerationError
 from lm.models.config import ConfigError
@@ -24,6 +24,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if section.every:
             raise ConfigError(f"eval.generation.every={section.every}, and eval.generation.files names no questions; set them, or 0")
         return
+    metrics(config)
     if config.objective.name not in instruction.OBJECTIVES:
         raise ConfigError(
             f"eval.generation.files={section.files!r}: questions are spelled by data.template, which the objective "
@@ -31,6 +32,20 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if section.files == instruction.HELD_OUT and not (data.hold_out and data.files):
         raise ConfigError(f"eval.generation.files={instruction.HELD_OUT!r} needs data.files and the tasks of data.hold_out")
+
+
+def metrics(config: ml_collections.ConfigDict) -> dict:
+    """Name -> metric, of eval.generation.metrics. Raises ConfigError for one that is unknown, or a tokenizer that cannot be read."""
+    section = config.eval.generation
+    try:
+        return scores.chosen(section.metrics, words.tokenize_of(section.rouge_tokenizer))
+    except ValueError as error:
+        raise ConfigError(f"eval.generation: {error}") from error
+
+
+def doubt(config: ml_collections.ConfigDict, asked: list[Question]) -> str:
+    """What to say where the metrics do not see most of the answers wanted, or ''."""
+    return words.doubt([question.references for question in asked], [*metrics(config)], config.eval.generation.rouge_tokenizer)
 
 
 def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
@@ -52,7 +67,7 @@ def answer(config: ml_collections.ConfigDict, run, params: dict, asked: list[Que
     """(100 times each metric's mean and the stop rate, by their names in metrics.jsonl; some answers for samples.md)."""
     budget = config.eval.generation.max_new_tokens
     given = generation.answers(run.model, params, run.tokenizer, asked, budget, run.template, batch_size=BATCH)
-    found = generation.scored(asked, given, scores.chosen(generation.METRICS))
+    found = generation.scored(asked, given, metrics(config))
     row = {f"eval/generation/{name}": 100 * float(values.mean()) for name, values in found.items()}
     shown = []
     for number in generation.spread(range(len(asked)), SHOWN):

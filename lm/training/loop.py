@@ -74,6 +74,8 @@ class _Loop:
         self.parts, self.held_out = run, held_out
         self.batches = setup.train_batches(config, run, packed)
         self.asked = answering.questions(config, run)
+        if doubt := answering.doubt(config, self.asked):
+            self.out.say(f"eval.generation: {doubt}")
         self.state, self.start = self._restore(run)
         self.active = jax.process_index() == 0
         self.trackers = trackers.Trackers(run.workdir, self.start, config.log.tensorboard, self.active)

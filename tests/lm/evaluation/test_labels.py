@@ -51,7 +51,7 @@ def test_the_span_is_not_the_best_allowed():
 
 def test_extracted_answers_are_scored_as_squad_does():
     found = labels.answered(["the Eiffel Tower", "in Paris"], [["Eiffel Tower"], ["Rome", "Paris, France"]])
-    assert found == pytest.approx({"exact_match": 50.0, "f1": 100 * (1 + 2 * 1 / 4) / 2})
+    assert found["exact_match"] == 50.0 and found["f1"] == pytest.approx(100 * (1 + 2 * 1 / 4) / 2)
 
 
 def test_nothing_to_score_gives_a_number():
