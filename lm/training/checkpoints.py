@@ -1,7 +1,9 @@
-"""Checkpoints: asynchronous, sharded, of the state and of where the data stands; restored from the newest that can be read.
+"""Checkpoints: asynchronous, sharded, of the state and of where the data stands; restored from the newest that is verified.
 
+workdir/run.json                                         the run's id, which every step carries
 workdir/model/config.json, workdir/model/tokenizer/      what the weights mean
 workdir/checkpoints/STEP/{state,data}                    written by Orbax: whole, or under a temporary name
+workdir/checkpoints/STEP/digests-PART-of-PARTS           of every file of the step, written when Orbax is done; workdir/digests-* likewise
 """
 
 import dataclasses
@@ -9,6 +11,7 @@ import json
 import logging
 import pathlib
 import tempfile
+import threading
 from typing import Any
 
 import flax.traverse_util
@@ -24,16 +27,15 @@ from lm.data import templates
 from lm.data.templates import Template
 from lm.models import build
 from lm.models.config import ModelConfig
+from lm.training import digests
+from lm.training import steps as step_folders
 from lm.training.paths import Folder, is_remote, local_copy, resolve, upload, write_atomically
 from lm.training.rules import by_path
 from lm.training.sharding import path_name
 from lm.training.state import TrainState, average_of
+from lm.training.steps import CheckpointError, folder_of, steps
 
 log = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names it, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,29 +52,53 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Folder, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True)
-        self._directory = _folder(workdir)
+        self._directory = folder_of(workdir)
+        self._id = step_folders.keep_run_id(workdir) if jax.process_index() == 0 else ""
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._last: int | None = None
+        self._digesting: _Digesting | None = None
         self._closed = False
 
     def save(self, step: int, state: TrainState, data: dict) -> None:
         """Starts writing; returns when the state may change again. A step that is there already is left alone."""
         if step == self._last or step in self._manager.all_steps():
             return
+        self.wait()
+        about = {"step": step, "run": self._id, "data": data}
         self._guard(
             lambda: self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(_as_dict(state)), data=ocp.args.JsonSave(data)), force=True
+                step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(_as_dict(state)), data=ocp.args.JsonSave(about)), force=True
             )
         )
         self._last = step
+        self._digesting = _Digesting(self._directory / str(step))
 
     def check(self) -> None:
         """Raises CheckpointError when a write that was under way has failed."""
         self._guard(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Returns when everything is written."""
-        self._guard(self._manager.wait_until_finished)
+        """Returns when everything is written, digests too."""
+        try:
+            self._guard(self._manager.wait_until_finished)
+        finally:
+            if self._digesting is not None:
+                digesting, self._digesting = self._digesting, None
+                self._guard(digesting.finish)
+
+    def verify(self, state: TrainState) -> None:
+        """Waits, and reads the step last saved back: its files against their digests, its arrays' shapes and dtypes against `state`'s.
+
+        Raises CheckpointError when it could not be restored.
+        """
+        self.wait()
+        if self._last is not None:
+            folder = self._directory / str(self._last)
+            if problem := step_folders.problem(folder, self._id, shared=True):
+                raise CheckpointError(
+                    f"{folder} was saved and cannot be restored: {problem}. Check the disk, and start the same command again"
+                )
+            _refuse_other_arrays(folder, step_folders.shapes(folder), _as_dict(state))
 
     def close(self) -> None:
         """Waits until everything is written; does nothing the second time."""
@@ -92,46 +118,66 @@ class Checkpoints:
             ) from e
 
 
-def steps(workdir: str | Folder) -> list[int]:
-    """The steps whose checkpoints are complete, ascending."""
-    return sorted(int(d.name) for d in _step_folders(workdir) if not _missing(d))
+class _Digesting:
+    """Writes this process's share of the digests of a step, in a thread, once Orbax has committed the step."""
+
+    def __init__(self, folder: Folder):
+        self._folder, self._over, self._error = folder, threading.Event(), None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="digests")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not (there := (self._folder / step_folders.COMMITTED).exists()) and not self._over.wait(0.1):
+                pass
+            if there or (self._folder / step_folders.COMMITTED).exists():
+                digests.write(self._folder, jax.process_index(), jax.process_count())
+        except Exception as e:
+            self._error = e
+
+    def finish(self) -> None:
+        """Waits for the digests, or for nothing where the step was not committed. Raises what the storage raised."""
+        self._over.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
-    """The newest checkpoint that can be read, placed as `abstract` says; None when there is none to read.
+    """The newest checkpoint that is verified, placed as `abstract` says; None when there is none to read.
 
-    One that is incomplete or unreadable is logged and set aside under another name (never deleted). Raises CheckpointError when none of
-    those there can be read, and when one holds other arrays than `abstract`.
+    One that is incomplete, differs from its digests, or is of another run or step is logged and set aside under another name (never
+    deleted). One without digests, saved by an earlier version, is used with a warning. Raises CheckpointError when none of those there can
+    be read, and when one holds other arrays than `abstract`.
     """
-    found = sorted(_step_folders(workdir), key=lambda d: int(d.name), reverse=True)
+    identity = step_folders.run_id(workdir)
     rejected: list[tuple[Folder, str]] = []
     result = None
-    for folder in found:
-        if missing := _missing(folder):
-            rejected.append((folder, f"it is incomplete: it has no {missing}"))
+    for folder in step_folders.newest_first(workdir):
+        if problem := step_folders.problem(folder, identity, shared=True):
+            rejected.append((folder, problem))
             continue
+        _refuse_other_arrays(folder, step_folders.shapes(folder), _as_dict(abstract))
         try:
-            saved = _shapes(folder)
-        except Exception as e:  # any damage shows as any exception
-            rejected.append((folder, f"its description cannot be read ({type(e).__name__})"))
-            continue
-        _refuse_other_arrays(folder, saved, _as_dict(abstract))
-        try:
-            state, data = _read(folder, _as_dict(abstract)), _read_data(folder)
+            state, problem = TrainState(**_read(folder, _as_dict(abstract))), ""
+            if int(state.step) != int(folder.name):
+                problem = f"its arrays are of step {int(state.step)}"
         except Exception as e:
-            rejected.append((folder, f"its arrays cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})"))
+            problem = f"its arrays cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})"
+        if problem := step_folders.agreed(problem):
+            rejected.append((folder, problem))
             continue
-        result = Restored(int(folder.name), TrainState(**state), data)
+        result = Restored(int(folder.name), state, step_folders.saved_with(folder)["data"])
         break
     for folder, reason in rejected:
         log.warning("checkpoint %s is not used: %s", folder, reason)
-    damaged = [folder for folder, _ in rejected if not _missing(folder)]
+    damaged = [folder for folder, _ in rejected if not step_folders.missing(folder)]
     if result is None and damaged:
         listed = "; ".join(f"{folder.name}: {reason}" for folder, reason in rejected)
         raise CheckpointError(
-            f"no checkpoint in {_folder(workdir)} can be read ({listed}). Put back a good copy, or move that folder away to begin again"
+            f"no checkpoint in {folder_of(workdir)} can be read ({listed}). Put back a good copy, or move that folder away to begin again"
         )
-    _set_aside([folder for folder, _ in rejected])
+    step_folders.set_aside([folder for folder, _ in rejected])
     return result
 
 
@@ -143,40 +189,47 @@ def load_params(workdir: str | Folder, step: int | None = None, shardings=None) 
     from lm.tokenizer import load_tokenizer
 
     model, lora = build(load_model_config(workdir)), _lora(workdir)
-    available = steps(workdir)
-    if not available:
-        raise CheckpointError(f"{workdir} has no complete checkpoint yet (looked in {_folder(workdir)}); train it first")
-    if step is not None and step not in available:
-        raise CheckpointError(f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, available))}")
     shapes = _parameter_shapes(model)
     if shardings is None:
         shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    reasons = []
-    for candidate in [step] if step is not None else reversed(available):
-        folder = _folder(workdir) / str(candidate)
+    params = _first_good(workdir, step, lambda folder: _read_weights(folder, abstract, model, lora))
+    with local_copy(_model_folder(workdir) / "tokenizer") as files:
         try:
-            params = _read_weights(folder, abstract, model, lora)
-            with local_copy(_model_folder(workdir) / "tokenizer") as files:
-                return model, params, load_tokenizer(str(files))
-        except CheckpointError:
-            raise
-        except Exception as e:
-            reasons.append(f"step {candidate}: {type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}")
-            log.warning("checkpoint %s cannot be read: %s", folder, reasons[-1])
-    raise CheckpointError(f"no checkpoint of {workdir} can be read ({'; '.join(reasons)})")
+            return model, params, load_tokenizer(str(files))
+        except Exception as e:  # whatever the tokenizer's library raises
+            raise CheckpointError(f"{files} cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
 
 
 def load_adapters(workdir: str | Folder) -> tuple[Any, dict, Lora, str]:
     """(model, adapters, their description, the base as the run's config names it) of the newest checkpoint. Raises CheckpointError."""
-    lora = _lora(workdir)
+    model, lora = build(load_model_config(workdir)), _lora(workdir)
     if lora is None:
         raise CheckpointError(f"{workdir} is no run with adapters: adaptation.lora.rank is 0 there")
-    if not (available := steps(workdir)):
-        raise CheckpointError(f"{workdir} has no complete checkpoint yet (looked in {_folder(workdir)}); train it first")
-    model, here = build(load_model_config(workdir)), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    adapters = _read_averaged(_folder(workdir) / str(available[-1]), _adapter_shapes(model, lora, _parameter_shapes(model), here))
-    return model, adapters, lora, json.loads((resolve(workdir) / "config.json").read_text())["init_from"]
+    shapes = _adapter_shapes(model, lora, _parameter_shapes(model), jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    adapters = _first_good(workdir, None, lambda folder: _read_averaged(folder, shapes))
+    return model, adapters, lora, _object(resolve(workdir) / "config.json")["init_from"]
+
+
+def _first_good(workdir: str | Folder, step: int | None, read: Any) -> Any:
+    """What `read` makes of the newest checkpoint that is verified, or of that of `step`. Raises CheckpointError where there is none."""
+    available, identity = steps(workdir), step_folders.run_id(workdir)
+    if not available:
+        raise CheckpointError(f"{workdir} has no complete checkpoint yet (looked in {folder_of(workdir)}); train it first")
+    if step is not None and step not in available:
+        raise CheckpointError(f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, available))}")
+    reasons = []
+    for candidate in [step] if step is not None else reversed(available):
+        folder = folder_of(workdir) / str(candidate)
+        problem = step_folders.problem(folder, identity)
+        try:
+            if not problem:
+                return read(folder)
+        except Exception as e:
+            problem = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
+        reasons.append(f"step {candidate}: {problem}")
+        log.warning("checkpoint %s is not used: %s", folder, problem)
+    raise CheckpointError(f"no checkpoint of {workdir} can be read ({'; '.join(reasons)})")
 
 
 def check_model(workdir: str | Folder, config: ModelConfig) -> None:
@@ -184,7 +237,7 @@ def check_model(workdir: str | Folder, config: ModelConfig) -> None:
     path = _model_folder(workdir) / "config.json"
     if not path.exists():
         return
-    there, wanted = json.loads(path.read_text()), _plain(config)
+    there, wanted = _object(path), _plain(config)
     changed = [
         f"  model.{name}: {there.get(name)!r} in the run, {wanted.get(name)!r} now"
         for name in sorted(there.keys() | wanted.keys())
@@ -209,6 +262,8 @@ def save_model(workdir: str | Folder, config: ModelConfig, tokenizer, template: 
     elif tokenizer is not None:
         tokenizer.save_pretrained(str(folder / "tokenizer"))
     write_atomically(folder / "config.json", json.dumps(_plain(config), indent=1))
+    there = [at for at in (*folder.iterdir(), *(folder / "tokenizer").glob("*"), folder.parent / "config.json") if at.is_file()]
+    digests.write(folder.parent, files=[at.as_posix().removeprefix(f"{folder.parent.as_posix()}/") for at in there])
 
 
 def check_template(workdir: str | Folder, template: Template | None) -> None:
@@ -216,7 +271,7 @@ def check_template(workdir: str | Folder, template: Template | None) -> None:
     path = _model_folder(workdir) / "template.json"
     if not path.exists():
         return
-    there, now = json.loads(path.read_text()), None if template is None else templates.remember(template)
+    there, now = _object(path), None if template is None else templates.remember(template)
     if there != now:
         raise CheckpointError(
             f"{workdir} holds a run with another template: {_described(there)} in the run, {_described(now)} now; use the old one, or "
@@ -233,8 +288,25 @@ def load_model_config(workdir: str | Folder) -> ModelConfig:
     path = _model_folder(workdir) / "config.json"
     if not path.exists():
         raise CheckpointError(f"{workdir} is not a run folder: it has no model/config.json")
-    fields = json.loads(path.read_text())
-    return ModelConfig(**{name: _tuples(value) for name, value in fields.items()})
+    if differing := digests.problems(path.parent.parent):
+        raise CheckpointError(
+            f"{workdir}: {'; '.join(differing)}. Put back a good copy, or start its training command again, which writes these files anew; "
+            f"if you changed them on purpose, delete {path.parent.parent / 'digests-0-of-1'}"
+        )
+    try:
+        return ModelConfig(**{name: _tuples(value) for name, value in _object(path).items()})
+    except TypeError as e:
+        raise CheckpointError(f"{path} does not describe a model of this version ({e}); put back a good copy") from e
+
+
+def _object(path: Folder) -> dict:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise CheckpointError(f"{path} is damaged: it is not JSON ({e}); put back a good copy, or delete it to have it written anew") from e
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no object; put back a good copy, or delete it to have it written anew")
+    return found
 
 
 def _tuples(value):
@@ -249,38 +321,8 @@ def _plain(config: ModelConfig) -> dict:
 _COMPUTE = ("dtype", "remat", "dropout")  # may differ between the parts of one run
 
 
-def _folder(workdir) -> Folder:
-    return resolve(workdir) / "checkpoints"
-
-
 def _model_folder(workdir) -> Folder:
     return resolve(workdir) / "model"
-
-
-def _step_folders(workdir) -> list[Folder]:
-    folder = _folder(workdir)
-    return [d for d in folder.iterdir() if d.name.isdigit()] if folder.is_dir() else []
-
-
-def _missing(folder: Folder) -> str:
-    """The first file of a whole checkpoint that is not there, or ''."""
-    for name in ("_CHECKPOINT_METADATA", "state/_METADATA", "data/metadata"):
-        if not (folder / name).is_file():
-            return name
-    return ""
-
-
-def _set_aside(folders: list[Folder]) -> None:
-    if jax.process_index() == 0:
-        for folder in folders:
-            number = 0
-            while (aside := folder.with_name(f"{folder.name}.unreadable{number or ''}")).exists():
-                number += 1
-            folder.rename(aside)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("checkpoints set aside")
 
 
 def _as_dict(state: TrainState) -> dict:
@@ -292,12 +334,6 @@ def _parameter_shapes(model):
     from lm.batch import Batch
 
     return jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]]))["params"])
-
-
-def _shapes(folder: Folder) -> dict[str, tuple]:
-    """Path -> (shape, dtype) of every saved array."""
-    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / "state")).tree
-    return {path_name(path): (tuple(x.shape), jnp.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _refuse_other_arrays(folder: Folder, saved: dict[str, tuple], abstract: dict) -> None:
@@ -322,7 +358,7 @@ def _read(folder: Folder, abstract: dict, partial: bool = False) -> dict:
 def _lora(workdir: str | Folder) -> Lora | None:
     """The adapters that the run in a folder trains, told by its config, or None."""
     path = resolve(workdir) / "config.json"
-    section = json.loads(path.read_text()).get("adaptation") if path.exists() else None
+    section = _object(path).get("adaptation") if path.exists() else None
     return plan.lora_of(section) if section else None
 
 
@@ -345,14 +381,10 @@ def _adapter_shapes(model, lora: Lora, base: dict, place) -> dict:
 
 def _read_averaged(folder: Folder, abstract: dict) -> dict:
     """The params of a checkpoint; where it holds their moving average, that."""
-    saved, of = _shapes(folder), by_path(abstract)
+    saved, of = step_folders.shapes(folder), by_path(abstract)
     averaged = {n: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding) for n, x in of.items() if f"ema/{n}" in saved}
     if not averaged:
         return _read(folder, {"params": abstract}, partial=True)["params"]
     wanted = {"params": abstract, "ema": flax.traverse_util.unflatten_dict(averaged, sep="/")}
     read = _read(folder, wanted, partial=True)
     return average_of(read["params"], read["ema"])
-
-
-def _read_data(folder: Folder) -> dict:
-    return json.loads((folder / "data" / "metadata").read_text())

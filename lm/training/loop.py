@@ -260,6 +260,7 @@ class _Loop:
         done = step >= self.config.steps
         if step > 0:
             self.checkpoints.save(step, self.state, self.batches.state())
+            self.checkpoints.verify(self.state)
         self.close()
         if self.active and step > 0:
             trackers.plot(self.workdir)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -13,6 +14,8 @@ import jax
 
 from lm.training.paths import Folder, write_atomically
 
+log = logging.getLogger(__name__)
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
 
 
@@ -20,7 +23,12 @@ def write_config(workdir: Folder, config: dict) -> list[str]:
     """Writes config.json; returns what differs from the one that was there, as lines "field: old -> new"."""
     path = workdir / "config.json"
     new = json.loads(json.dumps(config))
-    old = json.loads(path.read_text()) if path.exists() else new
+    old = new
+    if path.exists():
+        try:
+            old = {**json.loads(path.read_bytes())}
+        except (ValueError, TypeError) as e:
+            log.warning("%s is damaged and is written anew (%s): what has changed since cannot be said", path, e)
     write_atomically(path, json.dumps(new, indent=1))
     before, now = dict(_flat(old)), dict(_flat(new))
     names = sorted(before.keys() | now.keys())
@@ -51,8 +59,9 @@ def write_status(workdir: Folder, state: str, step: int, steps: int, eta_s: floa
 def write_samples(workdir: Folder, step: int, samples: list[tuple[str, str]]) -> None:
     """Puts (prompt, continuation) pairs of a step into samples.md, newest first; a step written again is replaced."""
     path = workdir / "samples.md"
-    sections = path.read_text(encoding="utf-8").split("\n## step ")[1:] if path.exists() else []
-    kept = {int(section.split("\n", 1)[0]): section.split("\n", 1)[1] for section in sections}
+    sections = path.read_bytes().decode(errors="replace").split("\n## step ")[1:] if path.exists() else []
+    parts = [section.partition("\n") for section in sections]
+    kept = {int(at): text for at, _, text in parts if at.isdecimal()}
     kept = {at: text for at, text in kept.items() if at < step}
     kept[step] = "\n" + "\n".join(_quoted(prompt, continuation) for prompt, continuation in samples)
     body = "".join(f"\n## step {at}\n{kept[at].rstrip()}\n" for at in sorted(kept, reverse=True))

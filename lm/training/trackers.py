@@ -2,12 +2,15 @@
 
 import io
 import json
+import logging
 import pathlib
 import tempfile
 
 from lm.training.paths import Folder, is_remote, resolve, upload
 
 FILE = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 class Trackers:
@@ -63,28 +66,47 @@ class Trackers:
 
 
 def keep_until(path: pathlib.Path, step: int) -> None:
-    """Drops the rows after `step`, which will be computed again, and a last line that a kill left unfinished."""
+    """Drops the rows after `step`, which will be computed again, and a last line that a kill left unfinished.
+
+    Other lines that are no rows are left out with a warning; the file as it was is kept beside as metrics.jsonl.unreadable.
+    """
     if not path.exists():
         return
-    kept, end = path.read_bytes(), 0
-    for line in kept.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
+    there, kept, bad = path.read_bytes(), [], []
+    lines = there.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
             break
-        if not line.endswith(b"\n") or row["step"] > step:
-            break
-        end += len(line)
-    if end < len(kept):
-        with path.open("r+b") as f:
-            f.truncate(end)
+        if (row := _row(line)) is None:
+            bad.append(number)
+        elif row["step"] <= step:
+            kept.append(line)
+    if bad:
+        aside = path.with_name(f"{path.name}.unreadable")
+        aside.write_bytes(there)
+        log.warning("%s: lines %s are no rows of metrics and are left out; the file as it was is %s", path, bad, aside)
+    if (new := b"".join(kept)) != there:
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_bytes(new)
+        temporary.replace(path)
 
 
 def read(workdir: str | Folder) -> list[dict]:
-    """The whole rows of a run's metrics.jsonl, in order."""
+    """The whole rows of a run's metrics.jsonl, in order; a line that is no row is left out with a warning."""
     path = resolve(workdir) / FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = [line for line in (path.read_bytes() if path.exists() else b"").splitlines(keepends=True) if line.endswith(b"\n")]
+    rows = [row for line in lines if (row := _row(line)) is not None]
+    if len(rows) < len(lines):
+        log.warning("%s: %d of %d lines are no rows of metrics and are left out", path, len(lines) - len(rows), len(lines))
+    return rows
+
+
+def _row(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def plot(workdir: str | Folder) -> None:

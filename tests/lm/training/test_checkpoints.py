@@ -1,6 +1,8 @@
 """The newest checkpoint that can be read is used; others are set aside and named, never deleted."""
 
 import dataclasses
+import json
+import random
 import shutil
 
 import jax
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 
 from lm.data import tokenizers
-from lm.training import checkpoints
+from lm.models.config import ConfigError
+from lm.training import checkpoints, digests
+from lm.training import steps as step_folders
 from lm.training.checkpoints import CheckpointError, Checkpoints
 from lm.training.state import abstract_state, create_state
 from tests.lm.training import small
@@ -137,4 +141,124 @@ def test_a_failed_write_is_not_reported(run, monkeypatch):
     monkeypatch.setattr(writer._manager, "save", full)
     with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*last one there is step 3"):
         writer.save(4, create_state(*small.parts(CONFIG)[:2], small.mesh_of(1, 2, 1), 0), {})
+    writer.close()
+
+
+def flip(file, bit):
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_is_read_as_another_number(run, caplog):
+    step = run / "checkpoints" / "3"
+    files = [file for file in step.rglob("*") if file.is_file()]
+    draw, silent = random.Random(0), []
+    assert digests.problems(step) == []
+    for number in range(500):
+        file = files[number % len(files)]
+        bit = draw.randrange(8 * file.stat().st_size)
+        flip(file, bit)
+        if not digests.problems(step):
+            silent.append((file, bit))
+        flip(file, bit)
+    assert not silent and digests.problems(step) == []
+    arrays = max(files, key=lambda file: file.stat().st_size)
+    flip(arrays, 999)
+    assert checkpoints.load_params(run) and "checkpoints/3 is not used" in caplog.text
+    with pytest.raises(CheckpointError, match=rf"step 3: .*{arrays.name} differs from its digest"):
+        checkpoints.load_params(run, step=3)
+    restored = checkpoints.restore(run, abstract())
+    assert (restored.step, restored.data) == (2, {"next_index": 2})
+    assert (run / "checkpoints" / "3.unreadable" / "data").is_dir()
+
+
+def test_damaged_digests_reject_a_good_step_in_silence(run):
+    for step in (1, 2, 3):
+        flip(run / "checkpoints" / str(step) / "digests-0-of-1", 100)
+    with pytest.raises(CheckpointError, match=r"3: digests-0-of-1 is damaged.*delete it to use the other files as they are"):
+        checkpoints.restore(run, abstract())
+    (run / "checkpoints" / "3" / "digests-0-of-1").unlink()
+    assert checkpoints.restore(run, abstract()).step == 3
+
+
+def test_a_step_of_an_earlier_version_is_refused_or_taken_for_verified(run, saved, caplog):
+    step = run / "checkpoints" / "3"
+    (step / "digests-0-of-1").unlink()
+    (step / "data" / "metadata").write_text(json.dumps({"next_index": 3}))
+    restored = checkpoints.restore(run, abstract())
+    assert (restored.step, restored.data) == (3, {"next_index": 3}) and "3 cannot be verified: it has no digests" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored.state.params), jax.device_get(saved[1].params))
+
+
+def test_a_step_of_another_run_or_under_another_number_is_used(run, saved, tmp_path, caplog):
+    other = tmp_path / "other"
+    writer = Checkpoints(other, keep=1)
+    writer.save(7, saved[1].replace(step=saved[1].step + 7), {"next_index": 7})
+    writer.close()
+    shutil.copytree(other / "checkpoints" / "7", run / "checkpoints" / "7")
+    for name in ("²", "٣", "007", "9"):
+        shutil.copytree(run / "checkpoints" / "3", run / "checkpoints" / name)
+    assert checkpoints.restore(run, abstract()).step == 3
+    assert "7 is not used: it is of another run" in caplog.text and "9 is not used: it was saved as step 3" in caplog.text
+    assert "² is not used: its name is not a step number" in caplog.text and checkpoints.steps(run) == [1, 2, 3]
+    assert all((run / "checkpoints" / f"{name}.unreadable").is_dir() for name in ("7", "9", "²", "٣", "007"))
+
+
+def test_a_run_that_lost_its_id_takes_its_steps_for_another_run_s(run, caplog):
+    its = step_folders.saved_with(run / "checkpoints" / "3")["run"]
+    for damage in (lambda file: flip(file, 100), lambda file: file.write_text("["), lambda file: file.unlink()):
+        damage(run / "run.json")
+        assert step_folders.run_id(run) == its
+    assert caplog.text.count("run.json is damaged") == 2
+    assert step_folders.keep_run_id(run) == its and '"crc32"' in (run / "run.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "model/tokenizer/tokenizer.json"])
+def test_a_damaged_description_of_the_weights_is_believed(run, name):
+    whole = (run / name).read_bytes()
+    flip(run / name, whole.index(b"2") * 8)  # 2 becomes 3
+    with pytest.raises(CheckpointError, match=f"{name} differs from its digest. Put back"):
+        checkpoints.load_params(run)
+    (run / name).write_bytes(whole[:40])
+    with pytest.raises(CheckpointError, match=f"{name} has 40 bytes"):
+        checkpoints.load_params(run)
+    (run / "digests-0-of-1").unlink()
+    with pytest.raises(CheckpointError, match=r"damaged: it is not JSON|tokenizer cannot be read"):
+        checkpoints.load_params(run)
+
+
+def test_a_truncated_model_config_stops_a_run_with_a_stack_trace(run):
+    (run / "model" / "config.json").write_text('{"family": "ll')
+    with pytest.raises(CheckpointError, match=r"model/config\.json is damaged: it is not JSON"):
+        checkpoints.check_model(run, CONFIG)
+
+
+def test_processes_that_share_the_digests_disagree(run, monkeypatch):
+    monkeypatch.setattr(digests, "PIECE", 1000)
+    step = run / "checkpoints" / "3"
+    (step / "digests-0-of-1").unlink()
+    digests.write(step, 0, 2)
+    assert digests.problems(step) is None, "one share is taken for the whole"
+    digests.write(step, 1, 2)
+    assert digests.problems(step) == digests.problems(step, 0, 3) == []
+    flip(max((file for file in step.rglob("d/*")), key=lambda file: file.stat().st_size), 20_001)
+    assert sorted(bool(digests.problems(step, part, 3)) for part in range(3)) == [False, False, True]
+
+
+def test_a_run_s_path_with_a_pattern_is_found_out_when_it_is_done(tmp_path):
+    for name in ("a[1]", "a*", "a?b", "a\\b"):
+        with pytest.raises(ConfigError, match="a run folder cannot have any of"):
+            checkpoints.steps(tmp_path / name)
+    assert checkpoints.steps(tmp_path / "-ü %20 #{b}]. ") == []
+
+
+def test_a_saved_step_is_not_read_back(saved, tmp_path):
+    state = saved[1]
+    writer = Checkpoints(tmp_path / " ü%20#{b}].", keep=3)
+    writer.save(0, state, {})
+    writer.verify(state)
+    damage(tmp_path / " ü%20#{b}]." / "checkpoints" / "0")
+    with pytest.raises(CheckpointError, match=r"checkpoints/0 was saved and cannot be restored: .* bytes, not"):
+        writer.verify(state)
     writer.close()

@@ -7,7 +7,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from lm.data.tokenizers import bytes_only
 from lm.loading import is_run
 from lm.models.config import ConfigError
-from lm.training import checkpoints, paths, run_folder, trackers
+from lm.training import checkpoints, digests, paths, run_folder, trackers
 from tests.lm.models.test_model import make
 
 
@@ -61,6 +61,27 @@ def test_what_the_weights_mean_does_not_come_back_from_a_bucket(bucket):
     run_folder.write_status(paths.resolve(bucket), "done", 2, 2)
     assert '"done"' in (paths.resolve(bucket) / "status.json").read_text()
     assert checkpoints.steps(bucket) == [] and not is_run(bucket)
+
+
+def test_files_in_a_bucket_are_read_again_for_their_digests(bucket, monkeypatch):
+    remote, stored = paths.resolve(bucket) / "checkpoints/3", {"a": "AAAAAA==", "state/d/b": "BBBBBB=="}
+    for name in stored:
+        (remote / name).parent.mkdir(parents=True, exist_ok=True)
+        (remote / name).write_bytes(b"x" * 10)
+    find = Bucket.find
+
+    def with_checksums(self, path, **options):
+        found = find(self, path, **options)
+        return {at: info | {"crc32c": stored.get(at.partition("checkpoints/3/")[2], "")} for at, info in found.items()}
+
+    monkeypatch.setattr(Bucket, "find", with_checksums)
+    digests.write(remote, 1, 2)
+    digests.write(remote, 0, 2)
+    with monkeypatch.context() as m:
+        m.setattr(digests, "_crcs", None)
+        assert digests.problems(remote) == []
+        stored["state/d/b"] = "CCCCCC=="
+        assert digests.problems(remote) == ["state/d/b differs from its digest"]
 
 
 def test_storage_that_does_not_answer_is_taken_for_an_empty_run():

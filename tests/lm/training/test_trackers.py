@@ -53,3 +53,14 @@ def test_a_damaged_file_stops_the_run(tmp_path, content):
     (tmp_path / trackers.FILE).write_text(content)
     trackers.Trackers(tmp_path, 5, tensorboard=False).close()
     assert (tmp_path / trackers.FILE).read_text() == ""
+
+
+def test_a_damaged_line_loses_those_after_it_or_stops_the_run(tmp_path, caplog):
+    rows = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    rows[1] = rows[1][:9]
+    damaged = "\n".join([*rows, "7", ""])
+    (tmp_path / trackers.FILE).write_text(damaged)
+    assert [row["step"] for row in trackers.read(tmp_path)] == [1, 3, 4, 5]
+    trackers.keep_until(tmp_path / trackers.FILE, 5)
+    assert (tmp_path / trackers.FILE).read_text() == "\n".join([rows[0], *rows[2:], ""])
+    assert (tmp_path / "metrics.jsonl.unreadable").read_text() == damaged and "lines [2, 6] are no rows" in caplog.text

@@ -1,0 +1,162 @@
+"""The step folders of a run: which are complete, verified by their digests, and of this run."""
+
+import glob
+import json
+import logging
+import re
+import uuid
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lm.models.config import ConfigError
+from lm.training import digests
+from lm.training.paths import Folder, resolve, write_atomically
+from lm.training.sharding import path_name
+
+STEP = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)  # str.isdigit() is true of "²" too, and int() reads "٣" and "007"
+COMMITTED = "commit_success.txt"  # Orbax's mark of a step that is whole
+SHOWN = 240  # bytes of a problem that processes tell each other
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names it, and what to do."""
+
+
+def folder_of(workdir: str | Folder) -> Folder:
+    """The folder of a run's steps. Raises ConfigError where Orbax would take its path for a pattern and find other files, or none."""
+    folder = resolve(workdir) / "checkpoints"
+    if glob.escape(str(folder)) != str(folder) or "\\" in str(folder):
+        raise ConfigError(
+            f"{workdir}: a run folder cannot have any of * ? [ \\ in its path, which is {folder.parent}: Orbax, which reads checkpoints, "
+            "takes it for a pattern; choose another name"
+        )
+    return folder
+
+
+def steps(workdir: str | Folder) -> list[int]:
+    """The steps whose checkpoints are complete, ascending."""
+    return sorted(int(d.name) for d in _folders(workdir) if STEP.fullmatch(d.name) and not missing(d))
+
+
+def newest_first(workdir: str | Folder) -> list[Folder]:
+    """Every folder that Orbax may take for a step; those that are none come first."""
+    return sorted(_folders(workdir), key=lambda d: (not STEP.fullmatch(d.name), int(d.name) if STEP.fullmatch(d.name) else 0), reverse=True)
+
+
+def missing(folder: Folder) -> str:
+    """The first file of a whole checkpoint that is not there, or ''."""
+    for name in ("_CHECKPOINT_METADATA", "state/_METADATA", "data/metadata"):
+        if not (folder / name).is_file():
+            return name
+    return ""
+
+
+def problem(folder: Folder, run: str, shared: bool = False) -> str:
+    """Why a step cannot be used, or ''. With `shared`, each process verifies a share of the files, and all return the same.
+
+    run: the id of its run, "" where it has none. A step without digests is used with a warning.
+    """
+    if not STEP.fullmatch(folder.name):
+        return "its name is not a step number in plain digits"
+    if name := missing(folder):
+        return f"it is incomplete: it has no {name}"
+    part, parts = (jax.process_index(), jax.process_count()) if shared else (0, 1)
+    differing = None
+    try:
+        differing = digests.problems(folder, part, parts)
+        found = "; ".join(differing[:3]) if differing else _other(saved_with(folder), int(folder.name), run)
+        found = found or ("" if shapes(folder) else "it holds no arrays")
+    except Exception as e:  # any damage shows as any exception
+        found = f"its description cannot be read ({type(e).__name__})"
+    if not (found := agreed(found, shared)) and differing is None:
+        log.warning("checkpoint %s cannot be verified: it has no digests (an earlier version saved it, or was killed as it did)", folder)
+    return found
+
+
+def agreed(found: str, shared: bool = True) -> str:
+    """The problem that this or another process has found, the same on all; ''."""
+    if not shared or jax.process_count() == 1:
+        return found
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer(found.encode()[:SHOWN].ljust(SHOWN, b"\0"), np.uint8)
+    every = np.asarray(multihost_utils.process_allgather(mine))
+    return next((text for row in every if (text := bytes(row).rstrip(b"\0").decode(errors="replace"))), "")
+
+
+def saved_with(folder: Folder) -> dict:
+    """What is saved with a step: step, run (an id) and data (where the data stands); of an earlier version, the last alone."""
+    about = json.loads((folder / "data" / "metadata").read_text())
+    if not isinstance(about, dict):
+        raise ValueError("no object")
+    return about if "run" in about else {"step": about.get("next_index", int(folder.name)), "run": "", "data": about}
+
+
+def shapes(folder: Folder) -> dict[str, tuple]:
+    """Path -> (shape, dtype) of every saved array."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / "state")).tree
+    return {path_name(path): (tuple(x.shape), jnp.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def set_aside(folders: list[Folder]) -> None:
+    """Renames folders to NAME.unreadable; returns when that is done for all processes."""
+    if jax.process_index() == 0:
+        for folder in folders:
+            number = 0
+            while (aside := folder.with_name(f"{folder.name}.unreadable{number or ''}")).exists():
+                number += 1
+            folder.rename(aside)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("checkpoints set aside")
+
+
+def run_id(workdir: str | Folder) -> str:
+    """The id of a run: that in run.json, or else of its newest step that has one, or else ""."""
+    file = resolve(workdir) / "run.json"
+    if file.exists():
+        try:
+            kept = json.loads(file.read_bytes())
+            if kept["crc32"] == zlib.crc32(kept["id"].encode()):
+                return kept["id"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+        log.warning("%s is damaged: the run's id is taken from its newest checkpoint", file)
+    for step in reversed(steps(workdir)):
+        folder = folder_of(workdir) / str(step)
+        try:
+            if not digests.problems(folder) and (found := saved_with(folder)["run"]):
+                return found
+        except Exception:
+            continue
+    return ""
+
+
+def keep_run_id(workdir: str | Folder) -> str:
+    """The run's id, written to run.json; a new one where it has none."""
+    found, folder = run_id(workdir) or uuid.uuid4().hex, resolve(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "run.json", json.dumps({"id": found, "crc32": zlib.crc32(found.encode())}))
+    return found
+
+
+def _other(about: dict[str, Any], step: int, run: str) -> str:
+    if about["step"] != step:
+        return f"it was saved as step {about['step']}"
+    if run and about["run"] not in ("", run):
+        return f"it is of another run ({about['run'][:8]}, this one is {run[:8]})"
+    return ""
+
+
+def _folders(workdir: str | Folder) -> list[Folder]:
+    folder = folder_of(workdir)
+    return [d for d in folder.iterdir() if d.name.isdigit()] if folder.is_dir() else []
