@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.errors import nearest
+from lm import interrupts
 
 COMMANDS = {
     "train": ("lm.train", "train a model from a config; resumes by itself"),
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # as python -m does: files beside the user can be imported
     sys.argv = [f"openbook {command}", *rest]
+    interrupts.starting()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 

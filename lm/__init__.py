@@ -5,6 +5,10 @@ import os
 import sys
 import types
 
+from lm import interrupts
+
+if sys.argv[:1] == ["-m"]:  # python -m lm.x, which has yet to import it
+    interrupts.starting()
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not installed: we only take its tokenizers
 
 _HOMES = {

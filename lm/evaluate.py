@@ -15,9 +15,11 @@ import sys
 
 from lm.evaluation.command_line import arguments, check_counts, of_examples, of_text
 from lm.evaluation.labelled import of_labels
+from lm.interrupts import entry_point
 from lm.printing import piped
 
 
+@entry_point
 def main(argv=None) -> int:
     args = arguments(__doc__, argv)
     logging.getLogger("absl").setLevel(logging.ERROR)

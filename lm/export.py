@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from lm.batch import Batch
+from lm.interrupts import entry_point
 from lm.loading import is_run, kept_template, save_template
 from lm.models import build, forward
 from lm.models.config import DTYPES
@@ -62,6 +63,7 @@ def largest_difference(model, params, tokenizer, directory: str) -> tuple[float,
     return float(np.abs(np.asarray(mine.hidden if bare else mine.logits) - theirs).max()), float(np.abs(theirs).max())
 
 
+@entry_point
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lm.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")

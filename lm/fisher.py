@@ -9,7 +9,10 @@ to read. Writes DIR/fisher.safetensors. --sampled: targets drawn from the model 
 import logging
 import sys
 
+from lm.interrupts import entry_point
 
+
+@entry_point
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"--help", "-h"} & set(argv):

@@ -9,11 +9,13 @@ import sys
 
 from lm.generation import stream_text
 from lm.generation.command_line import arguments, chosen, chosen_template, spelled
+from lm.interrupts import entry_point
 from lm.loading import load
 from lm.models import separate
 from lm.printing import piped
 
 
+@entry_point
 def main(argv=None) -> int:
     args = arguments(__doc__, argv)
     try:
@@ -38,8 +40,6 @@ def main(argv=None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 
 from lm.adaptation.mixes import measurer, mixes
+from lm.interrupts import entry_point
 from lm.weights import to_hf
 
 
@@ -42,6 +43,7 @@ def arguments(argv=None) -> argparse.Namespace:
     return args
 
 
+@entry_point
 def main(argv=None) -> int:
     args = arguments(argv)
     try:

@@ -15,7 +15,10 @@ import pathlib
 import sys
 import tempfile
 
+from lm.interrupts import entry_point
 
+
+@entry_point
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"--help", "-h"} & set(argv):

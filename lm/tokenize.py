@@ -11,7 +11,10 @@ not. Interrupted, it starts again at the source it was at. Exit codes: 0; 2 some
 import logging
 import sys
 
+from lm.interrupts import entry_point
 
+
+@entry_point
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"--help", "-h"} & set(argv):
@@ -30,8 +33,6 @@ def main(argv=None) -> int:
     except (ConfigError, DataError, WeightsError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

@@ -7,13 +7,17 @@ python -m lm.train --config=FILE.py[:VARIANT] --workdir=DIR [--config.FIELD=VALU
   --config.FIELD=VALUE   changes a field, e.g. --config.optimizer.learning_rate=1e-3 --config.mesh.fsdp=-1
 
 Exit codes: 0 done; 2 something is wrong with config, data or checkpoint; 3 the training failed (e.g. NaN); 143 stopped by SIGTERM and
-130 by SIGINT, both with everything saved. JAX_COMPILATION_CACHE_DIR, or --config.compilation_cache, keeps compiled code between runs.
+130 by SIGINT (Ctrl-C), with everything saved; a second Ctrl-C ends at once, with what is saved by then. With several processes, stop any
+one of them: all end at the same step. JAX_COMPILATION_CACHE_DIR, or --config.compilation_cache, keeps compiled code between runs.
 """
 
 import logging
 import sys
 
+from lm.interrupts import entry_point
 
+
+@entry_point
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
@@ -37,8 +41,6 @@ def main(argv=None) -> int:
     except loop.TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from lm.data import sources, tokenizers
+from lm.interrupts import entry_point
 
 SAMPLE = 10_000_000  # characters of the first documents, on which bytes a token are measured
 
@@ -36,6 +37,7 @@ def arguments(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@entry_point
 def main(argv=None) -> int:
     args = arguments(argv)
     sample: list[str] = []

@@ -5,6 +5,8 @@ Names are loaded when first used, so that `import retrieval` costs nothing.
 
 import importlib
 
+import lm  # noqa: F401 (python -m retrieval.x: answers Ctrl-C, and checks what JAX reads, before the rest is imported)
+
 _HOMES = {
     "Answer": "retrieval.answering", "Reader": "retrieval.answering", "answer": "retrieval.answering",
     "CrossEncoder": "retrieval.cross_encoder",

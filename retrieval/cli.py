@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lm.interrupts import Interrupts
 from retrieval import progress
 from retrieval.inert import as_json, shown
 
@@ -25,7 +26,8 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         progress.logger.setLevel(logging.INFO)
         try:
-            code = run(argv) or 0
+            with Interrupts(kept="what was committed before stays"):
+                code = run(argv) or 0
             sys.stdout.flush()
             return code
         except BrokenPipeError:  # who reads has seen enough, as `head` has
@@ -34,8 +36,8 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
         except (ValueError, OSError) as error:  # RetrievalError, WeightsError and GenerationError are ValueErrors
             print(f"error: {shown(error)}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print("interrupted: what was committed before stays", file=sys.stderr)
+        except KeyboardInterrupt as stopped:
+            print(stopped if str(stopped) else "interrupted: what was committed before stays", file=sys.stderr)
             return 130
 
     return main

@@ -10,14 +10,17 @@ from typing import Any
 
 import jax
 
+from lm import phases
 from lm.data.mixtures import Mixture
 from lm.evaluation import labelled
 from lm.evaluation.perplexity import make_evaluator
+from lm.interrupts import Stopped
 from lm.objectives import OBJECTIVES
 from lm.training import answering, checkpoints, flops, labelling, paths, rules, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.report import Report, Stopwatch, amount
 from lm.training.setup import Run
+from lm.training.signals import Signals
 from lm.training.state import TrainState
 
 SPEED_OVER = 20  # rows of metrics over which the time left is estimated
@@ -30,17 +33,21 @@ class TrainingError(RuntimeError):
 def train(config: settings.Config, workdir: str | paths.Folder) -> int:
     """Trains as `config` says, or continues the run in `workdir`. Returns 0 when it is done, 128 + n when signal n stopped it (all saved).
 
-    Raises ConfigError, DataError, WeightsError or CheckpointError before the first step, TrainingError or CheckpointError after it.
+    Raises ConfigError, DataError, WeightsError or CheckpointError before the first step, and Stopped on a signal there; TrainingError or
+    CheckpointError after it.
     """
+    if jax.process_index() != 0:
+        phases.silence()
     workdir = paths.resolve(workdir)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(config.compilation_cache).expanduser()))
     out = Report()
-    with _Signals() as signals:
+    with Signals() as signals:
         run = setup.prepare(config, workdir)
         checkpoints.check_model(workdir, run.model.config)
         checkpoints.check_template(workdir, run.template)
-        packed, held_out = setup.training_data(config, run), setup.evaluation_data(config, run)
+        with phases.named("reading the data"):
+            packed, held_out = setup.training_data(config, run), setup.evaluation_data(config, run)
         stats = packed.stats()
         out.say(
             f"data: {stats['documents']:,} documents, {stats['predictions']:,} tokens to predict in {stats['rows']:,} rows of "
@@ -57,9 +64,13 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
         try:
             loop = _Loop(config, run, packed, held_out, out, signals)
             try:
-                step = loop.run()
+                with phases.named("training"):
+                    step = loop.run()
             finally:
                 loop.close()
+        except Stopped:
+            _status(run, config, "stopped", None)
+            raise
         except BaseException as e:
             _status(run, config, "failed", None, error=str(e).splitlines()[0] if str(e) else type(e).__name__)
             raise
@@ -69,7 +80,7 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
 class _Loop:
     """One call of `train`, with what it holds while it runs."""
 
-    def __init__(self, config, run: Run, packed, held_out: dict, out: Report, signals: "_Signals"):
+    def __init__(self, config, run: Run, packed, held_out: dict, out: Report, signals: Signals):
         self.config, self.workdir, self.model, self.out, self.signals = config, run.workdir, run.model, out, signals
         self.parts, self.held_out = run, held_out
         self.batches = setup.train_batches(config, run, packed)
@@ -94,13 +105,14 @@ class _Loop:
             self.out.say(f"{self.workdir} is already at step {step} of {c.steps}: nothing to train")
             self._finish(step)
             return c.steps
-        with sharding.activate(run.mesh, run.activations):
+        with sharding.activate(run.mesh, run.activations), phases.named("compiling the training step"):
             compiled = self._compile(run)
         self.out.start(step, c.steps)
         _status(run, c, "running", step)
         self.watch = Stopwatch()
         self.recent.append((step, 0.0))
         pending = None
+        self.signals.waits = True
         try:
             while step < c.steps and not self.signals.stop(step):
                 with sharding.activate(run.mesh, run.activations):
@@ -206,17 +218,21 @@ class _Loop:
         """What is done between steps: evaluation, samples, a checkpoint; the checkpoint last, so that it stands for all rows before it."""
         c, begun = self.config, time.monotonic()
         if self.held_out and c.eval.every and (step % c.eval.every == 0 or step == c.steps):
-            self._evaluate(step)
+            with phases.phase(f"evaluating at step {step}"):
+                self._evaluate(step)
         shown = []
         if c.samples.prompts and (step == c.steps or (c.samples.every and step % c.samples.every == 0)):
-            shown += self._sample(step)
+            with phases.phase(f"writing samples at step {step}"):
+                shown += self._sample(step)
         if self.asked and (step == c.steps or (c.eval.generation.every and step % c.eval.generation.every == 0)):
-            shown += self._answer(step)
+            with phases.phase(f"writing answers at step {step}"):
+                shown += self._answer(step)
         if shown and self.active:
             run_folder.write_samples(self.workdir, step, shown)
         if step % c.checkpoint.every == 0 or step == c.steps:
-            self.trackers.sync()
-            self.checkpoints.save(step, self.state, self.batches.state())
+            with phases.phase(f"saving step {step}"):
+                self.trackers.sync()
+                self.checkpoints.save(step, self.state, self.batches.state())
         self.watch.paused(time.monotonic() - begun)
 
     def _evaluate(self, step: int) -> None:
@@ -258,10 +274,11 @@ class _Loop:
     def _finish(self, step: int) -> None:
         """Saves, and leaves the folder in order."""
         done = step >= self.config.steps
-        if step > 0:
-            self.checkpoints.save(step, self.state, self.batches.state())
-            self.checkpoints.verify(self.state)
-        self.close()
+        with phases.phase(f"saving step {step}"):
+            if step > 0:
+                self.checkpoints.save(step, self.state, self.batches.state())
+                self.checkpoints.verify(self.state)
+            self.close()
         if self.active and step > 0:
             trackers.plot(self.workdir)
         _status(self.parts, self.config, "done" if done else "stopped", step, 0.0 if done else None)
@@ -272,41 +289,6 @@ class _Loop:
         """Waits for a checkpoint in flight and closes the files; does nothing the second time."""
         self.trackers.close()
         self.checkpoints.close()
-
-
-class _Signals:
-    """SIGTERM and SIGINT ask the loop to save and leave at the end of its step; a second SIGINT interrupts at once."""
-
-    def __init__(self):
-        self.received = 0
-
-    def __enter__(self) -> "_Signals":
-        self._before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if number == signal.SIGTERM and jax.distributed.is_initialized():
-                continue  # JAX's preemption service listens: all processes must stop at the same step
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, frame) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def stop(self, step: int) -> bool:
-        """Whether to leave before the step after `step`; the same answer on all processes."""
-        if jax.distributed.is_initialized():
-            from jax.experimental import multihost_utils
-
-            if multihost_utils.reached_preemption_sync_point(step):
-                self.received = signal.SIGTERM
-                return True
-            return False
-        return bool(self.received)
 
 
 def _write_folder(config, run: Run, out: Report) -> None:

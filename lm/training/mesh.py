@@ -6,7 +6,9 @@ import os
 import jax
 from jax.sharding import AxisType, Mesh
 
+from lm.jax_settings import SettingsError, devices
 from lm.models.config import ConfigError
+from lm.phases import phase
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -43,14 +45,26 @@ def resolve(sizes: dict[str, int], devices: int) -> dict[str, int]:
 
 
 def initialize_distributed() -> None:
-    """Joins the processes of a multi-host run; does nothing on a single host. Call it before anything else touches JAX."""
+    """Joins the processes of a multi-host run; does nothing on a single host. Call it before anything else touches JAX.
+
+    Raises SettingsError where the environment's variables, or the devices they ask for, cannot be used.
+    """
     # Kubernetes, SLURM and TPU pods are recognised by JAX itself; JAX_NUM_PROCESSES and JAX_PROCESS_ID are ours, for every other launcher.
     env = os.environ
-    if "JAX_NUM_PROCESSES" in env:
-        if int(env["JAX_NUM_PROCESSES"]) > 1:
-            jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
-        return
+    count = int(env.get("JAX_NUM_PROCESSES") or 0)
     slurm = int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env
     tpu_pod = len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    if slurm or tpu_pod or "JAX_COORDINATOR_ADDRESS" in env:
-        jax.distributed.initialize()
+    if count > 1 or (not count and (slurm or tpu_pod or env.get("JAX_COORDINATOR_ADDRESS"))):
+        if not getattr(jax.config, "jax_enable_preemption_service", True):
+            raise SettingsError("JAX_ENABLE_PREEMPTION_SERVICE is off: several processes need it to stop, and save, at the same step")
+        rank = int(env["JAX_PROCESS_ID"]) if count else None
+        try:
+            with phase("joining the other processes"):
+                jax.distributed.initialize(num_processes=count or None, process_id=rank)
+        except (ValueError, RuntimeError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SettingsError(
+                f"the processes of this run could not be joined ({said}); JAX_COORDINATOR_ADDRESS={env.get('JAX_COORDINATOR_ADDRESS', '')} "
+                f"is to be HOST:PORT of process 0, with JAX_NUM_PROCESSES and JAX_PROCESS_ID unless SLURM or a TPU pod tells them"
+            ) from error
+    devices()

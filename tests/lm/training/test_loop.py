@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -138,3 +140,21 @@ def test_weights_to_start_from_are_not_used(whole, folder):
     assert loop.train(c, folder / "continued") == 0
     first, last = losses(folder / "continued")[0][1]["loss"], losses(whole[0])[-2][1]["loss"]
     assert first < last + 0.5 < losses(whole[0])[0][1]["loss"]
+
+
+def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
+    """Ctrl-C that reaches one of them stops both at one step, saved, with 130; resumed, they end as one process does."""
+    env = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }  # fmt: skip
+    argv = [sys.executable, "-m", "tests.lm.training.two_processes", str(folder)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "[130, 130] [0, 0]", done.stdout + done.stderr
+    assert "Ctrl-C: still training, which has to end first, then the run is saved" in done.stderr
+    stopped = [line for line in done.stdout.splitlines() if line.startswith("stopped by SIGINT at step")]
+    assert len(stopped) == 1 and f"continuing {folder}/two after step {stopped[0].split()[5].rstrip(';')}" in done.stdout
+    for (step, ours), (also, theirs) in zip(losses(folder / "two"), losses(whole[0]), strict=True):
+        assert step == also and ours == pytest.approx(theirs, abs=1e-6)
+    ours, theirs = (checkpoints.load_params(d)[1] for d in (folder / "two", whole[0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), ours, theirs)

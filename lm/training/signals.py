@@ -1,0 +1,41 @@
+"""What stops a training run: Ctrl-C and SIGTERM, at the same step on all processes."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+
+from lm.interrupts import Interrupts
+
+KEPT = "what was saved stays, and the same command goes on from there"
+
+
+class Signals(Interrupts):
+    """Until `waits` is set a signal raises KeyboardInterrupt; from then on it is for `stop` to see.
+
+    With several processes it always waits: they must stop together. JAX's preemption service tells them all of a SIGTERM to any of them,
+    so a SIGINT is passed on as one.
+    """
+
+    def __init__(self):
+        self._several = jax.distributed.is_initialized()
+        super().__init__((signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM), KEPT)
+        self.waits = self._several
+
+    def _handle(self, number: int, frame) -> None:
+        if self._several and not self.received:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super()._handle(number, frame)
+
+    def stop(self, step: int) -> bool:
+        """Whether to leave before the step after `step`; the same answer, and then the same signal `received`, on all processes."""
+        if not self._several:
+            return bool(self.received)
+        from jax.experimental import multihost_utils
+
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        interrupted = np.any(multihost_utils.process_allgather(np.int32(self.received)))
+        self.received = signal.SIGINT if interrupted else signal.SIGTERM
+        return True
