@@ -1,6 +1,7 @@
 """Filters: which passages a search may return, decided before anything is ranked."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Collection
 
 import numpy as np
@@ -15,6 +16,7 @@ BETWEEN = "\x1f"  # tags in one string; a tag is printable, so none holds it
 class Filter:
     """Passages with at least one of `any_tags` and every one of `all_tags`, whose time is at or after `after` and before `before`.
 
+    Tags are compared in Unicode's composed form (NFC), with case.
     Times are ISO 8601; a passage without a time passes neither bound. Raises RetrievalError for what is not.
     """
 
@@ -29,7 +31,7 @@ class Filter:
             tags = (tags,) if isinstance(tags, str) else tuple(items(tags, f"words as {name}"))
             if not all(isinstance(tag, str) and tag for tag in tags):
                 raise RetrievalError(f"{name} is {tags!r}; expected words")
-            object.__setattr__(self, name, tags)
+            object.__setattr__(self, name, tuple(unicodedata.normalize("NFC", tag) for tag in tags))
         for name in ("after", "before"):
             if not isinstance(getattr(self, name), str):
                 raise RetrievalError(f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as 2026-11-24")
@@ -37,7 +39,7 @@ class Filter:
                 moment(getattr(self, name), name)
 
     def tagged(self, joined: str) -> bool:
-        tags = joined.split(BETWEEN)
+        tags = unicodedata.normalize("NFC", joined).split(BETWEEN)
         return all(tag in tags for tag in self.all_tags) and (not self.any_tags or any(tag in tags for tag in self.any_tags))
 
 

@@ -11,13 +11,11 @@ import pyarrow as pa
 from lance.schema import LanceSchema
 
 from retrieval.errors import RetrievalError, in_words
-from retrieval.lexical import WORDS, with_words
+from retrieval.lexical import OLD_WORDS, WORDS, terms, with_words
 from retrieval.passages import Passage
 from retrieval.places import table_uri
 
-FORMAT = (
-    "2"  # 1 had no span, time, tags, access, words and vector_crc, early 2 no origin; it is read as it is, and upgraded by the next change
-)
+FORMAT = "3"  # 1 had no span, time, tags, access and vector_crc, early 2 no origin, 2 no terms; the next change upgrades them
 SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
 FIELDS = ("id", "text", "title", "source", "metadata", "span_start", "span_end", "time", "tags", "access", "origin")  # of a Passage
 
@@ -41,15 +39,20 @@ def table_schema(dim: int) -> pa.Schema:
 def upgrade(dataset: lance.LanceDataset, dim: int) -> lance.LanceDataset | None:
     """An older table with the columns it lacks, all null but its words, and its new format; None for one of today. Rewrites nothing."""
     lacking = [field for field in table_schema(dim) if field.name not in dataset.schema.names]
+    if not lacking:
+        return None
     if new := [field for field in lacking if field.name != WORDS]:
-        schema = pa.schema([*dataset.schema, *new], {**dataset.schema.metadata, b"openbook.format": FORMAT.encode()})
+        schema = pa.schema([*dataset.schema, *new], dataset.schema.metadata)
         fragments = [fragment.metadata for fragment in dataset.get_fragments()]
         merge = lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(schema))
         dataset = lance.LanceDataset.commit(dataset, lance.Transaction(dataset.version, merge), max_retries=0)
-    if lacking:
-        dataset = lance.dataset(dataset.uri)  # a handle of its own: adding columns changes it under readers
+    dataset = lance.dataset(dataset.uri)  # a handle of its own: changing columns changes it under readers
+    dataset.update_schema_metadata({"openbook.format": FORMAT})
+    if WORDS not in dataset.schema.names:
         dataset.add_columns(with_words, read_columns=["title", "text"])
-    return dataset if lacking else None
+    if OLD_WORDS in dataset.schema.names:
+        dataset.drop_columns([OLD_WORDS])
+    return dataset
 
 
 def passage_of(row: dict) -> Passage:
@@ -88,7 +91,7 @@ def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version
         "tags": [list(p.tags) for p in passages],
         "access": [p.access for p in passages],
         "origin": [p.origin for p in passages],
-        WORDS: [p.searchable for p in passages],
+        WORDS: [terms(p.searchable) for p in passages],
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), dim),
         "vector_crc": [zlib.crc32(row) for row in half],
         "content_hash": [p.content_hash for p in passages],
@@ -119,7 +122,7 @@ def settings_of(dataset: lance.LanceDataset, path: Path | str) -> tuple[str, str
     with in_words(f"{table_uri(path)} cannot be read; `verify` says what is damaged"):
         metadata = dataset.schema.metadata or {}
         found, encoder, source, dim = (metadata.get(name.encode(), b"").decode() for name in SETTINGS)
-        if found not in ("1", FORMAT):
+        if found not in ("1", "2", FORMAT):
             newer = found.isdecimal() and int(found) > int(FORMAT)
             remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
             raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")

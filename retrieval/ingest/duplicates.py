@@ -1,4 +1,4 @@
-"""Duplicates: texts equal but for case, width and spaces, and texts that nearly are, found by MinHash (Broder 1997).
+"""Duplicates: texts equal but for case, encoding (see `words.plain`) and spaces, and near ones by MinHash (Broder 1997).
 
 Two texts are near when the Jaccard similarity of their sets of five successive words is at least 0.8. Candidates share one of BANDS bands
 of ROWS minima of random hashes (locality-sensitive hashing; Leskovec, Rajaraman & Ullman 2020, section 3.4): a pair of similarity s does
@@ -6,19 +6,18 @@ with probability 1 - (1 - s^6)^32, which is 0.9999 at 0.8. Each candidate is the
 """
 
 import hashlib
-import re
-import unicodedata
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from retrieval.words import SEAM, asked, plain
+
 NEAR = 0.8
 SHINGLE = 5  # words
 BANDS, ROWS = 32, 6
 WINDOW = 32  # earlier texts of a band that one is compared with: bounds the work on texts made from one template
-WORD = re.compile(r"\w+")
 
 
 class Duplicate(NamedTuple):
@@ -55,10 +54,9 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 def shingled(text: str) -> np.ndarray:
     """uint64 [n], sorted, distinct: hashes of every five successive words; of all words when there are fewer."""
-    words = WORD.findall(unicodedata.normalize("NFKC", text).casefold()) or [text]
-    hashes = np.array([_word(word) for word in words], np.uint64)
-    length = min(SHINGLE, len(words))
-    total = np.zeros(len(words) - length + 1, np.uint64)
+    hashes = np.array([_word(word) for word in asked(text) or [text]], np.uint64)
+    length = min(SHINGLE, len(hashes))
+    total = np.zeros(len(hashes) - length + 1, np.uint64)
     for i in range(length):
         total = total * np.uint64(0x9E3779B97F4A7C15) + hashes[i : i + len(total)]
     return np.unique(total ^ (total >> np.uint64(29)))
@@ -94,8 +92,8 @@ def candidates(shingles: Sequence[np.ndarray]) -> set[tuple[int, int]]:
 
 
 def digest(text: str) -> bytes:
-    """Equal for texts that are equal but for case, width (Unicode NFKC) and spaces."""
-    return hashlib.sha256(" ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode()).digest()
+    """Equal for texts that are equal but for case, encoding and spaces."""
+    return hashlib.sha256(" ".join(plain(text).replace(SEAM, "").split()).encode()).digest()
 
 
 def _word(word: str) -> int:

@@ -18,7 +18,7 @@ PART = 4096  # passages a commit
 
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-    """Passage `id` repeats passage `of`. similarity: as in duplicates.Duplicate; exact: equal but for case, width and spaces."""
+    """Passage `id` repeats passage `of`. similarity: as in duplicates.Duplicate; exact: equal but for case, encoding and spaces."""
 
     id: str
     of: str

@@ -109,7 +109,7 @@ def test_a_memory_from_before_words_is_searched_in_memory_and_indexed_by_the_nex
         before.setattr(lexical, "KEPT_FROM", 10**9)
         memory = Memory.create(tmp_path / "m", encode)
         memory.add([Passage(f"p{i}", f"old{i}", title=f"title{i}") for i in range(5)])
-        memory._store._dataset.drop_columns(["words"])
+        memory._store._dataset.drop_columns(["terms"])
     memory = Memory.open(tmp_path / "m", encode)
     version = memory.version
     assert [hit.id for hit in memory.search("title3 old1", mode="lexical")[0]] == ["p1", "p3"]

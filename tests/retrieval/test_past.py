@@ -272,7 +272,7 @@ def test_a_replacement_waits_for_the_writer_in_the_old_memory(memory, tmp_path):
 def test_a_handle_does_not_write_into_a_table_that_has_become_newer(memory):
     other = Memory.open(memory.path, encode)
     dataset = lance.dataset(f"{memory.path}/passages.lance")
-    dataset.update_schema_metadata({"openbook.format": "3"})
+    dataset.update_schema_metadata({"openbook.format": "4"})
     for call in (lambda: other.add([Passage("new", "text")]), lambda: other.search(["town3"])):
-        with pytest.raises(RetrievalError, match=r"format '3'.*install a newer openbook"):
+        with pytest.raises(RetrievalError, match=r"format '4'.*install a newer openbook"):
             call()

@@ -258,8 +258,8 @@ def test_a_memory_of_format_1_is_read_as_it_is_and_upgraded_by_the_first_change(
 
 def test_a_memory_of_a_newer_format_asks_for_a_newer_openbook(tmp_path):
     store = filled(tmp_path / "m")
-    store._dataset.update_schema_metadata({"openbook.format": "3"})
-    with pytest.raises(RetrievalError, match=r"format '3', this openbook reads 1 to 2: install a newer"):
+    store._dataset.update_schema_metadata({"openbook.format": "4"})
+    with pytest.raises(RetrievalError, match=r"format '4', this openbook reads 1 to 3: install a newer"):
         Store.open(store.path)
     with pytest.raises(RetrievalError, match="no columns 'size'; it has id, text"):
         filled(tmp_path / "n").columns(["size"])
