@@ -14,7 +14,9 @@ from retrieval.fusion.in_context import build_prompt
 from retrieval.inert import one_line
 from retrieval.ingest.sentences import sentences
 from retrieval.memory import Memory
-from retrieval.passages import Hit
+from retrieval.passages import Hit, titled
+from retrieval.support import supported
+from retrieval.words import words
 
 MARGIN = 0.1  # of cosine: passages further below the best are not shown; a small reader mistakes them for the answer
 FLOOR = 0.25  # of cosine: with no passage as near, the memory does not know. For MiniLM; docs/memory.md says how it was chosen
@@ -24,11 +26,6 @@ REFUSAL = re.compile(
     r"|(can ?not|can.?t) be (determined|answered|known))|^\W*(unknown|n/a)\W*$|\b(is|are|was|were|remains?) unknown\b",
     re.IGNORECASE,
 )
-# Of the words of an answer, those that need not stand in a passage: they answer without one, or bear no content.
-FREE = frozenset((
-    "yes", "no", "true", "false", "a", "an", "the", "in", "on", "at", "of", "to", "by", "is", "are", "was", "were", "be", "it", "its",
-    "and", "or", "this", "that", "with", "from", "for", "as",
-))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +132,10 @@ def close_to_the_best(hits: Sequence[Hit], margin: float = MARGIN) -> list[Hit]:
 
 def citations(text: str, shown: Sequence[Hit]) -> tuple[Hit, ...]:
     """Of the shown passages, those that hold most of the answer's words; all of them when no passage holds half."""
-    words = set(_words(text))
-    if not words or not shown:
+    said = set(words(text))
+    if not said or not shown:
         return tuple(shown)
-    shares = [len(words.intersection(_words(f"{hit.title} {hit.text}"))) / len(words) for hit in shown]
+    shares = [len(said.intersection(words(f"{hit.title} {hit.text}"))) / len(said) for hit in shown]
     best = max(shares)
     return tuple(hit for hit, share in zip(shown, shares, strict=True) if share == best) if best >= 0.5 else tuple(shown)
 
@@ -149,36 +146,22 @@ def supporting_sentence(passage: str, question: str, text: str) -> str:
     A shared word counts 2 when it is the answer's and 1 when it is the question's, over the number of sentences that hold it.
     """
     parts = [passage[start:end] for start, end in sentences(passage, 0, len(passage))] or [passage]
-    words = [set(_words(part)) for part in parts]
-    held = collections.Counter(word for part in words for word in part)
-    asked, said = set(_words(question)), set(_words(text))
+    found = [set(words(part)) for part in parts]
+    held = collections.Counter(word for part in found for word in part)
+    asked, said = set(words(question)), set(words(text))
     weight = lambda word: ((word in asked) + 2 * (word in said)) / held[word]
-    scores = [math.fsum(map(weight, part)) for part in words]
+    scores = [math.fsum(map(weight, part)) for part in found]
     return parts[scores.index(max(scores))]
 
 
 def is_known(question: str, text: str, shown: Sequence[Hit], floor: float = FLOOR) -> bool:
     """Whether the passages shown support an answer: the best is at least `floor` near, the reader does not say that it does not
-    know, and some word of the answer that the question does not hold, without its last letters, stands in a passage."""
+    know, and one passage holds all that the answer adds to the question (see `support.supported`)."""
     if not shown or shown[0].score < floor or not text.strip() or REFUSAL.search(text):
         return False
-    new = set(_words(text)).difference(_words(question), FREE)
-    passages = " ".join(f"{hit.title} {hit.text}" for hit in shown).casefold()
-    return not new or any(_stands(word, passages) for word in new)
-
-
-def _stands(word: str, passages: str) -> bool:
-    """Whether a word begins so there; a number, or a short word, as a whole. Scripts without spaces have no such borders."""
-    if not word.isascii():
-        return word[: max(4, len(word) - 3)] in passages
-    whole = len(word) <= 4 or any(letter.isdecimal() for letter in word)
-    return bool(re.search(rf"\b{re.escape(word)}\b" if whole else rf"\b{re.escape(word[: max(4, len(word) - 3)])}", passages))
+    return supported(question, text, [titled(hit.title, hit.text) for hit in shown])
 
 
 def first_line(text: str) -> str:
     """The first line that is not blank, without white space around it."""
     return one_line(next((line for line in text.splitlines() if line.strip()), ""))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())

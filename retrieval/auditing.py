@@ -5,15 +5,16 @@ After the deletion audit of limited memory language models (LMLM, Zhao et al. 20
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Collection, Sequence
 
 from lm.evaluation.accuracy import contains
-from retrieval.answering import FREE, REFUSAL, Answer, Reader, Searchable, View, answer, is_known
+from retrieval.answering import REFUSAL, Answer, Reader, Searchable, View, answer, is_known
 from retrieval.errors import RetrievalError
 from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
 from retrieval.passages import Hit
+from retrieval.support import FREE
+from retrieval.words import words
 
 VERDICTS = {
     "forgotten": "gone with the passages",
@@ -81,9 +82,9 @@ def same_answer(question: str, one: str, other: str) -> bool:
     """
     if any(not text.strip() or REFUSAL.search(text) for text in (one, other)):
         return False
-    asked = set(_words(question))
+    asked = set(words(question))
     for left_out in (FREE | asked, FREE, frozenset()):
-        first, second = set(_words(one)) - left_out, set(_words(other)) - left_out
+        first, second = set(words(one)) - left_out, set(words(other)) - left_out
         if first and second:
             return first <= second or second <= first
     return False
@@ -106,7 +107,3 @@ def _judged(full: Answer, less: Answer, names: tuple[str, ...]) -> Audit:
     else:
         verdict = "forgotten" if answered else "unanswered"
     return Audit(full.question, names, full.text, less.text, less.closed_book_text, verdict, carried or less.citations, full.citations)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())

@@ -115,8 +115,10 @@ def test_a_word_that_every_sentence_holds_supports_none():
 
 
 @pytest.mark.parametrize("text, known", [
-    ("Italy", True), ("It is Italian.", True), ("Bagheria", True), ("Yes.", True), ("in 1950", True), ("意大利", True),
-    ("Kamen-na-Obi, Italy", True), ("Peru", False), ("", False), ("I don't know.", False), ("1951", False),
+    ("Italy", True), ("It is Italian.", True), ("Bagheria", False), ("Yes.", True), ("in 1950", True), ("意大利", True),
+    ("Kamen-na-Obi, Italy", False), ("Bagheria is a city in Norway", False), ("Italy, since 1950", True), ("Italy, since 1951", False),
+    ("Bagheria is not in Italy", False), ("It has 40 people", False),
+    ("Peru", False), ("", False), ("I don't know.", False), ("1951", False),
     ("The country is not mentioned.", False), ("Unknown", False), ("N/A", False),
 ])  # fmt: skip
 def test_an_answer_that_no_passage_holds_is_not_known(text, known):
@@ -135,6 +137,27 @@ def test_an_answer_that_no_passage_holds_is_not_known(text, known):
 ])  # fmt: skip
 def test_a_refusal_in_other_words_or_a_number_inside_another_is_not_known(text, passage, known):
     assert is_known("What?", text, [hit(passage)]) == known
+
+
+@pytest.mark.parametrize("question, text, passage, known", [
+    ("How many live there?", "5,000", "5000 people live there.", True), ("How many live there?", "5000", "There are ５,０００.", True),
+    ("How many live there?", "5,001", "There are 5,000 or 1.", False), ("How many towers?", "3", "It has three towers.", True),
+    ("How much?", "20%", "It was 20 per cent.", True), ("How large?", "10 km²", "It has 10 km2.", True),
+    ("Where is it?", "Austria", "It is in Australia.", False), ("Where is it?", "Australia", "It is an Australian town.", True),
+    ("Где?", "в Москве", "Это Москва.", True), ("Wo?", "Zürich", "In Zürich.", True), ("어디?", "서울", "서울은 수도이다", True),
+    ("Where is it?", "Norway", "It is not in Norway, but in Italy.", False),
+    ("Where is it?", "Italy", "It is not in Norway, but in Italy.", True),
+    ("Where is it not?", "Norway", "It is not in Norway.", True), ("Where?", "not in Norway", "It is not in Norway.", True),
+    ("Is Oslo in Norway?", "Yes.", "Oslo is a town in Norway.", True), ("Is Oslo in Italy?", "Yes.", "Oslo is a town in Norway.", False),
+    ("Is Oslo in Italy?", "No, in Norway.", "Oslo is a town in Norway.", True), ("Is it in Italy or Norway?", "Norway", "In Norway.", True),
+])  # fmt: skip
+def test_all_that_an_answer_adds_stands_in_the_passage_in_some_form(question, text, passage, known):
+    assert is_known(question, text, [hit(passage)]) == known
+
+
+def test_what_two_passages_hold_between_them_is_not_known():
+    shown = [hit("Ada was born in 1815."), hit("Byron died in 1824.")]
+    assert is_known("When was she born?", "Ada in 1815", shown) and not is_known("When was she born?", "Ada in 1824", shown)
 
 
 def test_a_floor_that_is_no_number_is_refused():
