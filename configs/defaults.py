@@ -21,7 +21,7 @@ def defaults() -> ConfigDict:
     c.accumulate = 1  # micro-batches an update is computed in; the result is the same, of contrastive too (GradCache)
     c.tokenizer = ""  # folder, hub id or .gguf file; "bytes" = one token a byte; "" = that of init_from
     c.init_from = ""  # run folder, model folder, hub id or .gguf file to start from; "" = random weights of `model`
-    c.compilation_cache = ""  # folder that keeps compiled code; "" = JAX_COMPILATION_CACHE_DIR, or none
+    c.compilation_cache = ""  # folder that keeps compiled code; "" = JAX_COMPILATION_CACHE_DIR, or ~/.cache/openbook/compiled
 
     c.model = settings.model_section(_MODEL)  # the fields of lm.ModelConfig; with init_from only dtype, param_dtype, remat, layers, dropout
 

@@ -13,6 +13,7 @@ import logging
 import pathlib
 import sys
 
+from lm.compiled import keep_compiled
 from lm.evaluation.command_line import arguments, check_counts, of_examples, of_text
 from lm.evaluation.labelled import of_labels
 from lm.interrupts import entry_point
@@ -22,6 +23,7 @@ from lm.printing import piped
 @entry_point
 def main(argv=None) -> int:
     args = arguments(__doc__, argv)
+    keep_compiled()
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         check_counts(args)

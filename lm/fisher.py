@@ -9,6 +9,7 @@ to read. Writes DIR/fisher.safetensors. --sampled: targets drawn from the model 
 import logging
 import sys
 
+from lm.compiled import keep_compiled
 from lm.interrupts import entry_point
 
 
@@ -18,6 +19,7 @@ def main(argv=None) -> int:
     if {"--help", "-h"} & set(argv):
         print(__doc__.strip())
         return 0
+    keep_compiled()
     from lm.data.sources import DataError
     from lm.models.config import ConfigError
     from lm.training import command_line

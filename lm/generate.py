@@ -7,6 +7,7 @@ python -m lm.generate --model=model.gguf --chat                    # interactive
 
 import sys
 
+from lm.compiled import keep_compiled
 from lm.generation import stream_text
 from lm.generation.command_line import arguments, chosen, chosen_template, spelled
 from lm.interrupts import entry_point
@@ -18,6 +19,7 @@ from lm.printing import piped
 @entry_point
 def main(argv=None) -> int:
     args = arguments(__doc__, argv)
+    keep_compiled()
     try:
         sampler = chosen(args)
         model, params, tokenizer = load(args.model, args.dtype)

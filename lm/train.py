@@ -8,12 +8,14 @@ python -m lm.train --config=FILE.py[:VARIANT] --workdir=DIR [--config.FIELD=VALU
 
 Exit codes: 0 done; 2 something is wrong with config, data or checkpoint; 3 the training failed (e.g. NaN); 143 stopped by SIGTERM and
 130 by SIGINT (Ctrl-C), with everything saved; a second Ctrl-C ends at once, with what is saved by then. With several processes, stop any
-one of them: all end at the same step. JAX_COMPILATION_CACHE_DIR, or --config.compilation_cache, keeps compiled code between runs.
+one of them: all end at the same step. Compiled code is kept between runs in ~/.cache/openbook/compiled;
+JAX_COMPILATION_CACHE_DIR or --config.compilation_cache names another folder.
 """
 
 import logging
 import sys
 
+from lm.compiled import keep_compiled
 from lm.interrupts import entry_point
 
 
@@ -23,6 +25,7 @@ def main(argv=None) -> int:
     if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
         print(__doc__.strip())
         return 0
+    keep_compiled()
     from lm.data.sources import DataError
     from lm.models.config import ConfigError
     from lm.training import command_line, loop, mesh

@@ -111,8 +111,8 @@ def answer(
     closed = [build_prompt(reader.tokenizer, question, (), room) for question in questions]
     hits = [close_to_the_best(found) for found in memory.search(questions, k)]
     opened = [build_prompt(reader.tokenizer, question, found, room) for question, found in zip(questions, hits, strict=True)]
-    closed_texts = reader([prompt.tokens for prompt in closed], max_new_tokens, on_batch)
-    open_texts = reader([prompt.tokens for prompt in opened], max_new_tokens, on_batch)
+    texts = reader([prompt.tokens for prompt in (*closed, *opened)], max_new_tokens, on_batch)  # of one question one batch, compiled once
+    closed_texts, open_texts = texts[: len(closed)], texts[len(closed) :]
     return [
         _answer(question, text, prompt.shown, closed_text, floor)
         for question, text, prompt, closed_text in zip(questions, open_texts, opened, closed_texts, strict=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lm.compiled import keep_compiled
 from lm.interrupts import Interrupts
 from retrieval import progress
 from retrieval.inert import as_json, shown
@@ -25,6 +26,7 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
     def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         progress.logger.setLevel(logging.INFO)
+        keep_compiled()
         try:
             with Interrupts(kept="what was committed before stays"):
                 code = run(argv) or 0

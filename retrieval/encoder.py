@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows are padded to one of these: so many compilations a size of batch
 ROWS = 32  # texts a batch
 FEW_ROWS = (1, 4)  # a query, or a few, in a batch as small: a third to two thirds of the time
+FEW_SKIP = (16, 32, 48, 96, 192)  # lengths that such a batch is not padded to: nearly every query has 64, so that it is compiled once
 POOLINGS = ("mean", "first", "last")
 HASHED = 2**27  # values of a model
 SPELLED = "Zürich's café, 1998: 42 naïve don't-know-hows — and THE END. 東京"  # what a fingerprint knows a tokenizer by
@@ -156,6 +157,8 @@ def by_length(
     """Batches of rows of like length: (which rows, tokens, segments), the last two int32 [B, T], T one of `lengths`, B 1 or 4
     for few rows, 32, or for more 32 a device."""
     order = np.argsort([len(row) for row in rows], kind="stable")
+    if len(rows) <= FEW_ROWS[-1]:
+        lengths = [length for length in lengths if length not in FEW_SKIP or length == lengths[-1]]
     size = next((size for size in (*FEW_ROWS, ROWS) if len(rows) <= size), ROWS * devices)
     for start in range(0, len(rows), size):
         chosen = order[start : start + size]

@@ -8,6 +8,7 @@ import pytest
 FLAGS = {"xla_force_host_platform_device_count": "8", "xla_backend_optimization_level": "0"}
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # none: a test compiles what it tests
 for name, value in FLAGS.items():
     if name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{name}={value}".strip()
