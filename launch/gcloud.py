@@ -2,25 +2,50 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shlex
 import signal
 import subprocess
+import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from launch.target import Target
 
 FOLDER = "openbook-run"  # in the home directory of every worker
+LABEL = "openbook-run"  # of every resource
+RUN = uuid.uuid4().hex[:12]  # this program's own id
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds. poll: between looks at the state; call: limit of a short gcloud call, and how long what a lost call did is watched for;
+    transfer: limit of copying and of deleting; settle: for other workers to show their errors; patience: describe calls in a row that
+    may fail."""
+
+    poll: float = 15.0
+    call: float = 120.0
+    transfer: float = 900.0
+    settle: float = 5.0
+    tick: float = 0.2
+    patience: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """One queued resource and its single TPU, both called name."""
+    """One queued resource and its single TPU, both called name. tried: earlier ones of this run, by the same name."""
 
     name: str
     target: Target
     zone: str
     project: str = ""
+    tried: int = 0
+
+    @property
+    def label(self) -> str:
+        """The value of LABEL that tells this resource from any other of its name."""
+        return f"{RUN}-{self.tried}"
 
     def _gcloud(self, *words: str) -> list[str]:
         place = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
@@ -36,12 +61,17 @@ class Pod:
             f"--runtime-version={self.target.image}",
             *capacity,
             f"--valid-until-duration={round(wait_hours * 3600)}s",
+            f"--labels={LABEL}={self.label}",
             "--async",
         )
 
     def state(self) -> list[str]:
         """JSON: {"state": {"state": "ACTIVE", ...}}."""
         return self._gcloud("queued-resources", "describe", self.name, "--format=json(state)")
+
+    def describe(self) -> list[str]:
+        """JSON: all that is known of it, with its labels."""
+        return self._gcloud("queued-resources", "describe", self.name, "--format=json")
 
     def endpoints(self) -> list[str]:
         """JSON: {"networkEndpoints": [one a worker]}."""
@@ -124,6 +154,18 @@ def call(argv: Sequence[str], timeout: float) -> Answer:
             end_group(process)
             raise
     return Answer(process.returncode, out, err)
+
+
+def ask(argv: Sequence[str], timeout: float) -> tuple[dict[str, Any], str]:
+    """(the object gcloud printed, '') or ({}, why there is none)."""
+    answer = call(argv, timeout)
+    if answer.returncode:
+        return {}, answer.said
+    try:
+        found = json.loads(answer.stdout)
+    except ValueError:
+        return {}, f"gcloud printed no JSON: {answer.stdout[:200]!r}"
+    return (found, "") if isinstance(found, dict) else ({}, f"gcloud printed no JSON object: {answer.stdout[:200]!r}")
 
 
 def end_group(process: subprocess.Popen) -> None:

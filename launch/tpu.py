@@ -2,7 +2,8 @@
 
 However the run ends - success, failure, Ctrl-C, SIGTERM, a closed terminal, an exception, giving up - the queued resource is
 deleted, and where that fails the command that deletes it is printed. Only a kill -9 of this program leaves it; that command is therefore
-printed at the start too.
+printed at the start too. Resources have a label with the run's id: after a create whose answer was lost, only what has it is used or
+deleted, and what cannot be found out is said.
 
 Exit codes: the failing worker's own; 0 success; 69 the TPU never became ready; 70 gcloud failed; 71 the TPU could not be deleted;
 75 preempted (or the command stopped with 75, "resume me") and no retries left; 124 --max-hours reached; 129, 130 and 143 for SIGHUP,
@@ -12,7 +13,6 @@ SIGINT and SIGTERM.
 import dataclasses
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -20,10 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from launch.creation import NOT_FOUND, create
 from launch.errors import LaunchError
-from launch.gcloud import Answer, Pod, call, install_command, run_command
+from launch.gcloud import Answer, Pod, Timing, ask, call, install_command, run_command
 from launch.interrupt import Interrupted, Signals, catch_signals
 from launch.source import read_source, write_archive
 from launch.workers import report, run_on_workers
@@ -41,19 +41,6 @@ STATES = {  # of a queued resource -> what to do; an unknown one is waited out, 
     "SUSPENDING": "preempted",
     "SUSPENDED": "preempted",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds. poll: between looks at the state; call: limit of a short gcloud call; transfer: of copying and of deleting;
-    settle: for other workers to show their errors; patience: describe calls in a row that may fail."""
-
-    poll: float = 15.0
-    call: float = 120.0
-    transfer: float = 900.0
-    settle: float = 5.0
-    tick: float = 0.2
-    patience: int = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +63,7 @@ class _Over(Exception):
         self.code = code
 
 
-def run_tpu(job: Job, timing: Timing = Timing()) -> int:
+def run_tpu(job: Job, timing: Timing) -> int:
     """Runs the job; returns its exit code (see above). Raises LaunchError, before anything is asked for, when it cannot work."""
     _check(job)
     if not shutil.which("gcloud"):
@@ -92,7 +79,8 @@ def run_tpu(job: Job, timing: Timing = Timing()) -> int:
         for tried in range(job.retries + 1):
             if signals.came:
                 return 128 + signals.came
-            code = _one_try(job, files, timing, signals, clock)
+            own = dataclasses.replace(job, pod=dataclasses.replace(job.pod, tried=tried))
+            code = _one_try(own, files, timing, signals, clock)
             if code != PREEMPTED or tried == job.retries:
                 break
             print(f"preempted: try {tried + 2} of {job.retries + 1}", file=sys.stderr, flush=True)
@@ -142,12 +130,10 @@ def _one_try(job: Job, files: Sequence[str], timing: Timing, signals: Signals, c
     print(f"should this program be killed, delete it with: {shlex.join(pod.delete())}", flush=True)
     try:
         signals.doing = f"creating {pod.name}"
-        answer = call(pod.create(job.wait_hours), timing.call)
-        ours = not (answer.returncode and re.search("already.exists", answer.stderr, re.IGNORECASE))
-        if not ours:
-            raise _Over(CLOUD, f"{pod.name} exists already and is left alone; choose another --name")
-        if answer.returncode:
-            raise _Over(CLOUD, f"gcloud could not create {pod.name}: {answer.said}")
+        created = create(pod, job.wait_hours, timing)
+        ours = created.ours
+        if created.error:
+            raise _Over(CLOUD, created.error)
         with signals.may_interrupt():
             _wait_until_active(job, timing)
             clock.since = time.monotonic()
@@ -172,7 +158,8 @@ def _delete(pod: Pod, timing: Timing) -> bool:
         if attempt:
             time.sleep(min(timing.poll, 10.0))
         answer = call(pod.delete(), timing.transfer)
-        if not answer.returncode or re.search(r"\bNOT_FOUND\b", answer.stderr):
+        # a delete whose answer was lost may have done its work, and the next one fail for another reason
+        if not answer.returncode or NOT_FOUND.search(answer.stderr) or NOT_FOUND.search(ask(pod.state(), timing.call)[1]):
             print(f"{pod.name} is deleted", flush=True)
             return True
     print(f"error: {pod.name} COULD NOT BE DELETED and may cost money: {answer.said}", file=sys.stderr)
@@ -206,24 +193,12 @@ def _wait_until_active(job: Job, timing: Timing) -> None:
 
 def _state(pod: Pod, timing: Timing) -> tuple[str, str]:
     """(state, detail) of the queued resource; ('', why) when it could not be read."""
-    found, why = _json(pod.state(), timing)
+    found, why = ask(pod.state(), timing.call)
     state = found.get("state")
     if isinstance(state, dict) and isinstance(state.get("state"), str):
         error = (state.get("failedData") or {}).get("error") or {}
         return state["state"], str(error.get("message", ""))
     return "", why or f"gcloud described it without a state: {json.dumps(found)[:200]}"
-
-
-def _json(argv: Sequence[str], timing: Timing) -> tuple[dict[str, Any], str]:
-    """(the object gcloud printed, '') or ({}, why there is none)."""
-    answer = call(argv, timing.call)
-    if answer.returncode:
-        return {}, answer.said
-    try:
-        found = json.loads(answer.stdout)
-    except ValueError:
-        return {}, f"gcloud printed no JSON: {answer.stdout[:200]!r}"
-    return (found, "") if isinstance(found, dict) else ({}, f"gcloud printed no JSON object: {answer.stdout[:200]!r}")
 
 
 def _use(job: Job, files: Sequence[str], timing: Timing, clock: _Clock) -> int:
@@ -307,7 +282,7 @@ def _count_workers(pod: Pod, timing: Timing) -> int:
     for attempt in range(timing.patience):
         if attempt:
             time.sleep(timing.poll)
-        found, why = _json(pod.endpoints(), timing)
+        found, why = ask(pod.endpoints(), timing.call)
         endpoints = found.get("networkEndpoints")
         if isinstance(endpoints, list) and endpoints:
             return len(endpoints)

@@ -27,9 +27,12 @@ def play(act):  # a scripted answer
     time.sleep(act.get("hang", 0)); sys.stdout.write(act.get("out", "")); sys.stderr.write(act.get("err", "")); sys.exit(act.get("rc", 0))
 
 if what == "queued-resources create":
-    act = plan.get("create", {})
+    acts = plan.get("create", {})
+    act = acts[min(cloud["asked"], len(acts) - 1)] if isinstance(acts, list) else acts
+    cloud["asked"] += 1; save()
     if act.get("makes", True):
-        cloud["resources"].append(argv[4]); cloud["created"] += 1; cloud["looks"] = 0; save()
+        cloud["resources"].append(argv[4]); cloud["created"] += 1; cloud["looks"] = 0
+        cloud["labels"] = act.get("labels", dict([flags["labels"].split("=")])); cloud["hidden"] = act.get("hidden", 0); save()
     play(act)
 name = plan["name"]
 if what == "queued-resources delete":
@@ -38,8 +41,17 @@ if what == "queued-resources delete":
     time.sleep(plan.get("delete_takes", 0))
     if argv[4] not in cloud["resources"]:
         play({"rc": 1, "err": "ERROR: NOT_FOUND: Resource was not found\n"})
-    cloud["resources"].remove(argv[4]); save(); sys.exit(0)
+    cloud["resources"].remove(argv[4]); save(); play(plan.get("delete", {}))
+if what == "queued-resources describe" and "--format=json" in argv:
+    if "describe" in plan:
+        play(plan["describe"])
+    cloud["hidden"] -= 1; save()
+    if argv[4] not in cloud["resources"] or cloud["hidden"] >= 0:
+        play({"rc": 1, "err": "ERROR: NOT_FOUND: Resource was not found\n"})
+    play({"out": json.dumps({"tpu": {"nodeSpec": [{"nodeId": argv[4], "node": {"labels": cloud["labels"]}}]}})})
 if what == "queued-resources describe":
+    if argv[4] not in cloud["resources"]:
+        play({"rc": 1, "err": "ERROR: NOT_FOUND: Resource was not found\n"})
     states = plan["states"][min(cloud["created"], len(plan["states"])) - 1]
     state = states[min(cloud["looks"], len(states) - 1)]; cloud["looks"] += 1; save()
     if isinstance(state, list):  # [path, state once it exists, state before]
@@ -84,7 +96,8 @@ class Cloud:
     def plan(self, states=("ACTIVE",), *later_states, workers=1, undeletable=0, **more):
         """How the cloud behaves. states: of the queued resource, one a look, the last for ever; later_states: those of later creations."""
         (self.home / "plan.json").write_text(json.dumps({"states": [states, *later_states], "workers": workers, "name": self.name, **more}))
-        (self.home / "cloud.json").write_text(json.dumps({"resources": [], "created": 0, "looks": 0, "undeletable": undeletable}))
+        counts = dict.fromkeys(("created", "asked", "looks", "hidden"), 0)
+        (self.home / "cloud.json").write_text(json.dumps({"resources": [], "labels": {}, "undeletable": undeletable, **counts}))
 
     def calls(self) -> list[list[str]]:
         log = self.home / "calls.jsonl"

@@ -55,7 +55,7 @@ def test_the_commands_are_not_those_of_the_record(cloud, checkout):
     tpus = ["compute", "tpus"]
     assert calls == [
         [*tpus, "queued-resources", "create", "trial", "--node-id=trial", "--accelerator-type=v6e-8", "--runtime-version=v2-alpha-tpuv6e"]
-        + ["--spot", "--valid-until-duration=1800s", "--async", *place],
+        + ["--spot", "--valid-until-duration=1800s", f"--labels=openbook-run={gcloud.RUN}-0", "--async", *place],
         [*tpus, "queued-resources", "describe", "trial", "--format=json(state)", *place],
         [*tpus, "tpu-vm", "describe", "trial", "--format=json(networkEndpoints)", *place],
         [*tpus, "tpu-vm", "scp", archive, "trial:", "--worker=all", *place],
@@ -209,10 +209,55 @@ def test_a_create_that_hangs_blocks_for_ever_or_leaves_a_tpu_behind(cloud, check
 
 
 def test_someone_elses_tpu_of_the_same_name_is_deleted(cloud, checkout, capfd):
-    cloud.plan(create={"rc": 1, "err": "ERROR: ALREADY_EXISTS: Resource already exists\n"})
+    for labels in ({}, {"openbook-run": "0123456789ab-0"}, {"team": "vision"}):
+        cloud.plan(create={"rc": 1, "err": EXISTS, "labels": labels})
+        assert run(*HELLO) == 70
+        assert cloud.left() == ["trial"] and cloud.said("queued-resources", "delete") == []
+        assert "choose another --name" in capfd.readouterr().err
+
+
+EXISTS = "ERROR: (gcloud.compute.tpus.queued-resources.create) ALREADY_EXISTS: Resource already exists\n"
+LOST = "ERROR: (gcloud) The read operation timed out\n"
+BRIEF = Timing(poll=0.02, call=1.0, transfer=8.0, settle=0.3, tick=0.02, patience=3)
+
+
+def test_its_own_tpu_is_taken_for_someone_elses(cloud, checkout, capfd):
+    """gcloud asks again by itself when an answer is lost, and is then told that the resource exists."""
+    cloud.plan(create={"rc": 1, "err": EXISTS})
+    assert run(*HELLO) == 0
+    assert cloud.left() == [] and "[0] hello" in capfd.readouterr().out
+
+
+def test_a_tpu_that_appears_after_a_lost_answer_is_left_behind(cloud, checkout, capfd):
+    cloud.plan(create={"rc": 1, "err": LOST, "hidden": 5})
     assert run(*HELLO) == 70
-    assert cloud.left() == ["trial"] and cloud.said("queued-resources", "delete") == []
-    assert "choose another --name" in capfd.readouterr().err
+    assert cloud.left() == [] and "but it was made" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("describe", [None, {"rc": 1, "err": "ERROR: UNAVAILABLE\n"}])
+def test_an_unsure_create_is_passed_over_in_silence(cloud, checkout, capfd, describe):
+    more = {} if describe is None else {"describe": describe}
+    cloud.plan(create={"rc": 1, "err": LOST, "makes": False}, **more)
+    assert run(*HELLO, timing=BRIEF) == 70
+    err = capfd.readouterr().err
+    assert "IT MAY COST MONEY" in err and "The read operation timed out" in err
+    assert "gcloud compute tpus queued-resources describe trial --format=json --zone=us-west4-a --quiet\n" in err
+    assert f"openbook-run is {gcloud.RUN}-0, delete it with:\n  gcloud compute tpus queued-resources delete trial --force" in err
+    assert cloud.said("queued-resources", "delete") == []
+
+
+def test_a_name_that_a_preempted_try_still_holds_ends_the_run(cloud, checkout, tmp_path):
+    mark, held = tmp_path / "began", {"rc": 1, "err": EXISTS, "makes": False}
+    cloud.plan([[str(mark), "SUSPENDED", "ACTIVE"]], ["ACTIVE"], create=[{}, held, held, {}])
+    script = f"if [ -e {mark} ]; then echo resumed; else touch {mark}; exit 255; fi"
+    assert run("--retries=1", "--", "bash", "-c", script) == 0
+    assert cloud.left() == [] and len(cloud.said("queued-resources", "create")) == 4
+
+
+def test_a_delete_whose_answer_was_lost_is_reported_as_failed(cloud, checkout, capfd):
+    cloud.plan(delete={"rc": 1, "err": LOST})
+    assert run(*HELLO) == 0
+    assert "trial is deleted" in capfd.readouterr().out and len(cloud.said("queued-resources", "delete")) == 1
 
 
 def test_a_tpu_that_never_becomes_active_is_waited_for_for_ever(cloud, checkout, capfd):
