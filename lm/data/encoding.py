@@ -134,6 +134,13 @@ class Encoder:
         return run.text[1:] if self._space and not run.first and re.match(r" \S", run.text) else run.text
 
 
+def prompt_ids(tokenizer, text: str, encoder: bool = False) -> list[int]:
+    """The ids of a prompt without a template: what the tokenizer puts before a text, once, the text, and for an encoder its end."""
+    before, after = affixes(tokenizer)
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    return [*([] if ids[: len(before)] == before else before), *ids, *(after if encoder else [])]
+
+
 def affixes(tokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer itself puts before and after a text."""
     inner = list(tokenizer("a", add_special_tokens=False)["input_ids"])

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -18,9 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import tokenizers
+from tokenizers import processors
 
 from lm.data import sources
+from lm.data.encoding import affixes
 from lm.data.sources import DataError
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout below; part of the cache key
 UNFINISHED = "unfinished-"  # names of folders that are being written
@@ -80,11 +85,10 @@ def encode(texts: Iterable[str], tokenizer, whole: bool = False) -> Iterator[tup
     it has one, the text, and its end-of-text token or [SEP]; its targets are then the whole of it.
     Control tokens spelled out in the text stay text. Raises DataError when the tokenizer has no end-of-text token.
     """
-    end = tokenizer.sep_token_id if whole and tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    end = _end_token(tokenizer, whole)
     if end is None:
         raise DataError("the tokenizer has no end-of-text token (eos_token), so documents cannot be told apart; set one and save it again")
-    first = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    start = [start_token(tokenizer)] if not whole else [end] if first is None else [end, first]
+    start = [end, *_first(tokenizer)] if whole else [start_token(tokenizer)]
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, ENCODE_AT_ONCE)):
         encoded = tokenizer(chunk, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
@@ -95,6 +99,45 @@ def encode(texts: Iterable[str], tokenizer, whole: bool = False) -> Iterator[tup
 def start_token(tokenizer) -> int:
     """The token every document starts with."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+def as_documents(tokenizer, whole: bool = False):
+    """Make a tokenizer frame a text as `encode` frames a document; the frame is saved with it, so other programs use it too.
+
+    A decoder's prompt begins with the start token and has no end; an encoder reads a `whole` document. Returns the tokenizer, which is
+    changed in place, or left as it is where it has no end-of-text token.
+    """
+    end = _end_token(tokenizer, whole)
+    if end is None:
+        return tokenizer
+    before, after = (_first(tokenizer), [end]) if whole else ([start_token(tokenizer)], [])
+    if (before, after) == affixes(tokenizer):
+        return tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        log.warning("%s cannot keep what begins a document: prompts begin as it does by itself", type(tokenizer).__name__)
+        return tokenizer
+    single = [*["before:0"] * bool(before), "$A:0", *["after:0"] * bool(after)]
+    special = [
+        {"id": name, "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
+        for name, ids in (("before", before), ("after", after))
+        if ids
+    ]
+    pair = [*single, "$B:1", *["after:1"] * bool(after)]
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    for option in ("add_bos_token", "add_eos_token"):  # transformers would replace it by these
+        tokenizer.init_kwargs.pop(option, None)
+    return tokenizer
+
+
+def _end_token(tokenizer, whole: bool) -> int | None:
+    return tokenizer.sep_token_id if whole and tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+
+def _first(tokenizer) -> list[int]:
+    """What an encoder reads before a document: the start token, or [CLS], if there is one."""
+    first = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [] if first is None else [first]
 
 
 def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int, name: str = "the corpus", stride: int = 0) -> Packed:

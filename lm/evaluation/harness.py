@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from lm.data.encoding import affixes
 from lm.evaluation import likelihood
 from lm.evaluation.progress import bar
 from lm.generation import Greedy, Sample, generate_text
@@ -49,9 +50,8 @@ class Harness:
             raise WeightsError("the tokenizer has no end-of-text token (eos_token): set one and save it again")
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.batch_size, self.max_gen_toks = batch_size, max_gen_toks
-        own = tokenizer.encode("")
-        by_itself = bool(own) and own[0] == tokenizer.bos_token_id
-        self._start = [self.prefix_token_id] if (by_itself if add_bos_token is None else add_bos_token) else []
+        own = affixes(tokenizer)[0]
+        self._start = own if add_bos_token is None else [self.prefix_token_id] * add_bos_token
         self._encoder = bool(c.encoder_layers)
 
     backend = property(lambda self: "seq2seq" if self._encoder else "causal")
@@ -70,7 +70,7 @@ class Harness:
         if self._encoder:
             return self.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False)
         ids = self.tokenizer.encode(string, add_special_tokens=False)
-        return ids if add_special_tokens is False or ids[:1] == self._start else self._start + ids
+        return ids if add_special_tokens is False or ids[: len(self._start)] == self._start else self._start + ids
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """args (context, continuation) -> (log-probability in nats, whether it is what greedy decoding gives)."""

@@ -3,7 +3,7 @@
 import argparse
 
 from lm.data import templates
-from lm.data.encoding import Encoder
+from lm.data.encoding import Encoder, prompt_ids
 from lm.data.examples import Record, Turn
 from lm.data.templates import Template
 from lm.generation.beams import Beams
@@ -50,8 +50,9 @@ def spelled(model, tokenizer, template: Template | None, turns: list[dict[str, s
     """The tokens of a prompt: the last turn, or all of a chat. Without a template a chat is spelled by the tokenizer's own."""
     turns = turns if chat else turns[-1:]
     if template is None:
-        given = dict(add_generation_prompt=True, return_dict=False)
-        return tokenizer.apply_chat_template(turns, **given) if chat else tokenizer.encode(turns[-1]["content"])
+        if chat:
+            return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        return prompt_ids(tokenizer, turns[-1]["content"], encoder=bool(model.config.encoder_layers))
     c = model.config
     record = Record(turns=tuple(Turn(turn["role"], turn["content"]) for turn in turns))
     return Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None).prompt(template.prompt(record))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from lm.data.encoding import prompt_ids
 from lm.generation.answers import generate, stream
 from lm.generation.beams import Beams
 from lm.generation.requests import GenerationError
@@ -17,9 +18,9 @@ def generate_text(
 ) -> list[str]:  # fmt: skip
     """`generate` for text: the answer to each prompt, cut before the first of `stop_strings` that it completes.
 
-    prompts: texts, to which the tokenizer adds its special tokens, or token ids. It leaves special tokens out of the answers; a stop
-    string that is one of its special or added tokens stops at that token. Options are those of `generate`. Raises GenerationError as
-    `generate` does, and ValueError for an empty stop string.
+    prompts: texts, which begin as the tokenizer begins a text (a run's: as its documents began), or token ids. Answers come without
+    special tokens; a stop string that is one of the tokenizer's special or added tokens stops at that token. Options are those of
+    `generate`. Raises GenerationError as `generate` does, and ValueError for an empty stop string.
     """
     stop_strings = _checked(stop_strings)
 
@@ -27,7 +28,8 @@ def generate_text(
         return ending(decoded(tokenizer, tokens), stop_strings) is not None
 
     watch = finished if stop_strings and not isinstance(sampler, Beams) else None
-    ids = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    encoder = bool(model.config.encoder_layers)
+    ids = [prompt_ids(tokenizer, prompt, encoder) if isinstance(prompt, str) else prompt for prompt in prompts]
     inputs.check_ids(model.config, ids, tokenizer, error=GenerationError)
     answers = generate(
         model, params, ids, max_new_tokens, sampler,

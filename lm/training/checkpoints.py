@@ -29,6 +29,7 @@ from lm.models import build
 from lm.models.config import ModelConfig
 from lm.training import digests
 from lm.training import steps as step_folders
+from lm.training.documents import as_trained
 from lm.training.paths import Folder, is_remote, local_copy, resolve, upload, write_atomically
 from lm.training.rules import by_path
 from lm.training.sharding import path_name
@@ -196,7 +197,7 @@ def load_params(workdir: str | Folder, step: int | None = None, shardings=None) 
     params = _first_good(workdir, step, lambda folder: _read_weights(folder, abstract, model, lora))
     with local_copy(_model_folder(workdir) / "tokenizer") as files:
         try:
-            return model, params, load_tokenizer(str(files))
+            return model, params, as_trained(load_tokenizer(str(files)), _objective(workdir))
         except Exception as e:  # whatever the tokenizer's library raises
             raise CheckpointError(f"{files} cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
 
@@ -353,6 +354,12 @@ def _read(folder: Folder, abstract: dict, partial: bool = False) -> dict:
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=partial)
     return ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=args)
+
+
+def _objective(workdir: str | Folder) -> str:
+    """The name of the objective that a run's config names, or ""."""
+    path = resolve(workdir) / "config.json"
+    return json.loads(path.read_text()).get("objective", {}).get("name", "") if path.exists() else ""
 
 
 def _lora(workdir: str | Folder) -> Lora | None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from lm.adaptation import fisher as fishers
 from lm.adaptation import plan as plans
 from lm.batch import Batch
-from lm.data import batches, packing, tokenizers
+from lm.data import batches, encoding, packing, tokenizers
 from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
 from lm.data.sources import Tally
@@ -24,6 +24,7 @@ from lm.models import LanguageModel, build, inputs
 from lm.models.config import ConfigError, ModelConfig
 from lm.objectives import OBJECTIVES, Transform
 from lm.training import checkpoints, instruction, labelling, mixing, optimizer, rules, settings, sharding
+from lm.training.documents import as_trained
 from lm.training.mesh import make_mesh
 from lm.training.paths import Folder, is_remote
 from lm.training.sharding import Rules
@@ -65,7 +66,7 @@ class Run:
         """The tokens of a prompt to sample from, as training would have them."""
         if self.template is not None:
             return instruction.prompt_ids(self.model.config, self.tokenizer, self.template, text)
-        return [packing.start_token(self.tokenizer), *self.tokenizer.encode(text, add_special_tokens=False)]
+        return encoding.prompt_ids(self.tokenizer, text, encoder=bool(self.model.config.encoder_layers))
 
     def weights(self, state: TrainState) -> dict:
         """The model's params that a state stands for: what is evaluated, sampled and exported."""
@@ -215,6 +216,7 @@ def _model(config: settings.Config, resuming: bool):
         if tokenizer is None:
             raise ConfigError("labelled texts need a tokenizer, and neither the config nor init_from has one")
         model, params = labelling.with_labels(config, list(mixing.parts(config).values()) or [config], model, params)
+    tokenizer = as_trained(tokenizer, config.objective.name)
     template = instruction.template_of(config, tokenizer, load_template(config.init_from, tokenizer) if config.init_from else None)
     return build(instruction.with_stop(model.config, template, tokenizer)), params, tokenizer, template
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jinja2
 
+from lm.data.encoding import affixes
 from retrieval.errors import RetrievalError
 from retrieval.inert import encode_foreign, encode_plain, one_line, one_of
 from retrieval.passages import Hit
@@ -80,7 +81,7 @@ def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
     `instruction` is the system's message, or the first line of the user's where the template knows no system.
     """
     if not tokenizer.chat_template:
-        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        start = affixes(tokenizer)[0] or [i for i in (tokenizer.bos_token_id,) if i is not None]
         return [*start, *(encode_plain(tokenizer, instruction + "\n") if instruction else [])], []
     text = _rendered(tokenizer, instruction)
     if text.count(CONTENT) != 1:

@@ -1,5 +1,6 @@
 """A run: its folder, its end, a signal, another mesh, a loss that is not a number."""
 
+import importlib
 import json
 import os
 import shutil
@@ -11,7 +12,12 @@ import jax
 import numpy as np
 import pytest
 
+import lm
+from lm.data import tokenizers
+from lm.evaluation.harness import Harness
+from lm.loading import load
 from lm.training import checkpoints, loop, trackers
+from retrieval.fusion.in_context import build_prompt
 from tests.lm.training import runs
 
 EVAL = {"eval.every": 6}
@@ -158,3 +164,29 @@ def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
         assert step == also and ours == pytest.approx(theirs, abs=1e-6)
     ours, theirs = (checkpoints.load_params(d)[1] for d in (folder / "two", whole[0]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), ours, theirs)
+
+
+def test_a_prompt_begins_unlike_the_documents_of_training(whole, monkeypatch, tmp_path):
+    """The bytes tokenizer begins no text by itself, and training begins every document with its token 0."""
+    model, params, tokenizer = load(str(whole[0]))
+    ids, asked = [0, *tokenizers.bytes_only().encode("The 3")], []
+    assert np.load(next((whole[0].parent / "cache").rglob("tokens.npy")))[0, 0] == 0
+    assert Harness(model, params, tokenizer).tok_encode("The 3") == ids
+    assert build_prompt(tokenizer, "Who?", (), 64).tokens[0] == 0
+    command = importlib.import_module("lm.generate")
+    monkeypatch.setattr(command, "load", lambda *_: (model, params, tokenizer))
+    monkeypatch.setattr(command, "stream_text", lambda *given, **_: asked.append(given[3]) or [])
+    assert command.main([f"--model={whole[0]}", "--prompt=The 3"]) == 0 and asked == [ids]
+    wanted = lm.generate(model, params, [ids], 6)
+    assert lm.generate_text(model, params, tokenizer, ["The 3"], 6) == [tokenizer.decode(wanted[0], skip_special_tokens=True)]
+    lm.to_hf(model, params, tmp_path / "out", tokenizer)
+    assert lm.load_tokenizer(tmp_path / "out").encode("The 3") == ids
+
+
+def test_a_run_from_before_this_was_kept_begins_prompts_otherwise(whole, tmp_path):
+    old = shutil.copytree(whole[0], tmp_path / "old", ignore=shutil.ignore_patterns("cache", "tensorboard"))
+    tokenizers.bytes_only().save_pretrained(old / "model" / "tokenizer")
+    assert load(str(old))[2].encode("a") == [0, *tokenizers.bytes_only().encode("a")]
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(config | {"objective": config["objective"] | {"name": "instruct"}}))
+    assert load(str(old))[2].encode("a") == tokenizers.bytes_only().encode("a")
