@@ -243,7 +243,7 @@ def pack_files(
     """
     files = sources.find_files(patterns)
     identity = [
-        "labelled", packing.code("sources", "tables", "labelled", "label_rows", "packing"), vars(fields), vars(shape), list(names),
+        "labelled", packing.code("files", "sources", "tables", "labelled", "label_rows", "packing"), vars(fields), vars(shape), list(names),
         max_long, max_bad_share, sources.content_hash(files), packing.fingerprint(tokenizer),
     ]  # fmt: skip
     folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]

@@ -4,9 +4,7 @@ belong together.
 JSONL, JSON, Parquet and data sets as in lm/data/sources.py, CSV and TSV with a line of names; questions also in SQuAD's nested JSON.
 """
 
-import csv
 import dataclasses
-import io
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +15,6 @@ from lm.data.sources import DataError, Row, Tally
 CLASSIFICATION, TOKENS, QUESTIONS, CONTRASTIVE = TASKS = (
     "classification", "token_classification", "question_answering", "contrastive",
 )  # fmt: skip
-TABLES = {".csv": ",", ".tsv": "\t"}
 LABEL = {CLASSIFICATION: "label", TOKENS: "tags"}  # the usual name of the field
 
 
@@ -142,20 +139,8 @@ def number(label: str | int | float, names: Sequence[str]) -> int:
 
 
 def _rows(file: str, tally: Tally) -> Iterator[Row]:
-    delimiter = TABLES.get(sources.kind(file))
-    if delimiter is None:
-        for row in sources.rows(file, tally=tally):
-            yield from _unnested(row) if isinstance(row.value, dict) and "paragraphs" in row.value else [row]
-        return
-    with sources.open_bytes(file) as raw:
-        lines = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
-        try:
-            for row in lines:
-                where = f"{file}, line {lines.line_num}"
-                short = None in row or None in row.values()
-                yield Row(where, problem=f"expected {len(lines.fieldnames or ())} columns") if short else Row(where, row)
-        except (csv.Error, UnicodeDecodeError) as e:
-            raise DataError(f"{file}, line {lines.line_num + 1}: cannot be read as a table in UTF-8 ({e})") from None
+    for row in sources.rows(file, tally=tally):
+        yield from _unnested(row) if isinstance(row.value, dict) and "paragraphs" in row.value else [row]
 
 
 def _unnested(row: Row) -> Iterator[Row]:

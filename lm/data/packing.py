@@ -223,7 +223,8 @@ def pack_files(
     """
     files = sources.find_files(patterns)
     identity = [
-        VERSION, code("sources", "tables", "packing"), length, field, separator, sources.content_hash(files), fingerprint(tokenizer),
+        VERSION, code("files", "sources", "tables", "packing"),
+        length, field, separator, sources.content_hash(files), fingerprint(tokenizer),
         stride % length, max_bad_share,
     ]  # fmt: skip
     if whole:
@@ -234,8 +235,15 @@ def pack_files(
         texts = sources.documents(files, field, separator, max_bad_share=max_bad_share, tally=tally)
         packed = pack(encode(texts, tokenizer, whole), length, patterns, stride)
         bad = {"bad_records": tally.bad} if tally.bad else {}
+        if separator and tally.undivided == tally.texts:
+            bad[f"text files without the separator {sources.unescaped(separator)!r}"] = tally.texts
         save(dataclasses.replace(packed, counts={**packed.counts, **bad}), folder)
     return load(folder)
+
+
+def named(count: str) -> str:
+    """The name of a count in words; what it quotes stays as it is."""
+    return count if "'" in count else count.replace("_", " ")
 
 
 def code(*modules: str) -> str:

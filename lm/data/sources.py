@@ -3,30 +3,40 @@
 A source is a name: a path or glob, also of gs:// or s3://; tfds:NAME[/CONFIG][:SPLIT]; hf:NAME[:SPLIT]. A document is one string.
 """
 
+import csv
 import dataclasses
-import fnmatch
-import glob
-import gzip
 import hashlib
 import json
 import logging
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-SETS = ("tfds:", "hf:")  # names of data sets, no files; lm/data/tables.py reads them
-LINES = (".jsonl", ".ndjson")
+from lm.data import files as reading
+from lm.data.files import LINES, RECORDS, SETS, TABLES, DataError, find_files, kind, open_bytes, unescaped
+
+__all__ = [
+    "LINES",
+    "SETS",
+    "DataError",
+    "Row",
+    "Tally",
+    "content_hash",
+    "documents",
+    "find_files",
+    "kind",
+    "open_bytes",
+    "records",
+    "rows",
+    "unescaped",
+]
+LONGEST = 1 << 30  # characters of a cell
 NAMED = 3  # bad records named in a message
 TEXT = "text"  # the field of a text file's records
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped in JSON; half of a pair is no character
 
 log = logging.getLogger(__name__)
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, and the line where there is one."""
 
 
 class Row(NamedTuple):
@@ -39,12 +49,17 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass
 class Tally:
-    """What was read so far. records: good and bad ones.   first: what is wrong with the first bad ones.   bytes: of the files."""
+    """What was read so far. records: good and bad ones.   first: what is wrong with the first bad ones.   bytes: of the files.
+
+    texts, undivided: text files, and those of them in which the separator does not occur.
+    """
 
     records: int = 0
     bad: int = 0
     first: list[str] = dataclasses.field(default_factory=list)
     bytes: int = 0
+    texts: int = 0
+    undivided: int = 0
 
     def count(self, row: Row, most: float) -> bool:
         """Whether a row is good. Raises DataError when it is not and `most`, the share that may be bad, is 0."""
@@ -68,82 +83,20 @@ class Tally:
             log.warning("%s of %s records were left out: %s", f"{self.bad:,}", f"{self.records:,}", "; ".join(self.first))
 
 
-def find_files(patterns: str) -> list[str]:
-    """Sources of a comma-separated list of names, paths and globs (`**` crosses folders), sorted within each pattern, each once.
-
-    Raises DataError when a pattern matches no file.
-    """
-    files: dict[str, None] = {}
-    for pattern in filter(None, (p.strip() for p in patterns.split(","))):
-        if pattern.startswith(SETS):
-            found = [pattern]
-        elif "://" in pattern:
-            found = _remote(pattern)
-        else:
-            found = sorted(f for f in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(f))
-        if not found:
-            raise DataError(f"no file matches {pattern!r} (looked from {os.getcwd()}); give a file or a glob such as 'data/*.txt'")
-        files.update(dict.fromkeys(found))
-    if not files:
-        raise DataError("no data files were given; give a file or a glob such as 'data/*.txt'")
-    return list(files)
-
-
-def _remote(pattern: str) -> list[str]:
-    from etils import epath
-
-    scheme, _, path = pattern.partition("://")
-    bucket, *parts = path.split("/")
-    fixed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
-    try:
-        folder = epath.Path("/".join([f"{scheme}://{bucket}", *parts[:fixed]]))
-        if fixed == len(parts):
-            return [pattern] if folder.is_file() else []
-        return sorted(_matching(folder, parts[fixed:]))
-    except Exception as e:  # a missing package, credentials, bucket: whatever the storage's client raises
-        raise DataError(
-            f"{pattern} cannot be reached ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}); object storage needs its client "
-            "(pip install gcsfs, or s3fs) and credentials (gcloud auth application-default login)"
-        ) from e
-
-
-def _matching(folder: Any, parts: list[str]) -> Iterator[str]:
-    """Files below a folder whose path matches the globs, one a level; ** stands for any number of levels."""
-    if parts[0] == "**" and parts[1:]:
-        yield from _matching(folder, parts[1:])
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir():
-            rest = parts if parts[0] == "**" else parts[1:] if fnmatch.fnmatchcase(path.name, parts[0]) else []
-            yield from _matching(path, rest) if rest else ()
-        elif len(parts) == 1 and fnmatch.fnmatchcase(path.name, parts[0]):
-            yield str(path)
-
-
-def open_bytes(file: str) -> IO[bytes]:
-    """A file, here or in object storage, to read; unpacked when its name ends in .gz."""
-    from etils import epath
-
-    raw: Any = epath.Path(file).open("rb") if "://" in file else open(file, "rb")  # noqa: SIM115
-    unpacked: Any = gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw
-    return unpacked
-
-
-def kind(file: str) -> str:
-    """The suffix that says how a file is read, lower case, without .gz; "" for the name of a data set."""
-    return "" if file.startswith(SETS) else os.path.splitext(file.lower().removesuffix(".gz"))[1]
-
-
 def rows(file: str, separator: str = "", tally: Tally | None = None) -> Iterator[Row]:
     """The records of one source, in order, one in memory at a time except in a .json file; bad lines of JSONL too, as such.
 
-    .jsonl: a JSON value a line.  .json: a list of them, or one in an object as {"data": [...]}, or else JSONL.  .parquet, tfds:, hf: an
-    object a row. Anything else: UTF-8 text, a document or several divided by `separator`, as {"text": ...}.
+    .jsonl, .jsonlines, .ndjson: a JSON value a line.  .json: a list of them, or one in an object as {"data": [...]}, or else JSONL.
+    .csv, .tsv: an object a row, with a line of names.  .parquet, tfds:, hf: an object a row.  Anything else: text, a document or several
+    divided by `separator`, as {"text": ...}.  All but Parquet may be packed (.gz, .bz2, .xz, .zst), and UTF-8, or UTF-16 with its mark.
     Raises DataError when the file cannot be read as that.
     """
     try:
         yield from _rows(file, separator, Tally() if tally is None else tally)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise DataError(f"{file}: not a whole gzip file ({e}); fetch it again") from None
+    except reading.DAMAGE as e:
+        if not reading.is_packed(file) or isinstance(e, FileNotFoundError | PermissionError):
+            raise
+        raise DataError(f"{file}: not a whole {reading.PACKED[os.path.splitext(file.lower())[1]]} file ({e}); fetch it again") from None
 
 
 def _rows(file: str, separator: str, tally: Tally) -> Iterator[Row]:
@@ -156,6 +109,8 @@ def _rows(file: str, separator: str, tally: Tally) -> Iterator[Row]:
         yield from _lines(file, tally)
     elif kind(file) == ".json":
         yield from _json(file, tally)
+    elif kind(file) in TABLES:
+        yield from _table(file, tally)
     else:
         yield from (Row(f"{file}, document {i}", {TEXT: text}) for i, text in enumerate(_text(file, separator, tally), 1))
 
@@ -187,7 +142,7 @@ def documents(
     """
     tally = Tally() if tally is None else tally
     for file in files:
-        name = field if kind(file) in (*LINES, ".json", ".parquet") or file.startswith(SETS) else TEXT
+        name = field if kind(file) in RECORDS or file.startswith(SETS) else TEXT
         for row in rows(file, separator, tally):
             if not row.problem:
                 row = Row(row.where, row.value, _no_text(row.value, name))
@@ -196,6 +151,18 @@ def documents(
             if tally.count(row, max_bad_share) and (text := row.value[name]).strip():
                 yield text
     tally.close(max_bad_share)
+    if separator and tally.undivided == tally.texts:
+        log.warning("%s", undivided(separator, tally.texts))
+
+
+def undivided(separator: str, texts: int) -> str:
+    """What is said of a separator that divides nothing."""
+    if not texts:
+        return f"the separator {separator!r} is for text files, and none was read"
+    return (
+        f"the separator {unescaped(separator)!r} occurs in none of the {texts:,} text files, so each is one document; \\n and \\t "
+        "stand for a new line and a tab, and \\\\ for a backslash"
+    )
 
 
 def _no_text(record: Any, field: str) -> str:
@@ -209,6 +176,8 @@ def parse(line: bytes, where: str) -> Row:
     """A line of JSONL."""
     try:
         value = json.loads(line)
+    except UnicodeDecodeError as e:
+        return Row(where, problem=reading.not_utf8(line[e.start]))
     except (ValueError, RecursionError) as e:
         why = f"{e.msg.removesuffix(' at')} at character {e.pos + 1}" if isinstance(e, json.JSONDecodeError) else e
         return Row(where, problem=f"not JSON ({why}); expected one object a line")
@@ -224,8 +193,8 @@ def _no_character(value: Any) -> str:
 
 
 def _lines(file: str, tally: Tally) -> Iterator[Row]:
-    with open_bytes(file) as lines:
-        for number, line in enumerate(lines, 1):
+    with open_bytes(file) as opened:
+        for number, line in enumerate(reading.lines(opened, file), 1):
             tally.bytes += len(line)
             if line.strip():
                 yield parse(line, f"{file}, line {number}")
@@ -251,15 +220,39 @@ def _json(file: str, tally: Tally) -> Iterator[Row]:
         yield Row(file, content, problem(content))
 
 
+def _table(file: str, tally: Tally) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST)
+    number = 0
+    with open_bytes(file) as opened:
+        try:
+            lines = csv.DictReader(_decoded(opened, file, tally), delimiter=TABLES[kind(file)], strict=True)
+            names = lines.fieldnames or ()
+            if len(set(names)) < len(names):
+                raise DataError(f"{file}, line 1: two columns have the same name; expected a line of names, each once")
+            for row in lines:
+                number = lines.line_num
+                short = None in row or None in row.values()
+                problem = f"expected {len(names)} columns" if short else ""
+                yield Row(f"{file}, line {number}", None if short else row, problem)
+        except (csv.Error, UnicodeDecodeError) as e:
+            why = reading.not_utf8(e.object[e.start]) if isinstance(e, UnicodeDecodeError) else f"cannot be read as a table ({e})"
+            raise DataError(f"{file}, line {number + 1}: {why}") from None
+
+
+def _decoded(opened: IO[bytes], file: str, tally: Tally) -> Iterator[str]:
+    for line in reading.lines(opened, file):
+        tally.bytes += len(line)
+        yield line.decode()
+
+
 def _text(file: str, separator: str, tally: Tally) -> Iterator[str]:
+    reading.check_kind(file)
     with open_bytes(file) as f:
         raw = f.read()
     tally.bytes += len(raw)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as e:
-        line = raw.count(b"\n", 0, e.start) + 1
-        raise DataError(f"{file}, line {line}: byte {raw[e.start]:#04x} is not UTF-8; convert the file first, e.g. with iconv") from None
+    text, separator = reading.text_of(raw, file), unescaped(separator)
+    tally.texts += 1
+    tally.undivided += bool(separator) and separator not in text
     yield from (text.split(separator) if separator else [text])
 
 

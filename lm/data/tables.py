@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lm.data import sources
+from lm.data.files import is_packed
 from lm.data.sources import DataError
 
 
@@ -20,7 +21,7 @@ class _Lines(Sequence):
     """The lines of a JSONL file that are not empty: where each begins is found once, on opening."""
 
     def __init__(self, file: str):
-        if file.endswith(".gz") or "://" in file:
+        if is_packed(file) or "://" in file:
             raise DataError(f"{file}: lines of a packed or remote file cannot be read at random; copy it here and unpack it")
         self._file, self._at, at = file, [], 0
         with open(file, "rb") as lines:
