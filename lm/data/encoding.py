@@ -143,8 +143,7 @@ def prompt_ids(tokenizer, text: str, encoder: bool = False) -> list[int]:
 
 def affixes(tokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer itself puts before and after a text."""
-    inner = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    outer = list(tokenizer("a")["input_ids"])
+    inner, outer = list(tokenizer.encode("a", add_special_tokens=False)), list(tokenizer.encode("a"))
     for at in range(len(outer) - len(inner) + 1):
         if outer[at : at + len(inner)] == inner:
             return outer[:at], outer[at + len(inner) :]

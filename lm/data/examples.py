@@ -1,6 +1,8 @@
 """Examples: what instruct data becomes. A record is what a file says; an example is a record as a template spells it out."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +57,16 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One message of a conversation. role: "system", "user", "assistant" or "tool"."""
+    """One message of a conversation. role: "system", "user", "assistant" or "tool".
+
+    trained: whether it carries a loss, if it is an assistant's.   fields: what else the message holds, by its name in chat templates:
+    tool_calls, reasoning_content, name and the like.
+    """
 
     role: str
     text: str
+    trained: bool = True
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Record:
     Either an instruction (a task's definition, or a whole prompt), the input it is applied to or "", and the output wanted, with what else
     a task shows; or the turns of a conversation. output, like the last assistant's turn, is "" in a prompt that is yet to be answered.
     references: all outputs that are right, or () for the one.   source: file and line.   category: of its task, or "".
+    tools: that the conversation offers, as transformers passes them to a chat template.
     """
 
     instruction: str = ""
@@ -90,6 +99,7 @@ class Record:
     task: str = ""
     source: str = ""
     category: str = ""
+    tools: tuple[Mapping, ...] = dataclasses.field(default=(), hash=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lm.models.config import ConfigError
 
 VERSION = 1  # of how records are read, encoded and laid into rows; part of the cache key
 # the modules that decide the rows; their source is part of the cache key too
-CODE = ("sources", "tables", "records", "superni", "examples", "encoding", "fitting", "instruct", "packing", "templates")
+CODE = ("files", "sources", "tables", "records", "turns", "superni", "examples", "encoding", "fitting", "instruct", "packing", "templates")
 EVERYTHING = Reading()
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,6 @@ def pack_examples(
         for warning in read.warnings:
             log.warning("%s", warning)
         encoded = Encoder(tokenizer, decoder_start)(examples(read, template))
-        packed = fitting.pack(encoded, limits, patterns, {"bad_records": read.bad}, prompt_weight)
+        packed = fitting.pack(encoded, limits, patterns, {"bad_records": read.bad, **records.counted(read.unread)}, prompt_weight)
         packing.save(packed, folder)
     return packing.load(folder)

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import fnmatch
-import glob
 import hashlib
 import os
 import pathlib
@@ -12,18 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from lm.data import sources, superni
+from lm.data import files, sources, superni
 from lm.data.examples import Preference, Record, Turn
 from lm.data.sources import DataError
+from lm.data.templates.template import whole_prompt
+from lm.data.turns import ABSENT, ROLES, TRAINED, BadRecord, conversation, tools_of, unread_of
 from lm.models.config import ConfigError, nearest
 
-ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "system": "system", "tool": "tool", "function": "tool", "ipython": "tool",
-}  # fmt: skip
 END = "<|endoftext|>"  # GPT-3's files end completions so; a template ends them itself
 PARTS = ("train", "held_out", "all")
 NAMED = 3  # bad records or tasks named in a message
+SHOWN = 12  # fields that nothing reads, the most frequent
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+AROUND = (
+    "task", "system", "history", "tools", "functions", "parallel_tool_calls", "chat_template_kwargs", "mask", "label", "kto_tag",
+    *TRAINED, *MEDIA,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,33 +46,28 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """bad: records left out.   warnings: one sentence each."""
+    """bad: records left out.   warnings: one sentence each.   unread: fields that nothing reads, and how many records have them."""
 
     records: list[Record]
     bad: int = 0
     warnings: tuple[str, ...] = ()
-
-
-class _Bad(Exception):
-    """Why a record cannot be used, and what to do."""
+    unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def find(patterns: str) -> tuple[list[str], list[str]]:
-    """(files, warnings) of comma-separated files, globs, folders of .json and .jsonl (or with tasks/ of them), lists of tasks (.txt)."""
+    """(files, warnings) of comma-separated files, globs, folders of records (or with tasks/ of them), lists of tasks (.txt)."""
     found, warnings = [], []
-    for pattern in filter(None, (p.strip() for p in patterns.split(","))):
-        folders = [p for p in sorted(glob.glob(os.path.expanduser(pattern))) if os.path.isdir(p)]
+    for pattern in files.split(patterns):
+        local = "://" not in pattern and not pattern.startswith(files.SETS)
+        folders = [path for path in files.matching(pattern) if os.path.isdir(path)] if local else []
         for folder in folders:
-            inside = os.path.join(folder, "tasks") if os.path.isdir(os.path.join(folder, "tasks")) else folder
-            files = sorted(str(p) for p in pathlib.Path(inside).iterdir() if p.suffix in (".json", ".jsonl"))
-            if not files:
-                raise DataError(f"the folder {inside} holds no .json or .jsonl file")
-            found += files
+            tasks = os.path.join(folder, "tasks")
+            found += files.inside(tasks if os.path.isdir(tasks) else folder, files.RECORDS)
         if folders:
             continue
         for file in sources.find_files(pattern):
-            files, doubts = superni.listed(file) if file.endswith(".txt") else ([file], [])
-            found += files
+            listed, doubts = superni.listed(file) if file.endswith(".txt") else ([file], [])
+            found += listed
             warnings += doubts
     if not found:
         raise DataError("no data files were given; give a file, a folder or a glob such as 'data/*.jsonl'")
@@ -84,12 +82,13 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
     """
     if reading.format != "auto" and reading.format not in FORMATS:
         raise ConfigError(f"data.format={reading.format!r} is unknown{nearest(reading.format, FORMATS)}; one of auto, {', '.join(FORMATS)}")
-    files, warnings = find(patterns)
+    named, warnings = find(patterns)
     found: list[Record] = []
     bad: list[str] = []
     doubts: dict[str, list[str]] = collections.defaultdict(list)
-    for file in files:
-        for where, record in _records(file, reading.format, doubts):
+    unread: collections.Counter[str] = collections.Counter()
+    for file in named:
+        for where, record in _records(file, reading.format, doubts, unread):
             if isinstance(record, Record):
                 found.append(record)
             else:
@@ -111,7 +110,9 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
     records = _capped(_of_part(found, reading, part), reading, drawn=part == "train")
     if not records:
         raise DataError(f"{patterns} holds no record{'' if part == 'all' else f' of the tasks that are {part} (data.hold_out)'}")
-    return Read(_one_reference(records, reading.seed) if part == "train" else records, len(bad), tuple(warnings))
+    return Read(
+        _one_reference(records, reading.seed) if part == "train" else records, len(bad), tuple(warnings), dict(unread.most_common(SHOWN))
+    )
 
 
 def preferences(patterns: str) -> Iterator[Preference]:
@@ -119,12 +120,15 @@ def preferences(patterns: str) -> Iterator[Preference]:
     for file in find(patterns)[0]:
         for where, row, problem in sources.rows(file):
             try:
-                yield _preference(row, where)
-            except _Bad as reason:
+                pair, (before, tools) = _preference(row, where), _around(row) if isinstance(row, dict) else ((), ())
+                if tools:
+                    raise BadRecord("'tools' have no place in a preference pair; remove them, or the record")
+                yield dataclasses.replace(pair, prompt=_after(before, pair.prompt))
+            except BadRecord as reason:
                 raise DataError(f"{where}: {problem or reason}") from None
 
 
-def _records(file: str, format: str, doubts: dict[str, list[str]]) -> Iterator[tuple[str, Record | str]]:
+def _records(file: str, format: str, doubts: dict[str, list[str]], unread: collections.Counter[str]) -> Iterator[tuple[str, Record | str]]:
     stem = pathlib.Path(file).stem
     for where, row, problem in sources.rows(file):
         if problem:
@@ -136,14 +140,19 @@ def _records(file: str, format: str, doubts: dict[str, list[str]]) -> Iterator[t
                 raise DataError(f"{where}: expected a task with 'Definition' and 'Instances'")
             for doubt in superni.doubts(row):
                 doubts[doubt].append(stem)
+            unread.update(superni.unread(row))
             yield from superni.records(row, stem, file)
             continue
         try:
             if not isinstance(row, dict):
-                raise _Bad(f"it is {type(row).__name__}, expected an object")
-            for record in FORMATS[format](row):
-                yield where, dataclasses.replace(record, task=record.task or stem, source=where)
-        except _Bad as reason:
+                raise BadRecord(f"it is {type(row).__name__}, expected an object")
+            read = list(FORMATS[format](row))
+            before, tools = _around(row)
+            unread.update(_unread(row, format))
+            for record in read:
+                turns = _after(before, record.turns or _dialogue(record)) if before or (tools and not record.turns) else record.turns
+                yield where, dataclasses.replace(record, turns=turns, tools=tools, task=record.task or stem, source=where)
+        except BadRecord as reason:
             yield where, str(reason)
 
 
@@ -162,6 +171,11 @@ def detect(row: object, where: str) -> str:
     raise DataError(f"{where}: the format is none of those known ({known}); {has}")
 
 
+def counted(unread: Mapping[str, int]) -> dict[str, int]:
+    """`Read.unread` as counts of packed rows."""
+    return {f"records with the unread field {name!r}": number for name, number in unread.items()}
+
+
 def _alpaca(row: Mapping) -> Iterator[Record]:
     yield Record(_text(row, "instruction"), _text(row, "input", ""), _response(row, "output"), task=_text(row, "task", ""))
 
@@ -169,33 +183,31 @@ def _alpaca(row: Mapping) -> Iterator[Record]:
 def _self_instruct(row: Mapping) -> Iterator[Record]:
     instruction, instances = _text(row, "instruction"), row.get("instances")
     if not isinstance(instances, list) or not instances:
-        raise _Bad("'instances' is not a list with an instance in it")
+        raise BadRecord("'instances' is not a list with an instance in it")
     for instance in instances:
         if not isinstance(instance, dict):
-            raise _Bad(f"an instance is {type(instance).__name__}, expected an object")
+            raise BadRecord(f"an instance is {type(instance).__name__}, expected an object")
         yield Record(instruction, _text(instance, "input", ""), _response(instance, "output"), task=_text(row, "name", ""))
 
 
 def _completion(row: Mapping) -> Iterator[Record]:
     task = _text(row, "task", "")
     if isinstance(row["prompt"], list):
-        yield Record(turns=_conversation([*row["prompt"], *_listed(row, "completion")], "role", "content"), task=task)
+        yield Record(turns=conversation([*row["prompt"], *_listed(row, "completion")]), task=task)
         return
     prompt = _text(row, "prompt")
     if not prompt:
-        raise _Bad("'prompt' is empty; there is nothing to answer")
+        raise BadRecord("'prompt' is empty; there is nothing to answer")
     completion = _response({"completion": _text(row, "completion").removesuffix(END)}, "completion")
     yield Record(prompt, output=completion, task=task)
 
 
 def _messages(row: Mapping) -> Iterator[Record]:
-    yield Record(turns=_conversation(_listed(row, "messages"), "role", "content"), task=_text(row, "task", ""))
+    yield Record(turns=conversation(_listed(row, "messages")), task=_text(row, "task", ""))
 
 
 def _sharegpt(row: Mapping) -> Iterator[Record]:
-    turns = _listed(row, "conversations")
-    system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
-    yield Record(turns=_conversation([*system, *turns], "from", "value"), task=_text(row, "task", ""))
+    yield Record(turns=conversation(_listed(row, "conversations"), "from", "value"), task=_text(row, "task", ""))
 
 
 def _chosen(row: Mapping) -> Iterator[Record]:
@@ -217,39 +229,67 @@ _FIELDS = {
     "superni": {"Definition", "Instances"}, "self_instruct": {"instruction", "instances"}, "alpaca": {"instruction", "output"},
     "completion": {"prompt", "completion"}, "messages": {"messages"}, "sharegpt": {"conversations"},
 }  # fmt: skip
+_READ = {
+    **_FIELDS, "self_instruct": {"name", "instruction", "instances"}, "alpaca": {"instruction", "input", "output"},
+    "preference": {"prompt", "chosen", "rejected"},
+}  # fmt: skip
 
 
-def _conversation(rows: list, role: str, content: str) -> tuple[Turn, ...]:
-    turns = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or role not in row or content not in row:
-            raise _Bad(f"turn {number} has no {role!r} and {content!r}")
-        if row[role] not in ROLES:
-            raise _Bad(f"turn {number} is of {row[role]!r}, expected one of {', '.join(ROLES)}")
-        said = row[content]
-        if isinstance(said, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in said):
-            said = "".join(part["text"] for part in said)
-        if not isinstance(said, str):
-            raise _Bad(f"turn {number}: {content!r} is {type(said).__name__}, expected a text")
-        turns.append(Turn(ROLES[row[role]], said))
-    if not turns or turns[-1].role != "assistant":
-        raise _Bad(f"the conversation ends with {turns[-1].role if turns else 'nothing'}, expected the assistant's turn; cut it there")
-    for number, turn in enumerate(turns, 1):
-        if turn.role == "assistant" and not turn.text.strip():
-            raise _Bad(f"turn {number}: the response is empty; remove the conversation, or set data.max_bad_share to leave such out")
-    if len(turns) == 1:
-        raise _Bad("there is nothing before the assistant's turn")
-    return tuple(turns)
+def _around(row: Mapping) -> tuple[tuple[Turn, ...], tuple[Mapping, ...]]:
+    """(the turns that `system` and `history` put before a record, its tools). Raises BadRecord for a field that cannot be obeyed."""
+    for name in (*MEDIA, "chat_template_kwargs"):
+        if row.get(name) not in ABSENT:
+            raise BadRecord(f"the field {name!r} cannot be obeyed: only text is read, as the template spells it; remove it, or the record")
+    for name in (*TRAINED, "label", "kto_tag"):
+        if row.get(name) is not None and row[name] not in (1, *([] if name in TRAINED else [""])):
+            raise BadRecord(f"the field {name!r} is {row[name]!r}: a record is learned as it is or not at all; remove it, or the record")
+    if (mask := row.get("mask")) not in (*ABSENT, False) and ROLES.get(str(mask).lower()) != "user":
+        raise BadRecord(f"the field 'mask' is {mask!r}: what users say is never trained, and nothing else can be hidden so; mark the turns")
+    tools = tools_of(row)
+    if row.get("parallel_tool_calls") is False and any(len(turn.get("tool_calls") or ()) > 1 for turn in row.get("messages", ())):
+        raise BadRecord("'parallel_tool_calls' is false, and a turn makes several calls")
+    turns = [Turn("system", system)] if (system := _text(row, "system", "")) else []
+    for pair in row.get("history") or ():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(said, str) for said in pair):
+            raise BadRecord("'history' is no list of [what the user said, the answer]")
+        turns += [Turn("user", pair[0]), Turn("assistant", pair[1])]
+    return tuple(turns), tools
+
+
+def _after(before: tuple[Turn, ...], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    if before and turns[0].role == "system":
+        raise BadRecord("there is a turn of the system, and 'system' or 'history' before it; keep one")
+    return (*before, *turns)
+
+
+def _dialogue(record: Record) -> tuple[Turn, ...]:
+    return Turn("user", whole_prompt(record)), Turn("assistant", record.output)
+
+
+def _unread(row: Mapping, format: str) -> set[str]:
+    """The names of a record's fields that nothing reads, those of messages and instances too."""
+    found = {str(name) for name in row if name not in _READ[format] and name not in AROUND and row[name] not in ABSENT}
+    names = ("from", "value") if format == "sharegpt" else ("role", "content")
+    for field in _READ[format] & {"messages", "conversations", "prompt", "completion", "chosen", "rejected"}:
+        if isinstance(row.get(field), list):
+            found |= {f"{field}[].{name}" for name in unread_of(row[field], *names)}
+    if format == "self_instruct" and isinstance(row.get("instances"), list):
+        every = [instance for instance in row["instances"] if isinstance(instance, dict)]
+        found |= {f"instances[].{name}" for instance in every for name in instance if name not in ("input", "output")}
+    return found
 
 
 def _preference(row: Any, where: str) -> Preference:
     if not isinstance(row, dict) or not {"chosen", "rejected"} <= set(row):
-        raise _Bad("expected the fields 'prompt', 'chosen' and 'rejected'")
+        raise BadRecord("expected the fields 'prompt', 'chosen' and 'rejected'")
     if isinstance(row["chosen"], list):
         given = row["prompt"] if isinstance(row.get("prompt"), list) else []
-        chosen, rejected = (_conversation([*given, *_listed(row, name)], "role", "content") for name in ("chosen", "rejected"))
+        chosen, rejected = (conversation([*given, *_listed(row, name)]) for name in ("chosen", "rejected"))
         if chosen[:-1] != rejected[:-1]:
-            raise _Bad("'chosen' and 'rejected' answer different prompts")
+            raise BadRecord("'chosen' and 'rejected' answer different prompts")
+        for name, turns in (("chosen", chosen), ("rejected", rejected)):
+            if len(turns) < len(given) + len(row[name]) or turns[-1].fields:
+                raise BadRecord(f"{name!r} ends with a turn that has more than a text, or is not trained: a pair compares two texts")
         return Preference(chosen[:-1], chosen[-1].text, rejected[-1].text, where)
     return Preference((Turn("user", _text(row, "prompt")),), _response(row, "chosen"), _response(row, "rejected"), where)
 
@@ -259,22 +299,22 @@ def _text(row: Mapping, name: str, default: str | None = None) -> str:
     if value is None and default is not None:
         return default
     if name not in row and default is None:
-        raise _Bad(f"no field {name!r}; it has {', '.join(map(repr, row))}")
+        raise BadRecord(f"no field {name!r}; it has {', '.join(map(repr, row))}")
     if not isinstance(value, str):
-        raise _Bad(f"field {name!r} is {type(value).__name__}, expected a text")
+        raise BadRecord(f"field {name!r} is {type(value).__name__}, expected a text")
     return value
 
 
 def _response(row: Mapping, name: str) -> str:
     text = _text(row, name)
     if not text.strip():
-        raise _Bad(f"the response {name!r} is empty; remove the record, or set data.max_bad_share to leave such records out")
+        raise BadRecord(f"the response {name!r} is empty; remove the record, or set data.max_bad_share to leave such records out")
     return text
 
 
 def _listed(row: Mapping, name: str) -> list:
     if not isinstance(row.get(name), list):
-        raise _Bad(f"field {name!r} is {type(row.get(name)).__name__}, expected a list of turns")
+        raise BadRecord(f"field {name!r} is {type(row.get(name)).__name__}, expected a list of turns")
     return row[name]
 
 

@@ -12,6 +12,11 @@ from lm.data.sources import DataError
 
 FEWEST, MOST = 26, 6500  # instances that a task of the repository has
 FEW_LABELS, ENTROPY = 15, 0.8  # with fewer labels than this, their normalised entropy is to be above that
+READ = ("Definition", "Categories", "Positive Examples", "Negative Examples", "Instances")
+NOTES = (  # that the collection keeps beside them
+    "Contributors", "Source", "URL", "Reasoning", "Domains", "Input_language", "Output_language", "Instruction_language",
+    "Instance License",
+)  # fmt: skip
 SPLIT_LISTS = ("train_tasks.txt", "test_tasks.txt", "excluded_tasks.txt")
 
 
@@ -47,6 +52,13 @@ def records(task: Mapping[str, Any], name: str, file: str) -> Iterator[tuple[str
                 definition[0], instance["input"], references[0], references=references, positive=positive, negative=negative, task=name,
                 source=where, category=category,
             )  # fmt: skip
+
+
+def unread(task: Mapping[str, Any]) -> Iterator[str]:
+    """The names of fields that nothing reads, besides the notes that every task of the collection has."""
+    yield from (str(name) for name in task if name not in (*READ, *NOTES))
+    instances = [instance for instance in task["Instances"] if isinstance(instance, dict)]
+    yield from {f"Instances[].{name}" for instance in instances for name in instance if name not in ("id", "input", "output")}
 
 
 def doubts(task: Mapping[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from lm.data.labelled import TASKS
 from lm.data.records import Reading
 from lm.evaluation import generation, perplexity, pseudo, scores, words
 from lm.evaluation.progress import bar
-from lm.loading import is_run, load, load_template
+from lm.loading import is_run, kept_template, load, load_template
 from lm.models import inputs
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
@@ -174,6 +174,8 @@ def template_of(args, tokenizer) -> templates.Template:
         options = dict(json.loads(args.template_options))
     except (ValueError, TypeError):
         raise ConfigError(f"--template-options={args.template_options}: expected a JSON object, such as '{{\"positive\": 2}}'") from None
+    if args.template:
+        options = templates.date_of(kept_template(args.model), args.template, tokenizer) | options
     named = templates.get(args.template, tokenizer, **options) if args.template else None
     kept = None if args.force_template else load_template(args.model, tokenizer)
     chosen = kept if named is None else named

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.data.encoding import affixes
+from lm.data.templates.jinja import rendered
 from lm.evaluation import likelihood
 from lm.evaluation.progress import bar
 from lm.generation import Greedy, Sample, generate_text
@@ -152,10 +153,8 @@ class Harness:
             return None
         if not self.tokenizer.chat_template:
             raise ValueError("the tokenizer has no chat template: leave out apply_chat_template")
-        return self.tokenizer.chat_template
+        return self.tokenizer.get_chat_template()
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the model's chat template spells it."""
-        return self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
-        )
+        return rendered(self.tokenizer, chat_history, prompt=add_generation_prompt, continue_final_message=not add_generation_prompt)

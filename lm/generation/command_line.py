@@ -6,6 +6,7 @@ from lm.data import templates
 from lm.data.encoding import Encoder, prompt_ids
 from lm.data.examples import Record, Turn
 from lm.data.templates import Template
+from lm.data.templates.jinja import rendered
 from lm.generation.beams import Beams
 from lm.generation.samplers import Greedy, Sample
 
@@ -36,10 +37,11 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
 
 def chosen_template(args, tokenizer) -> Template | None:
     """The template that spells prompts: that of the flag, or of the run; None without one. Raises ConfigError (a ValueError)."""
-    from lm.loading import load_template
+    from lm.loading import kept_template, load_template
 
     if args.template:
-        return None if args.template == "none" else templates.get(args.template, tokenizer)
+        date = templates.date_of(kept_template(args.model), args.template, tokenizer)
+        return None if args.template == "none" else templates.get(args.template, tokenizer, **date)
     kept = load_template(args.model, tokenizer)
     if args.chat and kept is None and not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {args.model} has no chat template: leave out --chat")
@@ -51,7 +53,7 @@ def spelled(model, tokenizer, template: Template | None, turns: list[dict[str, s
     turns = turns if chat else turns[-1:]
     if template is None:
         if chat:
-            return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            return tokenizer(rendered(tokenizer, turns), add_special_tokens=False)["input_ids"]
         return prompt_ids(tokenizer, turns[-1]["content"], encoder=bool(model.config.encoder_layers))
     c = model.config
     record = Record(turns=tuple(Turn(turn["role"], turn["content"]) for turn in turns))

@@ -197,7 +197,7 @@ def load_params(workdir: str | Folder, step: int | None = None, shardings=None) 
     params = _first_good(workdir, step, lambda folder: _read_weights(folder, abstract, model, lora))
     with local_copy(_model_folder(workdir) / "tokenizer") as files:
         try:
-            return model, params, as_trained(load_tokenizer(str(files)), _objective(workdir))
+            return model, params, as_trained(load_tokenizer(str(files)), _section(workdir, "objective").get("name", ""))
         except Exception as e:  # whatever the tokenizer's library raises
             raise CheckpointError(f"{files} cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
 
@@ -269,15 +269,18 @@ def save_model(workdir: str | Folder, config: ModelConfig, tokenizer, template: 
 
 def check_template(workdir: str | Folder, template: Template | None) -> None:
     """Raises CheckpointError when the run folder holds a run with another template."""
-    path = _model_folder(workdir) / "template.json"
-    if not path.exists():
-        return
-    there, now = _object(path), None if template is None else templates.remember(template)
-    if there != now:
+    there, now = kept_template(workdir), None if template is None else templates.remember(template)
+    if there is not None and (now is None or any(there.get(name) != now[name] for name in ("name", "stop", "fingerprint"))):
         raise CheckpointError(
             f"{workdir} holds a run with another template: {_described(there)} in the run, {_described(now)} now; use the old one, or "
             "another --workdir"
         )
+
+
+def kept_template(workdir: str | Folder) -> dict | None:
+    """What the run folder remembers of its template (lm.data.templates.remember); None without one."""
+    path = _model_folder(workdir) / "template.json"
+    return _object(path) if path.exists() else None
 
 
 def _described(kept: dict | None) -> str:
@@ -356,16 +359,15 @@ def _read(folder: Folder, abstract: dict, partial: bool = False) -> dict:
     return ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=args)
 
 
-def _objective(workdir: str | Folder) -> str:
-    """The name of the objective that a run's config names, or ""."""
+def _section(workdir: str | Folder, name: str) -> dict:
+    """A section of the run's config, {} without one."""
     path = resolve(workdir) / "config.json"
-    return json.loads(path.read_text()).get("objective", {}).get("name", "") if path.exists() else ""
+    return (_object(path).get(name) or {}) if path.exists() else {}
 
 
 def _lora(workdir: str | Folder) -> Lora | None:
     """The adapters that the run in a folder trains, told by its config, or None."""
-    path = resolve(workdir) / "config.json"
-    section = _object(path).get("adaptation") if path.exists() else None
+    section = _section(workdir, "adaptation")
     return plan.lora_of(section) if section else None
 
 

@@ -1,5 +1,6 @@
 """What a config says about instruct data: checked, and made into a template, readings and rows."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -57,8 +58,11 @@ def _changed_options(data) -> list[str]:
     return [f"tk_instruct.{name}" for name, value in data.tk_instruct.items() if value != known[name]]
 
 
-def template_of(config: ml_collections.ConfigDict, tokenizer, kept: Template | None) -> Template | None:
-    """The template that the config names, or else `kept`, that of init_from; None for other objectives. Raises ConfigError."""
+def template_of(config: ml_collections.ConfigDict, tokenizer, kept: Template | None, there: Mapping | None = None) -> Template | None:
+    """The template that the config names, or else `kept`, that of init_from; None for other objectives. Raises ConfigError.
+
+    there: what the run folder remembers of its template, whose date is that of the run.
+    """
     data = config.data
     if config.objective.name not in OBJECTIVES:
         return None
@@ -76,6 +80,7 @@ def template_of(config: ml_collections.ConfigDict, tokenizer, kept: Template | N
     if data.template in SEEDED:
         options["seed"] = config.seed
     options["shots"] = data.shots
+    options |= templates.date_of(there, data.template, tokenizer)
     return templates.get(data.template, tokenizer, **options)
 
 

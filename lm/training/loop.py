@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from lm import phases
+from lm.data import packing
 from lm.data.mixtures import Mixture
 from lm.evaluation import labelled
 from lm.evaluation.perplexity import make_evaluator
@@ -56,9 +57,9 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
         for line in packed.described() if isinstance(packed, Mixture) else ():
             out.say(f"mixture: {line}")
         if run.template is None and packed.counts:
-            out.say(f"data: {', '.join(f'{count:,} {name}' for name, count in packed.counts.items()).replace('_', ' ')}")
+            out.say(f"data: {', '.join(f'{count:,} {packing.named(name)}' for name, count in packed.counts.items())}")
         if run.template is not None:
-            counted = ", ".join(f"{packed.stats()[name]:,} {name.replace('_', ' ')}" for name in ("trained_tokens", *packed.counts))
+            counted = ", ".join(f"{packed.stats()[name]:,} {packing.named(name)}" for name in ("trained_tokens", *packed.counts))
             out.say(f"template {run.template.name} {run.template.fingerprint}: {counted}")
         _write_folder(config, run, out)
         try:

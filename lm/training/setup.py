@@ -91,7 +91,7 @@ class Reader:
 def reader(config: settings.Config, workdir: Folder) -> Reader:
     """What data is prepared with, on a machine that need not have the run's devices. Raises ConfigError or WeightsError."""
     settings.check(config, math.prod(size for size in config.mesh.values() if size > 0))
-    model, _, tokenizer, template = _model(config, resuming=True)
+    model, _, tokenizer, template = _model(config, workdir, resuming=True)
     return Reader(workdir, model, tokenizer, template)
 
 
@@ -101,7 +101,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     mesh = make_mesh(**config.mesh.to_dict())
     parameters, activations = (config.sharding[table].to_dict() for table in ("parameters", "activations"))
     rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
-    model, params, tokenizer, template = _model(config, resuming=bool(checkpoints.steps(workdir)))
+    model, params, tokenizer, template = _model(config, workdir, resuming=bool(checkpoints.steps(workdir)))
     c = model.config
     for one in (config, *mixing.parts(config).values()):
         settings.check_head(one, c.head)
@@ -209,7 +209,7 @@ def _transform(config, model: ModelConfig, tokenizer) -> Transform | None:
     return None if make is None else make(tokenizer, model, **settings.options(config))
 
 
-def _model(config: settings.Config, resuming: bool):
+def _model(config: settings.Config, workdir: Folder, resuming: bool):
     """(model, params or None, tokenizer or None, template or None); params are None when a checkpoint will replace them."""
     model, params, tokenizer = _loaded(config, resuming)
     if config.objective.name in labelling.OBJECTIVES:
@@ -217,7 +217,8 @@ def _model(config: settings.Config, resuming: bool):
             raise ConfigError("labelled texts need a tokenizer, and neither the config nor init_from has one")
         model, params = labelling.with_labels(config, list(mixing.parts(config).values()) or [config], model, params)
     tokenizer = as_trained(tokenizer, config.objective.name)
-    template = instruction.template_of(config, tokenizer, load_template(config.init_from, tokenizer) if config.init_from else None)
+    there = checkpoints.kept_template(workdir)
+    template = instruction.template_of(config, tokenizer, load_template(config.init_from, tokenizer) if config.init_from else None, there)
     return build(instruction.with_stop(model.config, template, tokenizer)), params, tokenizer, template
 
 

@@ -10,9 +10,9 @@ import functools
 import re
 from collections.abc import Sequence
 
-import jinja2
-
 from lm.data.encoding import affixes
+from lm.data.sources import DataError
+from lm.data.templates.jinja import rendered
 from retrieval.errors import RetrievalError
 from retrieval.inert import encode_foreign, encode_plain, one_line, one_of
 from retrieval.passages import Hit
@@ -91,11 +91,11 @@ def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
 
 
 def _rendered(tokenizer, instruction: str) -> str:
-    render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    render = functools.partial(rendered, tokenizer)
     system, user = {"role": "system", "content": instruction}, {"role": "user", "content": CONTENT}
     try:
         return render([*[system] * bool(instruction), user])
-    except (ValueError, TypeError, jinja2.TemplateError):
+    except DataError:
         return render([user | {"content": f"{instruction}\n{CONTENT}"}])
 
 

@@ -1,5 +1,6 @@
 """Templates by the name a config gives them. A template is code, not a pattern: what is trained is known, never searched for."""
 
+import datetime
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -18,12 +19,25 @@ TEMPLATES = {
     "alpaca": alpaca, "alpaca_nl": alpaca_nl, "tk_instruct": tk_instruct, "self_instruct": self_instruct, "chatml": chatml, "tulu": tulu,
     "llama2": llama2, "llama3": llama3, "jinja": jinja, "plain": plain,
 }  # fmt: skip
+DAYS = 1_100  # how far back the date of a template is looked for that was remembered without it
 CONTROL = {  # tokens a tokenizer must have for a template, besides its own end-of-text token
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 }
 
-__all__ = ["CONTROL", "TEMPLATES", "Template", "check_name", "get", "options_of", "recall", "remember", "stop_id", "with_examples"]
+__all__ = [
+    "CONTROL",
+    "TEMPLATES",
+    "Template",
+    "check_name",
+    "date_of",
+    "get",
+    "options_of",
+    "recall",
+    "remember",
+    "stop_id",
+    "with_examples",
+]
 
 
 def get(name: str, tokenizer, **options) -> Template:
@@ -86,9 +100,30 @@ def remember(template: Template) -> dict:
 def recall(kept: Mapping, tokenizer) -> Template:
     """The template that `remember` described. Raises ConfigError when this code or tokenizer spells it differently."""
     template = get(kept["name"], tokenizer, **kept["options"])
+    if template.fingerprint != kept["fingerprint"] and "date" in template.options and "date" not in kept["options"]:
+        template = _of_some_day(kept, tokenizer) or template
     if template.fingerprint != kept["fingerprint"]:
         raise ConfigError(
             f"template {template.name!r} spells records differently from when the model was trained (fingerprint {template.fingerprint}, "
             f"then {kept['fingerprint']}): the tokenizer or the code has changed; use those of the training, or name a template explicitly"
         )
     return template
+
+
+def date_of(kept: Mapping | None, name: str, tokenizer) -> dict[str, str]:
+    """The option `date` that a template of that name needs to spell as the remembered one, which was told a day; {} without one."""
+    if kept is None or kept["name"] != name:
+        return {}
+    try:
+        date = kept["options"].get("date") or recall(kept, tokenizer).options.get("date")
+    except ConfigError:  # it differs in more than its date
+        date = None
+    return {"date": date} if date else {}
+
+
+def _of_some_day(kept: Mapping, tokenizer) -> Template | None:
+    """The template on the day on which it had the fingerprint that is remembered."""
+    today = datetime.date.today()
+    days = ((today - datetime.timedelta(days=n)).isoformat() for n in range(DAYS))
+    every = (get(kept["name"], tokenizer, **kept["options"], date=day) for day in days)
+    return next((template for template in every if template.fingerprint == kept["fingerprint"]), None)

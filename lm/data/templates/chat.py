@@ -77,7 +77,7 @@ def _template(name: str, style: Format, turns: str, arrange: Callable[[tuple[Tur
                 said = answer(turn.text)
                 found += [
                     Segment(style.header, False, control=True),
-                    *(dataclasses.replace(s, trained=s.trained and trained) for s in said),
+                    *(dataclasses.replace(s, trained=s.trained and trained and turn.trained) for s in said),
                 ]
                 continue
             if turn.role not in style.around:

@@ -4,7 +4,13 @@ Which part of the text is the template's and which the conversation's is found b
 spelled out in what a user says stay text.
 """
 
+import dataclasses
+import datetime
+import functools
+import json
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lm.data.examples import Record, Segment, Turn
 from lm.data.sources import DataError
@@ -13,35 +19,52 @@ from lm.data.templates.template import Asked, Template, as_turns
 from lm.models.config import ConfigError
 
 PLACE = re.compile("\ue000(\\d+)\ue001")  # of a private-use area: no text holds it
+CLOCK = "strftime_now"  # what transformers lets a template ask for the date
+AT = (  # a clock that stands still, before a template: transformers passes no function to one
+    "{%- macro strftime_now(format) -%}{%- set said = namespace(text=format) -%}{%- for mark, value in openbook_day.items() -%}"
+    "{%- set said.text = said.text.replace(mark, value) -%}{%- endfor -%}{{- said.text -}}{%- endmacro -%}"
+)
+MARKS = tuple(f"%{pad}{letter}" for letter in "aAwdbBmyYHIpMSfjUWcxXGuV" for pad in ("-", "")) + ("%%",)
+LINKS = ("tool_call_id", "name")  # of a tool's turn: templates may leave them out, for the order says the same
 
 Pieces = list[tuple[str, bool]]  # text, and whether it is the template's
+Render = Callable[..., str]  # (turns, prompt=False) -> text
 
 
-def jinja(tokenizer, turns: str = "all") -> Template:
-    """Raises ConfigError when the tokenizer has no chat template, or one that ends no answer with a control token."""
+def jinja(tokenizer, turns: str = "all", date: str = "") -> Template:
+    """date: the day that the template is told, YYYY-MM-DD; "" = today, for a template that asks for it. It is kept with the template.
+
+    Raises ConfigError when the tokenizer has no chat template, or one that fails or ends no answer with a control token.
+    """
     trained = check_turns(turns) == "all"
-    if not isinstance(tokenizer.chat_template, str):
-        raise ConfigError(
-            "data.template='jinja': the tokenizer has no chat template (chat_template); choose another template, such as 'chatml'"
-        )
+    source = _source(tokenizer)
+    date = (date or datetime.date.today().isoformat()) if CLOCK in source else ""
     specials = special_tokens(tokenizer)
+    plain = functools.partial(_turns_rendered, tokenizer, date=date)
+    stop = _stop(plain, specials)
 
     def ask(question: Record, _: int) -> Asked:
         messages = as_turns(question)
+        render = functools.partial(plain, tools=question.tools)
+        _check_tools(plain, render, question, specials)
         found: list[Segment] = []
         done = ""
         for i, turn in enumerate(messages):
-            if turn.role == "assistant" and trained:
-                found += _grown(tokenizer, messages[:i], done)
-                found += _answer(tokenizer, messages[: i + 1], specials)
+            _check_fields(render, messages[: i + 1], specials)
+            if turn.role == "assistant" and trained and turn.trained:
+                found += _grown(render, messages[:i], done, specials)
+                found += _answer(render, messages[: i + 1], stop, specials)
                 done = "".join(segment.text for segment in found)
-        found += _grown(tokenizer, messages, done)
-        return Asked(tuple(found), lambda answer: tuple(_answer(tokenizer, (*messages, Turn("assistant", answer)), specials)))
+        found += _grown(render, messages, done, specials)
 
-    probe = _answer(tokenizer, (Turn("user", "a"), Turn("assistant", "b")), specials)
-    stop = next(segment.text for segment in reversed(probe) if segment.trained)
-    stop = specials.findall(stop)[-1]
-    return Template("jinja", {"turns": turns}, stop, ask, source=tokenizer.chat_template)
+        def respond(answer: str | Turn) -> tuple[Segment, ...]:
+            grown = (*messages, answer if isinstance(answer, Turn) else Turn("assistant", answer))
+            _check_fields(render, grown, specials)
+            return tuple(_answer(render, grown, stop, specials))
+
+        return Asked(tuple(found), respond)
+
+    return Template("jinja", {"turns": turns, **({"date": date} if date else {})}, stop, ask, source=source, fields=True)
 
 
 def special_tokens(tokenizer) -> re.Pattern:
@@ -50,39 +73,123 @@ def special_tokens(tokenizer) -> re.Pattern:
     return re.compile("|".join(map(re.escape, sorted(filter(None, control), key=len, reverse=True))) or r"(?!)")
 
 
-def _grown(tokenizer, messages: tuple[Turn, ...], done: str) -> list[Segment]:
-    """What the prompt for an answer to `messages` adds to the text that is there already."""
-    pieces = _pieces(tokenizer, messages, prompt=True)
-    return [Segment(text, False, control) for text, control in _after(pieces, done, "the turns before it are rendered differently later")]
+def rendered(tokenizer, messages: Sequence[Mapping], *, prompt: bool = True, tools: Sequence[Mapping] = (), date: str = "", **more) -> str:
+    """The conversation as the tokenizer's chat template spells it; `prompt`: up to where an answer begins; date: instead of today.
+
+    more: of transformers' apply_chat_template. Raises DataError, in words, for whatever goes wrong inside the template.
+    """
+    given: dict[str, Any] = {"tools": list(tools)} if tools else {}
+    try:
+        if date:
+            day = datetime.datetime.fromisoformat(date)
+            given |= {"chat_template": AT + tokenizer.get_chat_template(tools=given.get("tools"))}
+            given["openbook_day"] = {mark: day.strftime(mark) for mark in MARKS}
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **given, **more)
+    except Exception as error:  # a template is a program: it may raise anything
+        import jinja2
+
+        said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"the tokenizer's chat template refuses it: {said}") from None
 
 
-def _answer(tokenizer, messages: tuple[Turn, ...], specials: re.Pattern) -> list[Segment]:
-    """The segments of the last turn, an assistant's: trained up to its first control token."""
-    prompt = "".join(text for text, _ in _pieces(tokenizer, messages[:-1], prompt=True))
-    rest = _after(_pieces(tokenizer, messages), prompt, "the prompt for an answer is not what its turn begins with")
-    found: list[Segment] = []
-    ended = False
-    for text, control in rest:
-        end = specials.search(text) if control and not ended else None
-        if end is None:
-            found.append(Segment(text, not ended, control))
-            continue
-        ended = True
-        parts = ((text[: end.start()], True), (end.group(), True), (text[end.end() :], False))
-        found += [Segment(part, trained, control) for part, trained in parts if part]
-    if not ended:
+def _source(tokenizer) -> str:
+    """The template as text; of several, which have names, transformers takes "tool_use" where there are tools, else "default"."""
+    found = tokenizer.chat_template
+    if isinstance(found, dict) and "default" in found:
+        return json.dumps(found, sort_keys=True)
+    if isinstance(found, dict) and found:
+        raise ConfigError(
+            f"data.template='jinja': the tokenizer's chat templates are called {', '.join(sorted(found))}, and none is 'default'; rename "
+            "the one to use, or keep it alone as chat_template.jinja"
+        )
+    if not isinstance(found, str):
+        raise ConfigError(
+            "data.template='jinja': the tokenizer has no chat template (chat_template); choose another template, such as 'chatml'"
+        )
+    return found
+
+
+def _turns_rendered(tokenizer, turns: Sequence[Turn], prompt: bool = False, tools: Sequence[Mapping] = (), date: str = "") -> str:
+    messages = [{"role": turn.role, "content": turn.text, **turn.fields} for turn in turns]
+    return rendered(tokenizer, messages, prompt=prompt, tools=tools, date=date)
+
+
+def _stop(render: Render, specials: re.Pattern) -> str:
+    """The control token that ends an answer. Raises ConfigError when there is none."""
+    try:
+        text = render((Turn("user", "a"), Turn("assistant", "\ue0000\ue001")))
+    except DataError as error:
+        raise ConfigError(f"data.template='jinja': {error}") from None
+    found = specials.search(text, text.find("\ue001") + 1)
+    if found is None or "\ue001" not in text:
         raise ConfigError(
             "data.template='jinja': the tokenizer's chat template ends an answer with no control token, so none could be trained; choose "
             "another template, such as 'chatml'"
         )
+    return found.group()
+
+
+def _check_tools(plain: Render, render: Render, question: Record, specials: re.Pattern) -> None:
+    """Raises DataError when the template leaves tools out, or they spell out a control token."""
+    if question.tools:
+        _no_control(specials, question.tools, "the tools")
+        messages = as_turns(question)
+        if plain(messages, prompt=True) == render(messages, prompt=True):
+            raise DataError("the tokenizer's chat template leaves out 'tools'; choose a model whose template renders them, or remove them")
+
+
+def _check_fields(render: Render, messages: Sequence[Turn], specials: re.Pattern) -> None:
+    """Raises DataError when the template leaves out what the last turn holds besides its text, or it spells out a control token."""
+    turn = messages[-1]
+    for name in turn.fields:
+        _no_control(specials, turn.fields[name], f"turn {len(messages)}: {name!r}")
+        if turn.role == "tool" and name in LINKS:
+            continue
+        without = dataclasses.replace(turn, fields={key: value for key, value in turn.fields.items() if key != name})
+        if render(messages) == render((*messages[:-1], without)):
+            raise DataError(
+                f"the tokenizer's chat template leaves out {name!r} of turn {len(messages)}; remove the field, or choose a template that "
+                "renders it"
+            )
+
+
+def _no_control(specials: re.Pattern, value: Any, what: str) -> None:
+    if spelled := specials.search(json.dumps(value, ensure_ascii=False)):
+        raise DataError(f"{what} spells out the control token {spelled.group()!r}; remove it")
+
+
+def _grown(render: Render, messages: Sequence[Turn], done: str, specials: re.Pattern) -> list[Segment]:
+    """What the prompt for an answer to `messages` adds to the text that is there already."""
+    pieces = _pieces(render, messages, specials, prompt=True)
+    reason = "the turns before it are rendered differently later"
+    return [Segment(text, False, control) for text, control in _after(pieces, done, reason)]
+
+
+def _answer(render: Render, messages: Sequence[Turn], stop: str, specials: re.Pattern) -> list[Segment]:
+    """The segments of the last turn, an assistant's: trained up to the control token that ends it."""
+    prompt = "".join(text for text, _ in _pieces(render, messages[:-1], specials, prompt=True))
+    ends = prompt.rstrip("\n").rpartition("\n")[2]
+    reason = f"the prompt for an answer, which ends in {ends!r}, is not what its turn begins with"
+    rest = _after(_pieces(render, messages, specials), prompt, reason)
+    found: list[Segment] = []
+    ended = False
+    for text, control in rest:
+        end = text.find(stop) if control and not ended else -1
+        if end < 0:
+            found.append(Segment(text, not ended, control))
+            continue
+        ended = True
+        parts = ((text[:end], True), (stop, True), (text[end + len(stop) :], False))
+        found += [Segment(part, trained, control) for part, trained in parts if part]
+    if not ended:
+        raise DataError(f"the tokenizer's chat template does not end this answer with {stop!r}, as it ends others")
     return found
 
 
 def _after(pieces: Pieces, done: str, reason: str) -> Pieces:
     if not "".join(text for text, _ in pieces).startswith(done):
-        raise DataError(
-            f"the tokenizer's chat template does not keep what is there when a conversation grows ({reason}); use data.turns='last'"
-        )
+        advice = "use data.turns='last'" if "later" in reason else "begin each answer so, or give its reasoning as the template reads it"
+        raise DataError(f"the tokenizer's chat template does not keep what is there when a conversation grows ({reason}); {advice}")
     left, found = len(done), []
     for text, control in pieces:
         if text[left:]:
@@ -91,31 +198,20 @@ def _after(pieces: Pieces, done: str, reason: str) -> Pieces:
     return found
 
 
-def _pieces(tokenizer, messages: tuple[Turn, ...], prompt: bool = False) -> Pieces:
-    native = _render(tokenizer, [(turn.role, turn.text) for turn in messages], prompt)
+def _pieces(render: Render, messages: Sequence[Turn], specials: re.Pattern, prompt: bool = False) -> Pieces:
+    native = render(messages, prompt=prompt)
     try:
-        parts = PLACE.split(_render(tokenizer, [(turn.role, f"\ue000{i}\ue001") for i, turn in enumerate(messages)], prompt))
+        places = [dataclasses.replace(turn, text=f"\ue000{i}\ue001" if turn.text else "") for i, turn in enumerate(messages)]
+        parts = PLACE.split(render(places, prompt=prompt))
     except DataError:
         parts = []
     for said in ([turn.text for turn in messages], [turn.text.strip() for turn in messages]):
         pieces = [(said[int(part)], False) if i % 2 else (part, True) for i, part in enumerate(parts)]
         if "".join(text for text, _ in pieces) == native:
             return [(text, control) for text, control in pieces if text]
-    specials = special_tokens(tokenizer)
     for turn in messages:
         if spelled := specials.search(turn.text):
             raise DataError(
                 f"a turn spells out the control token {spelled.group()!r}, and the tokenizer's chat template rewrites what is said"
             )
     return [(native, True)]
-
-
-def _render(tokenizer, messages: list[tuple[str, str]], prompt: bool) -> str:
-    import jinja2
-
-    try:
-        return tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in messages], tokenize=False, add_generation_prompt=prompt
-        )  # fmt: skip
-    except jinja2.TemplateError as error:
-        raise DataError(f"the tokenizer's chat template refuses it: {error}") from None

@@ -15,10 +15,10 @@ VERSION = 1  # of how templates spell; part of their fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A prompt, and how an answer is spelled after it. cut: tokens left out of the prompt's end."""
+    """A prompt, and how an answer (a text, or a turn with fields) is spelled after it. cut: tokens left out of the prompt's end."""
 
     segments: tuple[Segment, ...]
-    respond: Callable[[str], tuple[Segment, ...]]
+    respond: Callable[[Any], tuple[Segment, ...]]
     cut: int = 0
 
 
@@ -27,7 +27,7 @@ class Template:
     """ask: (record without its answer, index) -> Asked; what it draws, it draws from the options' seed and the record's index.
 
     options: all that changes what it spells.   stop: text of the control token that ends an answer.   source: further text that
-    defines it, such as a Jinja template.
+    defines it, such as a Jinja template.   fields: whether it has a place for tools and for what turns hold besides a text.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Template:
     stop: str
     ask: Callable[[Record, int], Asked]
     source: str = ""
+    fields: bool = False
 
     def render(self, record: Record, index: int = 0) -> Example:
         """The record with its answer, for training; its prompt is `prompt` of the same record and index.
@@ -43,10 +44,11 @@ class Template:
         its end is not trained.
         """
         question, answer = divided(record)
-        if not answer.strip():
+        turn = record.turns[-1] if record.turns else Turn("assistant", answer)
+        if not answer.strip() and not turn.fields.get("tool_calls"):
             raise _refused(record, "the response is empty; remove the record, or raise data.max_bad_share to leave such records out")
-        asked = self._asked(question, index)
-        response = asked.respond(answer)
+        asked = self._asked(question, index, turn.fields)
+        response = self._said(record, lambda: asked.respond(turn if turn.fields else answer))
         trained = [segment for segment in response if segment.trained]
         if not trained or not trained[-1].control or not trained[-1].text.endswith(self.stop):
             raise _refused(record, f"template {self.name!r} does not train the token that ends the response ({self.stop!r})")
@@ -63,7 +65,8 @@ class Template:
     def fingerprint(self) -> str:
         """16 hex digits of the name, the options and what the template makes of a few records."""
         spelled = [[dataclasses.astuple(segment) for segment in self._probe(record)] for record in _PROBES]
-        identity = [VERSION, self.name, dict(sorted(self.options.items())), self.stop, self.source, spelled]
+        options = {name: value for name, value in sorted(self.options.items()) if name != "date"}  # it shows in what is spelled
+        identity = [VERSION, self.name, options, self.stop, self.source, spelled]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     def _probe(self, record: Record) -> tuple[Segment, ...]:
@@ -72,11 +75,22 @@ class Template:
         except DataError:
             return ()
 
-    def _asked(self, question: Record, index: int) -> Asked:
+    def _asked(self, question: Record, index: int, answer: Mapping[str, Any] | None = None) -> Asked:
+        found = [(f"turn {n} has", name) for n, turn in enumerate(question.turns, 1) for name in turn.fields]
+        found += [("the answer has", name) for name in answer or ()] + [("the record has", "tools")] * bool(question.tools)
+        if found and not self.fields:
+            raise _refused(
+                question,
+                f"template {self.name!r}: {found[0][0]} {found[0][1]!r}, for which it has no place; use data.template='jinja' with a "
+                "chat template that renders it, or remove the field",
+            )
+        return self._said(question, lambda: self.ask(question, index))
+
+    def _said(self, record: Record, spell: Callable[[], Any]) -> Any:
         try:
-            return self.ask(question, index)
+            return spell()
         except DataError as error:
-            raise _refused(question, f"template {self.name!r}: {error}") from None
+            raise _refused(record, f"template {self.name!r}: {error}") from None
 
 
 def divided(record: Record) -> tuple[Record, str]:
