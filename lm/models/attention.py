@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lm.models.cache import ring_indices, slots
 from lm.models.config import ModelConfig
-from lm.models.layers import Norm, bias, constrain, weight
+from lm.models.layers import Norm, biased, constrain, stored, weight, wide
 from lm.models.positions import relative_buckets, rotary_angles, rotate
 
 
@@ -58,9 +58,9 @@ class RelativeBias(nn.Module):
 
     @nn.compact
     def __call__(self, view: View) -> jax.Array:
-        """[1, H, T, S]."""
+        """float32 [1, H, T, S], as layers and rows that share it sum its gradient."""
         c = self.config
-        return jnp.moveaxis(weight(self, "table", (c.relative_buckets, c.n_heads), "buckets heads")[view.buckets], -1, 0)[None]
+        return jnp.moveaxis(wide(stored(self, "table", (c.relative_buckets, c.n_heads), "buckets heads"))[view.buckets], -1, 0)[None]
 
 
 def attend(c: ModelConfig, q_BTHK, k_BSJK, v_BSJK, mask, score_bias=None) -> jax.Array:
@@ -84,7 +84,7 @@ def enter(module: nn.Module, x_BTD, name: str, with_bias: bool) -> jax.Array:
     c: ModelConfig = module.config
     heads, axis = (c.n_heads, "heads") if name == "query" else (c.n_kv_heads, "kv_heads")
     y = jnp.einsum("btd,dhk->bthk", x_BTD, weight(module, name, (x_BTD.shape[-1], heads, c.head_dim), f"embed {axis} head_dim"))
-    return y + bias(module, f"{name}_bias", (heads, c.head_dim), f"{axis} head_dim") if with_bias else y
+    return biased(module, y, f"{name}_bias", f"{axis} head_dim") if with_bias else y
 
 
 def leave(module: nn.Module, y_BTHK, with_bias: bool, init=None) -> jax.Array:
@@ -92,7 +92,7 @@ def leave(module: nn.Module, y_BTHK, with_bias: bool, init=None) -> jax.Array:
     c: ModelConfig = module.config
     out = weight(module, "out", (c.n_heads, c.head_dim, c.d_model), "heads head_dim embed", init)
     y = jnp.einsum("bthk,hkd->btd", constrain(y_BTHK, "batch length heads head_dim"), out)
-    return y + bias(module, "out_bias", (c.d_model,), "norm") if with_bias else y
+    return biased(module, y, "out_bias", "norm") if with_bias else y
 
 
 class Attention(nn.Module):

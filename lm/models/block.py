@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lm.models.attention import Attention, CrossAttention, NeighbourAttention, View
 from lm.models.config import ModelConfig
-from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, bias, constrain, weight
+from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, weight
 from lm.models.ssm import Mamba2Mixer, MambaMixer
 
 
@@ -37,12 +37,12 @@ class MLP(nn.Module):
         up = self.project(x_BTD, "up")
         h = act(self.project(x_BTD, "gate")) * up if c.gated_mlp else act(up)
         y = jnp.einsum("btf,fd->btd", constrain(h, "batch length mlp"), weight(self, "down", (c.d_ff, c.d_model), "mlp embed"))
-        return y + bias(self, "down_bias", (c.d_model,), "norm") if c.mlp_bias else y
+        return biased(self, y, "down_bias", "norm") if c.mlp_bias else y
 
     def project(self, x_BTD, name) -> jax.Array:
         c = self.config
         y = jnp.einsum("btd,df->btf", x_BTD, weight(self, name, (c.d_model, c.d_ff), "embed mlp"))
-        return y + bias(self, f"{name}_bias", (c.d_ff,), "mlp") if c.mlp_bias else y
+        return biased(self, y, f"{name}_bias", "mlp") if c.mlp_bias else y
 
 
 class Block(nn.Module):

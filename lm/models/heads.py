@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.config import LM_HEADS, ModelConfig
-from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, bias, constrain, weight
+from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, stored, weight
 
 OUTPUTS = {"question_answering": 2, "value": 1}  # of a classifier whose head says how many
 
@@ -18,7 +18,7 @@ class Pooler(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         d = self.config.d_model
-        return jnp.tanh(x_BTD[:, 0] @ weight(self, "kernel", (d, d), "embed pooled") + bias(self, "bias", (d,), "norm"))
+        return jnp.tanh(biased(self, x_BTD[:, 0] @ weight(self, "kernel", (d, d), "embed pooled"), "bias", "norm"))
 
 
 def pool(c: ModelConfig, x_BTD, segments_BT) -> jax.Array:
@@ -42,7 +42,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, table_VD: jax.Array | None = None) -> jax.Array:
-        """x [..., D] -> float32 [..., V], `table_VD` the tied table or None for one of its own; or float32 [..., labels]."""
+        """x [..., D] -> float32 [..., V], `table_VD` the stored tied table or None for one of its own; or float32 [..., labels]."""
         c = self.config
         if c.head not in LM_HEADS:
             return self.labels(x)
@@ -50,19 +50,20 @@ class Head(nn.Module):
         if c.head == "masked_lm":
             x = Norm(c, name="norm")(self.dense(x, width, c.head_activation or c.activation))
         if table_VD is None:
-            table_VD = weight(self, "table", (c.vocab_size, width), "vocab table_embed")
+            table_VD = stored(self, "table", (c.vocab_size, width), "vocab table_embed")
         if c.logit_scale != 1.0:
             x = x * jnp.asarray(c.logit_scale, x.dtype)
-        logits = jnp.einsum("...d,vd->...v", x, constrain(table_VD, "vocab embed"), preferred_element_type=jnp.float32)
+        table_VD = constrain(table_VD.astype(c.dtype), "vocab embed")
+        logits = jnp.einsum("...d,vd->...v", x, table_VD, preferred_element_type=jnp.float32)
         if c.head == "masked_lm" or c.head_bias:
-            logits = logits + bias(self, "bias", (c.vocab_size,), "vocab")
+            logits = biased(self, logits, "bias", "vocab")
         return c.logit_softcap * jnp.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
 
     def dense(self, x, width: int, activation: str) -> jax.Array:
         x = jnp.einsum("...d,de->...e", x, weight(self, "dense", (x.shape[-1], width), "embed pooled"))
         given = self.config.head_dense_bias
-        biased = self.config.mlp_bias if given is None else given
-        x = x + bias(self, "dense_bias", (width,), "norm") if biased else x
+        with_bias = self.config.mlp_bias if given is None else given
+        x = biased(self, x, "dense_bias", "norm") if with_bias else x
         return ACTIVATION_FUNCTIONS[activation](x)
 
     def labels(self, x) -> jax.Array:
@@ -73,4 +74,4 @@ class Head(nn.Module):
         init = nn.initializers.zeros if c.head == "value" else None  # a new critic expects nothing, rather than noise
         kernel = weight(self, "classifier", (c.d_model, n), "embed labels", init)
         y = jnp.einsum("...d,dn->...n", x, kernel, preferred_element_type=jnp.float32)
-        return y + bias(self, "classifier_bias", (n,), "labels") if c.head_bias else y
+        return biased(self, y, "classifier_bias", "labels") if c.head_bias else y

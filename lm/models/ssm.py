@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.config import ModelConfig
-from lm.models.layers import ACTIVATION_FUNCTIONS, bias, constrain, weight
+from lm.models.layers import ACTIVATION_FUNCTIONS, biased, constrain, scaled, stored, weight, wide
 from lm.models.scan import causal_conv, selective_scan, ssd
 
 
@@ -70,7 +70,7 @@ class Mamba2Mixer(nn.Module):
 
         y = wide(y.reshape(batch, length, c.ssm_inner)) * jax.nn.silu(wide(gate))
         y = rms(y.reshape(batch, length, c.ssm_groups, -1), c.norm_eps).reshape(batch, length, c.ssm_inner).astype(c.dtype)
-        y = constrain(y * weight(self, "norm_scale", (c.ssm_inner,), "mlp", nn.initializers.ones), "batch length mlp")
+        y = constrain(scaled(self, y, "norm_scale", "mlp"), "batch length mlp")
         return leave(self, y), updated(cache, segments_BT, conv=conv, bc_conv=bc_conv, state=state)
 
 
@@ -96,14 +96,14 @@ def updated(cache, segments_BT, **new) -> dict | None:
 def project(module, x_BTD, name, width, axis) -> jax.Array:
     """A way into the mixer, [B, T, D] -> [B, T, width]."""
     y = jnp.einsum("btd,de->bte", x_BTD, weight(module, name, (x_BTD.shape[-1], width), f"embed {axis}"))
-    return y + bias(module, f"{name}_bias", (width,), axis) if module.config.ssm_bias else y
+    return biased(module, y, f"{name}_bias", axis) if module.config.ssm_bias else y
 
 
 def leave(module, y_BTE) -> jax.Array:
     """The way out of the mixer, [B, T, E] -> [B, T, D]."""
     d_model = module.config.d_model
     y = jnp.einsum("bte,ed->btd", y_BTE, weight(module, "out", (y_BTE.shape[-1], d_model), "mlp embed"))
-    return y + bias(module, "out_bias", (d_model,), "norm") if module.config.ssm_bias else y
+    return biased(module, y, "out_bias", "norm") if module.config.ssm_bias else y
 
 
 def convolve(module, x_BTC, name, axis, segments_BT, window) -> tuple[jax.Array, jax.Array]:
@@ -111,18 +111,12 @@ def convolve(module, x_BTC, name, axis, segments_BT, window) -> tuple[jax.Array,
     c, channels = module.config, x_BTC.shape[-1]
     kernel = weight(module, name, (c.ssm_conv, channels), f"conv {axis}", uniform(c.ssm_conv**-0.5))
     y, window = causal_conv(x_BTC, kernel, segments_BT, window)
-    return (y + bias(module, f"{name}_bias", (channels,), axis) if c.ssm_conv_bias else y), window
-
-
-def wide(x) -> jax.Array:
-    """x in float32, or in float64 if it is."""
-    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    return (biased(module, y, f"{name}_bias", axis) if c.ssm_conv_bias else y), window
 
 
 def recurrent(module, name, shape, axes, init) -> jax.Array:
     """A parameter of the recurrence: float32 whatever the compute dtype, as rounded decays compound over the length."""
-    stored = module.param(name, nn.with_logical_partitioning(init, tuple(axes.split())), shape, jnp.dtype(module.config.param_dtype))
-    return wide(stored)
+    return wide(stored(module, name, shape, axes, init))
 
 
 def rms(x, eps: float) -> jax.Array:
