@@ -121,6 +121,7 @@ def defaults() -> ConfigDict:
     c.optimizer.weight_decay = 0.1  # decoupled, times the learning rate
     c.optimizer.decay = rules.DECAY  # (regex, share of weight_decay): the first that a parameter's path contains; norms and biases 0
     c.optimizer.rates = rules.RATES  # (regex, multiple of the learning rate), read like decay; 0 = frozen: no gradient, no moments
+    c.optimizer.rounding = "master"  # with model.param_dtype="bfloat16": master (float32 copies take the updates), stochastic (no copies)
     c.optimizer.clip = 1.0  # largest global norm of the gradient; 0 = any
     c.optimizer.skip_above = 0.0  # skip an update whose gradient norm is this multiple of the median of the last 128; 0 = never
     c.optimizer.skip_nonfinite = 0  # skip up to so many updates in a row whose loss or gradient is not finite, then stop

@@ -68,7 +68,7 @@ def logical_axes(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict:
 
 
 def initialise(params: dict, axes: Mapping[str, tuple[str, ...]], lora: Lora, key: jax.Array) -> dict:
-    """Fresh adapters in the kernels' dtypes: A uniform within 1 / sqrt(inputs), as PEFT draws it, B zero: nothing changes yet."""
+    """Fresh adapters, float32 whatever the kernels: A uniform within 1 / sqrt(inputs), as PEFT draws it, B zero: nothing changes yet."""
     flat, of = {}, by_path(params)
     for path, m in kernels(axes, lora.pattern).items():
         kernel = of[path]
@@ -76,8 +76,8 @@ def initialise(params: dict, axes: Mapping[str, tuple[str, ...]], lora: Lora, ke
         bound = 1 / math.sqrt(math.prod(size(m.inputs)))
         a = (*size(m.stacked), *size(m.inputs), lora.rank)
         own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        flat[f"{path}/a"] = jax.random.uniform(own, a, jnp.float32, -bound, bound).astype(kernel.dtype)
-        flat[f"{path}/b"] = jnp.zeros((*size(m.stacked), lora.rank, *size(m.outputs)), kernel.dtype)
+        flat[f"{path}/a"] = jax.random.uniform(own, a, jnp.float32, -bound, bound)
+        flat[f"{path}/b"] = jnp.zeros((*size(m.stacked), lora.rank, *size(m.outputs)), jnp.float32)
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -17,7 +17,7 @@ from lm.evaluation import labelled
 from lm.evaluation.perplexity import make_evaluator
 from lm.interrupts import Stopped
 from lm.objectives import OBJECTIVES
-from lm.training import answering, checkpoints, flops, labelling, paths, rules, run_folder, settings, setup, sharding, trackers
+from lm.training import answering, checkpoints, flops, labelling, narrow, paths, rules, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.report import Report, Stopwatch, amount
 from lm.training.setup import Run
@@ -45,6 +45,7 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
     out = Report()
     with Signals() as signals:
         run = setup.prepare(config, workdir)
+        out.say(narrow.described(run.abstract, run.model.config.dtype))
         checkpoints.check_model(workdir, run.model.config)
         checkpoints.check_template(workdir, run.template)
         with phases.named("reading the data"):

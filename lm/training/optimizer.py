@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lm.models.config import ConfigError, nearest
-from lm.training import rules, schedules
+from lm.training import narrow, rules, schedules
 from lm.training.muon import Axes, each_matrix, grouped, muon_matrix, scale_by_muon
 from lm.training.rules import DECAY, RATES, Table
 from lm.training.sharding import path_name
@@ -31,12 +31,13 @@ FACTORED = 128  # Adafactor keeps whole second moments of matrices with a smalle
 def build(
     name: str, schedule: optax.Schedule, axes: Axes, *, b1: float = DEFAULTS["b1"], b2: float = DEFAULTS["b2"],
     eps: float = DEFAULTS["eps"], momentum: float = DEFAULTS["momentum"], weight_decay: float = 0.1, clip: float = 1.0,
-    decay: Table = DECAY, rates: Table = RATES,
+    decay: Table = DECAY, rates: Table = RATES, rounding: str = "master",
 ) -> optax.GradientTransformation:  # fmt: skip
     """The optimizer called `name`: adamw, adafactor, lion or muon (AdamW for what is no matrix, and the first and last layer).
 
     axes: path -> logical names of every parameter. `clip` bounds the gradient's global norm, 0 leaves it; decay and rates: see `rules`.
     The transformation sees whole params, and gradients of those that are trained; moments are float32, and frozen parameters have none.
+    rounding: of parameters narrower than float32, see `narrow.widened`.
     """
     core = _CORES[name](axes, dict(b1=b1, b2=b2, eps=eps, momentum=momentum))
     chain = optax.chain(
@@ -45,6 +46,7 @@ def build(
         _decayed(weight_decay, decay, rates),
         optax.scale_by_learning_rate(schedule),
     )
+    chain = narrow.widened(chain, rounding)
     trained = lambda params: rules.split(params, rates)[0]
 
     def update(updates, state, params=None):
@@ -56,7 +58,7 @@ def build(
 def of_config(o: Any, steps: int, axes: Axes) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer and the schedule that a config's `optimizer` section describes."""
     schedule = schedules.schedule(o.schedule, o.learning_rate, o.warmup, steps, o.final, o.cooldown)
-    same = {name: o[name] for name in (*DEFAULTS, "weight_decay", "clip", "decay", "rates")}
+    same = {name: o[name] for name in (*DEFAULTS, "weight_decay", "clip", "decay", "rates", "rounding")}
     return build(o.name, schedule, axes, **same), schedule
 
 
@@ -73,7 +75,7 @@ def check(o: Any, steps: int) -> None:
     for name in ("b1", "b2", "momentum", "ema"):
         if o[name] >= 1:
             raise ConfigError(f"optimizer.{name}={o[name]}: expected a number in [0, 1)")
-    for name, known in (("name", USES), ("schedule", schedules.SCHEDULES)):
+    for name, known in (("name", USES), ("schedule", schedules.SCHEDULES), ("rounding", narrow.ROUNDINGS)):
         if o[name] not in known:
             raise ConfigError(f"optimizer.{name}={o[name]!r} is unknown{nearest(o[name], known)}; one of {', '.join(known)}")
     for name, usual in DEFAULTS.items():

@@ -75,6 +75,11 @@ def check(config: Config, devices: int) -> None:
         if _get(config, name) < 0:
             raise ConfigError(f"{name}={_get(config, name)}: expected 0 or more")
     optimizer.check(config.optimizer, config.steps)
+    if config.optimizer.rounding != "master" and config.model.param_dtype != "bfloat16":
+        raise ConfigError(
+            f"optimizer.rounding={config.optimizer.rounding!r} would be ignored: it is for model.param_dtype='bfloat16', "
+            f"not {config.model.param_dtype!r}; leave it at 'master'"
+        )
     plan.check(config.adaptation, config.init_from)
     if config.objective.name not in OBJECTIVES:
         name = config.objective.name
