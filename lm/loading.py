@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+from lm.xla_flags import avoid_wrong_fusion
+
 TEMPLATE = "template.json"  # in the directory of an exported model: what lm.data.templates.remember keeps
 
 
@@ -60,8 +62,9 @@ def load(path_or_id: str, dtype: str | None = None):
     Raises lm.WeightsError (a ValueError) or the checkpoint's own error, naming the file, when it cannot be read.
     """
     if is_run(path_or_id):
-        from lm.training.checkpoints import load_params
+        from lm.training.checkpoints import load_model_config, load_params
 
+        avoid_wrong_fusion(load_model_config(path_or_id).dtype)
         return load_params(path_or_id)
     from lm.adaptation import peft
     from lm.tokenizer import load_tokenizer
@@ -70,5 +73,6 @@ def load(path_or_id: str, dtype: str | None = None):
     if peft.is_adapter(path_or_id):
         model, params, tokenizer = load(peft.read_config(path_or_id)["base_model_name_or_path"], dtype)
         return model, peft.apply(path_or_id, model, params), tokenizer
+    avoid_wrong_fusion(dtype or "float32")
     model, params = from_hf(path_or_id, dtype=dtype)
     return model, params, load_tokenizer(path_or_id)

@@ -17,6 +17,7 @@ import sys
 
 from lm.compiled import keep_compiled
 from lm.interrupts import entry_point
+from lm.xla_flags import avoid_wrong_fusion
 
 
 @entry_point
@@ -36,6 +37,7 @@ def main(argv=None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file
     try:
         config, workdir = command_line.parse(argv)
+        avoid_wrong_fusion(config.model.dtype)
         mesh.initialize_distributed()
         return loop.train(config, workdir)
     except (ConfigError, DataError, WeightsError, CheckpointError, OSError) as error:

@@ -1,0 +1,47 @@
+"""A fusion that jaxlib 0.10.2 gets wrong on the CPU is off where it is known to matter, and no other jaxlib sees its flag."""
+
+import importlib.metadata
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lm.xla_flags import WRONG_FUSION, avoid_wrong_fusion
+
+ROOT = pathlib.Path(__file__).parents[2]
+REPRODUCER = """
+import jax, numpy as np
+from lm.xla_flags import avoid_wrong_fusion
+avoid_wrong_fusion("float32")
+rng = np.random.default_rng(0)
+m, rows = rng.normal(size=(3, 3)).astype("float32"), rng.normal(size=(32769, 3)).astype("float32")
+sums = jax.jit(jax.vmap(lambda row: ((m @ row) ** 2).sum()))(rows)
+np.testing.assert_allclose(sums, np.square(rows.astype("float64") @ m.T.astype("float64")).sum(1), rtol=1e-4)
+"""
+
+
+def test_a_sum_of_squares_of_a_product_is_right_in_its_last_row():
+    """jax#39103, in a process that has imported JAX but not started its devices."""
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", REPRODUCER], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("version", "dtype", "before", "after"),
+    [
+        ("0.10.2", "float32", "", f"--{WRONG_FUSION}="),
+        ("0.10.2", "float32", "--xla_dump_to=/x", f"--xla_dump_to=/x --{WRONG_FUSION}="),
+        ("0.10.2", "float32", f"--{WRONG_FUSION}=dot", f"--{WRONG_FUSION}=dot"),
+        ("0.10.2", "bfloat16", "--xla_dump_to=/x", "--xla_dump_to=/x"),
+        ("0.10.1", "float32", "", ""),
+        ("0.11.0", "float32", "", ""),
+    ],
+)
+def test_the_flag_is_for_one_jaxlib_and_one_dtype(monkeypatch, version, dtype, before, after):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setenv("XLA_FLAGS", before)
+    avoid_wrong_fusion(dtype)
+    assert os.environ["XLA_FLAGS"] == after
