@@ -27,7 +27,7 @@ def stored(module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init
     """
     c: ModelConfig = module.config
     init = nn.initializers.normal(c.initializer_range) if init is None else init
-    return module.param(name, nn.with_logical_partitioning(init, tuple(axes.split())), shape, jnp.dtype(c.param_dtype))
+    return jnp.asarray(module.param(name, nn.with_logical_partitioning(init, tuple(axes.split())), shape, jnp.dtype(c.param_dtype)))
 
 
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init: Callable | None = None) -> jax.Array:
