@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from launch.child import Ended, run_child
 from launch.errors import LaunchError, nearest
-from launch.stages import Stage, Study, digest, fingerprint, size
+from launch.stages import Stage, Study, configs, digest, digest_by_files, fingerprint, resolved, size
 
 MARKS = {
     "pending": "[dim]·[/]",
@@ -41,6 +41,8 @@ def run_chain(study: Study, start: str = "", only: str = "", *, silence: float =
     console = Console(highlight=False, soft_wrap=True)
     (study.workdir / "logs").mkdir(parents=True, exist_ok=True)
     with _alone_in(study.workdir) as lock:
+        if named := [config for stage in study.stages for config in configs(stage)]:
+            resolved(named[0], named[1:])
         record = _read_record(study)
         record["state"], began = "running", time.monotonic()
         for entry in record["stages"]:
@@ -113,6 +115,8 @@ def _why_run(study: Study, i: int, record: dict[str, Any]) -> str:
     stage, entry = study.stages[i], record["stages"][i]
     if entry["status"] != "done":
         return f"it is {entry['status']}"
+    if entry["digest"] == digest_by_files(stage):  # recorded before configs were resolved
+        entry["digest"] = digest(stage)
     if entry["digest"] != digest(stage):
         return "its command or its config has changed"
     if entry["used"] != _used(study, i, record):

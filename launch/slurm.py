@@ -15,6 +15,8 @@ from pathlib import Path
 from launch.errors import LaunchError
 from launch.target import Target, this_python
 
+JOB = re.compile(r"(?:Submitted batch job )?(\d+)(?:;([\w.-]+))?")  # what sbatch --parsable prints, and what a wrapper may leave of it
+
 SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name}
@@ -56,7 +58,8 @@ def run_slurm(
 ) -> int:
     """Writes folder/name.sbatch and submits it; prints the job's id and how to follow and stop it. Returns 0.
 
-    dry_run: prints the script and the command instead and calls nothing. Raises LaunchError when sbatch is missing or refuses.
+    dry_run: prints the script and the command instead and calls nothing. Raises LaunchError when sbatch is missing, refuses,
+    or does not say what it did.
     """
     text = script(target, command, name, max_hours, folder)
     file = folder / f"{name}.sbatch"
@@ -68,14 +71,19 @@ def run_slurm(
         raise LaunchError("--on=slurm needs sbatch on PATH; run this on a login node of the cluster")
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
+    unsure = f"look with: squeue --me --name={name}; stop it with: scancel --name={name}; the script is {file}"
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=120, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
-        raise LaunchError("sbatch did not answer within 120 s; whether the job was queued: squeue --me") from error
-    job = done.stdout.strip().split(";")[0]
-    if done.returncode or not re.fullmatch(r"\d+", job):
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise LaunchError(f"sbatch did not answer within 120 s, and whether it queued {name} is not known; {unsure}") from error
+    lines = (done.stdout + "\n" + done.stderr).splitlines()
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    if done.returncode:
         raise LaunchError(f"sbatch ended with {done.returncode} and said: {said}; the script is {file}")
+    found = [match for line in done.stdout.splitlines() if (match := JOB.fullmatch(line.strip()))]  # sites put banners around it
+    if not found:
+        raise LaunchError(f"sbatch ended with 0 and gave no id, but said: {said}; whether it queued {name} is not known; {unsure}")
+    job, cluster = found[-1][1], f" --clusters={found[-1][2]}" if found[-1][2] else ""
     print(f"job {job}: {name} on {target.nodes} x {target.tasks} GPUs, script {file}")
-    print(f"  follow: tail -F {folder}/{name}-{job}.log\n  state:  squeue --job={job}\n  stop:   scancel {job}")
+    print(f"  follow: tail -F {folder}/{name}-{job}.log\n  state:  squeue --job={job}{cluster}\n  stop:   scancel {job}{cluster}")
     return 0

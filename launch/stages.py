@@ -4,14 +4,18 @@ import dataclasses
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError, nearest
+from launch.resolve import plain
 
 ALLOWED = ("lm.", "retrieval.", "launch.", "configs.")
 STUDY_FIELDS = ("name", "stages", "workdir", "samples_dir")
@@ -42,7 +46,7 @@ class Study:
 
 def load_study(config: str, workdir: str = "", samples: str = "", allowed: Sequence[str] = ALLOWED) -> Study:
     """Reads FILE.py[:variant]; workdir and samples, when given, win over the config's. Raises LaunchError for anything it does not know."""
-    raw = _plain(_get_config(config))
+    raw = plain(_get_config(config))
     if not isinstance(raw, dict):
         raise LaunchError(f"{config}: get_config() returned {type(raw).__name__}; expected a ConfigDict with name and stages")
     _known(config, raw, STUDY_FIELDS)
@@ -175,24 +179,48 @@ def _known(where: str, raw: dict, fields: Sequence[str]) -> None:
             raise LaunchError(f"{where}: unknown field {field!r}{nearest(str(field), fields)}; one of {', '.join(fields)}")
 
 
-def _plain(value: Any) -> Any:
-    """ConfigDicts, at any depth, as dicts; lists and tuples as lists."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
 def digest(stage: Stage) -> str:
-    """sha256 over the stage's command and the content of the config files it names (--config=FILE.py[:variant])."""
-    configs = {}
-    for arg in stage.args:
-        if match := re.fullmatch(r"--config=(.+\.py)(:.*)?", arg, re.DOTALL):
-            configs[match[1]] = fingerprint(match[1])
-    return hashlib.sha256(json.dumps([stage.module, stage.args, configs]).encode()).hexdigest()
+    """sha256 over the stage's command and what the configs it names (--config=FILE.py[:variant]) say, with all that they import.
+
+    A config that cannot be read counts by the content of its file.
+    """
+    said = {config: resolved(config) or fingerprint(_file(config)) for config in configs(stage)}
+    return hashlib.sha256(json.dumps([stage.module, stage.args, "resolved", said]).encode()).hexdigest()
+
+
+def digest_by_files(stage: Stage) -> str:
+    """What `digest` was before configs were resolved: over the files that --config= names, without what they import."""
+    files = {_file(arg.removeprefix("--config=")): "" for arg in stage.args if re.fullmatch(r"--config=.+\.py(:.*)?", arg, re.DOTALL)}
+    return hashlib.sha256(json.dumps([stage.module, stage.args, {file: fingerprint(file) for file in files}]).encode()).hexdigest()
+
+
+def configs(stage: Stage) -> list[str]:
+    """The FILE.py[:variant] that its arguments name: --config=X, or --config and X."""
+    named = [arg.partition("=")[2] for arg in stage.args if re.match(r"--?config=", arg)]
+    named += [after for arg, after in itertools.pairwise(stage.args) if arg in ("--config", "-config")]
+    return [name for name in named if re.fullmatch(r".+\.py(:.*)?", name, re.DOTALL)]
+
+
+def _file(config: str) -> str:
+    return config.partition(".py:")[0] + ".py" if ".py:" in config else config
+
+
+_resolved: dict[str, tuple[dict[str, str], str | None]] = {}  # config -> (fingerprints of the files it is made of, what it says)
+
+
+def resolved(config: str, others: Sequence[str] = ()) -> str | None:
+    """What a config says, as JSON text; None where it cannot be read. others: configs to read in the same process, for later."""
+    known = _resolved.get(os.path.abspath(config))
+    if known is None or any(fingerprint(file) != was for file, was in known[0].items()):
+        wanted = list(dict.fromkeys([config, *others]))
+        done = subprocess.run(
+            [sys.executable, "-B", "-m", "launch.resolve", *wanted], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        answer: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"configs": dict.fromkeys(wanted), "files": []}
+        for name, said in answer["configs"].items():
+            files = {file: fingerprint(file) for file in (_file(name), *answer["files"])}
+            _resolved[os.path.abspath(name)] = (files, said)
+    return _resolved[os.path.abspath(config)][1]
 
 
 def fingerprint(path: str | Path) -> str:

@@ -38,10 +38,11 @@ What it writes: {workdir}/study.json, replaced atomically after every change, an
 study.json is {"study", "state", "seconds", "stages": [{"name", "about", "command", "status", "seconds", "bytes", "outputs", "returncode",
 "error", "log", ...}]}; status is one of pending, running, done, failed, interrupted; bytes is the size of the declared outputs.
 
-Resuming: run the same line again. A stage is skipped ("done earlier") when it ended well and its command, the content of the config
-files it names, its inputs and its outputs are as they were. An input that an earlier stage makes counts as changed when that stage was
-run again; any other input when its content changed. An output file must have the content it was left with; an output directory must
-exist, since later stages may add to it. --from=STAGE runs that stage and all after it again; --only=STAGE runs that one stage.
+Resuming: run the same line again. A stage is skipped ("done earlier") when it ended well and its command, what the configs it names
+(--config) say with all that they import, its inputs and its outputs are as they were. An input that an earlier stage makes counts as
+changed when that stage was run again; any other input when its content changed. An output file must have the content it was left with;
+an output directory must exist, since later stages may add to it. --from=STAGE runs that stage and all after it again; --only=STAGE
+runs that one stage.
 
 Exit code: 0; 1 a stage failed (its last error line and its log are named); 2 a wrong config or request; 130 Ctrl-C; 143 SIGTERM.
 """

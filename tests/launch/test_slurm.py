@@ -66,6 +66,33 @@ def test_a_dry_run_submits_or_writes(cloud, tmp_path, monkeypatch, capfd):
     assert "sbatch --parsable runs/launch/trial.sbatch" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "out, job, cluster",
+    [
+        ("4242\n", "4242", ""),
+        ("** Welcome to Big, 2026 **\n7 nodes are down\n\n4242;big\nsbatch: see https://x/2026\n", "4242", " --clusters=big"),
+        ("2025\n4242\r\n", "4242", ""),
+        ("Submitted batch job 4242\n", "4242", ""),
+    ],
+)
+def test_a_banner_hides_the_id_of_a_job(cloud, tmp_path, monkeypatch, capfd, out, job, cluster):
+    monkeypatch.chdir(tmp_path)
+    cloud.plan(sbatch={"out": out, "err": "sbatch: 31 jobs are before yours\n99\n"})
+    assert main(["--on=slurm:2x8", "--name=trial", "--", "true"]) == 0
+    said = capfd.readouterr().out
+    assert f"trial-{job}.log\n" in said and f"squeue --job={job}{cluster}\n" in said and f"scancel {job}{cluster}\n" in said
+
+
+@pytest.mark.parametrize("out", ["what?\n", "", "job 12 of 99\n"])
+def test_an_unreadable_answer_is_taken_for_a_refusal(cloud, tmp_path, monkeypatch, capfd, out):
+    """The job may be queued: the error says how to find it."""
+    monkeypatch.chdir(tmp_path)
+    cloud.plan(sbatch={"out": out})
+    assert main(["--on=slurm:2x8", "--name=trial", "--", "true"]) == 2
+    err = capfd.readouterr().err
+    assert "whether it queued trial is not known" in err and "squeue --me --name=trial" in err and "scancel --name=trial" in err
+
+
 @pytest.mark.parametrize("answer", [{"rc": 1, "err": "sbatch: error: invalid partition\n"}, {"out": "what?\n"}, {"out": ""}])
 def test_a_refusal_is_taken_for_a_job(cloud, tmp_path, monkeypatch, capfd, answer):
     monkeypatch.chdir(tmp_path)

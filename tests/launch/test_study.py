@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.chain import run_chain
-from launch.stages import digest, load_study
+from launch.stages import Stage, digest, digest_by_files, load_study, resolved
 from launch.study import main
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +129,40 @@ def test_a_changed_config_of_a_stage_is_not_noticed(place):
     assert digest(before) == first
     Path("train.py").write_text("steps = 2\n")
     assert digest(before) != first
+
+
+CONFIGURED = """import sys
+from common import STEPS
+def get_config(variant="none"):
+    print("a config may print")
+    return dict(steps=STEPS, variant=variant)
+"""
+
+
+def test_what_a_config_says_is_not_what_counts(place):
+    """A file it imports, its variant, and the two ways to name it; a comment changes nothing."""
+    Path("train.py").write_text(CONFIGURED)
+    Path("common.py").write_text("STEPS = 1\n")
+    ways = (["--config", "train.py"], ["--config=train.py"], ["--config", "train.py:tiny"])
+    stages = [Stage(name="a", module="lm.train", args=tuple(args)) for args in ways]
+    assert resolved("train.py", ["train.py:tiny"]) == '{"steps": 1, "variant": "none"}'
+    assert resolved("train.py:tiny") == '{"steps": 1, "variant": "tiny"}'
+    before = [digest(stage) for stage in stages]
+    Path("train.py").write_text("# a comment\n" + CONFIGURED)
+    assert [digest(stage) for stage in stages] == before
+    Path("common.py").write_text("STEPS = 22\n")
+    assert not set(before) & {digest(stage) for stage in stages}
+
+
+def test_a_record_from_before_configs_were_resolved_runs_again(place, monkeypatch):
+    Path("train.py").write_text("STEPS = 1\ndef get_config():\n    return dict(steps=STEPS)\n")
+    write(stage("a", args={"config": "train.py"}))
+    with monkeypatch.context() as m:
+        m.setattr("launch.chain.digest", digest_by_files)
+        assert study() == 0 and ran() == ["a"]
+    assert study() == 0 and ran() == []
+    Path("train.py").write_text("STEPS = 22\ndef get_config():\n    return dict(steps=STEPS)\n")
+    assert study() == 0 and ran() == ["a"]
 
 
 def test_a_directory_that_later_stages_add_to_is_made_again(place):

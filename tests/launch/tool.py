@@ -12,7 +12,7 @@ from pathlib import Path
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    for flag in ("--log", "--write", "--say", "--wait"):
+    for flag in ("--log", "--write", "--say", "--wait", "--config"):
         parser.add_argument(flag, default="")
     parser.add_argument("--stubborn", action="store_true")
     parser.add_argument("--exit", type=int, default=0)
