@@ -30,7 +30,7 @@ def arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--greedy", action="store_true", help="keep in the soup only what does not raise the loss on the first --data")
     parser.add_argument("--data", action="append", default=[], metavar="GLOBS", help="text files to measure perplexity on; may be repeated")
     parser.add_argument("--output", help="directory to write the mixed model, or several, to")
-    parser.add_argument("--length", type=int, default=0, help="tokens a window (default: what the model can read, at most 1024)")
+    parser.add_argument("--length", type=int, default=0, help="tokens a window (default: a run's own, else at most 1024)")
     parser.add_argument("--max_rows", "--max-rows", type=int, default=0, help="read only the first N windows; 0 = all")
     parser.add_argument("--json", metavar="FILE", help="write the measurements there")
     args = parser.parse_args(argv)
@@ -48,7 +48,7 @@ def main(argv=None) -> int:
     args = arguments(argv)
     try:
         with tempfile.TemporaryDirectory() as cache:
-            loss = measurer(cache, args.length, args.max_rows)
+            loss = measurer(cache, args.length, args.max_rows, args.base or args.soup.split(",")[0])
             model, tokenizer, wanted = mixes(args.base, args.tuned, args.alphas, args.soup, args.greedy and args.data[0], loss)
             rows = []
             for name, described, make in wanted:

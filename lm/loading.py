@@ -16,6 +16,14 @@ def is_run(path: str) -> bool:
     return (folder / "checkpoints").is_dir() and ((folder / "model").is_dir() or not (folder / "model.safetensors").exists())
 
 
+def run_config(path: str) -> dict:
+    """The config.json of a training run, or {} for anything else."""
+    from lm.training.paths import resolve
+
+    file = resolve(path) / "config.json"
+    return json.loads(file.read_text()) if is_run(path) and file.exists() else {}
+
+
 def kept_template(path_or_id: str) -> dict | None:
     """What lm.data.templates.remember kept of the template of a run, or of a model exported from one; None where there is none.
 

@@ -30,12 +30,12 @@ def mixes(base: str, tuned: str, alphas: str, soup: str, greedy: str, loss) -> t
     return models[0], tokenizers[1], [(f"alpha-{a:g}", {"alpha": a}, lambda a=a: mixed(a)) for a in numbers]
 
 
-def measurer(cache: str, length: int, max_rows: int):
-    """A function (model, params, tokenizer, files) -> loss in nats a token; text is packed once."""
+def measurer(cache: str, length: int, max_rows: int, path: str):
+    """A function (model, params, tokenizer, files) -> loss in nats a token; text is packed once, in rows as long as those of `path`."""
     mesh, packed, run = make_mesh(), {}, {}
 
     def loss(model, params, tokenizer, files: str) -> float:
-        size = length or min(model.config.max_length, 1024)
+        size = length or perplexity.row_length(path, model.config.max_length)
         perplexity.check_length(size, model.config.max_length)
         if files not in packed:
             packed[files] = packing.pack_files(files, tokenizer, size, cache)

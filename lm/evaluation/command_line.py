@@ -15,11 +15,10 @@ from lm.data.labelled import TASKS
 from lm.data.records import Reading
 from lm.evaluation import generation, perplexity, pseudo, scores, words
 from lm.evaluation.progress import bar
-from lm.loading import is_run, kept_template, load, load_template
+from lm.loading import kept_template, load, load_template, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
-from lm.training import paths
 from lm.training.mesh import make_mesh
 from lm.training.sharding import replicated
 
@@ -40,9 +39,9 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the numbers as JSON, to FILE or standard output")
     text = parser.add_argument_group("with --data")
-    text.add_argument("--length", type=int, default=0, help="tokens a window (default: what the model can read, at most 1024)")
-    text.add_argument("--field", default="text", help="the field of a JSONL record that holds the text (default: text)")
-    text.add_argument("--separator", default="", help="what divides a text file into documents (default: nothing)")
+    text.add_argument("--length", type=int, default=0, help="tokens a window (default: a run's own, else at most 1024)")
+    text.add_argument("--field", default="", help="the field of a JSONL record that holds the text (default: a run's own, or text)")
+    text.add_argument("--separator", default="", help="what divides a text file into documents (default: a run's own, or nothing)")
     text.add_argument("--objective", default="", help="what is asked of the model (default: see docs/evaluation.md)")
     labelled = parser.add_argument_group("with --data and --task; a run's own fields, length and stride are the defaults")
     labelled.add_argument("--task", default="", help=f"score labels instead of text: {', '.join(TASKS)}")
@@ -79,15 +78,19 @@ def check_counts(args: argparse.Namespace) -> None:
 def of_text(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model on the text of `args.data`. Raises ValueError or OSError."""
     model, params, tokenizer = load(args.model, args.dtype)
-    length = args.length or min(model.config.max_length, 1024)
-    perplexity.check_length(length, model.config.max_length)
-    name, options = objective_of(args.model, args.objective, model.config, tokenizer)
+    trained = run_config(args.model)
+    length = args.length or perplexity.row_length(args.model, model.config.max_length)
+    name, options = objective_of(trained, args.objective, model.config, tokenizer)
+    longest = length if name == pseudo.NAME else OBJECTIVES[name].longest(length, **options)
+    perplexity.check_length(length, model.config.max_length, longest)
+    data = trained.get("data", {})
+    field, separator = (getattr(args, key) or data.get(key) or usual for key, usual in (("field", "text"), ("separator", "")))
     mesh = make_mesh()
     batch_size = -(-args.batch_size // mesh.size) * mesh.size
     params = jax.device_put(params, replicated(mesh))
     whole = name == pseudo.NAME or OBJECTIVES[name].whole
     with tempfile.TemporaryDirectory() as cache:
-        packed = packing.pack_files(args.data, tokenizer, length, cache, field=args.field, separator=args.separator, whole=whole)
+        packed = packing.pack_files(args.data, tokenizer, length, cache, field=field, separator=separator, whole=whole)
         inputs.check(model.config, {"tokens": packed.tokens, "segments": packed.segments}, tokenizer)
         inputs.check(model.config, {"tokens": packed.targets, "segments": packed.segments}, tokenizer)
         if name == pseudo.NAME:
@@ -99,7 +102,8 @@ def of_text(args) -> tuple[dict, str]:
             result = perplexity.make_evaluator(model, mesh, batch_size, transform=transform)(params, packed, args.max_rows)
     found = {"model": args.model, "data": args.data, "length": length, "objective": name, **dataclasses.asdict(result)}
     kind = "pseudo-perplexity" if name == pseudo.NAME else "perplexity"
-    said = f"{name}: loss {result.loss:.4f} nats a token, {kind} {result.perplexity:.2f}, {result.tokens:,} tokens"
+    said = f"{name}: loss {result.loss:.4f} nats a token, {kind} {result.perplexity:.2f}, {result.tokens:,} tokens "
+    said += f"in rows of {length}" + (", as the run was trained" if length == trained.get("length") else "")
     if not math.isnan(result.bits_per_byte):
         over = f"over {result.units} {result.unit}s"
         said += f", {result.bytes:,} bytes\nbits per byte {result.bits_per_byte:.4f} ± {result.bits_per_byte_stderr:.4f}"
@@ -107,10 +111,10 @@ def of_text(args) -> tuple[dict, str]:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in found.items()}, said
 
 
-def objective_of(path: str, asked: str, c, tokenizer) -> tuple[str, dict]:
+def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, dict]:
     """(what is asked of the model on text, its options): `asked`, or what suits its head, see docs/evaluation.md. Raises ConfigError.
 
-    That of a run which was trained with the same objective has the run's options.
+    trained: the config of a run, or {}; where it was trained with the same objective, the run's options are taken.
     """
     known = [name for name in OF_TEXT if c.head in OBJECTIVES[name].heads]
     known += [pseudo.NAME] * (c.head == "masked_lm")
@@ -120,8 +124,7 @@ def objective_of(path: str, asked: str, c, tokenizer) -> tuple[str, dict]:
         )
     if asked and asked not in known:
         raise ConfigError(f"--objective={asked!r}: for a model with head={c.head!r} it is one of {', '.join(known)}")
-    file = paths.resolve(path) / "config.json"
-    trained = json.loads(file.read_text()).get("objective", {}) if is_run(path) and file.exists() else {}
+    trained = trained.get("objective", {})
     usual = {"causal_lm": "next_token", "masked_lm": pseudo.NAME}.get(c.head)
     if usual is None:  # an encoder-decoder has no probability of a text alone: its own objective is asked
         sentinels = "<extra_id_0>" in tokenizer.get_vocab()

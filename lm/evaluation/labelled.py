@@ -18,10 +18,10 @@ from lm.data.labelled import CLASSIFICATION, CONTRASTIVE, QUESTIONS, TASKS, TOKE
 from lm.data.packing import Packed
 from lm.evaluation import labels, scores
 from lm.evaluation.accuracy import wilson
-from lm.loading import is_run, load
+from lm.loading import load, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError, nearest
-from lm.training import labelling, paths, sharding
+from lm.training import labelling, sharding
 from lm.training.sharding import ACTIVATIONS, Rules
 
 
@@ -61,7 +61,7 @@ def of_labels(args) -> tuple[dict, str]:
     data = trained.get("data", {})
     value = args.task == CLASSIFICATION and c.n_labels == 1
     text, pair, label = (given or data.get(name, "") for given, name in (
-        (args.field if args.field != "text" else "", "field"), (args.pair_field, "pair_field"), (args.label_field, "label_field")
+        (args.field, "field"), (args.pair_field, "pair_field"), (args.label_field, "label_field")
     ))  # fmt: skip
     negatives = trained.get("objective", {}).get(CONTRASTIVE, {}).get("negatives", 0)
     fields = Fields(args.task, text or "text", pair, label, value, data.get("negatives_field", ""), negatives)
@@ -89,8 +89,7 @@ def of_labels(args) -> tuple[dict, str]:
 
 def _trained(path: str, task: str) -> dict:
     """The config of a run that was trained for the same task, or {}."""
-    file = paths.resolve(path) / "config.json"
-    found = json.loads(file.read_text()) if is_run(path) and file.exists() else {}
+    found = run_config(path)
     return found if found.get("objective", {}).get("name") == task else {}
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from lm.data import batches
 from lm.data.packing import DataError, Packed
+from lm.loading import run_config
 from lm.objectives.next_token import token_losses
 from lm.training import sharding
 from lm.training.sharding import ACTIVATIONS, Rules
@@ -112,7 +113,12 @@ def _of_objective(losses: np.ndarray, weights: np.ndarray, segments: np.ndarray,
     return Perplexity(loss, float(np.exp(min(loss, 700.0))), math.nan, math.nan, round(asked), 0, units, "window")
 
 
-def check_length(length: int, max_length: int) -> None:
-    """Raises DataError when rows are longer than the model can read."""
-    if not 1 <= length <= max_length:
+def row_length(path: str, max_length: int) -> int:
+    """The tokens a row where nothing is asked for: those of a run, whose own numbers are then found again; else at most 1,024."""
+    return run_config(path).get("length") or min(max_length, 1024)
+
+
+def check_length(length: int, max_length: int, longest: int | None = None) -> None:
+    """Raises DataError when rows, or the `longest` document that an objective makes of one, are longer than the model can read."""
+    if not 1 <= (length if longest is None else longest) <= max_length:
         raise DataError(f"rows of {length} tokens: expected 1 to {max_length}, the longest this model can read")

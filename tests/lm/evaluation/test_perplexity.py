@@ -12,10 +12,10 @@ from lm.data import packing, tokenizers
 from lm.evaluation.perplexity import make_evaluator, summarise
 from lm.models import build
 from lm.objectives.next_token import token_losses
-from lm.training import checkpoints
+from lm.training import checkpoints, loop, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
-from tests.lm.training import small
+from tests.lm.training import runs, small
 
 TEXTS = ["one text", "another, longer text than a row can hold", "é", "and more of it"]
 CONFIG = small.MODEL.replace(vocab_size=320, n_layers=1)
@@ -119,3 +119,19 @@ def test_bad_input_ends_in_a_stack_trace(run_folder, tmp_path, capsys, args, sai
     assert evaluate.main([f"--model={run_folder}", *(a.format(tmp_path) for a in args)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error
+
+
+def test_a_run_is_read_in_other_rows_than_it_was_trained_in(tmp_path, capsys):
+    (tmp_path / "heldout.txt").write_text("|".join(f"It is {n * n} miles from here to the {n}th of them." for n in range(9)))
+    changes = {"data.separator": "|", "eval.data.heldout": f"{tmp_path}/heldout.txt", "steps": 2, "length": 24, "model.max_length": 96}
+    assert loop.train(runs.config(tmp_path, **changes), tmp_path / "run") == 0
+    own = [row for row in trackers.read(tmp_path / "run") if "eval/heldout/loss" in row][-1]
+    args = [f"--model={tmp_path}/run", f"--data={tmp_path}/heldout.txt"]
+    capsys.readouterr()
+    assert evaluate.main([*args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["length"] == 24 and found["units"] == 9
+    for name in ("loss", "bits_per_byte", "bits_per_byte_stderr"):
+        assert found[name] == pytest.approx(own[f"eval/heldout/{name}"], rel=1e-5)
+    assert evaluate.main([*args, "--length=96"]) == 0
+    assert "tokens in rows of 96, 392 bytes" in capsys.readouterr().out
