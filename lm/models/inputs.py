@@ -73,7 +73,7 @@ def _known(values: Any) -> np.ndarray | None:
 
 
 def _unknown(c, wrong: np.ndarray, tokenizer) -> str:
-    named = str if tokenizer is None else lambda i: f"{tokenizer.convert_ids_to_tokens(i)!r} (id {i})" if i >= 0 else f"id {i}"
+    named = lambda i: f"token {i}" if tokenizer is None or i < 0 else f"{tokenizer.convert_ids_to_tokens(i)!r} (id {i})"
     return (
         f"{_counted(wrong, named)}, outside the vocabulary of {c.vocab_size}: this {c.family} model has embeddings for ids 0 to "
         f"{c.vocab_size - 1}. Use the tokenizer that the model was trained with, without tokens that were added since"

@@ -41,8 +41,7 @@ def brute_force(model, params, context, continuation):
         batch = lm.Batch.of([tokens], encoder_tokens=[list(context)])
         first = 0
     else:
-        tokens = [*context, *continuation]
-        batch = lm.Batch.of([tokens])
+        batch = lm.Batch.of([[*context, *continuation][:-1]])  # nothing is asked after the last
         first = len(context) - 1
     logits = np.asarray(lm.forward(model, params, batch).logits[0], np.float64)
     total, greedy = 0.0, True

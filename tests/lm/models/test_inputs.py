@@ -96,7 +96,7 @@ def test_a_function_computes_with_the_embedding_of_another_token(gpt2):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"260, outside the vocabulary of 258.*ids 0 to 257"):
             call()
-    with pytest.raises(ValueError, match="holds -1, outside"):
+    with pytest.raises(ValueError, match="holds token -1, outside"):
         likelihood.log_likelihoods(model, params, [([1], [-1])])
 
 
@@ -104,15 +104,15 @@ def test_packed_rows_and_what_objectives_make_of_them_are_not_looked_at(gpt2):
     mesh = small.mesh_of(1, 1, 1)
     rows = sharding.batch_sharding(mesh, (2, 16))
     packed = packing.pack(packing.encode([TEXT, "more"], extended()), 16)
-    with pytest.raises(ConfigError, match="hold 260, outside"):
+    with pytest.raises(ConfigError, match="hold token 260, outside"):
         list(batches.in_order(packed, 2, rows, config=gpt2[0].config))
-    with pytest.raises(ConfigError, match="hold 260, outside"):
+    with pytest.raises(ConfigError, match="hold token 260, outside"):
         next(batches.TrainBatches(packed, 2, 0, rows, config=gpt2[0].config))
     masked = tokenizers.bytes_only(mask=True)  # id 257
     plain = packing.pack(packing.encode(["a text of several words"], masked, whole=True), 16)
     bert = tiny("bert", vocab_size=257, max_length=64)[0]
     transform = OBJECTIVES["masked"].transform(masked, bert.config, rate=0.9, mask=1.0, random=0.0, whole_words=False)
-    with pytest.raises(ConfigError, match="tokens hold 257, outside the vocabulary of 257"):
+    with pytest.raises(ConfigError, match="tokens hold token 257, outside the vocabulary of 257"):
         next(batches.TrainBatches(plain, 2, 0, rows, transform=transform, config=bert.config))
     with pytest.raises(ConfigError, match="outside the vocabulary of 258"):
         pseudo.evaluate(tiny("bert", **FIELDS)[0], {}, packed, masked, mesh, 2)
