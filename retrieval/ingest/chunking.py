@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 from retrieval.errors import RetrievalError
@@ -138,17 +138,29 @@ def _sections(document: Document) -> Iterator[tuple[str, str, int, int]]:
     starts = [0, *(heading.end for heading in document.headings)]
     ends = [*(heading.start for heading in document.headings), len(document.text)]
     following = [*document.headings, None]
+    anchors = _anchors({heading.title for heading in document.headings})
     for heading, start, end, below in zip([None, *document.headings], starts, ends, following, strict=True):
         if heading:
             above = [other for other in above if other.level < heading.level] + [heading]
         titles = [other.title for other in above]
         if titles[:1] == [document.title]:
             titles = titles[1:]
-        path = "/".join("-".join(re.findall(r"\w+", title.lower()))[:60] or "-" for title in titles)
+        path = "/".join(anchors[title] for title in titles)
         title = one_line(" > ".join([document.title] * bool(document.title) + titles))
         if heading and not (below and below.level > heading.level) and not document.text[start:end].strip():
             start = heading.start  # nothing stands under it: it is all there is to find
         yield document.name + (f"#{path}" if path else ""), title, start, end
+
+
+def _anchors(titles: Collection[str]) -> dict[str, str]:
+    """title -> what stands for it in ids: its words, C# and C++ as they are; with a hash where others have these words too."""
+    words = {title: "-".join(re.findall(r"\w+[#+*]*", title.lower()))[:60] or "-" for title in titles}
+    alike = collections.defaultdict(set)
+    for title, anchor in words.items():
+        alike[anchor].add(title.lower())
+    plainly = lambda title: title.lower().split() == re.findall(r"\w+", title.lower())
+    marked = {title for title, anchor in words.items() if len(alike[anchor]) > 1 and not plainly(title)}
+    return {title: f"{a}~{hashlib.sha256(title.lower().encode()).hexdigest()[:6]}" if title in marked else a for title, a in words.items()}
 
 
 def _short(name: str, number: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from retrieval.ingest.documents import Heading, Unusable, in_utf16, known_time, one_line, plain
 from retrieval.ingest.html import html
+from retrieval.ingest.layout import page_text, unbroken
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 TITLE = 2000  # characters of a heading that are looked at
@@ -58,7 +59,7 @@ def pdf(raw: bytes) -> dict:
         reader = pypdf.PdfReader(io.BytesIO(raw))
         if reader.is_encrypted and not reader.decrypt(""):
             raise Unusable(" is encrypted: save a copy without a password")
-        pages = [plain(page.extract_text()) for page in reader.pages]
+        pages = [plain(page_text(page)) for page in reader.pages]
         facts = reader.metadata
         title = one_line(str(facts.title or "")) if facts else ""
     except Unusable:
@@ -67,6 +68,7 @@ def pdf(raw: bytes) -> dict:
         raise Unusable(f" is no PDF that can be read ({type(error).__name__}: {one_line(str(error))}): print it to a new PDF") from None
     if not any(page.strip() for page in pages):
         raise Unusable(" is a PDF without text, perhaps scanned: recognise its text first, for example with ocrmypdf")
+    pages = unbroken(pages)
     starts = [0, *itertools.accumulate(len(page) + 1 for page in pages)][:-1]
     return {"text": "\n".join(pages), "title": title, "time": _created(facts), "pages": tuple(starts)}
 

@@ -6,7 +6,7 @@ from retrieval.ingest.documents import Heading, Unusable, in_utf16, known_time, 
 
 UNSEEN = {
     "script", "style", "noscript", "template", "nav", "footer", "button", "select", "textarea", "svg", "canvas", "iframe", "object",
-    "head", "dialog",
+    "head", "dialog", "rt", "rp",
 }  # fmt: skip
 LINES = {"br", "li", "tr", "dt", "dd", "option"}  # begin a line; every other block begins after an empty one
 BLOCKS = {
@@ -18,6 +18,10 @@ INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNOREC
 TIMES = ("article:published_time", "date", "dc.date", "dcterms.date")
 LATIN = {"iso-8859-1", "iso8859-1", "latin1", "latin-1", "ascii", "us-ascii"}  # which to a browser are windows-1252
 SEPARATORS = ("", " ", "\n", "\n\n")
+SIGNS = {"", "#", "¶", "§", "🔗"}  # of a link beside a heading to itself
+EXPONENT = re.compile(r"[-+−]?\d+|[a-z]|[-+−]?[\da-z]+[-+−*/ ][\da-z]+", re.IGNORECASE)
+UNIT = re.compile(r"(?<![^\W_])(?:[a-zµμ]{1,3}|mc|[A-Z])$")  # km, cm, x: what is raised to a power
+RAISED = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
 SECTION = re.compile(r"<!\[(?!CDATA\[)")  # such as Word writes: a comment to a browser, an error to Python's parser
 
 
@@ -39,6 +43,11 @@ class _Text:
             self.parts.append(part)
             self.length += len(part)
         self.pending = int(text[-1].isspace())
+
+    @property
+    def before(self) -> str:
+        """The end of what the next piece will be joined to; "" where a separator is due."""
+        return "" if self.pending or not self.parts else self.parts[-1][-40:]
 
     @property
     def next(self) -> int:
@@ -74,7 +83,7 @@ def _seen(root) -> tuple[str, tuple[Heading, ...]]:
     """The text of an element, and its headings. Without recursion: pages nest as deep as they like."""
     from bs4 import CData, NavigableString
 
-    out, spans, pre = _Text(), [], 0
+    out, spans, pre, notes = _Text(), [], 0, _notes(root)
     todo: list = [(root, None)]  # (node, None), or on leaving an element, (element, where it began)
     while todo:
         node, began = todo.pop()
@@ -83,7 +92,13 @@ def _seen(root) -> tuple[str, tuple[Heading, ...]]:
                 out.add(str(node), pre > 0)
             continue
         name = node.name
-        if began is None and (name in UNSEEN or _invisible(node)):
+        if began is None and (name in UNSEEN or _invisible(node) or _links_itself(node)):
+            continue
+        if name in ("sup", "sub"):
+            separator, written = _shifted(node, out.before, notes)
+            out.need(separator)
+            out.add(written, pre > 0)
+            out.need(int(written.startswith("[") and str(node.next_sibling or "")[:1].isalnum()))
             continue
         out.need(2 if name in LINES else 3 if name in BLOCKS else 1 if name in ("td", "th") else 0)
         if began is None:
@@ -95,8 +110,55 @@ def _seen(root) -> tuple[str, tuple[Heading, ...]]:
             if name in LEVELS and out.length > began:
                 spans.append((began, out.length, LEVELS[name]))
     text = plain("".join(out.parts))
-    headings = (Heading(start, end, level, one_line(text[start:end]).strip(" ¶#")) for start, end, level in sorted(spans))
+    headings = (Heading(start, end, level, one_line(text[start:end]).strip(" ¶")) for start, end, level in sorted(spans))
     return text, tuple(heading for heading in headings if heading.title)
+
+
+def _notes(root) -> set[str]:
+    """The numbers and letters that begin a block: the notes that markers in the text refer to."""
+    first = (node for node in root.find_all("sup") if node.parent.name in BLOCKS | LINES and not _text_before(node))
+    return {node.get_text().strip() for node in first}
+
+
+def _text_before(node) -> bool:
+    return any(str(sibling).strip() for sibling in node.previous_siblings)
+
+
+def _shifted(node, before: str, notes: set[str]) -> tuple[int, str]:
+    """(separator, text) of a superscript or subscript after the text `before`: a marker of a note never becomes part of a number.
+
+    An exponent is written 10^6 or km², a fraction 1/2, an ordinal 1st, a subscript CO2 or x_i; a marker with a link is left out, another
+    is set apart: 5,000 [1].
+    """
+    text = " ".join(node.get_text().split())
+    if not text or not before or before[-1].isspace():
+        return 0, text
+    digit = before[-1].isdecimal()
+    if node.name == "sub":
+        return 0, text if not text[0].isalnum() or (text.isdecimal() and not digit) or before[-1] in "/⁄" else f"_{text}"
+    if str(node.next_sibling or "").lstrip()[:1] in ("/", "⁄") and text.isdecimal():  # a fraction
+        return int(digit), text
+    link = node.find_parent("a")
+    if node.find("a", href=True) or (link and link.get_text().strip() == text) or "doc-noteref" in str(node.get("role")):
+        return 0, "" if re.fullmatch(r"\W*\w{1,3}\W*|\[.*\]", text) else text
+    if text.upper() in ("TM", "SM") or (not text.strip("[]()")[:1].isalnum() and text[0] not in "-+−"):
+        return 0, {"TM": "™", "SM": "℠"}.get(text.upper(), text)
+    if text.isalpha() and (len(text) > 1 or (digit and text in "eoºª")):  # 1st, Mme
+        return 0, text
+    number = re.search(r"[\d.,\u00a0\u202f]*\d$", before)
+    power = EXPONENT.fullmatch(text) and text not in notes and (not text.isalpha() or not number)
+    if power and number and (text[0] in "-+−" or number[0] == "10" or len(number[0]) < 3):
+        return 0, "^" + (text if text.isalnum() or text[0] in "-+−" else f"({text})").replace("−", "-")
+    unit = UNIT.search(before)
+    if power and unit and not number and (len(text) > 1 or text in "23n" or len(unit[0]) == 1):
+        return 0, text.translate(RAISED) if re.fullmatch(r"[-+−]?[\dn]+", text) else f"^({text})"
+    return 1, text if text[0] in "[(" else f"[{text}]"
+
+
+def _links_itself(node) -> bool:
+    """Whether a link is the sign beside a heading that leads to it."""
+    alone = node.name == "a" and len(node.contents) <= 1 and not getattr(node.contents and node.contents[0], "name", None)
+    return alone and node.get_text().strip() in SIGNS and node.find_parent(list(LEVELS)) is not None
 
 
 def _invisible(node) -> bool:

@@ -13,9 +13,13 @@ PARAGRAPH = re.compile(r"\n[ \t]*\n")
 LINE = re.compile(r"\n")
 WORD = re.compile(r"\S+")
 LAST_WORD = re.compile(r"[\w.]+$")
+CLOSE = "\"'”’»)\\]」』）》〉"
 END = re.compile(
-    r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s)"  # a stop, with what closes after it; a row of stops is looked at once
-    r"|[。！？]+[」』”’）]*"
+    rf"(?<![.!?…])[.!?…]++[{CLOSE}]*+(?=\s)"  # a stop, with what closes after it; a row of stops is looked at once
+    rf"|[。｡！？；．︒‼⁇⁈⁉।॥؟۔։።፧፨။។៕།༎᠃᠉෴]+[{CLOSE}]*"  # stops after which no space is due: of CJK, Indic, Arabic, Armenian, Ethiopic ...
+    rf"|…+[{CLOSE}]*(?=[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7a3])"
+    r"|\u037e|(?<=[\u0370-\u03ff\u1f00-\u1fff]);(?=\s)"  # the Greek question mark
+    r"|(?<=[\u0e01-\u0e5b\u0e81-\u0eff])[ \u00a0]+(?=[\u0e01-\u0e5b\u0e81-\u0eff])"  # Thai and Lao end them with a space
     r"|\n(?=[ \t]*\n)"  # a paragraph's end
     r"|\n(?=[ \t]*(?:[-*+•|]|\d+[.)])[ \t])"  # an item of a list, a row of a table
 )

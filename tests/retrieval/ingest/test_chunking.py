@@ -82,6 +82,11 @@ def test_overlap_repeats_whole_sentences():
     ("1. First thing. 2", ["1. First thing.", "2"]),
     ("see p. 3 of it. and so on", ["see p. 3 of it. and so on"]),
     ("你好。再见！好", ["你好。", "再见！", "好"]),
+    ("यह एक है। यह दो है॥ तीन", ["यह एक है।", "यह दो है॥", "तीन"]), ("یہ ہے۔ کیا؟ ہاں", ["یہ ہے۔", "کیا؟", "ہاں"]),
+    ("Մեկ։ Երկու։", ["Մեկ։", "Երկու։"]), ("አንድ። ሁለት።", ["አንድ።", "ሁለት።"]), ("ｱ｡ｲ．「ウ。」エ", ["ｱ｡", "ｲ．", "「ウ。」", "エ"]),
+    ("等等……走了；好", ["等等……", "走了；", "好"]), ("Τι είναι; Αυτό.", ["Τι είναι;", "Αυτό."]),
+    ("ฉันรักแมว เธอรักหมา", ["ฉันรักแมว", "เธอรักหมา"]),
+    ("စာ။ စာ။", ["စာ။", "စာ။"]), ("ខ្ញុំ។ អ្នក។", ["ខ្ញុំ។", "អ្នក។"]), ("Wait… for it; yes. No", ["Wait…", "for it; yes.", "No"]),
     ("A title\n\nIts text\ngoes on", ["A title", "Its text\ngoes on"]),
     ("Buy:\n- milk\n- bread\n", ["Buy:", "- milk", "- bread"]),
 ])  # fmt: skip
@@ -117,6 +122,13 @@ def test_a_passage_is_named_by_the_headings_above_it_and_its_title_says_them():
         ("d#install:1", "Guide > Install", "Again."),
     ]
     assert [text[slice(*p.span)] for p in found] == ["Hello.", "Run it.", "Again."]
+
+
+def test_headings_that_differ_in_signs_have_ids_of_their_own():
+    said = markdown(b"# C#\n\nOne.\n\n# C\n\nTwo.\n\n# C++\n\nThree.\n\n# A & B\n\nFour.\n\n# A B\n\nFive.\n")
+    found = {p.id: p.text for p in passages(Document("d", where="d", **(said | {"title": ""})), Chunking("headings"), count)}
+    (marked,) = (id for id in found if id.startswith("d#a-b~"))
+    assert found == {"d#c#:1": "One.", "d#c:1": "Two.", "d#c++:1": "Three.", marked: "Four.", "d#a-b:1": "Five."}
 
 
 def test_a_heading_with_nothing_under_it_is_a_passage_itself():

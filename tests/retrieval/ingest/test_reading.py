@@ -17,6 +17,7 @@ from retrieval.ingest.documents import Report, plain, printable
 from retrieval.ingest.files import covers, find
 from retrieval.ingest.formats import markdown, pdf
 from retrieval.ingest.html import html
+from retrieval.ingest.layout import Piece, in_columns, unbroken
 from retrieval.ingest.reading import BINARY, SUFFIXES, read
 from retrieval.passages import check_id
 
@@ -226,6 +227,44 @@ def test_reading_touches_no_network(tmp_path, monkeypatch):
     assert len(documents(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("source, text", [
+    ("<p>5,000<sup>1</sup> live there.</p><p><sup>1</sup> in 2020</p>", "5,000 [1] live there.\n\n1 in 2020"),
+    ("1995<sup>3</sup>, 42<sup>2</sup><ol><li><sup>2</sup> A</ol>", "1995 [3], 42 [2]\n\n2 A"),
+    ("300<sup class=reference><a href='#n'>[1]</a></sup> men, 7<a href='#n'><sup>b</sup></a>", "300 men, 7"),
+    ("10<sup>6</sup> t, 1.6×10<sup>−19</sup> C, 2<sup>10</sup>", "10^6 t, 1.6×10^-19 C, 2^10"),
+    ("<a href='/x'>10<sup>9</sup> stars</a>", "10^9 stars"),
+    ("9 km<sup>2</sup>, m s<sup>-1</sup>, x<sup>n+1</sup>, city<sup>2</sup>", "9 km², m s⁻¹, x^(n+1), city [2]"),
+    ("1<sup>st</sup>, M<sup>me</sup> A, Foo<sup>TM</sup>, 8<sup>*</sup>", "1st, Mme A, Foo™, 8*"),
+    ("CO<sub>2</sub>, x<sub>i</sub>, 10<sub>2</sub>", "CO2, x_i, 10_2"), ("1<sup>1</sup>/<sub>2</sub> cups", "1 1/2 cups"),
+    ("<ruby>漢<rp>(</rp><rt>かん</rt></ruby>字", "漢字"),
+])  # fmt: skip
+def test_what_is_raised_or_lowered_never_becomes_part_of_a_number(source, text):
+    assert html(f"<body>{source}".encode())["text"] == text
+
+
+def test_a_heading_keeps_its_signs_but_not_the_link_to_itself():
+    said = html(b"<h2>C#</h2>a<h2>C<a class=headerlink href='#c'>#</a></h2>b<h2>F<a href='#f'>\xc2\xb6</a></h2>c")
+    assert [heading.title for heading in said["headings"]] == ["C#", "C", "F"]
+
+
+def test_words_broken_at_the_ends_of_lines_are_whole_again_and_hyphens_stay():
+    page = "The exam-\nple of a well-\nknown, two-\nfold Anglo-\nSaxon (two-fold) treaty, COVID-\n19 and da\u00ad\nta."
+    assert unbroken([page]) == ["The example of a well-known, two-fold Anglo-Saxon (two-fold) treaty, COVID-\n19 and data."]
+
+
+def test_two_columns_whose_lines_alternate_are_read_one_after_the_other_and_tables_by_rows():
+    sides = [[f"{side} column, its line number {i}" for i in range(8)] for side in ("left", "right")]
+    pieces = lambda *sides: [
+        (x, 700 - 12 * i, line) for i, row in enumerate(zip(*sides, strict=True)) for x, line in zip((50, 320), row, strict=True)
+    ]
+    numbered = lambda parts: [Piece(*part, order) for order, part in enumerate(parts)]
+    title, foot = (50, 740, "A title over both"), (180, 100, "page 3")
+    said = in_columns(numbered([title, *pieces(*sides), foot]))
+    assert said.split("\n") == ["A title over both", *sides[0], *sides[1], "page 3"]
+    assert in_columns(numbered(pieces([f"town {i}" for i in range(8)], [f"{i},000" for i in range(8)]))) == ""
+    assert in_columns(numbered(sorted(pieces(*sides)))) == "", "they are one after the other already"
+
+
 @pytest.fixture(scope="module")
 def written():
     """A PDF of two pages by matplotlib."""
@@ -237,7 +276,7 @@ def written():
 
     out = io.BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42}), PdfPages(out, metadata={"Title": "Two  pages"}) as pages:
-        for text in ("Bagheria lies in Sicily.", "Gdynia lies in Poland."):
+        for text in ("Bagheria lies in Sicily.", "Gdynia lies in Poland.\nIt has a \ufb01ne har-\nbour."):
             figure = Figure()
             figure.text(0.1, 0.5, text)
             pages.savefig(figure)
@@ -247,6 +286,7 @@ def written():
 def test_a_pdf_is_read_page_by_page(written):
     found = pdf(written)
     assert "Bagheria lies in Sicily." in found["text"][: found["pages"][1]] and "Gdynia" in found["text"][found["pages"][1] :]
+    assert "a fine harbour." in found["text"]
     assert found["title"] == "Two pages" and found["time"].startswith("20")
 
 
