@@ -1,15 +1,23 @@
 """A memory in the browser: python -m retrieval.explore --memory=DIR [--reader=PATH]"""
 
+import asyncio
+import contextlib
+import html
 import json
+import logging
+import os
 import secrets
 import socket
 import sys
+import tempfile
 import webbrowser
+from collections.abc import Generator
 
 from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
 from retrieval.errors import RetrievalError
 
 HOST = "127.0.0.1"
+PATIENCE = 1  # seconds that Ctrl-C waits for requests that are not finished
 
 
 @entry_point
@@ -46,17 +54,36 @@ def main(argv=None):
         listener.listen(128)  # who has the address can connect from now on, and waits until the page is there
         url = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
         print(json.dumps({"url": url}) if args.json else f"{args.memory} is at {url}", flush=True)
-        if args.open:
-            webbrowser.open(url)
         app = make_app(memory, reader, token)
         config = uvicorn.Config(
             app, lifespan="off", server_header=False,
             access_log=False, log_config=None, log_level="warning",  # an access log would hold the token
+            timeout_graceful_shutdown=PATIENCE,
         )  # fmt: skip
+        logging.getLogger("uvicorn.error").addFilter(_is_worth_saying)
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            with _redirect(url) if args.open else contextlib.nullcontext() as page:
+                if page:
+                    webbrowser.open(page)
+                uvicorn.Server(config).run(sockets=[listener])
         finally:
             app.state.explorer.close()
+
+
+@contextlib.contextmanager
+def _redirect(url: str) -> Generator[str]:
+    """The file:// address of a page that leads to `url`, which only this user can read, unlike the command line of a browser."""
+    with tempfile.TemporaryDirectory(prefix="openbook-") as folder:  # of mode 0700
+        page = os.path.join(folder, "explorer.html")
+        with open(os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}"><title>Openbook</title>')
+        yield f"file://{page}"
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Not that requests were cut off at the end."""
+    cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and "graceful shutdown" not in str(record.msg)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ the Host header must name this machine, every request must show the token, and a
 """
 
 import hmac
+import html
 from collections.abc import Mapping
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request, cookie_parser
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retrieval.errors import RetrievalError
@@ -56,7 +57,11 @@ class Guard:
         query = scope["query_string"].decode("latin-1")
         if scope["method"] == "GET" and self._is_token(parse_qs(query).get("token", [""])[0]):
             rest = urlencode([(name, value) for name, value in parse_qsl(query) if name != "token"])
-            entered = RedirectResponse("/" + scope["path"].lstrip("/") + (f"?{rest}" if rest else ""), 303)
+            place = "/" + scope["path"].lstrip("/") + (f"?{rest}" if rest else "")
+            if headers.get("sec-fetch-site") == "cross-site":  # from the page of --open: a redirect would still be, and lack the cookie
+                entered = HTMLResponse(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(place)}">')
+            else:
+                entered = RedirectResponse(place, 303)
             entered.set_cookie(cookie, self.token, httponly=True, samesite="strict")
             return entered
         by_header = self._is_token(headers.get("authorization", "").removeprefix("Bearer "))

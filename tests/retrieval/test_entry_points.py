@@ -1,8 +1,12 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -290,6 +294,58 @@ def test_a_replacement_on_an_object_store_is_refused_and_the_remedy_it_names_wor
     assert build.main([*build_there, "--sync"]) == 0
     memory = Memory.open(f"file-object-store://{tmp_path}/m")
     assert len(memory) == 1 and memory.get("r3").text == "town 3 moved"
+
+
+def test_the_explorer_opens_a_private_page_that_leads_to_its_address(built, monkeypatch, capsys):
+    pytest.importorskip("uvicorn")
+    opened = []
+
+    def run(self, sockets):
+        page = Path(opened[0].removeprefix("file://"))
+        opened.extend([page.read_text(), page.stat().st_mode & 0o777, page.parent.stat().st_mode & 0o777])
+
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert explore.main([f"--memory={built}", "--json", "--open"]) == 0
+    url, (page, text, *modes) = json.loads(capsys.readouterr().out)["url"], opened
+    assert url.partition("token=")[2] not in page and f"url={url}" in text and modes == [0o600, 0o700]
+    assert not Path(page.removeprefix("file://")).exists()
+
+
+def test_an_unfinished_post_does_not_hold_up_ctrl_c(built, monkeypatch, capsys, caplog):
+    app = pytest.importorskip("retrieval.explorer.app")
+    begun, read = threading.Event(), app.read_form
+
+    async def reading(request):
+        begun.set()
+        return await read(request)
+
+    def visit():
+        with socket.create_connection(("127.0.0.1", port)) as visitor:
+            head = f"POST /undo HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer secret\r\nContent-Length: 99\r\n\r\nv"
+            visitor.sendall(head.encode())
+            assert begun.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
+            while visitor.recv(4096):
+                pass
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(app, "read_form", reading)
+    monkeypatch.setattr("secrets.token_urlsafe", lambda size: "secret")
+    listen, visitors = socket.socket.listen, []
+
+    def listening(self, *count):
+        listen(self, *count)
+        visitors.append(threading.Thread(target=visit))
+        visitors[0].start()
+
+    monkeypatch.setattr(socket.socket, "listen", listening)
+    began = time.monotonic()
+    assert explore.main([f"--memory={built}", f"--port={port}"]) == 130
+    visitors[0].join()
+    assert time.monotonic() - began < 30 and "Traceback" not in capsys.readouterr().err + caplog.text
 
 
 def test_the_explorer_prints_the_only_address_that_lets_in(built, monkeypatch, capsys):

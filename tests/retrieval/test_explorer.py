@@ -101,6 +101,8 @@ def test_the_first_visit_trades_the_token_for_a_cookie_that_no_script_and_no_oth
     assert first.status_code == 303 and first.headers["location"] == "/search?q=Rome"
     assert {"httponly", "samesite=strict"} <= set(first.headers["set-cookie"].lower().replace(" ", "").split(";"))
     assert visitor.get("/search?q=Rome").status_code == 200
+    from_a_file = client(towns, by_header=False).get(f"/search?token={TOKEN}&q=Rome", headers={"sec-fetch-site": "cross-site"})
+    assert from_a_file.status_code == 200 and 'content="0; url=/search?q=Rome"' in from_a_file.text and "set-cookie" in from_a_file.headers
     assert visitor.get(f"{HOST}//elsewhere.example/?token={TOKEN}").headers["location"] == "/elsewhere.example/"
 
 
