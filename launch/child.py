@@ -43,14 +43,15 @@ def run_child(
 ) -> Ended:
     """Runs argv to its end. Output goes to stdout and to log; a terminal is passed on as a terminal, so progress bars work.
 
-    beat(seconds since start) is printed whenever nothing was heard for `silence` seconds. SIGINT and SIGTERM are passed on to the
-    child's process group; it is killed on the second one, or when it has not ended `grace` seconds after the first. keep_open: file
-    descriptors to inherit.
+    beat(seconds since start) is printed whenever nothing was heard for `silence` seconds. SIGINT, SIGTERM and SIGHUP (as SIGTERM) are
+    passed on to the child's process group; it is killed on the second one, or when it has not ended `grace` seconds after the first.
+    keep_open: file descriptors to inherit.
     """
     terminal = sys.stdout.isatty()
     started = time.monotonic()
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with _output(terminal) as (ours, theirs), log.open("wb") as kept:
+    # A handler, set before the child starts, is not inherited: it gets default signals also where this process was told to ignore them.
+    with _output(terminal) as (ours, theirs), log.open("wb") as kept, _signals(grace) as (sent, children):
         child = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -61,8 +62,10 @@ def run_child(
             pass_fds=tuple(keep_open),
         )
         os.close(theirs)
-        with _signals_to(child, grace) as sent:
-            tail = _copy(child, ours, kept, beat, silence, sent, grace)
+        children.append(child)
+        if sent:
+            _kill(child, _passed_on(sent[0][0]))
+        tail = _copy(child, ours, kept, beat, silence, sent, grace)
         returncode = child.wait()
     return Ended(returncode, time.monotonic() - started, sent[0][0] if sent else 0, _error_line(tail))
 
@@ -87,8 +90,9 @@ def _copy(child, ours: int, kept, beat: Callable[[float], str], silence: float, 
             tail.append(chunk)
             kept.write(chunk)
             kept.flush()
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            with contextlib.suppress(OSError):  # the terminal may be gone; the log has it
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
         elif child.poll() is not None and now - heard > 0.5:  # ended, but something it started keeps its output open
             return b"".join(tail)
         elif now - heard > silence:
@@ -113,22 +117,34 @@ def _output(terminal: bool) -> Generator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def _signals_to(child: subprocess.Popen, grace: float) -> Generator[list[tuple[int, float]]]:
-    """Passes SIGINT and SIGTERM on to the child; yields the list of (signal, time) received."""
+def _signals(grace: float) -> Generator[tuple[list[tuple[int, float]], list[subprocess.Popen]]]:
+    """Passes signals on to the children in a list; yields the list of (signal, time) received, and that list.
+
+    A closed terminal ends the children too, unless nohup says that it ends nothing.
+    """
     sent: list[tuple[int, float]] = []
+    children: list[subprocess.Popen] = []
 
     def forward(number, frame):
         sent.append((number, time.monotonic()))
+        for child in children:
+            _kill(child, _passed_on(number) if len(sent) == 1 else signal.SIGKILL)
         if len(sent) == 1:
-            print(f"\nstopping the stage (up to {grace:.0f} s; once more to kill it)", flush=True)
-        _kill(child, number if len(sent) == 1 else signal.SIGKILL)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"\nstopping the stage (up to {grace:.0f} s; once more to kill it)", flush=True)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
     try:
-        yield sent
+        yield sent, children
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _passed_on(number: int) -> int:
+    """The signal that a child gets for one of ours: training saves on SIGTERM, and a closed terminal is to lose nothing."""
+    return signal.SIGTERM if number == signal.SIGHUP else number
 
 
 def _kill(child: subprocess.Popen, number: int) -> None:

@@ -44,7 +44,8 @@ changed when that stage was run again; any other input when its content changed.
 an output directory must exist, since later stages may add to it. --from=STAGE runs that stage and all after it again; --only=STAGE
 runs that one stage.
 
-Exit code: 0; 1 a stage failed (its last error line and its log are named); 2 a wrong config or request; 130 Ctrl-C; 143 SIGTERM.
+Exit code: 0; 1 a stage failed (its last error line and its log are named); 2 a wrong config or request; 129 closed terminal;
+130 Ctrl-C; 143 SIGTERM.
 """
 
 import argparse

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from tests import processes
+
 # The second flag only makes LLVM compile our tiny programs two to three times faster; XLA's own passes all run.
 FLAGS = {"xla_force_host_platform_device_count": "8", "xla_backend_optimization_level": "0"}
 
@@ -17,6 +19,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 MAPS = "/proc/self/maps"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def default_signals():
+    """Of all that tests start; here, in the process that runs them, and not in the one that xdist starts it from."""
+    processes.default_signals()
+
+
+@pytest.fixture(autouse=True)
+def end_processes(default_signals):
+    """What a test starts ends with it, also when it fails."""
+    with processes.ended_after():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -210,7 +210,7 @@ def test_a_killed_study_runs_twice_at_once_or_loses_its_work(place, capfd):
     assert ran() == ["a", "b", "b", "c"] and status() == ["done"] * 3
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interruption_leaves_a_stage_running(place, number, code):
     write(stage("a", args={"wait": "go"}), stage("b"))
     process = start()

@@ -1,0 +1,74 @@
+"""What tests start: with default signals, however the tests themselves were started, and ended with the test, also when it fails."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+MARK = "OPENBOOK_TEST_PROCESS"  # in the environment of all that a test starts, and of what that starts
+SHARED = (b"resource_tracker", b"forkserver")  # of multiprocessing: one for all tests
+
+_started = False
+
+
+def _notice(event: str, args) -> None:
+    global _started
+    _started = _started or event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.forkpty")
+
+
+sys.addaudithook(_notice)
+
+
+def default_signals() -> None:
+    """Signals that this process ignores, as under nohup or in the background, are heeded by what it starts: a handler that does nothing
+    is not inherited, and an ignored signal is."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+            if signal.getsignal(number) == signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+
+
+@contextlib.contextmanager
+def ended_after() -> Generator[None]:
+    """Whatever the block starts, also through others, is killed at its end; needs /proc."""
+    global _started
+    _started, mark = False, f"{os.getpid()}-{os.urandom(8).hex()}"
+    before, os.environ[MARK] = _processes() if Path("/proc/self/stat").exists() else {}, mark
+    try:
+        yield
+    finally:
+        os.environ.pop(MARK, None)
+        if _started and before:
+            for pid in _left(mark, before):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _left(mark: str, before: dict[int, int]) -> set[int]:
+    """Processes that have the mark, new children of this one, and all below them."""
+    now = _processes()
+    found = {pid for pid, parent in now.items() if pid not in before and (parent == os.getpid() or _has(pid, "environ", mark.encode()))}
+    while more := {pid for pid, parent in now.items() if parent in found and pid not in found}:
+        found |= more
+    return {pid for pid in found if not any(_has(pid, "cmdline", word) for word in SHARED)}
+
+
+def _processes() -> dict[int, int]:
+    """pid -> parent of every process that runs."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                state, parent = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    found[int(entry)] = int(parent)
+    return found
+
+
+def _has(pid: int, file: str, word: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return word in Path("/proc", str(pid), file).read_bytes()
+    return False
