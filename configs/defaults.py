@@ -92,6 +92,7 @@ def defaults() -> ConfigDict:
     c.data.shots = 0  # solved examples of the task before each prompt, the record's own or drawn from its task; tk_instruct has its own
     c.data.cap = 0  # records of a task, drawn from the seed; 0 = all
     c.data.hold_out = ""  # tasks kept out of training: names or globs, or a share such as "0.1"; eval.data.NAME = "hold_out" reads them
+    c.data.holdout_share = 0.0  # share of the documents or records kept out of training, by their content, and evaluated as "holdout"
     c.data.max_bad_share = 0.0  # share of records that may be left out because they cannot be used
     c.data.too_long = "drop"  # an example longer than a row: drop, truncate_prompt (its beginning), raise
     c.data.max_long = 0.01  # share of examples that may be

@@ -48,11 +48,10 @@ def _tokenize(config, workdir) -> None:
         with progress.shown(name, one.data.files) as tally:
             rows = setup.training_data(one, run, tally)
         print(progress.summary(name, rows.stats()), flush=True)
-    for name, files in config.eval.data.items():
-        if files:
-            with progress.shown(name, files) as tally:
-                rows = setup.evaluation_rows(config, run, files, tally)
-            print(progress.summary(name, rows.stats()), flush=True)
+    for name, files in setup.evaluations(config).items():
+        with progress.shown(name, files) as tally:
+            rows = setup.evaluation_rows(config, run, files, tally)
+        print(progress.summary(name, rows.stats()), flush=True)
     print(f"rows are in {cache}")
 
 

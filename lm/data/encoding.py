@@ -80,7 +80,8 @@ class Encoder:
         if not end:
             raise DataError("an example has no token with a loss: its template trains none")
         written, loss = written[:end], loss[:end]
-        size = sum(len(segment.text.encode()) for segment in example.response if segment.trained and not segment.control)
+        said = [segment for segment in example.response if segment.trained]
+        size = sum(len(segment.text.encode()) for segment in [s for s in said if not s.control] or said)
         if self._start is None:
             mask = [False] * (len(prompt) - len(trained)) + trained + loss
             ids = np.array([*prompt, *written], np.int32)

@@ -214,11 +214,12 @@ def best_fit(sizes: list[int], capacity: int) -> np.ndarray:
 
 def pack_files(
     patterns: str, tokenizer, length: int, cache: str | os.PathLike, *, field: str = "text", separator: str = "", whole: bool = False,
-    stride: int = 0, max_bad_share: float = 0.0, tally: sources.Tally | None = None,
+    stride: int = 0, max_bad_share: float = 0.0, tally: sources.Tally | None = None, share: float = 0.0, held_out: bool = False,
 ) -> Packed:  # fmt: skip
     """The packed documents of the files, encoded `whole` or not, memory-mapped from `cache` where they were packed before.
 
-    The key is the content of the files, the tokenizer, the code, and every argument that changes the rows. `tally` counts what is read.
+    share: of the documents that is left out, chosen by their content; with held_out, the rows are of these alone. The key is the
+    content of the files, the tokenizer, the code, and every argument that changes the rows. `tally` counts what is read.
     Raises DataError as `pack` and `sources.documents` do.
     """
     files = sources.find_files(patterns)
@@ -229,16 +230,38 @@ def pack_files(
     ]  # fmt: skip
     if whole:
         identity += ["whole", tokenizer.cls_token_id, tokenizer.sep_token_id]
+    if share:
+        identity += ["share", share, held_out]
     folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     if not folder.exists():
         tally = sources.Tally() if tally is None else tally
         texts = sources.documents(files, field, separator, max_bad_share=max_bad_share, tally=tally)
+        left: list[int] = []
+        texts = _of_share(texts, share, held_out, left) if share else texts
         packed = pack(encode(texts, tokenizer, whole), length, patterns, stride)
         bad = {"bad_records": tally.bad} if tally.bad else {}
         if separator and tally.undivided == tally.texts:
             bad[f"text files without the separator {sources.unescaped(separator)!r}"] = tally.texts
+        if share and not held_out:
+            bad["documents_held_out"] = len(left)
         save(dataclasses.replace(packed, counts={**packed.counts, **bad}), folder)
     return load(folder)
+
+
+def _of_share(texts: Iterable[str], share: float, held_out: bool, left: list[int]) -> Iterator[str]:
+    """The documents of one side of a share; `left` gets the numbers of the others. Raises DataError when there is none."""
+    number = -1
+    for number, text in enumerate(texts):
+        if sources.is_held_out(text, share) == held_out:
+            yield text
+        else:
+            left.append(number)
+    if len(left) == number + 1 > 0:
+        what = "none" if held_out else "all"
+        raise DataError(
+            f"data.holdout_share={share:g} holds out {what} of the {number + 1:,} documents; give another share, or data.separator where "
+            "a file holds several documents"
+        )
 
 
 def named(count: str) -> str:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import fnmatch
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from lm.data.turns import ABSENT, ROLES, TRAINED, BadRecord, conversation, tools
 from lm.models.config import ConfigError, nearest
 
 END = "<|endoftext|>"  # GPT-3's files end completions so; a template ends them itself
-PARTS = ("train", "held_out", "all")
+PARTS = ("train", "held_out", "holdout", "all")
 NAMED = 3  # bad records or tasks named in a message
 SHOWN = 12  # fields that nothing reads, the most frequent
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
@@ -34,7 +35,8 @@ class Reading:
     """format: of FORMATS, or "auto": by the first record of each file.   cap: most records of a task, 0 = all.
 
     hold_out: whole tasks kept out of training: names or globs, comma-separated, or a share such as "0.1", by a hash of the name.
-    max_bad_share: share of bad records above which reading stops.   seed: of what is drawn.
+    max_bad_share: share of bad records above which reading stops.   seed: of what is drawn.   holdout: share of the training records
+    that is held out, chosen by their content.
     """
 
     format: str = "auto"
@@ -42,6 +44,7 @@ class Reading:
     hold_out: str = ""
     max_bad_share: float = 0.0
     seed: int = 0
+    holdout: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,7 @@ def find(patterns: str) -> tuple[list[str], list[str]]:
 
 
 def read(patterns: str, reading: Reading, part: str = "train") -> Read:
-    """The records of the files: those of training, of the tasks it leaves out ("held_out"), or "all".
+    """The records of the files: those of training, of the tasks it leaves out ("held_out"), of the share ("holdout"), or "all".
 
     In training, `reading.cap` records of a task and one of the right answers are drawn from the seed; else they are the first.
     Raises DataError when there are none, or more bad ones than `reading.max_bad_share` says; ConfigError for a format that is unknown.
@@ -107,9 +110,11 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
     warnings += [f"{len(bad):,} of {total:,} records were left out: {'; '.join(bad[:NAMED])}"] if bad else []
     if not total:
         raise DataError(f"{patterns} holds no record at all; check the files")
-    records = _capped(_of_part(found, reading, part), reading, drawn=part == "train")
+    records = _capped(_of_share(_of_part(found, reading, part), reading, part), reading, drawn=part == "train")
     if not records:
-        raise DataError(f"{patterns} holds no record{'' if part == 'all' else f' of the tasks that are {part} (data.hold_out)'}")
+        raise DataError(
+            f"{patterns} holds no record{'' if part == 'all' else f' of those that are {part} (data.hold_out, data.holdout_share)'}"
+        )
     return Read(
         _one_reference(records, reading.seed) if part == "train" else records, len(bad), tuple(warnings), dict(unread.most_common(SHOWN))
     )
@@ -324,6 +329,13 @@ def _of_part(records: list[Record], reading: Reading, part: str) -> list[Record]
     tasks = sorted({record.task for record in records})
     held = held_out(tasks, reading.hold_out)
     return [record for record in records if (record.task in held) == (part == "held_out")]
+
+
+def _of_share(records: list[Record], reading: Reading, part: str) -> list[Record]:
+    if not reading.holdout or part not in ("train", "holdout"):
+        return records
+    content = lambda r: json.dumps([r.instruction, r.input, r.output, [(turn.role, turn.text) for turn in r.turns]])
+    return [record for record in records if sources.is_held_out(content(record), reading.holdout) == (part == "holdout")]
 
 
 def held_out(tasks: list[str], hold_out: str) -> set[str]:

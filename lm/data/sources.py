@@ -25,6 +25,7 @@ __all__ = [
     "content_hash",
     "documents",
     "find_files",
+    "is_held_out",
     "kind",
     "open_bytes",
     "records",
@@ -254,6 +255,11 @@ def _text(file: str, separator: str, tally: Tally) -> Iterator[str]:
     tally.texts += 1
     tally.undivided += bool(separator) and separator not in text
     yield from (text.split(separator) if separator else [text])
+
+
+def is_held_out(content: str, share: float) -> bool:
+    """Whether a document is of the share that is held out: by a hash of it, so that others that come or go change nothing."""
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8]) < share * 2**64
 
 
 def content_hash(files: list[str]) -> str:

@@ -17,6 +17,7 @@ from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.training import unused
 
 OBJECTIVES = unused.INSTRUCT
+HOLDOUT = "holdout_share"  # what the rows of data.holdout_share are called where entries of eval.data are
 HELD_OUT = "hold_out"  # in eval.data: the tasks of data.files that data.hold_out keeps out of training
 PROMPTS = "objective.instruct.prompt_loss_weight"
 SEEDED = ("self_instruct", "tk_instruct")  # templates that draw
@@ -121,9 +122,9 @@ def pack(config: ml_collections.ConfigDict, model: ModelConfig, tokenizer, templ
     if length > model.max_length:
         raise ConfigError(f"data.target_length={length} is more than model.max_length={model.max_length}; lower it")
     limits = Limits(length, 0 if start is None else config.length, data.too_long, data.max_long)
-    reading = Reading(data.format, data.cap, data.hold_out, data.max_bad_share, config.seed)
-    part = "train" if training else "held_out" if files == HELD_OUT else "all"
-    patterns = data.files if files == HELD_OUT else files
+    reading = Reading(data.format, data.cap, data.hold_out, data.max_bad_share, config.seed, data.holdout_share)
+    part = "train" if training else {HELD_OUT: "held_out", HOLDOUT: "holdout"}.get(files, "all")
+    patterns = data.files if files in (HELD_OUT, HOLDOUT) else files
     return instruct.pack_examples(
         patterns, template, tokenizer, limits, cache, reading, part=part, decoder_start=start, prompt_weight=weight if training else 0.0
     )

@@ -95,6 +95,7 @@ def check(config: Config, devices: int) -> None:
     _check_loss(config)
     if bool(config.data.files or config.data.mixture) == bool(config.data.synthetic_rows):
         raise ConfigError("set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random tokens, and not both")
+    _check_holdout(config)
     answering.check(config)
     if not config.tokenizer and not config.init_from and not config.data.synthetic_rows:
         raise ConfigError(
@@ -109,6 +110,16 @@ def check(config: Config, devices: int) -> None:
     if config.model.dtype == "float16" or config.model.param_dtype == "float16":
         raise ConfigError("model.dtype='float16' cannot be trained here: its gradients underflow without loss scaling; use 'bfloat16'")
     _check_batch(config, devices)
+
+
+def _check_holdout(config: Config) -> None:
+    share = config.data.holdout_share
+    if not 0 <= share < 1:
+        raise ConfigError(f"data.holdout_share={share}: expected a share of the documents, from 0 to below 1")
+    if share and (config.data.mixture or config.data.synthetic_rows):
+        raise ConfigError(f"data.holdout_share={share} is of data.files; with data.mixture or synthetic rows, name files in eval.data")
+    if share and config.eval.data.get("holdout"):
+        raise ConfigError("eval.data.holdout is what data.holdout_share is evaluated as; give the other files another name")
 
 
 def options(config: Config) -> dict:

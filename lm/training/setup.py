@@ -177,7 +177,13 @@ def train_batches(config: settings.Config, run: Run, packed: Packed | Mixture) -
 
 def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
     """Name -> packed rows, of every entry of eval.data that names files. Raises DataError."""
-    return {name: evaluation_rows(config, run, files) for name, files in config.eval.data.items() if files}
+    return {name: evaluation_rows(config, run, files) for name, files in evaluations(config).items()}
+
+
+def evaluations(config: settings.Config) -> dict[str, str]:
+    """Name -> files of what is evaluated: eval.data, and "holdout" for the documents that data.holdout_share holds out."""
+    held_out = {"holdout": instruction.HOLDOUT} if config.data.holdout_share else {}
+    return {name: files for name, files in config.eval.data.items() if files} | held_out
 
 
 def evaluation_rows(config: settings.Config, run: "Run | Reader", files: str, tally: Tally | None = None) -> Packed:
@@ -197,10 +203,12 @@ def _pack(config, run: "Run | Reader", files: str, training: bool, tally: Tally 
         return instruction.pack(config, run.model.config, run.tokenizer, run.template, files, cache, training)
     if config.objective.name in labelling.OBJECTIVES:
         return labelling.pack(config, run.model.config, run.tokenizer, files, cache, tally)
+    held_out = files == instruction.HOLDOUT and not training
     return packing.pack_files(
-        files, run.tokenizer, config.length, cache, field=config.data.field, separator=config.data.separator,
-        whole=OBJECTIVES[config.objective.name].whole, stride=config.data.stride if training else 0,
-        max_bad_share=config.data.max_bad_share, tally=tally,
+        config.data.files if held_out else files, run.tokenizer, config.length, cache,
+        field=config.data.field, separator=config.data.separator, whole=OBJECTIVES[config.objective.name].whole,
+        stride=config.data.stride if training else 0, max_bad_share=config.data.max_bad_share, tally=tally,
+        share=config.data.holdout_share if training or held_out else 0.0, held_out=held_out,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ READ: dict[str, tuple[Any, tuple[str, ...]]] = {  # field -> (its default, the o
     "objective.z_loss": (0.0, TOKEN_LOSS),
     "data.field": ("text", (*TEXT, CLASSIFICATION, TOKENS, CONTRASTIVE)),
     "data.separator": ("", TEXT),
+    "data.holdout_share": (0.0, TOKEN_LOSS),
     "data.stride": (0, ("next_token", QUESTIONS)),
     "data.label_field": ("", (CLASSIFICATION, TOKENS)),
     "data.pair_field": ("", (CLASSIFICATION, CONTRASTIVE)),

@@ -112,7 +112,7 @@ def recall(kept: Mapping, tokenizer) -> Template:
 
 def date_of(kept: Mapping | None, name: str, tokenizer) -> dict[str, str]:
     """The option `date` that a template of that name needs to spell as the remembered one, which was told a day; {} without one."""
-    if kept is None or kept["name"] != name:
+    if kept is None or kept.get("name") != name:
         return {}
     try:
         date = kept["options"].get("date") or recall(kept, tokenizer).options.get("date")

@@ -2,10 +2,12 @@
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import os
 
+import ml_collections
 import pyarrow
 import pytest
 
@@ -14,6 +16,9 @@ from lm.data.labelled import Fields, read
 from lm.data.records import Reading
 from lm.data.sources import DataError
 from lm.data.tokenizers import bytes_only
+from lm.models.config import ConfigError
+from lm.training import settings, setup
+from tests.lm.training import runs
 
 ROWS = [{"text": "a hut"}, {"text": "über den Bach"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -171,3 +176,53 @@ def test_tables_and_packed_lines_are_not_read_elsewhere(tmp_path):
     (tmp_path / "x.jsonl.zst").write_bytes(PACK[".zst"](LINES))
     with pytest.raises(DataError, match="packed or remote"):
         tables.open_table(f"{tmp_path}/x.jsonl.zst")
+
+
+def test_the_share_that_is_held_out_moves_or_is_trained(tmp_path):
+    tokenizer, share = bytes_only(), 0.2
+
+    def texts(packed):
+        rows = [
+            packed.targets[row][packed.segments[row] == segment]
+            for row, segment in zip(packed.piece_row, packed.piece_segment, strict=True)
+        ]
+        return {tokenizer.decode(ids, skip_special_tokens=True) for ids in rows}
+
+    def sides(pattern):
+        given = dict(cache=tmp_path / "cache", separator="|", share=share)
+        return [packing.pack_files(pattern, tokenizer, 32, held_out=held, **given) for held in (False, True)]
+
+    every = [f"The number {n} of them." for n in range(200)]
+    (tmp_path / "a.txt").write_text("|".join(every[:150]))
+    wanted = {text for text in every if int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64 < share}
+    trained, held = sides(f"{tmp_path}/a.txt")
+    assert texts(held) == wanted & {*every[:150]} and texts(trained) == {*every[:150]} - wanted
+    assert 15 < len(texts(held)) < 45 and trained.counts == {"documents_held_out": len(texts(held))}
+    (tmp_path / "b.txt").write_text("|".join([*every[150:], every[0]]))
+    more, more_held = sides(f"{tmp_path}/*.txt")
+    assert texts(more_held) == wanted and texts(more) == {*every} - wanted
+    with pytest.raises(DataError, match=r"data.holdout_share=0.2 holds out \w+ of the 1 documents"):
+        (tmp_path / "c.txt").write_text("one")
+        sides(f"{tmp_path}/c.txt")
+
+    rows = [{"instruction": text, "output": "yes"} for text in every]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept, out = (records.read(f"{tmp_path}/x.jsonl", Reading(holdout=share), part).records for part in ("train", "holdout"))
+    assert len(kept) + len(out) == 200 and 20 < len(out) < 60
+    assert not {record.instruction for record in kept} & {record.instruction for record in out}
+
+
+def test_a_held_out_share_is_not_evaluated(tmp_path):
+    (tmp_path / "a.txt").write_text("|".join(f"The number {n} of them." for n in range(60)))
+    changes = {"data.files": f"{tmp_path}/a.txt", "data.separator": "|", "data.holdout_share": 0.2}
+    config = runs.config(tmp_path, **changes)
+    reader = setup.reader(config, tmp_path / "run")
+    rows = setup.evaluation_data(config, reader)
+    trained = setup.training_data(config, reader)
+    assert [*rows] == ["holdout"] and len(rows["holdout"].document_bytes) + len(trained.document_bytes) == 60
+    for wrong, said in (({"data": {"holdout_share": 1.0}}, "from 0 to below 1"), ({"eval": {"data": {"holdout": "x"}}}, "another name")):
+        broken = runs.config(tmp_path, **changes)
+        with broken.unlocked():
+            broken.update(ml_collections.ConfigDict(wrong))
+        with pytest.raises(ConfigError, match=said):
+            settings.check(broken, 8)

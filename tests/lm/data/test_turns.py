@@ -5,8 +5,8 @@ import datetime
 import json
 
 import pytest
-import transformers
 
+import lm
 from lm.data import instruct, records, templates
 from lm.data.encoding import Encoder
 from lm.data.examples import Record, Turn
@@ -15,7 +15,9 @@ from lm.data.records import Reading
 from lm.data.sources import DataError
 from lm.generation.command_line import spelled
 from lm.models.config import ConfigError
+from lm.training import instruction
 from tests.lm.data.template_cases import CHATML, tokenizer
+from tests.lm.training import runs
 
 ASK, SAY = {"role": "user", "content": "Which?"}, {"role": "assistant", "content": "That."}
 WRONG = {"role": "assistant", "content": "Nothing."}
@@ -189,7 +191,7 @@ def test_a_template_that_opens_the_reasoning_is_refused():
         template.render(Record(turns=(Turn("user", "Hi"), Turn("assistant", "Yo"))))
 
 
-def test_a_template_that_reads_the_clock_is_another_the_next_day(monkeypatch):
+def test_a_template_that_reads_the_clock_is_another_the_next_day(monkeypatch, tmp_path):
     class Tomorrow(datetime.date):
         @classmethod
         def today(cls):
@@ -210,6 +212,11 @@ def test_a_template_that_reads_the_clock_is_another_the_next_day(monkeypatch):
     monkeypatch.undo()
     assert spell(templates.recall(old, tok)) == theirs and templates.date_of(old, "jinja", tok) == {"date": before.options["date"]}
     assert "date" not in templates.get("jinja", chat(CHATML)).options
+    monkeypatch.setattr(templates.datetime, "date", Tomorrow)
+    config = runs.config(tmp_path, **{"objective.name": "instruct", "data.format": "auto", "data.template": "jinja"})
+    for there in (kept, old | {"options": {"turns": "all", "date": before.options["date"]}}):
+        resumed = instruction.template_of(config, tok, None, there)
+        assert resumed is not None and resumed.fingerprint == before.fingerprint
 
 
 def test_named_templates_are_called_none(tmp_path):
@@ -225,7 +232,7 @@ def test_named_templates_are_called_none(tmp_path):
             config = json.loads((folder / "tokenizer_config.json").read_text())
             config["chat_template"] = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": TOOLS}]
             (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        tok = transformers.AutoTokenizer.from_pretrained(folder)
+        tok = lm.load_tokenizer(folder)
         template = templates.get("jinja", tok)
         for tools in ((), (TOOL,)):
             record = Record(turns=(Turn("user", "Which?"), Turn("assistant", "That.")), tools=tools)
