@@ -98,7 +98,7 @@ def add_past_option(made: argparse.ArgumentParser) -> None:
         "--as-of",
         type=version_or_time,
         metavar="VERSION",
-        help="the memory as it was after this version, or at this time (2026-03-01T12)",
+        help="the memory as it was after this version, or at this time (2026-03-01T12:00+02:00; UTC where it names no zone)",
     )
 
 
@@ -108,8 +108,12 @@ def place(text: str) -> Path | str:
 
 def add_filter_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--tag", action="append", default=[], help="only passages with this tag; repeat it for more")
-    made.add_argument("--after", default="", metavar="TIME", help="only passages of this time (ISO 8601) or later")
-    made.add_argument("--before", default="", metavar="TIME", help="only passages of before this time")
+    made.add_argument(
+        "--after", default="", metavar="TIME", help="only passages of this time (ISO 8601; UTC where it names no zone) or later"
+    )
+    made.add_argument(
+        "--before", default="", metavar="TIME", help="only passages of before this time (ISO 8601; UTC where it names no zone)"
+    )
     made.add_argument("--group", action="append", default=[], help="an access group of who asks, beside what everybody may read; repeat it")
     made.add_argument("--every-group", action="store_true", help="ask as the owner, who may read the passages of every access group")
 

@@ -14,7 +14,7 @@ def main(argv=None):
     options.add_argument("--text", help="the new text, with --edit")
     options.add_argument("--title", help="the new title; what is not given stays")
     options.add_argument("--source", help="the new source")
-    options.add_argument("--time", help="the new time of the content, ISO 8601")
+    options.add_argument("--time", help="the new time of the content, ISO 8601; UTC where it names no zone")
     options.add_argument("--tag", action="append", dest="tags", metavar="WORD", help="the new tags, instead of all it had; repeat it")
     options.add_argument("--access", metavar="GROUP", help="the group that may read it from now on; '' is everybody")
     add_record_options(options)

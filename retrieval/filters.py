@@ -1,6 +1,7 @@
 """Filters: which passages a search may return, decided before anything is ranked."""
 
 import dataclasses
+import datetime
 import unicodedata
 from collections.abc import Collection
 
@@ -16,14 +17,14 @@ BETWEEN = "\x1f"  # tags in one string; a tag is printable, so none holds it
 class Filter:
     """Passages with at least one of `any_tags` and every one of `all_tags`, whose time is at or after `after` and before `before`.
 
-    Tags are compared in Unicode's composed form (NFC), with case.
+    Text without a zone is UTC, a datetime without one local time. Tags are compared in Unicode's composed form (NFC), with case.
     Times are ISO 8601; a passage without a time passes neither bound. Raises RetrievalError for what is not.
     """
 
     any_tags: tuple[str, ...] = ()
     all_tags: tuple[str, ...] = ()
-    after: str = ""
-    before: str = ""
+    after: str | datetime.datetime = ""
+    before: str | datetime.datetime = ""
 
     def __post_init__(self):
         for name in ("any_tags", "all_tags"):
@@ -33,8 +34,8 @@ class Filter:
                 raise RetrievalError(f"{name} is {tags!r}; expected words")
             object.__setattr__(self, name, tuple(unicodedata.normalize("NFC", tag) for tag in tags))
         for name in ("after", "before"):
-            if not isinstance(getattr(self, name), str):
-                raise RetrievalError(f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as 2026-11-24")
+            if not isinstance(getattr(self, name), str | datetime.datetime):
+                raise RetrievalError(f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as 2026-11-24, or a datetime")
             if getattr(self, name):
                 moment(getattr(self, name), name)
 

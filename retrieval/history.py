@@ -81,8 +81,8 @@ class History:
         return hashlib.sha256(json.dumps([fields, record.undo_to], ensure_ascii=False).encode()).hexdigest()
 
     def at(self, when: str | datetime.datetime) -> int:
-        """The version that was the newest at a moment. Raises RetrievalError for a moment before the first."""
-        then = moment(when, "the time asked for") if isinstance(when, str) else when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
+        """The version that was the newest at a moment (see `passages.moment`). Raises RetrievalError for one before the first."""
+        then = moment(when, "the time asked for")
         earlier = [commit.version for commit in self.log() if moment(commit.time) <= then]
         if earlier:
             return earlier[-1]

@@ -240,7 +240,8 @@ class Memory:
         raise RetrievalError(f"no passage {id!r} was ever in {self.path}, up to version {self.version}")
 
     def as_of(self, version: int | str | datetime.datetime, encoder: Encode | None = None) -> "Memory":
-        """A read-only Memory as it was after commit `version` (see `log`), or at a moment: ISO 8601 text or a datetime.
+        """A read-only Memory as it was after commit `version` (see `log`), or at a moment: ISO 8601 text, UTC without a
+        zone, or a datetime, local time without one.
 
         Searched exactly. A version from before `reembed` is searched with the encoder it was made with: the one given, or the one
         whose path it remembers.

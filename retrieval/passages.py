@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from retrieval.errors import RetrievalError
@@ -159,9 +160,14 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
     return checked
 
 
+def ordinary(text: str) -> bool:
+    """Whether a text prints: spaces of any width and the joiners within words (U+200C, U+200D) do, other invisible characters do not."""
+    return all(c.isprintable() or c in "\u200c\u200d" or unicodedata.category(c) == "Zs" for c in text)
+
+
 def check_word(id: str, word: str) -> None:
     """Raises RetrievalError for a tag or access group that is not 1 to 128 printable characters."""
-    if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD_CHARACTERS or not word.isprintable():
+    if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD_CHARACTERS or not ordinary(word):
         raise RetrievalError(
             f"passage {id!r}: tag or access group {str(word)[:80]!r}: expected 1 to {MAX_WORD_CHARACTERS} printable characters"
         )
@@ -176,22 +182,29 @@ def check_span(id: str, span: tuple[int, int] | None) -> None:
         raise RetrievalError(f"passage {id!r}: span is {span!r}; expected two whole numbers, 0 <= start <= end, or None")
 
 
-def moment(text: str, what: str = "time") -> datetime.datetime:
+def moment(text: str | datetime.datetime, what: str = "time") -> datetime.datetime:
     """The first instant an ISO 8601 text stands for, UTC unless it names a zone; a year or a month will do.
 
-    Raises RetrievalError, naming `what`, for anything else.
+    A datetime without a zone is local time, as Python takes it. Raises RetrievalError, naming `what`, for anything else.
     """
+    if isinstance(text, datetime.datetime):
+        try:
+            return text if text.tzinfo else text.astimezone()
+        except (OverflowError, ValueError, OSError):  # next to year 1 or 9999
+            return text.replace(tzinfo=datetime.UTC)
     short = re.fullmatch(r"(\d{4})(-\d\d)?", text) if isinstance(text, str) else None
     try:
         then = datetime.datetime.fromisoformat(f"{short[1]}{short[2] or '-01'}-01" if short else text)
     except (TypeError, ValueError):
-        raise RetrievalError(f"{what} is {text!r}; expected ISO 8601, such as 2026-11-24 or 2026-11-24T10:00:00+01:00") from None
+        raise RetrievalError(
+            f"{what} is {text!r}; expected ISO 8601, such as 2026-11-24 or 2026-11-24T10:00:00+01:00; UTC without a zone"
+        ) from None
     return then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
 
 
 def check_id(id: str) -> None:
     """Raises RetrievalError unless `id` is a string of 1 to 512 printable characters."""
-    if not isinstance(id, str) or not id or len(id) > MAX_ID_CHARACTERS or not id.isprintable():
+    if not isinstance(id, str) or not id or len(id) > MAX_ID_CHARACTERS or not ordinary(id):
         shown = repr(id) if len(repr(id)) < 80 else repr(id)[:77] + "..."
         raise RetrievalError(f"passage id {shown} is not usable: expected 1 to {MAX_ID_CHARACTERS} printable characters, as a string")
 

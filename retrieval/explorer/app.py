@@ -41,7 +41,7 @@ templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-templates.filters |= {"when": lambda time: time[:16].replace("T", " "), "changes": changes, "marked": marked}
+templates.filters |= {"when": lambda time: time[:16].replace("T", " ") + " UTC", "changes": changes, "marked": marked}
 
 
 class Explorer:

@@ -137,12 +137,23 @@ def test_a_passage_s_history_and_a_moment_of_the_past_can_be_asked_for(memory):
     assert memory.as_of(then).get("p3").text == "second" and memory.diff(2, then).edited == ("p3",)
 
 
-def test_a_moment_without_a_zone_is_of_utc_as_text_or_not(memory, monkeypatch):
+def test_a_moment_without_a_zone_is_of_utc_as_text_and_local_as_a_datetime(memory, monkeypatch):
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(seconds=1)
-        assert memory.as_of(now).version == memory.as_of(now.isoformat()).version == 2
+        utc = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
+        local, text = datetime.datetime.now() + datetime.timedelta(seconds=1), utc.replace(tzinfo=None).isoformat()
+        for now in (utc, local, text, f"{text}Z", (utc + datetime.timedelta(hours=2)).isoformat()[:26] + "+02:00"):
+            assert memory.as_of(now).version == 2
+        for early in (local - datetime.timedelta(hours=1), f"{text}+09:00"):
+            with pytest.raises(RetrievalError, match="did not exist at"):
+                memory.as_of(early)
+        noon = Passage("noon", "noon", time="2026-01-02T12:00")  # UTC
+        memory.add([noon])
+        ids = lambda where: {hit.id for hit in memory.search("noon", 99, where=where)[0]}
+        assert ids(Filter(after="2026-01-02T14:00+02:00", before="2026-01-02T12:01Z")) == {"noon"}
+        assert ids(Filter(after=datetime.datetime(2026, 1, 2, 21), before=datetime.datetime(2026, 1, 2, 22))) == {"noon"}
+        assert ids(Filter(after=datetime.datetime(2026, 1, 2, 21, 1))) == ids(Filter(after="2026-01-02T14:01+02:00")) == set()
         with pytest.raises(RetrievalError, match="did not exist at"):
             memory.as_of(datetime.datetime.min)
     finally:
@@ -276,3 +287,13 @@ def test_a_handle_does_not_write_into_a_table_that_has_become_newer(memory):
     for call in (lambda: other.add([Passage("new", "text")]), lambda: other.search(["town3"])):
         with pytest.raises(RetrievalError, match=r"format '4'.*install a newer openbook"):
             call()
+
+
+@pytest.mark.parametrize("between", ["\u200c", "\u200d", "\u00a0", "\u3000"])
+def test_joiners_and_other_spaces_are_ordinary_in_ids_and_tags(memory, between):
+    name = f"a{between}b"
+    memory.add([Passage(name, "text", tags=(name,), access=name)])
+    assert [hit.id for hit in memory.search("text", 9, where=Filter(all_tags=(name,)), groups=[name])[0]] == [name]
+    memory.delete(name)
+    with pytest.raises(RetrievalError, match="printable"):
+        memory.add([Passage("a\u200bb\n", "text")])
