@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.errors import nearest
-from lm import interrupts
+from lm import interrupts, printing
 
 COMMANDS = {
     "train": ("lm.train", "train a model from a config; resumes by itself"),
@@ -21,6 +21,7 @@ COMMANDS = {
     "export": ("lm.export", "write a run as a Hugging Face directory"),
     "build": ("retrieval.build", "build a memory from passages"),
     "ask": ("retrieval.ask", "ask questions of a memory and a reader"),
+    "chat": ("retrieval.chat", "chat with a model that stays loaded, with and without a memory"),
     "explore": ("retrieval.explore", "a memory in the browser: ask, look around, change, undo, travel in time"),
     "search": ("retrieval.search", "find the passages of a memory nearest to a text"),
     "edit": ("retrieval.edit", "change or delete passages of a memory"),
@@ -61,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, "")  # as python -m does: files beside the user can be imported
     sys.argv = [f"openbook {command}", *rest]
     interrupts.starting()
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    printing.typed = f"openbook {command}"
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        printing.typed = ""
     return 0
 
 

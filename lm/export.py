@@ -19,6 +19,7 @@ from lm.interrupts import entry_point
 from lm.loading import is_run, kept_template, save_template
 from lm.models import build, forward
 from lm.models.config import DTYPES
+from lm.printing import program
 from lm.tokenizer import load_tokenizer
 from lm.weights import WeightsError, from_hf, to_hf
 
@@ -65,7 +66,7 @@ def largest_difference(model, params, tokenizer, directory: str) -> tuple[float,
 
 @entry_point
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lm.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog=program("lm.export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
     parser.add_argument("--output", required=True, help="directory to write; one that holds a model is replaced")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: float32, or what the run trained in")

@@ -16,12 +16,13 @@ import tempfile
 
 from lm.adaptation.mixes import measurer, mixes
 from lm.interrupts import entry_point
+from lm.printing import program
 from lm.weights import to_hf
 
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lm.interpolate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("lm.interpolate"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", help="where alpha is 0")
     parser.add_argument("--tuned", help="where alpha is 1")

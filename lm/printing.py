@@ -1,9 +1,11 @@
-"""What entry points print may be read in part."""
+"""What entry points print: it may be read in part, and names the command as it was typed."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Generator
+
+typed: str = ""  # "openbook edit", while the console script runs that command
 
 
 @contextlib.contextmanager
@@ -14,3 +16,8 @@ def piped() -> Generator[None]:
         sys.stdout.flush()
     except BrokenPipeError:  # the interpreter would try again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def program(module: str) -> str:
+    """How the running command was typed: "openbook edit", or "python -m" with its module."""
+    return typed or f"python -m {module}"

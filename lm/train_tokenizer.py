@@ -13,13 +13,14 @@ import sys
 
 from lm.data import sources, tokenizers
 from lm.interrupts import entry_point
+from lm.printing import program
 
 SAMPLE = 10_000_000  # characters of the first documents, on which bytes a token are measured
 
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lm.train_tokenizer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("lm.train_tokenizer"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--input", required=True, metavar="SOURCES", help="comma-separated: text, .jsonl, .json, .parquet (globs), tfds:NAME, hf:NAME"

@@ -69,9 +69,9 @@ class Reader:
             raise RetrievalError(f"a {model.config.family} model cannot write an answer: the reader must be a causal language model")
         self.model, self.params = lm.separate(model, params)
         self.tokenizer = tokenizer
-        self._stop = [*model.config.eos_token_ids]
+        self.stop_tokens = [*model.config.eos_token_ids]
         if not tokenizer.chat_template:  # a plain language model goes on with a question of its own
-            self._stop += tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
+            self.stop_tokens += tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
 
     @classmethod
     def from_hf(cls, path_or_id) -> "Reader":
@@ -88,7 +88,7 @@ class Reader:
     def __call__(self, prompts: Sequence[list[int]], max_new_tokens: int, on_batch: Callable[[int], None] | None = None) -> list[str]:
         """Greedy answers, one line each; `on_batch(number)` is called as answers are done."""
         inputs.check_ids(self.model.config, prompts, self.tokenizer)
-        tokens = lm.generate(self.model, self.params, prompts, max_new_tokens, stop_tokens=self._stop, on_batch=on_batch)
+        tokens = lm.generate(self.model, self.params, prompts, max_new_tokens, stop_tokens=self.stop_tokens, on_batch=on_batch)
         return [first_line(self.tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lm.compiled import keep_compiled
 from lm.interrupts import Interrupts
+from lm.printing import program
 from retrieval import progress
 from retrieval.inert import as_json, shown
 
@@ -59,9 +60,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
 
 
+def bare_parser(module: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser whose help shows defaults, without options."""
+    return _Parser(prog=program(module), description=description, epilog=epilog, formatter_class=_Help)
+
+
 def parser(module: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser whose help shows defaults; every memory command has --memory and --json."""
-    made = _Parser(prog=f"python -m {module}", description=description, epilog=epilog, formatter_class=_Help)
+    made = bare_parser(module, description, epilog)
     made.add_argument("--memory", required=True, type=place, help="folder of the memory, or its URI on an object store")
     made.add_argument("--json", action="store_true", help="print JSON, one object a line")
     return made

@@ -19,6 +19,7 @@ from lm.loading import kept_template, load, load_template, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
+from lm.printing import program
 from lm.training.mesh import make_mesh
 from lm.training.sharding import replicated
 
@@ -29,7 +30,7 @@ LEAST = {"batch_size": 1, "max_new_tokens": 1, "max_rows": 0, "cap": 0, "max_exa
 def arguments(description: str, argv=None) -> argparse.Namespace:
     """What was typed. Raises SystemExit, as argparse does."""
     parser = argparse.ArgumentParser(
-        prog="python -m lm.evaluate", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("lm.evaluate"), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
     parser.add_argument("--data", metavar="GLOBS", help="comma-separated files and globs: text, or .jsonl with a text field")

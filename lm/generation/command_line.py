@@ -9,12 +9,13 @@ from lm.data.templates import Template
 from lm.data.templates.jinja import rendered
 from lm.generation.beams import Beams
 from lm.generation.samplers import Greedy, Sample
+from lm.printing import program
 
 
 def arguments(description: str, argv=None) -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(
-        prog="python -m lm.generate", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("lm.generate"), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
     parser.add_argument("--prompt", help="text to continue; without it, lines are read from standard input")

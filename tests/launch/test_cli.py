@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+
+import retrieval.edit
 from launch import cli
 
 
@@ -41,3 +44,14 @@ def test_help_cut_short_by_a_pipe_ends_in_a_stack_trace():
     process = subprocess.Popen([sys.executable, "-m", "launch.cli", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # before anything is written
     assert (process.wait(timeout=60), process.stderr.read()) == (0, "")
+
+
+def test_usage_names_the_command_as_it_was_typed(capsys, monkeypatch):
+    monkeypatch.setattr(cli.interrupts, "starting", lambda: None)
+    for typed, said in ((["edit", "--help"], "usage: openbook edit"), (["generate", "--help"], "usage: openbook generate")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(typed)
+        assert ended.value.code == 0 and said in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        retrieval.edit.main(["--help"])
+    assert "usage: python -m retrieval.edit" in capsys.readouterr().out
