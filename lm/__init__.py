@@ -14,6 +14,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is
 _HOMES = {
     "lm.batch": ("Batch", "Output"),
     "lm.models": ("ConfigError", "LanguageModel", "ModelConfig", "build", "forward", "init_cache", "separate"),
+    "lm.loading": ("load",),
     "lm.weights": ("WeightsError", "from_hf", "to_hf"),
     "lm.heads": ("with_head",),
     "lm.tokenizer": ("load_tokenizer",),

@@ -1,6 +1,7 @@
 """Writes a model as a Hugging Face directory that transformers loads, and checks it against torch where torch is installed.
 
 python -m lm.export --model=RUN_FOLDER --output=DIR
+python -m lm.export --model=ADAPTER --output=DIR                     # a PEFT adapter, merged into the base that it names
 python -m lm.export --model=model.gguf --output=DIR --dtype=bfloat16
 python -m lm.export --model=LORA_RUN --output=DIR --adapter          # only the adapters, as PEFT's directory
 """
@@ -16,25 +17,21 @@ import numpy as np
 
 from lm.batch import Batch
 from lm.interrupts import entry_point
-from lm.loading import is_run, kept_template, save_template
+from lm.loading import GENERATION, is_run, kept, kept_template, load, load_tokenizer, load_weights, save_template
 from lm.models import build, forward
 from lm.models.config import DTYPES
 from lm.printing import program
-from lm.tokenizer import load_tokenizer
-from lm.weights import WeightsError, from_hf, to_hf
+from lm.weights import WeightsError, to_hf
 
 PROMPT = "The capital of France is Paris, and the capital of Lithuania is"
 
 
-def load(path: str, dtype: str | None):  # -> (model, params, tokenizer or None)
+def read(path: str, dtype: str | None):  # -> (model, params, tokenizer or None)
     if is_run(path):
-        from lm.training.checkpoints import load_params
-
-        model, params, tokenizer = load_params(path)
-        return model, jax.tree.map(lambda x: x.astype(dtype), params) if dtype else params, tokenizer
-    model, params = from_hf(path, dtype)
+        return load(path, dtype)
+    model, params = load_weights(path, dtype)
     try:
-        return model, params, load_tokenizer(path)
+        return model, params, load_tokenizer(path, model.config)
     except WeightsError as error:
         print(f"exporting without a tokenizer: {error}", file=sys.stderr)
         return model, params, None
@@ -67,7 +64,7 @@ def largest_difference(model, params, tokenizer, directory: str) -> tuple[float,
 @entry_point
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog=program("lm.export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
+    parser.add_argument("--model", required=True, help="run folder, model directory, hub id, .gguf file or PEFT adapter")
     parser.add_argument("--output", required=True, help="directory to write; one that holds a model is replaced")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: float32, or what the run trained in")
     parser.add_argument("--adapter", action="store_true", help="write the low-rank adapters of a run alone, in PEFT's format")
@@ -83,9 +80,9 @@ def main(argv=None) -> int:
             save_template(args.output, kept_template(args.model))
             print(f"wrote {args.output}: adapters in PEFT's format")
             return 0
-        model, params, tokenizer = load(args.model, args.dtype)
+        model, params, tokenizer = read(args.model, args.dtype)
         template = kept_template(args.model)
-        to_hf(model, params, args.output, tokenizer)
+        to_hf(model, params, args.output, tokenizer, generation=kept(args.model, GENERATION))
         save_template(args.output, template)
         print(f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} MB of weights")
         if not importlib.util.find_spec("torch"):

@@ -9,7 +9,7 @@ import sys
 
 from lm.compiled import keep_compiled
 from lm.generation import stream_text
-from lm.generation.command_line import arguments, chosen, chosen_template, spelled
+from lm.generation.command_line import arguments, chosen, chosen_template, spelled, unused_settings
 from lm.interrupts import entry_point
 from lm.loading import load
 from lm.models import separate
@@ -24,6 +24,8 @@ def main(argv=None) -> int:
         sampler = chosen(args)
         model, params, tokenizer = load(args.model, args.dtype)
         template = chosen_template(args, tokenizer)
+        if note := unused_settings(args):
+            print(note, file=sys.stderr)
         stops = args.stop if template is None else [*args.stop, template.stop]
         model, params = separate(model, params)
         turns = [{"role": "system", "content": args.system}] if args.system else []

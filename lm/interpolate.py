@@ -16,6 +16,7 @@ import tempfile
 
 from lm.adaptation.mixes import measurer, mixes
 from lm.interrupts import entry_point
+from lm.loading import GENERATION, kept, kept_template, save_template
 from lm.printing import program
 from lm.weights import to_hf
 
@@ -59,7 +60,9 @@ def main(argv=None) -> int:
                 measured = "".join(f"  {data}: loss {x:.4f}, perplexity {math.exp(min(x, 700)):.2f}" for data, x in losses.items())
                 print(f"{name}{measured}" + (f"  of {', '.join(described['soup'])}" if "soup" in described else ""))
                 if args.output:
-                    to_hf(model, params, pathlib.Path(args.output) / (name if len(wanted) > 1 else ""), tokenizer)
+                    folder, like = pathlib.Path(args.output) / (name if len(wanted) > 1 else ""), args.tuned or args.soup.split(",")[0]
+                    to_hf(model, params, folder, tokenizer, generation=kept(like, GENERATION))
+                    save_template(folder, kept_template(like))
         if args.json:
             pathlib.Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
     except (ValueError, OSError) as error:

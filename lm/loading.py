@@ -6,6 +6,74 @@ import pathlib
 from lm.xla_flags import avoid_wrong_fusion
 
 TEMPLATE = "template.json"  # in the directory of an exported model: what lm.data.templates.remember keeps
+GENERATION = "generation_config.json"
+
+
+def load(path_or_id: str, dtype: str | None = None):
+    """(model, params, tokenizer) from whatever `path_or_id` names; params are a plain nested dict, adapters merged.
+
+    path_or_id: folder of a training run (its newest checkpoint), Hugging Face directory or hub id, .gguf file, or a PEFT adapter with
+    the base that it names. dtype: "float32", "bfloat16" or "float16", of parameters and computation; default: float32, a run's own.
+    Raises lm.WeightsError, lm.ConfigError or the checkpoint's own error (ValueErrors), naming the file, when it cannot be read.
+    """
+    if is_run(path_or_id):
+        from lm.training.checkpoints import load_model_config, load_params
+
+        avoid_wrong_fusion(dtype or load_model_config(path_or_id).dtype)
+        model, params, tokenizer = load_params(path_or_id)
+        return *_cast(model, params, dtype), tokenizer
+    model, params = load_weights(path_or_id, dtype)
+    return model, params, load_tokenizer(path_or_id, model.config)
+
+
+def load_weights(path_or_id: str, dtype: str | None = None):
+    """(model, params) of a model that is no run: a directory, hub id, .gguf file or PEFT adapter."""
+    from lm.adaptation import peft
+    from lm.weights import WeightsError, from_hf, resolve
+
+    folder = resolve(path_or_id, weights=False)
+    if not peft.is_adapter(folder):
+        avoid_wrong_fusion(dtype or "float32")
+        return from_hf(path_or_id, dtype=dtype)
+    base = base_of(folder)
+    try:
+        model, params, _ = load(base, dtype)
+    except WeightsError as error:
+        raise WeightsError(f"the base of {path_or_id}, base_model_name_or_path in its {peft.CONFIG}: {error}") from error
+    return model, peft.apply(resolve(path_or_id), model, params)
+
+
+def load_tokenizer(path_or_id: str, config):
+    """The tokenizer of a model that is no run; an adapter's own, or its chat template, before those of its base."""
+    from lm import tokenizer as tokenizers
+    from lm.adaptation import peft
+    from lm.weights import WeightsError, resolve
+
+    folder = resolve(path_or_id, weights=False)
+    if not peft.is_adapter(folder) or tokenizers.files(folder):
+        tokenizer = tokenizers.load_tokenizer(folder)
+        if peft.is_adapter(folder) and len(tokenizer) > config.vocab_size:
+            raise WeightsError(f"the tokenizer of {path_or_id} has {len(tokenizer)} tokens, and its base's vocabulary {config.vocab_size}")
+        return tokenizer
+    base, template = base_of(folder), folder / "chat_template.jinja"
+    tokenizer = load(base)[2] if is_run(base) else load_tokenizer(base, config)
+    if template.is_file():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def base_of(folder: pathlib.Path) -> str:
+    """The base that an adapter names. Raises ConfigError when it names none."""
+    from lm.adaptation import peft
+    from lm.models.config import ConfigError
+
+    base = peft.read_config(folder).get("base_model_name_or_path")
+    if not base or not isinstance(base, str) or pathlib.Path(base).expanduser().resolve() == folder.resolve():
+        raise ConfigError(
+            f"{folder / peft.CONFIG}: base_model_name_or_path={base!r} names no base: write there the directory, run folder or hub id of "
+            "the model that the adapter was trained on"
+        )
+    return base
 
 
 def is_run(path: str) -> bool:
@@ -24,24 +92,50 @@ def run_config(path: str) -> dict:
     return json.loads(file.read_text()) if is_run(path) and file.exists() else {}
 
 
+def kept(path_or_id: str, name: str) -> dict | None:
+    """The JSON object called `name` beside the weights of a model or run, for an adapter without it that of its base; None without any.
+
+    Raises ConfigError for a file that is no JSON.
+    """
+    from lm.adaptation import peft
+    from lm.models.config import ConfigError
+    from lm.training import paths
+    from lm.weights.resolve import resolve
+
+    if is_run(path_or_id):
+        file = paths.resolve(path_or_id) / "model" / name
+    else:
+        folder = resolve(path_or_id, weights=False)
+        file = folder / name
+        spelled_otherwise = name == TEMPLATE and (folder / "chat_template.jinja").is_file()
+        if not file.is_file() and peft.is_adapter(folder) and not spelled_otherwise:
+            return kept(base_of(folder), name)
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{file} belongs to the model, and is not JSON ({error}): export again, or delete it") from None
+    return found if isinstance(found, dict) else None
+
+
+def keep_generation(workdir, init_from: str) -> None:
+    """Puts the settings of generation_config.json that the base of a run has, if any, into the run's folder."""
+    from lm.training import paths
+
+    settings = kept(init_from, GENERATION) if init_from else None
+    if settings is not None:
+        paths.write_atomically(paths.resolve(workdir) / "model" / GENERATION, json.dumps(settings, indent=1))
+
+
 def kept_template(path_or_id: str) -> dict | None:
     """What lm.data.templates.remember kept of the template of a run, or of a model exported from one; None where there is none.
 
     Another program's file of that name is none. Raises ConfigError for one that is no JSON.
     """
-    from lm.models.config import ConfigError
-    from lm.training import paths
-    from lm.weights.resolve import resolve
-
-    file = (paths.resolve(path_or_id) / "model" if is_run(path_or_id) else resolve(path_or_id, weights=False)) / TEMPLATE
-    if not file.is_file():
-        return None
-    try:
-        kept = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{file} is to hold the template of the model, and is not JSON ({error}): export again, or delete it") from None
+    found = kept(path_or_id, TEMPLATE)
     fields = {"name": str, "options": dict, "fingerprint": str}
-    return kept if isinstance(kept, dict) and all(isinstance(kept.get(name), kind) for name, kind in fields.items()) else None
+    return found if found is not None and all(isinstance(found.get(name), kind) for name, kind in fields.items()) else None
 
 
 def load_template(path_or_id: str, tokenizer):
@@ -51,8 +145,8 @@ def load_template(path_or_id: str, tokenizer):
     """
     from lm.data import templates
 
-    kept = kept_template(path_or_id)
-    return None if kept is None else templates.recall(kept, tokenizer)
+    found = kept_template(path_or_id)
+    return None if found is None else templates.recall(found, tokenizer)
 
 
 def save_template(directory: str | pathlib.Path, kept: dict | None) -> None:
@@ -64,23 +158,11 @@ def save_template(directory: str | pathlib.Path, kept: dict | None) -> None:
         file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def load(path_or_id: str, dtype: str | None = None):
-    """(model, params, tokenizer) from whatever `path_or_id` names.
+def _cast(model, params, dtype: str | None):
+    if dtype is None:
+        return model, params
+    import jax
 
-    Raises lm.WeightsError (a ValueError) or the checkpoint's own error, naming the file, when it cannot be read.
-    """
-    if is_run(path_or_id):
-        from lm.training.checkpoints import load_model_config, load_params
+    from lm.models import build
 
-        avoid_wrong_fusion(load_model_config(path_or_id).dtype)
-        return load_params(path_or_id)
-    from lm.adaptation import peft
-    from lm.tokenizer import load_tokenizer
-    from lm.weights import from_hf
-
-    if peft.is_adapter(path_or_id):
-        model, params, tokenizer = load(peft.read_config(path_or_id)["base_model_name_or_path"], dtype)
-        return model, peft.apply(path_or_id, model, params), tokenizer
-    avoid_wrong_fusion(dtype or "float32")
-    model, params = from_hf(path_or_id, dtype=dtype)
-    return model, params, load_tokenizer(path_or_id)
+    return build(model.config.replace(dtype=dtype, param_dtype=dtype)), jax.tree.map(lambda x: x.astype(dtype), params)

@@ -30,13 +30,18 @@ def load_tokenizer(path_or_id):
         return from_gguf(read_metadata(path))
     import transformers
 
-    present = sorted(p.name for p in Path(path).iterdir() if any(fnmatch(p.name, pattern) for pattern in FILES))
+    present = files(path)
     if not present:  # transformers would make an empty one up for some model types
         raise WeightsError(f"no tokenizer can be read from {path} (it has no tokenizer.json, vocab, merges or sentencepiece file)")
     try:
         return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the Rust parser raises plain Exception for a damaged file
         raise WeightsError(f"no tokenizer can be read from {path} ({', '.join(present)}: {error})") from error
+
+
+def files(directory: Path) -> list[str]:
+    """The names of a directory's files that are of a tokenizer, without which it has none."""
+    return sorted(p.name for p in directory.iterdir() if any(fnmatch(p.name, pattern) for pattern in FILES))
 
 
 def from_gguf(fields: Metadata):

@@ -11,17 +11,28 @@ from lm.generation.beams import Beams
 from lm.generation.samplers import Greedy, Sample
 from lm.printing import program
 
+FLAGS = {  # of generation_config.json -> our flag and its default
+    "temperature": ("temperature", 0.0), "top_k": ("top_k", 0), "top_p": ("top_p", 1.0), "min_p": ("min_p", 0.0),
+    "repetition_penalty": ("repetition_penalty", 1.0), "num_beams": ("beams", 1), "length_penalty": ("length_penalty", 1.0),
+}  # fmt: skip
+SAMPLED = {"temperature", "top_k", "top_p", "min_p"}  # of no effect there without do_sample
+UNSUPPORTED = (
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "min_length", "min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale",
+    "penalty_alpha", "diversity_penalty", "num_beam_groups",
+)  # fmt: skip
+
 
 def arguments(description: str, argv=None) -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(
         prog=program("lm.generate"), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="run folder, model directory, hub id or .gguf file")
+    parser.add_argument("--model", required=True, help="run folder, model directory, hub id, .gguf file or PEFT adapter")
     parser.add_argument("--prompt", help="text to continue; without it, lines are read from standard input")
     parser.add_argument("--chat", action="store_true", help="remember the turns; without a template: the tokenizer's own")
     parser.add_argument("--template", help="spell prompts with this one (lm/data/templates), or 'none'; default: that of the run, if any")
-    parser.add_argument("--system", help="system message of the chat")
+    parser.add_argument("--system", help="system message before the prompt, or of the chat; needs a template or --chat")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; may be repeated")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the most probable token")
@@ -40,18 +51,20 @@ def chosen_template(args, tokenizer) -> Template | None:
     """The template that spells prompts: that of the flag, or of the run; None without one. Raises ConfigError (a ValueError)."""
     from lm.loading import kept_template, load_template
 
-    if args.template:
+    if args.template and args.template != "none":
         date = templates.date_of(kept_template(args.model), args.template, tokenizer)
-        return None if args.template == "none" else templates.get(args.template, tokenizer, **date)
-    kept = load_template(args.model, tokenizer)
+        return templates.get(args.template, tokenizer, **date)
+    kept = None if args.template else load_template(args.model, tokenizer)
+    if args.system and kept is None and not args.chat:
+        raise ValueError(f"--system={args.system!r} would be ignored, as no template spells the prompt: add --chat or --template")
     if args.chat and kept is None and not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {args.model} has no chat template: leave out --chat")
     return kept
 
 
 def spelled(model, tokenizer, template: Template | None, turns: list[dict[str, str]], chat: bool) -> list[int]:
-    """The tokens of a prompt: the last turn, or all of a chat. Without a template a chat is spelled by the tokenizer's own."""
-    turns = turns if chat else turns[-1:]
+    """The tokens of a prompt: the system message and the last turn, or all of a chat, which without a template the tokenizer spells."""
+    turns = turns if chat else [turn for turn in turns[:-1] if turn["role"] == "system"] + turns[-1:]
     if template is None:
         if chat:
             return tokenizer(rendered(tokenizer, turns), add_special_tokens=False)["input_ids"]
@@ -59,6 +72,30 @@ def spelled(model, tokenizer, template: Template | None, turns: list[dict[str, s
     c = model.config
     record = Record(turns=tuple(Turn(turn["role"], turn["content"]) for turn in turns))
     return Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None).prompt(template.prompt(record))
+
+
+def unused_settings(args) -> str:
+    """A line on what the model's generation_config.json asks for, as transformers reads it, and no flag does; "" for nothing."""
+    from lm.loading import GENERATION, kept
+
+    if any(getattr(args, name) != default for name, default in FLAGS.values()):
+        return ""
+    found = kept(args.model, GENERATION) or {}
+    sampled, beams = bool(found.get("do_sample")), (found.get("num_beams") or 1) > 1
+    read = {*FLAGS} - (set() if sampled else SAMPLED) - (set() if beams else {"length_penalty"})
+    wanted = ({"temperature": 1.0} if sampled else {}) | {name: found[name] for name in FLAGS if found.get(name) is not None}
+    flags = [
+        f"--{f.replace('_', '-')}={wanted[name]}"
+        for name, (f, default) in FLAGS.items()
+        if wanted.get(name, default) != default and name in read
+    ]
+    others = [f"{name}={found[name]!r}" for name in UNSUPPORTED if found.get(name) not in (None, 0, 1.0, [], {})]
+    if not flags and not others:
+        return ""
+    said = [f"is not used unless you add {' '.join(flags)}"] * bool(flags) + [
+        f"has settings that are not supported: {', '.join(others)}"
+    ] * bool(others)
+    return f"{GENERATION} of {args.model} {', and '.join(said)}"
 
 
 def chosen(args) -> Greedy | Sample | Beams:

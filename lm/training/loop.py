@@ -16,6 +16,7 @@ from lm.data.mixtures import Mixture
 from lm.evaluation import labelled
 from lm.evaluation.perplexity import make_evaluator
 from lm.interrupts import Stopped
+from lm.loading import keep_generation
 from lm.objectives import OBJECTIVES
 from lm.training import answering, checkpoints, flops, labelling, narrow, paths, rules, run_folder, settings, setup, sharding, trackers
 from lm.training.checkpoints import Checkpoints
@@ -303,6 +304,7 @@ def _write_folder(config, run: Run, out: Report) -> None:
                 out.say(f"changed since this run was last started: {line}")
         run_folder.write_environment(run.workdir)
         checkpoints.save_model(run.workdir, run.model.config, run.tokenizer, run.template)
+        keep_generation(run.workdir, config.init_from)
 
 
 def _status(run: Run, config, state: str, step: int | None, eta_s: float | None = None, error: str = "") -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 
 from lm import families
-from lm.families.family import Family, special_tokens_to_hf
+from lm.families.family import SEQ2SEQ_TOKENS, Family, special_tokens_to_hf
 from lm.families.table import Slot, expand
 from lm.models import LanguageModel, ModelConfig, inputs
 from lm.models.config import DTYPES, LM_HEADS, ConfigError
@@ -35,12 +35,14 @@ NOT_EXPORTED = ("dtype", "param_dtype", "layers", "remat", "dropout", "ssm_chunk
 
 
 def to_hf(
-    model: LanguageModel, params: dict, path, tokenizer=None, *, max_shard_size: int = 5_000_000_000, overwrite: bool = False
-) -> None:
+    model: LanguageModel, params: dict, path, tokenizer=None, *, generation: dict | None = None, max_shard_size: int = 5_000_000_000,
+    overwrite: bool = False,
+) -> None:  # fmt: skip
     """Writes config.json, generation_config.json, safetensors and the tokenizer's files into the directory `path`.
 
     params: as `from_hf` returns or training holds them, stacked or separate layers, sharded or not, on the devices of this
-    process; each tensor keeps its dtype. max_shard_size: bytes a weight file holds at most, unless one tensor is larger.
+    process; each tensor keeps its dtype. generation: settings such as temperature, for generation_config.json; special tokens in it
+    are replaced by the model's. max_shard_size: bytes a weight file holds at most, unless one tensor is larger.
     The directory appears complete or not at all. One that holds a model is replaced (files that are not the model's stay);
     any other that is not empty is refused unless `overwrite`.
 
@@ -63,13 +65,20 @@ def to_hf(
     with replacing(target) as directory:
         write_json(directory / "config.json", hf)
         if c.head in ("causal_lm", "seq2seq_lm"):
-            write_json(directory / "generation_config.json", {"_from_model_config": True, **special_tokens_to_hf(c)})
+            write_json(directory / "generation_config.json", generation_config(generation, c))
         for name, content in sentences.files(c).items() if c.head == "embedding" else ():
             (directory / name).parent.mkdir(exist_ok=True)
             write_json(directory / name, content)
         write_weights(directory, slots, flat, max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
+
+
+def generation_config(given: dict | None, c: ModelConfig) -> dict:
+    """generation_config.json: settings as they were given, with the model's special tokens."""
+    own, special = {"_from_model_config", "transformers_version"}, {"bos_token_id", "eos_token_id", "pad_token_id", *SEQ2SEQ_TOKENS}
+    settings = {name: value for name, value in (given or {}).items() if name not in own | special}
+    return {**({} if settings else {"_from_model_config": True}), **settings, **special_tokens_to_hf(c)}
 
 
 def exported_config(c: ModelConfig) -> dict:

@@ -9,11 +9,13 @@ import tokenizers
 
 import lm
 from lm import evaluate, export
+from lm.adaptation import lora, peft
+from lm.adaptation.lora import Lora
 from lm.data import templates
 from lm.data.tokenizers import bytes_only
-from lm.loading import load_template
+from lm.loading import GENERATION, keep_generation, kept, load_template
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop
+from lm.training import checkpoints, loop, rules
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
 from lm.weights import WeightsError
@@ -52,6 +54,7 @@ def test_the_command_casts_when_asked(model_directory, tmp_path):
 def test_a_training_run_is_exported_in_the_dtype_asked_for(model_directory, tmp_path, monkeypatch):
     source, params = model_directory
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(checkpoints, "load_model_config", lambda path: lm.from_hf(source)[0].config)
     monkeypatch.setattr(checkpoints, "load_params", lambda path: (*lm.from_hf(source), lm.load_tokenizer(source)))
     for options, dtype in (([], "float32"), (["--dtype=float16"], "float16")):
         assert export.main([f"--model={tmp_path / 'run'}", f"--output={tmp_path / dtype}", *options]) == 0
@@ -120,6 +123,94 @@ def test_code_in_a_model_directory_is_never_run(model_directory, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+SETTINGS = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1, "no_repeat_ngram_size": 3}
+
+
+def adapter_of(folder, base, model, params, **changed):
+    """(folder with a PEFT adapter of `base`, the merged params)."""
+    spec = Lora(2)
+    fresh = lora.initialise(params, rules.by_path(model.logical_axes()), spec, jax.random.key(0))
+    adapters = jax.tree.map(lambda x: x + 0.1, fresh)
+    peft.save(folder, model, adapters, spec, base)
+    config = json.loads((folder / peft.CONFIG).read_text()) | changed
+    (folder / peft.CONFIG).write_text(json.dumps(config))
+    return folder, lora.merge(params, adapters, spec.scale)
+
+
+def test_settings_of_generation_are_lost_on_the_way_through_a_run(model_directory, tmp_path, capsys):
+    source, _ = model_directory
+    own = json.loads((source / "generation_config.json").read_text())
+    (source / "generation_config.json").write_text(json.dumps(own | SETTINGS | {"transformers_version": "4.0.0"}))
+    model, params, tokenizer = lm.load(source)
+    checkpoints.save_model(tmp_path / "run", model.config, tokenizer)
+    keep_generation(tmp_path / "run", str(source))
+    (tmp_path / "run" / "checkpoints").mkdir()
+    adapter, _ = adapter_of(tmp_path / "adapter", str(source), model, params)
+    for path in (source, tmp_path / "run", adapter):
+        lm.to_hf(model, params, tmp_path / "out", tokenizer, generation=kept(str(path), GENERATION))
+        written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+        assert SETTINGS.items() <= written.items() and not {"_from_model_config", "transformers_version"} & written.keys()
+        assert written["eos_token_id"] == own["eos_token_id"]
+    transformers = pytest.importorskip("transformers")
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "out").temperature == 0.6
+    assert export.main([f"--model={source}", f"--output={tmp_path / 'again'}"]) == 0
+    assert json.loads((tmp_path / "again" / "generation_config.json").read_text())["top_p"] == 0.9
+
+
+def test_settings_of_generation_that_are_not_used_are_not_said(model_directory):
+    from lm.generation import command_line
+
+    source, _ = model_directory
+    said = lambda *flags: command_line.unused_settings(command_line.arguments("", [f"--model={source}", *flags]))
+    assert said() == ""
+    flags = "--temperature=0.6 --top-k=20 --top-p=0.9 --repetition-penalty=1.1"
+    for given, wanted in (
+        (SETTINGS, f"unless you add {flags}, and has settings that are not supported: no_repeat_ngram_size=3"),
+        (SETTINGS | {"do_sample": False, "no_repeat_ngram_size": 0}, "unless you add --repetition-penalty=1.1"),
+        ({"num_beams": 4, "length_penalty": 0.6}, "unless you add --beams=4 --length-penalty=0.6"),
+        ({"do_sample": True}, "unless you add --temperature=1.0"),
+    ):
+        (source / "generation_config.json").write_text(json.dumps(given))
+        assert said().endswith(wanted) and said("--temperature=0.5") == ""
+
+
+def test_an_adapter_is_exported_otherwise_than_merged_into_its_base(model_directory, tmp_path, capsys):
+    source, params = model_directory
+    adapter, merged = adapter_of(tmp_path / "adapter", str(source), *lm.from_hf(source))
+    assert export.main([f"--model={adapter}", f"--output={tmp_path / 'out'}"]) == 0
+    assert identical(lm.from_hf(tmp_path / "out")[1], merged) and not identical(merged, params)
+    assert lm.load_tokenizer(tmp_path / "out").encode("The capital") == [1, 2]
+    with pytest.raises(WeightsError, match=r"is an adapter: lm.load"):
+        lm.from_hf(adapter)
+
+
+def test_an_adapter_s_own_tokenizer_or_chat_template_is_ignored(model_directory, tmp_path):
+    source, _ = model_directory
+    adapter, _ = adapter_of(tmp_path / "adapter", str(source), *lm.from_hf(source))
+    (adapter / "chat_template.jinja").write_text("{{ 'own' }}")
+    assert lm.load(adapter)[2].chat_template == "{{ 'own' }}"
+    tokenizer = lm.load_tokenizer(source)
+    tokenizer.chat_template = "{{ 'other' }}"
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(adapter)
+    loaded = lm.load(adapter)[2]
+    assert loaded.chat_template == "{{ 'other' }}" and loaded.encode("<new>") == [4]
+    tokenizer.add_tokens([f"<{i}>" for i in range(40)])
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(WeightsError, match="adapter has 45 tokens, and its base's vocabulary 37"):
+        lm.load(adapter)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [(None, "=None names no base: write"), ("", "='' names no base"), ("no/such/base/here", "the base of .*does not exist")],
+)
+def test_an_adapter_without_a_base_is_not_refused_in_words(model_directory, tmp_path, base, said):
+    adapter, _ = adapter_of(tmp_path / "adapter", "x", *lm.from_hf(model_directory[0]), base_model_name_or_path=base)
+    with pytest.raises(ValueError, match=said):
+        lm.load(str(adapter))
+
+
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(model_directory, tmp_path):
     tokenizer = lm.load_tokenizer(model_directory[0])
     model, params = tiny(vocab_size=3)
@@ -165,6 +256,21 @@ def test_generate_spells_prompts_of_an_exported_model_otherwise(instructed):
     chosen = lambda *more: command_line.chosen_template(command_line.arguments("", [f"--model={instructed / 'out'}", *more]), tokenizer)
     kept = chosen()
     assert kept is not None and dict(kept.options)["positive"] == 1 and chosen("--template=none") is None
+
+
+def test_a_system_message_without_a_chat_is_ignored(instructed, model_directory):
+    from lm.generation import command_line
+
+    tokenizer, (model, _) = bytes_only(), tiny(vocab_size=320)
+    turns = [{"role": "system", "content": "yes"}, {"role": "user", "content": "cat?"}]
+    older = [turns[0], {"role": "user", "content": "dog?"}, {"role": "assistant", "content": "no"}, turns[1]]
+    for given in (turns, older):
+        ids = command_line.spelled(model, tokenizer, templates.get("tulu", tokenizer), given, chat=False)
+        assert tokenizer.decode(ids).startswith("<|system|>\nyes\n<|user|>\ncat?\n<|assistant|>")
+    for path, more in ((model_directory[0], []), (instructed / "out", ["--template=none"])):
+        args = command_line.arguments("", [f"--model={path}", "--system=yes", *more])
+        with pytest.raises(ValueError, match=r"--system='yes' would be ignored.*add --chat"):
+            command_line.chosen_template(args, lm.load_tokenizer(path))
 
 
 def test_an_export_of_an_export_or_over_one_has_a_stale_template(instructed, model_directory, tmp_path):
