@@ -1,6 +1,12 @@
 """What a ModelConfig may say: every value is known, and no two fields contradict each other. Refused in words otherwise."""
 
+import dataclasses
 import difflib
+import functools
+import math
+import numbers
+import types
+import typing
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "none")
 NORMS = ("layernorm", "rmsnorm")
@@ -16,6 +22,7 @@ LM_HEADS = ("causal_lm", "masked_lm", "seq2seq_lm")  # those that give logits ov
 POOLINGS = ("first", "last", "mean")
 LAYERS = ("scan", "unrolled", "separate")
 REMAT = ("none", "dots", "full")
+LLAMA3 = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -31,7 +38,7 @@ def nearest(name: str, known) -> str:
 
 def check(c) -> None:
     """Raises ConfigError naming the first field of the ModelConfig `c` that cannot work."""
-    for part in (_values, _attention, _layers, _encoder, _ssm, _neighbours, _head, _tokens):
+    for part in (_types, _values, _attention, _layers, _encoder, _ssm, _neighbours, _head, _tokens, _signs):
         part(c)
 
 
@@ -44,6 +51,58 @@ def _count(c, *names: str, least: int = 1) -> None:
         value = getattr(c, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             _refuse(c, name, "a positive integer" if least else "0 or a positive integer")
+
+
+NAMES = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
+
+
+def _is(value, kind) -> bool:
+    """Whether a value is of an annotated type; an int is a float too, True and False are numbers of no kind."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return any(_is(value, one) for one in inside)
+    if origin is tuple and inside[-1] is ...:
+        return isinstance(value, tuple) and all(_is(x, inside[0]) for x in value)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(inside) and all(map(_is, value, inside))
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool) and (kind is int or not math.isnan(value))
+    return isinstance(value, kind)
+
+
+@functools.cache
+def _hints(kind: type) -> dict:
+    return typing.get_type_hints(kind)
+
+
+def _types(c) -> None:
+    """Each field is of its type."""
+    for field in dataclasses.fields(c):
+        value, kind = getattr(c, field.name), _hints(type(c))[field.name]
+        if not _is(value, kind) or (kind is float and math.isinf(value)):
+            each = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+            what = NAMES.get(kind) or (f"a tuple, each {NAMES[each]}" if each in NAMES and each is not kind else str(kind))
+            _refuse(c, field.name, what.replace("types.NoneType", "None"))
+    for name, value in c.rope_scaling:
+        if not 0 < value < math.inf:
+            raise ConfigError(f"model.rope_scaling has {name}={value!r}: expected a finite number above 0")
+    names = {name for name, _ in c.rope_scaling}
+    if names and names not in ({"factor"}, LLAMA3):
+        raise ConfigError(f"model.rope_scaling={c.rope_scaling!r}: expected factor alone, or {', '.join(sorted(LLAMA3))}")
+    limits = c.ssm_dt_limit
+    if limits and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
+        _refuse(c, "ssm_dt_limit", "() or two numbers, the lowest and the highest")
+
+
+def _signs(c) -> None:
+    """No number is negative, and what divides is not 0. Last, as others say more of a field."""
+    for field in dataclasses.fields(c):
+        if _hints(type(c))[field.name] in (int, float) and getattr(c, field.name) < 0:
+            _refuse(c, field.name, "0 or a positive number")
+    for name in ("rope_theta", "logit_scale"):
+        if not getattr(c, name) > 0:
+            _refuse(c, name, "a positive number")
 
 
 def _values(c) -> None:

@@ -18,8 +18,23 @@ from lm.evaluation.perplexity import make_evaluator
 from lm.interrupts import Stopped
 from lm.loading import keep_generation
 from lm.objectives import OBJECTIVES
-from lm.training import answering, checkpoints, flops, labelling, narrow, paths, rules, run_folder, settings, setup, sharding, trackers
+from lm.training import (
+    answering,
+    checkpoints,
+    flops,
+    labelling,
+    narrow,
+    paths,
+    rules,
+    run_folder,
+    settings,
+    setup,
+    sharding,
+    trackers,
+)
+from lm.training import steps as step_folders
 from lm.training.checkpoints import Checkpoints
+from lm.training.guard import Spike, advice
 from lm.training.report import Report, Stopwatch, amount
 from lm.training.setup import Run
 from lm.training.signals import Signals
@@ -99,7 +114,7 @@ class _Loop:
             loss = functools.partial(OBJECTIVES[config.objective.name].loss, **settings.loss_options(config))
             self.evaluate = labelled.make_evaluator(run.model, run.mesh, config.batch_size, loss, activations=run.activations)
         self.recent: collections.deque = collections.deque(maxlen=SPEED_OVER)
-        self.watch = Stopwatch()
+        self.watch, self.spike = Stopwatch(), Spike()
 
     def run(self) -> int:
         """Steps until the end or a signal; returns the number of updates done."""
@@ -189,15 +204,10 @@ class _Loop:
         """Reads a step's metrics from the device (the step after it is already running), checks them, and writes them if they are due."""
         c = self.config
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.spike.see(step, values["loss"], values["gradient_norm"])
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values[name]) and values.get("nonfinite_in_a_row", 1) > c.optimizer.skip_nonfinite:
-                self.checkpoints.wait()
-                saved = checkpoints.steps(self.workdir)
-                raise TrainingError(
-                    f"{name} is {values[name]} at step {step}: stopped. The last checkpoint is "
-                    + (f"step {saved[-1]}, from before it" if saved else "none yet")
-                    + "; try a lower optimizer.learning_rate, a longer warmup, or model.dtype='float32'"
-                )
+                raise TrainingError(f"{name} is {values[name]} at step {step}: stopped. {self._before(self.spike.since or step)}")
         if step != 1 and step % c.log.every and step != c.steps:
             return
         seconds, (last, then) = self.watch(), self.recent[-1]
@@ -217,6 +227,16 @@ class _Loop:
         self.checkpoints.check()
         _status(self.parts, c, "running", step, left)
 
+    def _before(self, since: int) -> str:
+        """Sets aside the checkpoints whose weights were off, of which the loss of step `since` is the first, and says what is left."""
+        self.checkpoints.wait()
+        off = [step for step in checkpoints.steps(self.workdir) if step >= since - 1]
+        step_folders.set_aside([step_folders.folder_of(self.workdir) / str(step) for step in off], "diverged")
+        left = checkpoints.steps(self.workdir)
+        kept = f"The last checkpoint is step {left[-1]}, from before it" if left else "No checkpoint is from before it"
+        aside = "".join(f"; step {step}, which led to it, is kept as {step}.diverged" for step in off)
+        return f"{kept}{aside}; try {advice(self.config)}"
+
     def _rest(self, step: int) -> None:
         """What is done between steps: evaluation, samples, a checkpoint; the checkpoint last, so that it stands for all rows before it."""
         c, begun = self.config, time.monotonic()
@@ -232,7 +252,7 @@ class _Loop:
                 shown += self._answer(step)
         if shown and self.active:
             run_folder.write_samples(self.workdir, step, shown)
-        if step % c.checkpoint.every == 0 or step == c.steps:
+        if step == c.steps or (step % c.checkpoint.every == 0 and self.spike.since is None):
             with phases.phase(f"saving step {step}"):
                 self.trackers.sync()
                 self.checkpoints.save(step, self.state, self.batches.state())

@@ -12,7 +12,7 @@ from lm.adaptation import plan
 from lm.models import inputs
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
-from lm.training import answering, instruction, labelling, mixing, optimizer, unused
+from lm.training import answering, instruction, labelling, mixing, optimizer, sharding, unused
 from lm.training import mesh as meshes
 
 Config = ml_collections.ConfigDict
@@ -109,6 +109,8 @@ def check(config: Config, devices: int) -> None:
             check_head(config, config.model.head)
     if config.model.dtype == "float16" or config.model.param_dtype == "float16":
         raise ConfigError("model.dtype='float16' cannot be trained here: its gradients underflow without loss scaling; use 'bfloat16'")
+    for table in ("parameters", "activations"):
+        sharding.check_types(config.sharding[table], table)
     _check_batch(config, devices)
 
 

@@ -7,6 +7,7 @@ replicate the first silently and XLA would pad or refuse the second far away fro
 import contextlib
 import math
 from collections.abc import Generator, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -49,11 +50,18 @@ ACTIVATIONS: Rules = {
 }
 
 
-def check_rules(mesh: Mesh, rules: Rules, table: str) -> None:
-    """Raises ConfigError when a rule names a mesh axis that does not exist."""
+def check_types(rules: Mapping[str, Any], table: str) -> None:
+    """Raises ConfigError when a rule is not a tuple of names."""
     for name, axes in rules.items():
-        if isinstance(axes, str):
-            raise ConfigError(f"sharding.{table}.{name}={axes!r}: expected a tuple of mesh axes, such as ({axes!r},), or () for none")
+        if not isinstance(axes, tuple | list) or not all(isinstance(axis, str) for axis in axes):
+            such = axes if isinstance(axes, str) else "fsdp"
+            raise ConfigError(f"sharding.{table}.{name}={axes!r}: expected a tuple of mesh axes, such as ({such!r},), or () for none")
+
+
+def check_rules(mesh: Mesh, rules: Rules, table: str) -> None:
+    """Raises ConfigError when a rule is no tuple of names, or names a mesh axis that does not exist."""
+    check_types(rules, table)
+    for name, axes in rules.items():
         for axis in axes:
             if axis not in mesh.axis_names:
                 raise ConfigError(

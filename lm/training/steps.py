@@ -106,12 +106,12 @@ def shapes(folder: Folder) -> dict[str, tuple]:
     return {path_name(path): (tuple(x.shape), jnp.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def set_aside(folders: list[Folder]) -> None:
-    """Renames folders to NAME.unreadable; returns when that is done for all processes."""
+def set_aside(folders: list[Folder], why: str = "unreadable") -> None:
+    """Renames folders to NAME.unreadable, or another reason; returns when that is done for all processes."""
     if jax.process_index() == 0:
         for folder in folders:
             number = 0
-            while (aside := folder.with_name(f"{folder.name}.unreadable{number or ''}")).exists():
+            while (aside := folder.with_name(f"{folder.name}.{why}{number or ''}")).exists():
                 number += 1
             folder.rename(aside)
     if jax.process_count() > 1:

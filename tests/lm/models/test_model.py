@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -292,6 +293,24 @@ def test_params_are_a_plain_nested_dict_of_arrays():
 def test_a_config_that_cannot_work_is_refused_in_words(changes, message):
     with pytest.raises(lm.ConfigError, match=message):
         make("llama", **changes)
+
+
+WRONG = {
+    bool: (1, "yes", None),
+    int: (-1, 1.5, "1", None, True),
+    float: (-0.5, float("nan"), float("inf"), "1", None, True),
+    str: (1, None, True),
+}
+
+
+def test_every_field_of_the_wrong_type_or_sign_is_refused_by_name():
+    config = lm.ModelConfig(
+        family="llama", vocab_size=97, d_model=32, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48, max_length=64
+    )
+    for name, kind in typing.get_type_hints(lm.ModelConfig).items():
+        for value in WRONG.get(kind, (-1.5, {}, ({},), (None,), "x")):
+            with pytest.raises(lm.ConfigError, match=rf"model\.{name}"):
+                config.replace(**{name: value})
 
 
 def test_a_misspelled_config_field_suggests_the_right_one():

@@ -133,9 +133,10 @@ def test_a_run_continues_with_another_model(stopped, folder):
 
 def test_a_loss_that_is_not_a_number_goes_on(folder):
     c = runs.config(folder, **{"optimizer.learning_rate": 1e30, "optimizer.clip": 0.0, "optimizer.warmup": 0, "checkpoint.every": 1})
-    with pytest.raises(loop.TrainingError, match=r"is (nan|inf) at step 2: stopped. The last checkpoint is step 1, from before it"):
+    said = r"is (nan|inf) at step 2: stopped. No checkpoint is from before it; step 1, which led to it, is kept as 1.diverged; try an"
+    with pytest.raises(loop.TrainingError, match=said):
         loop.train(c, folder / "nan")
-    assert checkpoints.steps(folder / "nan") == [1]
+    assert checkpoints.steps(folder / "nan") == [] and (folder / "nan" / "checkpoints" / "1.diverged" / "state").is_dir()
     assert [row["step"] for row in trackers.read(folder / "nan")] == [1]
     status = json.loads((folder / "nan" / "status.json").read_text())
     assert status["state"] == "failed" and "step 2" in status["error"]

@@ -71,6 +71,9 @@ def test_one_mesh_axis_shards_two_dimensions():
 
 
 def test_a_rule_for_a_mesh_axis_that_does_not_exist_is_accepted():
+    for wrong in (None, 5, "fsdp", {"fsdp": 1}, (1,), (None,), (("fsdp",),)):
+        with pytest.raises(ConfigError, match=r"sharding.parameters.embed=.*: expected a tuple of mesh axes, such as \('fsdp',\)"):
+            sharding.check_rules(make_mesh(), {"embed": wrong}, "parameters")
     with pytest.raises(ConfigError, match=r"sharding.parameters.embed names the mesh axis 'fsdpp' \(did you mean 'fsdp'"):
         sharding.check_rules(make_mesh(), {"embed": ("fsdpp",)}, "parameters")
 
