@@ -5,9 +5,9 @@ import sys
 from retrieval.cli import add_encoder_option, add_record_options, entry_point, parser
 
 ABOUT = "Build a memory from files, folders and data sets, or bring one up to date: what is unchanged is not embedded again."
-FORMATS = """Text (.txt: a passage a paragraph), Markdown, HTML, PDF; .jsonl, .json, .parquet, tfds:NAME[:SPLIT] and hf:NAME[:SPLIT], whose
-rows have text (required), id, title, source, time, tags, access, metadata. .gz, gs:// and s3:// too. Folders are read recursively, links in
-them are not followed. Up to 4,096 passages make a commit; an interrupted build goes on when it is run again."""
+FORMATS = """Text (.txt: a passage a paragraph), Markdown, HTML, PDF; .jsonl, .json, .csv, .tsv, .parquet, tfds:NAME[:SPLIT] and
+hf:NAME[:SPLIT], whose rows have text (required), id, title, source, time, tags, access, metadata. .gz, gs:// and s3:// too. Folders are
+read recursively, links in them are not followed. Up to 4,096 passages make a commit; an interrupted build goes on when it is run again."""
 
 
 @entry_point
@@ -29,6 +29,7 @@ def main(argv=None):
     cut.add_argument(
         "--text-field", help="field of rows that holds the text (default: text); when given, fields of no other meaning become metadata"
     )
+    cut.add_argument("--id-field", default="id", help="field of rows that names the passage, such as _id of BEIR's corpora")
     cut.add_argument("--tags", nargs="+", default=[], metavar="WORD", help="tags of every passage, with those of its row")
     cut.add_argument("--access", default="", metavar="GROUP", help="the group that may read every passage, whatever its row says")
     wrong = options.add_argument_group("what is left out")
@@ -54,7 +55,7 @@ def main(argv=None):
     args.embedding = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.reembed and not (args.encoder or args.embedding):
         options.error("--reembed needs what is new: --encoder=PATH, or another option of the encoder, such as --dim")
-    idle = ("chunk", "size", "overlap", "text_field", "tags", "access", "drop_duplicates", "sync", "replace")
+    idle = ("chunk", "size", "overlap", "text_field", "id_field", "tags", "access", "drop_duplicates", "sync", "replace")
     if args.reembed and (given := [name for name in idle if getattr(args, name) != options.get_default(name)]):
         options.error(f"--{given[0].replace('_', '-')} says how files are read: --reembed reads none")
     if args.dry_run and (args.replace or args.reembed):

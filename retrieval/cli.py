@@ -99,7 +99,7 @@ def add_reader_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--max-new-tokens", type=int, default=24, help="length of an answer, in tokens")
 
 
-def add_past_option(made: argparse.ArgumentParser) -> None:
+def add_past_option(made: argparse._ActionsContainer) -> None:
     made.add_argument(
         "--as-of",
         type=version_or_time,
@@ -114,6 +114,8 @@ def place(text: str) -> Path | str:
 
 def add_filter_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--tag", action="append", default=[], help="only passages with this tag; repeat it for more")
+    where = "only passages with this metadata; repeat it for more"
+    made.add_argument("--where", action="append", default=[], type=named, metavar="NAME=VALUE", help=where)
     made.add_argument(
         "--after", default="", metavar="TIME", help="only passages of this time (ISO 8601; UTC where it names no zone) or later"
     )
@@ -124,11 +126,18 @@ def add_filter_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--every-group", action="store_true", help="ask as the owner, who may read the passages of every access group")
 
 
+def named(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE, such as author=Ada")
+    return name, value
+
+
 def filter_options(args: argparse.Namespace) -> dict:
     """What `Memory.search` is given for these options."""
     from retrieval import EVERY_GROUP, Filter
 
-    where = Filter(all_tags=tuple(args.tag), after=args.after, before=args.before)
+    where = Filter(all_tags=tuple(args.tag), after=args.after, before=args.before, metadata=dict(args.where))
     return {"where": where, "groups": EVERY_GROUP if args.every_group else args.group}
 
 

@@ -4,8 +4,8 @@ python -m retrieval.evaluate --memory=DIR --reader=MODEL --questions=questions.j
 
 A question is a JSON object a line: "question", "answers" (list of right names), and if wanted "others" (wrong names that hold a right one).
 Its row in the output has all its fields, and "closed_book", "open_book" (text), "closed_correct", "open_correct", "closed_exact",
-"open_exact" (see lm/evaluation/accuracy.py), "known" (whether the memory supports the open-book answer), and "citations", best first: the
-passages read.
+"open_exact" (see lm/evaluation/accuracy.py), "closed_f1", "open_f1" (SQuAD's, of the words shared), "known" (whether the
+memory supports the open-book answer), and "citations", best first: the passages read.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lm.data import sources
 from lm.evaluation.accuracy import contains, exact, wilson
+from lm.evaluation.scores import f1
 from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
 from retrieval.errors import RetrievalError
 
@@ -51,6 +52,8 @@ def score(row: dict, answered) -> dict:
         "open_correct": contains(opened, names, others),
         "closed_exact": exact(closed, names),
         "open_exact": exact(opened, names),
+        "closed_f1": max(f1(closed, name) for name in names),
+        "open_f1": max(f1(opened, name) for name in names),
         "known": answered.known,
         "citations": [dataclasses.asdict(hit) for hit in answered.citations],
     }
@@ -97,15 +100,16 @@ def main(argv=None):
     temporary.replace(args.output)
     for book in ("closed", "open"):
         right, exactly = (sum(row[f"{book}_{how}"] for row in scored) for how in ("correct", "exact"))
+        f1_mean = sum(row[f"{book}_f1"] for row in scored) / len(scored)
         low, high = wilson(right, len(scored))
         known = [row for row in scored if row["known"]] if book == "open" else []
         if args.json:
-            facts = {"book": book, "questions": len(scored), "right": right, "exact": exactly, "interval_95": [low, high]}
+            facts = {"book": book, "questions": len(scored), "right": right, "exact": exactly, "f1": f1_mean, "interval_95": [low, high]}
             knows = {"known": len(known), "known_right": sum(row["open_correct"] for row in known)} if book == "open" else {}
             print(json.dumps(facts | knows))
         else:
             share = f"{right / len(scored):.1%} (95 % interval {low:.1%} to {high:.1%})"
-            print(f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact")
+            print(f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact ({exactly / len(scored):.1%}), F1 {f1_mean:.3f}")
     if not args.json:
         right = sum(row["open_correct"] for row in known)
         print(f"  says that it knows: {len(known)}/{len(scored)}, {len(known) / len(scored):.1%}; {right} of these are right")

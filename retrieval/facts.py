@@ -1,5 +1,6 @@
 """What filters ask about, for every passage of a version, kept in step with the store: a search never loops over passages."""
 
+import json
 import threading
 from collections.abc import Collection
 
@@ -27,6 +28,7 @@ class Facts:
         self._store = store
         self._version = self._present_version = 0
         self._written: tuple[int, dict[str, Passage]] = (0, {})
+        self._metadata: tuple[int, dict[str, dict[str, str]]] = (0, {})
         self._lock = threading.Lock()
 
     def allowed(self, where: Filter | None, groups: Collection[str]) -> Allowed | None:
@@ -43,7 +45,18 @@ class Facts:
             for name, passes in passing.items():
                 if not all(passes):
                     mask &= np.asarray(passes, bool)[self._codes[name]]
+            if where is not None and where.metadata:
+                mask &= self._described(where.metadata)
             return None if mask.all() else Allowed(self._ids, self._row, mask)
+
+    def _described(self, wanted: dict[str, str]) -> np.ndarray:
+        """bool [N]: which passages have these values; the metadata of all is read, once a version."""
+        if self._metadata[0] != self._store.version:
+            table = self._store.columns(["id", "metadata"])
+            texts = dict(zip(table["id"].to_pylist(), table["metadata"].to_pylist(), strict=True))
+            self._metadata = self._store.version, {id: json.loads(text) for id, text in texts.items() if text != "{}"}
+        held = self._metadata[1]
+        return np.array([wanted.items() <= held.get(id, {}).items() for id in self._ids], bool)
 
     def learn(self, passages: Collection[Passage]) -> None:
         """Takes over what the store's version, just written, holds of the only passages that it changed. Call it where the store stays."""

@@ -17,7 +17,8 @@ BETWEEN = "\x1f"  # tags in one string; a tag is printable, so none holds it
 class Filter:
     """Passages with at least one of `any_tags` and every one of `all_tags`, whose time is at or after `after` and before `before`.
 
-    Text without a zone is UTC, a datetime without one local time. Tags are compared in Unicode's composed form (NFC), with case.
+    Text without a zone is UTC, a datetime without one local time. metadata: values that passages
+    have under these names, exactly. Tags are compared in Unicode's composed form (NFC), with case.
     Times are ISO 8601; a passage without a time passes neither bound. Raises RetrievalError for what is not.
     """
 
@@ -25,6 +26,7 @@ class Filter:
     all_tags: tuple[str, ...] = ()
     after: str | datetime.datetime = ""
     before: str | datetime.datetime = ""
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         for name in ("any_tags", "all_tags"):
@@ -38,6 +40,9 @@ class Filter:
                 raise RetrievalError(f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as 2026-11-24, or a datetime")
             if getattr(self, name):
                 moment(getattr(self, name), name)
+
+        if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
+            raise RetrievalError(f"metadata is {self.metadata!r}; expected a dict of strings")
 
     def tagged(self, joined: str) -> bool:
         tags = unicodedata.normalize("NFC", joined).split(BETWEEN)

@@ -16,6 +16,7 @@ def main(argv=None):
     options.add_argument("-k", type=int, default=5, help="passages to show for each text")
     options.add_argument("--mode", choices=MODES, default="dense", help="by vectors, by words (BM25), or both fused by rank")
     options.add_argument("--diversity", type=float, default=0.0, help="0 to 1: what likeness to hits before it costs a hit")
+    options.add_argument("--min-score", type=float, metavar="SCORE", help="leave out hits that score less")
     options.add_argument("--rerank", metavar="PATH", help="directory or hub id of a cross-encoder that orders what was found anew")
     add_filter_options(options)
     add_past_option(options)
@@ -27,6 +28,7 @@ def main(argv=None):
     rerank = CrossEncoder.from_hf(args.rerank) if args.rerank else None
     found = memory.search(args.text, args.k, mode=args.mode, diversity=args.diversity, rerank=rerank, **filter_options(args))
     for text, hits in zip(args.text, found, strict=True):
+        hits = [hit for hit in hits if args.min_score is None or hit.score >= args.min_score]
         if args.json:
             print(as_json({"query": text, "hits": [dataclasses.asdict(hit) for hit in hits]}))
             continue

@@ -18,7 +18,9 @@ from retrieval.progress import chunks_with_progress
 def build(args: argparse.Namespace) -> None:
     """Brings the memory up to date with the files, or makes it. Raises RetrievalError before anything changes."""
     started, report = time.monotonic(), Report(args.max_bad_share)
-    files, documents = reading.read(args.input, report, args.text_field, args.max_megabytes)  # first: a bad file is found at once
+    files, documents = reading.read(
+        args.input, report, args.text_field, args.max_megabytes, args.id_field
+    )  # first: a bad file is found at once
     if args.sync and report.bad:
         raise RetrievalError(f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or leave out --sync")
     from retrieval import Encoder, Memory

@@ -19,7 +19,7 @@ MAX_MEGABYTES = 100
 
 
 def read(
-    inputs: Sequence[str], report: Report, text_field: str | None = None, max_megabytes: float = MAX_MEGABYTES
+    inputs: Sequence[str], report: Report, text_field: str | None = None, max_megabytes: float = MAX_MEGABYTES, id_field: str = "id"
 ) -> tuple[list[File], list[Document]]:
     """The files of `inputs` (see files.find) and their documents; the report says what was left out, and why.
 
@@ -30,7 +30,9 @@ def read(
     documents: list[Document] = []
     for (file,) in chunks_with_progress(files, "reading files", chunk=1, show_from=32):
         before = report.documents
-        made = _rows(file, report, text_field) if is_table(file.path) else _document(file, report, int(max_megabytes * 1e6))
+        made = (
+            rows.documents(file, report, text_field, id_field) if is_table(file.path) else _document(file, report, int(max_megabytes * 1e6))
+        )
         documents += (dataclasses.replace(document, origin=file.origin) for document in made)
         if report.documents == before:
             if file.path in inputs:
@@ -45,10 +47,6 @@ def read(
 
 def is_table(path: str) -> bool:
     return path.startswith(sources.SETS) or sources.kind(path) in rows.SUFFIXES
-
-
-def _rows(file: File, report: Report, text_field: str | None) -> Iterator[Document]:
-    return rows.documents(file, report, text_field)
 
 
 def _document(file: File, report: Report, max_bytes: int) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""Rows: JSONL, JSON, Parquet, TFDS and Hugging Face data sets. A row is a document, and a passage unless it is too long for one."""
+"""Rows: JSONL, JSON, CSV, TSV, Parquet, TFDS, Hugging Face data sets. A row is a document, and a passage unless it is too long for one."""
 
 import json
 import re
@@ -13,11 +13,11 @@ from retrieval.passages import Passage, check_passages, check_unicode
 
 TEXT = "text"
 FIELDS = ("id", "title", "source", "metadata", "time", "tags", "access", "span")  # with the text, a Passage as JSON
-SUFFIXES = (*sources.LINES, ".json", ".parquet")
+SUFFIXES = (*sources.LINES, ".csv", ".tsv", ".json", ".parquet")
 
 
-def documents(file: File, report: Report, text_field: str | None = None) -> Iterator[Document]:
-    """A document a row, named by its id, else <file name>:<number of its line or row>; bad rows are counted in the report.
+def documents(file: File, report: Report, text_field: str | None = None, id_field: str = "id") -> Iterator[Document]:
+    """A document a row, named by its `id_field`, else <file name>:<number of its line or row>; bad rows are counted in the report.
 
     A row of JSON has no fields but these. Of a table, or with a `text_field`, every other field becomes metadata.
     Raises RetrievalError for a bad row when none may be bad; lm.data.sources.DataError when the source cannot be opened.
@@ -27,7 +27,7 @@ def documents(file: File, report: Report, text_field: str | None = None) -> Iter
         try:
             if row.problem:
                 raise Unusable(f": {row.problem}")
-            document = _document(row.value, row.where, file.name, text_field or TEXT, strict)
+            document = _document(row.value, row.where, file.name, text_field or TEXT, id_field, strict)
         except (Unusable, RetrievalError) as error:
             report.count(row.where, f"{'' if isinstance(error, Unusable) else ': '}{error}")
             continue
@@ -35,12 +35,15 @@ def documents(file: File, report: Report, text_field: str | None = None) -> Iter
         yield document
 
 
-def _document(row: Any, where: str, file: str, field: str, strict: bool) -> Document:
+def _document(row: Any, where: str, file: str, field: str, id_field: str, strict: bool) -> Document:
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         has = f"; it has {', '.join(map(repr, row))}, and --text-field says which holds the text" if isinstance(row, dict) else ""
         has = f"; here it is {row[field]!r}" if isinstance(row, dict) and field in row else has
         raise Unusable(f': expected an object with a string "{field}", such as {{"id": "a", "{field}": "..."}}{has}')
-    others = [name for name in row if name not in FIELDS and name != field]
+    if id_field != "id" and row.get(id_field) in (None, ""):
+        raise Unusable(f" has no {id_field!r}, which --id-field names; it has {', '.join(map(repr, row))}")
+    own = {*FIELDS, field, id_field} - ({"id"} if id_field != "id" else set())
+    others = [name for name in row if name not in own]
     if strict and others:
         raise Unusable(f': unknown field {others[0]!r}; put it into "metadata", or give --text-field={field}, which puts all such there')
     if not row[field].strip():
@@ -48,6 +51,8 @@ def _document(row: Any, where: str, file: str, field: str, strict: bool) -> Docu
     metadata, tags = row.get("metadata") or {}, row.get("tags") or []
     if not isinstance(metadata, dict):
         raise Unusable(f": metadata is {metadata!r}; expected an object of strings")
+    if isinstance(tags, str) and not strict:  # a cell of a table
+        tags = [tag.strip() for tag in re.split("[,;]", tags) if tag.strip()]
     if not isinstance(tags, list):
         raise Unusable(f": tags is {tags!r}; expected a list of words")
     if (span := row.get("span")) is not None:
@@ -58,7 +63,7 @@ def _document(row: Any, where: str, file: str, field: str, strict: bool) -> Docu
     metadata = metadata | {name: row[name] for name in others}
     metadata |= {FILE_TOO: file} if FILE in metadata else {FILE: file} if source != file else {}
     number = re.search(r"\d+$", where)
-    name = f"{file}:{number[0] if number else 1}" if row.get("id") is None else str(row["id"])
+    name = f"{file}:{number[0] if number else 1}" if row.get(id_field) in (None, "") else str(row[id_field])
     values = {key: _string(value) for key, value in metadata.items() if value is not None}
     title, time, access = (row.get(key) or "" for key in ("title", "time", "access"))
     if not isinstance(time, str):  # of a table: a date, or a year
