@@ -4,7 +4,7 @@ python -m lm.train --config=configs/alpaca_llama.py --workdir=runs/alpaca --conf
 For 8 GPUs of 80 GB. --config.init_from takes any decoder; --config.adaptation.lora.rank=16 with a learning rate of 2e-4 trains adapters on
 one GPU. The authors give no loss; their model won 90 of 179 blind comparisons with text-davinci-003. Not run here.
 
-:tiny trains 0.2 M parameters on configs/examples/instruct.jsonl, in under a minute of a CPU: loss from 5.7 to about 2.2.
+:tiny trains 0.13 M parameters on configs/examples/instruct.jsonl, in under a minute of a CPU: loss from 5.7 to about 2.2.
 """
 
 from configs.defaults import defaults, specialise

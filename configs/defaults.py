@@ -112,7 +112,7 @@ def defaults() -> ConfigDict:
     c.optimizer.name = "adamw"  # adamw, adafactor, lion, or muon (AdamW for all but the matrices within layers)
     c.optimizer.learning_rate = 1e-3  # peak
     c.optimizer.schedule = "cosine"  # way down from the peak: cosine, linear, wsd (stay, then a line), inverse_sqrt, constant
-    c.optimizer.warmup = 0  # updates of linear rise to the peak
+    c.optimizer.warmup = 0  # updates of linear rise to the peak; at most half of steps count
     c.optimizer.cooldown = 0  # wsd: updates of the way down, at the end
     c.optimizer.final = optimizer.FINAL  # last learning rate as a share of the peak
     c.optimizer.b1 = optimizer.DEFAULTS["b1"]  # decay of AdamW's first moment; Lion: weight of the momentum in a step
@@ -154,6 +154,7 @@ def defaults() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every = 10  # steps between rows of metrics.jsonl
     c.log.tensorboard = True  # write the same to workdir/tensorboard
+    c.log.wandb = ""  # and to this project on Weights & Biases (pip install 'openbook[wandb]'); "" = none
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 500  # steps; the last step and a SIGTERM save too

@@ -5,7 +5,7 @@ For 8 GPUs of 80 GB or a TPU slice with as much memory; on fewer, raise accumula
 tokens of the paper's figure 4. Its released model of this size saw 300 B tokens of the Pile (573,000 updates): perplexity 10.56 there
 (table 3, GPT-NeoX's tokenizer). Not run to the end here.
 
-:tiny trains 0.1 M parameters on bytes in seconds of a CPU: on README.md and docs, loss from 6.1 to about 2.1.
+:tiny trains 0.1 M parameters on bytes in seconds of a CPU: on README.md and docs, loss from 6.1 to about 2.2.
 """
 
 from configs.defaults import defaults, specialise

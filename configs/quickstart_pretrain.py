@@ -1,4 +1,4 @@
-"""A decoder of 1.4 million parameters on the State of the Union speeches up to 1900: the training stage of the quickstart.
+"""A decoder of 1.05 M parameters, with 2,048 tokens, on the State of the Union speeches up to 1900: a stage of the quickstart.
 
 python -m lm.train --config=configs/quickstart_pretrain.py --workdir=runs/speeches \
     --config.tokenizer=runs/tokenizer --config.data.files='speeches/17*.txt,speeches/18*.txt,speeches/1900*.txt'

@@ -5,7 +5,7 @@ python -m lm.train --config=configs/superni_t5_small.py --workdir=runs/tk
 python -m lm.evaluate --model=runs/tk --examples=natural-instructions/splits/default/test_tasks.txt
 One GPU, hours. Expected: ROUGE-L near 40 on the 119 test tasks (their figure 5, T5 small); copying an example gives 28.5. Not run here.
 
-:tiny trains 0.3 M parameters on the tasks of configs/examples, one of them held out, in about a minute of a CPU: loss there from 5.8 to
+:tiny trains 0.2 M parameters on the tasks of configs/examples, one of them held out, in about a minute of a CPU: loss there from 5.8 to
 about 3.8.
 """
 

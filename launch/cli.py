@@ -16,6 +16,8 @@ COMMANDS = {
     "preview": ("lm.preview", "show what a model will see and be asked for, and check it"),
     "generate": ("lm.generate", "continue a prompt, or chat, with a model or a run"),
     "evaluate": ("lm.evaluate", "perplexity and bits per byte of a model on files"),
+    "label": ("lm.label", "label new texts with a model that classifies"),
+    "compare": ("lm.compare", "runs side by side: configs, last figures, curves on one page"),
     "fisher": ("lm.fisher", "what a model's weights matter to, for elastic weight consolidation"),
     "interpolate": ("lm.interpolate", "mix the weights of models, and measure the mixes"),
     "export": ("lm.export", "write a run as a Hugging Face directory"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lm.data import sources
+from lm.data.files import RECORDS
 from lm.data.sources import DataError, Row, Tally
 
 CLASSIFICATION, TOKENS, QUESTIONS, CONTRASTIVE = TASKS = (
@@ -110,6 +111,30 @@ def read(patterns: str, fields: Fields, *, names: Sequence[str] = (), max_bad_sh
     return found
 
 
+def unlabelled(patterns: str, field: str = "text", pair: str = "") -> list[tuple[Text, Any]]:
+    """(a text, or pair, with the label 0; the "id" of its record or None) of every record of the files; of plain text, of every line.
+
+    Raises DataError, naming file and line, for a record without the field, or with an empty text.
+    """
+    tally = Tally()
+    found = []
+    for file in sources.find_files(patterns):
+        plain = sources.kind(file) not in RECORDS and not file.startswith(sources.SETS)
+        for row in _rows(file, tally, "\n"):
+            if plain and not row.value[sources.TEXT].strip():
+                continue  # an empty line
+            try:
+                if row.problem or not isinstance(row.value, dict):
+                    raise _Bad(row.problem or f"it is {type(row.value).__name__}, expected an object")
+                text = _string(row.value, sources.TEXT if plain else field)
+                found.append((Text(text, _string(row.value, pair) if pair else "", 0, row.where), row.value.get("id")))
+            except _Bad as problem:
+                raise DataError(f"{row.where}: {problem}") from None
+    if not found:
+        raise DataError(f"{patterns} holds no text to label")
+    return found
+
+
 def names_of(records: Sequence[Record]) -> tuple[str, ...]:
     """The names of all labels of records, sorted, numbers by size. Raises DataError when there is only one, so nothing to learn."""
     labels = {label for record in records for label in labels_of(record)}
@@ -138,8 +163,8 @@ def number(label: str | int | float, names: Sequence[str]) -> int:
     raise _Bad(f"the label {label!r} is unknown; known are {', '.join(names[:20])}{', ...' * (len(names) > 20)}")
 
 
-def _rows(file: str, tally: Tally) -> Iterator[Row]:
-    for row in sources.rows(file, tally=tally):
+def _rows(file: str, tally: Tally, separator: str = "") -> Iterator[Row]:
+    for row in sources.rows(file, separator, tally):
         yield from _unnested(row) if isinstance(row.value, dict) and "paragraphs" in row.value else [row]
 
 

@@ -57,6 +57,57 @@ def of_labels(args) -> tuple[dict, str]:
         raise ConfigError(f"--task={args.task} needs a model with head={labelling.HEADS[args.task]!r}, and this {c.family} has {c.head!r}")
     if c.encoder_layers:
         raise ConfigError(f"--task={args.task} is for models without an encoder beside a decoder, and this {c.family} model has one")
+    fields, shape, names = reading(args, c)
+    records = labelled.read(args.data, fields, names=names)
+    rows = list(label_rows.encode(records, tokenizer, args.task, shape, names))
+    score = {CLASSIFICATION: _values if fields.regression else _classes, TOKENS: _tags, QUESTIONS: _answers, CONTRASTIVE: _found}[args.task]
+    numbers, said, predictions = score(records, rows, outputs(model, params, rows, shape, args.batch_size, tokenizer), names)
+    cut = sum(row.cut > 0 for row in rows)
+    numbers = {
+        "model": args.model,
+        "data": args.data,
+        "task": args.task,
+        "length": shape.length,
+        "records": len(records),
+        "cut": cut,
+        **numbers,
+    }
+    if args.predictions:
+        path = pathlib.Path(args.predictions)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions), encoding="utf-8")
+    return numbers, said + (f"\n{cut} texts were cut to {shape.length} tokens" if cut else "")
+
+
+def label(args, bar) -> tuple[list[dict], int]:
+    """(what lm.label writes of each text of `args.data`, how many were cut). `bar(total)` shows the progress.
+
+    Raises ValueError, ConfigError or DataError for another model than one that classifies texts, and for a file without texts.
+    """
+    model, params, tokenizer = load(args.model, args.dtype)
+    c = model.config
+    if c.head != labelling.HEADS[CLASSIFICATION] or c.encoder_layers:
+        raise ConfigError(f"{args.model} is a {c.family} model with head={c.head!r}: one with sequence_classification labels texts")
+    fields, shape, names = reading(args, c)
+    records, ids = zip(*labelled.unlabelled(args.data, fields.text, fields.pair), strict=True)
+    rows = list(label_rows.encode(records, tokenizer, CLASSIFICATION, shape, names))
+    with bar(len(rows)) as done:
+        given = outputs(model, params, rows, shape, args.batch_size, tokenizer, done)
+    found = []
+    for record, number, logits in zip(records, ids, given, strict=True):
+        row = {} if number is None else {"id": number}
+        row |= {"text": record.text} | ({"pair": record.pair} if fields.pair else {})
+        best = int(logits.argmax())
+        chance = float(np.exp(logits[best] - np.logaddexp.reduce(logits)))
+        found.append(row | ({"label": names[best], "probability": chance} if names else {"value": float(logits[0])}))
+    return found, sum(row.cut > 0 for row in rows)
+
+
+def reading(args, c) -> tuple[Fields, Shape, tuple[str, ...]]:
+    """Which fields of a record are read, how they are laid into rows, and the names of the labels, () for values.
+
+    What `args` leaves open is as the run was trained. Raises ValueError for a length that the model cannot read.
+    """
     trained = _trained(args.model, args.task)
     data = trained.get("data", {})
     value = args.task == CLASSIFICATION and c.n_labels == 1
@@ -73,18 +124,7 @@ def of_labels(args) -> tuple[dict, str]:
     pairs = bool(pair) or args.task == QUESTIONS
     shape = Shape(length, pairs and c.type_vocab_size > 1, bool(pair), stride, framed=not c.causal)
     shape = Shape(length, framed=False) if args.task == CONTRASTIVE else shape
-    names = () if value else labelling.unnamed_labels(c)
-    records = labelled.read(args.data, fields, names=names)
-    rows = list(label_rows.encode(records, tokenizer, args.task, shape, names))
-    score = {CLASSIFICATION: _values if value else _classes, TOKENS: _tags, QUESTIONS: _answers, CONTRASTIVE: _found}[args.task]
-    numbers, said, predictions = score(records, rows, outputs(model, params, rows, shape, args.batch_size, tokenizer), names)
-    cut = sum(row.cut > 0 for row in rows)
-    numbers = {"model": args.model, "data": args.data, "task": args.task, "length": length, "records": len(records), "cut": cut, **numbers}
-    if args.predictions:
-        path = pathlib.Path(args.predictions)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions), encoding="utf-8")
-    return numbers, said + (f"\n{cut} texts were cut to {length} tokens" if cut else "")
+    return fields, shape, () if value else labelling.unnamed_labels(c)
 
 
 def _trained(path: str, task: str) -> dict:
@@ -93,10 +133,13 @@ def _trained(path: str, task: str) -> dict:
     return found if found.get("objective", {}).get("name") == task else {}
 
 
-def outputs(model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_size: int = 8, tokenizer=None) -> list[np.ndarray]:
+def outputs(
+    model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_size: int = 8, tokenizer=None, on_batch=None
+) -> list[np.ndarray]:
     """The logits of every row: float32 [N] of a text's classes, or [n, N] of its n tokens; or its vector.
 
-    Raises ConfigError, before any is computed, for ids that the model has no embedding for; `tokenizer` names them.
+    Raises ConfigError, before any is computed, for ids that the model has no embedding for; `tokenizer` names them. `on_batch(number)` is
+    called as rows are done.
     """
     inputs.check_ids(model.config, [row.ids for row in rows], tokenizer, "text")
     found: list[np.ndarray] = []
@@ -110,6 +153,8 @@ def outputs(model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_si
         inputs.check(model.config, batch)
         logits = np.asarray(_logits(model, params, batch))
         found += [x if x.ndim == 1 else x[: len(row.ids)] for x, row in zip(logits, members, strict=False)]
+        if on_batch is not None:
+            on_batch(len(members))
     return found
 
 

@@ -78,6 +78,8 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
         if run.template is not None:
             counted = ", ".join(f"{packed.stats()[name]:,} {packing.named(name)}" for name in ("trained_tokens", *packed.counts))
             out.say(f"template {run.template.name} {run.template.fingerprint}: {counted}")
+        if shortened := settings.shortened(config):
+            out.say(shortened)
         _write_folder(config, run, out)
         try:
             loop = _Loop(config, run, packed, held_out, out, signals)
@@ -107,7 +109,7 @@ class _Loop:
             self.out.say(f"eval.generation: {doubt}")
         self.state, self.start = self._restore(run)
         self.active = jax.process_index() == 0
-        self.trackers = trackers.Trackers(run.workdir, self.start, config.log.tensorboard, self.active)
+        self.trackers = trackers.Trackers(run.workdir, self.start, config.log.tensorboard, self.active, config.log.wandb, config.to_dict())
         self.checkpoints = Checkpoints(run.workdir, config.checkpoint.keep)
         self.evaluate: Any = make_evaluator(run.model, run.mesh, config.batch_size, activations=run.activations, transform=run.transform)
         if config.objective.name in labelling.OBJECTIVES:

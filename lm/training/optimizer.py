@@ -57,7 +57,7 @@ def build(
 
 def of_config(o: Any, steps: int, axes: Axes) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer and the schedule that a config's `optimizer` section describes."""
-    schedule = schedules.schedule(o.schedule, o.learning_rate, o.warmup, steps, o.final, o.cooldown)
+    schedule = schedules.schedule(o.schedule, o.learning_rate, schedules.warmup_within(o.warmup, steps), steps, o.final, o.cooldown)
     same = {name: o[name] for name in (*DEFAULTS, "weight_decay", "clip", "decay", "rates", "rounding")}
     return build(o.name, schedule, axes, **same), schedule
 
@@ -85,14 +85,12 @@ def check(o: Any, steps: int) -> None:
         raise ConfigError(f"optimizer.final={o.final}: expected the last learning rate as a share of the peak, in [0, 1]")
     if o.final != FINAL and "final" in schedules.IGNORED.get(o.schedule, ()):
         raise ConfigError(f"optimizer.final={o.final} would be ignored: the schedule {o.schedule!r} has no end; leave it at {FINAL}")
-    if o.warmup > steps:
-        raise ConfigError(f"optimizer.warmup={o.warmup} is more than steps={steps}: the peak would never be reached; lower it")
     if bool(o.cooldown) != (o.schedule == "wsd"):
         raise ConfigError(
             f"optimizer.cooldown={o.cooldown}: the schedule 'wsd' ends in so many updates of decay, and no other schedule has any; "
             f"optimizer.schedule is {o.schedule!r}"
         )
-    if o.warmup + o.cooldown > steps:
+    if schedules.warmup_within(o.warmup, steps) + o.cooldown > steps:
         raise ConfigError(f"optimizer.warmup={o.warmup} and optimizer.cooldown={o.cooldown} are together more than steps={steps}")
     if 0 < o.skip_above <= 1:
         raise ConfigError(f"optimizer.skip_above={o.skip_above} would skip every second update; expected a multiple such as 10, or 0")

@@ -30,7 +30,7 @@ def write_config(workdir: Folder, config: dict) -> list[str]:
         except (ValueError, TypeError) as e:
             log.warning("%s is damaged and is written anew (%s): what has changed since cannot be said", path, e)
     write_atomically(path, json.dumps(new, indent=1))
-    before, now = dict(_flat(old)), dict(_flat(new))
+    before, now = dict(flat(old)), dict(flat(new))
     names = sorted(before.keys() | now.keys())
     return [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names if before.get(name) != now.get(name)]
 
@@ -93,9 +93,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _flat(tree: dict, prefix: str = ""):
+def flat(tree: dict, prefix: str = ""):
+    """Yields (dotted name, value) of every field of nested dicts."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -50,6 +50,11 @@ SCHEDULES: dict[str, Shape] = {
 IGNORED = {"cosine": ("cooldown",), "linear": ("cooldown",), "inverse_sqrt": ("cooldown", "final"), "constant": ("cooldown", "final")}
 
 
+def warmup_within(warmup: int, steps: int) -> int:
+    """The updates of the rise in a run of so many: as asked, but at most half, so that a short run reaches its peak."""
+    return min(warmup, steps // 2)
+
+
 def schedule(name: str, peak: float, warmup: int, steps: int, final: float = 0.1, cooldown: int = 0) -> optax.Schedule:
     """Update -> learning rate, float32. `final`: the last rate as a share of the peak; `cooldown`: updates of "wsd"'s way down."""
     shape = SCHEDULES[name]

@@ -12,7 +12,7 @@ from lm.adaptation import plan
 from lm.models import inputs
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
-from lm.training import answering, instruction, labelling, mixing, optimizer, sharding, unused
+from lm.training import answering, instruction, labelling, mixing, optimizer, schedules, sharding, trackers, unused
 from lm.training import mesh as meshes
 
 Config = ml_collections.ConfigDict
@@ -75,6 +75,7 @@ def check(config: Config, devices: int) -> None:
         if _get(config, name) < 0:
             raise ConfigError(f"{name}={_get(config, name)}: expected 0 or more")
     optimizer.check(config.optimizer, config.steps)
+    trackers.check_wandb(config.log.wandb)
     if config.optimizer.rounding != "master" and config.model.param_dtype != "bfloat16":
         raise ConfigError(
             f"optimizer.rounding={config.optimizer.rounding!r} would be ignored: it is for model.param_dtype='bfloat16', "
@@ -122,6 +123,13 @@ def _check_holdout(config: Config) -> None:
         raise ConfigError(f"data.holdout_share={share} is of data.files; with data.mixture or synthetic rows, name files in eval.data")
     if share and config.eval.data.get("holdout"):
         raise ConfigError("eval.data.holdout is what data.holdout_share is evaluated as; give the other files another name")
+
+
+def shortened(config: Config) -> str:
+    """What to say where a run is too short for its warm-up, or ''."""
+    given = config.optimizer.warmup
+    used = schedules.warmup_within(given, config.steps)
+    return f"optimizer.warmup={given} is shortened to {used} updates, half of steps={config.steps}" if used < given else ""
 
 
 def options(config: Config) -> dict:

@@ -1,23 +1,35 @@
-"""Trackers: metrics.jsonl (one row a step, exactly once also across kills), TensorBoard, and the picture of the loss."""
+"""Trackers: metrics.jsonl (one row a step, exactly once also across kills), TensorBoard, Weights & Biases, and the picture of the loss."""
 
+import importlib.util
 import io
 import json
 import logging
 import pathlib
+import secrets
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
-from lm.training.paths import Folder, is_remote, resolve, upload
+from lm.models.config import ConfigError
+from lm.training.paths import Folder, is_remote, resolve, upload, write_atomically
 
 FILE = "metrics.jsonl"
+WANDB = "wandb.json"  # in a run folder: which run of W&B it is, so that resuming continues that
 
 log = logging.getLogger(__name__)
 
 
 class Trackers:
-    """Writes rows of metrics for a run that continues after `step`; with `active` False (every process but the first) it writes nothing."""
+    """Writes rows of metrics for a run that continues after `step`; with `active` False (every process but the first) it writes nothing.
 
-    def __init__(self, workdir: str | Folder, step: int, tensorboard: bool = True, active: bool = True):
-        self._file = self._board = None
+    wandb: the project on Weights & Biases, or "" for none, where the run is shown with `config`. Raises ConfigError when it cannot begin.
+    """
+
+    def __init__(
+        self, workdir: str | Folder, step: int, tensorboard: bool = True, active: bool = True, wandb: str = "",
+        config: Mapping | None = None,
+    ):  # fmt: skip
+        self._file = self._board = self._wandb = None
         if not active:
             return
         folder = resolve(workdir)
@@ -36,6 +48,8 @@ class Trackers:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(local / "tensorboard"), purge_step=step + 1 if step else None)
+        if wandb:
+            self._wandb = _wandb(wandb, folder, local, dict(config or {}))
 
     def write(self, row: dict) -> None:
         """Appends a row; it must have a "step", and reaches the operating system before this returns."""
@@ -47,6 +61,8 @@ class Trackers:
             for name, value in row.items():
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, int(row["step"]))
+        if self._wandb is not None:
+            self._wandb.log({name: value for name, value in row.items() if name != "step" and value is not None}, step=int(row["step"]))
 
     def sync(self) -> None:
         """Copies everything written so far to a run folder in object storage; a local one has it already."""
@@ -63,6 +79,30 @@ class Trackers:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+            self._wandb = None
+
+
+def check_wandb(project: str) -> None:
+    """Raises ConfigError where a project is named and the package wandb is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(f"log.wandb={project!r} needs the package wandb, which is not installed: pip install 'openbook[wandb]'")
+
+
+def _wandb(project: str, folder: Folder, local: pathlib.Path, config: dict):
+    """The run on Weights & Biases that the run folder names, or a new one. Its key is the environment's (WANDB_API_KEY) or ~/.netrc's."""
+    wandb: Any = importlib.import_module("wandb")
+    file = folder / WANDB
+    identity = json.loads(file.read_text())["id"] if file.exists() else secrets.token_hex(4)
+    try:
+        run = wandb.init(project=project, id=identity, resume="allow", name=folder.name, dir=str(local), config=config)
+    except wandb.Error as error:
+        raise ConfigError(
+            f"log.wandb={project!r}: {str(error).splitlines()[0]}. Log in with wandb login, set WANDB_MODE=offline, or leave it empty"
+        ) from error
+    write_atomically(file, json.dumps({"id": identity, "project": project}))
+    return run
 
 
 def keep_until(path: pathlib.Path, step: int) -> None:

@@ -1,6 +1,6 @@
 """GPT-2 124M in float32, ours against transformers on torch: a training step and greedy decoding, in turn, with their ratio.
 
-python -m tests.benchmarks.speed                    # about five minutes on two cores; prints a Markdown table
+python -m tests.benchmarks.speed                    # about ten minutes on two quiet cores; prints a Markdown table
 python -m tests.benchmarks.speed --rounds=5 --json
 
 Each side runs in a process of its own (two thread pools in one would fight for the cores), A B A B ..., and every process gives the

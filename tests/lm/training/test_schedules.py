@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from lm.training import schedules
+from configs.defaults import defaults
+from lm.training import optimizer, schedules, settings
 
 PEAK, WARMUP, STEPS, FINAL, COOLDOWN = 2e-3, 8, 50, 0.2, 12
 
@@ -46,3 +47,16 @@ def test_the_cosine_is_not_the_one_that_older_runs_followed():
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_a_run_without_warmup_does_not_start_at_the_peak(name):
     assert float(schedules.schedule(name, 1.0, 0, 10, 0.1, 3)(0)) == 1.0
+
+
+def test_a_run_shorter_than_its_warmup_never_reaches_its_peak():
+    """100 updates of rise in a run of 8: as 4 of rise, and a half cosine in the other 4; written out by hand."""
+    config = defaults()
+    config.optimizer.update(learning_rate=1.0, warmup=100)
+    config.steps = 8
+    _, schedule = optimizer.of_config(config.optimizer, 8, {})
+    falling = [0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * share)) for share in (0, 0.25, 0.5, 0.75)]
+    np.testing.assert_allclose([schedule(n) for n in range(8)], [0.25, 0.5, 0.75, 1.0, *falling], rtol=1e-6)
+    assert settings.shortened(config) == "optimizer.warmup=100 is shortened to 4 updates, half of steps=8"
+    config.optimizer.warmup = 4
+    assert not settings.shortened(config)

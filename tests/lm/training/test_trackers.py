@@ -1,9 +1,12 @@
 """metrics.jsonl holds each step once, also across kills."""
 
 import json
+import sys
+import types
 
 import pytest
 
+from lm.models.config import ConfigError
 from lm.training import trackers
 
 
@@ -64,3 +67,56 @@ def test_a_damaged_line_loses_those_after_it_or_stops_the_run(tmp_path, caplog):
     trackers.keep_until(tmp_path / trackers.FILE, 5)
     assert (tmp_path / trackers.FILE).read_text() == "\n".join([rows[0], *rows[2:], ""])
     assert (tmp_path / "metrics.jsonl.unreadable").read_text() == damaged and "lines [2, 6] are no rows" in caplog.text
+
+
+class Wandb(types.ModuleType):
+    """What of wandb is called, and what it was called with."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.begun, self.rows, self.ended, self.refuses = [], [], 0, False
+
+    def init(self, **options):
+        if self.refuses:
+            raise self.Error("api_key not configured (no-tty)\nmore")
+        self.begun.append(options)
+        return self
+
+    def log(self, row, step):
+        self.rows.append((step, row))
+
+    def finish(self, quiet):
+        self.ended += 1
+
+
+def test_resuming_begins_another_run_of_wandb_or_a_key_is_handed_over(tmp_path, monkeypatch):
+    fake = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for name in ("run", "other", "third"):
+        (tmp_path / name).mkdir()
+    for step in (0, 2):
+        tracker = trackers.Trackers(tmp_path / "run", step, tensorboard=False, wandb="speeches", config={"seed": 3})
+        tracker.write({"step": step + 1, "loss": 1.5, "mfu": None})
+        tracker.close()
+        tracker.close()
+    first, second = fake.begun
+    assert first == second and first["id"] == json.loads((tmp_path / "run" / trackers.WANDB).read_text())["id"]
+    assert (first["project"], first["resume"], first["name"], first["config"]) == ("speeches", "allow", "run", {"seed": 3})
+    assert not {"key", "api_key"} & first.keys() and fake.ended == 2
+    assert fake.rows == [(1, {"loss": 1.5}), (3, {"loss": 1.5})]
+    trackers.Trackers(tmp_path / "other", 0, tensorboard=False, active=False, wandb="speeches")
+    assert len(fake.begun) == 2  # only the first process reports
+    fake.refuses = True
+    with pytest.raises(ConfigError, match=r"log\.wandb='speeches': api_key not configured \(no-tty\)\. Log in"):
+        trackers.Trackers(tmp_path / "third", 0, tensorboard=False, wandb="speeches")
+
+
+def test_a_run_begins_without_the_package_that_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    trackers.check_wandb("")
+    with pytest.raises(ConfigError, match=r"pip install 'openbook\[wandb\]'"):
+        trackers.check_wandb("speeches")
