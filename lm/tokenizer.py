@@ -58,7 +58,7 @@ def from_gguf(fields: Metadata):
         )
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-    tokenizer = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer = tokenizers.Tokenizer(models.BPE(dict(zip(tokens, range(len(tokens)), strict=True)), merges))
     pattern = SPLITS[pre]
     first = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
     if pattern is not None:

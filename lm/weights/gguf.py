@@ -1,6 +1,10 @@
 """Named tensors in a GGUF file (llama.cpp's format, quantised or not), and its metadata as a config.json."""
 
 import contextlib
+import dataclasses
+import math
+import mmap
+import struct
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -12,30 +16,111 @@ from lm.weights.errors import WeightsError
 from lm.weights.sources import Source
 
 ARCHITECTURES = ("llama",)
+NUMBERS = dict(enumerate(("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))) | {10: "<u8", 11: "<i8", 12: "<f8"}  # of metadata
+STRING, ARRAY = 8, 9
+VALUES_AT_ONCE = 1 << 16  # dequantised: what fits a core's cache
 
 
-def open_reader(path: Path):
-    """gguf.GGUFReader on the file; WeightsError when it is not a complete GGUF file."""
-    import gguf
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """kind: a gguf.GGMLQuantizationType.   data: uint8, the stored bytes in the file's mapped pages."""
 
+    kind: Any
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A GGUF file: metadata by name, and tensors by name."""
+
+    fields: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def open_reader(path: Path) -> Reader:
+    """Reads the header of a file. Raises WeightsError when it is not a complete GGUF file."""
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
             raise WeightsError(f"{path} is not a GGUF file (it does not begin with 'GGUF'); was the download complete?")
-    try:
-        return gguf.GGUFReader(path)
-    except Exception as error:  # the reader runs off a damaged header in many ways (ValueError, IndexError, UnicodeDecodeError, ...)
-        raise WeightsError(f"{path} is a damaged or truncated GGUF file ({type(error).__name__}: {error}); fetch it again") from error
+        try:
+            return _parsed(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except Exception as error:  # a damaged header shows in many ways (struct.error, UnicodeDecodeError, MemoryError, ...)
+            raise WeightsError(f"{path} is a damaged or truncated GGUF file ({type(error).__name__}: {error}); fetch it again") from error
+
+
+def _parsed(file: mmap.mmap) -> Reader:
+    """The format of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+
+    gguf.GGUFReader makes several numpy arrays of every token of the vocabulary, which takes seconds.
+    """
+    import gguf
+
+    version, count, n_fields = struct.unpack_from("<IQQ", file, 4)
+    if version not in (2, 3):
+        raise ValueError(f"version {version}; 2 and 3, little-endian, are read")
+    at, fields = 24, {}
+    for _ in range(n_fields):
+        (name,), at = _strings(file, at, 1)
+        (kind,) = struct.unpack_from("<I", file, at)
+        fields[name], at = _value(file, at + 4, kind)
+    described = []
+    for _ in range(count):
+        (name,), at = _strings(file, at, 1)
+        (n,) = struct.unpack_from("<I", file, at)
+        *dims, kind, offset = struct.unpack_from(f"<{n}QIQ", file, at + 4)
+        described.append((name, dims, gguf.GGMLQuantizationType(kind), offset))
+        at += 16 + 8 * n
+    alignment = fields.get("general.alignment") or 32
+    start, whole, tensors = -(-at // alignment) * alignment, np.frombuffer(file, np.uint8), {}
+    for name, dims, kind, offset in described:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        first, length = start + offset, math.prod(dims) // block * size
+        if name in tensors or first + length > len(whole):
+            raise ValueError(f"tensor {name!r} is there twice" if name in tensors else f"tensor {name!r} ends beyond the file")
+        tensors[name] = Tensor(kind, tuple(reversed(dims)), whole[first : first + length])
+    return Reader(fields, tensors)
+
+
+def _strings(file: mmap.mmap, at: int, count: int) -> tuple[list[str], int]:
+    """`count` strings from a place on, and the place after them."""
+    found, length_at = [], struct.Struct("<Q").unpack_from
+    for _ in range(count):
+        end = at + 8 + length_at(file, at)[0]
+        found.append(file[at + 8 : end].decode())
+        at = end
+    if at > len(file):
+        raise ValueError("a text ends beyond the file")
+    return found, at
+
+
+def _value(file: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
+    """A metadata value of some kind, and the place after it."""
+    if kind == STRING:
+        (text,), at = _strings(file, at, 1)
+        return text, at
+    if kind != ARRAY:
+        dtype = np.dtype(NUMBERS[kind])
+        return np.frombuffer(file, dtype, 1, at)[0].item(), at + dtype.itemsize
+    kind, count = struct.unpack_from("<IQ", file, at)
+    at += 12
+    if kind == STRING:
+        return _strings(file, at, count)
+    if kind != ARRAY:
+        dtype = np.dtype(NUMBERS[kind])
+        return np.frombuffer(file, dtype, count, at).tolist(), at + count * dtype.itemsize
+    found = []
+    for _ in range(count):
+        one, at = _value(file, at, ARRAY)
+        found.append(one)
+    return found, at
 
 
 class Metadata:
     """Fields of a GGUF file by name, with None for what is not there."""
 
-    def __init__(self, reader, path: Path):
-        self.reader, self.path = reader, path
-
-    def get(self, name: str) -> Any:
-        field = self.reader.get_field(name)
-        return None if field is None else field.contents()
+    def __init__(self, reader: Reader, path: Path):
+        self.get, self.path = reader.fields.get, path
 
     def __getitem__(self, name: str) -> Any:
         found = self.get(name)
@@ -97,18 +182,28 @@ def hf_config(fields: Metadata, tensors) -> dict:
 @contextlib.contextmanager
 def open_gguf(path: Path) -> Generator[tuple[dict, Source]]:
     """(config.json as a dict, tensors) of a GGUF file; `read` dequantises one tensor to float32 at a time."""
-    import gguf
-
     reader = open_reader(path)
-    tensors = {t.name: t for t in reader.tensors}
-    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
+    shapes = {name: t.shape for name, t in reader.tensors.items()}
     hf = hf_config(Metadata(reader, path), shapes)
 
     def read(name: str) -> np.ndarray:
-        t = tensors[name]
+        t = reader.tensors[name]
         try:
-            return np.asarray(gguf.dequantize(t.data, t.tensor_type), np.float32).reshape(shapes[name])
+            return dequantized(t).reshape(t.shape)
         except (NotImplementedError, ValueError) as error:
-            raise WeightsError(f"{path}: tensor {name!r} of type {t.tensor_type.name} cannot be dequantised: {error}") from error
+            raise WeightsError(f"{path}: tensor {name!r} of type {t.kind.name} cannot be dequantised: {error}") from error
 
-    yield hf, Source(str(path), shapes, dict.fromkeys(tensors, "F32"), read)
+    yield hf, Source(str(path), shapes, dict.fromkeys(shapes, "F32"), read)
+
+
+def dequantized(t: Tensor) -> np.ndarray:
+    """The values of a tensor, float32 [n], some blocks at a time: gguf alone takes 16 rows, which are too few."""
+    import gguf
+
+    block, size = gguf.GGML_QUANT_SIZES[t.kind]
+    out = np.empty(math.prod(t.shape), np.float32)
+    step = max(1, VALUES_AT_ONCE // block)
+    for first in range(0, len(t.data) // size, step):
+        some = t.data[first * size : (first + step) * size]
+        out[first * block : (first + step) * block] = gguf.dequantize(some[None], t.kind)[0]
+    return out

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Generator
 from pathlib import Path
@@ -155,12 +156,20 @@ def read_params(source: Source, rows: tuple[Row, ...], family: Family, shapes: d
         parts = slot.row.to_ours(source.read(name), slot.our_shapes)
         for path, part in zip(slot.ours, parts, strict=True):
             if path not in stacks:
-                stacks[path] = np.empty(shapes[path], jnp.dtype(dtype))
+                stacks[path] = aligned(shapes[path], jnp.dtype(dtype))
             stacks[path][... if slot.entry is None else slot.entry] = part
         if slot.entry is None or slot.entry == shapes[slot.ours[0]][0] - 1:
-            params |= {path: jnp.array(stacks.pop(path)) for path in slot.ours}
+            params |= {path: jnp.asarray(stacks.pop(path)) for path in slot.ours}
     check_duplicates(source, slots, family, params)
     return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An empty array that JAX takes over on a CPU without a copy, as it begins at a multiple of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def check(source: Source, slots: dict[str, Slot], family: Family) -> None:
