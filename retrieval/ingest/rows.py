@@ -19,8 +19,9 @@ SUFFIXES = (*sources.LINES, ".csv", ".tsv", ".json", ".parquet")
 def documents(file: File, report: Report, text_field: str | None = None, id_field: str = "id") -> Iterator[Document]:
     """A document a row, named by its `id_field`, else <file name>:<number of its line or row>; bad rows are counted in the report.
 
-    A row of JSON has no fields but these. Of a table, or with a `text_field`, every other field becomes metadata.
-    Raises RetrievalError for a bad row when none may be bad; lm.data.sources.DataError when the source cannot be opened.
+    A row of JSON has no fields but these (and a passage's `origin`, which a build records anew).
+    Of a table, or with a `text_field`, every other field becomes metadata. Raises RetrievalError for a bad row when
+    none may be bad; lm.data.sources.DataError when the source cannot be opened.
     """
     strict = text_field is None and sources.kind(file.path) in (*sources.LINES, ".json")
     for row in sources.rows(file.path):
@@ -42,7 +43,7 @@ def _document(row: Any, where: str, file: str, field: str, id_field: str, strict
         raise Unusable(f': expected an object with a string "{field}", such as {{"id": "a", "{field}": "..."}}{has}')
     if id_field != "id" and row.get(id_field) in (None, ""):
         raise Unusable(f" has no {id_field!r}, which --id-field names; it has {', '.join(map(repr, row))}")
-    own = {*FIELDS, field, id_field} - ({"id"} if id_field != "id" else set())
+    own = {*FIELDS, field, id_field, *(["origin"] if strict else [])} - ({"id"} if id_field != "id" else set())
     others = [name for name in row if name not in own]
     if strict and others:
         raise Unusable(f': unknown field {others[0]!r}; put it into "metadata", or give --text-field={field}, which puts all such there')

@@ -1,5 +1,6 @@
 """Measures of a ranking against trec_eval's formulas in another form, and the commands that measure and export."""
 
+import dataclasses
 import json
 import math
 import random
@@ -110,6 +111,12 @@ def test_what_is_exported_can_be_built_from_and_holds_the_history(place, capsys)
     commits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(c["action"], len(c["passages"])) for c in commits] == [("create", 0), ("add", 5), ("edit", 1), ("delete", 0)]
     assert commits[2]["passages"][0]["text"] == "changed" and commits[2]["reason"] == "why"
+
+
+def test_a_passage_as_json_with_its_origin_is_a_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(dataclasses.asdict(Passage("x", "text", origin="old.txt"))))
+    (document,) = rows.documents(File(str(tmp_path / "a.jsonl"), "a.jsonl", ""), Report())
+    assert (document.name, document.text, document.metadata) == ("x", "text", {})
 
 
 def test_tables_are_rows_and_an_id_field_names_them(tmp_path):
