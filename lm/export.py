@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from lm import folders
 from lm.batch import Batch
 from lm.interrupts import entry_point
 from lm.loading import GENERATION, is_run, kept, kept_template, load, load_tokenizer, load_weights, save_template
@@ -72,6 +73,10 @@ def main(argv=None) -> int:
     try:
         if Path(args.output).resolve() == Path(args.model).resolve():
             raise WeightsError(f"--output={args.output} is the model itself: give another directory")
+        may_hold = (
+            ("an adapter",) if args.adapter else ("a model", "a file", "other files", "a tokenizer")
+        )  # of which to_hf refuses the others
+        folders.refuse("output", args.output, may_hold, read=[folders.base_of(args.model)])
         if args.adapter:
             from lm.adaptation import peft
             from lm.training.checkpoints import load_adapters

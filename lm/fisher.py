@@ -47,6 +47,7 @@ def write(config, workdir: str, sampled: bool) -> None:
     import jax
     import jax.numpy as jnp
 
+    from lm import folders
     from lm.adaptation import fisher
     from lm.models.config import LM_HEADS, ConfigError
     from lm.objectives import OBJECTIVES
@@ -54,6 +55,7 @@ def write(config, workdir: str, sampled: bool) -> None:
 
     if not config.init_from:
         raise ConfigError("init_from is not set: it names the model whose Fisher information to take")
+    folders.refuse("workdir", workdir, ("a tokenizer",))
     if config.objective.name in OBJECTIVES and OBJECTIVES[config.objective.name].joint:
         raise ConfigError(f"objective {config.objective.name!r} compares the rows of a batch: no row has a likelihood of its own")
     config.optimizer.update(schedule="constant", warmup=0, cooldown=0, final=optimizer.FINAL)  # nothing is updated: steps may be few

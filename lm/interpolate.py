@@ -14,6 +14,7 @@ import pathlib
 import sys
 import tempfile
 
+from lm import folders
 from lm.adaptation.mixes import measurer, mixes
 from lm.interrupts import entry_point
 from lm.loading import GENERATION, kept, kept_template, save_template
@@ -48,7 +49,10 @@ def arguments(argv=None) -> argparse.Namespace:
 @entry_point
 def main(argv=None) -> int:
     args = arguments(argv)
+    read = [args.base, args.tuned, *(args.soup or "").split(",")]
     try:
+        if args.output:
+            folders.refuse("output", args.output, ("a model", "an adapter", "a tokenizer", "other files"), read=read)
         with tempfile.TemporaryDirectory() as cache:
             loss = measurer(cache, args.length, args.max_rows, args.base or args.soup.split(",")[0])
             model, tokenizer, wanted = mixes(args.base, args.tuned, args.alphas, args.soup, args.greedy and args.data[0], loss)

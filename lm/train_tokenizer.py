@@ -11,6 +11,7 @@ bpe: byte-level BPE as GPT-2's, with <|endoftext|>; wordpiece: BERT's, with [PAD
 import argparse
 import sys
 
+from lm import folders
 from lm.data import sources, tokenizers
 from lm.interrupts import entry_point
 from lm.printing import program
@@ -55,6 +56,7 @@ def main(argv=None) -> int:
             raise sources.DataError(f"{args.input}: no document with any text in it")
 
     try:
+        folders.refuse("output", args.output, ("a tokenizer", "other files"))
         special = [token.strip() for token in args.special_tokens.split(",") if token.strip()]
         tokenizer = tokenizers.train(
             read(), args.vocab_size, args.model, special=special, sentinels=args.sentinels, lowercase=args.lowercase,
