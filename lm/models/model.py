@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ from lm.models.embeddings import Embeddings
 from lm.models.heads import Head, Pooler, pool
 from lm.models.layers import Norm
 from lm.models.stack import kinds, layers, run
+
+log = logging.getLogger(__name__)
 
 
 class Encoder(nn.Module):
@@ -146,6 +149,8 @@ class LanguageModel(nn.Module):
                 one = jnp.zeros((batch.tokens.shape[0], 1, 1), jnp.int32)
                 vectors = jnp.zeros((*one.shape, c.neighbour_width or c.d_model), c.dtype)
                 batch = dataclasses.replace(batch, neighbours=vectors, neighbour_segments=one)
+        if c.neighbour_layers and batch.neighbours is None:
+            _say_alone(c.family, c.neighbour_layers)
         if c.encoder_layers and batch.encoder_tokens is None and cache is None:
             raise ValueError(f"this {c.family} model has an encoder, and the batch no encoder_tokens: give them to Batch.of")
         if not c.encoder_layers and batch.encoder_tokens is not None:
@@ -164,6 +169,14 @@ class LanguageModel(nn.Module):
                 f"this {c.family} model with head={c.head!r} has no logits over tokens: model.head must be {', '.join(LM_HEADS)}"
             )
         return self.head(hidden, self.embeddings.token if c.tie_embeddings else None)
+
+
+@functools.cache  # once a process
+def _say_alone(family: str, layers: tuple[int, ...]) -> None:
+    log.warning(
+        "this %s model attends to retrieved neighbours in layers %s (neighbour_layers) and is given none: "
+        "what it computes is what it knows without them", family, ", ".join(map(str, layers)),
+    )  # fmt: skip
 
 
 def build(config: ModelConfig) -> LanguageModel:

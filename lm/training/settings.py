@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Collection
 
 import ml_collections
 from ml_collections import config_dict
@@ -19,6 +20,10 @@ Config = ml_collections.ConfigDict
 
 POSITIVE = ("steps", "batch_size", "length", "accumulate", "log.every", "checkpoint.every", "checkpoint.keep", "samples.tokens")
 NOT_NEGATIVE = ("seed", "objective.chunk", "data.synthetic_rows", "eval.every", "eval.max_rows", "samples.every")
+
+MODEL = ModelConfig(  # the default of `model`: a small Llama
+    family="llama", vocab_size=1, d_model=256, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=64, d_ff=704, max_length=1024,
+)  # fmt: skip
 
 ADDED = ("label_smoothing", "z_loss")  # to the loss of objectives that predict tokens
 
@@ -149,6 +154,26 @@ def texts(config: Config) -> int:
     """How many texts an objective that compares texts has in a row, in equal shares; 1 of the others."""
     objective = OBJECTIVES[config.objective.name]
     return config.length // objective.longest(config.length, **options(config)) if objective.joint else 1
+
+
+def check_ignored(section: Config, loaded: ModelConfig, used: Collection[str]) -> None:
+    """Raises ConfigError, naming the fields, where `model` asks for another model than that of init_from, which it would not get.
+
+    used: fields of `model` that count with init_from. Those at their defaults ask for nothing, nor does max_length: rows say how long.
+    """
+    defaults = model_section(MODEL).to_dict() | {"vocab_size": 0}
+    plain = lambda value: list(value) if isinstance(value, tuple) else value
+    asked = {name: value for name, value in section.to_dict().items() if name not in (*used, "max_length")}
+    ignored = [
+        f"model.{name}={value!r} (it has {getattr(loaded, name)!r})"
+        for name, value in asked.items()
+        if plain(value) not in (plain(defaults[name]), plain(getattr(loaded, name)))
+    ]
+    if ignored:
+        raise ConfigError(
+            f"init_from brings a model of its own, so that these would be ignored: {', '.join(ignored)}; leave them at their defaults (a "
+            f"config that starts from configs/defaults.py sets none), or drop init_from. Of model only {', '.join(used)} count with it"
+        )
 
 
 def check_length(config: Config, most: int) -> None:

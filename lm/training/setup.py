@@ -108,6 +108,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         settings.check_length(one, c.max_length)
     if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > c.vocab_size:
         raise ConfigError(f"the tokenizer has {ids} tokens and the model's vocabulary {c.vocab_size}; they do not belong together")
+    if config.init_from:
+        settings.check_ignored(config.model, c, COMPUTE)
     chosen = OBJECTIVES[config.objective.name]
     transform = _transform(config, c, tokenizer)
     plan = plans.of_config(config.adaptation, model.logical_axes())

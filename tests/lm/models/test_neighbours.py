@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lm
+from lm.models.model import _say_alone
 from tests.lm.models.test_model import CONFIGS, SEQ2SEQ, pack
 
 CHUNK, WIDTH = 4, 6
@@ -180,3 +181,12 @@ def test_neighbours_are_never_silently_ignored():
         lm.Batch.of([[1, 2]], neighbours=np.zeros((2, 1, 3, WIDTH)))
     with pytest.raises(lm.ConfigError, match=r"neighbour_layers=\(3,\): expected different layers from 0 to 2"):
         model.config.replace(neighbour_layers=(3,))
+
+
+def test_a_model_that_is_given_no_neighbours_says_nothing(caplog):
+    model, params = make("llama")
+    _say_alone.cache_clear()
+    for _ in range(2):
+        lm.generate(model, params, [[1, 2]], 1)
+    said = [r.message for r in caplog.records if "attends to retrieved neighbours" in r.message]
+    assert len(said) == 1 and f"in layers {', '.join(map(str, DOORS['llama']))}" in said[0] and "is given none" in said[0]

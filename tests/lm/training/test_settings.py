@@ -189,3 +189,16 @@ def test_the_peak_of_a_device_is_wrong():
     kinds = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
              "TPU v6 lite": 918e12, "TPU v4": 275e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H200": 989e12, "cpu": None}  # fmt: skip
     assert {kind: flops.peak(Device(kind)) for kind in kinds} == kinds
+
+
+def test_fields_of_model_are_ignored_with_init_from_in_silence():
+    used, loaded = ("dtype", "dropout"), small.MODEL.replace(n_layers=2, eos_token_ids=(3,))
+    section = settings.model_section(settings.MODEL)
+    section.update(vocab_size=0, dtype="bfloat16", dropout=0.1, max_length=4096)
+    settings.check_ignored(section, loaded, used)
+    section.update(n_layers=2, d_model=32, eos_token_ids=(3,))  # the same as the model's
+    settings.check_ignored(section, loaded, used)
+    section.update(n_layers=99, vocab_size=7)
+    with pytest.raises(ConfigError, match=r"ignored: (model.vocab_size=7 \(it has 64\), )?model.n_layers=99 \(it has 2\)") as error:
+        settings.check_ignored(section, loaded, used)
+    assert "model.vocab_size=7" in str(error.value) and "d_model" not in str(error.value)
