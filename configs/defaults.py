@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 
 from lm.adaptation import lora
 from lm.evaluation import generation, words
-from lm.models.config import ModelConfig
 from lm.training import optimizer, rules, settings, sharding
 
 
@@ -23,7 +22,9 @@ def defaults() -> ConfigDict:
     c.init_from = ""  # run folder, model folder, hub id or .gguf file to start from; "" = random weights of `model`
     c.compilation_cache = ""  # folder that keeps compiled code; "" = JAX_COMPILATION_CACHE_DIR, or ~/.cache/openbook/compiled
 
-    c.model = settings.model_section(_MODEL)  # the fields of lm.ModelConfig; with init_from only dtype, param_dtype, remat, layers, dropout
+    c.model = settings.model_section(
+        settings.MODEL
+    )  # fields of lm.ModelConfig; with init_from dtype, param_dtype, remat, layers, dropout alone
 
     c.model.vocab_size = 0  # 0 = the tokenizer's, rounded up to a multiple of 64; the ids of special tokens are always the tokenizer's
 
@@ -160,6 +161,9 @@ def defaults() -> ConfigDict:
     c.checkpoint.every = 500  # steps; the last step and a SIGTERM save too
     c.checkpoint.keep = 2  # the newest ones
 
+    c.resume = ConfigDict()  # a run that is started again
+    c.resume.allow = ""  # comma-separated fields that may differ although other rows follow, e.g. "length,seed"; "data.files" = contents
+
     c.eval = ConfigDict()
     c.eval.every = 500  # steps; the last step evaluates too; 0 = never
     c.eval.data = ConfigDict({"heldout": ""})  # name -> files, read as data.files are; "" = none
@@ -184,8 +188,3 @@ def defaults() -> ConfigDict:
 def specialise(c: ConfigDict, variant: str, **known: dict) -> ConfigDict:
     """The config as --config=file.py:variant asks; `known`: variant -> {"dotted.field": value}. Raises ConfigError for another name."""
     return settings.variant(c, variant, **known)
-
-
-_MODEL = ModelConfig(  # a small Llama
-    family="llama", vocab_size=1, d_model=256, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=64, d_ff=704, max_length=1024,
-)  # fmt: skip

@@ -55,40 +55,47 @@ def shuffled(packed: Packed, seed: int) -> Any:
 class TrainBatches:
     """An endless iterator of global batches [batch_size, T]; every epoch is shuffled, and transformed, anew from `seed`.
 
-    Each process reads only the rows its devices hold. `state()` is JSON, equal on all processes and for any number of them.
-    `lengths`: those of the rows, and of the encoder's or 0. `transform`: of packed rows; a stream's are made already.
-    `config`: of the model that reads them; a batch with ids that it has no row for is a ConfigError.
+    Each process reads only the rows its devices hold. `state()` is JSON, equal on all processes and for any number of them; it counts rows,
+    so that another batch size continues at the same row. `lengths`: those of the rows, and of the encoder's or 0. `transform`: of packed
+    rows; a stream's are made already. `config`: of the model that reads them; a batch with ids that it has no row for is a ConfigError.
     """
 
     def __init__(
-        self, packed: Packed | Stream, batch_size: int, seed: int, sharding: NamedSharding, length: int | None = None,
-        transform: Any = None, config: ModelConfig | None = None,
+        self, packed: Packed | Stream, batch_size: int, seed: int, sharding: NamedSharding, transform: Any = None,
+        config: ModelConfig | None = None,
     ):  # fmt: skip
         self.lengths = lengths_of(packed, transform)
         self._batch_size, self._sharding = batch_size, sharding
         self._rows = _local_rows(sharding, (batch_size, self.lengths[0]))
-        stream = shuffled(packed, seed) if isinstance(packed, Packed) else packed
-
-        def read(step: int) -> dict[str, np.ndarray]:
-            places = [int(step) * batch_size + int(row) for row in self._rows]
-            return _stack([fields_of(stream[at], transform, self.lengths, (seed, at)) for at in places], config)
-
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        self._iterator = iter(grain.MapDataset.range(2**48 if length is None else length).map(read).to_iter_dataset(options))
+        self._stream = shuffled(packed, seed) if isinstance(packed, Packed) else packed
+        self._seed, self._transform, self._config = seed, transform, config
+        self._begin(0)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        return _globalise(next(self._iterator), self._rows, self._batch_size, self._sharding)
+        batch = _globalise(next(self._iterator), self._rows, self._batch_size, self._sharding)
+        self._read += self._batch_size
+        return batch
 
     def state(self) -> dict:
-        """Where the iterator stands, for a checkpoint."""
-        return self._iterator.get_state()
+        """Where the iterator stands, for a checkpoint: how many rows were read."""
+        return {"rows": self._read}
 
     def restore(self, state: dict) -> None:
-        """Continues from a `state()`."""
-        self._iterator.set_state(state)
+        """Continues from a `state()`, or from one of an earlier version, which counts batches of this size."""
+        self._begin(state["rows"] if "rows" in state else state["next_index"] * self._batch_size)
+
+    def _begin(self, first: int) -> None:
+        self._read = first
+
+        def read(step: int) -> dict[str, np.ndarray]:
+            places = [first + int(step) * self._batch_size + int(row) for row in self._rows]
+            return _stack([fields_of(self._stream[at], self._transform, self.lengths, (self._seed, at)) for at in places], self._config)
+
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        self._iterator = iter(grain.MapDataset.range(2**48).map(read).to_iter_dataset(options))
 
 
 def in_order(

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from lm import phases
+from lm import folders, phases
 from lm.data import packing
 from lm.data.mixtures import Mixture
 from lm.evaluation import labelled
@@ -33,9 +33,10 @@ from lm.training import (
     trackers,
 )
 from lm.training import steps as step_folders
-from lm.training.checkpoints import Checkpoints
+from lm.training.checkpoints import Checkpoints, Restored
 from lm.training.guard import Spike, advice
 from lm.training.report import Report, Stopwatch, amount
+from lm.training.sequence import Facts, facts, resumed
 from lm.training.setup import Run
 from lm.training.signals import Signals
 from lm.training.state import TrainState
@@ -56,6 +57,7 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
     if jax.process_index() != 0:
         phases.silence()
     workdir = paths.resolve(workdir)
+    folders.refuse("workdir", workdir, ("a run", "a tokenizer"))
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(config.compilation_cache).expanduser()))
     out = Report()
@@ -80,9 +82,13 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
             out.say(f"template {run.template.name} {run.template.fingerprint}: {counted}")
         if shortened := settings.shortened(config):
             out.say(shortened)
+        now, restored = facts(config, packed), checkpoints.restore(workdir, run.abstract)
+        for line in resumed(config, workdir, now, restored) if restored is not None and restored.step < config.steps else ():
+            out.say(f"the rows from here on are others, as resume.allow says: {line}")
         _write_folder(config, run, out)
         try:
-            loop = _Loop(config, run, packed, held_out, out, signals)
+            loop = _Loop(config, run, packed, held_out, out, signals, now, restored)
+            del restored
             try:
                 with phases.named("training"):
                     step = loop.run()
@@ -100,14 +106,15 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
 class _Loop:
     """One call of `train`, with what it holds while it runs."""
 
-    def __init__(self, config, run: Run, packed, held_out: dict, out: Report, signals: Signals):
+    def __init__(self, config, run: Run, packed, held_out: dict, out: Report, signals: Signals, sequence: Facts, restored: Restored | None):
         self.config, self.workdir, self.model, self.out, self.signals = config, run.workdir, run.model, out, signals
-        self.parts, self.held_out = run, held_out
+        self.parts, self.held_out, self.sequence = run, held_out, sequence
         self.batches = setup.train_batches(config, run, packed)
         self.asked = answering.questions(config, run)
         if doubt := answering.doubt(config, self.asked):
             self.out.say(f"eval.generation: {doubt}")
-        self.state, self.start = self._restore(run)
+        self.state, self.start = self._restore(run, restored)
+        self.rows = self.batches.state()["rows"]  # read before this process began
         self.active = jax.process_index() == 0
         self.trackers = trackers.Trackers(run.workdir, self.start, config.log.tensorboard, self.active, config.log.wandb, config.to_dict())
         self.checkpoints = Checkpoints(run.workdir, config.checkpoint.keep)
@@ -152,8 +159,7 @@ class _Loop:
         self._finish(step)
         return step
 
-    def _restore(self, run: Run) -> tuple[TrainState, int]:
-        restored = checkpoints.restore(run.workdir, run.abstract)
+    def _restore(self, run: Run, restored: Restored | None) -> tuple[TrainState, int]:
         if restored is None:
             return run.fresh_state(self.config.seed), 0
         self.batches.restore(restored.data)
@@ -213,7 +219,7 @@ class _Loop:
         if step != 1 and step % c.log.every and step != c.steps:
             return
         seconds, (last, then) = self.watch(), self.recent[-1]
-        tokens = c.batch_size * c.length
+        tokens, read = c.batch_size * c.length, self.rows + (step - self.start) * c.batch_size
         # The first step of a process also fills the pipeline; a speed is only given from the second on.
         speed = tokens * (step - last) / (seconds - then) if seconds > then and step > self.start + 1 else None
         texts, lengths = self._seen_at_once()
@@ -223,7 +229,7 @@ class _Loop:
         first, since = self.recent[0]
         left = (seconds - since) / (step - first) * (c.steps - step) if step > first else None
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        row = {"step": step, **values, "tokens": step * tokens, "tokens_per_second": speed, "mfu": used, "seconds": round(seconds, 3)}
+        row = {"step": step, **values, "tokens": read * c.length, "tokens_per_second": speed, "mfu": used, "seconds": round(seconds, 3)}
         self.trackers.write(row)
         self.out.update(step, c.steps, row, left)
         self.checkpoints.check()
@@ -257,7 +263,7 @@ class _Loop:
         if step == c.steps or (step % c.checkpoint.every == 0 and self.spike.since is None):
             with phases.phase(f"saving step {step}"):
                 self.trackers.sync()
-                self.checkpoints.save(step, self.state, self.batches.state())
+                self.checkpoints.save(step, self.state, self.batches.state() | {"sequence": self.sequence})
         self.watch.paused(time.monotonic() - begun)
 
     def _evaluate(self, step: int) -> None:
@@ -301,7 +307,7 @@ class _Loop:
         done = step >= self.config.steps
         with phases.phase(f"saving step {step}"):
             if step > 0:
-                self.checkpoints.save(step, self.state, self.batches.state())
+                self.checkpoints.save(step, self.state, self.batches.state() | {"sequence": self.sequence})
                 self.checkpoints.verify(self.state)
             self.close()
         if self.active and step > 0:

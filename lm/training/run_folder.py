@@ -23,16 +23,26 @@ def write_config(workdir: Folder, config: dict) -> list[str]:
     """Writes config.json; returns what differs from the one that was there, as lines "field: old -> new"."""
     path = workdir / "config.json"
     new = json.loads(json.dumps(config))
-    old = new
-    if path.exists():
-        try:
-            old = {**json.loads(path.read_bytes())}
-        except (ValueError, TypeError) as e:
-            log.warning("%s is damaged and is written anew (%s): what has changed since cannot be said", path, e)
+    old = read_config(workdir) or new
     write_atomically(path, json.dumps(new, indent=1))
     before, now = dict(flat(old)), dict(flat(new))
     names = sorted(before.keys() | now.keys())
     return [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names if before.get(name) != now.get(name)]
+
+
+def read_config(workdir: Folder) -> dict | None:
+    """config.json; None where there is none, or with a warning where it is damaged."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        log.warning("%s is damaged, and is written anew: what has changed since cannot be said", path)
+        return None
+    return found
 
 
 def write_environment(workdir: Folder) -> None:

@@ -68,6 +68,20 @@ def test_a_restored_iterator_does_not_continue():
         assert np.array_equal(a, b)
 
 
+def test_another_batch_size_skips_or_repeats_rows():
+    rows = np.concatenate(tokens(train_batches(PACKED, size=8), 6))  # two epochs and more
+    first = train_batches(PACKED, size=4)
+    tokens(first, 3)
+    for size in (8, 2, 4):
+        second = train_batches(PACKED, size=size)
+        second.restore(first.state())
+        assert np.array_equal(np.concatenate(tokens(second, 24 // size)), rows[12:36])
+        assert second.state() == {"rows": 36}
+    old = train_batches(PACKED, size=4)
+    old.restore({"next_index": 3})  # as earlier versions saved it
+    assert np.array_equal(tokens(old, 1)[0], rows[12:16])
+
+
 def test_positions_do_not_restart_with_a_document():
     segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 3, 3, 3, 3, 4]])
     expected = [[0, 1, 2, 0, 1, 0, 1], [0, 0, 0, 1, 2, 3, 0]]

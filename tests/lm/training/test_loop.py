@@ -16,7 +16,7 @@ import lm
 from lm.data import tokenizers
 from lm.evaluation.harness import Harness
 from lm.loading import load
-from lm.training import checkpoints, loop, trackers
+from lm.training import checkpoints, loop, steps, trackers
 from retrieval.fusion.in_context import build_prompt
 from tests.lm.training import runs
 
@@ -129,6 +129,22 @@ def test_a_run_continues_with_another_model(stopped, folder):
     c.model.d_ff = 48
     with pytest.raises(checkpoints.CheckpointError, match=r"model.d_ff: 32 in the run, 48 now"):
         loop.train(c, stopped[0])
+
+
+def test_a_resumed_run_reads_other_rows_in_silence(stopped, folder, capsys):
+    shutil.copytree(stopped[0], folder / "others")
+    kept, at = (folder / "others" / "config.json").read_bytes(), checkpoints.steps(stopped[0])[-1]
+    c = stopped[1].copy_and_resolve_references()
+    c.seed = 5
+    with pytest.raises(checkpoints.CheckpointError, match=r"seed: 0 -> 5\nuse .*--config.resume.allow=seed"):
+        loop.train(c, folder / "others")
+    assert (folder / "others" / "config.json").read_bytes() == kept, "the next start would find nothing changed"
+    c.update_from_flattened_dict({"resume.allow": "seed", "batch_size": 16, "steps": at + 1, "eval.every": 0})
+    c.eval.data.heldout = ""
+    assert loop.train(c, folder / "others") == 0
+    assert "resume.allow says: seed: 0 -> 5" in capsys.readouterr().out
+    saved = steps.saved_with(folder / "others" / "checkpoints" / str(at + 1))
+    assert saved["data"]["rows"] == at * 8 + 16 == trackers.read(folder / "others")[-1]["tokens"] // 16
 
 
 def test_a_loss_that_is_not_a_number_goes_on(folder):
