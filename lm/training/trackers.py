@@ -80,7 +80,7 @@ class Trackers:
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
             self._wandb = None
 
 
@@ -99,7 +99,7 @@ def _wandb(project: str, folder: Folder, local: pathlib.Path, config: dict):
         run = wandb.init(project=project, id=identity, resume="allow", name=folder.name, dir=str(local), config=config)
     except wandb.Error as error:
         raise ConfigError(
-            f"log.wandb={project!r}: {str(error).splitlines()[0]}. Log in with wandb login, set WANDB_MODE=offline, or leave it empty"
+            f"log.wandb={project!r}: {str(error).splitlines()[0].rstrip('.')}. Use wandb login, or WANDB_MODE=offline, or leave it empty"
         ) from error
     write_atomically(file, json.dumps({"id": identity, "project": project}))
     return run

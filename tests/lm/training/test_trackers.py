@@ -88,7 +88,7 @@ class Wandb(types.ModuleType):
     def log(self, row, step):
         self.rows.append((step, row))
 
-    def finish(self, quiet):
+    def finish(self):
         self.ended += 1
 
 
@@ -110,7 +110,7 @@ def test_resuming_begins_another_run_of_wandb_or_a_key_is_handed_over(tmp_path, 
     trackers.Trackers(tmp_path / "other", 0, tensorboard=False, active=False, wandb="speeches")
     assert len(fake.begun) == 2  # only the first process reports
     fake.refuses = True
-    with pytest.raises(ConfigError, match=r"log\.wandb='speeches': api_key not configured \(no-tty\)\. Log in"):
+    with pytest.raises(ConfigError, match=r"log\.wandb='speeches': api_key not configured \(no-tty\)\. Use wandb login"):
         trackers.Trackers(tmp_path / "third", 0, tensorboard=False, wandb="speeches")
 
 
