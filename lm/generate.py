@@ -8,11 +8,8 @@ python -m lm.generate --model=model.gguf --chat                    # interactive
 import sys
 
 from lm.compiled import keep_compiled
-from lm.generation import stream_text
 from lm.generation.command_line import arguments, chosen, chosen_template, spelled, unused_settings
 from lm.interrupts import entry_point
-from lm.loading import load
-from lm.models import separate
 from lm.printing import piped
 
 
@@ -20,6 +17,10 @@ from lm.printing import piped
 def main(argv=None) -> int:
     args = arguments(__doc__, argv)
     keep_compiled()
+    from lm.generation import stream_text
+    from lm.loading import load
+    from lm.models import separate
+
     try:
         sampler = chosen(args)
         model, params, tokenizer = load(args.model, args.dtype)

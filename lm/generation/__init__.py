@@ -1,12 +1,22 @@
-"""Cached decoding: prefill, decode step, samplers, beam search, and `generate` over them."""
+"""Cached decoding: prefill, decode step, samplers, beam search, and `generate` over them. Names load on first use."""
 
-from lm.generation.answers import generate, stream
-from lm.generation.beams import Beams
-from lm.generation.decode import decode_step, prefill
-from lm.generation.requests import GenerationError
-from lm.generation.samplers import Greedy, Sample
-from lm.generation.text import generate_text, stream_text
+import importlib
+from typing import Any
 
-__all__ = [
-    "Beams", "GenerationError", "Greedy", "Sample", "decode_step", "generate", "generate_text", "prefill", "stream", "stream_text",
-]  # fmt: skip
+_HOMES = {
+    "lm.generation.answers": ("generate", "stream"),
+    "lm.generation.beams": ("Beams",),
+    "lm.generation.decode": ("decode_step", "prefill"),
+    "lm.generation.requests": ("GenerationError",),
+    "lm.generation.samplers": ("Greedy", "Sample"),
+    "lm.generation.text": ("generate_text", "stream_text"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lm.generation' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -1,15 +1,14 @@
 """The flags of python -m lm.generate, and the sampler that they ask for."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from lm.data import templates
-from lm.data.encoding import Encoder, prompt_ids
-from lm.data.examples import Record, Turn
-from lm.data.templates import Template
-from lm.data.templates.jinja import rendered
-from lm.generation.beams import Beams
-from lm.generation.samplers import Greedy, Sample
 from lm.printing import program
+
+if TYPE_CHECKING:  # --help needs none of them
+    from lm.data.templates import Template
+    from lm.generation.beams import Beams
+    from lm.generation.samplers import Greedy, Sample
 
 FLAGS = {  # of generation_config.json -> our flag and its default
     "temperature": ("temperature", 0.0), "top_k": ("top_k", 0), "top_p": ("top_p", 1.0), "min_p": ("min_p", 0.0),
@@ -47,8 +46,9 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def chosen_template(args, tokenizer) -> Template | None:
+def chosen_template(args, tokenizer) -> "Template | None":
     """The template that spells prompts: that of the flag, or of the run; None without one. Raises ConfigError (a ValueError)."""
+    from lm.data import templates
     from lm.loading import kept_template, load_template
 
     if args.template and args.template != "none":
@@ -62,8 +62,12 @@ def chosen_template(args, tokenizer) -> Template | None:
     return kept
 
 
-def spelled(model, tokenizer, template: Template | None, turns: list[dict[str, str]], chat: bool) -> list[int]:
+def spelled(model, tokenizer, template: "Template | None", turns: list[dict[str, str]], chat: bool) -> list[int]:
     """The tokens of a prompt: the system message and the last turn, or all of a chat, which without a template the tokenizer spells."""
+    from lm.data.encoding import Encoder, prompt_ids
+    from lm.data.examples import Record, Turn
+    from lm.data.templates.jinja import rendered
+
     turns = turns if chat else [turn for turn in turns[:-1] if turn["role"] == "system"] + turns[-1:]
     if template is None:
         if chat:
@@ -98,8 +102,10 @@ def unused_settings(args) -> str:
     return f"{GENERATION} of {args.model} {', and '.join(said)}"
 
 
-def chosen(args) -> Greedy | Sample | Beams:
+def chosen(args) -> "Greedy | Sample | Beams":
     """The sampler that the flags ask for. Raises ValueError when they contradict each other."""
+    from lm.generation import Beams, Greedy, Sample
+
     options = dict(top_k=args.top_k, top_p=args.top_p, min_p=args.min_p, repetition_penalty=args.repetition_penalty)
     if args.beams != 1:
         if args.temperature or Sample(**options) != Sample():

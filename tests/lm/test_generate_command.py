@@ -3,6 +3,7 @@
 import io
 import os
 import runpy
+import subprocess
 import sys
 
 import jax
@@ -108,3 +109,10 @@ def test_mistakes_end_in_one_line(monkeypatch, capsys, folder, arguments, messag
 def test_running_the_command_leaves_the_function_of_the_same_name(monkeypatch):
     assert run(monkeypatch, "--help") == 0
     assert callable(lm.generate)
+
+
+def test_help_waits_for_jax():
+    run = "try: runpy.run_module('lm.generate', run_name='__main__')\nfinally: print('jax' in sys.modules)"
+    code = f"import runpy, sys; sys.argv = ['x', '--help']\n{run}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--system" in done.stdout and done.stdout.endswith("False\n")
