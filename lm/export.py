@@ -21,6 +21,7 @@ from lm.interrupts import entry_point
 from lm.loading import GENERATION, is_run, kept, kept_template, load, load_tokenizer, load_weights, save_template
 from lm.models import build, forward
 from lm.models.config import DTYPES
+from lm.phases import phase
 from lm.printing import program
 from lm.weights import WeightsError, to_hf
 
@@ -38,6 +39,7 @@ def read(path: str, dtype: str | None):  # -> (model, params, tokenizer or None)
         return model, params, None
 
 
+@phase("comparing the export with transformers on torch")
 def largest_difference(model, params, tokenizer, directory: str) -> tuple[float, float]:
     """(largest |ours - transformers on torch|, largest |value|) over what the head gives, or hidden states of a model without one."""
     import torch

@@ -51,6 +51,7 @@ def write(config, workdir: str, sampled: bool) -> None:
     from lm.adaptation import fisher
     from lm.models.config import LM_HEADS, ConfigError
     from lm.objectives import OBJECTIVES
+    from lm.phases import phase
     from lm.training import optimizer, setup, sharding
 
     if not config.init_from:
@@ -71,7 +72,7 @@ def write(config, workdir: str, sampled: bool) -> None:
     objective = functools.partial(OBJECTIVES[config.objective.name].loss, chunk=config.objective.chunk)
     params = jax.tree.map(lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), run.params, run.abstract.params)
     at_once = math.prod(run.mesh.shape[axis] for axis in run.activations["batch"])
-    with sharding.activate(run.mesh, run.activations):
+    with phase("taking the Fisher information"), sharding.activate(run.mesh, run.activations):
         information, rows = fisher.fisher(
             run.model, objective, params, itertools.islice(batches, config.steps), sampled=sampled, seed=config.seed, chunk=at_once
         )

@@ -5,11 +5,13 @@ python -m lm.generate --model=PATH_OR_HUB_ID_OR_RUN --prompt="The capital of Fra
 python -m lm.generate --model=model.gguf --chat                    # interactive; an empty line ends it
 """
 
+import itertools
 import sys
 
 from lm.compiled import keep_compiled
 from lm.generation.command_line import arguments, chosen, chosen_template, spelled, unused_settings
 from lm.interrupts import entry_point
+from lm.phases import phase
 from lm.printing import piped
 
 
@@ -35,9 +37,10 @@ def main(argv=None) -> int:
                 turns.append({"role": "user", "content": line})
                 ids = spelled(model, tokenizer, template, turns, args.chat)
                 answer = ""
-                for piece in stream_text(
-                    model, params, tokenizer, ids, args.max_new_tokens, sampler, stop_strings=stops, seed=args.seed
-                ):  # fmt: skip
+                pieces = stream_text(model, params, tokenizer, ids, args.max_new_tokens, sampler, stop_strings=stops, seed=args.seed)
+                with phase("reading the prompt; what is new is compiled first"):
+                    first = next(pieces, "")
+                for piece in itertools.chain([first], pieces):
                     print(piece, end="", flush=True)
                     answer += piece
                 print()

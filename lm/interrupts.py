@@ -137,7 +137,7 @@ def entry_point(main: Callable[..., int]) -> Callable[..., int]:
     def wrapped(argv=None) -> int:
         from lm import jax_settings
 
-        with Interrupts():
+        with Interrupts(), phases.spoken(argv):
             try:
                 return _with_devices(main, argv)
             except jax_settings.SettingsError as error:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from lm.phases import phase
 from lm.xla_flags import avoid_wrong_fusion
 
 TEMPLATE = "template.json"  # in the directory of an exported model: what lm.data.templates.remember keeps
@@ -20,7 +21,8 @@ def load(path_or_id: str, dtype: str | None = None):
         from lm.training.checkpoints import load_model_config, load_params
 
         avoid_wrong_fusion(dtype or load_model_config(path_or_id).dtype)
-        model, params, tokenizer = load_params(path_or_id)
+        with phase(f"loading the weights of {path_or_id}"):
+            model, params, tokenizer = load_params(path_or_id)
         return *_cast(model, params, dtype), tokenizer
     model, params = load_weights(path_or_id, dtype)
     return model, params, load_tokenizer(path_or_id, model.config)

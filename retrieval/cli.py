@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lm import phases
 from lm.compiled import keep_compiled
 from lm.interrupts import Interrupts
 from lm.printing import program
@@ -29,7 +30,7 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
         progress.logger.setLevel(logging.INFO)
         keep_compiled()
         try:
-            with Interrupts(kept="what was committed before stays"):
+            with Interrupts(kept="what was committed before stays"), phases.spoken(argv):
                 code = run(argv) or 0
             sys.stdout.flush()
             return code
@@ -145,6 +146,7 @@ def version_or_time(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+@phases.phase("opening the memory")
 def open_memory(path: Path | str, encoder: str | None, as_of: int | str | None = None):
     """The memory at `path`, its encoder's files at a path or hub id if one is given; or as it was after a version or at a time."""
     from retrieval import Memory

@@ -19,6 +19,7 @@ from lm.loading import kept_template, load, load_template, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
+from lm.phases import phase
 from lm.printing import program
 from lm.training.mesh import make_mesh
 from lm.training.sharding import replicated
@@ -76,6 +77,7 @@ def check_counts(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected at least {least}")
 
 
+@phase("evaluating")
 def of_text(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model on the text of `args.data`. Raises ValueError or OSError."""
     model, params, tokenizer = load(args.model, args.dtype)
@@ -134,6 +136,7 @@ def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, dict]:
     return name, dict(trained.get(name) or {}) if trained.get("name") == name else {}
 
 
+@phase("evaluating")
 def of_examples(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model's answers to the instruct data of `args.examples`. Raises ValueError or OSError."""
     metrics = scores.chosen(args.metrics, words.tokenize_of(args.rouge_tokenizer))

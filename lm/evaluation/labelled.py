@@ -21,6 +21,7 @@ from lm.evaluation.accuracy import wilson
 from lm.loading import load, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError, nearest
+from lm.phases import phase
 from lm.training import labelling, sharding
 from lm.training.sharding import ACTIVATIONS, Rules
 
@@ -47,6 +48,7 @@ def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = A
     return evaluate
 
 
+@phase("evaluating")
 def of_labels(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model on the labelled files of `args.data`, for `args.task`. Raises ValueError or OSError."""
     if args.task not in TASKS:

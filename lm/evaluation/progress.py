@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lm.phases import heard
+
 
 @contextlib.contextmanager
 def bar(total: int, what: str, quiet: bool = False) -> Generator[Callable[[int], None]]:
@@ -14,4 +16,10 @@ def bar(total: int, what: str, quiet: bool = False) -> Generator[Callable[[int],
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(task, done)
+
+        def advance(done: int) -> None:
+            if not progress.disable:
+                heard()
+            progress.advance(task, done)
+
+        yield advance

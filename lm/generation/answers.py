@@ -10,10 +10,12 @@ from lm.generation.decode import advance, start
 from lm.generation.requests import GenerationError, bucket, padded, requests
 from lm.generation.samplers import Greedy
 from lm.models import LanguageModel, separate
+from lm.phases import phase
 
 CHECK_EVERY = 8  # steps between two looks of the host at unfinished answers
 
 
+@phase("generating; what is new is compiled first")
 def generate(
     model: LanguageModel, params: dict, prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], sampler=Greedy(), *,
     decoder_prompts: Sequence[Sequence[int]] | None = None, stop_tokens: Sequence[int] | None = None, seed: int = 0,

@@ -21,6 +21,7 @@ from lm.objectives import OBJECTIVES
 from lm.training import (
     answering,
     checkpoints,
+    ending,
     flops,
     labelling,
     narrow,
@@ -62,11 +63,12 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(config.compilation_cache).expanduser()))
     out = Report()
     with Signals() as signals:
-        run = setup.prepare(config, workdir)
+        with phases.phase("preparing the run"):
+            run = setup.prepare(config, workdir)
         out.say(narrow.described(run.abstract, run.model.config.dtype))
         checkpoints.check_model(workdir, run.model.config)
         checkpoints.check_template(workdir, run.template)
-        with phases.named("reading the data"):
+        with phases.phase("reading the data"):
             packed, held_out = setup.training_data(config, run), setup.evaluation_data(config, run)
         stats = packed.stats()
         out.say(
@@ -90,7 +92,7 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
             loop = _Loop(config, run, packed, held_out, out, signals, now, restored)
             del restored
             try:
-                with phases.named("training"):
+                with phases.phase("training", after=phases.EVERY):
                     step = loop.run()
             finally:
                 loop.close()
@@ -314,7 +316,12 @@ class _Loop:
             trackers.plot(self.workdir)
         _status(self.parts, self.config, "done" if done else "stopped", step, 0.0 if done else None)
         name = None if done else signal.Signals(self.signals.received).name
-        self.out.say(f"done: {self.workdir}" if done else f"stopped by {name} at step {step}; the same command continues from there")
+        if not done:
+            self.out.say(f"stopped by {name} at step {step}; the same command continues from there")
+        elif self.active:
+            rows = trackers.read(self.workdir)
+            for line in ending.lines(self.config, self.model.config, self.workdir, self.parts.tokenizer, rows):
+                self.out.say(line)
 
     def close(self) -> None:
         """Waits for a checkpoint in flight and closes the files; does nothing the second time."""

@@ -6,6 +6,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lm import phases
+
 
 class Report:
     """Says things on standard output; on every process but the first it is silent."""
@@ -17,6 +19,7 @@ class Report:
 
     def say(self, text: str) -> None:
         """One line, above the bar if there is one. The text is not markup."""
+        phases.heard()
         self._console.print(text, markup=False)
 
     def start(self, step: int, steps: int) -> None:
@@ -32,6 +35,7 @@ class Report:
 
     def update(self, step: int, steps: int, row: dict, eta_s: float | None) -> None:
         """A step has ended. `row` as in metrics.jsonl."""
+        phases.heard()
         loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
         used = "" if row.get("mfu") is None else f", MFU {row['mfu']:.1%}"
         speed = f"{row['tokens_per_second']:,.0f} tokens/s{used}" if row.get("tokens_per_second") else ""

@@ -18,6 +18,7 @@ from lm.families.family import Family
 from lm.families.table import Row, Shape, Slot, expand
 from lm.models import LanguageModel, ModelConfig, build
 from lm.models.config import DTYPES, ConfigError
+from lm.phases import phase
 from lm.weights import sentences as sentence_transformers
 from lm.weights.errors import WeightsError
 from lm.weights.gguf import open_gguf
@@ -41,7 +42,7 @@ def from_hf(path_or_id, dtype: str | None = None, head: str | None = None) -> tu
     """
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype={dtype!r} is unknown; one of {', '.join(DTYPES)}")
-    with open_checkpoint(path_or_id, head) as (config, rows, family, source):
+    with phase(f"loading the weights of {path_or_id}"), open_checkpoint(path_or_id, head) as (config, rows, family, source):
         config = config.replace(dtype=dtype or "float32", param_dtype=dtype or "float32")
         return build(config), read_params(source, rows, family, parameter_shapes(config), config.param_dtype)
 

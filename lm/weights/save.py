@@ -24,6 +24,7 @@ from lm.families.family import SEQ2SEQ_TOKENS, Family, special_tokens_to_hf
 from lm.families.table import Slot, expand
 from lm.models import LanguageModel, ModelConfig, inputs
 from lm.models.config import DTYPES, LM_HEADS, ConfigError
+from lm.phases import phase
 from lm.weights import sentences
 from lm.weights.errors import WeightsError
 from lm.weights.load import parameter_shapes
@@ -34,6 +35,7 @@ MODEL_FILES += ("template.json", sentences.MODULES, sentences.POOLING, sentences
 NOT_EXPORTED = ("dtype", "param_dtype", "layers", "remat", "dropout", "ssm_chunk")  # how it is computed or trained, not what it computes
 
 
+@phase("writing the weights")
 def to_hf(
     model: LanguageModel, params: dict, path, tokenizer=None, *, generation: dict | None = None, max_shard_size: int = 5_000_000_000,
     overwrite: bool = False,

@@ -1,0 +1,42 @@
+"""What a run that is done says: its last figures, where things are, and the commands that go on from there."""
+
+import shlex
+
+from lm.models.config import ModelConfig
+from lm.training import instruction, labelling, settings
+from lm.training.paths import Folder
+
+
+def figures(rows: list[dict]) -> str:
+    """The last training loss and the last value of every evaluation, of rows as in metrics.jsonl; "" without any."""
+    last: dict = {}
+    for row in rows:
+        last |= {name: value for name, value in row.items() if name == "loss" or name.startswith("eval/")}
+    shown = {name: value for name, value in last.items() if value is not None and not name.endswith("_stderr")}
+    return ", ".join(f"{' '.join(name.split('/')[1:] or ['training loss']).replace('_', ' ')} {value:.4g}" for name, value in shown.items())
+
+
+def commands(config: settings.Config, model: ModelConfig, workdir: Folder, tokenizer) -> list[str]:
+    """What can be done with this run, one command each; "..." is the user's to fill in."""
+    name, run = config.objective.name, f"--model={shlex.quote(str(workdir))}"
+    found = []
+    if tokenizer is not None:
+        if model.head in ("causal_lm", "seq2seq_lm") and not model.neighbour_layers:
+            found.append(f'python -m lm.generate {run} --prompt="..."')
+        if name in instruction.OBJECTIVES:
+            found.append(f"python -m lm.evaluate {run} --examples=FILES")
+        elif name in labelling.OBJECTIVES and model.head != "embedding":
+            found.append(f"python -m lm.evaluate {run} --task={name} --data=FILES")
+        elif model.head in ("causal_lm", "masked_lm"):
+            found.append(f"python -m lm.evaluate {run} --data=FILES")
+        adapter = [" --adapter"] if config.adaptation.lora.rank else []
+        found += [f"python -m lm.export {run} --output=DIR{more}" for more in ("", *adapter)]
+    return found
+
+
+def lines(config: settings.Config, model: ModelConfig, workdir: Folder, tokenizer, rows: list[dict]) -> list[str]:
+    """All of it, a line each."""
+    said, next_ones = figures(rows), commands(config, model, workdir, tokenizer)
+    files = f"metrics.jsonl, plots/loss.png{', samples.md' if config.samples.prompts else ''}"
+    found = [f"done: {workdir}", f"  {said}", f"  there: checkpoints/{config.steps}, {files}", "next:", *(f"  {one}" for one in next_ones)]
+    return [line for line in found if line.strip()][: None if next_ones else -1]
