@@ -2,6 +2,8 @@
 
 import difflib
 import functools
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -16,10 +18,15 @@ def one_line(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
         try:
-            return main(*args, **kwargs)
+            code = main(*args, **kwargs)
+            sys.stdout.flush()
+            return code
         except LaunchError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # who reads has seen enough, as `head` has; Python flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             return 130
 

@@ -92,7 +92,11 @@ def print_plan(job: Job) -> None:
     _check(job)
     pod, name = job.pod, job.pod.name
     files = [f"/tmp/{name}.tar.gz"] + ([f"/tmp/{name}.env"] if job.env else [])
-    print(f"# code: {read_source(Path.cwd())}\ngit ls-files -z | tar --null --files-from=- -czf {files[0]}")
+    try:
+        code = str(read_source(Path.cwd()))
+    except LaunchError as error:  # a plan can be looked at anywhere
+        code = f"none that could be copied: {error}"
+    print(f"# code: {code}\ngit ls-files -z | tar --null --files-from=- -czf {files[0]}")
     if job.env:
         print(f"# values of {', '.join(job.env)}, readable by you alone\n(umask 077; declare -px {shlex.join(job.env)} > {files[1]})")
     print(f"# waits at most {job.wait_hours:g} h for it\n{shlex.join(pod.create(job.wait_hours))}")

@@ -37,6 +37,8 @@ def main(argv=None) -> int:
         if args.json and args.json != "-":
             pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             pathlib.Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

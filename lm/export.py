@@ -99,6 +99,8 @@ def main(argv=None) -> int:
             print(f"largest difference from transformers on torch: {difference:.2e} (values up to {scale:.3g})")
             if not difference <= 1e-3 * max(scale, 1.0):
                 raise WeightsError(f"{args.output} does not compute what the model computes: do not use it, and report this")
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

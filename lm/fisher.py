@@ -31,6 +31,8 @@ def main(argv=None) -> int:
     try:
         config, workdir = command_line.parse([a for a in argv if a != "--sampled"])
         write(config, workdir, sampled)
+    except BrokenPipeError:
+        raise
     except (ConfigError, DataError, WeightsError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

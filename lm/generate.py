@@ -45,6 +45,8 @@ def main(argv=None) -> int:
                     answer += piece
                 print()
                 turns.append({"role": "assistant", "content": answer})
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

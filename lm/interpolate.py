@@ -69,6 +69,8 @@ def main(argv=None) -> int:
                     save_template(folder, kept_template(like))
         if args.json:
             pathlib.Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -131,7 +131,10 @@ def _say(message: bytes) -> None:
 
 
 def entry_point(main: Callable[..., int]) -> Callable[..., int]:
-    """Wraps `main(argv)`: a signal ends it with a line and exit code 128 + its number, devices that cannot be had with a line and 2."""
+    """Wraps `main(argv)`: a signal ends it with a line and exit code 128 + its number, devices that cannot be had with a line and 2.
+
+    Where nobody reads the output to its end, it ends quietly, with 141.
+    """
 
     @functools.wraps(main)
     def wrapped(argv=None) -> int:
@@ -139,7 +142,12 @@ def entry_point(main: Callable[..., int]) -> Callable[..., int]:
 
         with Interrupts(), phases.spoken(argv):
             try:
-                return _with_devices(main, argv)
+                code = _with_devices(main, argv)
+                sys.stdout.flush()
+                return code
+            except BrokenPipeError:  # who reads has seen enough, as `head` has; Python flushes once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 128 + signal.SIGPIPE
             except jax_settings.SettingsError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2

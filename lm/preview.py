@@ -44,6 +44,8 @@ def main(argv=None) -> int:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(rendering.page(what, rows[:shown], checks))
             print(file, file=sys.stderr)
+    except BrokenPipeError:
+        raise
     except (ConfigError, DataError, WeightsError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

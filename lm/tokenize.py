@@ -30,6 +30,8 @@ def main(argv=None) -> int:
     try:
         config, workdir = command_line.parse(argv)
         _tokenize(config, workdir)
+    except BrokenPipeError:
+        raise
     except (ConfigError, DataError, WeightsError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -40,6 +40,8 @@ def main(argv=None) -> int:
         avoid_wrong_fusion(config.model.dtype)
         mesh.initialize_distributed()
         return loop.train(config, workdir)
+    except BrokenPipeError:
+        raise
     except (ConfigError, DataError, WeightsError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

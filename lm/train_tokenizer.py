@@ -63,6 +63,8 @@ def main(argv=None) -> int:
             progress=sys.stderr.isatty(),
         )  # fmt: skip
         tokenizer.save_pretrained(args.output)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ def main(argv=None):
     what = options.add_mutually_exclusive_group(required=True)
     what.add_argument("--edit", metavar="ID", help="replace the text of this passage by --text, or other fields of it")
     what.add_argument("--delete", metavar="ID", nargs="+", help="remove these passages")
-    options.add_argument("--text", help="the new text, with --edit")
+    options.add_argument("--text", help="the new text, with --edit; it has no span in the source any more")
     options.add_argument("--title", help="the new title; what is not given stays")
     options.add_argument("--source", help="the new source")
     options.add_argument("--time", help="the new time of the content, ISO 8601; UTC where it names no zone")

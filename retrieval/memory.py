@@ -1,5 +1,6 @@
 """Memory: a store of passages, an encoder of texts and an index of vectors, as one thing that can be changed and asked."""
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -19,7 +20,7 @@ from retrieval.figures import figures
 from retrieval.filters import Filter
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
-from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages, check_record, checked_ids
+from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages, check_record, checked_ids, nearest
 from retrieval.places import LOCK, check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.ranking import Request, Rerank, View, choose, find
@@ -103,7 +104,7 @@ class Memory:
         metadata: dict[str, str] | None = None, author: str | None = None, reason: str = "", *,
         span: tuple[int, int] | None = None, time: str | None = None, tags: tuple[str, ...] | None = None, access: str | None = None,
     ) -> Commit:  # fmt: skip
-        """Replaces those fields of a passage that are given. Raises RetrievalError when the id is unknown."""
+        """Replaces the fields given. A new text has no span unless one is given. Raises RetrievalError when the id is unknown."""
         self._check_change(author, reason)
         given = {
             "text": text, "title": title, "source": source, "metadata": metadata, "span": span, "time": time, "tags": tags,
@@ -114,16 +115,15 @@ class Memory:
             raise RetrievalError(f"the edit of {id!r} changes nothing: give a text, or another field")
         while True:
             old, version = self._found(id)
-            new = dataclasses.replace(old, **changes)
+            elsewhere = {"span": None} if span is None and changes.get("text", old.text) != old.text else {}
+            new = dataclasses.replace(old, **changes, **elsewhere)
             check_passages([new])
             if new.searchable == old.searchable:  # what is new needs no encoder
                 encoder, vectors = self._store.fingerprint, self._store.vectors([id])[0]
             else:
                 vectors, encoder = self._vectors([new.searchable], "encoding")
-            try:
+            with contextlib.suppress(Overtaken):  # the fields that are not given are those of the other writer
                 return self._change(partial(self._store.edit, [new], vectors, author, reason, version), [new], vectors, encoder)
-            except Overtaken:  # the fields that are not given are those of the other writer
-                continue
 
     def update(self, passages: Iterable[Passage], author: str | None = None, reason: str = "") -> Commit:
         """Replaces passages by those of the same ids, all in one commit. What one of the old ones said (title and text) is not encoded
@@ -266,7 +266,7 @@ class Memory:
         self._see_others()
         found = self._store.get([id])
         if id not in found:
-            raise RetrievalError(f"passage {id!r} is not in version {self.version} of {self.path}")
+            raise RetrievalError(f"passage {id!r} is not in version {self.version} of {self.path}{nearest(id, self._store.ids())}")
         return found[id]
 
     # Keeping the index in step

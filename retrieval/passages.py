@@ -2,7 +2,9 @@
 
 import dataclasses
 import datetime
+import difflib
 import hashlib
+import itertools
 import json
 import re
 import unicodedata
@@ -237,6 +239,13 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(repr(name) for name in names[:SHOWN]) + more
+
+
+def nearest(id: str, known: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with one of the first 50,000 known ids that holds this one, or is close to it; else ""."""
+    known = list(itertools.islice(known, 50_000))
+    close = [other for other in known if id.casefold() in other.casefold()] or difflib.get_close_matches(id, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def some(items: list, what: str) -> list:

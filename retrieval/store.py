@@ -24,7 +24,7 @@ from retrieval import checksums, lexical
 from retrieval.conflicts import exchange, exclusive
 from retrieval.errors import Overtaken, RetrievalError, in_words
 from retrieval.history import RECORD, REEMBED, History, properties
-from retrieval.passages import Commit, Diff, Passage, check_passages, listed, some
+from retrieval.passages import Commit, Diff, Passage, check_passages, listed, nearest, some
 from retrieval.places import check_free, identity, place_of, recover, table_uri, writers_lock
 from retrieval.rows import (
     FIELDS,
@@ -325,9 +325,9 @@ class Store:
     def check_known(self, ids: Iterable[str]) -> None:
         """Raises RetrievalError listing those of `ids` that are not in the store."""
         ids = set(ids)
-        unknown = ids - self.existing(ids)
-        if unknown:
-            raise RetrievalError(f"not in the memory: {listed(sorted(unknown))}: nothing was changed; add a passage before changing it")
+        if unknown := ids - self.existing(ids):
+            close = nearest(min(unknown), self.ids())
+            raise RetrievalError(f"not in the memory: {listed(sorted(unknown))}{close}: nothing was changed; add a passage before")
 
     def _write(self, change: Callable[[], Commit]) -> Commit:
         """Makes a change that ends in `_commit`, on the newest version. Where another writer was faster, it is prepared anew."""

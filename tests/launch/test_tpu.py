@@ -82,6 +82,14 @@ def test_a_dry_run_calls_something_or_prints_other_commands_than_the_run(cloud, 
     assert planned == [call for i, call in enumerate(real) if call not in real[:i]]  # the state is looked at more than once
 
 
+def test_a_dry_run_outside_a_checkout_fails(cloud, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    (tmp_path / "plain").mkdir()
+    monkeypatch.chdir(tmp_path / "plain")
+    assert run("--dry-run", "--", "python", "-c", "pass") == 0
+    assert "# code: none that could be copied: git rev-parse failed" in capsys.readouterr().out
+
+
 def commands(text: str) -> list[list[str]]:
     """The commands of a printed plan; a newline inside quotes does not end one."""
     found, lines = [], []

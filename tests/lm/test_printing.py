@@ -1,11 +1,16 @@
 """Commands whose output nobody reads to the end, as after `| head`."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import lm
+from launch.errors import one_line
+from lm import interrupts
 from lm.data import rendering
 from lm.data.preview import Check
 from lm.printing import piped
@@ -33,6 +38,35 @@ def test_a_preview_whose_reader_has_gone_says_that_a_check_failed(unread):
     with piped():
         rendering.show([], [Check("stop tokens", True, "x" * 100_000)])
     print("nobody is told", flush=True)
+
+
+@pytest.mark.parametrize("wrap", [interrupts.entry_point, one_line])
+def test_an_entry_point_whose_reader_has_gone_says_an_error(wrap, monkeypatch):
+    ends = os.pipe()
+    os.close(ends[0])
+
+    @wrap
+    def main(argv=None):
+        try:
+            print("x" * 100_000, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return 2
+        return 0
+
+    with open(ends[1], "w") as out:  # set here: pytest sets its own for each phase of a test
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main([]) == 141
+
+
+def test_a_broken_pipe_is_taken_for_a_file_that_cannot_be_read():
+    """Every entry point that ends in a line for an OSError lets this one through."""
+    files = [file for file in Path(lm.__file__).parent.glob("*.py") if "@entry_point" in file.read_text()]
+    for file in files:
+        text = file.read_text()
+        assert text.count("except BrokenPipeError:\n") == len(re.findall(r"except \([^\n]*OSError\)", text)), file
+    assert len(files) > 8
 
 
 def test_other_errors_are_lost():

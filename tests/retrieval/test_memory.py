@@ -1,5 +1,6 @@
 import logging
 import multiprocessing
+import re
 import sys
 import threading
 import time
@@ -32,12 +33,33 @@ def test_add_edit_and_delete_are_seen_by_the_next_search_and_after_reopening(mem
         assert len(seen) == 10
 
 
+def test_an_unknown_id_is_answered_with_one_that_is_near(memory):
+    memory.add([Passage("docs/guide.md#install:2", "text")])
+    for id, near in (
+        ("P3", "p3"),
+        ("guide.md#install:2", "docs/guide.md#install:2"),
+        ("docs/guide.md#instal:2", "docs/guide.md#install:2"),
+    ):
+        for change in (lambda id: memory.edit(id, "x"), lambda id: memory.delete([id]), memory.get):
+            with pytest.raises(RetrievalError, match=re.escape(f"(did you mean {near!r}?)")):
+                change(id)
+    with pytest.raises(RetrievalError) as refused:
+        memory.get("something else entirely")
+    assert "did you mean" not in str(refused.value)
+
+
 def test_an_edit_keeps_what_it_is_not_given_and_a_hit_carries_every_field(memory):
     memory.edit("p3", span=(4, 9), time="1998", tags=("town", "sea"), access="staff")
     memory.edit("p3", title="Port 3")
     hit = memory.search("town3", 1, groups=("staff",))[0][0]
     assert (hit.text, hit.title, hit.span, hit.time) == ("town3 lies in land3", "Port 3", (4, 9), "1998")
     assert (hit.tags, hit.access, hit.version) == (("town", "sea"), "staff", 4)
+    memory.edit("p3", text="town3 lies in land3")
+    assert memory.get("p3").span == (4, 9), "the text is the same"
+    memory.edit("p3", text="another text", span=(1, 2))
+    assert memory.get("p3").span == (1, 2)
+    memory.edit("p3", text="a third text")
+    assert memory.get("p3").span is None, "the source does not say this there"
     with pytest.raises(RetrievalError, match="changes nothing"):
         memory.edit("p3")
     with pytest.raises(RetrievalError, match="expected ISO 8601"):
