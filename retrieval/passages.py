@@ -73,6 +73,7 @@ class Hit:
     time: str = ""
     tags: tuple[str, ...] = ()
     access: str = ""
+    origin: str | None = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -216,5 +216,5 @@ def diversify(relevance: np.ndarray, vectors: np.ndarray, k: int, diversity: flo
 
 
 def _hit(passage: Passage, version: int, score: float) -> Hit:
-    fields = {field.name: getattr(passage, field.name) for field in dataclasses.fields(passage) if field.name != "origin"}
+    fields = {field.name: getattr(passage, field.name) for field in dataclasses.fields(passage)}
     return Hit(**fields, score=float(score), version=version)
