@@ -49,16 +49,17 @@ def in_this_process(command: str, *arguments: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Day:
-    """`run(command, *arguments)` returns what an entry point printed; everything is written below `folder`."""
+    """`run(command, *arguments)` returns what an entry point printed; all files are below `folder`; a training has `steps`."""
 
     folder: Path
     run: Callable[..., str]
+    steps: int
 
     def path(self, *parts: str) -> str:
         return str(self.folder.joinpath(*parts))
 
     def train(self, name: str, *fields: str) -> str:
-        shared = (f"data.cache={self.path('cache')}", "log.tensorboard=False", "samples.prompts=()")
+        shared = (f"steps={self.steps}", f"data.cache={self.path('cache')}", "log.tensorboard=False", "samples.prompts=()")
         flags = (f"--config.{field}" for field in (*fields, *shared))
         self.run("train", f"--config={ROOT / 'configs/tiny.py'}", f"--workdir={self.path(name)}", *flags)
         return self.path(name)
@@ -100,7 +101,7 @@ def own_texts(day: Day) -> None:
     day.run("train-tokenizer", f"--input={day.path('texts', '*.txt')}", "--vocab_size=320", special, f"--output={day.path('words')}")
     model = [f"model.{field}" for field in SMALL]
     data = (f"tokenizer={day.path('words')}", f"data.files={day.path('texts', '*.txt')}", "data.separator=\\n\\n")
-    run = day.train("run", *data, *model, "steps=60", "batch_size=8", "length=64")
+    run = day.train("run", *data, *model, "batch_size=8", "length=64")
     day.run("export", f"--model={run}", f"--output={day.path('base')}")
     theirs, tokenizer = torch_model(day.path("base"))
     assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
@@ -131,7 +132,7 @@ def chat(day: Day) -> None:
     day.folder.joinpath("chat.jsonl").write_text("".join(rows))
     run = day.train(
         "lora", f"init_from={day.path('base')}", "tokenizer=", "objective.name=instruct", "data.format=messages", "data.template=chatml",
-        f"data.files={day.path('chat.jsonl')}", "adaptation.lora.rank=8", "steps=80", "batch_size=8", "length=64",
+        f"data.files={day.path('chat.jsonl')}", "adaptation.lora.rank=8", "batch_size=8", "length=64",
     )  # fmt: skip
     answers = day.path("answers.jsonl")
     flags = (f"--examples={day.path('chat.jsonl')}", "--max-new-tokens=12", f"--answers={answers}", "--json")
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="an empty or new folder to work in and keep (default: a temporary one)")
     folder = parser.parse_args(argv).folder
     with tempfile.TemporaryDirectory() as temporary:
-        day = Day((folder or Path(temporary)).resolve(), as_a_user)
+        day = Day((folder or Path(temporary)).resolve(), as_a_user, steps=80)
         day.folder.mkdir(parents=True, exist_ok=True)
         for part in PARTS:
             began = time.monotonic()
