@@ -1,6 +1,7 @@
-"""The documents as a reader meets them: the site builds, and the notebook runs twice."""
+"""The documents as a reader meets them: the site builds; the Python of the README and the notebook runs twice."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -22,13 +23,17 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert {"glossary.html", "glossary/"} & {page["location"].split("#")[0] for page in index["docs"]}
 
 
+def readme():
+    return re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+
+
 def notebook():
     cells = json.loads((ROOT / "docs/openbook.ipynb").read_text())["cells"]
     lines = [line for cell in cells if cell["cell_type"] == "code" for line in [*cell["source"], "\n"]]
     return "".join(line for line in lines if not line.startswith("%"))
 
 
-@pytest.mark.parametrize("document", [notebook])
+@pytest.mark.parametrize("document", [readme, notebook])
 def test_the_python_of_a_document_runs_twice(document, tmp_path, monkeypatch, capsys):
     save_reader(tmp_path / "smollm2")
     save_encoder(tmp_path / "minilm")
