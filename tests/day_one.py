@@ -25,7 +25,7 @@ from tests.retrieval.models import save_encoder
 
 ROOT = Path(__file__).parent.parent
 CAPITALS = {"Arland": "Bel", "Borland": "Cim", "Corland": "Dov", "Dorland": "Eps", "Erland": "Fyn", "Forland": "Gam"}
-USER, ASSISTANT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "{}<|im_end|>"
+USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 SMALL = (
     "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=64", "max_length=512",
 )  # fmt: skip
@@ -104,12 +104,13 @@ def own_texts(day: Day) -> None:
     run = day.train("run", *data, *model, "batch_size=8", "length=64")
     day.run("export", f"--model={run}", f"--output={day.path('base')}")
     theirs, tokenizer = torch_model(day.path("base"))
-    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
-
     end = tokenizer.eos_token_id
+    plain = lambda text: tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(plain(texts[0])) == texts[0]
+    assert tokenizer.encode(texts[0]) == [end, *plain(texts[0])]  # the export begins a text as training's documents do
     total = count = 0.0
     for text in CAPITALS:
-        tokens = [end, *tokenizer.encode(f"The capital of {text} is {CAPITALS[text]}."), end]
+        tokens = [end, *plain(f"The capital of {text} is {CAPITALS[text]}."), end]
         with torch.no_grad():
             loss = theirs(torch.tensor([tokens]), labels=torch.tensor([tokens])).loss
         total, count = total + float(loss) * (len(tokens) - 1), count + len(tokens) - 1
@@ -119,7 +120,7 @@ def own_texts(day: Day) -> None:
     assert abs(found["loss"] - total / count) < 1e-4, (found["loss"], total / count)
 
     said = day.run("generate", f"--model={run}", "--prompt=The capital of Arland is", "--max-new-tokens=8")
-    expected = continued(theirs, [end, *tokenizer.encode("The capital of Arland is")], 8, {end})
+    expected = continued(theirs, [end, *plain("The capital of Arland is")], 8, {end})
     assert said.strip() == tokenizer.decode(expected).strip(), (said, tokenizer.decode(expected))
 
 
@@ -146,8 +147,7 @@ def chat(day: Day) -> None:
     ends = {tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id}
     right = []
     for row, (country, city) in zip(Path(answers).read_text().splitlines(), CAPITALS.items(), strict=True):
-        prompt = [tokenizer.eos_token_id] if tokenizer.add_bos_token else []
-        prompt += tokenizer.encode(USER.format(f"Capital of {country}?"))
+        prompt = tokenizer.encode(USER.format(f"Capital of {country}?"))
         said = tokenizer.decode(continued(adapted, prompt, 12, ends), skip_special_tokens=True)
         assert json.loads(row)["answer"] == said.strip(), (row, said)
         right.append(said.strip().lower() == city.lower())
