@@ -212,7 +212,9 @@ PARTS = (own_texts, chat, notes)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.day_one", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.day_one", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, help="an empty or new folder to work in and keep (default: a temporary one)")
     folder = parser.parse_args(argv).folder
     with tempfile.TemporaryDirectory() as temporary:
