@@ -39,6 +39,14 @@ def read(path: str, dtype: str | None):  # -> (model, params, tokenizer or None)
         return model, params, None
 
 
+def load_run_tokenizer(workdir: str):
+    from lm.tokenizer import load_tokenizer
+    from lm.training.paths import local_copy, resolve
+
+    with local_copy(resolve(workdir) / "model" / "tokenizer") as files:
+        return load_tokenizer(str(files))
+
+
 @phase("comparing the export with transformers on torch")
 def largest_difference(model, params, tokenizer, directory: str) -> tuple[float, float]:
     """(largest |ours - transformers on torch|, largest |value|) over what the head gives, or hidden states of a model without one."""
@@ -83,7 +91,10 @@ def main(argv=None) -> int:
             from lm.adaptation import peft
             from lm.training.checkpoints import load_adapters
 
-            peft.save(args.output, *load_adapters(args.model))
+            model, adapters, lora, base = load_adapters(args.model)
+            base = str(Path(base).resolve()) if Path(base).exists() else base  # PEFT may run in another folder
+            peft.save(args.output, model, adapters, lora, base)
+            load_run_tokenizer(args.model).save_pretrained(args.output)
             save_template(args.output, kept_template(args.model))
             print(f"wrote {args.output}: adapters in PEFT's format")
             return 0

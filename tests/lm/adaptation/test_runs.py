@@ -72,6 +72,7 @@ def test_an_exported_adapter_is_not_the_run(folder):
     config = json.loads((folder / "adapter" / peft.CONFIG).read_text())
     assert config["base_model_name_or_path"] == str(folder / "base") and config["r"] == 2 and config["lora_alpha"] == 4
     _, merged, _ = load(str(folder / "lora"))
+    assert (folder / "adapter" / "tokenizer.json").is_file()
     _, found, _ = load(str(folder / "adapter"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, merged)
     assert export.main([f"--model={folder / 'base'}", f"--output={folder / 'none'}", "--adapter"]) == 2
