@@ -103,7 +103,8 @@ def test_an_unknown_model_is_not_named(tmp_path, capsys):
 
 def test_the_commands_of_the_page_do_not_run(made, tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "data.md").read_text()
-    commands = re.findall(r"^    python -m lm\.train_tokenizer (.*)", page, re.MULTILINE)
+    commands = re.findall(r"^    openbook train-tokenizer (.*)", page, re.MULTILINE)
+    assert len(commands) == 3
     (tmp_path / "wiki").mkdir()
     (tmp_path / "wiki" / "x.jsonl").write_text((made / "x.jsonl").read_text())
     monkeypatch.chdir(tmp_path)

@@ -207,7 +207,7 @@ def test_the_preview_misses_the_end_of_an_answer_or_shows_a_prompt_as_trained(tm
 
 def test_the_commands_of_the_page_are_refused():
     page = (pathlib.Path(lm.__file__).parents[1] / "docs" / "data.md").read_text().replace("\\\n", "")
-    commands = re.findall(r"^    python -m lm\.(?:train|preview) (.*)", page, re.MULTILINE)
+    commands = re.findall(r"^    openbook (?:train|preview) (.*)", page, re.MULTILINE)
     assert len(commands) == 2
     for flags in commands:
         c, _ = command_line.parse([*shlex.split(flags), *([] if "--workdir" in flags else ["--workdir=x"])])
