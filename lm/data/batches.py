@@ -153,7 +153,7 @@ def _stack(rows: list[dict[str, np.ndarray]], config: ModelConfig | None) -> dic
         if f"{side}segments" in fields:
             fields[f"{side}positions"] = positions_of(fields[f"{side}segments"])
     if config is not None:
-        inputs.check(config, fields)
+        inputs.check(config, fields, learned=True)
     return fields
 
 

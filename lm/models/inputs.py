@@ -30,11 +30,11 @@ def check_ids(c, lists: Iterable[Sequence[int]], tokenizer=None, what: str = "pr
             raise error(f"{what} {number} holds {said}")
 
 
-def check(c, batch: Any, tokenizer=None) -> None:
+def check(c, batch: Any, tokenizer=None, *, learned: bool = False) -> None:
     """Raises ConfigError when a batch, or a mapping of its fields, asks for a row that a table of the model has not.
 
-    Looked at are tokens, positions and types where there is a token, targets where they have a weight, and labels. Traced arrays,
-    whose values are not known, are passed over, as are those that other processes hold a part of.
+    Looked at are tokens, positions and types where there is a token. learned: also what only a loss reads, targets where they have a
+    weight, and labels. Traced arrays, whose values are not known, are passed over, as are those that other processes hold a part of.
     """
     fields = batch if isinstance(batch, Mapping) else vars(batch)
     has = f"this {c.family} model has"
@@ -42,6 +42,7 @@ def check(c, batch: Any, tokenizer=None) -> None:
     labels = (c.n_labels, f"{has} {c.n_labels} labels")
     vocabulary = (c.vocab_size, "")
     targets = vocabulary if c.head in LM_HEADS else labels if c.head == "token_classification" else (None, "")
+    targets = targets if learned else (None, "")
     for name, where, (rows, table) in (
         ("tokens", "segments", vocabulary), ("encoder_tokens", "encoder_segments", vocabulary), ("targets", "weights", targets),
         ("positions", "segments", positions), ("encoder_positions", "encoder_segments", positions),
@@ -54,6 +55,8 @@ def check(c, batch: Any, tokenizer=None) -> None:
         wrong = used[(used < 0) | (used >= rows)]
         if wrong.size:
             raise ConfigError(f"{name} hold " + (f"{_counted(wrong, str)}: {table}" if table else _unknown(c, wrong, tokenizer)))
+    if not learned:
+        return
     values, segments = _known(fields.get("labels")), _known(fields.get("segments"))
     if c.head == "question_answering" and segments is not None:
         labels = (segments.shape[1], f"a row has {segments.shape[1]} tokens")

@@ -209,7 +209,7 @@ def _apply(model, params, batch):
 def forward(model: LanguageModel, params: dict, batch: Batch) -> Output:
     """Logits and hidden states for every position, compiled once a shape: for inspection and tests.
 
-    Raises ConfigError for tokens, positions, types and labels that the model has no row for.
+    Raises ConfigError for tokens, positions and types that the model has no row for.
     """
     inputs.check(model.config, batch)
     return _apply(model, params, batch)

@@ -134,14 +134,17 @@ def test_positions_types_and_labels_beyond_their_tables_are_clamped():
     classes = bert.replace(head="sequence_classification", n_labels=3)
     for wrong in (3.0, -1.0, 0.5):
         with pytest.raises(ConfigError, match=f"labels hold {wrong:g}: this bert model has 3 labels"):
-            inputs.check(classes, Batch.of([[1]]).replace(labels=np.array([[wrong]], np.float32)))
-    inputs.check(classes, Batch.of([[1]]).replace(labels=np.array([[2.0]], np.float32)))
-    inputs.check(classes.replace(n_labels=1), Batch.of([[1]]).replace(labels=np.array([[7.5]], np.float32)))
+            inputs.check(classes, Batch.of([[1]]).replace(labels=np.array([[wrong]], np.float32)), learned=True)
+    inputs.check(classes, Batch.of([[1]]).replace(labels=np.array([[2.0]], np.float32)), learned=True)
+    inputs.check(classes.replace(n_labels=1), Batch.of([[1]]).replace(labels=np.array([[7.5]], np.float32)), learned=True)
     with pytest.raises(ConfigError, match="labels hold 4: a row has 2 tokens"):
         span = bert.replace(head="question_answering")
-        inputs.check(span, Batch.of([[1, 2]]).replace(labels=np.array([[1.0, 4.0]], np.float32)))
+        inputs.check(span, Batch.of([[1, 2]]).replace(labels=np.array([[1.0, 4.0]], np.float32)), learned=True)
     with pytest.raises(ConfigError, match="targets hold 5: this bert model has 2 labels"):
-        inputs.check(bert.replace(head="token_classification", n_labels=2), Batch.of([[1, 2]], targets=[[5, 9]], weights=[[1, 0]]))
+        inputs.check(
+            bert.replace(head="token_classification", n_labels=2), Batch.of([[1, 2]], targets=[[5, 9]], weights=[[1, 0]]), learned=True
+        )
+    inputs.check(bert.replace(head="token_classification", n_labels=2), Batch.of([[5, 9]]))  # next tokens, which are no labels
 
 
 def test_labelled_rows_and_pairs_are_not_looked_at():
