@@ -72,6 +72,13 @@ def largest_difference(model, params, tokenizer, directory: str) -> tuple[float,
     return float(np.abs(np.asarray(mine.hidden if bare else mine.logits) - theirs).max()), float(np.abs(theirs).max())
 
 
+def _card(directory: str, source: str, config, adapter_of: str = "") -> None:
+    from lm import card
+
+    if not card.write(directory, source, config, adapter_of):
+        print(f"{directory} has a {card.CARD} of its own, which stays: no model card was written", file=sys.stderr)
+
+
 @entry_point
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog=program("lm.export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,12 +103,20 @@ def main(argv=None) -> int:
             peft.save(args.output, model, adapters, lora, base)
             load_run_tokenizer(args.model).save_pretrained(args.output)
             save_template(args.output, kept_template(args.model))
+            _card(args.output, args.model, model.config, base)
             print(f"wrote {args.output}: adapters in PEFT's format")
+            if is_run(base) or base.endswith(".gguf"):
+                print(
+                    f"PEFT cannot load their base {base}: export it too, and write that directory or hub id as "
+                    f"base_model_name_or_path into {args.output}/{peft.CONFIG}",
+                    file=sys.stderr,
+                )
             return 0
         model, params, tokenizer = read(args.model, args.dtype)
         template = kept_template(args.model)
         to_hf(model, params, args.output, tokenizer, generation=kept(args.model, GENERATION))
         save_template(args.output, template)
+        _card(args.output, args.model, model.config)
         print(f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} MB of weights")
         if not importlib.util.find_spec("torch"):
             print("torch is not installed: the export was not compared with transformers")
