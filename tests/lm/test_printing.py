@@ -1,5 +1,6 @@
 """Commands whose output nobody reads to the end, as after `| head`."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -16,14 +17,18 @@ from lm.data.preview import Check
 from lm.printing import piped
 
 
-@pytest.fixture
-def unread(monkeypatch):
-    """Standard output is a pipe that nobody reads; returns what it was."""
+@contextlib.contextmanager
+def unread():
+    """Standard output is a pipe that nobody reads. Not a fixture: pytest sets its own output for each phase of a test."""
     ends = os.pipe()
     os.close(ends[0])
-    with open(ends[1], "w", encoding="utf-8") as out:
-        monkeypatch.setattr(sys, "stdout", out)
-        yield out
+    out = open(ends[1], "w", encoding="utf-8")  # noqa: SIM115 (closing may raise, and must not hide the block)
+    try:
+        with contextlib.redirect_stdout(out):
+            yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            out.close()
 
 
 def test_a_command_whose_reader_has_gone_ends_in_a_trace():
@@ -34,17 +39,15 @@ def test_a_command_whose_reader_has_gone_ends_in_a_trace():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_preview_whose_reader_has_gone_says_that_a_check_failed(unread):
-    with piped():
-        rendering.show([], [Check("stop tokens", True, "x" * 100_000)])
-    print("nobody is told", flush=True)
+def test_a_preview_whose_reader_has_gone_says_that_a_check_failed():
+    with unread():
+        with piped():
+            rendering.show([], [Check("stop tokens", True, "x" * 100_000)])
+        print("nobody is told", flush=True)
 
 
 @pytest.mark.parametrize("wrap", [interrupts.entry_point, one_line])
-def test_an_entry_point_whose_reader_has_gone_says_an_error(wrap, monkeypatch):
-    ends = os.pipe()
-    os.close(ends[0])
-
+def test_an_entry_point_whose_reader_has_gone_says_an_error(wrap):
     @wrap
     def main(argv=None):
         try:
@@ -55,8 +58,7 @@ def test_an_entry_point_whose_reader_has_gone_says_an_error(wrap, monkeypatch):
             return 2
         return 0
 
-    with open(ends[1], "w") as out:  # set here: pytest sets its own for each phase of a test
-        monkeypatch.setattr(sys, "stdout", out)
+    with unread():
         assert main([]) == 141
 
 
