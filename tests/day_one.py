@@ -58,10 +58,10 @@ class Day:
     def path(self, *parts: str) -> str:
         return str(self.folder.joinpath(*parts))
 
-    def train(self, name: str, *fields: str) -> str:
+    def train(self, config: str, name: str, *fields: str) -> str:
         shared = (f"steps={self.steps}", f"data.cache={self.path('cache')}", "log.tensorboard=False", "samples.prompts=()")
         flags = (f"--config.{field}" for field in (*fields, *shared))
-        self.run("train", f"--config={ROOT / 'configs/tiny.py'}", f"--workdir={self.path(name)}", *flags)
+        self.run("train", f"--config={ROOT / 'configs' / config}", f"--workdir={self.path(name)}", *flags)
         return self.path(name)
 
 
@@ -101,7 +101,7 @@ def own_texts(day: Day) -> None:
     day.run("train-tokenizer", f"--input={day.path('texts', '*.txt')}", "--vocab_size=320", special, f"--output={day.path('words')}")
     model = [f"model.{field}" for field in SMALL]
     data = (f"tokenizer={day.path('words')}", f"data.files={day.path('texts', '*.txt')}", "data.separator=\\n\\n")
-    run = day.train("run", *data, *model, "batch_size=8", "length=64")
+    run = day.train("tiny.py", "run", *data, *model, "batch_size=8", "length=64")
     day.run("export", f"--model={run}", f"--output={day.path('base')}")
     theirs, tokenizer = torch_model(day.path("base"))
     end = tokenizer.eos_token_id
@@ -132,8 +132,8 @@ def chat(day: Day) -> None:
     rows = [json.dumps({"messages": turn(country, city)}) + "\n" for country, city in CAPITALS.items()]
     day.folder.joinpath("chat.jsonl").write_text("".join(rows))
     run = day.train(
-        "lora", f"init_from={day.path('base')}", "tokenizer=", "objective.name=instruct", "data.format=messages", "data.template=chatml",
-        f"data.files={day.path('chat.jsonl')}", "adaptation.lora.rank=8", "batch_size=8", "length=64",
+        "lora.py", "lora", f"init_from={day.path('base')}", "data.template=chatml", f"data.files={day.path('chat.jsonl')}", "length=64",
+        "optimizer.learning_rate=1e-2",
     )  # fmt: skip
     answers = day.path("answers.jsonl")
     flags = (f"--examples={day.path('chat.jsonl')}", "--max-new-tokens=12", f"--answers={answers}", "--json")

@@ -346,7 +346,7 @@ def _refuse_other_arrays(folder: Folder, saved: dict[str, tuple], abstract: dict
     show = lambda entry: "nothing" if entry is None else f"{entry[1]}{list(entry[0])}"
     changed = [
         f"  {name}: {show(saved.get(name))} in the checkpoint, {show(wanted.get(name))} expected"
-        for name in sorted(saved.keys() | wanted.keys())
+        for name in sorted(saved.keys() | wanted.keys(), key=lambda name: (not name.startswith("params/"), name))
         if saved.get(name) != wanted.get(name)
     ]
     if changed:

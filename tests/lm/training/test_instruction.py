@@ -144,7 +144,8 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     # Generation spells prompts as training did, unless a flag says otherwise.
     seen, command = [], command_of()
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(command, "stream_text", lambda model, params, tokenizer, ids, *_, **__: seen.append(tokenizer.decode(ids)) or iter(()))
+        keep = lambda model, params, tokenizer, ids, *_, **__: seen.append(tokenizer.decode(ids)) or iter(())
+        m.setattr("lm.generation.stream_text", keep)
         assert command.main([f"--model={workdir}", "--prompt=hi"]) == 0
         assert command.main([f"--model={workdir}", "--prompt=hi", "--template=plain"]) == 0
         assert command.main([f"--model={workdir}", "--prompt=hi", "--template=none"]) == 0
@@ -152,6 +153,7 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     assert seen == ["<|user|>\nhi\n<|assistant|>\n", "hi", "hi"]
     file = tmp_path / "run" / "model" / "template.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "0" * 16}))
+    (tmp_path / "run" / "digests-0-of-1").unlink()  # they would notice first
     assert command.main([f"--model={workdir}", "--prompt=hi"]) == 2
     assert "spells records differently" in capsys.readouterr().err
 

@@ -191,8 +191,8 @@ def test_a_prompt_begins_unlike_the_documents_of_training(whole, monkeypatch, tm
     assert Harness(model, params, tokenizer).tok_encode("The 3") == ids
     assert build_prompt(tokenizer, "Who?", (), 64).tokens[0] == 0
     command = importlib.import_module("lm.generate")
-    monkeypatch.setattr(command, "load", lambda *_: (model, params, tokenizer))
-    monkeypatch.setattr(command, "stream_text", lambda *given, **_: asked.append(given[3]) or [])
+    monkeypatch.setattr("lm.loading.load", lambda *_: (model, params, tokenizer))
+    monkeypatch.setattr("lm.generation.stream_text", lambda *given, **_: asked.append(given[3]) or iter(()))
     assert command.main([f"--model={whole[0]}", "--prompt=The 3"]) == 0 and asked == [ids]
     wanted = lm.generate(model, params, [ids], 6)
     assert lm.generate_text(model, params, tokenizer, ["The 3"], 6) == [tokenizer.decode(wanted[0], skip_special_tokens=True)]
@@ -203,6 +203,7 @@ def test_a_prompt_begins_unlike_the_documents_of_training(whole, monkeypatch, tm
 def test_a_run_from_before_this_was_kept_begins_prompts_otherwise(whole, tmp_path):
     old = shutil.copytree(whole[0], tmp_path / "old", ignore=shutil.ignore_patterns("cache", "tensorboard"))
     tokenizers.bytes_only().save_pretrained(old / "model" / "tokenizer")
+    (old / "digests-0-of-1").unlink()  # which came later still
     assert load(str(old))[2].encode("a") == [0, *tokenizers.bytes_only().encode("a")]
     config = json.loads((old / "config.json").read_text())
     (old / "config.json").write_text(json.dumps(config | {"objective": config["objective"] | {"name": "instruct"}}))
