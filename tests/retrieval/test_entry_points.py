@@ -214,7 +214,7 @@ def test_a_bad_file_is_one_line_on_stderr_and_no_memory_is_made(tmp_path, models
 
 @pytest.mark.parametrize("arguments, message", [
     (["--input=missing.jsonl", "--encoder=x"], "does not exist"),
-    (["--input=table.csv", "--encoder=x"], "table.csv: expected a file ending in .txt, "),
+    (["--input=table.dat", "--encoder=x"], "table.dat: expected a file ending in .txt, "),
     (["--input=latin.txt", "--encoder=x"], "not UTF-8"),
     (["--input=ok.txt"], "--encoder=PATH"),
     (["--input=ok.txt", "--encoder=nobody/no-such-model"], "nobody/no-such-model"),
@@ -222,7 +222,7 @@ def test_a_bad_file_is_one_line_on_stderr_and_no_memory_is_made(tmp_path, models
 def test_wrong_arguments_are_one_line_on_stderr(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ok.txt").write_text("text")
-    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "table.dat").write_text("a,b")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     assert build.main(["--memory=m", *arguments]) == 2
     captured = capsys.readouterr()
