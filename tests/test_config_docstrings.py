@@ -19,7 +19,7 @@ from lm.training import loop, settings, trackers
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "defaults"))
 SIZE = r"([\d.]+) (?:M|million) parameters"
-LOSS = r"[Ll]oss(?: there)? from ([\d.]+) to about ([\d.]+\d)"
+LOSS = r"[Ll]oss(?: there)? from ([\d.]+) to about (\d+(?:\.\d+)?)"
 TINY = ("pretrain_gpt2", "tiny", "pretrain_mamba", "alpaca_llama", "mlm_bert", "span_corruption_t5", "denoise_bart", "continual_domain",
         "superni_t5_small", "classify")  # fmt: skip
 QUICK = ("pretrain_gpt2",)  # the cheapest: 20 updates
