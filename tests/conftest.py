@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from lm import phases
 from tests import processes
 
 # The second flag only makes LLVM compile our tiny programs two to three times faster; XLA's own passes all run.
@@ -25,6 +26,12 @@ MAPS = "/proc/self/maps"
 def default_signals():
     """Of all that tests start; here, in the process that runs them, and not in the one that xdist starts it from."""
     processes.default_signals()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_phases():
+    """A slow machine prints no line that a fast one does not, so that tests can compare all that a command says."""
+    phases.AFTER = phases.EVERY = 1e6
 
 
 @pytest.fixture(autouse=True)
