@@ -211,7 +211,7 @@ def test_a_task_is_half_in_training_and_half_held_out(tmp_path):
         read("train", hold_out="u*")
     with pytest.raises(ConfigError, match="a share between 0 and 1"):
         read("train", hold_out="2")
-    with pytest.raises(DataError, match=r"no record of the tasks that are held_out \(data\.hold_out\)"):
+    with pytest.raises(DataError, match=r"no record of those that are held_out \(data\.hold_out, data\.holdout_share\)"):
         read("held_out")
 
 
