@@ -65,7 +65,7 @@ def sentinels(tokenizer) -> np.ndarray:
     return np.array(found, np.int32)
 
 
-def longest(length: int, *, rate: float, mean_span: float) -> int:
+def longest(length: int, *, rate: float = 0.15, mean_span: float = 3.0) -> int:
     """The tokens of the longer side of a text that fills a row. Raises ConfigError for shares that make no sense."""
     share("span_corruption.rate", rate, most=0.99)
     share("span_corruption.mean_span", mean_span, least=0.99, most=1000)

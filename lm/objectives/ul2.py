@@ -34,7 +34,7 @@ def noises(r: float, s: float, x: float, modes: dict[str, int] | None = None) ->
     ]
 
 
-def longest(length: int, *, r: float, s: float, x: float, modes: bool) -> int:
+def longest(length: int, *, r: float = 2.0, s: float = 1.0, x: float = 4.0, modes: bool = False) -> int:
     """The tokens of the longer side of a text that fills a row. Raises ConfigError for chances that make no sense."""
     return int(max(most(length, noises(r, s, x, dict.fromkeys(MODES, 0) if modes else None))))
 
