@@ -34,7 +34,10 @@ def get_config(variant=""):
     c.optimizer.weight_decay = 0.01
     c.eval.every = 200
     c.checkpoint.every = 200
-    tiny = {f"model.{name}": value for name, value in model_section(preset("bert", "tiny")).to_dict().items()}
+    tiny = {
+        f"model.{name}": value
+        for name, value in model_section(preset("bert", "tiny")).to_dict().items()
+    }
     return specialise(
         c,
         variant,

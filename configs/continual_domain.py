@@ -34,7 +34,9 @@ def get_config(variant=""):
     c.optimizer.eps = 1e-6
     c.optimizer.weight_decay = 0.01
     c.optimizer.clip = 0.0
-    c.eval.data = ConfigDict({"domain": "", "general": ""})  # held-out text of the domain, and of another kind
+    c.eval.data = ConfigDict(
+        {"domain": "", "general": ""}
+    )  # held-out text of the domain, and of another kind
     c.eval.every = 500
     c.eval.max_rows = 2048  # of each held-out set
     c.checkpoint.every = 500

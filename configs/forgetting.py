@@ -20,16 +20,22 @@ HELD_OUT = "ag_news_*,common_gen_*,sciq_*,social_i_qa_*,task13??_*"  # whole dat
 def get_config(variant=""):
     family, _, method = variant.rpartition("-")
     if family not in ("", "t5"):
-        raise ValueError(f"variant {variant!r} is unknown; this config has t5, and the variants of its docstring, also as t5-...")
+        raise ValueError(
+            f"variant {variant!r} is unknown; this config has t5, and the variants of its docstring, also as t5-..."
+        )
     t5 = family == "t5" or method == "t5"
     c = defaults()
-    c.init_from = "" if t5 else str(directory() / "smollm2-135m-instruct.gguf")  # of T5 a run of t5-text
+    c.init_from = (
+        "" if t5 else str(directory() / "smollm2-135m-instruct.gguf")
+    )  # of T5 a run of t5-text
     c.objective.name = "instruct"  # loss on the answers and their end token alone
     c.data.format = "auto"  # T0's prompts and completions, Super-NaturalInstructions' tasks
     c.data.template = "plain" if t5 else "chatml"
     c.data.hold_out = HELD_OUT
     c.data.cap = 40  # records a task
-    c.data.max_long = 0.5  # share of the examples that may be longer than a row; they are left out, and counted
+    c.data.max_long = (
+        0.5  # share of the examples that may be longer than a row; they are left out, and counted
+    )
     c.data.target_length = 64 if t5 else 0
     c.length = 256  # tokens a row, examples packed
     c.batch_size = 16 if t5 else 4  # rows an update
@@ -46,13 +52,20 @@ def get_config(variant=""):
         "objective.name": "span_corruption" if t5 else "next_token", "data.format": "text", "data.template": "", "data.hold_out": "",
         "data.cap": 0, "data.max_long": 0.01, "data.target_length": 0,
     }  # fmt: skip
-    new, old = {"files": "", "weight": 0.9}, {"files": "", "weight": 0.1, "objective": text["objective.name"]}
+    new, old = (
+        {"files": "", "weight": 0.9},
+        {"files": "", "weight": 0.1, "objective": text["objective.name"]},
+    )
     variants = {
         "t5": {},
-        "replay": {"data.mixture": ConfigDict({"new": new, "old": old})},  # a tenth of the rows are text
+        "replay": {
+            "data.mixture": ConfigDict({"new": new, "old": old})
+        },  # a tenth of the rows are text
         "kl": {"adaptation.kl.strength": 0.5},
         "l2_sp": {"adaptation.l2_sp": 0.003},
-        "ewc": {"adaptation.ewc.strength": 1.0},  # adaptation.ewc.fisher is a file that lm.fisher made with
+        "ewc": {
+            "adaptation.ewc.strength": 1.0
+        },  # adaptation.ewc.fisher is a file that lm.fisher made with
         "fisher": text | {"steps": 12},
         "lora": {"adaptation.lora.rank": 16, "optimizer.learning_rate": 1e-2 if t5 else 1e-3},
     }
@@ -61,5 +74,9 @@ def get_config(variant=""):
             "vocab_size": 0, "d_model": 128, "d_ff": 512, "head_dim": 32, "tie_embeddings": False, "logit_scale": 1.0,
             "initializer_range": 0.09,
         }  # fmt: skip
-        variants["text"] = text | {f"model.{k}": v for k, v in model.items() if v is not None} | {"steps": 600, "optimizer.warmup": 20}
+        variants["text"] = (
+            text
+            | {f"model.{k}": v for k, v in model.items() if v is not None}
+            | {"steps": 600, "optimizer.warmup": 20}
+        )
     return specialise(c, method, **variants)

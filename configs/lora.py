@@ -15,7 +15,9 @@ from configs.defaults import defaults, specialise
 
 def get_config(variant=""):
     c = defaults()
-    c.init_from = "HuggingFaceTB/SmolLM2-135M-Instruct"  # any decoder whose tokenizer has a chat template
+    c.init_from = (
+        "HuggingFaceTB/SmolLM2-135M-Instruct"  # any decoder whose tokenizer has a chat template
+    )
     c.objective.name = "instruct"  # loss on the answers and their end tokens alone
     c.data.format = "auto"  # by the first record
     c.data.template = "jinja"  # the model's own chat template

@@ -21,7 +21,9 @@ def get_config(variant=""):
     c.tokenizer = "EleutherAI/gpt-neox-20b"  # 50,277 tokens
     c.model.update(model_section(preset("mamba", "130m")).to_dict())  # architecture and size
     c.model.vocab_size = 0  # the tokenizer's 50,277, rounded up to 50,304
-    c.model.dtype = "bfloat16"  # of activations; parameters, moments, and the scan's own states stay float32
+    c.model.dtype = (
+        "bfloat16"  # of activations; parameters, moments, and the scan's own states stay float32
+    )
     c.model.remat = "dots"  # keep matmul results, recompute the rest
     c.optimizer.learning_rate = 3e-3  # five times GPT-3's for this size
     c.optimizer.warmup = 480  # a tenth of the run

@@ -32,7 +32,10 @@ def get_config(variant=""):
     c.optimizer.weight_decay = 0.01
     c.eval.every = 1000
     c.checkpoint.every = 1000
-    tiny = {f"model.{name}": value for name, value in model_section(preset("bert", "tiny")).to_dict().items()}
+    tiny = {
+        f"model.{name}": value
+        for name, value in model_section(preset("bert", "tiny")).to_dict().items()
+    }
     return specialise(
         c,
         variant,

@@ -12,7 +12,9 @@ def get_config(variant=""):
     c.steps = 300  # updates
     c.batch_size = 16  # rows an update
     c.length = 128  # tokens a row
-    c.model.update(d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384, max_length=512)  # a small Llama
+    c.model.update(
+        d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384, max_length=512
+    )  # a small Llama
     c.optimizer.learning_rate = 6e-3  # high: the model is small
     c.optimizer.warmup = 20
     c.checkpoint.every = 100

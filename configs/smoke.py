@@ -29,7 +29,9 @@ def suits(objective: str, family: str) -> bool:
     if objective == "contrastive":
         return not model.encoder_layers
     if objective in LABELLED:
-        return not model.encoder_layers and any(given.head in heads for given in FAMILIES[family].labels)
+        return not model.encoder_layers and any(
+            given.head in heads for given in FAMILIES[family].labels
+        )
     return model.head in heads
 
 
@@ -37,7 +39,9 @@ def get_config(variant="next_token,llama"):
     objective, _, family = variant.partition(",")
     for what, name, known in (("objective", objective, BELOW), ("family", family, FAMILIES)):
         if name not in known:
-            raise ConfigError(f"{what} {name!r} is unknown{nearest(name, known)}; give OBJECTIVE,FAMILY, e.g. masked,bert")
+            raise ConfigError(
+                f"{what} {name!r} is unknown{nearest(name, known)}; give OBJECTIVE,FAMILY, e.g. masked,bert"
+            )
     c = defaults()
     c.steps = 60  # updates
     c.batch_size = 16  # rows an update
@@ -60,12 +64,16 @@ def get_config(variant="next_token,llama"):
     model = preset(family, "tiny")
     heads = OBJECTIVES[objective].heads
     if not suits(objective, family):
-        raise ConfigError(f"objective {objective!r} is for models with the head {' or '.join(heads)}, and {family} has {model.head}")
+        raise ConfigError(
+            f"objective {objective!r} is for models with the head {' or '.join(heads)}, and {family} has {model.head}"
+        )
     c.model.update(model_section(model).to_dict())
     c.model.vocab_size = 0  # the tokenizer's
     c.model.dropout = 0.0
     c.model.max_length = 128  # tokens a document
-    c.optimizer.learning_rate = 3e-3 if objective == "classification" else 1e-2  # at more, ELECTRA's labels are lost again
+    c.optimizer.learning_rate = (
+        3e-3 if objective == "classification" else 1e-2
+    )  # at more, ELECTRA's labels are lost again
     c.optimizer.warmup = 20
     c.log.every = 20
     c.checkpoint.every = 30

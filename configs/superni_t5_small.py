@@ -20,7 +20,9 @@ def get_config(variant=""):
     c = defaults()
     c.init_from = "google/t5-small-lm-adapt"
     c.objective.name = "instruct"
-    c.data.files = "natural-instructions/splits/default/train_tasks.txt"  # English training tasks, 756 of them
+    c.data.files = (
+        "natural-instructions/splits/default/train_tasks.txt"  # English training tasks, 756 of them
+    )
     c.data.format = "superni"
     c.data.template = "tk_instruct"
     c.data.tk_instruct.positive = 2  # the paper's best encoding: the definition and two examples

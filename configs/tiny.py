@@ -15,7 +15,9 @@ def get_config(variant=""):
     c.length = 64  # tokens a row
     c.tokenizer = "bytes"  # one token a byte
     c.data.files = "README.md,docs/*.md"  # any text
-    c.model.update(d_model=64, n_layers=2, n_heads=8, n_kv_heads=8, head_dim=8, d_ff=192, max_length=128)
+    c.model.update(
+        d_model=64, n_layers=2, n_heads=8, n_kv_heads=8, head_dim=8, d_ff=192, max_length=128
+    )
     c.optimizer.learning_rate = 1e-2  # high: the model is small
     c.optimizer.warmup = 5
     c.checkpoint.every = 100
@@ -25,7 +27,12 @@ def get_config(variant=""):
         variant,
         gpt2={f"model.{name}": value for name, value in _shape(preset("gpt2", "tiny")).items()},
         mamba={f"model.{name}": value for name, value in _shape(preset("mamba", "tiny")).items()}
-        | {"model.d_model": 64, "model.n_layers": 3, "model.ssm_inner": 140, "model.ssm_dt_rank": 4},  # as large as gpt2
+        | {
+            "model.d_model": 64,
+            "model.n_layers": 3,
+            "model.ssm_inner": 140,
+            "model.ssm_dt_rank": 4,
+        },  # as large as gpt2
         fsdp={"mesh.data": 1, "mesh.fsdp": -1},  # parameters sharded over all devices
         tensor={"mesh.data": 1, "mesh.tensor": -1},  # layers sharded over all devices
     )
@@ -36,6 +43,8 @@ def _shape(model):
     from lm.training.settings import model_section
 
     fields = model_section(model).to_dict()
-    return {name: value for name, value in fields.items() if value is not None and not name.endswith(("token_id", "token_ids"))} | {
-        "vocab_size": 0
-    }
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and not name.endswith(("token_id", "token_ids"))
+    } | {"vocab_size": 0}

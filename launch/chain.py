@@ -18,7 +18,16 @@ from rich.markup import escape
 
 from launch.child import Ended, run_child
 from launch.errors import LaunchError, nearest
-from launch.stages import Stage, Study, configs, digest, digest_by_files, fingerprint, resolved, size
+from launch.stages import (
+    Stage,
+    Study,
+    configs,
+    digest,
+    digest_by_files,
+    fingerprint,
+    resolved,
+    size,
+)
 
 MARKS = {
     "pending": "[dim]·[/]",
@@ -29,7 +38,9 @@ MARKS = {
 }
 
 
-def run_chain(study: Study, start: str = "", only: str = "", *, silence: float = 15.0, grace: float = 60.0) -> int:
+def run_chain(
+    study: Study, start: str = "", only: str = "", *, silence: float = 15.0, grace: float = 60.0
+) -> int:
     """Runs the study; start: this stage and all after it again; only: this stage alone. Returns the exit code (see launch/study.py).
 
     Raises LaunchError for an unknown stage name, a working directory of another study, or one in use.
@@ -37,7 +48,9 @@ def run_chain(study: Study, start: str = "", only: str = "", *, silence: float =
     names = [stage.name for stage in study.stages]
     for wanted in (start, only):
         if wanted and wanted not in names:
-            raise LaunchError(f"stage {wanted!r} is not in study {study.name!r}{nearest(wanted, names)}; its stages: {', '.join(names)}")
+            raise LaunchError(
+                f"stage {wanted!r} is not in study {study.name!r}{nearest(wanted, names)}; its stages: {', '.join(names)}"
+            )
     console = Console(highlight=False, soft_wrap=True)
     (study.workdir / "logs").mkdir(parents=True, exist_ok=True)
     with _alone_in(study.workdir) as lock:
@@ -46,7 +59,9 @@ def run_chain(study: Study, start: str = "", only: str = "", *, silence: float =
         record = _read_record(study)
         record["state"], began = "running", time.monotonic()
         for entry in record["stages"]:
-            if entry["name"] == only or (start and names.index(entry["name"]) >= names.index(start)):
+            if entry["name"] == only or (
+                start and names.index(entry["name"]) >= names.index(start)
+            ):
                 entry["status"] = "pending"
         _list_stages(console, study, record)
         code = 0
@@ -55,7 +70,9 @@ def run_chain(study: Study, start: str = "", only: str = "", *, silence: float =
             if only and stage.name != only:
                 continue
             if not _why_run(study, i, record):
-                console.print(f"{MARKS['done']} {i + 1}/{len(names)} {stage.name}: done earlier, in {_clock(entry['seconds'])}")
+                console.print(
+                    f"{MARKS['done']} {i + 1}/{len(names)} {stage.name}: done earlier, in {_clock(entry['seconds'])}"
+                )
                 continue
             code = _run_stage(console, study, i, record, lock, silence, grace)
             if code:
@@ -70,11 +87,24 @@ def run_chain(study: Study, start: str = "", only: str = "", *, silence: float =
     return code
 
 
-def _run_stage(console: Console, study: Study, i: int, record: dict[str, Any], lock: int, silence: float, grace: float) -> int:
+def _run_stage(
+    console: Console,
+    study: Study,
+    i: int,
+    record: dict[str, Any],
+    lock: int,
+    silence: float,
+    grace: float,
+) -> int:
     stage, entry, place = study.stages[i], record["stages"][i], f"{i + 1}/{len(study.stages)}"
     log = study.workdir / "logs" / f"{stage.name}.log"
     expected, left = _expected(study, record, i)
-    entry.update(_new_entry(study, stage), status="running", run=uuid.uuid4().hex, used=_used(study, i, record))
+    entry.update(
+        _new_entry(study, stage),
+        status="running",
+        run=uuid.uuid4().hex,
+        used=_used(study, i, record),
+    )
     about = f" [dim]{escape(stage.about)}[/]" if stage.about else ""
     console.print(
         f"{MARKS['running']} {place} [bold]{stage.name}[/]{about} [dim](about {_clock(expected)}; study about {_clock(left)} left)[/]"
@@ -86,27 +116,50 @@ def _run_stage(console: Console, study: Study, i: int, record: dict[str, Any], l
         _write_record(study, record)
 
         def beat(seconds: float) -> str:
-            return (
-                f"  {stage.name}: {_clock(seconds)} so far, about {_clock(expected - seconds)}; study about {_clock(left - seconds)} left"
-            )
+            return f"  {stage.name}: {_clock(seconds)} so far, about {_clock(expected - seconds)}; study about {_clock(left - seconds)} left"
 
-        ended = run_child([sys.executable, "-m", stage.module, *stage.args], log, beat, silence=silence, grace=grace, keep_open=(lock,))
-    entry.update(seconds=round(ended.seconds, 3), returncode=ended.returncode, bytes=sum(size(path) for path in stage.outputs))
+        ended = run_child(
+            [sys.executable, "-m", stage.module, *stage.args],
+            log,
+            beat,
+            silence=silence,
+            grace=grace,
+            keep_open=(lock,),
+        )
+    entry.update(
+        seconds=round(ended.seconds, 3),
+        returncode=ended.returncode,
+        bytes=sum(size(path) for path in stage.outputs),
+    )
     unwritten = [path for path in stage.outputs if not Path(path).exists()]
     if ended.stopped_by:
-        entry.update(status="interrupted", error=f"stopped by {signal.Signals(ended.stopped_by).name}")
+        entry.update(
+            status="interrupted", error=f"stopped by {signal.Signals(ended.stopped_by).name}"
+        )
     elif ended.returncode or unwritten:
         entry.update(status="failed", error=_error(ended, unwritten))
     else:
-        entry.update(status="done", made={path: fingerprint(path) if Path(path).is_file() else "directory" for path in stage.outputs})
+        entry.update(
+            status="done",
+            made={
+                path: fingerprint(path) if Path(path).is_file() else "directory"
+                for path in stage.outputs
+            },
+        )
     _write_record(study, record)
     mark = MARKS[entry["status"]]
-    console.print(f"{mark} {place} {stage.name}: {entry['status']} after {_clock(ended.seconds)}, {entry['bytes']:,} bytes")
+    console.print(
+        f"{mark} {place} {stage.name}: {entry['status']} after {_clock(ended.seconds)}, {entry['bytes']:,} bytes"
+    )
     if entry["status"] == "done":
         return 0
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     stderr.print(f"[red]stage {stage.name} {entry['status']}:[/] {escape(entry['error'])}")
-    stderr.print(f"  log: {log}\n  run the same line again to go on from here" if not missing else "  nothing was run")
+    stderr.print(
+        f"  log: {log}\n  run the same line again to go on from here"
+        if not missing
+        else "  nothing was run"
+    )
     return 128 + ended.stopped_by if ended.stopped_by else 1
 
 
@@ -132,8 +185,17 @@ def _used(study: Study, i: int, record: dict[str, Any]) -> dict[str, str]:
     """What stage i reads: the run of the earlier stage that makes the path, or the path's content."""
     used = {}
     for path in study.stages[i].inputs:
-        maker = next((j for j in reversed(range(i)) if any(_within(path, made) for made in study.stages[j].outputs)), None)
-        used[path] = fingerprint(path) if maker is None else f"made in run {record['stages'][maker]['run']}"
+        maker = next(
+            (
+                j
+                for j in reversed(range(i))
+                if any(_within(path, made) for made in study.stages[j].outputs)
+            ),
+            None,
+        )
+        used[path] = (
+            fingerprint(path) if maker is None else f"made in run {record['stages'][maker]['run']}"
+        )
     return used
 
 
@@ -144,8 +206,19 @@ def _within(path: str, other: str) -> bool:
 
 
 def _missing(study: Study, stage: Stage, path: str) -> str:
-    maker = next((s.name for s in study.stages if s.name != stage.name and any(_within(path, made) for made in s.outputs)), "")
-    advice = f"stage {maker} makes it: run that first (--from={maker})" if maker else "put it there, or correct the stage's inputs"
+    maker = next(
+        (
+            s.name
+            for s in study.stages
+            if s.name != stage.name and any(_within(path, made) for made in s.outputs)
+        ),
+        "",
+    )
+    advice = (
+        f"stage {maker} makes it: run that first (--from={maker})"
+        if maker
+        else "put it there, or correct the stage's inputs"
+    )
     return f"its input {path} does not exist; {advice}"
 
 
@@ -163,18 +236,30 @@ def _expected(study: Study, record: dict[str, Any], i: int) -> tuple[float, floa
 
     The hints are scaled by how this machine compared with them so far; half a minute at par is added, so that a short stage says little.
     """
-    done = [(e["seconds"], s.seconds) for e, s in zip(record["stages"], study.stages, strict=True) if e["status"] == "done"]
+    done = [
+        (e["seconds"], s.seconds)
+        for e, s in zip(record["stages"], study.stages, strict=True)
+        if e["status"] == "done"
+    ]
     scale = (sum(actual for actual, _ in done) + 30) / (sum(hint for _, hint in done) + 30)
-    hints = [s.seconds * scale for j, s in enumerate(study.stages) if j == i or (j > i and record["stages"][j]["status"] != "done")]
+    hints = [
+        s.seconds * scale
+        for j, s in enumerate(study.stages)
+        if j == i or (j > i and record["stages"][j]["status"] != "done")
+    ]
     return hints[0], sum(hints)
 
 
 def _list_stages(console: Console, study: Study, record: dict[str, Any]) -> None:
-    console.print(f"[bold]study {escape(study.name)}[/] in {study.workdir}: {len(study.stages)} stages")
+    console.print(
+        f"[bold]study {escape(study.name)}[/] in {study.workdir}: {len(study.stages)} stages"
+    )
     width = max(len(stage.name) for stage in study.stages)
     for i, (stage, entry) in enumerate(zip(study.stages, record["stages"], strict=True)):
         mark = MARKS["done" if entry["status"] == "done" else "pending"]
-        console.print(f"  {mark} {i + 1} {stage.name:<{width}}  [dim]about {_clock(stage.seconds):>5}  {escape(stage.about)}[/]")
+        console.print(
+            f"  {mark} {i + 1} {stage.name:<{width}}  [dim]about {_clock(stage.seconds):>5}  {escape(stage.about)}[/]"
+        )
 
 
 def _clock(seconds: float | None) -> str:
@@ -211,9 +296,13 @@ def _read_record(study: Study) -> dict[str, Any]:
             old = json.loads(path.read_text())
             name, earlier = old["study"], {entry["name"]: entry for entry in old["stages"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise LaunchError(f"{path} is not a record of a study ({type(error).__name__}: {error}); move it away to start anew") from error
+            raise LaunchError(
+                f"{path} is not a record of a study ({type(error).__name__}: {error}); move it away to start anew"
+            ) from error
         if name != study.name:
-            raise LaunchError(f"{study.workdir} holds study {name!r}, not {study.name!r}; choose another --workdir")
+            raise LaunchError(
+                f"{study.workdir} holds study {name!r}, not {study.name!r}; choose another --workdir"
+            )
     stages = []
     for stage in study.stages:
         fresh = _new_entry(study, stage)
@@ -241,5 +330,7 @@ def _alone_in(workdir: Path) -> Generator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise LaunchError(f"{workdir} is in use by another study, or by a stage a killed study left behind; wait or end it") from error
+            raise LaunchError(
+                f"{workdir} is in use by another study, or by a stage a killed study left behind; wait or end it"
+            ) from error
         yield lock.fileno()

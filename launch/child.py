@@ -51,7 +51,11 @@ def run_child(
     started = time.monotonic()
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     # A handler, set before the child starts, is not inherited: it gets default signals also where this process was told to ignore them.
-    with _output(terminal) as (ours, theirs), log.open("wb") as kept, _signals(grace) as (sent, children):
+    with (
+        _output(terminal) as (ours, theirs),
+        log.open("wb") as kept,
+        _signals(grace) as (sent, children),
+    ):
         child = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -67,10 +71,20 @@ def run_child(
             _kill(child, _passed_on(sent[0][0]))
         tail = _copy(child, ours, kept, beat, silence, sent, grace)
         returncode = child.wait()
-    return Ended(returncode, time.monotonic() - started, sent[0][0] if sent else 0, _error_line(tail))
+    return Ended(
+        returncode, time.monotonic() - started, sent[0][0] if sent else 0, _error_line(tail)
+    )
 
 
-def _copy(child, ours: int, kept, beat: Callable[[float], str], silence: float, sent: list[tuple[int, float]], grace: float) -> bytes:
+def _copy(
+    child,
+    ours: int,
+    kept,
+    beat: Callable[[float], str],
+    silence: float,
+    sent: list[tuple[int, float]],
+    grace: float,
+) -> bytes:
     """Copies the child's output until it and its output have ended; returns the last 64 KiB of it."""
     tail: collections.deque[bytes] = collections.deque(maxlen=64)
     started = heard = time.monotonic()
@@ -93,7 +107,9 @@ def _copy(child, ours: int, kept, beat: Callable[[float], str], silence: float, 
             with contextlib.suppress(OSError):  # the terminal may be gone; the log has it
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
-        elif child.poll() is not None and now - heard > 0.5:  # ended, but something it started keeps its output open
+        elif (
+            child.poll() is not None and now - heard > 0.5
+        ):  # ended, but something it started keeps its output open
             return b"".join(tail)
         elif now - heard > silence:
             heard = now
@@ -106,7 +122,9 @@ def _output(terminal: bool) -> Generator[tuple[int, int]]:
     if terminal:
         ours, theirs = pty.openpty()
         with contextlib.suppress(OSError):
-            size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+            size = fcntl.ioctl(
+                sys.stdout.fileno(), termios.TIOCGWINSZ, struct.pack("HHHH", 0, 0, 0, 0)
+            )
             fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
     else:
         ours, theirs = os.pipe()
@@ -131,10 +149,15 @@ def _signals(grace: float) -> Generator[tuple[list[tuple[int, float]], list[subp
             _kill(child, _passed_on(number) if len(sent) == 1 else signal.SIGKILL)
         if len(sent) == 1:
             with contextlib.suppress(OSError):  # the terminal may be gone
-                print(f"\nstopping the stage (up to {grace:.0f} s; once more to kill it)", flush=True)
+                print(
+                    f"\nstopping the stage (up to {grace:.0f} s; once more to kill it)", flush=True
+                )
 
     hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
+    before = {
+        number: signal.signal(number, forward)
+        for number in (signal.SIGINT, signal.SIGTERM, *hangup)
+    }
     try:
         yield sent, children
     finally:
@@ -154,6 +177,11 @@ def _kill(child: subprocess.Popen, number: int) -> None:
 
 def _error_line(output: bytes) -> str:
     """The last line that reads like an error, else the last line."""
-    lines = [line.strip() for line in re.split(r"[\r\n]+", ANSI.sub(b"", output).decode(errors="replace"))]
+    lines = [
+        line.strip()
+        for line in re.split(r"[\r\n]+", ANSI.sub(b"", output).decode(errors="replace"))
+    ]
     lines = [line for line in lines if line]
-    return next((line for line in reversed(lines[-40:]) if ERROR.search(line)), lines[-1] if lines else "")
+    return next(
+        (line for line in reversed(lines[-40:]) if ERROR.search(line)), lines[-1] if lines else ""
+    )

@@ -24,11 +24,20 @@ COMMANDS = {
     "build": ("retrieval.build", "build a memory from passages"),
     "ask": ("retrieval.ask", "ask questions of a memory and a reader"),
     "chat": ("retrieval.chat", "chat with a model that stays loaded, with and without a memory"),
-    "explore": ("retrieval.explore", "a memory in the browser: ask, look around, change, undo, travel in time"),
+    "explore": (
+        "retrieval.explore",
+        "a memory in the browser: ask, look around, change, undo, travel in time",
+    ),
     "search": ("retrieval.search", "find the passages of a memory nearest to a text"),
     "edit": ("retrieval.edit", "change or delete passages of a memory"),
-    "evaluate-memory": ("retrieval.evaluate", "score answers with and without a memory: exact match, F1"),
-    "evaluate-search": ("retrieval.evaluate_search", "recall, nDCG, MAP and MRR of a memory's search against qrels"),
+    "evaluate-memory": (
+        "retrieval.evaluate",
+        "score answers with and without a memory: exact match, F1",
+    ),
+    "evaluate-search": (
+        "retrieval.evaluate_search",
+        "recall, nDCG, MAP and MRR of a memory's search against qrels",
+    ),
     "export-memory": ("retrieval.export", "write passages or the whole history as JSON lines"),
     "undo": ("retrieval.undo", "take back the latest change of a memory"),
     "log": ("retrieval.log", "show what happened to a memory, when, by whom and why"),
@@ -60,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"openbook {importlib.metadata.version('openbook')}")
         return 0
     if command not in COMMANDS:
-        print(f"error: openbook has no command {command!r}{nearest(command, COMMANDS)}\n\n{usage()}", file=sys.stderr)
+        print(
+            f"error: openbook has no command {command!r}{nearest(command, COMMANDS)}\n\n{usage()}",
+            file=sys.stderr,
+        )
         return 2
     module = COMMANDS[command][0]
     if "" not in sys.path:

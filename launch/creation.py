@@ -38,13 +38,24 @@ def create(pod: Pod, wait_hours: float, timing: Timing) -> Created:
             return Created(False, f"gcloud could not create {pod.name}: {answer.said}")
         found = _watch(pod, timing, time.monotonic() + timing.call, exists)
         if found == pod.label:
-            return Created(True, "" if exists else f"gcloud could not create {pod.name} in time ({answer.said}), but it was made")
+            return Created(
+                True,
+                ""
+                if exists
+                else f"gcloud could not create {pod.name} in time ({answer.said}), but it was made",
+            )
         if found is None or not exists:
             return _unsure(pod, answer, found, exists)
         if found and found.split("-")[0] != pod.label.split("-")[0]:
-            return Created(False, f"{pod.name} exists already, is not this run's, and is left alone; choose another --name")
+            return Created(
+                False,
+                f"{pod.name} exists already, is not this run's, and is left alone; choose another --name",
+            )
         if time.monotonic() - began > (timing.transfer if pod.tried else timing.call):
-            return Created(False, f"the name {pod.name} is still held by one that is being deleted; wait, or choose another --name")
+            return Created(
+                False,
+                f"the name {pod.name} is still held by one that is being deleted; wait, or choose another --name",
+            )
         time.sleep(timing.poll)
 
 
@@ -70,15 +81,34 @@ def _label(described: Any) -> str:
     if isinstance(described, dict):
         labels = described.get("labels")
         own = labels.get(LABEL) if isinstance(labels, dict) else None
-        return str(own) if own else next((label for value in described.values() if (label := _label(value))), "")
-    return next((label for value in described if (label := _label(value))), "") if isinstance(described, list) else ""
+        return (
+            str(own)
+            if own
+            else next((label for value in described.values() if (label := _label(value))), "")
+        )
+    return (
+        next((label for value in described if (label := _label(value))), "")
+        if isinstance(described, list)
+        else ""
+    )
 
 
 def _unsure(pod: Pod, answer: Answer, found: str | None, exists: bool) -> Created:
     if found:
-        return Created(False, f"gcloud could not create {pod.name} ({answer.said}); one that is not this run's is there and left alone")
-    seen = "it could not be looked for" if found is None else "it is not there now, and may still appear"
-    asked = "there is one of this name" if exists else f"gcloud did not say whether {pod.name} was created ({answer.said})"
+        return Created(
+            False,
+            f"gcloud could not create {pod.name} ({answer.said}); one that is not this run's is there and left alone",
+        )
+    seen = (
+        "it could not be looked for"
+        if found is None
+        else "it is not there now, and may still appear"
+    )
+    asked = (
+        "there is one of this name"
+        if exists
+        else f"gcloud did not say whether {pod.name} was created ({answer.said})"
+    )
     return Created(
         False,
         f"{asked}; {seen}. IT MAY COST MONEY. Look with:\n  {shlex.join(pod.describe())}\n"

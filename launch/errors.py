@@ -24,7 +24,9 @@ def one_line(main: Callable[..., int]) -> Callable[..., int]:
         except LaunchError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except BrokenPipeError:  # who reads has seen enough, as `head` has; Python flushes once more at its end
+        except (
+            BrokenPipeError
+        ):  # who reads has seen enough, as `head` has; Python flushes once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         except KeyboardInterrupt:

@@ -53,7 +53,9 @@ class Pod:
 
     def create(self, wait_hours: float) -> list[str]:
         """Asks for the TPU; the request lapses by itself after wait_hours."""
-        capacity = {"spot": ["--spot"], "reserved": ["--reserved"], "on-demand": []}[self.target.capacity]
+        capacity = {"spot": ["--spot"], "reserved": ["--reserved"], "on-demand": []}[
+            self.target.capacity
+        ]
         return self._gcloud(
             *("queued-resources", "create", self.name),
             f"--node-id={self.name}",
@@ -87,12 +89,16 @@ class Pod:
 
     def fetch(self, path: str, into: str) -> list[str]:
         """Copies a file or directory of FOLDER on worker 0 into the local directory `into`."""
-        return self._gcloud("tpu-vm", "scp", "--recurse", f"{self.name}:{FOLDER}/{path}", into, "--worker=0")
+        return self._gcloud(
+            "tpu-vm", "scp", "--recurse", f"{self.name}:{FOLDER}/{path}", into, "--worker=0"
+        )
 
     def ssh(self, worker: int | str, command: str) -> list[str]:
         """Runs command in the shell of one worker ("all": of every worker, output at the end)."""
         alive = "--ssh-flag=-o ServerAliveInterval=30 -o ServerAliveCountMax=4"
-        return self._gcloud("tpu-vm", "ssh", self.name, f"--worker={worker}", alive, f"--command={command}")
+        return self._gcloud(
+            "tpu-vm", "ssh", self.name, f"--worker={worker}", alive, f"--command={command}"
+        )
 
 
 def install_command(archive: str) -> str:
@@ -118,7 +124,10 @@ def run_command(command: Sequence[str], secrets: str = "") -> str:
     find the TPU busy, so a second start ends with 76 and says why.
     """
     again = "this worker was started before: the connection broke, or the command ended with exit code 255"
-    lines = [f"cd {FOLDER} || exit 77", f"mkdir .started 2>/dev/null || {{ echo 'error: {again}' >&2; exit 76; }}"]
+    lines = [
+        f"cd {FOLDER} || exit 77",
+        f"mkdir .started 2>/dev/null || {{ echo 'error: {again}' >&2; exit 76; }}",
+    ]
     if secrets:
         lines.append(f". ~/{shlex.quote(secrets)} && rm -f ~/{shlex.quote(secrets)} || exit 77")
     lines += ['export PATH="$PWD/.venv/bin:$PATH"', f"exec {shlex.join(command)}"]
@@ -137,13 +146,21 @@ class Answer:
     def said(self) -> str:
         """Its last line of complaint."""
         lines = [line.strip() for line in (self.stderr or self.stdout).splitlines() if line.strip()]
-        return next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "nothing")
+        return next(
+            (line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "nothing"
+        )
 
 
 def call(argv: Sequence[str], timeout: float) -> Answer:
     """Runs gcloud to its end, in its own session so that Ctrl-C reaches only us; ends it, and what it started, after timeout seconds."""
     with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     ) as process:
         try:
             out, err = process.communicate(timeout=timeout)
@@ -165,7 +182,11 @@ def ask(argv: Sequence[str], timeout: float) -> tuple[dict[str, Any], str]:
         found = json.loads(answer.stdout)
     except ValueError:
         return {}, f"gcloud printed no JSON: {answer.stdout[:200]!r}"
-    return (found, "") if isinstance(found, dict) else ({}, f"gcloud printed no JSON object: {answer.stdout[:200]!r}")
+    return (
+        (found, "")
+        if isinstance(found, dict)
+        else ({}, f"gcloud printed no JSON object: {answer.stdout[:200]!r}")
+    )
 
 
 def end_group(process: subprocess.Popen) -> None:

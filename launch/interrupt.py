@@ -41,7 +41,9 @@ class Signals:
         first, self.came = not self.came, self.came or number
         if first and self.allowed:
             raise Interrupted(number)
-        with contextlib.suppress(OSError):  # the terminal may be gone; print could fail, or be the very thing that was interrupted
+        with contextlib.suppress(
+            OSError
+        ):  # the terminal may be gone; print could fail, or be the very thing that was interrupted
             os.write(2, f"{self.doing}: wait for it to end\n".encode())
 
 

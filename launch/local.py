@@ -23,4 +23,6 @@ def run_local(command: Sequence[str], dry_run: bool = False) -> int:
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
-        raise LaunchError(f"{argv[0]!r} cannot be run: {error.strerror}; expected a program, such as python -m lm.train ...") from error
+        raise LaunchError(
+            f"{argv[0]!r} cannot be run: {error.strerror}; expected a program, such as python -m lm.train ..."
+        ) from error

@@ -26,7 +26,9 @@ def plain(value: Any) -> Any:
 
 def _read(config: str) -> Any:
     """What get_config() returns, called as ml_collections' config flags do."""
-    path, colon, variant = config.partition(".py:") if ".py:" in config else (config.removesuffix(".py"), "", "")
+    path, colon, variant = (
+        config.partition(".py:") if ".py:" in config else (config.removesuffix(".py"), "", "")
+    )
     spec = importlib.util.spec_from_file_location("resolved_config", f"{path}.py")
     assert spec is not None and spec.loader is not None  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
@@ -42,10 +44,21 @@ def main(configs: list[str]) -> int:
             try:
                 said = json.dumps(_read(config), sort_keys=True, default=repr)
                 found[config] = re.sub(r" at 0x[0-9a-f]+", "", said)
-            except (Exception, SystemExit):  # a config is a program; the stage itself says what is wrong with it
+            except (
+                Exception,
+                SystemExit,
+            ):  # a config is a program; the stage itself says what is wrong with it
                 found[config] = None
-    imported = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
-    files = {str(file) for file in imported if file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts}
+    imported = [
+        Path(file)
+        for module in list(sys.modules.values())
+        if (file := getattr(module, "__file__", None))
+    ]
+    files = {
+        str(file)
+        for file in imported
+        if file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts
+    }
     print(json.dumps({"configs": found, "files": sorted(files)}))
     return 0
 

@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None, timing: Timing | None = None) -> int
     args = _parser().parse_args(words[: words.index("--")] if "--" in words else words)
     command = words[words.index("--") + 1 :] if "--" in words else []
     if not command:
-        raise LaunchError("no command: put it after `--`, as in --on=local -- python -m lm.train --config=... --workdir=...")
+        raise LaunchError(
+            "no command: put it after `--`, as in --on=local -- python -m lm.train --config=... --workdir=..."
+        )
     target = parse_target(args.on)
     _refuse_unused(args, target.kind)
     if target.kind == "local":
@@ -32,7 +34,9 @@ def main(argv: Sequence[str] | None = None, timing: Timing | None = None) -> int
     max_hours = check_hours("max-hours", 24.0 if args.max_hours is None else args.max_hours)
     if target.kind == "slurm":
         return run_slurm(target, command, name, max_hours, args.dry_run)
-    pod = Pod(name, target, args.zone or os.environ.get("CLOUDSDK_COMPUTE_ZONE", ""), args.project or "")
+    pod = Pod(
+        name, target, args.zone or os.environ.get("CLOUDSDK_COMPUTE_ZONE", ""), args.project or ""
+    )
     job = Job(
         pod=pod,
         command=tuple(command),
@@ -45,16 +49,41 @@ def main(argv: Sequence[str] | None = None, timing: Timing | None = None) -> int
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="launch.run", usage="%(prog)s --on=PLACE [options] -- COMMAND ...", allow_abbrev=False)
-    parser.add_argument("--on", required=True, help="local, tpu:v5litepod-16[,spot|reserved|on-demand], or slurm:NODESxGPUS")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, ready to be pasted, and call nothing")
+    parser = argparse.ArgumentParser(
+        prog="launch.run", usage="%(prog)s --on=PLACE [options] -- COMMAND ...", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--on",
+        required=True,
+        help="local, tpu:v5litepod-16[,spot|reserved|on-demand], or slurm:NODESxGPUS",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the commands, ready to be pasted, and call nothing",
+    )
     parser.add_argument("--name", help="tpu, slurm: name of the run (default: openbook-USER-TIME)")
-    parser.add_argument("--max-hours", type=float, help="tpu, slurm: stop after this many hours (default 24)")
+    parser.add_argument(
+        "--max-hours", type=float, help="tpu, slurm: stop after this many hours (default 24)"
+    )
     parser.add_argument("--zone", help="tpu: the zone (default: CLOUDSDK_COMPUTE_ZONE)")
     parser.add_argument("--project", help="tpu: the project (default: gcloud's own)")
-    parser.add_argument("--wait-hours", type=float, help="tpu: give up when it is not ready after this many hours (default 6)")
-    parser.add_argument("--retries", type=int, help="tpu: new tries after preemptions; the command resumes from its --workdir (default 0)")
-    parser.add_argument("--env", action="append", metavar="NAME", help="tpu: pass this variable on, in a file and never on a command line")
+    parser.add_argument(
+        "--wait-hours",
+        type=float,
+        help="tpu: give up when it is not ready after this many hours (default 6)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        help="tpu: new tries after preemptions; the command resumes from its --workdir (default 0)",
+    )
+    parser.add_argument(
+        "--env",
+        action="append",
+        metavar="NAME",
+        help="tpu: pass this variable on, in a file and never on a command line",
+    )
     return parser
 
 
@@ -63,7 +92,9 @@ def _refuse_unused(args: argparse.Namespace, kind: str) -> None:
     flags = ("name", "max_hours", "zone", "project", "wait_hours", "retries", "env")
     for flag in flags[{"local": 0, "slurm": 2, "tpu": 7}[kind] :]:
         if getattr(args, flag) is not None:
-            raise LaunchError(f"--{flag.replace('_', '-')} has no meaning with --on={args.on}; leave it out")
+            raise LaunchError(
+                f"--{flag.replace('_', '-')} has no meaning with --on={args.on}; leave it out"
+            )
 
 
 def _new_name() -> str:

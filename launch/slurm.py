@@ -15,7 +15,9 @@ from pathlib import Path
 from launch.errors import LaunchError
 from launch.target import Target, this_python
 
-JOB = re.compile(r"(?:Submitted batch job )?(\d+)(?:;([\w.-]+))?")  # what sbatch --parsable prints, and what a wrapper may leave of it
+JOB = re.compile(
+    r"(?:Submitted batch job )?(\d+)(?:;([\w.-]+))?"
+)  # what sbatch --parsable prints, and what a wrapper may leave of it
 
 SCRIPT = """\
 #!/bin/bash
@@ -41,7 +43,9 @@ exit "$code"
 """
 
 
-def script(target: Target, command: Sequence[str], name: str, max_hours: float, folder: Path) -> str:
+def script(
+    target: Target, command: Sequence[str], name: str, max_hours: float, folder: Path
+) -> str:
     """The text of the sbatch script; the command is quoted exactly."""
     return SCRIPT.format(
         name=name,
@@ -54,7 +58,12 @@ def script(target: Target, command: Sequence[str], name: str, max_hours: float, 
 
 
 def run_slurm(
-    target: Target, command: Sequence[str], name: str, max_hours: float, dry_run: bool, folder: Path = Path("runs/launch")
+    target: Target,
+    command: Sequence[str],
+    name: str,
+    max_hours: float,
+    dry_run: bool,
+    folder: Path = Path("runs/launch"),
 ) -> int:
     """Writes folder/name.sbatch and submits it; prints the job's id and how to follow and stop it. Returns 0.
 
@@ -68,22 +77,41 @@ def run_slurm(
         print(f"# {file}:\n{text}\n# then:\n{shlex.join(argv)}")
         return 0
     if not shutil.which("sbatch"):
-        raise LaunchError("--on=slurm needs sbatch on PATH; run this on a login node of the cluster")
+        raise LaunchError(
+            "--on=slurm needs sbatch on PATH; run this on a login node of the cluster"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     unsure = f"look with: squeue --me --name={name}; stop it with: scancel --name={name}; the script is {file}"
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=120, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
     except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"sbatch did not answer within 120 s, and whether it queued {name} is not known; {unsure}") from error
+        raise LaunchError(
+            f"sbatch did not answer within 120 s, and whether it queued {name} is not known; {unsure}"
+        ) from error
     lines = (done.stdout + "\n" + done.stderr).splitlines()
     said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
     if done.returncode:
-        raise LaunchError(f"sbatch ended with {done.returncode} and said: {said}; the script is {file}")
-    found = [match for line in done.stdout.splitlines() if (match := JOB.fullmatch(line.strip()))]  # sites put banners around it
+        raise LaunchError(
+            f"sbatch ended with {done.returncode} and said: {said}; the script is {file}"
+        )
+    found = [
+        match for line in done.stdout.splitlines() if (match := JOB.fullmatch(line.strip()))
+    ]  # sites put banners around it
     if not found:
-        raise LaunchError(f"sbatch ended with 0 and gave no id, but said: {said}; whether it queued {name} is not known; {unsure}")
+        raise LaunchError(
+            f"sbatch ended with 0 and gave no id, but said: {said}; whether it queued {name} is not known; {unsure}"
+        )
     job, cluster = found[-1][1], f" --clusters={found[-1][2]}" if found[-1][2] else ""
     print(f"job {job}: {name} on {target.nodes} x {target.tasks} GPUs, script {file}")
-    print(f"  follow: tail -F {folder}/{name}-{job}.log\n  state:  squeue --job={job}{cluster}\n  stop:   scancel {job}{cluster}")
+    print(
+        f"  follow: tail -F {folder}/{name}-{job}.log\n  state:  squeue --job={job}{cluster}\n  stop:   scancel {job}{cluster}"
+    )
     return 0

@@ -35,12 +35,19 @@ class Source:
 def read_source(directory: Path, limit: int = LIMIT) -> Source:
     """The checkout around directory. Raises LaunchError when it is none, or its tracked files exceed limit bytes."""
     root = Path(_git(directory, "rev-parse", "--show-toplevel").decode().rstrip("\n"))
-    listed = [name for name in os.fsdecode(_git(root, "ls-files", "-z", "--cached")).split("\0") if name]
-    files = sorted(name for name in set(listed) if (root / name).is_symlink() or (root / name).is_file())
+    listed = [
+        name for name in os.fsdecode(_git(root, "ls-files", "-z", "--cached")).split("\0") if name
+    ]
+    files = sorted(
+        name for name in set(listed) if (root / name).is_symlink() or (root / name).is_file()
+    )
     sizes = {name: (root / name).lstat().st_size for name in files}
     total = sum(sizes.values())
     if total > limit:
-        largest = ", ".join(f"{name} ({sizes[name] / 1e6:.1f} MB)" for name in sorted(files, key=lambda name: -sizes[name])[:3])
+        largest = ", ".join(
+            f"{name} ({sizes[name] / 1e6:.1f} MB)"
+            for name in sorted(files, key=lambda name: -sizes[name])[:3]
+        )
         raise LaunchError(
             f"the tracked files of {root} are {total / 1e6:.1f} MB, more than the {limit / 1e6:.0f} MB that are copied to a machine; "
             f"largest: {largest}. Take data out of git and keep it in a bucket"
@@ -58,7 +65,9 @@ def read_source(directory: Path, limit: int = LIMIT) -> Source:
 
 def write_archive(source: Source, path: Path) -> None:
     """Writes the files as a .tar.gz, with RECORD (commit, changed) and, when the tree has changes, DIFF beside them."""
-    record = json.dumps({"commit": source.commit, "changed": bool(source.diff), "files": len(source.files)}).encode()
+    record = json.dumps(
+        {"commit": source.commit, "changed": bool(source.diff), "files": len(source.files)}
+    ).encode()
     with tarfile.open(path, "w:gz", compresslevel=6) as archive:
         for name in source.files:
             archive.add(source.root / name, arcname=name, recursive=False)
@@ -71,12 +80,21 @@ def write_archive(source: Source, path: Path) -> None:
 
 def _git(directory: Path, *args: str) -> bytes:
     try:
-        done = subprocess.run(["git", "-C", str(directory), *args], capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            ["git", "-C", str(directory), *args],
+            capture_output=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
     except FileNotFoundError as error:
-        raise LaunchError("git is not on PATH; it tells which files to copy to the machine") from error
+        raise LaunchError(
+            "git is not on PATH; it tells which files to copy to the machine"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise LaunchError(f"git {args[0]} did not end within 60 s in {directory}") from error
     if done.returncode:
         said = (done.stderr.decode(errors="replace").strip() or "nothing").splitlines()[-1]
-        raise LaunchError(f"git {args[0]} failed in {directory}: {said}; the code to copy is what git tracks there")
+        raise LaunchError(
+            f"git {args[0]} failed in {directory}: {said}; the code to copy is what git tracks there"
+        )
     return done.stdout

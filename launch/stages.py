@@ -19,7 +19,9 @@ from launch.resolve import plain
 
 ALLOWED = ("lm.", "retrieval.", "launch.", "configs.")
 STUDY_FIELDS = ("name", "stages", "workdir", "samples_dir")
-HASHED_BYTES = 64 * 2**20  # files up to this size are compared by content, larger ones by size and time of change
+HASHED_BYTES = (
+    64 * 2**20
+)  # files up to this size are compared by content, larger ones by size and time of change
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,35 +46,51 @@ class Study:
     stages: tuple[Stage, ...]
 
 
-def load_study(config: str, workdir: str = "", samples: str = "", allowed: Sequence[str] = ALLOWED) -> Study:
+def load_study(
+    config: str, workdir: str = "", samples: str = "", allowed: Sequence[str] = ALLOWED
+) -> Study:
     """Reads FILE.py[:variant]; workdir and samples, when given, win over the config's. Raises LaunchError for anything it does not know."""
     raw = plain(_get_config(config))
     if not isinstance(raw, dict):
-        raise LaunchError(f"{config}: get_config() returned {type(raw).__name__}; expected a ConfigDict with name and stages")
+        raise LaunchError(
+            f"{config}: get_config() returned {type(raw).__name__}; expected a ConfigDict with name and stages"
+        )
     _known(config, raw, STUDY_FIELDS)
     name = _text(config, raw, "name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise LaunchError(f"{config}: name={name!r}; expected letters, digits, '-', '_' and '.', as it names a directory")
+        raise LaunchError(
+            f"{config}: name={name!r}; expected letters, digits, '-', '_' and '.', as it names a directory"
+        )
     places = {
         "workdir": workdir or _text(config, raw, "workdir", f"runs/{name}"),
         "samples": samples or _text(config, raw, "samples_dir", "samples"),
     }
     stages = raw.get("stages")
     if not isinstance(stages, list | tuple) or not stages:
-        raise LaunchError(f"{config}: stages={stages!r}; expected a tuple of at least one dict (see python -m pydoc launch.study)")
-    parsed = tuple(_stage(f"{config}: stages[{i}]", stage, places, allowed) for i, stage in enumerate(stages))
+        raise LaunchError(
+            f"{config}: stages={stages!r}; expected a tuple of at least one dict (see python -m pydoc launch.study)"
+        )
+    parsed = tuple(
+        _stage(f"{config}: stages[{i}]", stage, places, allowed) for i, stage in enumerate(stages)
+    )
     names = [stage.name for stage in parsed]
     for i, one in enumerate(names):
         if one in names[:i]:
-            raise LaunchError(f"{config}: two stages are named {one!r}; names must differ, as they name logs and records")
+            raise LaunchError(
+                f"{config}: two stages are named {one!r}; names must differ, as they name logs and records"
+            )
     return Study(name=name, workdir=Path(places["workdir"]), stages=parsed)
 
 
 def _get_config(config: str) -> Any:
-    path, _, variant = config.partition(".py:") if ".py:" in config else (config.removesuffix(".py"), "", "")
+    path, _, variant = (
+        config.partition(".py:") if ".py:" in config else (config.removesuffix(".py"), "", "")
+    )
     file = Path(f"{path}.py")
     if "://" in config or not (config.endswith(".py") or ".py:" in config):
-        raise LaunchError(f"--config={config}: expected a Python file on this machine, FILE.py or FILE.py:variant")
+        raise LaunchError(
+            f"--config={config}: expected a Python file on this machine, FILE.py or FILE.py:variant"
+        )
     if not file.is_file():
         beside = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
         raise LaunchError(f"--config={config}: there is no file {file}{nearest(str(file), beside)}")
@@ -84,12 +102,16 @@ def _get_config(config: str) -> Any:
         get_config = module.get_config
         takes_variant = bool(inspect.signature(get_config).parameters)
         if variant and not takes_variant:
-            raise LaunchError(f"--config={config}: get_config() of {file} takes no variant; leave out ':{variant}'")
+            raise LaunchError(
+                f"--config={config}: get_config() of {file} takes no variant; leave out ':{variant}'"
+            )
         return get_config(variant) if takes_variant else get_config()
     except LaunchError:
         raise
     except Exception as error:  # the config is user code: whatever it raises is reported by name, without a stack trace
-        raise LaunchError(f"--config={config} could not be read: {type(error).__name__}: {error}") from error
+        raise LaunchError(
+            f"--config={config} could not be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _stage(where: str, raw: Any, places: Mapping[str, str], allowed: Sequence[str]) -> Stage:
@@ -98,11 +120,17 @@ def _stage(where: str, raw: Any, places: Mapping[str, str], allowed: Sequence[st
     _known(where, raw, [field.name for field in dataclasses.fields(Stage)])
     name = _text(where, raw, "name")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise LaunchError(f"{where}: name={name!r}; expected lower-case letters, digits, '-' and '_', as it names a log file")
+        raise LaunchError(
+            f"{where}: name={name!r}; expected lower-case letters, digits, '-' and '_', as it names a log file"
+        )
     where = f"{where} ({name})"
     module = _text(where, raw, "module")
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", module) or not module.startswith(tuple(allowed)):
-        raise LaunchError(f"{where}: module={module!r} is not an entry point of this project; expected a name under {', '.join(allowed)}")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", module) or not module.startswith(
+        tuple(allowed)
+    ):
+        raise LaunchError(
+            f"{where}: module={module!r} is not an entry point of this project; expected a name under {', '.join(allowed)}"
+        )
     seconds = raw.get("seconds", Stage.seconds)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
         raise LaunchError(f"{where}: seconds={seconds!r}; expected a positive number of seconds")
@@ -124,11 +152,15 @@ def _argv(where: str, args: Any) -> list[str]:
             _scalar(f"{where}: args", arg)
         return [str(arg) for arg in args]
     if not isinstance(args, dict):
-        raise LaunchError(f"{where}: args={args!r}; expected a dict of flags or a list of arguments")
+        raise LaunchError(
+            f"{where}: args={args!r}; expected a dict of flags or a list of arguments"
+        )
     argv = []
     for flag, value in args.items():
         if not isinstance(flag, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", flag):
-            raise LaunchError(f"{where}: args has the flag {flag!r}; write it without dashes, as in {{'workdir': '...'}}")
+            raise LaunchError(
+                f"{where}: args has the flag {flag!r}; write it without dashes, as in {{'workdir': '...'}}"
+            )
         for item in value if isinstance(value, list | tuple) else [value]:
             if item is None or (item is False and "." not in flag):
                 continue
@@ -156,7 +188,9 @@ def _fill(where: str, text: str, places: Mapping[str, str]) -> str:
 
 def _paths(where: str, raw: dict, field: str, places: Mapping[str, str]) -> tuple[str, ...]:
     value = raw.get(field, ())
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(item, str) and item for item in value
+    ):
         raise LaunchError(f"{where}: {field}={value!r}; expected a tuple of paths")
     return tuple(_fill(where, item, places) for item in value)
 
@@ -164,7 +198,9 @@ def _paths(where: str, raw: dict, field: str, places: Mapping[str, str]) -> tupl
 def _text(where: str, raw: dict, field: str, default: str | None = None) -> str:
     value = raw.get(field, default)
     if not isinstance(value, str) or (default is None and not value):
-        raise LaunchError(f"{where}: {field}={value!r}; expected {'some' if default is None else 'a'} text")
+        raise LaunchError(
+            f"{where}: {field}={value!r}; expected {'some' if default is None else 'a'} text"
+        )
     return value or default or ""
 
 
@@ -176,7 +212,9 @@ def _scalar(where: str, value: Any) -> None:
 def _known(where: str, raw: dict, fields: Sequence[str]) -> None:
     for field in raw:
         if field not in fields:
-            raise LaunchError(f"{where}: unknown field {field!r}{nearest(str(field), fields)}; one of {', '.join(fields)}")
+            raise LaunchError(
+                f"{where}: unknown field {field!r}{nearest(str(field), fields)}; one of {', '.join(fields)}"
+            )
 
 
 def digest(stage: Stage) -> str:
@@ -185,19 +223,29 @@ def digest(stage: Stage) -> str:
     A config that cannot be read counts by the content of its file.
     """
     said = {config: resolved(config) or fingerprint(_file(config)) for config in configs(stage)}
-    return hashlib.sha256(json.dumps([stage.module, stage.args, "resolved", said]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([stage.module, stage.args, "resolved", said]).encode()
+    ).hexdigest()
 
 
 def digest_by_files(stage: Stage) -> str:
     """What `digest` was before configs were resolved: over the files that --config= names, without what they import."""
-    files = {_file(arg.removeprefix("--config=")): "" for arg in stage.args if re.fullmatch(r"--config=.+\.py(:.*)?", arg, re.DOTALL)}
-    return hashlib.sha256(json.dumps([stage.module, stage.args, {file: fingerprint(file) for file in files}]).encode()).hexdigest()
+    files = {
+        _file(arg.removeprefix("--config=")): ""
+        for arg in stage.args
+        if re.fullmatch(r"--config=.+\.py(:.*)?", arg, re.DOTALL)
+    }
+    return hashlib.sha256(
+        json.dumps([stage.module, stage.args, {file: fingerprint(file) for file in files}]).encode()
+    ).hexdigest()
 
 
 def configs(stage: Stage) -> list[str]:
     """The FILE.py[:variant] that its arguments name: --config=X, or --config and X."""
     named = [arg.partition("=")[2] for arg in stage.args if re.match(r"--?config=", arg)]
-    named += [after for arg, after in itertools.pairwise(stage.args) if arg in ("--config", "-config")]
+    named += [
+        after for arg, after in itertools.pairwise(stage.args) if arg in ("--config", "-config")
+    ]
     return [name for name in named if re.fullmatch(r".+\.py(:.*)?", name, re.DOTALL)]
 
 
@@ -205,7 +253,9 @@ def _file(config: str) -> str:
     return config.partition(".py:")[0] + ".py" if ".py:" in config else config
 
 
-_resolved: dict[str, tuple[dict[str, str], str | None]] = {}  # config -> (fingerprints of the files it is made of, what it says)
+_resolved: dict[
+    str, tuple[dict[str, str], str | None]
+] = {}  # config -> (fingerprints of the files it is made of, what it says)
 
 
 def resolved(config: str, others: Sequence[str] = ()) -> str | None:
@@ -214,9 +264,16 @@ def resolved(config: str, others: Sequence[str] = ()) -> str | None:
     if known is None or any(fingerprint(file) != was for file, was in known[0].items()):
         wanted = list(dict.fromkeys([config, *others]))
         done = subprocess.run(
-            [sys.executable, "-B", "-m", "launch.resolve", *wanted], stdin=subprocess.DEVNULL, capture_output=True, text=True
+            [sys.executable, "-B", "-m", "launch.resolve", *wanted],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
-        answer: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"configs": dict.fromkeys(wanted), "files": []}
+        answer: dict[str, Any] = (
+            json.loads(done.stdout)
+            if done.returncode == 0
+            else {"configs": dict.fromkeys(wanted), "files": []}
+        )
         for name, said in answer["configs"].items():
             files = {file: fingerprint(file) for file in (_file(name), *answer["files"])}
             _resolved[os.path.abspath(name)] = (files, said)
@@ -231,7 +288,9 @@ def fingerprint(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         files = sorted(Path(root, file) for root, _, names in os.walk(path) for file in names)
-        return hashlib.sha256("".join(f"{file.relative_to(path)}\0{fingerprint(file)}\n" for file in files).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(f"{file.relative_to(path)}\0{fingerprint(file)}\n" for file in files).encode()
+        ).hexdigest()
     if not path.is_file():
         return ""
     stat = path.stat()

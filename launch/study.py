@@ -60,14 +60,29 @@ from launch.stages import ALLOWED, load_study
 @one_line
 def main(argv: Sequence[str] | None = None, allowed: Sequence[str] = ALLOWED) -> int:
     """Runs the study of the command line; allowed: the module prefixes a stage may have. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="launch.study", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="launch.study", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--config", required=True, help="study config: FILE.py or FILE.py:variant")
-    parser.add_argument("--workdir", default="", help="where the study writes (default: the config's, else runs/<name>)")
     parser.add_argument(
-        "--samples-dir", "--samples_dir", default="", help="where real samples lie or are put (default: the config's, else samples)"
+        "--workdir",
+        default="",
+        help="where the study writes (default: the config's, else runs/<name>)",
+    )
+    parser.add_argument(
+        "--samples-dir",
+        "--samples_dir",
+        default="",
+        help="where real samples lie or are put (default: the config's, else samples)",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--from", dest="start", default="", metavar="STAGE", help="run this stage and all after it again")
+    which.add_argument(
+        "--from",
+        dest="start",
+        default="",
+        metavar="STAGE",
+        help="run this stage and all after it again",
+    )
     which.add_argument("--only", default="", metavar="STAGE", help="run this stage alone, again")
     args = parser.parse_args(argv)
     study = load_study(args.config, workdir=args.workdir, samples=args.samples_dir, allowed=allowed)

@@ -41,7 +41,9 @@ def parse_target(text: str) -> Target:
     """local, tpu:ACCELERATOR[,spot|reserved|on-demand] or slurm:NODESxGPUS. Raises LaunchError that says what was expected."""
     kind, _, rest = text.partition(":")
     if kind not in KINDS:
-        raise LaunchError(f"--on={text}: unknown place {kind!r}{nearest(kind, KINDS)}; expected local, tpu:v5litepod-16,spot or slurm:2x8")
+        raise LaunchError(
+            f"--on={text}: unknown place {kind!r}{nearest(kind, KINDS)}; expected local, tpu:v5litepod-16,spot or slurm:2x8"
+        )
     if kind == "local":
         if rest:
             raise LaunchError(f"--on={text}: local takes nothing after it")
@@ -49,29 +51,41 @@ def parse_target(text: str) -> Target:
     if kind == "slurm":
         match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d?)", rest)
         if not match:
-            raise LaunchError(f"--on={text}: expected slurm:NODESxGPUS, such as slurm:2x8 for 2 nodes of 8 GPUs")
+            raise LaunchError(
+                f"--on={text}: expected slurm:NODESxGPUS, such as slurm:2x8 for 2 nodes of 8 GPUs"
+            )
         return Target("slurm", nodes=int(match[1]), tasks=int(match[2]))
     accelerator, *options = rest.split(",")
     match = re.fullmatch(r"([a-z0-9]+)-([1-9]\d{0,4})", accelerator)
     if not match:
         raise LaunchError(f"--on={text}: expected tpu:GENERATION-SIZE, such as tpu:v5litepod-16")
     if match[1] not in IMAGES:
-        hint = " (did you mean v5litepod?)" if match[1] in ("v5e", "v5lite") else nearest(match[1], IMAGES)
+        hint = (
+            " (did you mean v5litepod?)"
+            if match[1] in ("v5e", "v5lite")
+            else nearest(match[1], IMAGES)
+        )
         raise LaunchError(
             f"--on={text}: unknown TPU generation {match[1]!r}{hint}; one of {', '.join(IMAGES)} (newer ones run on GKE only)"
         )
     for option in options:
         if option not in CAPACITIES:
-            raise LaunchError(f"--on={text}: unknown option {option!r}{nearest(option, CAPACITIES)}; one of {', '.join(CAPACITIES)}")
+            raise LaunchError(
+                f"--on={text}: unknown option {option!r}{nearest(option, CAPACITIES)}; one of {', '.join(CAPACITIES)}"
+            )
     if len(options) > 1:
-        raise LaunchError(f"--on={text}: {' and '.join(options)} exclude each other; give one of {', '.join(CAPACITIES)}")
+        raise LaunchError(
+            f"--on={text}: {' and '.join(options)} exclude each other; give one of {', '.join(CAPACITIES)}"
+        )
     return Target("tpu", accelerator=accelerator, capacity=options[0] if options else "on-demand")
 
 
 def check_name(name: str) -> str:
     """The name of a run, which names cloud resources and jobs; raises LaunchError for one they would refuse."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?", name):
-        raise LaunchError(f"--name={name}: expected at most 48 lower-case letters, digits and dashes, beginning with a letter")
+        raise LaunchError(
+            f"--name={name}: expected at most 48 lower-case letters, digits and dashes, beginning with a letter"
+        )
     return name
 
 
@@ -84,4 +98,8 @@ def check_hours(flag: str, hours: float) -> float:
 
 def this_python(command: Sequence[str]) -> list[str]:
     """The command with a leading `python` or `python3` replaced by the interpreter running now."""
-    return [sys.executable, *command[1:]] if os.path.basename(command[0]) == command[0] in ("python", "python3") else list(command)
+    return (
+        [sys.executable, *command[1:]]
+        if os.path.basename(command[0]) == command[0] in ("python", "python3")
+        else list(command)
+    )

@@ -67,7 +67,9 @@ def run_tpu(job: Job, timing: Timing) -> int:
     """Runs the job; returns its exit code (see above). Raises LaunchError, before anything is asked for, when it cannot work."""
     _check(job)
     if not shutil.which("gcloud"):
-        raise LaunchError("--on=tpu needs gcloud on PATH: https://cloud.google.com/sdk/docs/install, then gcloud auth login")
+        raise LaunchError(
+            "--on=tpu needs gcloud on PATH: https://cloud.google.com/sdk/docs/install, then gcloud auth login"
+        )
     source = read_source(Path.cwd())
     print(f"code: {source}\n{_disk_note(job)}", end="")
     with tempfile.TemporaryDirectory(prefix="openbook-") as folder, catch_signals() as signals:
@@ -98,13 +100,19 @@ def print_plan(job: Job) -> None:
         code = f"none that could be copied: {error}"
     print(f"# code: {code}\ngit ls-files -z | tar --null --files-from=- -czf {files[0]}")
     if job.env:
-        print(f"# values of {', '.join(job.env)}, readable by you alone\n(umask 077; declare -px {shlex.join(job.env)} > {files[1]})")
+        print(
+            f"# values of {', '.join(job.env)}, readable by you alone\n(umask 077; declare -px {shlex.join(job.env)} > {files[1]})"
+        )
     print(f"# waits at most {job.wait_hours:g} h for it\n{shlex.join(pod.create(job.wait_hours))}")
-    print(f"# until ACTIVE\n{shlex.join(pod.state())}\n# how many workers\n{shlex.join(pod.endpoints())}\n{shlex.join(pod.copy(files))}")
+    print(
+        f"# until ACTIVE\n{shlex.join(pod.state())}\n# how many workers\n{shlex.join(pod.endpoints())}\n{shlex.join(pod.copy(files))}"
+    )
     print("# the real run gives every worker a process of its own, so that output comes at once")
     print(shlex.join(pod.ssh("all", install_command(f"{name}.tar.gz"))))
     print("".join(f"# {line}\n" for line in _disk_note(job).splitlines()), end="")
-    print(f"# at most {job.max_hours:g} h\n{shlex.join(pod.ssh('all', run_command(job.command, f'{name}.env' if job.env else '')))}")
+    print(
+        f"# at most {job.max_hours:g} h\n{shlex.join(pod.ssh('all', run_command(job.command, f'{name}.env' if job.env else '')))}"
+    )
     print(f"# on every way out\n{shlex.join(pod.delete())}")
 
 
@@ -117,20 +125,27 @@ class _Clock:
 
     def check(self) -> None:
         if self.since is not None and time.monotonic() - self.since > self.left:
-            raise _Over(OUT_OF_TIME, "--max-hours reached; the same command goes on from its last checkpoint")
+            raise _Over(
+                OUT_OF_TIME,
+                "--max-hours reached; the same command goes on from its last checkpoint",
+            )
 
     def stop(self) -> None:
         if self.since is not None:
             self.left, self.since = self.left - (time.monotonic() - self.since), None
 
 
-def _one_try(job: Job, files: Sequence[str], timing: Timing, signals: Signals, clock: _Clock) -> int:
+def _one_try(
+    job: Job, files: Sequence[str], timing: Timing, signals: Signals, clock: _Clock
+) -> int:
     """Creates, runs and deletes; returns the exit code, which is LEFT_BEHIND where it was 0 or PREEMPTED and the delete failed.
 
     Signals interrupt only what lies between the create and the delete; the delete itself is always reached and never cut short.
     """
     pod, ours, left = job.pod, True, False
-    print(f"asking for {pod.target.accelerator} ({pod.target.capacity}) as {pod.name} in {pod.zone}")
+    print(
+        f"asking for {pod.target.accelerator} ({pod.target.capacity}) as {pod.name} in {pod.zone}"
+    )
     print(f"should this program be killed, delete it with: {shlex.join(pod.delete())}", flush=True)
     try:
         signals.doing = f"creating {pod.name}"
@@ -163,10 +178,16 @@ def _delete(pod: Pod, timing: Timing) -> bool:
             time.sleep(min(timing.poll, 10.0))
         answer = call(pod.delete(), timing.transfer)
         # a delete whose answer was lost may have done its work, and the next one fail for another reason
-        if not answer.returncode or NOT_FOUND.search(answer.stderr) or NOT_FOUND.search(ask(pod.state(), timing.call)[1]):
+        if (
+            not answer.returncode
+            or NOT_FOUND.search(answer.stderr)
+            or NOT_FOUND.search(ask(pod.state(), timing.call)[1])
+        ):
             print(f"{pod.name} is deleted", flush=True)
             return True
-    print(f"error: {pod.name} COULD NOT BE DELETED and may cost money: {answer.said}", file=sys.stderr)
+    print(
+        f"error: {pod.name} COULD NOT BE DELETED and may cost money: {answer.said}", file=sys.stderr
+    )
     print(f"delete it with:\n  {shlex.join(pod.delete())}", file=sys.stderr, flush=True)
     return False
 
@@ -178,11 +199,18 @@ def _wait_until_active(job: Job, timing: Timing) -> None:
         state, detail = _state(job.pod, timing)
         wrong = wrong + 1 if not state else 0
         if wrong >= timing.patience:
-            raise _Over(CLOUD, f"the state of {job.pod.name} could not be read {wrong} times in a row: {detail}")
+            raise _Over(
+                CLOUD,
+                f"the state of {job.pod.name} could not be read {wrong} times in a row: {detail}",
+            )
         action = STATES.get(state, "wait")
         if (state or detail) != shown:
             shown = state or detail
-            note = "" if state in STATES or not state else " (a state this program does not know: waiting)"
+            note = (
+                ""
+                if state in STATES or not state
+                else " (a state this program does not know: waiting)"
+            )
             print(f"{job.pod.name}: {shown}{note}", flush=True)
         if action == "run":
             return
@@ -191,7 +219,10 @@ def _wait_until_active(job: Job, timing: Timing) -> None:
         if action == "give up":
             raise _Over(NOT_READY, f"{job.pod.name} is {state}{f': {detail}' if detail else ''}")
         if time.monotonic() > deadline:
-            raise _Over(NOT_READY, f"{job.pod.name} was not ready within --wait-hours={job.wait_hours:g} (last state: {shown})")
+            raise _Over(
+                NOT_READY,
+                f"{job.pod.name} was not ready within --wait-hours={job.wait_hours:g} (last state: {shown})",
+            )
         time.sleep(timing.poll)
 
 
@@ -211,20 +242,36 @@ def _use(job: Job, files: Sequence[str], timing: Timing, clock: _Clock) -> int:
     print(f"{job.pod.name}: {workers} workers, copying the code", flush=True)
     copied = call(job.pod.copy(files), timing.transfer)
     if copied.returncode:
-        raise _Over(PREEMPTED if _preempted(job, timing) else CLOUD, f"the code could not be copied to {job.pod.name}: {copied.said}")
+        raise _Over(
+            PREEMPTED if _preempted(job, timing) else CLOUD,
+            f"the code could not be copied to {job.pod.name}: {copied.said}",
+        )
     secrets = f"{job.pod.name}.env" if job.env else ""
     values = [line for name in job.env for line in os.environ[name].splitlines() if len(line) > 3]
-    for what, command in (("install", install_command(f"{job.pod.name}.tar.gz")), ("run", run_command(job.command, secrets))):
+    for what, command in (
+        ("install", install_command(f"{job.pod.name}.tar.gz")),
+        ("run", run_command(job.command, secrets)),
+    ):
         print(f"{job.pod.name}: {what}", flush=True)
         commands = [job.pod.ssh(number, command) for number in range(workers)]
-        failed = run_on_workers(commands, _watch(job, timing, clock), secrets=values, settle=timing.settle, tick=timing.tick)
+        failed = run_on_workers(
+            commands,
+            _watch(job, timing, clock),
+            secrets=values,
+            settle=timing.settle,
+            tick=timing.tick,
+        )
         if failed and _preempted(job, timing):
             raise _Over(PREEMPTED, f"{job.pod.name} was preempted")
         if what == "run":
             _fetch(job, timing)
         if failed:
             report(failed, workers)
-            codes = [worker.ended for worker in failed if worker.ended is not None and 0 < worker.ended < 256]
+            codes = [
+                worker.ended
+                for worker in failed
+                if worker.ended is not None and 0 < worker.ended < 256
+            ]
             return codes[0] if codes else 1
     return 0
 
@@ -257,9 +304,17 @@ def _preempted(job: Job, timing: Timing) -> bool:
 def _own_workdir(command: Sequence[str]) -> str:
     """The --workdir of the command where it is a relative path, so on a worker's own disk; else ''."""
     for i, word in enumerate(command):
-        path = word.removeprefix("--workdir=") if word.startswith("--workdir=") else "".join(command[i + 1 : i + 2]) * (word == "--workdir")
+        path = (
+            word.removeprefix("--workdir=")
+            if word.startswith("--workdir=")
+            else "".join(command[i + 1 : i + 2]) * (word == "--workdir")
+        )
         if path:
-            return "" if "://" in path or path.startswith(("/", "~", "-")) or ".." in Path(path).parts else path
+            return (
+                ""
+                if "://" in path or path.startswith(("/", "~", "-")) or ".." in Path(path).parts
+                else path
+            )
     return ""
 
 
@@ -278,7 +333,12 @@ def _fetch(job: Job, timing: Timing) -> None:
     if path := _own_workdir(job.command):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         copied = call(job.pod.fetch(path, f"{Path(path).parent}/"), timing.transfer)
-        print(f"{path} is copied here" if not copied.returncode else f"error: {path} could not be copied here: {copied.said}", flush=True)
+        print(
+            f"{path} is copied here"
+            if not copied.returncode
+            else f"error: {path} could not be copied here: {copied.said}",
+            flush=True,
+        )
 
 
 def _count_workers(pod: Pod, timing: Timing) -> int:
@@ -290,7 +350,9 @@ def _count_workers(pod: Pod, timing: Timing) -> int:
         endpoints = found.get("networkEndpoints")
         if isinstance(endpoints, list) and endpoints:
             return len(endpoints)
-    raise _Over(CLOUD, f"the workers of {pod.name} could not be listed: {why or 'gcloud listed none'}")
+    raise _Over(
+        CLOUD, f"the workers of {pod.name} could not be listed: {why or 'gcloud listed none'}"
+    )
 
 
 def _write_secrets(job: Job, folder: Path) -> str:
@@ -307,8 +369,12 @@ def _check(job: Job) -> None:
                 f"--env={name}: expected the name of an environment variable; its value is read here and never put on a command line"
             )
         if name not in os.environ:
-            raise LaunchError(f"--env={name}: there is no such variable in the environment; export it first")
+            raise LaunchError(
+                f"--env={name}: there is no such variable in the environment; export it first"
+            )
     if not 0 <= job.retries <= 1000:
         raise LaunchError(f"--retries={job.retries}: expected a number from 0 to 1000")
     if not job.pod.zone:
-        raise LaunchError("--on=tpu needs --zone=ZONE (gcloud compute tpus locations list names them), or CLOUDSDK_COMPUTE_ZONE set")
+        raise LaunchError(
+            "--on=tpu needs --zone=ZONE (gcloud compute tpus locations list names them), or CLOUDSDK_COMPUTE_ZONE set"
+        )

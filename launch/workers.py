@@ -48,11 +48,17 @@ def run_on_workers(
     try:
         for number, command in enumerate(commands):
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             worker = Worker(number, process)
             workers.append(worker)
-            worker.reader = threading.Thread(target=_read, args=(worker, len(commands), secrets, lock), daemon=True)
+            worker.reader = threading.Thread(
+                target=_read, args=(worker, len(commands), secrets, lock), daemon=True
+            )
             worker.reader.start()
         deadline = float("inf")
         while any(worker.ended is None for worker in workers):
@@ -82,7 +88,10 @@ def report(failed: Sequence[Worker], total: int) -> None:
     """Prints to stderr the first error of every worker that failed; the first to fail comes first, as it is usually the cause."""
     for worker in failed:
         said = worker.first_error or worker.last or "nothing"
-        print(f"error: worker {worker.number} of {total} ended with {worker.ended}; its first error: {said}", file=sys.stderr)
+        print(
+            f"error: worker {worker.number} of {total} ended with {worker.ended}; its first error: {said}",
+            file=sys.stderr,
+        )
 
 
 def _read(worker: Worker, total: int, secrets: Sequence[str], lock: threading.Lock) -> None:
@@ -96,5 +105,8 @@ def _read(worker: Worker, total: int, secrets: Sequence[str], lock: threading.Lo
             worker.last = line.strip()
             if not worker.first_error and FIRST_ERROR.search(line):
                 worker.first_error = line.strip()
-        with lock, contextlib.suppress(OSError):  # our own reader may be gone; the worker's output must still be read
+        with (
+            lock,
+            contextlib.suppress(OSError),
+        ):  # our own reader may be gone; the worker's output must still be read
             print(f"[{worker.number:>{width}}] {line}", flush=True)

@@ -9,16 +9,34 @@ from lm import interrupts
 
 if sys.argv[:1] == ["-m"]:  # python -m lm.x, which has yet to import it
     interrupts.starting()
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not installed: we only take its tokenizers
+os.environ.setdefault(
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+)  # that torch is not installed: we only take its tokenizers
 
 _HOMES = {
     "lm.batch": ("Batch", "Output"),
-    "lm.models": ("ConfigError", "LanguageModel", "ModelConfig", "build", "forward", "init_cache", "separate"),
+    "lm.models": (
+        "ConfigError",
+        "LanguageModel",
+        "ModelConfig",
+        "build",
+        "forward",
+        "init_cache",
+        "separate",
+    ),
     "lm.loading": ("load",),
     "lm.weights": ("WeightsError", "from_hf", "to_hf"),
     "lm.heads": ("with_head",),
     "lm.tokenizer": ("load_tokenizer",),
-    "lm.generation": ("Beams", "Greedy", "Sample", "decode_step", "generate", "generate_text", "prefill"),
+    "lm.generation": (
+        "Beams",
+        "Greedy",
+        "Sample",
+        "decode_step",
+        "generate",
+        "generate_text",
+        "prefill",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -55,15 +55,29 @@ class Batch:
             given["types"] = np.asarray(types, np.int32)
         for name, value in given.items():
             if value.shape != tokens.shape:
-                raise ValueError(f"{name} have shape {value.shape}, tokens {tokens.shape}; they must be equal")
+                raise ValueError(
+                    f"{name} have shape {value.shape}, tokens {tokens.shape}; they must be equal"
+                )
         if encoder_tokens is not None:
             row = _row("encoder_tokens", encoder_tokens, encoder_segments, encoder_positions)
             if len(row[0]) != len(tokens):
-                raise ValueError(f"encoder_tokens have {len(row[0])} rows, tokens {len(tokens)}; every row needs both")
-            given |= dict(zip(("encoder_tokens", "encoder_segments", "encoder_positions"), row, strict=True))
+                raise ValueError(
+                    f"encoder_tokens have {len(row[0])} rows, tokens {len(tokens)}; every row needs both"
+                )
+            given |= dict(
+                zip(("encoder_tokens", "encoder_segments", "encoder_positions"), row, strict=True)
+            )
         if neighbours is not None:
-            of = np.ones(np.shape(neighbours)[:3], np.int32) if neighbour_segments is None else np.asarray(neighbour_segments, np.int32)
-            if np.ndim(neighbours) != 4 or of.shape != np.shape(neighbours)[:3] or len(of) != len(tokens):
+            of = (
+                np.ones(np.shape(neighbours)[:3], np.int32)
+                if neighbour_segments is None
+                else np.asarray(neighbour_segments, np.int32)
+            )
+            if (
+                np.ndim(neighbours) != 4
+                or of.shape != np.shape(neighbours)[:3]
+                or len(of) != len(tokens)
+            ):
                 raise ValueError(
                     f"neighbours have shape {np.shape(neighbours)} and neighbour_segments {of.shape}; expected [B, C, S, N] and [B, C, S] "
                     f"with B = {len(tokens)}, the rows of tokens"
@@ -76,7 +90,9 @@ def _row(what: str, tokens, segments, positions) -> tuple[np.ndarray, np.ndarray
     """Tokens with segments and positions, int32 [B, T] each: one document a row, and positions from each document's start, if not given."""
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2:
-        raise ValueError(f"{what} have shape {tokens.shape}; expected [B, T]: pad the rows to one length (segments 0 = padding)")
+        raise ValueError(
+            f"{what} have shape {tokens.shape}; expected [B, T]: pad the rows to one length (segments 0 = padding)"
+        )
     segments = np.ones_like(tokens) if segments is None else np.asarray(segments, np.int32)
     index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     if segments.shape == tokens.shape and positions is None:
@@ -84,7 +100,9 @@ def _row(what: str, tokens, segments, positions) -> tuple[np.ndarray, np.ndarray
         positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
     for name, value in (("segments", segments), ("positions", positions)):
         if np.shape(value) != tokens.shape:
-            raise ValueError(f"{what.replace('tokens', name)} have shape {np.shape(value)}, {what} {tokens.shape}; they must be equal")
+            raise ValueError(
+                f"{what.replace('tokens', name)} have shape {np.shape(value)}, {what} {tokens.shape}; they must be equal"
+            )
     return tokens, segments, np.asarray(positions, np.int32)
 
 

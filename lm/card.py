@@ -42,24 +42,34 @@ def text(name: str, source: str, config: ModelConfig, adapter_of: str = "") -> s
         pipeline_tag=PIPELINES.get(config.head),
         tags=["openbook"],
     )
-    said = licence or ("not known here: look it up before you publish this" if base else "yours to choose: trained from random weights")
-    rows = [("base", f"`{base}`" if base else "none: trained from random weights"), ("licence of the base", said)]
+    said = licence or (
+        "not known here: look it up before you publish this"
+        if base
+        else "yours to choose: trained from random weights"
+    )
+    rows = [
+        ("base", f"`{base}`" if base else "none: trained from random weights"),
+        ("licence of the base", said),
+    ]
     if trained:
         objective, files = trained.get("objective", {}).get("name", ""), trained.get("data", {})
-        read = files.get("files") or ", ".join(str(source.get("files")) for source in (files.get("mixture") or {}).values())
+        read = files.get("files") or ", ".join(
+            str(source.get("files")) for source in (files.get("mixture") or {}).values()
+        )
         rows += [
             ("objective", f"`{objective}`"),
             ("data", f"`{read}`" if read else "random tokens"),
-            ("steps", f"{trained.get('steps')} of {trained.get('batch_size')} rows of {trained.get('length')} tokens"),
+            (
+                "steps",
+                f"{trained.get('steps')} of {trained.get('batch_size')} rows of {trained.get('length')} tokens",
+            ),
         ]
     if template := kept_template(source):
         rows.append(("template", f"`{template['name']}`, see `template.json`"))
     if is_run(source) and (figures := ending.figures(trackers.read(source))):
         rows.append(("last figures", figures))
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
-    return (
-        f"---\n{data.to_yaml()}\n---\n{MARK}\n\n# {name}\n\nA {config.family} model, exported by Openbook.\n\n| | |\n|---|---|\n{table}\n"
-    )
+    return f"---\n{data.to_yaml()}\n---\n{MARK}\n\n# {name}\n\nA {config.family} model, exported by Openbook.\n\n| | |\n|---|---|\n{table}\n"
 
 
 def licence_of(base: str) -> str | None:
@@ -78,4 +88,9 @@ def licence_of(base: str) -> str | None:
 
 
 def _on_hub(base: str) -> bool:
-    return bool(base) and not Path(base).expanduser().exists() and base.count("/") == 1 and not base.endswith(".gguf")
+    return (
+        bool(base)
+        and not Path(base).expanduser().exists()
+        and base.count("/") == 1
+        and not base.endswith(".gguf")
+    )

@@ -12,10 +12,22 @@ from lm.printing import piped
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lm.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of lm.train")
-    parser.add_argument("--html", metavar="FILE", help="write a page with the curves of every loss and score")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the same as JSON, to FILE or standard output")
+    parser.add_argument(
+        "--html", metavar="FILE", help="write a page with the curves of every loss and score"
+    )
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write the same as JSON, to FILE or standard output",
+    )
     args = parser.parse_args(argv)
     try:
         from lm.evaluation import comparison
@@ -23,7 +35,10 @@ def main(argv=None) -> int:
         if len(args.runs) < 2:
             raise ValueError(f"one run is given, {args.runs[0]}: give two or more to compare")
         found = comparison.compare(args.runs)
-        for file, text in ((args.html, lambda: comparison.page(found)), (args.json, lambda: json.dumps(found.record(), indent=1) + "\n")):
+        for file, text in (
+            (args.html, lambda: comparison.page(found)),
+            (args.json, lambda: json.dumps(found.record(), indent=1) + "\n"),
+        ):
             if file and file != "-":
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
                 Path(file).write_text(text(), encoding="utf-8")

@@ -28,12 +28,20 @@ def main(argv=None) -> int:
     try:
         check_counts(args)
         if bool(args.data) == bool(args.examples):
-            raise ValueError("give --data=FILES (text) or --examples=FILES (instruct data), and not both")
-        if (args.predictions or args.label_field or args.pair_field or args.stride) and not args.task:
-            raise ValueError("--predictions, --label-field, --pair-field and --stride are of labelled data: give --task too")
+            raise ValueError(
+                "give --data=FILES (text) or --examples=FILES (instruct data), and not both"
+            )
+        if (
+            args.predictions or args.label_field or args.pair_field or args.stride
+        ) and not args.task:
+            raise ValueError(
+                "--predictions, --label-field, --pair-field and --stride are of labelled data: give --task too"
+            )
         if args.task and not args.data:
             raise ValueError(f"--task={args.task} needs --data=FILES, the labelled data")
-        found, said = of_examples(args) if args.examples else of_labels(args) if args.task else of_text(args)
+        found, said = (
+            of_examples(args) if args.examples else of_labels(args) if args.task else of_text(args)
+        )
         if args.json and args.json != "-":
             pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             pathlib.Path(args.json).write_text(json.dumps(found, indent=1) + "\n")

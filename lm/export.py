@@ -18,7 +18,16 @@ import numpy as np
 from lm import folders
 from lm.batch import Batch
 from lm.interrupts import entry_point
-from lm.loading import GENERATION, is_run, kept, kept_template, load, load_tokenizer, load_weights, save_template
+from lm.loading import (
+    GENERATION,
+    is_run,
+    kept,
+    kept_template,
+    load,
+    load_tokenizer,
+    load_weights,
+    save_template,
+)
 from lm.models import build, forward
 from lm.models.config import DTYPES
 from lm.phases import phase
@@ -54,12 +63,18 @@ def largest_difference(model, params, tokenizer, directory: str) -> tuple[float,
     import transformers
 
     c = model.config
-    ids = (tokenizer.encode(PROMPT) if tokenizer else [(7 * i + 3) % c.vocab_size for i in range(16)])[: c.max_length]
+    ids = (
+        tokenizer.encode(PROMPT) if tokenizer else [(7 * i + 3) % c.vocab_size for i in range(16)]
+    )[: c.max_length]
     if c.encoder_layers and c.eos_token_ids:
         ids[-1] = c.eos_token_ids[0]  # transformers' classifiers of pairs read their label there
     decoder = [c.decoder_start_token_id or 0, *ids[:-1]]
-    cls = getattr(transformers, json.loads((Path(directory) / "config.json").read_text())["architectures"][0])
-    inputs = {"input_ids": torch.tensor([ids])} | ({"decoder_input_ids": torch.tensor([decoder])} if c.encoder_layers else {})
+    cls = getattr(
+        transformers, json.loads((Path(directory) / "config.json").read_text())["architectures"][0]
+    )
+    inputs = {"input_ids": torch.tensor([ids])} | (
+        {"decoder_input_ids": torch.tensor([decoder])} if c.encoder_layers else {}
+    )
     out = cls.from_pretrained(directory, dtype=torch.float32).eval()(**inputs)
     batch = Batch.of([decoder], encoder_tokens=[ids]) if c.encoder_layers else Batch.of([ids])
     mine = forward(build(c.replace(dtype="float32")), params, batch)
@@ -69,27 +84,52 @@ def largest_difference(model, params, tokenizer, directory: str) -> tuple[float,
     else:
         theirs = out.last_hidden_state if bare else out.logits
     theirs = theirs.detach().numpy()
-    return float(np.abs(np.asarray(mine.hidden if bare else mine.logits) - theirs).max()), float(np.abs(theirs).max())
+    return float(np.abs(np.asarray(mine.hidden if bare else mine.logits) - theirs).max()), float(
+        np.abs(theirs).max()
+    )
 
 
 def _card(directory: str, source: str, config, adapter_of: str = "") -> None:
     from lm import card
 
     if not card.write(directory, source, config, adapter_of):
-        print(f"{directory} has a {card.CARD} of its own, which stays: no model card was written", file=sys.stderr)
+        print(
+            f"{directory} has a {card.CARD} of its own, which stays: no model card was written",
+            file=sys.stderr,
+        )
 
 
 @entry_point
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog=program("lm.export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="run folder, model directory, hub id, .gguf file or PEFT adapter")
-    parser.add_argument("--output", required=True, help="directory to write; one that holds a model is replaced")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: float32, or what the run trained in")
-    parser.add_argument("--adapter", action="store_true", help="write the low-rank adapters of a run alone, in PEFT's format")
+    parser = argparse.ArgumentParser(
+        prog=program("lm.export"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="run folder, model directory, hub id, .gguf file or PEFT adapter",
+    )
+    parser.add_argument(
+        "--output", required=True, help="directory to write; one that holds a model is replaced"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the written weights; default: float32, or what the run trained in",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the low-rank adapters of a run alone, in PEFT's format",
+    )
     args = parser.parse_args(argv)
     try:
         if Path(args.output).resolve() == Path(args.model).resolve():
-            raise WeightsError(f"--output={args.output} is the model itself: give another directory")
+            raise WeightsError(
+                f"--output={args.output} is the model itself: give another directory"
+            )
         may_hold = (
             ("an adapter",) if args.adapter else ("a model", "a file", "other files", "a tokenizer")
         )  # of which to_hf refuses the others
@@ -99,7 +139,9 @@ def main(argv=None) -> int:
             from lm.training.checkpoints import load_adapters
 
             model, adapters, lora, base = load_adapters(args.model)
-            base = str(Path(base).resolve()) if Path(base).exists() else base  # PEFT may run in another folder
+            base = (
+                str(Path(base).resolve()) if Path(base).exists() else base
+            )  # PEFT may run in another folder
             peft.save(args.output, model, adapters, lora, base)
             load_run_tokenizer(args.model).save_pretrained(args.output)
             save_template(args.output, kept_template(args.model))
@@ -117,14 +159,20 @@ def main(argv=None) -> int:
         to_hf(model, params, args.output, tokenizer, generation=kept(args.model, GENERATION))
         save_template(args.output, template)
         _card(args.output, args.model, model.config)
-        print(f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} MB of weights")
+        print(
+            f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} MB of weights"
+        )
         if not importlib.util.find_spec("torch"):
             print("torch is not installed: the export was not compared with transformers")
         else:
             difference, scale = largest_difference(model, params, tokenizer, args.output)
-            print(f"largest difference from transformers on torch: {difference:.2e} (values up to {scale:.3g})")
+            print(
+                f"largest difference from transformers on torch: {difference:.2e} (values up to {scale:.3g})"
+            )
             if not difference <= 1e-3 * max(scale, 1.0):
-                raise WeightsError(f"{args.output} does not compute what the model computes: do not use it, and report this")
+                raise WeightsError(
+                    f"{args.output} does not compute what the model computes: do not use it, and report this"
+                )
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:

@@ -57,30 +57,56 @@ def write(config, workdir: str, sampled: bool) -> None:
     from lm.training import optimizer, setup, sharding
 
     if not config.init_from:
-        raise ConfigError("init_from is not set: it names the model whose Fisher information to take")
+        raise ConfigError(
+            "init_from is not set: it names the model whose Fisher information to take"
+        )
     folders.refuse("workdir", workdir, ("a tokenizer",))
     if config.objective.name in OBJECTIVES and OBJECTIVES[config.objective.name].joint:
-        raise ConfigError(f"objective {config.objective.name!r} compares the rows of a batch: no row has a likelihood of its own")
-    config.optimizer.update(schedule="constant", warmup=0, cooldown=0, final=optimizer.FINAL)  # nothing is updated: steps may be few
+        raise ConfigError(
+            f"objective {config.objective.name!r} compares the rows of a batch: no row has a likelihood of its own"
+        )
+    config.optimizer.update(
+        schedule="constant", warmup=0, cooldown=0, final=optimizer.FINAL
+    )  # nothing is updated: steps may be few
     run = setup.prepare(config, Path(workdir))
     if run.params is None:
-        raise ConfigError(f"{workdir} holds a training run: give another --workdir for the Fisher information")
+        raise ConfigError(
+            f"{workdir} holds a training run: give another --workdir for the Fisher information"
+        )
     if run.extras.plan is not None:
-        raise ConfigError("adaptation is on: Fisher information is that of the base, before any; leave that section as it is by default")
+        raise ConfigError(
+            "adaptation is on: Fisher information is that of the base, before any; leave that section as it is by default"
+        )
     if sampled and run.model.config.head not in LM_HEADS:
-        raise ConfigError(f"--sampled draws tokens, and a model with head={run.model.config.head!r} predicts none")
+        raise ConfigError(
+            f"--sampled draws tokens, and a model with head={run.model.config.head!r} predicts none"
+        )
     batches = setup.train_batches(config, run, setup.training_data(config, run))
     # The log-likelihood itself: without the label smoothing and the z-loss that training may add.
-    objective = functools.partial(OBJECTIVES[config.objective.name].loss, chunk=config.objective.chunk)
-    params = jax.tree.map(lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), run.params, run.abstract.params)
+    objective = functools.partial(
+        OBJECTIVES[config.objective.name].loss, chunk=config.objective.chunk
+    )
+    params = jax.tree.map(
+        lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding),
+        run.params,
+        run.abstract.params,
+    )
     at_once = math.prod(run.mesh.shape[axis] for axis in run.activations["batch"])
     with phase("taking the Fisher information"), sharding.activate(run.mesh, run.activations):
         information, rows = fisher.fisher(
-            run.model, objective, params, itertools.islice(batches, config.steps), sampled=sampled, seed=config.seed, chunk=at_once
+            run.model,
+            objective,
+            params,
+            itertools.islice(batches, config.steps),
+            sampled=sampled,
+            seed=config.seed,
+            chunk=at_once,
         )
     path = Path(workdir) / "fisher.safetensors"
     fisher.save(path, information, rows, sampled)
-    print(f"wrote {path}: {'sampled' if sampled else 'empirical'} Fisher information over {rows} rows")
+    print(
+        f"wrote {path}: {'sampled' if sampled else 'empirical'} Fisher information over {rows} rows"
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,16 @@ def main(argv=None) -> int:
                 turns.append({"role": "user", "content": line})
                 ids = spelled(model, tokenizer, template, turns, args.chat)
                 answer = ""
-                pieces = stream_text(model, params, tokenizer, ids, args.max_new_tokens, sampler, stop_strings=stops, seed=args.seed)
+                pieces = stream_text(
+                    model,
+                    params,
+                    tokenizer,
+                    ids,
+                    args.max_new_tokens,
+                    sampler,
+                    stop_strings=stops,
+                    seed=args.seed,
+                )
                 with phase("reading the prompt; what is new is compiled first"):
                     first = next(pieces, "")
                 for piece in itertools.chain([first], pieces):

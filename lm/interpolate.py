@@ -24,17 +24,46 @@ from lm.weights import to_hf
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=program("lm.interpolate"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("lm.interpolate"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base", help="where alpha is 0")
     parser.add_argument("--tuned", help="where alpha is 1")
-    parser.add_argument("--alphas", default="0,0.25,0.5,0.75,1", help="comma-separated numbers (default %(default)s)")
-    parser.add_argument("--soup", help="comma-separated models to average, instead of --base and --tuned")
-    parser.add_argument("--greedy", action="store_true", help="keep in the soup only what does not raise the loss on the first --data")
-    parser.add_argument("--data", action="append", default=[], metavar="GLOBS", help="text files to measure perplexity on; may be repeated")
+    parser.add_argument(
+        "--alphas",
+        default="0,0.25,0.5,0.75,1",
+        help="comma-separated numbers (default %(default)s)",
+    )
+    parser.add_argument(
+        "--soup", help="comma-separated models to average, instead of --base and --tuned"
+    )
+    parser.add_argument(
+        "--greedy",
+        action="store_true",
+        help="keep in the soup only what does not raise the loss on the first --data",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="GLOBS",
+        help="text files to measure perplexity on; may be repeated",
+    )
     parser.add_argument("--output", help="directory to write the mixed model, or several, to")
-    parser.add_argument("--length", type=int, default=0, help="tokens a window (default: a run's own, else at most 1024)")
-    parser.add_argument("--max_rows", "--max-rows", type=int, default=0, help="read only the first N windows; 0 = all")
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=0,
+        help="tokens a window (default: a run's own, else at most 1024)",
+    )
+    parser.add_argument(
+        "--max_rows",
+        "--max-rows",
+        type=int,
+        default=0,
+        help="read only the first N windows; 0 = all",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the measurements there")
     args = parser.parse_args(argv)
     if bool(args.soup) == bool(args.base and args.tuned):
@@ -52,19 +81,41 @@ def main(argv=None) -> int:
     read = [args.base, args.tuned, *(args.soup or "").split(",")]
     try:
         if args.output:
-            folders.refuse("output", args.output, ("a model", "an adapter", "a tokenizer", "other files"), read=read)
+            folders.refuse(
+                "output",
+                args.output,
+                ("a model", "an adapter", "a tokenizer", "other files"),
+                read=read,
+            )
         with tempfile.TemporaryDirectory() as cache:
             loss = measurer(cache, args.length, args.max_rows, args.base or args.soup.split(",")[0])
-            model, tokenizer, wanted = mixes(args.base, args.tuned, args.alphas, args.soup, args.greedy and args.data[0], loss)
+            model, tokenizer, wanted = mixes(
+                args.base, args.tuned, args.alphas, args.soup, args.greedy and args.data[0], loss
+            )
             rows = []
             for name, described, make in wanted:
                 params = make()
                 losses = {data: loss(model, params, tokenizer, data) for data in args.data}
-                rows.append(described | {"loss": losses, "perplexity": {data: math.exp(min(x, 700)) for data, x in losses.items()}})
-                measured = "".join(f"  {data}: loss {x:.4f}, perplexity {math.exp(min(x, 700)):.2f}" for data, x in losses.items())
-                print(f"{name}{measured}" + (f"  of {', '.join(described['soup'])}" if "soup" in described else ""))
+                rows.append(
+                    described
+                    | {
+                        "loss": losses,
+                        "perplexity": {data: math.exp(min(x, 700)) for data, x in losses.items()},
+                    }
+                )
+                measured = "".join(
+                    f"  {data}: loss {x:.4f}, perplexity {math.exp(min(x, 700)):.2f}"
+                    for data, x in losses.items()
+                )
+                print(
+                    f"{name}{measured}"
+                    + (f"  of {', '.join(described['soup'])}" if "soup" in described else "")
+                )
                 if args.output:
-                    folder, like = pathlib.Path(args.output) / (name if len(wanted) > 1 else ""), args.tuned or args.soup.split(",")[0]
+                    folder, like = (
+                        pathlib.Path(args.output) / (name if len(wanted) > 1 else ""),
+                        args.tuned or args.soup.split(",")[0],
+                    )
                     to_hf(model, params, folder, tokenizer, generation=kept(like, GENERATION))
                     save_template(folder, kept_template(like))
         if args.json:

@@ -16,7 +16,9 @@ from collections.abc import Callable
 
 from lm import phases
 
-GRACE = 0.5  # seconds in which a first Ctrl-C may end the process before it is said what it waits for
+GRACE = (
+    0.5  # seconds in which a first Ctrl-C may end the process before it is said what it waits for
+)
 SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -70,7 +72,10 @@ class Interrupts:
         first, self.received = not self.received, self.received or number
         if first and not self.waits:
             name = signal.Signals(number).name
-            raise Stopped(number, f"stopped by {name} while {phases.current()}{self.kept and f': {self.kept}'}")
+            raise Stopped(
+                number,
+                f"stopped by {name} while {phases.current()}{self.kept and f': {self.kept}'}",
+            )
 
     def _answer(self) -> None:
         """Runs in a thread: answers each signal as it comes, until the block ends."""
@@ -90,7 +95,11 @@ class Interrupts:
             interrupts += number == signal.SIGINT
             if interrupts > 1:
                 leave(f"ended by a second Ctrl-C{self.kept and f': {self.kept}'}")
-            name, once_more = ("Ctrl-C", " once more") if number == signal.SIGINT else (signal.Signals(number).name, "")
+            name, once_more = (
+                ("Ctrl-C", " once more")
+                if number == signal.SIGINT
+                else (signal.Signals(number).name, "")
+            )
             then = ", then the run is saved" if self.waits else ""
             waiting = (
                 f"{name}: still {phases.current()}, which has to end first{then}. "
@@ -104,7 +113,10 @@ def starting() -> None:
     here on, until the entry point takes over, Ctrl-C with a line and 130."""
     from lm import jax_settings
 
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
         signal.signal(signal.SIGINT, _leave)
     if not {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv):
         try:
@@ -145,7 +157,9 @@ def entry_point(main: Callable[..., int]) -> Callable[..., int]:
                 code = _with_devices(main, argv)
                 sys.stdout.flush()
                 return code
-            except BrokenPipeError:  # who reads has seen enough, as `head` has; Python flushes once more at its end
+            except (
+                BrokenPipeError
+            ):  # who reads has seen enough, as `head` has; Python flushes once more at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + signal.SIGPIPE
             except jax_settings.SettingsError as error:

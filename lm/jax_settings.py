@@ -37,7 +37,9 @@ def check() -> None:
     except ValueError as error:
         said = str(error).lower()
         wrong = [f"{name}={value}" for name, value in env.items() if name.lower() in said]
-        raise SettingsError(f"{' '.join(wrong) or 'a JAX_* variable'}: JAX refuses it ({error}); correct it or unset it") from None
+        raise SettingsError(
+            f"{' '.join(wrong) or 'a JAX_* variable'}: JAX refuses it ({error}); correct it or unset it"
+        ) from None
 
 
 def devices() -> list:
@@ -46,20 +48,35 @@ def devices() -> list:
 
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter: a JAX without CUDA that is asked for it
-        asked = [f"{name}={os.environ[name]}" for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # the latter: a JAX without CUDA that is asked for it
+        asked = [
+            f"{name}={os.environ[name]}"
+            for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+            if os.environ.get(name)
+        ]
         why = (str(error).splitlines() or ["this JAX was installed without it"])[0]
-        raise SettingsError(f"{' '.join(asked) or 'JAX'}: its devices cannot be used: {why}") from error
+        raise SettingsError(
+            f"{' '.join(asked) or 'JAX'}: its devices cannot be used: {why}"
+        ) from error
 
 
 def _check_processes(env: dict[str, str]) -> None:
     count, rank = env.get("JAX_NUM_PROCESSES"), env.get("JAX_PROCESS_ID")
     if count and not rank and int(count) > 1:
-        raise SettingsError(f"JAX_NUM_PROCESSES={count} without JAX_PROCESS_ID: give each process its own, from 0 to {int(count) - 1}")
+        raise SettingsError(
+            f"JAX_NUM_PROCESSES={count} without JAX_PROCESS_ID: give each process its own, from 0 to {int(count) - 1}"
+        )
     if rank and not count:
-        raise SettingsError(f"JAX_PROCESS_ID={rank} without JAX_NUM_PROCESSES: give the number of processes too")
+        raise SettingsError(
+            f"JAX_PROCESS_ID={rank} without JAX_NUM_PROCESSES: give the number of processes too"
+        )
     if rank and count and int(rank) >= int(count):
-        raise SettingsError(f"JAX_PROCESS_ID={rank}: expected a number from 0 to {int(count) - 1}, as JAX_NUM_PROCESSES={count}")
+        raise SettingsError(
+            f"JAX_PROCESS_ID={rank}: expected a number from 0 to {int(count) - 1}, as JAX_NUM_PROCESSES={count}"
+        )
 
 
 def _check_platforms(env: dict[str, str]) -> None:
@@ -71,4 +88,6 @@ def _check_platforms(env: dict[str, str]) -> None:
             if platform.lower() not in PLATFORMS:
                 close = difflib.get_close_matches(platform, PLATFORMS, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise SettingsError(f"{name}={env[name]}: JAX has no platform {platform!r}{hint}; expected {', '.join(PLATFORMS)}")
+                raise SettingsError(
+                    f"{name}={env[name]}: JAX has no platform {platform!r}{hint}; expected {', '.join(PLATFORMS)}"
+                )

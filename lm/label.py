@@ -15,15 +15,40 @@ from lm.printing import piped
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m lm.label", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="run folder, model directory or hub id of a model that classifies texts")
-    parser.add_argument("--data", required=True, metavar="GLOBS", help="comma-separated files and globs")
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.label",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="run folder, model directory or hub id of a model that classifies texts",
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="GLOBS", help="comma-separated files and globs"
+    )
     parser.add_argument("--output", default="-", metavar="FILE", help="default: standard output")
-    parser.add_argument("--field", default="", help="the field of a record that holds the text (default: a run's own, or text)")
-    parser.add_argument("--pair-field", default="", help="the field of the second text of a pair (default: a run's own, or none)")
-    parser.add_argument("--length", type=int, default=0, help="tokens that are read of a text (default: a run's own, or at most 512)")
+    parser.add_argument(
+        "--field",
+        default="",
+        help="the field of a record that holds the text (default: a run's own, or text)",
+    )
+    parser.add_argument(
+        "--pair-field",
+        default="",
+        help="the field of the second text of a pair (default: a run's own, or none)",
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=0,
+        help="tokens that are read of a text (default: a run's own, or at most 512)",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="texts at a time (default 32)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32"
+    )
     args = parser.parse_args(argv)
     return argparse.Namespace(task="classification", label_field="", stride=0, **vars(args))
 
@@ -35,7 +60,9 @@ def main(argv=None) -> int:
         from lm.evaluation.progress import bar
 
         if args.batch_size < 1 or args.length < 0:
-            raise ValueError(f"--batch-size={args.batch_size}, --length={args.length}: expected at least 1, and 0 or more")
+            raise ValueError(
+                f"--batch-size={args.batch_size}, --length={args.length}: expected at least 1, and 0 or more"
+            )
         rows, cut = label(args, lambda total: bar(total, "texts"))
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if args.output != "-":
@@ -45,9 +72,15 @@ def main(argv=None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     with piped():
-        print(lines if args.output == "-" else f"{args.output}: {len(rows):,} texts labelled\n", end="")
+        print(
+            lines if args.output == "-" else f"{args.output}: {len(rows):,} texts labelled\n",
+            end="",
+        )
     if cut:
-        print(f"{cut:,} texts were longer than a row, and only their beginning was read", file=sys.stderr)
+        print(
+            f"{cut:,} texts were longer than a row, and only their beginning was read",
+            file=sys.stderr,
+        )
     return 0
 
 

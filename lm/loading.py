@@ -6,7 +6,9 @@ import pathlib
 from lm.phases import phase
 from lm.xla_flags import avoid_wrong_fusion
 
-TEMPLATE = "template.json"  # in the directory of an exported model: what lm.data.templates.remember keeps
+TEMPLATE = (
+    "template.json"  # in the directory of an exported model: what lm.data.templates.remember keeps
+)
 GENERATION = "generation_config.json"
 
 
@@ -41,7 +43,9 @@ def load_weights(path_or_id: str, dtype: str | None = None):
     try:
         model, params, _ = load(base, dtype)
     except WeightsError as error:
-        raise WeightsError(f"the base of {path_or_id}, base_model_name_or_path in its {peft.CONFIG}: {error}") from error
+        raise WeightsError(
+            f"the base of {path_or_id}, base_model_name_or_path in its {peft.CONFIG}: {error}"
+        ) from error
     return model, peft.apply(resolve(path_or_id), model, params)
 
 
@@ -55,7 +59,9 @@ def load_tokenizer(path_or_id: str, config):
     if not peft.is_adapter(folder) or tokenizers.files(folder):
         tokenizer = tokenizers.load_tokenizer(folder)
         if peft.is_adapter(folder) and len(tokenizer) > config.vocab_size:
-            raise WeightsError(f"the tokenizer of {path_or_id} has {len(tokenizer)} tokens, and its base's vocabulary {config.vocab_size}")
+            raise WeightsError(
+                f"the tokenizer of {path_or_id} has {len(tokenizer)} tokens, and its base's vocabulary {config.vocab_size}"
+            )
         return tokenizer
     base, template = base_of(folder), folder / "chat_template.jinja"
     tokenizer = load(base)[2] if is_run(base) else load_tokenizer(base, config)
@@ -70,7 +76,11 @@ def base_of(folder: pathlib.Path) -> str:
     from lm.models.config import ConfigError
 
     base = peft.read_config(folder).get("base_model_name_or_path")
-    if not base or not isinstance(base, str) or pathlib.Path(base).expanduser().resolve() == folder.resolve():
+    if (
+        not base
+        or not isinstance(base, str)
+        or pathlib.Path(base).expanduser().resolve() == folder.resolve()
+    ):
         raise ConfigError(
             f"{folder / peft.CONFIG}: base_model_name_or_path={base!r} names no base: write there the directory, run folder or hub id of "
             "the model that the adapter was trained on"
@@ -83,7 +93,9 @@ def is_run(path: str) -> bool:
     from lm.training.paths import resolve
 
     folder = resolve(path)
-    return (folder / "checkpoints").is_dir() and ((folder / "model").is_dir() or not (folder / "model.safetensors").exists())
+    return (folder / "checkpoints").is_dir() and (
+        (folder / "model").is_dir() or not (folder / "model.safetensors").exists()
+    )
 
 
 def run_config(path: str) -> dict:
@@ -117,7 +129,9 @@ def kept(path_or_id: str, name: str) -> dict | None:
     try:
         found = json.loads(file.read_bytes())
     except ValueError as error:
-        raise ConfigError(f"{file} belongs to the model, and is not JSON ({error}): export again, or delete it") from None
+        raise ConfigError(
+            f"{file} belongs to the model, and is not JSON ({error}): export again, or delete it"
+        ) from None
     return found if isinstance(found, dict) else None
 
 
@@ -127,7 +141,9 @@ def keep_generation(workdir, init_from: str) -> None:
 
     settings = kept(init_from, GENERATION) if init_from else None
     if settings is not None:
-        paths.write_atomically(paths.resolve(workdir) / "model" / GENERATION, json.dumps(settings, indent=1))
+        paths.write_atomically(
+            paths.resolve(workdir) / "model" / GENERATION, json.dumps(settings, indent=1)
+        )
 
 
 def kept_template(path_or_id: str) -> dict | None:
@@ -137,7 +153,12 @@ def kept_template(path_or_id: str) -> dict | None:
     """
     found = kept(path_or_id, TEMPLATE)
     fields = {"name": str, "options": dict, "fingerprint": str}
-    return found if found is not None and all(isinstance(found.get(name), kind) for name, kind in fields.items()) else None
+    return (
+        found
+        if found is not None
+        and all(isinstance(found.get(name), kind) for name, kind in fields.items())
+        else None
+    )
 
 
 def load_template(path_or_id: str, tokenizer):
@@ -167,4 +188,6 @@ def _cast(model, params, dtype: str | None):
 
     from lm.models import build
 
-    return build(model.config.replace(dtype=dtype, param_dtype=dtype)), jax.tree.map(lambda x: x.astype(dtype), params)
+    return build(model.config.replace(dtype=dtype, param_dtype=dtype)), jax.tree.map(
+        lambda x: x.astype(dtype), params
+    )

@@ -28,7 +28,10 @@ def heard() -> None:
 def spoken(argv: Sequence[str] | None = None) -> Generator[None]:
     """Phases are said in the block, which is an entry point's: elsewhere, and with --json or --quiet in argv, they are silent."""
     global _speaks
-    before, _speaks = _speaks, not {"--json", "--quiet"} & set(sys.argv[1:] if argv is None else argv)
+    before, _speaks = (
+        _speaks,
+        not {"--json", "--quiet"} & set(sys.argv[1:] if argv is None else argv),
+    )
     try:
         yield
     finally:
@@ -66,7 +69,11 @@ def phase(what: str, after: float | None = None) -> Generator[None]:
             if now < max(last, _heard) + wait:
                 continue
             if _speaks and current() == what:
-                print(f"{what} ..." if first else f"{what}: {now - began:.0f} s so far", file=sys.stderr, flush=True)
+                print(
+                    f"{what} ..." if first else f"{what}: {now - began:.0f} s so far",
+                    file=sys.stderr,
+                    flush=True,
+                )
             last, wait, first = now, EVERY, False
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -70,17 +70,38 @@ def _read(argv: list[str]):
     run = setup.prepare(config, paths.resolve(workdir))
     packed, held_out = setup.training_data(config, run), setup.evaluation_data(config, run)
     if run.tokenizer is None:
-        raise ValueError("data.synthetic_rows without a tokenizer has no text to show; set data.files and tokenizer")
+        raise ValueError(
+            "data.synthetic_rows without a tokenizer has no text to show; set data.files and tokenizer"
+        )
     sample = jax.device_get(next(setup.train_batches(config, run, packed)))
     task, c = config.objective.name, run.model.config
     shifted = task not in TASKS and (c.causal or bool(c.encoder_layers))
     stops = set() if run.template is None else {templates.stop_id(run.template, run.tokenizer)}
-    sources = {part.name: part.packed for part in packed.parts} if isinstance(packed, Mixture) else {"training": packed}
-    checks = preview.checks(sample, sources, held_out, run.tokenizer, shifted=shifted, stops=stops, task=task)
+    sources = (
+        {part.name: part.packed for part in packed.parts}
+        if isinstance(packed, Mixture)
+        else {"training": packed}
+    )
+    checks = preview.checks(
+        sample, sources, held_out, run.tokenizer, shifted=shifted, stops=stops, task=task
+    )
     if run.template is not None:
-        checks.insert(0, preview.Check("template", None, f"{run.template.name} {dict(run.template.options)} {run.template.fingerprint}"))
-    what = f"{next(a.partition('=')[2] for a in argv if a.startswith('--config='))}, objective {task}"
-    return what, preview.rows(sample, run.tokenizer, shifted=shifted, task=task, names=c.label_names), checks
+        checks.insert(
+            0,
+            preview.Check(
+                "template",
+                None,
+                f"{run.template.name} {dict(run.template.options)} {run.template.fingerprint}",
+            ),
+        )
+    what = (
+        f"{next(a.partition('=')[2] for a in argv if a.startswith('--config='))}, objective {task}"
+    )
+    return (
+        what,
+        preview.rows(sample, run.tokenizer, shifted=shifted, task=task, names=c.label_names),
+        checks,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,13 @@ from lm.weights.errors import WeightsError
 from lm.weights.gguf import Metadata, read_metadata
 from lm.weights.resolve import resolve
 
-FILES = ("*token*", "vocab*", "merges*", "*.model", "*.spm")  # of which a directory with a tokenizer has at least one
+FILES = (
+    "*token*",
+    "vocab*",
+    "merges*",
+    "*.model",
+    "*.spm",
+)  # of which a directory with a tokenizer has at least one
 CONTROL = 3  # llama.cpp's token type of special tokens
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -32,16 +38,24 @@ def load_tokenizer(path_or_id):
 
     present = files(path)
     if not present:  # transformers would make an empty one up for some model types
-        raise WeightsError(f"no tokenizer can be read from {path} (it has no tokenizer.json, vocab, merges or sentencepiece file)")
+        raise WeightsError(
+            f"no tokenizer can be read from {path} (it has no tokenizer.json, vocab, merges or sentencepiece file)"
+        )
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(
+            str(path), trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # the Rust parser raises plain Exception for a damaged file
-        raise WeightsError(f"no tokenizer can be read from {path} ({', '.join(present)}: {error})") from error
+        raise WeightsError(
+            f"no tokenizer can be read from {path} ({', '.join(present)}: {error})"
+        ) from error
 
 
 def files(directory: Path) -> list[str]:
     """The names of a directory's files that are of a tokenizer, without which it has none."""
-    return sorted(p.name for p in directory.iterdir() if any(fnmatch(p.name, pattern) for pattern in FILES))
+    return sorted(
+        p.name for p in directory.iterdir() if any(fnmatch(p.name, pattern) for pattern in FILES)
+    )
 
 
 def from_gguf(fields: Metadata):
@@ -58,7 +72,9 @@ def from_gguf(fields: Metadata):
         )
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-    tokenizer = tokenizers.Tokenizer(models.BPE(dict(zip(tokens, range(len(tokens)), strict=True)), merges))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(dict(zip(tokens, range(len(tokens)), strict=True)), merges)
+    )
     pattern = SPLITS[pre]
     first = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
     if pattern is not None:
@@ -66,7 +82,11 @@ def from_gguf(fields: Metadata):
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token, type_ in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True) if type_ == CONTROL]
+    special = [
+        token
+        for token, type_ in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
+        if type_ == CONTROL
+    ]
     tokenizer.add_special_tokens(special)
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     ids = {role: fields.get(f"tokenizer.ggml.{name}_token_id") for role, name in roles.items()}

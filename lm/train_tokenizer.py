@@ -21,21 +21,56 @@ SAMPLE = 10_000_000  # characters of the first documents, on which bytes a token
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=program("lm.train_tokenizer"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("lm.train_tokenizer"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--input", required=True, metavar="SOURCES", help="comma-separated: text, .jsonl, .json, .parquet (globs), tfds:NAME, hf:NAME"
+        "--input",
+        required=True,
+        metavar="SOURCES",
+        help="comma-separated: text, .jsonl, .json, .parquet (globs), tfds:NAME, hf:NAME",
     )
     parser.add_argument("--model", default="bpe", choices=tokenizers.MODELS, help="default bpe")
-    parser.add_argument("--vocab_size", "--vocab-size", type=int, default=4096, metavar="N", help="tokens in all (default 4096)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write tokenizer.json and its settings to")
-    parser.add_argument("--field", default="text", help="the field of a record that holds the text (default: text)")
-    parser.add_argument("--separator", default="", help="what divides a text file into documents (default: nothing)")
     parser.add_argument(
-        "--special_tokens", "--special-tokens", default="", metavar="A,B", help="further control tokens, such as '<mask>,<|im_start|>'"
+        "--vocab_size",
+        "--vocab-size",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="tokens in all (default 4096)",
     )
-    parser.add_argument("--sentinels", type=int, default=0, metavar="N", help="<extra_id_0> to <extra_id_N-1>; of bpe and unigram")
-    parser.add_argument("--lowercase", action="store_true", help="read all text in lower case; of wordpiece and unigram")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder to write tokenizer.json and its settings to",
+    )
+    parser.add_argument(
+        "--field", default="text", help="the field of a record that holds the text (default: text)"
+    )
+    parser.add_argument(
+        "--separator", default="", help="what divides a text file into documents (default: nothing)"
+    )
+    parser.add_argument(
+        "--special_tokens",
+        "--special-tokens",
+        default="",
+        metavar="A,B",
+        help="further control tokens, such as '<mask>,<|im_start|>'",
+    )
+    parser.add_argument(
+        "--sentinels",
+        type=int,
+        default=0,
+        metavar="N",
+        help="<extra_id_0> to <extra_id_N-1>; of bpe and unigram",
+    )
+    parser.add_argument(
+        "--lowercase",
+        action="store_true",
+        help="read all text in lower case; of wordpiece and unigram",
+    )
     return parser.parse_args(argv)
 
 
@@ -47,7 +82,9 @@ def main(argv=None) -> int:
 
     def read():
         room = SAMPLE
-        for text in sources.documents(sources.find_files(args.input), args.field, args.separator, tally=tally):
+        for text in sources.documents(
+            sources.find_files(args.input), args.field, args.separator, tally=tally
+        ):
             if room > 0:
                 sample.append(text[:room])
                 room -= len(text)
@@ -69,9 +106,17 @@ def main(argv=None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     size = sum(len(text.encode()) for text in sample)
-    count = sum(len(ids) for ids in tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"])
-    few = f" (fewer than the {args.vocab_size} asked for: the text has no more to merge)" if len(tokenizer) < args.vocab_size else ""
-    print(f"{args.output}: {len(tokenizer)} tokens{few} from {tally.records} documents; {size / max(count, 1):.2f} bytes a token")
+    count = sum(
+        len(ids) for ids in tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
+    )
+    few = (
+        f" (fewer than the {args.vocab_size} asked for: the text has no more to merge)"
+        if len(tokenizer) < args.vocab_size
+        else ""
+    )
+    print(
+        f"{args.output}: {len(tokenizer)} tokens{few} from {tally.records} documents; {size / max(count, 1):.2f} bytes a token"
+    )
     return 0
 
 

@@ -4,7 +4,9 @@ import importlib.metadata
 import os
 
 WRONG_FUSION = "xla_cpu_experimental_ynn_fusion_type"  # jax#39103: matmul, square and sum fused, a wrong last row; jax#40412: a crash
-AFFECTED = ("0.10.2",)  # releases of jaxlib; another one may not know the flag, and would end the process
+AFFECTED = (
+    "0.10.2",
+)  # releases of jaxlib; another one may not know the flag, and would end the process
 
 
 def avoid_wrong_fusion(dtype: str) -> None:
@@ -14,5 +16,9 @@ def avoid_wrong_fusion(dtype: str) -> None:
     devices; a value that XLA_FLAGS gives the flag already is left alone.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if dtype == "float32" and importlib.metadata.version("jaxlib") in AFFECTED and WRONG_FUSION not in flags:
+    if (
+        dtype == "float32"
+        and importlib.metadata.version("jaxlib") in AFFECTED
+        and WRONG_FUSION not in flags
+    ):
         os.environ["XLA_FLAGS"] = f"{flags} --{WRONG_FUSION}=".strip()

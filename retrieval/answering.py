@@ -66,7 +66,9 @@ class Reader:
 
     def __init__(self, model, params, tokenizer):
         if not model.config.causal:
-            raise RetrievalError(f"a {model.config.family} model cannot write an answer: the reader must be a causal language model")
+            raise RetrievalError(
+                f"a {model.config.family} model cannot write an answer: the reader must be a causal language model"
+            )
         self.model, self.params = lm.separate(model, params)
         self.tokenizer = tokenizer
         self.stop_tokens = [*model.config.eos_token_ids]
@@ -82,14 +84,30 @@ class Reader:
         """How long a prompt may be when `max_new_tokens` are to follow it."""
         room = self.model.config.max_length - max_new_tokens
         if max_new_tokens < 1 or room < 1:
-            raise RetrievalError(f"max_new_tokens={max_new_tokens}: expected 1 to {self.model.config.max_length - 1}, the reader's context")
+            raise RetrievalError(
+                f"max_new_tokens={max_new_tokens}: expected 1 to {self.model.config.max_length - 1}, the reader's context"
+            )
         return room
 
-    def __call__(self, prompts: Sequence[list[int]], max_new_tokens: int, on_batch: Callable[[int], None] | None = None) -> list[str]:
+    def __call__(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[str]:
         """Greedy answers, one line each; `on_batch(number)` is called as answers are done."""
         inputs.check_ids(self.model.config, prompts, self.tokenizer)
-        tokens = lm.generate(self.model, self.params, prompts, max_new_tokens, stop_tokens=self.stop_tokens, on_batch=on_batch)
-        return [first_line(self.tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens]
+        tokens = lm.generate(
+            self.model,
+            self.params,
+            prompts,
+            max_new_tokens,
+            stop_tokens=self.stop_tokens,
+            on_batch=on_batch,
+        )
+        return [
+            first_line(self.tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens
+        ]
 
 
 def answer(
@@ -103,26 +121,39 @@ def answer(
     blank or too long.
     """
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not math.isfinite(floor):
-        raise RetrievalError(f"floor={floor!r}: expected a cosine, below which the memory does not know")
+        raise RetrievalError(
+            f"floor={floor!r}: expected a cosine, below which the memory does not know"
+        )
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not questions:
         return []
     room = reader.prompt_tokens(max_new_tokens)
     closed = [build_prompt(reader.tokenizer, question, (), room) for question in questions]
     hits = [close_to_the_best(found) for found in memory.search(questions, k)]
-    opened = [build_prompt(reader.tokenizer, question, found, room) for question, found in zip(questions, hits, strict=True)]
-    texts = reader([prompt.tokens for prompt in (*closed, *opened)], max_new_tokens, on_batch)  # of one question one batch, compiled once
+    opened = [
+        build_prompt(reader.tokenizer, question, found, room)
+        for question, found in zip(questions, hits, strict=True)
+    ]
+    texts = reader(
+        [prompt.tokens for prompt in (*closed, *opened)], max_new_tokens, on_batch
+    )  # of one question one batch, compiled once
     closed_texts, open_texts = texts[: len(closed)], texts[len(closed) :]
     return [
         _answer(question, text, prompt.shown, closed_text, floor)
-        for question, text, prompt, closed_text in zip(questions, open_texts, opened, closed_texts, strict=True)
+        for question, text, prompt, closed_text in zip(
+            questions, open_texts, opened, closed_texts, strict=True
+        )
     ]
 
 
-def _answer(question: str, text: str, shown: tuple[Hit, ...], closed_text: str, floor: float) -> Answer:
+def _answer(
+    question: str, text: str, shown: tuple[Hit, ...], closed_text: str, floor: float
+) -> Answer:
     cited = citations(text, shown)
     supporting = tuple(supporting_sentence(hit.text, question, text) for hit in cited)
-    return Answer(question, text, cited, closed_text, supporting, is_known(question, text, shown, floor))
+    return Answer(
+        question, text, cited, closed_text, supporting, is_known(question, text, shown, floor)
+    )
 
 
 def close_to_the_best(hits: Sequence[Hit], margin: float = MARGIN) -> list[Hit]:
@@ -137,7 +168,11 @@ def citations(text: str, shown: Sequence[Hit]) -> tuple[Hit, ...]:
         return tuple(shown)
     shares = [len(said.intersection(words(f"{hit.title} {hit.text}"))) / len(said) for hit in shown]
     best = max(shares)
-    return tuple(hit for hit, share in zip(shown, shares, strict=True) if share == best) if best >= 0.5 else tuple(shown)
+    return (
+        tuple(hit for hit, share in zip(shown, shares, strict=True) if share == best)
+        if best >= 0.5
+        else tuple(shown)
+    )
 
 
 def supporting_sentence(passage: str, question: str, text: str) -> str:

@@ -16,9 +16,15 @@ def main(argv=None):
         "Put the questions first: ... 'In which country is Bagheria?' --ids bagheria sicily --answer Italy",
     )
     options.add_argument("question", nargs="+", help="one or several questions, each in quotes")
-    options.add_argument("--ids", nargs="+", required=True, metavar="ID", help="the passages whose deletion is tried")
     options.add_argument(
-        "--answer", nargs="+", default=[], metavar="NAME", help="what counts as the answer; without it, the answers are compared"
+        "--ids", nargs="+", required=True, metavar="ID", help="the passages whose deletion is tried"
+    )
+    options.add_argument(
+        "--answer",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what counts as the answer; without it, the answers are compared",
     )
     add_reader_options(options)
     add_encoder_option(options)
@@ -27,7 +33,15 @@ def main(argv=None):
     from retrieval import Reader
     from retrieval.auditing import VERDICTS, audit
 
-    for done in audit(args.question, args.ids, memory, Reader.from_hf(args.reader), args.answer, args.k, args.max_new_tokens):
+    for done in audit(
+        args.question,
+        args.ids,
+        memory,
+        Reader.from_hf(args.reader),
+        args.answer,
+        args.k,
+        args.max_new_tokens,
+    ):
         if args.json:
             print(as_json(dataclasses.asdict(done)))
             continue

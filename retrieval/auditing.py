@@ -106,4 +106,13 @@ def _judged(full: Answer, less: Answer, names: tuple[str, ...]) -> Audit:
         verdict = "elsewhere" if carried else "artifact"
     else:
         verdict = "forgotten" if answered else "unanswered"
-    return Audit(full.question, names, full.text, less.text, less.closed_book_text, verdict, carried or less.citations, full.citations)
+    return Audit(
+        full.question,
+        names,
+        full.text,
+        less.text,
+        less.closed_book_text,
+        verdict,
+        carried or less.citations,
+        full.citations,
+    )

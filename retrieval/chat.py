@@ -10,12 +10,29 @@ COMMANDS = """/open, /closed  switch the memory on and off    /sources  what the
 
 @entry_point
 def main(argv=None):
-    options = bare_parser("retrieval.chat", "Chat with a model, from its weights (closed-book) or from a memory (open-book).", COMMANDS)
-    options.add_argument("--model", required=True, metavar="PATH", help="run folder, directory, hub id or .gguf file of a causal model")
-    options.add_argument("--memory", type=place, help="folder or URI of a memory: questions are open-book until /closed")
+    options = bare_parser(
+        "retrieval.chat",
+        "Chat with a model, from its weights (closed-book) or from a memory (open-book).",
+        COMMANDS,
+    )
+    options.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH",
+        help="run folder, directory, hub id or .gguf file of a causal model",
+    )
+    options.add_argument(
+        "--memory",
+        type=place,
+        help="folder or URI of a memory: questions are open-book until /closed",
+    )
     options.add_argument("-k", type=int, default=3, help="passages to retrieve for each question")
-    options.add_argument("--max-new-tokens", type=int, default=256, help="length of an answer, in tokens")
-    options.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token")
+    options.add_argument(
+        "--max-new-tokens", type=int, default=256, help="length of an answer, in tokens"
+    )
+    options.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the most probable token"
+    )
     options.add_argument("--system", default="", help="system message of the conversation")
     options.add_argument("--seed", type=int, default=0, help="of sampling")
     add_encoder_option(options)
@@ -28,7 +45,9 @@ def main(argv=None):
     memory = open_memory(args.memory, args.encoder) if args.memory else None
     from retrieval.conversation import Conversation, converse
 
-    made = Conversation.of(args.model, memory, args.k, args.max_new_tokens, sampler, args.system, args.seed)
+    made = Conversation.of(
+        args.model, memory, args.k, args.max_new_tokens, sampler, args.system, args.seed
+    )
     converse(made, COMMANDS)
 
 

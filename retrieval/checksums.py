@@ -19,7 +19,9 @@ from retrieval.errors import RetrievalError
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums"
-AT_A_KILL = 3  # versions that a change may have made before it noted their files: its own, and upkeep's
+AT_A_KILL = (
+    3  # versions that a change may have made before it noted their files: its own, and upkeep's
+)
 HINT = "_versions/latest_version_hint.json"  # the one file that Lance writes over; only ever a hint
 
 
@@ -38,19 +40,28 @@ def manifest_of(version: int) -> str:
     return f"_versions/{2**64 - 1 - version:020}.manifest"
 
 
-def new_files(dataset: lance.LanceDataset, before: set[str], version: int, uuid: str = "*") -> set[str]:
+def new_files(
+    dataset: lance.LanceDataset, before: set[str], version: int, uuid: str = "*"
+) -> set[str]:
     """The files written since `version`, which had the files `before`. uuid: of the transaction, where there was only one."""
     table = Path(dataset.uri)
     names = files_of(dataset) - before
     folders = {name for name in names if name.startswith("_indices/")}
-    names = (names - folders) | {path.relative_to(table).as_posix() for name in folders for path in (table / name).rglob("*")}
+    names = (names - folders) | {
+        path.relative_to(table).as_posix() for name in folders for path in (table / name).rglob("*")
+    }
     for later in range(version, dataset.version):
         names.add(manifest_of(later + 1))
-        names.update(f"_transactions/{path.name}" for path in (table / "_transactions").glob(f"{later}-{uuid}.txn"))
+        names.update(
+            f"_transactions/{path.name}"
+            for path in (table / "_transactions").glob(f"{later}-{uuid}.txn")
+        )
     return names
 
 
-def note(table: Path, since: int, version: int, names: Iterable[str], record: str | None = None) -> None:
+def note(
+    table: Path, since: int, version: int, names: Iterable[str], record: str | None = None
+) -> None:
     """Notes the files written after version `since` up to `version`, and the record of the latter, if it has one.
 
     Where that fails, a warning says so and the next change notes the files.
@@ -62,7 +73,9 @@ def note(table: Path, since: int, version: int, names: Iterable[str], record: st
         with open(journal, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
-            start = b"" if file.read(1) in (b"", b"\n") else b"\n"  # a line that was cut off stays a line of its own
+            start = (
+                b"" if file.read(1) in (b"", b"\n") else b"\n"
+            )  # a line that was cut off stays a line of its own
             line = start + f"{_hash(body)} {body}\n".encode()
             try:
                 written = file.write(line)
@@ -73,7 +86,12 @@ def note(table: Path, since: int, version: int, names: Iterable[str], record: st
                 file.truncate(size)
                 raise OSError(f"only {written} of {len(line)} bytes could be written")
     except OSError as error:
-        logger.warning("%s: the checksums of version %d will be noted by the next change (%s)", journal, version, error)
+        logger.warning(
+            "%s: the checksums of version %d will be noted by the next change (%s)",
+            journal,
+            version,
+            error,
+        )
 
 
 def catch_up(table: Path, version: int) -> None:
@@ -82,7 +100,11 @@ def catch_up(table: Path, version: int) -> None:
         return
     lines, _ = _read(table.parent / CHECKSUMS)
     if missing := _unnoted(table, lines):
-        logger.warning("%s: lines are gone; the files of %d versions are noted as they are now", table.parent / CHECKSUMS, len(missing))
+        logger.warning(
+            "%s: lines are gone; the files of %d versions are noted as they are now",
+            table.parent / CHECKSUMS,
+            len(missing),
+        )
     noted = {name for line in lines for name in line["files"]}
     present = {path.relative_to(table).as_posix() for path in table.rglob("*") if path.is_file()}
     note(table, version, version, present - noted - {HINT})
@@ -91,7 +113,9 @@ def catch_up(table: Path, version: int) -> None:
 def records(journal: Path) -> dict[int, str | None]:
     """version -> its record, None for upkeep, of those versions that were noted when they were written."""
     lines = [line for line in _read(journal)[0] if line["since"] < line["version"]]
-    upkeep = {version: None for line in lines for version in range(line["since"] + 1, line["version"])}
+    upkeep = {
+        version: None for line in lines for version in range(line["since"] + 1, line["version"])
+    }
     return upkeep | {line["version"]: line["record"] for line in lines}
 
 
@@ -116,20 +140,28 @@ def check_newest(table: Path, version: int, noted: Mapping) -> None:
 def check_versions(table: Path, versions: Collection[int]) -> None:
     """Raises RetrievalError where the manifest of one of these versions has changed since it was written."""
     wanted = {manifest_of(version) for version in versions}
-    noted = ((name, facts) for line in _read(table.parent / CHECKSUMS)[0] for name, facts in line["files"].items())
+    noted = (
+        (name, facts)
+        for line in _read(table.parent / CHECKSUMS)[0]
+        for name, facts in line["files"].items()
+    )
     check_files(table, {name: facts for name, facts in noted if name in wanted})
 
 
 def check_files(table: Path, files: Mapping[str, tuple[int, str]]) -> None:
     for problem in _differing(table, files):
-        raise RetrievalError(f"{problem}: `verify` says what else is damaged; restore it from a copy of the memory")
+        raise RetrievalError(
+            f"{problem}: `verify` says what else is damaged; restore it from a copy of the memory"
+        )
 
 
 def damaged(table: Path) -> list[str]:
     """What is wrong with the files of a table, a sentence each."""
     journal = table.parent / CHECKSUMS
     if not journal.exists():
-        return [f"{journal} is missing: the next change writes it anew, and cannot tell what was damaged before"]
+        return [
+            f"{journal} is missing: the next change writes it anew, and cannot tell what was damaged before"
+        ]
     lines, problems = _read(journal)
     if missing := _unnoted(table, lines):
         problems.append(
@@ -147,22 +179,38 @@ def damaged(table: Path) -> list[str]:
         except (ValueError, KeyError, TypeError):
             good = False
         if not good:
-            problems.append(f"{hint} does not name version {newest}: delete it, it is only a hint and the next change writes it anew")
+            problems.append(
+                f"{hint} does not name version {newest}: delete it, it is only a hint and the next change writes it anew"
+            )
     return problems
 
 
 def _unnoted(table: Path, lines: list[dict]) -> list[int]:
     """The versions whose manifests are there and not noted; [] for the last few, as a process leaves that is killed at a commit."""
-    noted, newest = {name for line in lines for name in line["files"]}, max((line["version"] for line in lines), default=0)
-    there = [2**64 - 1 - int(path.stem) for path in (table / "_versions").glob("*.manifest") if path.stem.isdecimal()]
+    noted, newest = (
+        {name for line in lines for name in line["files"]},
+        max((line["version"] for line in lines), default=0),
+    )
+    there = [
+        2**64 - 1 - int(path.stem)
+        for path in (table / "_versions").glob("*.manifest")
+        if path.stem.isdecimal()
+    ]
     missing = sorted(version for version in there if manifest_of(version) not in noted)
-    return missing if len(missing) > AT_A_KILL or any(version <= newest for version in missing) else []
+    return (
+        missing if len(missing) > AT_A_KILL or any(version <= newest for version in missing) else []
+    )
 
 
 def damaged_in(table: Path, folders: Collection[str]) -> list[str]:
     """What is wrong with the files that were noted in some of a table's folders; nothing where there are no checksums."""
     lines = _read(table.parent / CHECKSUMS)[0] if folders else []
-    noted = {name: facts for line in lines for name, facts in line["files"].items() if name.rpartition("/")[0] in folders}
+    noted = {
+        name: facts
+        for line in lines
+        for name, facts in line["files"].items()
+        if name.rpartition("/")[0] in folders
+    }
     return list(_differing(table, noted))
 
 
@@ -181,7 +229,11 @@ def _read(journal: Path) -> tuple[list[dict], list[str]]:
     texts = text.split("\n")
     lines = [_line(line) for line in texts[:-1]] + [None] * bool(texts[-1])
     remedy = "differs from its checksum: restore the file from a copy of the memory"
-    problems = [f"{journal} line {number} {remedy}" for number, line in enumerate(lines, start=1) if line is None]
+    problems = [
+        f"{journal} line {number} {remedy}"
+        for number, line in enumerate(lines, start=1)
+        if line is None
+    ]
     return [line for line in lines if line is not None], problems
 
 

@@ -35,13 +35,21 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
             sys.stdout.flush()
             return code
         except BrokenPipeError:  # who reads has seen enough, as `head` has
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # Python flushes once more at its end
             return 128 + signal.SIGPIPE
-        except (ValueError, OSError) as error:  # RetrievalError, WeightsError and GenerationError are ValueErrors
+        except (
+            ValueError,
+            OSError,
+        ) as error:  # RetrievalError, WeightsError and GenerationError are ValueErrors
             print(f"error: {shown(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as stopped:
-            print(stopped if str(stopped) else "interrupted: what was committed before stays", file=sys.stderr)
+            print(
+                stopped if str(stopped) else "interrupted: what was committed before stays",
+                file=sys.stderr,
+            )
             return 130
 
     return main
@@ -52,7 +60,11 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         none = action.default is None or action.default is False or action.default in ("", [])
-        return action.help if none or "(default" in (action.help or "") else super()._get_help_string(action)
+        return (
+            action.help
+            if none or "(default" in (action.help or "")
+            else super()._get_help_string(action)
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,20 +75,32 @@ class _Parser(argparse.ArgumentParser):
 
 def bare_parser(module: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser whose help shows defaults, without options."""
-    return _Parser(prog=program(module), description=description, epilog=epilog, formatter_class=_Help)
+    return _Parser(
+        prog=program(module), description=description, epilog=epilog, formatter_class=_Help
+    )
 
 
 def parser(module: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser whose help shows defaults; every memory command has --memory and --json."""
     made = bare_parser(module, description, epilog)
-    made.add_argument("--memory", required=True, type=place, help="folder of the memory, or its URI on an object store")
+    made.add_argument(
+        "--memory",
+        required=True,
+        type=place,
+        help="folder of the memory, or its URI on an object store",
+    )
     made.add_argument("--json", action="store_true", help="print JSON, one object a line")
     return made
 
 
 def add_encoder_option(made: argparse.ArgumentParser, required: bool = False) -> None:
     note = "" if required else "; by default the one the memory was made with"
-    made.add_argument("--encoder", required=required, metavar="PATH", help=f"directory or hub id of an encoder or decoder{note}")
+    made.add_argument(
+        "--encoder",
+        required=required,
+        metavar="PATH",
+        help=f"directory or hub id of an encoder or decoder{note}",
+    )
 
 
 def add_record_options(made: argparse.ArgumentParser) -> None:
@@ -89,15 +113,26 @@ def print_commit(commit, in_json: bool) -> None:
     if in_json:
         print(as_json(dataclasses.asdict(commit)))
         return
-    ids = ", ".join(commit.ids[:3]) + (f" and {len(commit.ids) - 3:,} more" if len(commit.ids) > 3 else "")
+    ids = ", ".join(commit.ids[:3]) + (
+        f" and {len(commit.ids) - 3:,} more" if len(commit.ids) > 3 else ""
+    )
     reason = f"  # {shown(commit.reason)}" if commit.reason else ""
-    print(f"{commit.version:>6}  {commit.time}  {shown(commit.author)}  {commit.action:<6}  {shown(ids)}{reason}")
+    print(
+        f"{commit.version:>6}  {commit.time}  {shown(commit.author)}  {commit.action:<6}  {shown(ids)}{reason}"
+    )
 
 
 def add_reader_options(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--reader", required=True, metavar="PATH", help="directory, hub id or .gguf file of a causal language model")
+    made.add_argument(
+        "--reader",
+        required=True,
+        metavar="PATH",
+        help="directory, hub id or .gguf file of a causal language model",
+    )
     made.add_argument("-k", type=int, default=3, help="passages to retrieve for each question")
-    made.add_argument("--max-new-tokens", type=int, default=24, help="length of an answer, in tokens")
+    made.add_argument(
+        "--max-new-tokens", type=int, default=24, help="length of an answer, in tokens"
+    )
 
 
 def add_past_option(made: argparse._ActionsContainer) -> None:
@@ -114,17 +149,36 @@ def place(text: str) -> Path | str:
 
 
 def add_filter_options(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--tag", action="append", default=[], help="only passages with this tag; repeat it for more")
+    made.add_argument(
+        "--tag", action="append", default=[], help="only passages with this tag; repeat it for more"
+    )
     where = "only passages with this metadata; repeat it for more"
-    made.add_argument("--where", action="append", default=[], type=named, metavar="NAME=VALUE", help=where)
     made.add_argument(
-        "--after", default="", metavar="TIME", help="only passages of this time (ISO 8601; UTC where it names no zone) or later"
+        "--where", action="append", default=[], type=named, metavar="NAME=VALUE", help=where
     )
     made.add_argument(
-        "--before", default="", metavar="TIME", help="only passages of before this time (ISO 8601; UTC where it names no zone)"
+        "--after",
+        default="",
+        metavar="TIME",
+        help="only passages of this time (ISO 8601; UTC where it names no zone) or later",
     )
-    made.add_argument("--group", action="append", default=[], help="an access group of who asks, beside what everybody may read; repeat it")
-    made.add_argument("--every-group", action="store_true", help="ask as the owner, who may read the passages of every access group")
+    made.add_argument(
+        "--before",
+        default="",
+        metavar="TIME",
+        help="only passages of before this time (ISO 8601; UTC where it names no zone)",
+    )
+    made.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        help="an access group of who asks, beside what everybody may read; repeat it",
+    )
+    made.add_argument(
+        "--every-group",
+        action="store_true",
+        help="ask as the owner, who may read the passages of every access group",
+    )
 
 
 def named(text: str) -> tuple[str, str]:
@@ -138,7 +192,9 @@ def filter_options(args: argparse.Namespace) -> dict:
     """What `Memory.search` is given for these options."""
     from retrieval import EVERY_GROUP, Filter
 
-    where = Filter(all_tags=tuple(args.tag), after=args.after, before=args.before, metadata=dict(args.where))
+    where = Filter(
+        all_tags=tuple(args.tag), after=args.after, before=args.before, metadata=dict(args.where)
+    )
     return {"where": where, "groups": EVERY_GROUP if args.every_group else args.group}
 
 

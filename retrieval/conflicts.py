@@ -17,8 +17,13 @@ def exclusive(transaction: lance.Transaction, dataset: lance.LanceDataset) -> No
     if not isinstance(transaction.operation, lance.LanceOperation.Append):
         return
     fragments = [fragment.metadata for fragment in dataset.get_fragments()]
-    first = dataset.version * FRAGMENTS_A_COMMIT  # never an id that an older fragment, or an index over it, has had
-    new = [dataclasses.replace(fragment, id=id) for id, fragment in enumerate(transaction.operation.fragments, start=first)]
+    first = (
+        dataset.version * FRAGMENTS_A_COMMIT
+    )  # never an id that an older fragment, or an index over it, has had
+    new = [
+        dataclasses.replace(fragment, id=id)
+        for id, fragment in enumerate(transaction.operation.fragments, start=first)
+    ]
     transaction.operation = lance.LanceOperation.Merge([*fragments, *new], dataset.lance_schema)
 
 

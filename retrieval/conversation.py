@@ -37,16 +37,29 @@ class Conversation:
     shown: tuple[Hit, ...] = ()
 
     @classmethod
-    def of(cls, path_or_id: str, memory: Memory | None, k: int, max_new_tokens: int, sampler, system: str, seed: int) -> "Conversation":
+    def of(
+        cls,
+        path_or_id: str,
+        memory: Memory | None,
+        k: int,
+        max_new_tokens: int,
+        sampler,
+        system: str,
+        seed: int,
+    ) -> "Conversation":
         """With a model from whatever `path_or_id` names. Raises RetrievalError, or ValueError, for what cannot chat."""
         model, params, tokenizer = load(path_or_id)
         template = load_template(path_or_id, tokenizer)
         if system and template is None and not tokenizer.chat_template:
-            raise RetrievalError(f"the tokenizer of {path_or_id} has no chat template, which a system message needs: leave it out")
+            raise RetrievalError(
+                f"the tokenizer of {path_or_id} has no chat template, which a system message needs: leave it out"
+            )
         reader = Reader(model, params, tokenizer)
         reader.prompt_tokens(max_new_tokens)
         turns = [{"role": "system", "content": system}] if system else []
-        return cls(reader, template, memory, k, max_new_tokens, sampler, seed, turns, memory is not None)
+        return cls(
+            reader, template, memory, k, max_new_tokens, sampler, seed, turns, memory is not None
+        )
 
     def ask(self, question: str) -> Iterator[str]:
         """The answer, piece by piece. The turn is kept, as far as it was answered, also where the caller stops early."""
@@ -83,14 +96,19 @@ class Conversation:
     def _from_memory(self, question: str) -> list[int]:
         assert self.memory is not None
         hits = close_to_the_best(self.memory.search([question], self.k)[0])
-        prompt = build_prompt(self.reader.tokenizer, question, hits, self.reader.prompt_tokens(self.max_new_tokens))
+        prompt = build_prompt(
+            self.reader.tokenizer, question, hits, self.reader.prompt_tokens(self.max_new_tokens)
+        )
         self.shown = prompt.shown
         return prompt.tokens
 
     def _from_turns(self, question: str) -> list[int]:
         """The whole conversation, without its oldest turns where it is too long; of a plain language model the question alone."""
         self.shown = ()
-        system, past = [turn for turn in self.turns if turn["role"] == "system"], [t for t in self.turns if t["role"] != "system"]
+        system, past = (
+            [turn for turn in self.turns if turn["role"] == "system"],
+            [t for t in self.turns if t["role"] != "system"],
+        )
         chats = self.template is not None or bool(self.reader.tokenizer.chat_template)
         room = self.reader.prompt_tokens(self.max_new_tokens)
         while True:
@@ -115,7 +133,9 @@ def converse(conversation: Conversation, commands: str) -> None:
     while True:
         try:
             with Interrupts():
-                line = input(f"{'open' if conversation.open else 'closed'}> " if asks else "").strip()
+                line = input(
+                    f"{'open' if conversation.open else 'closed'}> " if asks else ""
+                ).strip()
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -139,14 +159,21 @@ def _answer(conversation: Conversation, question: str) -> None:
                 print("(the memory does not support this answer)")
     except KeyboardInterrupt:
         print(" [stopped]")
-    except (ValueError, lm.ConfigError) as error:  # one question that cannot be answered ends no chat
+    except (
+        ValueError,
+        lm.ConfigError,
+    ) as error:  # one question that cannot be answered ends no chat
         print(f"error: {shown(error)}", file=sys.stderr)
     sys.stdout.flush()
 
 
 def _printable(text: str) -> str:
     """As `shown`, with the spaces at both ends of a piece."""
-    return text[: len(text) - len(text.lstrip(" "))] + shown(text) + (text[len(text.rstrip(" ")) :] if text.strip() else "")
+    return (
+        text[: len(text) - len(text.lstrip(" "))]
+        + shown(text)
+        + (text[len(text.rstrip(" ")) :] if text.strip() else "")
+    )
 
 
 def _command(conversation: Conversation, line: str, commands: str) -> str:
@@ -162,5 +189,8 @@ def _command(conversation: Conversation, line: str, commands: str) -> str:
         conversation.forget()
         return "the conversation begins anew"
     if line == "/sources":
-        return "\n".join(map(shown, conversation.sources())) or "the latest answer was not given any passages"
+        return (
+            "\n".join(map(shown, conversation.sources()))
+            or "the latest answer was not given any passages"
+        )
     return f"unknown command {shown(line)}\n{commands}"

@@ -42,14 +42,22 @@ class CrossEncoder:
         """Raises RetrievalError for a query that leaves no room for a text."""
         asked = len(self._tokenizer(query, "")["input_ids"])
         if asked >= self.max_length:
-            raise RetrievalError(f"the query {query[:40]!r}... takes {asked} of the reranker's {self.max_length} tokens: ask a shorter one")
+            raise RetrievalError(
+                f"the query {query[:40]!r}... takes {asked} of the reranker's {self.max_length} tokens: ask a shorter one"
+            )
         scores = np.zeros(len(texts), np.float32)
         if not len(texts):
             return scores
-        plain = [without_control(self._tokenizer, text) for text in texts]  # a separator in a text is only text
-        pairs = self._tokenizer([query] * len(texts), plain, truncation="only_second", max_length=self.max_length)
+        plain = [
+            without_control(self._tokenizer, text) for text in texts
+        ]  # a separator in a text is only text
+        pairs = self._tokenizer(
+            [query] * len(texts), plain, truncation="only_second", max_length=self.max_length
+        )
         kinds = pairs["token_type_ids"] if self._typed else None
-        for chosen, tokens, segments in by_length(pairs["input_ids"], lengths_to(self.max_length), self._pad):
+        for chosen, tokens, segments in by_length(
+            pairs["input_ids"], lengths_to(self.max_length), self._pad
+        ):
             types = None
             if kinds is not None:
                 types = np.zeros_like(tokens)

@@ -23,10 +23,27 @@ from retrieval.passages import check_unicode
 
 logger = logging.getLogger(__name__)
 
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows are padded to one of these: so many compilations a size of batch
+LENGTHS = (
+    16,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+)  # rows are padded to one of these: so many compilations a size of batch
 ROWS = 32  # texts a batch
 FEW_ROWS = (1, 4)  # a query, or a few, in a batch as small: a third to two thirds of the time
-FEW_SKIP = (16, 32, 48, 96, 192)  # lengths that such a batch is not padded to: nearly every query has 64, so that it is compiled once
+FEW_SKIP = (
+    16,
+    32,
+    48,
+    96,
+    192,
+)  # lengths that such a batch is not padded to: nearly every query has 64, so that it is compiled once
 POOLINGS = ("mean", "first", "last")
 HASHED = 2**27  # values of a model
 SPELLED = "Zürich's café, 1998: 42 naïve don't-know-hows — and THE END. 東京"  # what a fingerprint knows a tokenizer by
@@ -50,31 +67,59 @@ class Encoder:
         (Kusupati et al. 2022, Matryoshka Representation Learning, section 3). Raises RetrievalError for what cannot be."""
         config = model.config
         if config.encoder_layers:
-            raise RetrievalError(f"{source or 'the model'} ({config.family}) is an encoder-decoder: an encoder or a decoder embeds texts")
-        if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3):
-            raise RetrievalError(f"max_length={max_length!r}: expected a whole number of at least 3 tokens")
+            raise RetrievalError(
+                f"{source or 'the model'} ({config.family}) is an encoder-decoder: an encoder or a decoder embeds texts"
+            )
+        if max_length is not None and (
+            isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3
+        ):
+            raise RetrievalError(
+                f"max_length={max_length!r}: expected a whole number of at least 3 tokens"
+            )
         longest = min(config.max_length, max_length or config.max_length)
         if pooling not in (None, *POOLINGS):
-            raise RetrievalError(f"pooling={pooling!r} is unknown: expected one of {', '.join(POOLINGS)}")
-        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= config.d_model):
-            raise RetrievalError(f"dim={dim!r}: expected 1 to {config.d_model}, the width of the model")
+            raise RetrievalError(
+                f"pooling={pooling!r} is unknown: expected one of {', '.join(POOLINGS)}"
+            )
+        if dim is not None and (
+            isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= config.d_model
+        ):
+            raise RetrievalError(
+                f"dim={dim!r}: expected 1 to {config.d_model}, the width of the model"
+            )
         for name, prefix in (("query_prefix", query_prefix), ("passage_prefix", passage_prefix)):
             check_unicode(name, prefix)
             if prefix and (taken := len(tokenizer(prefix)["input_ids"])) >= longest:
-                raise RetrievalError(f"{name}={prefix[:40]!r} takes {taken} of the encoder's {longest} tokens: give a shorter one")
-        self.source, self.dim, self.max_length, self.truncated = source, dim or config.d_model, longest, 0
+                raise RetrievalError(
+                    f"{name}={prefix[:40]!r} takes {taken} of the encoder's {longest} tokens: give a shorter one"
+                )
+        self.source, self.dim, self.max_length, self.truncated = (
+            source,
+            dim or config.d_model,
+            longest,
+            0,
+        )
         self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
-        self._config, self._tokenizer, self._pad, self._lengths = config, tokenizer, config.pad_token_id or 0, lengths_to(longest)
+        self._config, self._tokenizer, self._pad, self._lengths = (
+            config,
+            tokenizer,
+            config.pad_token_id or 0,
+            lengths_to(longest),
+        )
         self._mesh = mesh or rows_mesh()
         placed = params
         if config.head != "embedding" or pooling:
-            model, placed = lm.with_head(model, params, "embedding", **({"pooling": pooling} if pooling else {}))
+            model, placed = lm.with_head(
+                model, params, "embedding", **({"pooling": pooling} if pooling else {})
+            )
         self._whole = jax.device_put(placed, NamedSharding(self._mesh, P()))
         self._first = jax.tree.map(lambda x: x.addressable_data(0), self._whole)
         self._embed = jax.jit(partial(_unit_vectors, model, self.dim))
         options = {"query_prefix": query_prefix, "passage_prefix": passage_prefix, "dim": self.dim}
         options |= {"pooling": model.config.pooling, "dtype": config.dtype}
-        self.fingerprint, self.former_fingerprint = _fingerprints(config, params, longest, options, tokenizer)
+        self.fingerprint, self.former_fingerprint = _fingerprints(
+            config, params, longest, options, tokenizer
+        )
 
     @classmethod
     def from_hf(
@@ -84,17 +129,29 @@ class Encoder:
         """From a directory or hub id of an encoder or decoder. What is not given is what the files of sentence-transformers in it say:
         pooling, length, and the prompts of queries and passages. dtype: "bfloat16" computes with half the memory. Raises ValueError
         (lm.WeightsError) when it cannot be read, RetrievalError for modules, poolings and options that are not supported."""
-        options: dict[str, Any] = {"max_length": max_length, "query_prefix": query_prefix, "passage_prefix": passage_prefix}
+        options: dict[str, Any] = {
+            "max_length": max_length,
+            "query_prefix": query_prefix,
+            "passage_prefix": passage_prefix,
+        }
         if None in options.values():
-            options = sentences.said(path_or_id) | {name: value for name, value in options.items() if value is not None}
-        options |= {name: value for name, value in (("pooling", pooling), ("dim", dim)) if value is not None}
+            options = sentences.said(path_or_id) | {
+                name: value for name, value in options.items() if value is not None
+            }
+        options |= {
+            name: value for name, value in (("pooling", pooling), ("dim", dim)) if value is not None
+        }
         try:
             model, params = lm.from_hf(path_or_id, dtype)
         except lm.ConfigError as error:
             raise RetrievalError(str(error)) from error
         path = Path(path_or_id)
-        source = sentences.remembered(str(path.resolve()) if path.exists() else str(path_or_id), {**options, "dtype": dtype})
-        return cls(model, params, lm.load_tokenizer(path_or_id), source=source, mesh=mesh, **options)
+        source = sentences.remembered(
+            str(path.resolve()) if path.exists() else str(path_or_id), {**options, "dtype": dtype}
+        )
+        return cls(
+            model, params, lm.load_tokenizer(path_or_id), source=source, mesh=mesh, **options
+        )
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Raises RetrievalError when given one string instead of a list."""
@@ -108,7 +165,9 @@ class Encoder:
 
     def _vectors(self, texts: list[str], prefix: str) -> np.ndarray:
         if isinstance(texts, str) or not isinstance(texts, Iterable):
-            raise RetrievalError(f"expected a list of texts, got {str(texts)[:40]!r}: put it in a list")
+            raise RetrievalError(
+                f"expected a list of texts, got {str(texts)[:40]!r}: put it in a list"
+            )
         texts = list(texts)
         for text in texts:
             check_unicode("a text to embed", text)
@@ -117,7 +176,9 @@ class Encoder:
         vectors = np.zeros((len(rows), self.dim), np.float32)
         pending = [
             (chosen, self._run(lm.Batch.of(tokens, segments)))
-            for chosen, tokens, segments in by_length(rows, self._lengths, self._pad, self._mesh.size)
+            for chosen, tokens, segments in by_length(
+                rows, self._lengths, self._pad, self._mesh.size
+            )
         ]
         for chosen, embedded in pending:
             vectors[chosen] = np.asarray(embedded)[: len(chosen)]
@@ -133,7 +194,11 @@ class Encoder:
         if not texts:
             return []
         encoded = self._tokenizer(
-            texts, add_special_tokens=True, truncation=True, max_length=self.max_length, return_overflowing_tokens=True
+            texts,
+            add_special_tokens=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_overflowing_tokens=True,
         )
         owners = encoded["overflow_to_sample_mapping"]
         first = {owner: part for part, owner in reversed(list(enumerate(owners)))}
@@ -141,7 +206,10 @@ class Encoder:
         if cut:
             self.truncated += cut
             logger.warning(
-                "%d of %d texts are longer than the encoder's %d tokens: their ends are not searched", cut, len(texts), self.max_length
+                "%d of %d texts are longer than the encoder's %d tokens: their ends are not searched",
+                cut,
+                len(texts),
+                self.max_length,
             )
         return [encoded["input_ids"][first[number]] for number in range(len(texts))]
 
@@ -164,7 +232,10 @@ def by_length(
         chosen = order[start : start + size]
         longest = max(len(rows[i]) for i in chosen)
         length = next(length for length in lengths if length >= longest)
-        tokens, segments = np.full((size, length), pad, np.int32), np.zeros((size, length), np.int32)
+        tokens, segments = (
+            np.full((size, length), pad, np.int32),
+            np.zeros((size, length), np.int32),
+        )
         for row, i in enumerate(chosen):
             tokens[row, : len(rows[i])], segments[row, : len(rows[i])] = rows[i], 1
         yield chosen, tokens, segments
@@ -180,14 +251,40 @@ def _fingerprints(config, params, max_length: int, options: dict, tokenizer) -> 
     """sha256 over the shape of the model, options that are not the usual, what the tokenizer makes of a text, and every parameter's name,
     shape and values, all of them up to 134 million; and what older memories have: of values only the outermost."""
     shape = {
-        name: getattr(config, name) for name in ("family", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "activation", "norm_eps")
+        name: getattr(config, name)
+        for name in (
+            "family",
+            "vocab_size",
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "d_ff",
+            "activation",
+            "norm_eps",
+        )
     }
-    usual = {"pooling": "mean", "query_prefix": "", "passage_prefix": "", "dim": config.d_model, "dtype": "float32"}
+    usual = {
+        "pooling": "mean",
+        "query_prefix": "",
+        "passage_prefix": "",
+        "dim": config.d_model,
+        "dtype": "float32",
+    }
     shape |= {name: value for name, value in options.items() if value != usual[name]}
-    now, former = hashlib.sha256(), hashlib.sha256(json.dumps([shape, max_length], sort_keys=True).encode())
-    now.update(json.dumps([shape, max_length, tokenizer(SPELLED)["input_ids"]], sort_keys=True).encode())
-    leaves = sorted((jax.tree_util.keystr(path), value) for path, value in jax.tree_util.tree_leaves_with_path(params))
-    every = sum(value.size for _, value in leaves) // HASHED | 1  # odd: no power of two, which would meet the same columns again and again
+    now, former = (
+        hashlib.sha256(),
+        hashlib.sha256(json.dumps([shape, max_length], sort_keys=True).encode()),
+    )
+    now.update(
+        json.dumps([shape, max_length, tokenizer(SPELLED)["input_ids"]], sort_keys=True).encode()
+    )
+    leaves = sorted(
+        (jax.tree_util.keystr(path), value)
+        for path, value in jax.tree_util.tree_leaves_with_path(params)
+    )
+    every = (
+        sum(value.size for _, value in leaves) // HASHED | 1
+    )  # odd: no power of two, which would meet the same columns again and again
     for path, value in leaves:
         flat, head = np.asarray(value).reshape(-1), f"{path} {value.shape}".encode()
         now.update(head + np.ascontiguousarray(flat[::every]).tobytes())

@@ -22,12 +22,20 @@ def fingerprint(encoder: Encode, probe: np.ndarray | None = None) -> str:
     if isinstance(own, str):
         return own
     probe = encoded(encoder, [PROBE], None) if probe is None else probe
-    return "probe-" + hashlib.sha256(np.round(probe, 3).astype(np.float32).tobytes() + str(probe.shape).encode()).hexdigest()[:32]
+    return (
+        "probe-"
+        + hashlib.sha256(
+            np.round(probe, 3).astype(np.float32).tobytes() + str(probe.shape).encode()
+        ).hexdigest()[:32]
+    )
 
 
 def made_with(store: Store, encoder: Encode, probe: np.ndarray | None = None) -> bool:
     """Whether it is the encoder of the memory, which may have its fingerprint of an earlier version."""
-    return store.fingerprint in (fingerprint(encoder, probe), getattr(encoder, "former_fingerprint", None))
+    return store.fingerprint in (
+        fingerprint(encoder, probe),
+        getattr(encoder, "former_fingerprint", None),
+    )
 
 
 def check_encoder(encoder: Encode, store: Store) -> None:
@@ -64,10 +72,14 @@ def encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:
     _check_callable(encoder)
     vectors = unit_rows(encoder(texts), dim, "the encoder's vectors", texts)
     if len(vectors) != len(texts):
-        raise RetrievalError(f"the encoder answered {len(texts)} texts ({listed(t[:40] for t in texts)}) with {len(vectors)} vectors")
+        raise RetrievalError(
+            f"the encoder answered {len(texts)} texts ({listed(t[:40] for t in texts)}) with {len(vectors)} vectors"
+        )
     return vectors
 
 
 def _check_callable(encoder: object) -> None:
     if not callable(encoder):
-        raise RetrievalError(f"the encoder is a {type(encoder).__name__}: expected a function of texts, such as retrieval.Encoder")
+        raise RetrievalError(
+            f"the encoder is a {type(encoder).__name__}: expected a function of texts, such as retrieval.Encoder"
+        )

@@ -20,7 +20,10 @@ def in_words(what: str):
     except RetrievalError:
         raise
     except BaseException as error:
-        if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "PanicException":
+        if (
+            not isinstance(error, OSError | ValueError | RuntimeError)
+            and type(error).__name__ != "PanicException"
+        ):
             raise
         raise RetrievalError(f"{what} ({first_line(error)})") from None
 

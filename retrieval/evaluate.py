@@ -26,12 +26,20 @@ from retrieval.errors import RetrievalError
 def read_questions(path: Path) -> list[dict]:
     """The rows of a question file. Raises RetrievalError or DataError naming the line that is none."""
     if not path.is_file():
-        raise RetrievalError(f"--questions={path} is no file: expected one of JSON lines with question and answers")
+        raise RetrievalError(
+            f"--questions={path} is no file: expected one of JSON lines with question and answers"
+        )
     names = lambda given: isinstance(given, list) and all(isinstance(name, str) for name in given)
     rows = []
     for where, row in sources.records([str(path)]):
-        if not isinstance(row.get("question"), str) or not names(row.get("answers")) or not row["answers"]:
-            raise RetrievalError(f"{where}: expected an object with 'question', a text, and 'answers', a list of names that is not empty")
+        if (
+            not isinstance(row.get("question"), str)
+            or not names(row.get("answers"))
+            or not row["answers"]
+        ):
+            raise RetrievalError(
+                f"{where}: expected an object with 'question', a text, and 'answers', a list of names that is not empty"
+            )
         if not names(row.get("others", [])):
             raise RetrievalError(f"{where}: others is {row['others']!r}; expected a list of names")
         rows.append(row)
@@ -68,51 +76,98 @@ def progress(total: int) -> Callable[[int], None]:
         done += number
         if done * 10 // total > shown or done == total:
             shown, spent = done * 10 // total, time.monotonic() - began
-            print(f"  {done}/{total} answers, {spent:.0f} s, about {spent / done * (total - done):.0f} s left", file=sys.stderr)
+            print(
+                f"  {done}/{total} answers, {spent:.0f} s, about {spent / done * (total - done):.0f} s left",
+                file=sys.stderr,
+            )
 
     return tell
 
 
 @entry_point
 def main(argv=None):
-    options = parser("retrieval.evaluate", "Ask a file of questions closed-book and open-book, score both, write a row a question.")
-    options.add_argument(
-        "--reader", required=True, metavar="PATH", help="run folder, directory, hub id or .gguf file of a causal language model"
+    options = parser(
+        "retrieval.evaluate",
+        "Ask a file of questions closed-book and open-book, score both, write a row a question.",
     )
-    options.add_argument("--questions", required=True, type=Path, metavar="FILE", help="JSON lines with question and answers")
-    options.add_argument("--output", required=True, type=Path, metavar="FILE", help="JSON lines to write")
+    options.add_argument(
+        "--reader",
+        required=True,
+        metavar="PATH",
+        help="run folder, directory, hub id or .gguf file of a causal language model",
+    )
+    options.add_argument(
+        "--questions",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="JSON lines with question and answers",
+    )
+    options.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="JSON lines to write"
+    )
     options.add_argument("-k", type=int, default=3, help="passages to retrieve for each question")
-    options.add_argument("--max-new-tokens", type=int, default=24, help="length of an answer, in tokens")
+    options.add_argument(
+        "--max-new-tokens", type=int, default=24, help="length of an answer, in tokens"
+    )
     add_encoder_option(options)
     args = options.parse_args(argv)
     rows = read_questions(args.questions)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.is_dir():
-        raise RetrievalError(f"--output={args.output} is a folder: expected the name of a file to write")
+        raise RetrievalError(
+            f"--output={args.output} is a folder: expected the name of a file to write"
+        )
     from lm.loading import load
     from retrieval.answering import Reader, answer
 
     memory, reader = open_memory(args.memory, args.encoder), Reader(*load(args.reader))
-    answered = answer([row["question"] for row in rows], memory, reader, args.k, args.max_new_tokens, on_batch=progress(2 * len(rows)))
+    answered = answer(
+        [row["question"] for row in rows],
+        memory,
+        reader,
+        args.k,
+        args.max_new_tokens,
+        on_batch=progress(2 * len(rows)),
+    )
     scored = [score(row, one) for row, one in zip(rows, answered, strict=True)]
     temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored), encoding="utf-8")
+    temporary.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored), encoding="utf-8"
+    )
     temporary.replace(args.output)
     for book in ("closed", "open"):
-        right, exactly = (sum(row[f"{book}_{how}"] for row in scored) for how in ("correct", "exact"))
+        right, exactly = (
+            sum(row[f"{book}_{how}"] for row in scored) for how in ("correct", "exact")
+        )
         f1_mean = sum(row[f"{book}_f1"] for row in scored) / len(scored)
         low, high = wilson(right, len(scored))
         known = [row for row in scored if row["known"]] if book == "open" else []
         if args.json:
-            facts = {"book": book, "questions": len(scored), "right": right, "exact": exactly, "f1": f1_mean, "interval_95": [low, high]}
-            knows = {"known": len(known), "known_right": sum(row["open_correct"] for row in known)} if book == "open" else {}
+            facts = {
+                "book": book,
+                "questions": len(scored),
+                "right": right,
+                "exact": exactly,
+                "f1": f1_mean,
+                "interval_95": [low, high],
+            }
+            knows = (
+                {"known": len(known), "known_right": sum(row["open_correct"] for row in known)}
+                if book == "open"
+                else {}
+            )
             print(json.dumps(facts | knows))
         else:
             share = f"{right / len(scored):.1%} (95 % interval {low:.1%} to {high:.1%})"
-            print(f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact ({exactly / len(scored):.1%}), F1 {f1_mean:.3f}")
+            print(
+                f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact ({exactly / len(scored):.1%}), F1 {f1_mean:.3f}"
+            )
     if not args.json:
         right = sum(row["open_correct"] for row in known)
-        print(f"  says that it knows: {len(known)}/{len(scored)}, {len(known) / len(scored):.1%}; {right} of these are right")
+        print(
+            f"  says that it knows: {len(known)}/{len(scored)}, {len(known) / len(scored):.1%}; {right} of these are right"
+        )
 
 
 if __name__ == "__main__":

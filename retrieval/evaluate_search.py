@@ -18,7 +18,11 @@ out."""
 
 def documents(ids: Sequence[str], names: set[str], query: str) -> list[str]:
     """The documents of passages, best first, each once: NAME:2 is of NAME where the memory has a passage of that name."""
-    owner = lambda id: name if (name := id.rpartition(":")[0]) in names and id.rpartition(":")[2].isdecimal() else id
+    owner = lambda id: (
+        name
+        if (name := id.rpartition(":")[0]) in names and id.rpartition(":")[2].isdecimal()
+        else id
+    )
     return [id for id in dict.fromkeys(map(owner, ids)) if id != query]
 
 
@@ -27,17 +31,32 @@ def main(argv=None):
     options = parser("retrieval.evaluate_search", ABOUT, EPILOG)
     options.add_argument("--beir", type=Path, metavar="FOLDER", help="a folder of BEIR's layout")
     options.add_argument("--split", default="test", help="which judgements of the folder")
-    options.add_argument("--queries", type=Path, metavar="FILE", help="JSON lines with _id and text")
-    options.add_argument("--qrels", type=Path, metavar="FILE", help="query-id, corpus-id and score, divided by tabs")
-    options.add_argument("-k", type=int, nargs="+", default=[1, 5, 10, 100], help="recall at these ranks; nDCG at 10")
-    options.add_argument("--depth", type=int, default=1000, help="passages to retrieve, which MAP and MRR look at")
-    options.add_argument("--mode", choices=MODES, default="dense", help="by vectors, by words (BM25), or both fused by rank")
+    options.add_argument(
+        "--queries", type=Path, metavar="FILE", help="JSON lines with _id and text"
+    )
+    options.add_argument(
+        "--qrels", type=Path, metavar="FILE", help="query-id, corpus-id and score, divided by tabs"
+    )
+    options.add_argument(
+        "-k", type=int, nargs="+", default=[1, 5, 10, 100], help="recall at these ranks; nDCG at 10"
+    )
+    options.add_argument(
+        "--depth", type=int, default=1000, help="passages to retrieve, which MAP and MRR look at"
+    )
+    options.add_argument(
+        "--mode",
+        choices=MODES,
+        default="dense",
+        help="by vectors, by words (BM25), or both fused by rank",
+    )
     add_encoder_option(options)
     args = options.parse_args(argv)
     if bool(args.beir) == bool(args.queries and args.qrels):
         options.error("give either --beir=FOLDER or both --queries=FILE and --qrels=FILE")
     if min(args.k) < 1 or args.depth < max(args.k):
-        options.error(f"--depth={args.depth}, -k {args.k}: expected ranks from 1 on, none beyond the depth")
+        options.error(
+            f"--depth={args.depth}, -k {args.k}: expected ranks from 1 on, none beyond the depth"
+        )
     queries = measures.read_queries(args.queries or args.beir / "queries.jsonl")
     qrels = measures.read_qrels(args.qrels or args.beir / "qrels" / f"{args.split}.tsv")
     judged = {id: grades for id, grades in qrels.items() if max(grades.values()) > 0}
@@ -55,12 +74,23 @@ def main(argv=None):
         )
     from retrieval import EVERY_GROUP
 
-    found = memory.search([queries[id] for id in judged], args.depth, mode=args.mode, groups=EVERY_GROUP)
-    ranked = [documents([hit.id for hit in hits], names, id) for id, hits in zip(judged, found, strict=True)]
+    found = memory.search(
+        [queries[id] for id in judged], args.depth, mode=args.mode, groups=EVERY_GROUP
+    )
+    ranked = [
+        documents([hit.id for hit in hits], names, id)
+        for id, hits in zip(judged, found, strict=True)
+    ]
     pairs = list(zip(ranked, judged.values(), strict=True))
-    mean = lambda measure, *at: sum(measure(ranking, grades, *at) for ranking, grades in pairs) / len(pairs)
+    mean = lambda measure, *at: (
+        sum(measure(ranking, grades, *at) for ranking, grades in pairs) / len(pairs)
+    )
     figures = {f"recall@{k}": mean(measures.recall, k) for k in args.k}
-    figures |= {"ndcg@10": mean(measures.ndcg, 10), "map": mean(measures.average_precision), "mrr": mean(measures.reciprocal_rank)}
+    figures |= {
+        "ndcg@10": mean(measures.ndcg, 10),
+        "map": mean(measures.average_precision),
+        "mrr": mean(measures.reciprocal_rank),
+    }
     if args.json:
         print(as_json({"queries": len(judged), "mode": args.mode, **figures}))
         return

@@ -14,7 +14,9 @@ from retrieval.index import Rows
 from retrieval.locks import ReadersWriter
 from retrieval.vectors import Ids, check_ids, check_k, read_manifest, save_index, unit_rows
 
-SCORES_AT_ONCE = 1 << 27  # a search of many queries is split, so that their scores take at most half a gigabyte
+SCORES_AT_ONCE = (
+    1 << 27
+)  # a search of many queries is split, so that their scores take at most half a gigabyte
 
 
 def rows_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -54,10 +56,15 @@ class ExactIndex:
         with self._lock.read():
             k = min(k, len(self._rows))
             if k == 0 or len(queries) == 0:
-                return self._rows.answer(np.zeros((len(queries), k), int), np.zeros((len(queries), k), np.float32))
+                return self._rows.answer(
+                    np.zeros((len(queries), k), int), np.zeros((len(queries), k), np.float32)
+                )
             padded_k = min(_power_of_two(k, 16), len(self._vectors))
             step = max(1, SCORES_AT_ONCE // len(self._vectors))
-            found = [self._top_k(queries[start : start + step], padded_k) for start in range(0, len(queries), step)]
+            found = [
+                self._top_k(queries[start : start + step], padded_k)
+                for start in range(0, len(queries), step)
+            ]
             scores, rows = (np.concatenate(part)[:, :k] for part in zip(*found, strict=True))
             return self._rows.named(rows, scores)
 
@@ -86,11 +93,24 @@ class ExactIndex:
         with self._lock.read():
             vectors = np.asarray(self._vectors)[: len(self._rows)]
             write = lambda folder: np.save(folder / "vectors.npy", vectors, allow_pickle=False)
-            save_index(directory, write, self._rows.ids(), kind="exact", dim=self.dim, numbers=self.numbers, **facts)
+            save_index(
+                directory,
+                write,
+                self._rows.ids(),
+                kind="exact",
+                dim=self.dim,
+                numbers=self.numbers,
+                **facts,
+            )
 
     def health(self) -> dict:
         """kind, size, devices and recall, which is 1.0 (on a TPU at least 0.99)."""
-        return {"kind": "exact", "size": len(self), "devices": self._mesh.size, "recall": 0.99 if _on_tpu() else 1.0}
+        return {
+            "kind": "exact",
+            "size": len(self),
+            "devices": self._mesh.size,
+            "recall": 0.99 if _on_tpu() else 1.0,
+        }
 
     @classmethod
     def load(cls, directory, mesh: Mesh | None = None) -> tuple["ExactIndex", dict]:
@@ -98,9 +118,15 @@ class ExactIndex:
         try:
             vectors = np.load(folder / "vectors.npy", allow_pickle=False)
         except (ValueError, OSError) as error:
-            raise RetrievalError(f"{folder} cannot be loaded ({error}): build the index again") from None
+            raise RetrievalError(
+                f"{folder} cannot be loaded ({error}): build the index again"
+            ) from None
         numbers = manifest.get("numbers", False)
-        return cls(unit_rows(vectors, manifest["dim"]), Rows(check_ids(ids, len(vectors), numbers), numbers), mesh), manifest
+        return cls(
+            unit_rows(vectors, manifest["dim"]),
+            Rows(check_ids(ids, len(vectors), numbers), numbers),
+            mesh,
+        ), manifest
 
     def _sharded(self, vectors: np.ndarray, size: int = 0) -> jax.Array:
         """Vectors with room for `size` rows, a block on each device."""
@@ -111,7 +137,13 @@ class ExactIndex:
     def _top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         count = len(queries)
         with jax.set_mesh(self._mesh):
-            found = _jitted_top_k(self._vectors, _padded(queries, _power_of_two(count, 1)), len(self._rows), k=k, mesh=self._mesh)
+            found = _jitted_top_k(
+                self._vectors,
+                _padded(queries, _power_of_two(count, 1)),
+                len(self._rows),
+                k=k,
+                mesh=self._mesh,
+            )
         return np.asarray(found[0])[:count], np.asarray(found[1])[:count]
 
     def _in_place(self, change, rows: list[int], what: np.ndarray) -> None:
@@ -130,7 +162,9 @@ def _put(vectors_ND, rows, new_MD):
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _move(vectors_ND, rows, came_from):
-    return jax.lax.with_sharding_constraint(vectors_ND.at[rows].set(vectors_ND[came_from], mode="drop"), P("rows"))
+    return jax.lax.with_sharding_constraint(
+        vectors_ND.at[rows].set(vectors_ND[came_from], mode="drop"), P("rows")
+    )
 
 
 def _on_tpu() -> bool:
@@ -142,13 +176,21 @@ def _scores_top_k(vectors_ND, queries_QD, size, *, k: int, mesh: Mesh):
 
     def block_top_k(vectors_BD, queries_QD, size):
         first = jax.lax.axis_index("rows") * len(vectors_BD)
-        scores_QB = jnp.einsum("qd,bd->qb", queries_QD, vectors_BD, precision=jax.lax.Precision.HIGHEST)
+        scores_QB = jnp.einsum(
+            "qd,bd->qb", queries_QD, vectors_BD, precision=jax.lax.Precision.HIGHEST
+        )
         scores_QB = jnp.where(first + jnp.arange(len(vectors_BD)) < size, scores_QB, -jnp.inf)
         some = min(k, len(vectors_BD))
-        found = jax.lax.approx_max_k(scores_QB, some, recall_target=0.99) if _on_tpu() else jax.lax.top_k(scores_QB, some)
+        found = (
+            jax.lax.approx_max_k(scores_QB, some, recall_target=0.99)
+            if _on_tpu()
+            else jax.lax.top_k(scores_QB, some)
+        )
         return found[0], found[1] + first
 
-    local = jax.shard_map(block_top_k, mesh=mesh, in_specs=(P("rows"), P(), P()), out_specs=P(None, "rows"))
+    local = jax.shard_map(
+        block_top_k, mesh=mesh, in_specs=(P("rows"), P(), P()), out_specs=P(None, "rows")
+    )
     scores, rows = local(vectors_ND, queries_QD, size)
     best, at = jax.lax.top_k(scores, k)
     return best, jnp.take_along_axis(rows, at, axis=1)

@@ -26,8 +26,14 @@ def main(argv=None):
         "retrieval.explore",
         "Ask, look around, change and undo in the browser. Serves this machine only, to who has the address it prints; Ctrl-C ends it.",
     )
-    options.add_argument("--reader", metavar="PATH", help="directory, hub id or .gguf file of a causal language model that answers")
-    options.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    options.add_argument(
+        "--reader",
+        metavar="PATH",
+        help="directory, hub id or .gguf file of a causal language model that answers",
+    )
+    options.add_argument(
+        "--port", type=int, default=0, help="port to listen on; 0 takes a free one"
+    )
     options.add_argument("--open", action="store_true", help="open the page in the browser")
     add_encoder_option(options)
     args = options.parse_args(argv)
@@ -38,7 +44,9 @@ def main(argv=None):
 
         from retrieval.explorer.app import make_app
     except ImportError as error:
-        raise RetrievalError(f"the explorer needs {error.name}, which is not installed: pip install 'openbook[explore]'") from None
+        raise RetrievalError(
+            f"the explorer needs {error.name}, which is not installed: pip install 'openbook[explore]'"
+        ) from None
     memory = open_memory(args.memory, args.encoder)
     from retrieval import Reader
 
@@ -51,7 +59,9 @@ def main(argv=None):
             raise RetrievalError(
                 f"--port={args.port} cannot be listened on ({error.strerror}): take another, or 0 for a free one"
             ) from None
-        listener.listen(128)  # who has the address can connect from now on, and waits until the page is there
+        listener.listen(
+            128
+        )  # who has the address can connect from now on, and waits until the page is there
         url = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
         print(json.dumps({"url": url}) if args.json else f"{args.memory} is at {url}", flush=True)
         app = make_app(memory, reader, token)
@@ -76,7 +86,9 @@ def _redirect(url: str) -> Generator[str]:
     with tempfile.TemporaryDirectory(prefix="openbook-") as folder:  # of mode 0700
         page = os.path.join(folder, "explorer.html")
         with open(os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}"><title>Openbook</title>')
+            file.write(
+                f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}"><title>Openbook</title>'
+            )
         yield f"file://{page}"
 
 

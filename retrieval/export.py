@@ -12,24 +12,42 @@ PART = 1_000  # passages read at once
 
 def as_row(passage: Passage) -> dict:
     """The fields of a passage that are set, but for where a build read it from."""
-    return {name: value for name, value in dataclasses.asdict(passage).items() if value and name != "origin"}
+    return {
+        name: value
+        for name, value in dataclasses.asdict(passage).items()
+        if value and name != "origin"
+    }
 
 
 @entry_point
 def main(argv=None):
-    options = parser("retrieval.export", "Write the passages of every access group as JSON lines, which retrieval.build reads.")
+    options = parser(
+        "retrieval.export",
+        "Write the passages of every access group as JSON lines, which retrieval.build reads.",
+    )
     what = options.add_mutually_exclusive_group()
     add_past_option(what)
-    what.add_argument("--history", action="store_true", help="every commit instead, oldest first, with the passages that it left")
+    what.add_argument(
+        "--history",
+        action="store_true",
+        help="every commit instead, oldest first, with the passages that it left",
+    )
     args = options.parse_args(argv)
     from retrieval.store import Store
 
     store = Store.open(args.memory, args.as_of)
     if args.history:
         commits = store.log()
-        for commit, then in zip(commits, store.earlier([commit.version for commit in commits]), strict=True):
+        for commit, then in zip(
+            commits, store.earlier([commit.version for commit in commits]), strict=True
+        ):
             found = then.get(commit.ids)
-            print(as_json(dataclasses.asdict(commit) | {"passages": [as_row(found[id][0]) for id in commit.ids if id in found]}))
+            print(
+                as_json(
+                    dataclasses.asdict(commit)
+                    | {"passages": [as_row(found[id][0]) for id in commit.ids if id in found]}
+                )
+            )
         return
     ids = store.ids()
     for start in range(0, len(ids), PART):

@@ -12,7 +12,14 @@ from retrieval.filters import BETWEEN, Allowed, Filter, readable
 from retrieval.passages import Passage, moment
 from retrieval.store import Store
 
-SCHEMA = pa.schema([("id", pa.string()), ("access", pa.string()), ("tags", pa.list_(pa.string())), ("time", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("access", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("time", pa.string()),
+    ]
+)
 COLUMNS = tuple(SCHEMA.names)
 READ_ANEW_FROM = 2_000  # changed passages; reading whole columns is then faster
 
@@ -36,7 +43,9 @@ class Facts:
         with self._lock:
             self._follow()
             rights = [name for name in self._values if name.startswith("access")]
-            passing = {name: [readable(access, groups) for access in self._values[name]] for name in rights}
+            passing = {
+                name: [readable(access, groups) for access in self._values[name]] for name in rights
+            }
             if where is not None and (where.any_tags or where.all_tags):
                 passing["tags"] = [where.tagged(tags) for tags in self._values["tags"]]
             if where is not None and (where.after or where.before):
@@ -54,7 +63,10 @@ class Facts:
         if self._metadata[0] != self._store.version:
             table = self._store.columns(["id", "metadata"])
             texts = dict(zip(table["id"].to_pylist(), table["metadata"].to_pylist(), strict=True))
-            self._metadata = self._store.version, {id: json.loads(text) for id, text in texts.items() if text != "{}"}
+            self._metadata = (
+                self._store.version,
+                {id: json.loads(text) for id, text in texts.items() if text != "{}"},
+            )
         held = self._metadata[1]
         return np.array([wanted.items() <= held.get(id, {}).items() for id in self._ids], bool)
 
@@ -67,22 +79,34 @@ class Facts:
         if self._version != self._store.version:
             changed = self._store.history.changed_since(self._version) if self._version else None
             version, written = self._written
-            if changed and version == self._store.version and changed == written.keys():  # all that was changed is known
-                rows = [{name: getattr(passage, name) for name in COLUMNS} for passage in written.values()]
+            if (
+                changed and version == self._store.version and changed == written.keys()
+            ):  # all that was changed is known
+                rows = [
+                    {name: getattr(passage, name) for name in COLUMNS}
+                    for passage in written.values()
+                ]
                 self._update(changed, pa.Table.from_pylist(rows, SCHEMA))
             elif changed is None or len(changed) > READ_ANEW_FROM:
                 self._read(self._store.columns(COLUMNS))
             else:
                 self._update(changed, self._store.columns(COLUMNS, changed))
             self._version = self._store.version
-        if self._store.read_only and (present := Store.open(self._store.path)).version != self._present_version:
-            self._put("access_now", pa.array(last_access(present, self._ids, self._version), pa.string()))
+        if (
+            self._store.read_only
+            and (present := Store.open(self._store.path)).version != self._present_version
+        ):
+            self._put(
+                "access_now", pa.array(last_access(present, self._ids, self._version), pa.string())
+            )
             self._present_version = present.version
 
     def _read(self, table: pa.Table) -> None:
         self._ids = table["id"].to_pylist()
         self._row = {id: row for row, id in enumerate(self._ids)}
-        self._values: dict[str, dict[str, int]] = {}  # per column, the distinct values and their codes
+        self._values: dict[
+            str, dict[str, int]
+        ] = {}  # per column, the distinct values and their codes
         self._codes: dict[str, np.ndarray] = {}  # and the code of every row
         self._moments = np.zeros(0)  # of the distinct times, in seconds since 1970
         for name in COLUMNS[1:]:
@@ -90,7 +114,9 @@ class Facts:
 
     def _put(self, name: str, column: pa.Array) -> None:
         coded = column.dictionary_encode()
-        self._values[name] = {value: code for code, value in enumerate(coded.dictionary.to_pylist())}
+        self._values[name] = {
+            value: code for code, value in enumerate(coded.dictionary.to_pylist())
+        }
         self._codes[name] = coded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
 
     def _update(self, changed: set[str], table: pa.Table) -> None:
@@ -110,12 +136,16 @@ class Facts:
         for name in COLUMNS[1:]:
             values, codes = self._values[name], self._codes[name][: len(self._ids)]
             codes = np.concatenate([codes, np.zeros(len(self._ids) - len(codes), np.int32)])
-            codes[at] = [values.setdefault(value, len(values)) for value in _strings(table[name]).to_pylist()]
+            codes[at] = [
+                values.setdefault(value, len(values)) for value in _strings(table[name]).to_pylist()
+            ]
             self._codes[name] = codes
 
     def _timely(self, where: Filter) -> list[bool]:
         new = list(self._values["time"])[len(self._moments) :]
-        self._moments = np.append(self._moments, [moment(time).timestamp() if time else np.nan for time in new])
+        self._moments = np.append(
+            self._moments, [moment(time).timestamp() if time else np.nan for time in new]
+        )
         after = moment(where.after).timestamp() if where.after else -np.inf
         before = moment(where.before).timestamp() if where.before else np.inf
         return ((self._moments >= after) & (self._moments < before)).tolist()
@@ -125,8 +155,18 @@ def last_access(present: Store, ids: list[str], since: int) -> list[str]:
     """The access group of each id as it is now or, where the passage is gone, as it was last; `since`: a version that had them all."""
     known = _access(present)
     gone = set(ids).difference(known)
-    touching = [commit for commit in reversed(present.log()) if commit.version > since and gone.intersection(commit.ids)] if gone else []
-    for commit, before in zip(touching, present.earlier([commit.version - 1 for commit in touching]), strict=True):
+    touching = (
+        [
+            commit
+            for commit in reversed(present.log())
+            if commit.version > since and gone.intersection(commit.ids)
+        ]
+        if gone
+        else []
+    )
+    for commit, before in zip(
+        touching, present.earlier([commit.version - 1 for commit in touching]), strict=True
+    ):
         if touched := gone.intersection(commit.ids):
             found = _access(before, touched)
             known |= found

@@ -11,7 +11,9 @@ def figures(store: Store) -> dict:
     """Counts by tag and access group, encoder, bytes on disk, as plain values."""
     table = store.columns(["text", "source", "tags", "access"]).to_pydict()
     commits = store.log()
-    folders = {"index_bytes": index_folder(store.path)} | ({"table_bytes": store.path / TABLE} if isinstance(store.path, Path) else {})
+    folders = {"index_bytes": index_folder(store.path)} | (
+        {"table_bytes": store.path / TABLE} if isinstance(store.path, Path) else {}
+    )
     sizes = {name: bytes_in(folder) for name, folder in folders.items()}
     return {
         "version": store.version, "passages": len(store), "commits": len(commits),

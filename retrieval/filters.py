@@ -37,16 +37,22 @@ class Filter:
             object.__setattr__(self, name, tuple(unicodedata.normalize("NFC", tag) for tag in tags))
         for name in ("after", "before"):
             if not isinstance(getattr(self, name), str | datetime.datetime):
-                raise RetrievalError(f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as 2026-11-24, or a datetime")
+                raise RetrievalError(
+                    f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as 2026-11-24, or a datetime"
+                )
             if getattr(self, name):
                 moment(getattr(self, name), name)
 
-        if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
+        if not isinstance(self.metadata, dict) or not all(
+            isinstance(text, str) for pair in self.metadata.items() for text in pair
+        ):
             raise RetrievalError(f"metadata is {self.metadata!r}; expected a dict of strings")
 
     def tagged(self, joined: str) -> bool:
         tags = unicodedata.normalize("NFC", joined).split(BETWEEN)
-        return all(tag in tags for tag in self.all_tags) and (not self.any_tags or any(tag in tags for tag in self.any_tags))
+        return all(tag in tags for tag in self.all_tags) and (
+            not self.any_tags or any(tag in tags for tag in self.any_tags)
+        )
 
 
 class _EveryGroup(Collection):

@@ -35,7 +35,9 @@ class History:
         self.dataset = dataset
         self._journal = journal  # of checksums, which has the records too: one file is read faster than many transactions
         self._read: dict[int, Record | None] = {}
-        self._lock = threading.Lock()  # reading a transaction borrows the handle mutably: others would meet a RuntimeError
+        self._lock = (
+            threading.Lock()
+        )  # reading a transaction borrows the handle mutably: others would meet a RuntimeError
         self._handle = lance.dataset(dataset.uri)
 
     def log(self) -> list[Commit]:
@@ -78,7 +80,9 @@ class History:
             return ""
         record = self.state(version)
         fields = [getattr(record.commit, field.name) for field in dataclasses.fields(Commit)]
-        return hashlib.sha256(json.dumps([fields, record.undo_to], ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([fields, record.undo_to], ensure_ascii=False).encode()
+        ).hexdigest()
 
     def at(self, when: str | datetime.datetime) -> int:
         """The version that was the newest at a moment (see `passages.moment`). Raises RetrievalError for one before the first."""
@@ -86,14 +90,23 @@ class History:
         earlier = [commit.version for commit in self.log() if moment(commit.time) <= then]
         if earlier:
             return earlier[-1]
-        raise RetrievalError(f"{self.dataset.uri} did not exist at {then.isoformat()}: its first version is of {self.state(1).commit.time}")
+        raise RetrievalError(
+            f"{self.dataset.uri} did not exist at {then.isoformat()}: its first version is of {self.state(1).commit.time}"
+        )
 
     def _after(self, version: int):
         later = range(version + 1, self.dataset.version + 1)
         with self._lock:
-            if self._journal is not None and sum(number not in self._read for number in later) > MANY:
+            if (
+                self._journal is not None
+                and sum(number not in self._read for number in later) > MANY
+            ):
                 noted = checksums.records(self._journal).items()
-                self._read |= {number: _parsed(number, text) for number, text in noted if number not in self._read}
+                self._read |= {
+                    number: _parsed(number, text)
+                    for number, text in noted
+                    if number not in self._read
+                }
         records = (self._record(number) for number in later)
         return (record for record in records if record is not None)
 
@@ -107,11 +120,16 @@ class History:
 
 def _record_of(dataset: lance.LanceDataset, version: int) -> Record | None:
     try:
-        with in_words(f"the record of version {version} in {dataset.uri} cannot be read; `verify` says what is damaged"):
+        with in_words(
+            f"the record of version {version} in {dataset.uri} cannot be read; `verify` says what is damaged"
+        ):
             transaction = dataset.read_transaction(version)
     except TypeError:  # pylance 14 cannot show a compaction in Python
         return None
-    return _parsed(version, (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None)
+    return _parsed(
+        version,
+        (transaction.transaction_properties or {}).get(RECORD) if transaction is not None else None,
+    )
 
 
 def _parsed(version: int, text: str | None) -> Record | None:
@@ -119,17 +137,34 @@ def _parsed(version: int, text: str | None) -> Record | None:
         return None
     try:
         row = json.loads(text)
-        commit = Commit(version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"]))
-        plain = commit.action in ("add", "edit", "delete")  # on an object store another commit may have come in between
+        commit = Commit(
+            version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"])
+        )
+        plain = commit.action in (
+            "add",
+            "edit",
+            "delete",
+        )  # on an object store another commit may have come in between
         return Record(commit, version - 1 if plain else row["undo_to"])
     except (ValueError, KeyError, TypeError):
-        raise RetrievalError(f"the record of version {version} is damaged: `verify` says which file, restore it from a copy") from None
+        raise RetrievalError(
+            f"the record of version {version} is damaged: `verify` says which file, restore it from a copy"
+        ) from None
 
 
-def properties(action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> dict[str, str]:
+def properties(
+    action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None
+) -> dict[str, str]:
     """The transaction properties that make a commit's record."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    record = {"action": action, "author": author or _user(), "reason": reason, "time": now, "ids": list(ids), "undo_to": undo_to}
+    record = {
+        "action": action,
+        "author": author or _user(),
+        "reason": reason,
+        "time": now,
+        "ids": list(ids),
+        "undo_to": undo_to,
+    }
     return {RECORD: json.dumps(record, ensure_ascii=False)}
 
 

@@ -14,7 +14,9 @@ from retrieval.errors import RetrievalError
 from retrieval.passages import listed
 from retrieval.vectors import Ids, check_ids, whole
 
-Found = tuple[list[list[str]], list[np.ndarray]] | tuple[np.ndarray, np.ndarray]  # ids and scores of each query
+Found = (
+    tuple[list[list[str]], list[np.ndarray]] | tuple[np.ndarray, np.ndarray]
+)  # ids and scores of each query
 
 
 class Index(Protocol):
@@ -82,14 +84,20 @@ class Rows:
 
     def answer_one(self, rows: np.ndarray, scores: np.ndarray) -> Found:
         """rows and scores [k] of one query, sooner."""
-        return (self._ids.take(rows[None]), scores[None]) if self.numbers else ([self.at(rows)], [scores])
+        return (
+            (self._ids.take(rows[None]), scores[None])
+            if self.numbers
+            else ([self.at(rows)], [scores])
+        )
 
     def named(self, rows: np.ndarray, scores: np.ndarray) -> Found:
         """The answer without what is padded: a score that is not finite."""
         found = np.isfinite(scores)
         if found.all():
             return self.answer(rows, scores)
-        return [self.at(row[f]) for row, f in zip(rows, found, strict=True)], [s[f] for s, f in zip(scores, found, strict=True)]
+        return [self.at(row[f]) for row, f in zip(rows, found, strict=True)], [
+            s[f] for s, f in zip(scores, found, strict=True)
+        ]
 
     def check(self, ids: Ids, count: int | None = None) -> list:
         """The ids as a list, which are to be of the kind that the rows have."""
@@ -106,7 +114,9 @@ class Rows:
         """The row of id, a new one at the end if it has none."""
         row = self.row.setdefault(id, len(self.row))
         if row >= len(self._ids):
-            self._ids = np.concatenate([self._ids, np.full(len(self._ids) + 1000, self._none, self._ids.dtype)])
+            self._ids = np.concatenate(
+                [self._ids, np.full(len(self._ids) + 1000, self._none, self._ids.dtype)]
+            )
         self._ids[row] = id
         return row
 

@@ -6,7 +6,9 @@ import unicodedata
 from collections.abc import Iterable
 
 # Controls (of the terminal, too: ESC, CSI), marks of direction and invisible characters, but not the joiners that scripts need.
-UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
+UNSEEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
 ROUNDS = 8  # of reading a text as its tokens spell it
 
 
@@ -22,12 +24,16 @@ def shown(text) -> str:
 
 def as_json(value) -> str:
     """JSON on one line, with the same characters escaped and no others."""
-    return UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], json.dumps(value, ensure_ascii=False))
+    return UNSEEN.sub(
+        lambda found: json.dumps(found[0])[1:-1], json.dumps(value, ensure_ascii=False)
+    )
 
 
 def control_tokens(tokenizer) -> dict[int, str]:
     """id -> spelling of the tokens that stand for no text, but for white space."""
-    return {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
+    return {
+        id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if str(token).strip()
+    }
 
 
 def encode_plain(tokenizer, text: str) -> list[int]:
@@ -54,13 +60,18 @@ def encode_foreign(tokenizer, text: str, markers: re.Pattern, most: int) -> list
 
 def without_control(tokenizer, text: str) -> str:
     """`text` with the words only of what spells a control token, for models that read text and such tokens in one go."""
-    spelled, normal = one_of(control_tokens(tokenizer).values()), unicodedata.normalize("NFKC", text)  # as some tokenizers do
+    spelled, normal = (
+        one_of(control_tokens(tokenizer).values()),
+        unicodedata.normalize("NFKC", text),
+    )  # as some tokenizers do
     return spelled.sub(_words, normal) if spelled.search(normal) else text
 
 
 def one_of(spellings: Iterable[str]) -> re.Pattern:
     """Finds any of the spellings, the longest first; where there are none, nothing."""
-    return re.compile("|".join(re.escape(text) for text in sorted(spellings, key=len, reverse=True)) or r"(?!)")
+    return re.compile(
+        "|".join(re.escape(text) for text in sorted(spellings, key=len, reverse=True)) or r"(?!)"
+    )
 
 
 def _words(found: re.Match) -> str:

@@ -26,7 +26,9 @@ WORDS, INDEX = "terms", "terms_idx"  # the column that is searched: the words of
 OLD_WORDS = "words"  # the column of format 2: title and text themselves
 WORDS_SCHEMA = pa.schema([(WORDS, pa.string())])
 KEPT_FROM = 500  # rows; below, indexing a copy in memory takes no longer than a change to the table
-MOST_WORDS = 4096  # of a query: Lance takes 16 KB for each, and ends the process where there is no more
+MOST_WORDS = (
+    4096  # of a query: Lance takes 16 KB for each, and ends the process where there is no more
+)
 LATE = 128  # rows that are not in the index yet; each costs a search some microseconds
 OPTIONS: dict[str, Any] = dict(
     base_tokenizer="whitespace", max_token_length=None, language="English", stem=True, remove_stop_words=False, ascii_folding=True,
@@ -34,15 +36,24 @@ OPTIONS: dict[str, Any] = dict(
 )  # fmt: skip
 
 
-def search(dataset: lance.LanceDataset, text: str, n: int, ids: str | None = None) -> tuple[list[str], np.ndarray]:
+def search(
+    dataset: lance.LanceDataset, text: str, n: int, ids: str | None = None
+) -> tuple[list[str], np.ndarray]:
     """The ids of the at most n rows that share a word with `text`, best first, and their BM25 scores, float32. dataset: a `searchable`.
 
     ids: an SQL condition on the rows, applied before ranking. The statistics are those of the whole table: deleted and replaced rows
     count in them until their part of the index is written anew, rows added since then do not. Of a long text the first words count.
     """
-    text, n = " ".join(asked(text)[:MOST_WORDS])[: 8 * MOST_WORDS], min(n, max(1, dataset.count_rows()))
+    text, n = (
+        " ".join(asked(text)[:MOST_WORDS])[: 8 * MOST_WORDS],
+        min(n, max(1, dataset.count_rows())),
+    )
     found = dataset.to_table(
-        columns=["id", "_score"], full_text_query=MatchQuery(text, WORDS), limit=n, filter=ids, prefilter=ids is not None
+        columns=["id", "_score"],
+        full_text_query=MatchQuery(text, WORDS),
+        limit=n,
+        filter=ids,
+        prefilter=ids is not None,
     )
     ids_, scores = found["id"].to_pylist(), found["_score"].to_numpy().astype(np.float32)
     order = sorted(range(len(ids_)), key=lambda i: (-scores[i], ids_[i]))
@@ -60,12 +71,21 @@ def searchable(dataset: lance.LanceDataset, sound: set[str]) -> lance.LanceDatas
         sound |= folders
         return dataset
     if damaged:
-        logger.warning("%s: a copy of the words is indexed in memory; once some passages have changed the index is made anew", damaged[0])
+        logger.warning(
+            "%s: a copy of the words is indexed in memory; once some passages have changed the index is made anew",
+            damaged[0],
+        )
     elif WORDS not in dataset.schema.names and dataset.count_rows() >= KEPT_FROM:
-        logger.warning("%s: its word index is of an older format; until its next change a copy is indexed in memory", dataset.uri)
+        logger.warning(
+            "%s: its word index is of an older format; until its next change a copy is indexed in memory",
+            dataset.uri,
+        )
     rows = dataset.to_table(columns=["id", "title", "text"]).combine_chunks()
     batches = [with_words(part) for part in rows.to_batches()]
-    copy = lance.write_dataset(pa.Table.from_batches(batches, WORDS_SCHEMA).append_column("id", rows["id"]), "memory://words")
+    copy = lance.write_dataset(
+        pa.Table.from_batches(batches, WORDS_SCHEMA).append_column("id", rows["id"]),
+        "memory://words",
+    )
     copy.create_scalar_index(WORDS, "INVERTED", name=INDEX, **OPTIONS)
     return copy
 
@@ -73,7 +93,9 @@ def searchable(dataset: lance.LanceDataset, sound: set[str]) -> lance.LanceDatas
 def with_words(rows: pa.RecordBatch) -> pa.RecordBatch:
     """The column that is searched, from the columns title and text."""
     pairs = zip(rows["title"].to_pylist(), rows["text"].to_pylist(), strict=True)
-    return pa.record_batch({WORDS: pa.array([terms(titled(title, text)) for title, text in pairs], pa.string())})
+    return pa.record_batch(
+        {WORDS: pa.array([terms(titled(title, text)) for title, text in pairs], pa.string())}
+    )
 
 
 def terms(searchable: str) -> str:
@@ -87,12 +109,19 @@ def indexes(dataset: lance.LanceDataset) -> set[str]:
 
 def _folders(dataset: lance.LanceDataset) -> set[str]:
     """Where the parts of the index are, relative to the table."""
-    return {f"_indices/{part.uuid}" for index in dataset.describe_indices() if index.name == INDEX for part in index.segments}
+    return {
+        f"_indices/{part.uuid}"
+        for index in dataset.describe_indices()
+        if index.name == INDEX
+        for part in index.segments
+    }
 
 
 def due(dataset: lance.LanceDataset, names: set[str]) -> bool:
     """Whether `upkeep` has something to do, where indexes of these names exist: there are KEPT_FROM rows, or LATE that are new."""
-    if WORDS not in dataset.schema.names:  # undone to a version of an older format; the next change adds it
+    if (
+        WORDS not in dataset.schema.names
+    ):  # undone to a version of an older format; the next change adds it
         return False
     if INDEX in names:
         with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is damaged

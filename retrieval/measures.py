@@ -19,19 +19,27 @@ def recall(ranked: Sequence[str], judged: Judgements, k: int) -> float:
 
 def ndcg(ranked: Sequence[str], judged: Judgements, k: int) -> float:
     """Normalised discounted cumulative gain of the first k: the sum of relevance / log2(rank + 1), over that of the best order."""
-    gain = lambda grades: math.fsum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades[:k], start=1) if grade > 0)
-    return gain([judged.get(id, 0.0) for id in ranked]) / gain(sorted(judged.values(), reverse=True))
+    gain = lambda grades: math.fsum(
+        grade / math.log2(rank + 1) for rank, grade in enumerate(grades[:k], start=1) if grade > 0
+    )
+    return gain([judged.get(id, 0.0) for id in ranked]) / gain(
+        sorted(judged.values(), reverse=True)
+    )
 
 
 def average_precision(ranked: Sequence[str], judged: Judgements) -> float:
     """The mean over relevant documents of the precision at their rank; 0 for one that is not found."""
     ranks = [rank for rank, id in enumerate(ranked, start=1) if judged.get(id, 0.0) > 0]
-    return math.fsum(found / rank for found, rank in enumerate(ranks, start=1)) / sum(grade > 0 for grade in judged.values())
+    return math.fsum(found / rank for found, rank in enumerate(ranks, start=1)) / sum(
+        grade > 0 for grade in judged.values()
+    )
 
 
 def reciprocal_rank(ranked: Sequence[str], judged: Judgements) -> float:
     """1 / the rank of the first relevant document; 0 where none is found."""
-    return next((1 / rank for rank, id in enumerate(ranked, start=1) if judged.get(id, 0.0) > 0), 0.0)
+    return next(
+        (1 / rank for rank, id in enumerate(ranked, start=1) if judged.get(id, 0.0) > 0), 0.0
+    )
 
 
 def read_queries(path: Path) -> dict[str, str]:
@@ -42,7 +50,9 @@ def read_queries(path: Path) -> dict[str, str]:
     for where, row in sources.records([str(path)]):
         id, text = row.get("_id", row.get("id")), row.get("text", row.get("question"))
         if id is None or not isinstance(text, str) or not text.strip():
-            raise RetrievalError(f"{where}: expected an object with _id and text; it has {', '.join(map(repr, row))}")
+            raise RetrievalError(
+                f"{where}: expected an object with _id and text; it has {', '.join(map(repr, row))}"
+            )
         queries[str(id)] = text
     return queries
 
@@ -53,16 +63,24 @@ def read_qrels(path: Path) -> dict[str, dict[str, float]]:
     Raises RetrievalError naming a line that is neither.
     """
     if not path.is_file():
-        raise RetrievalError(f"{path} is no file: expected lines of query-id, corpus-id and score, divided by tabs")
+        raise RetrievalError(
+            f"{path} is no file: expected lines of query-id, corpus-id and score, divided by tabs"
+        )
     judged: dict[str, dict[str, float]] = {}
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        for number, cells in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
+        for number, cells in enumerate(
+            csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), start=1
+        ):
             cells = cells[0].split() if len(cells) == 1 else cells
             if not cells or (number == 1 and cells[-1] == "score"):
                 continue
             try:
-                query, document, grade = (cells[0], cells[2], cells[3]) if len(cells) == 4 else cells
+                query, document, grade = (
+                    (cells[0], cells[2], cells[3]) if len(cells) == 4 else cells
+                )
                 judged.setdefault(query, {})[document] = float(grade)
             except ValueError:
-                raise RetrievalError(f"{path}, line {number}: expected query-id, corpus-id and score; it has {cells!r}") from None
+                raise RetrievalError(
+                    f"{path}, line {number}: expected query-id, corpus-id and score; it has {cells!r}"
+                ) from None
     return judged

@@ -12,7 +12,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from retrieval.encoding import PROBE, Encode, check_encoder, encoded, fingerprint, made_with, remembered_encoder
+from retrieval.encoding import (
+    PROBE,
+    Encode,
+    check_encoder,
+    encoded,
+    fingerprint,
+    made_with,
+    remembered_encoder,
+)
 from retrieval.errors import Overtaken, RetrievalError
 from retrieval.exact_index import ExactIndex
 from retrieval.facts import Facts
@@ -20,7 +28,17 @@ from retrieval.figures import figures
 from retrieval.filters import Filter
 from retrieval.index import Index
 from retrieval.locks import ReadersWriter, file_lock
-from retrieval.passages import Commit, Diff, Hit, Passage, check_id, check_passages, check_record, checked_ids, nearest
+from retrieval.passages import (
+    Commit,
+    Diff,
+    Hit,
+    Passage,
+    check_id,
+    check_passages,
+    check_record,
+    checked_ids,
+    nearest,
+)
 from retrieval.places import LOCK, check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.ranking import Request, Rerank, View, choose, find
@@ -47,7 +65,9 @@ class Memory:
         self._index: Index | None = None
         self._index_version = 0
         self._unsaved: set[str] = set()  # ids changed since the index was saved
-        self._lock = ReadersWriter()  # of store handle and index, which always show the same version
+        self._lock = (
+            ReadersWriter()
+        )  # of store handle and index, which always show the same version
         self._encoder_lock = threading.Lock()
 
     @classmethod
@@ -97,7 +117,9 @@ class Memory:
         self._see_others()
         self._store.check_new(p.id for p in passages)
         vectors, encoder = self._encoded(passages, checked_ids(like))
-        return self._change(lambda: self._store.add(passages, vectors, author, reason), passages, vectors, encoder)
+        return self._change(
+            lambda: self._store.add(passages, vectors, author, reason), passages, vectors, encoder
+        )
 
     def edit(
         self, id: str, text: str | None = None, title: str | None = None, source: str | None = None,
@@ -112,20 +134,33 @@ class Memory:
         }  # fmt: skip
         changes = {name: value for name, value in given.items() if value is not None}
         if not changes:
-            raise RetrievalError(f"the edit of {id!r} changes nothing: give a text, or another field")
+            raise RetrievalError(
+                f"the edit of {id!r} changes nothing: give a text, or another field"
+            )
         while True:
             old, version = self._found(id)
-            elsewhere = {"span": None} if span is None and changes.get("text", old.text) != old.text else {}
+            elsewhere = (
+                {"span": None} if span is None and changes.get("text", old.text) != old.text else {}
+            )
             new = dataclasses.replace(old, **changes, **elsewhere)
             check_passages([new])
             if new.searchable == old.searchable:  # what is new needs no encoder
                 encoder, vectors = self._store.fingerprint, self._store.vectors([id])[0]
             else:
                 vectors, encoder = self._vectors([new.searchable], "encoding")
-            with contextlib.suppress(Overtaken):  # the fields that are not given are those of the other writer
-                return self._change(partial(self._store.edit, [new], vectors, author, reason, version), [new], vectors, encoder)
+            with contextlib.suppress(
+                Overtaken
+            ):  # the fields that are not given are those of the other writer
+                return self._change(
+                    partial(self._store.edit, [new], vectors, author, reason, version),
+                    [new],
+                    vectors,
+                    encoder,
+                )
 
-    def update(self, passages: Iterable[Passage], author: str | None = None, reason: str = "") -> Commit:
+    def update(
+        self, passages: Iterable[Passage], author: str | None = None, reason: str = ""
+    ) -> Commit:
         """Replaces passages by those of the same ids, all in one commit. What one of the old ones said (title and text) is not encoded
         again. Raises RetrievalError, changing nothing, when a passage is not usable or its id is unknown."""
         passages = check_passages(passages)
@@ -133,7 +168,9 @@ class Memory:
         self._see_others()
         self._store.check_known(ids := [passage.id for passage in passages])
         vectors, encoder = self._encoded(passages, ids)
-        return self._change(lambda: self._store.edit(passages, vectors, author, reason), passages, vectors, encoder)
+        return self._change(
+            lambda: self._store.edit(passages, vectors, author, reason), passages, vectors, encoder
+        )
 
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
         """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
@@ -166,10 +203,14 @@ class Memory:
                 made.put(part, encoded(getattr(encoder, "passages", encoder), list(part), dim))
             return made.rows(texts)
 
-        vectors_of([passage for passage, _ in self._store.get(self._store.ids()).values()])  # the long part, under no lock
+        vectors_of(
+            [passage for passage, _ in self._store.get(self._store.ids()).values()]
+        )  # the long part, under no lock
 
         def commit() -> Commit:
-            done = self._store.reembed(vectors_of, dim, name, str(getattr(encoder, "source", "")), author, reason)
+            done = self._store.reembed(
+                vectors_of, dim, name, str(getattr(encoder, "source", "")), author, reason
+            )
             self._encode = encoder
             self._rebuild()  # also where no index is loaded: the saved one is of the old vectors
             return done
@@ -194,15 +235,26 @@ class Memory:
         self._ready(request.compares)
         if not request.texts or not len(self._store):
             return [[] for _ in request.texts]
-        queries, encoder = self._vectors(request.texts, "encoding queries", "queries") if request.compares else (None, None)
+        queries, encoder = (
+            self._vectors(request.texts, "encoding queries", "queries")
+            if request.compares
+            else (None, None)
+        )
         with self._lock.read():
             current = encoder in (None, self._store.fingerprint)
             if current:
-                view = View(self._store, self._index if request.compares else None, request.texts, queries)
+                view = View(
+                    self._store, self._index if request.compares else None, request.texts, queries
+                )
                 found = find(view, request, self._facts.allowed(request.where, request.groups))
         if not current:  # reembed came in between
-            return self.search(texts, k, mode=mode, where=where, groups=groups, diversity=diversity, rerank=rerank)
-        return [choose(text, hits, vectors, request) for text, (hits, vectors) in zip(request.texts, found, strict=True)]
+            return self.search(
+                texts, k, mode=mode, where=where, groups=groups, diversity=diversity, rerank=rerank
+            )
+        return [
+            choose(text, hits, vectors, request)
+            for text, (hits, vectors) in zip(request.texts, found, strict=True)
+        ]
 
     def get(self, id: str) -> Passage:
         """The passage of that id. Raises RetrievalError when there is none."""
@@ -237,9 +289,13 @@ class Memory:
         self._see_others()
         if past := self._store.past_of(id):
             return past
-        raise RetrievalError(f"no passage {id!r} was ever in {self.path}, up to version {self.version}")
+        raise RetrievalError(
+            f"no passage {id!r} was ever in {self.path}, up to version {self.version}"
+        )
 
-    def as_of(self, version: int | str | datetime.datetime, encoder: Encode | None = None) -> "Memory":
+    def as_of(
+        self, version: int | str | datetime.datetime, encoder: Encode | None = None
+    ) -> "Memory":
         """A read-only Memory as it was after commit `version` (see `log`), or at a moment: ISO 8601 text, UTC without a
         zone, or a datetime, local time without one.
 
@@ -249,7 +305,9 @@ class Memory:
         past = self._store.at(version)
         if encoder is not None:
             check_encoder(encoder, past)
-        return Memory(past, encoder or (self._encode if past.fingerprint == self._store.fingerprint else None))
+        return Memory(
+            past, encoder or (self._encode if past.fingerprint == self._store.fingerprint else None)
+        )
 
     def verify(self) -> list[str]:
         """What is damaged in any file of the folder, a sentence each, with the remedy; [] where everything is as it was written."""
@@ -266,7 +324,9 @@ class Memory:
         self._see_others()
         found = self._store.get([id])
         if id not in found:
-            raise RetrievalError(f"passage {id!r} is not in version {self.version} of {self.path}{nearest(id, self._store.ids())}")
+            raise RetrievalError(
+                f"passage {id!r} is not in version {self.version} of {self.path}{nearest(id, self._store.ids())}"
+            )
         return found[id]
 
     # Keeping the index in step
@@ -277,7 +337,9 @@ class Memory:
         """Makes a commit and brings facts and index to it. It writes passages, with vectors [N, dim] of the encoder of that fingerprint."""
         with self._lock.write():
             if encoder not in (None, self._store.fingerprint):
-                raise RetrievalError(f"{self.path} was re-encoded during this change: nothing was changed, try again")
+                raise RetrievalError(
+                    f"{self.path} was re-encoded during this change: nothing was changed, try again"
+                )
             done = commit()
             self._facts.learn(passages)
             self._catch_up({} if vectors is None else dict(zip(done.ids, vectors, strict=True)))
@@ -307,15 +369,24 @@ class Memory:
 
     def _load_index(self) -> None:
         if self._store.read_only:
-            self._index, self._index_version = ExactIndex.build(*self._store.vectors()), self.version
+            self._index, self._index_version = (
+                ExactIndex.build(*self._store.vectors()),
+                self.version,
+            )
             return
         folder = index_folder(self.path)
         if folder.exists():
             try:
                 index, manifest = default_index().load(folder)
-                self._index, self._index_version = self._watched(index), manifest.get("store_version", 0)
+                self._index, self._index_version = (
+                    self._watched(index),
+                    manifest.get("store_version", 0),
+                )
                 theirs = (manifest.get("fingerprint"), manifest.get("state"))
-                if theirs != (self._store.fingerprint, self._store.history.tag(self._index_version)):
+                if theirs != (
+                    self._store.fingerprint,
+                    self._store.history.tag(self._index_version),
+                ):
                     raise RetrievalError(f"{folder} belongs to another memory or encoder")
                 self._catch_up()
                 return
@@ -334,15 +405,24 @@ class Memory:
         if changed is None or len(changed) > 1000 + REBUILD_AFTER * len(self._index):
             self._rebuild()
             return
-        if written and changed == written.keys():  # rounded as in the table, so that a rebuilt index gives the same scores
-            vectors, ids = np.array(list(written.values()), np.float16).astype(np.float32), list(written)
+        if (
+            written and changed == written.keys()
+        ):  # rounded as in the table, so that a rebuilt index gives the same scores
+            vectors, ids = (
+                np.array(list(written.values()), np.float16).astype(np.float32),
+                list(written),
+            )
         else:
             vectors, ids = self._store.vectors(changed)
         try:
             self._index.delete([id for id in changed.difference(ids) if id in self._index])
             self._index.upsert(vectors, ids)
         except (RetrievalError, RuntimeError) as error:
-            logger.warning("the index of %s could not be changed (%s); it is rebuilt from the store", self.path, error)
+            logger.warning(
+                "the index of %s could not be changed (%s); it is rebuilt from the store",
+                self.path,
+                error,
+            )
             self._rebuild()
             return
         self._index_version = self.version
@@ -351,7 +431,10 @@ class Memory:
             self._save_index()
 
     def _rebuild(self) -> None:
-        self._index, self._index_version = self._watched(default_index().build(*self._store.vectors())), self.version
+        self._index, self._index_version = (
+            self._watched(default_index().build(*self._store.vectors())),
+            self.version,
+        )
         self._save_index()
 
     def _watched(self, index: Index) -> Index:
@@ -372,13 +455,26 @@ class Memory:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(folder.parent / LOCK):
-                facts = {"store_version": self._index_version, "state": self._store.history.tag(self._index_version)}
+                facts = {
+                    "store_version": self._index_version,
+                    "state": self._store.history.tag(self._index_version),
+                }
                 self._index.save(folder, fingerprint=self._store.fingerprint, **facts)
-        except (OSError, RuntimeError, RetrievalError) as error:  # a memory on a read-only disk can still be searched
-            logger.warning("the index of %s could not be saved (%s); it will be rebuilt when the memory is opened", self.path, error)
+        except (
+            OSError,
+            RuntimeError,
+            RetrievalError,
+        ) as error:  # a memory on a read-only disk can still be searched
+            logger.warning(
+                "the index of %s could not be saved (%s); it will be rebuilt when the memory is opened",
+                self.path,
+                error,
+            )
         self._unsaved = set()
 
-    def _encoded(self, passages: Sequence[Passage], like: Collection[str]) -> tuple[np.ndarray, str]:
+    def _encoded(
+        self, passages: Sequence[Passage], like: Collection[str]
+    ) -> tuple[np.ndarray, str]:
         """The vectors [N, dim] of passages, as far as they are known those of the ones in `like`, and their encoder's fingerprint."""
         encoder, old = self._store.fingerprint, self._store.get(like)
         kept, kept_ids = self._store.vectors(like)
@@ -386,15 +482,21 @@ class Memory:
         new = list(dict.fromkeys(p.searchable for p in passages if p.searchable not in known))
         if new:
             known.update(zip(new, self._vectors(new, "encoding passages")[0], strict=True))
-        return np.array([known[passage.searchable] for passage in passages], np.float32).reshape(len(passages), self._store.dim), encoder
+        return np.array([known[passage.searchable] for passage in passages], np.float32).reshape(
+            len(passages), self._store.dim
+        ), encoder
 
-    def _vectors(self, texts: Sequence[str], what: str, side: str = "passages") -> tuple[np.ndarray, str]:
+    def _vectors(
+        self, texts: Sequence[str], what: str, side: str = "passages"
+    ) -> tuple[np.ndarray, str]:
         """float32 unit rows [N, dim], and the fingerprint of the encoder they are from; one thread encodes at a time."""
         with self._encoder_lock:
             if self._encode is None:
                 self._encode = remembered_encoder(self._store)
             with self._lock.read():
                 encode, dim, encoder = self._encode, self._store.dim, self._store.fingerprint
-            encode = getattr(encode, side, encode)  # an encoder may treat queries and passages differently
+            encode = getattr(
+                encode, side, encode
+            )  # an encoder may treat queries and passages differently
             parts = [encoded(encode, list(part), dim) for part in chunks_with_progress(texts, what)]
         return np.concatenate(parts) if parts else np.zeros((0, dim), np.float32), encoder

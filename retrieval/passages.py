@@ -48,7 +48,14 @@ class Passage:
     def content_hash(self) -> str:
         """sha256, in hex, over all fields. Those after metadata count only where one is set: format 1 had none of them."""
         later = [self.span, self.time, self.tags, self.access]
-        fields = [self.id, self.text, self.title, self.source, self.metadata, *(later if any(later) or self.origin else [])]
+        fields = [
+            self.id,
+            self.text,
+            self.title,
+            self.source,
+            self.metadata,
+            *(later if any(later) or self.origin else []),
+        ]
         fields += [self.origin] if self.origin else []
         content = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
@@ -119,7 +126,9 @@ def check_record(author: str | None, reason: str) -> None:
     for name, value in (("author", "" if author is None else author), ("reason", reason)):
         check_unicode(name, value)
         if len(value) > MAX_RECORD_CHARACTERS:
-            raise RetrievalError(f"the {name} has {len(value):,} characters; at most {MAX_RECORD_CHARACTERS:,} are kept in the log")
+            raise RetrievalError(
+                f"the {name} has {len(value):,} characters; at most {MAX_RECORD_CHARACTERS:,} are kept in the log"
+            )
 
 
 def check_passages(passages: Iterable[Passage]) -> list[Passage]:
@@ -128,29 +137,45 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
     seen: set[str] = set()
     for number, passage in enumerate(checked):
         if not isinstance(passage, Passage):
-            raise RetrievalError(f"item {number} is a {type(passage).__name__}; expected a retrieval.Passage(id, text, ...)")
+            raise RetrievalError(
+                f"item {number} is a {type(passage).__name__}; expected a retrieval.Passage(id, text, ...)"
+            )
         check_id(passage.id)
         if passage.id in seen:
-            raise RetrievalError(f"id {passage.id!r} is given twice in one call: give every passage an id of its own")
+            raise RetrievalError(
+                f"id {passage.id!r} is given twice in one call: give every passage an id of its own"
+            )
         seen.add(passage.id)
         check_text(passage.id, passage.text)
         for name in ("title", "source", "time", "access"):
             if not isinstance(getattr(passage, name), str):
-                raise RetrievalError(f"passage {passage.id!r}: {name} is {getattr(passage, name)!r}; expected a string")
+                raise RetrievalError(
+                    f"passage {passage.id!r}: {name} is {getattr(passage, name)!r}; expected a string"
+                )
             check_unicode(f"passage {passage.id!r}: {name}", getattr(passage, name))
         if not isinstance(passage.metadata, dict):
-            raise RetrievalError(f"passage {passage.id!r}: metadata is a {type(passage.metadata).__name__}; expected a dict of strings")
+            raise RetrievalError(
+                f"passage {passage.id!r}: metadata is a {type(passage.metadata).__name__}; expected a dict of strings"
+            )
         for key, value in passage.metadata.items():
             if not isinstance(key, str) or not isinstance(value, str):
-                raise RetrievalError(f"passage {passage.id!r}: metadata {key!r}: {value!r} is no pair of strings; turn both into strings")
+                raise RetrievalError(
+                    f"passage {passage.id!r}: metadata {key!r}: {value!r} is no pair of strings; turn both into strings"
+                )
             check_unicode(f"passage {passage.id!r}: metadata", key + value)
         if passage.origin is not None:
             check_unicode(f"passage {passage.id!r}: origin", passage.origin)
         if not isinstance(passage.tags, tuple):
-            raise RetrievalError(f"passage {passage.id!r}: tags is {passage.tags!r}; expected a tuple of words")
+            raise RetrievalError(
+                f"passage {passage.id!r}: tags is {passage.tags!r}; expected a tuple of words"
+            )
         for word in (*passage.tags, *([passage.access] if passage.access else [])):
             check_word(passage.id, word)
-        size = len(passage.title) + len(passage.source) + sum(len(key) + len(value) for key, value in passage.metadata.items())
+        size = (
+            len(passage.title)
+            + len(passage.source)
+            + sum(len(key) + len(value) for key, value in passage.metadata.items())
+        )
         size += sum(map(len, passage.tags))
         if size > MAX_TEXT_CHARACTERS:
             raise RetrievalError(
@@ -165,7 +190,9 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
 
 def ordinary(text: str) -> bool:
     """Whether a text prints: spaces of any width and the joiners within words (U+200C, U+200D) do, other invisible characters do not."""
-    return all(c.isprintable() or c in "\u200c\u200d" or unicodedata.category(c) == "Zs" for c in text)
+    return all(
+        c.isprintable() or c in "\u200c\u200d" or unicodedata.category(c) == "Zs" for c in text
+    )
 
 
 def check_word(id: str, word: str) -> None:
@@ -182,7 +209,9 @@ def check_span(id: str, span: tuple[int, int] | None) -> None:
         return
     whole = isinstance(span, tuple) and len(span) == 2 and all(type(n) is int for n in span)
     if not whole or not 0 <= span[0] <= span[1] < 2**63:
-        raise RetrievalError(f"passage {id!r}: span is {span!r}; expected two whole numbers, 0 <= start <= end, or None")
+        raise RetrievalError(
+            f"passage {id!r}: span is {span!r}; expected two whole numbers, 0 <= start <= end, or None"
+        )
 
 
 def moment(text: str | datetime.datetime, what: str = "time") -> datetime.datetime:
@@ -197,7 +226,9 @@ def moment(text: str | datetime.datetime, what: str = "time") -> datetime.dateti
             return text.replace(tzinfo=datetime.UTC)
     short = re.fullmatch(r"(\d{4})(-\d\d)?", text) if isinstance(text, str) else None
     try:
-        then = datetime.datetime.fromisoformat(f"{short[1]}{short[2] or '-01'}-01" if short else text)
+        then = datetime.datetime.fromisoformat(
+            f"{short[1]}{short[2] or '-01'}-01" if short else text
+        )
     except (TypeError, ValueError):
         raise RetrievalError(
             f"{what} is {text!r}; expected ISO 8601, such as 2026-11-24 or 2026-11-24T10:00:00+01:00; UTC without a zone"
@@ -209,7 +240,9 @@ def check_id(id: str) -> None:
     """Raises RetrievalError unless `id` is a string of 1 to 512 printable characters."""
     if not isinstance(id, str) or not id or len(id) > MAX_ID_CHARACTERS or not ordinary(id):
         shown = repr(id) if len(repr(id)) < 80 else repr(id)[:77] + "..."
-        raise RetrievalError(f"passage id {shown} is not usable: expected 1 to {MAX_ID_CHARACTERS} printable characters, as a string")
+        raise RetrievalError(
+            f"passage id {shown} is not usable: expected 1 to {MAX_ID_CHARACTERS} printable characters, as a string"
+        )
 
 
 def check_text(id: str, text: str) -> None:
@@ -232,7 +265,9 @@ def check_unicode(what: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RetrievalError(f"{what} is not valid Unicode at character {error.start}: decode the file with its right encoding") from None
+        raise RetrievalError(
+            f"{what} is not valid Unicode at character {error.start}: decode the file with its right encoding"
+        ) from None
 
 
 def listed(names: Iterable[str]) -> str:
@@ -245,7 +280,9 @@ def listed(names: Iterable[str]) -> str:
 def nearest(id: str, known: Iterable[str]) -> str:
     """ " (did you mean ...?)" with one of the first 50,000 known ids that holds this one, or is close to it; else ""."""
     known = list(itertools.islice(known, 50_000))
-    close = [other for other in known if id.casefold() in other.casefold()] or difflib.get_close_matches(id, known, n=1)
+    close = [
+        other for other in known if id.casefold() in other.casefold()
+    ] or difflib.get_close_matches(id, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -23,9 +23,13 @@ def place_of(path) -> Path | str:
     """A Path, or the URI as it is, without a slash at its end. Raises RetrievalError for what is no path."""
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
-        raise RetrievalError(f"{path!r} is no path: expected the folder of a memory, or its URI on an object store")
+        raise RetrievalError(
+            f"{path!r} is no path: expected the folder of a memory, or its URI on an object store"
+        )
     check_unicode("the path of a memory", text)
-    return text.rstrip("/") if "://" in text else Path(text).absolute()  # a process may change its folder
+    return (
+        text.rstrip("/") if "://" in text else Path(text).absolute()
+    )  # a process may change its folder
 
 
 def table_uri(place: Path | str) -> str:
@@ -50,7 +54,10 @@ def exists(path) -> bool:
     place = place_of(path)
     if isinstance(place, Path):
         try:
-            return any(re.fullmatch(r"\d+\.manifest", name) for name in os.listdir(place / TABLE / "_versions"))
+            return any(
+                re.fullmatch(r"\d+\.manifest", name)
+                for name in os.listdir(place / TABLE / "_versions")
+            )
         except (FileNotFoundError, NotADirectoryError):
             return False
     try:
@@ -68,8 +75,16 @@ def check_there(place: Path | str) -> None:
     """Raises RetrievalError when there is no memory at `place`."""
     if not exists(place):
         there = isinstance(place, Path) and place.exists()
-        what = "does not exist" if not there else "is a folder without a memory" if Path(place).is_dir() else "is a file"
-        raise RetrievalError(f"{place} {what}: expected a folder made by Memory.create or python -m retrieval.build")
+        what = (
+            "does not exist"
+            if not there
+            else "is a folder without a memory"
+            if Path(place).is_dir()
+            else "is a file"
+        )
+        raise RetrievalError(
+            f"{place} {what}: expected a folder made by Memory.create or python -m retrieval.build"
+        )
 
 
 def identity(place: Path | str) -> tuple[int, int] | None:
@@ -110,10 +125,16 @@ def recover(place: Path | str) -> None:
     if not isinstance(place, Path):
         return
     place = place.resolve()
-    old, there = _aside(place), exists(place)  # in this order: a memory that is nowhere was moved between the two looks
+    old, there = (
+        _aside(place),
+        exists(place),
+    )  # in this order: a memory that is nowhere was moved between the two looks
     if not old.exists():
         return
-    with contextlib.suppress(RetrievalError) if there else contextlib.nullcontext(), _swapping(place, 0.0 if there else WAIT_SECONDS):
+    with (
+        contextlib.suppress(RetrievalError) if there else contextlib.nullcontext(),
+        _swapping(place, 0.0 if there else WAIT_SECONDS),
+    ):
         if exists(place):
             shutil.rmtree(old, ignore_errors=True)
         elif not place.exists() and old.exists():
@@ -142,9 +163,13 @@ def check_free(path) -> None:
         return
     if not place.is_dir():
         raise RetrievalError(f"{place} is a file: a memory is a folder; choose another name")
-    strangers = sorted(entry.name for entry in place.iterdir() if entry.name not in (TABLE, LOCK, CHECKSUMS))
+    strangers = sorted(
+        entry.name for entry in place.iterdir() if entry.name not in (TABLE, LOCK, CHECKSUMS)
+    )
     if strangers:
-        raise RetrievalError(f"{place} is not empty ({listed(strangers)}): a memory needs a folder of its own; choose a new one")
+        raise RetrievalError(
+            f"{place} is not empty ({listed(strangers)}): a memory needs a folder of its own; choose a new one"
+        )
     if any((place / TABLE / "data").glob("*")):
         raise RetrievalError(
             f"{place} holds passages, but {place / TABLE / '_versions'} nothing that says which: restore that folder from a copy of the "

@@ -12,7 +12,9 @@ LOG_EVERY = 30.0  # seconds
 SHOW_FROM = 2 * CHUNK
 
 
-def chunks_with_progress(items: Sequence, what: str, chunk: int = CHUNK, show_from: int = SHOW_FROM) -> Iterator[Sequence]:
+def chunks_with_progress(
+    items: Sequence, what: str, chunk: int = CHUNK, show_from: int = SHOW_FROM
+) -> Iterator[Sequence]:
     """Yields `items` in chunks; from `show_from` items on shows how far it is when stderr is a terminal, and logs it every 30 s when not.
 
     rich honours NO_COLOR.
@@ -25,11 +27,20 @@ def chunks_with_progress(items: Sequence, what: str, chunk: int = CHUNK, show_fr
             done, now = min(start + chunk, len(items)), time.monotonic()
             if now - said > LOG_EVERY and done < len(items):
                 left = (now - began) / done * (len(items) - done)
-                logger.info("%s: %s of %s, about %.0f s left", what, f"{done:,}", f"{len(items):,}", left)
+                logger.info(
+                    "%s: %s of %s, about %.0f s left", what, f"{done:,}", f"{len(items):,}", left
+                )
                 said = now
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -13,17 +13,29 @@ import numpy as np
 from retrieval.errors import RetrievalError
 from retrieval.filters import Allowed, Filter, checked_groups, readable
 from retrieval.index import Index
-from retrieval.passages import MAX_TEXT_CHARACTERS, Hit, Passage, check_unicode, items, listed, titled
+from retrieval.passages import (
+    MAX_TEXT_CHARACTERS,
+    Hit,
+    Passage,
+    check_unicode,
+    items,
+    listed,
+    titled,
+)
 from retrieval.store import Store
 from retrieval.vectors import check_k, unit_rows
 
 RRF_K = 60  # Cormack, Clarke & Buettcher 2009, section 2
 DEPTH = 100  # candidates that are fused, reranked or diversified, or 4 k where that is more
 FEW = 2_000  # allowed passages; as few are compared one by one
-WIDEST = 16_384  # how many are retrieved in search of allowed ones before all allowed ones are compared
+WIDEST = (
+    16_384  # how many are retrieved in search of allowed ones before all allowed ones are compared
+)
 
 Found = tuple[list[str], np.ndarray]  # ids, best first, and their scores, float32
-Rerank = Callable[[str, list[str]], Sequence[float]]  # a query and N texts -> N scores, higher is better
+Rerank = Callable[
+    [str, list[str]], Sequence[float]
+]  # a query and N texts -> N scores, higher is better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +51,11 @@ class Request:
     rerank: Rerank | None = None
 
     def __post_init__(self):
-        texts = [self.texts] if isinstance(self.texts, str) else items(self.texts, "a list of texts to search for")
+        texts = (
+            [self.texts]
+            if isinstance(self.texts, str)
+            else items(self.texts, "a list of texts to search for")
+        )
         object.__setattr__(self, "texts", texts)
         object.__setattr__(self, "k", check_k(self.k))
         object.__setattr__(self, "groups", checked_groups(self.groups))
@@ -48,15 +64,25 @@ class Request:
                 raise RetrievalError(f"query {number} is {text!r}: expected a text to search for")
             check_unicode(f"query {number}", text)
             if len(text) > MAX_TEXT_CHARACTERS:
-                raise RetrievalError(f"query {number} has {len(text):,} characters: at most {MAX_TEXT_CHARACTERS:,} are searched for")
+                raise RetrievalError(
+                    f"query {number} has {len(text):,} characters: at most {MAX_TEXT_CHARACTERS:,} are searched for"
+                )
         if self.rerank is not None and not callable(self.rerank):
-            raise RetrievalError(f"rerank={self.rerank!r}: expected a function of a text and its candidates")
+            raise RetrievalError(
+                f"rerank={self.rerank!r}: expected a function of a text and its candidates"
+            )
         if not isinstance(self.mode, str) or self.mode not in MODES:
             raise RetrievalError(f"mode={self.mode!r}: expected one of {', '.join(MODES)}")
         if self.where is not None and not isinstance(self.where, Filter):
             raise RetrievalError(f"where={self.where!r}: expected a retrieval.Filter")
-        if isinstance(self.diversity, bool) or not isinstance(self.diversity, int | float) or not 0 <= self.diversity <= 1:
-            raise RetrievalError(f"diversity={self.diversity!r}: expected a number from 0, relevance alone, to 1")
+        if (
+            isinstance(self.diversity, bool)
+            or not isinstance(self.diversity, int | float)
+            or not 0 <= self.diversity <= 1
+        ):
+            raise RetrievalError(
+                f"diversity={self.diversity!r}: expected a number from 0, relevance alone, to 1"
+            )
 
     @property
     def compares(self) -> bool:
@@ -78,13 +104,17 @@ class View:
     queries: np.ndarray | None
 
 
-def find(view: View, request: Request, allowed: Allowed | None) -> list[tuple[list[Hit], np.ndarray | None]]:
+def find(
+    view: View, request: Request, allowed: Allowed | None
+) -> list[tuple[list[Hit], np.ndarray | None]]:
     """Per query its candidates, best first, and their vectors, unit rows, where those are needed to diversify them."""
     ranked = rank(view, request.mode, request.candidates, allowed)
     wanted = {id for ids, _ in ranked for id in ids}
     passages = view.store.get(wanted)
     if lost := sorted(wanted.difference(passages)):
-        raise RetrievalError(f"the table of {view.store.path} does not find {listed(lost)}: `verify` says what is damaged")
+        raise RetrievalError(
+            f"the table of {view.store.path} does not find {listed(lost)}: `verify` says what is damaged"
+        )
     vectors: dict[str, np.ndarray] = {}
     if request.diversity and passages:
         rows, ids = view.store.vectors(passages)
@@ -92,8 +122,12 @@ def find(view: View, request: Request, allowed: Allowed | None) -> list[tuple[li
     found = []
     for ids, scores in ranked:
         hits = [_hit(*passages[id], score) for id, score in zip(ids, scores, strict=True)]
-        hits = [hit for hit in hits if readable(hit.access, request.groups)]  # again, on what is handed out
-        found.append((hits, np.stack([vectors[hit.id] for hit in hits]) if vectors and hits else None))
+        hits = [
+            hit for hit in hits if readable(hit.access, request.groups)
+        ]  # again, on what is handed out
+        found.append(
+            (hits, np.stack([vectors[hit.id] for hit in hits]) if vectors and hits else None)
+        )
     return found
 
 
@@ -101,14 +135,25 @@ def choose(text: str, hits: list[Hit], vectors: np.ndarray | None, request: Requ
     """The k hits of one query among its candidates, best first. After reranking, scores are the reranker's."""
     order, relevance = list(range(len(hits))), np.array([hit.score for hit in hits], np.float32)
     if request.rerank is not None and hits:
-        relevance = np.asarray(request.rerank(text, [titled(hit.title, hit.text) for hit in hits]), np.float32)
+        relevance = np.asarray(
+            request.rerank(text, [titled(hit.title, hit.text) for hit in hits]), np.float32
+        )
         if relevance.shape != (len(hits),) or not np.isfinite(relevance).all():
-            raise RetrievalError(f"the reranker gave {relevance.shape} scores for {len(hits)} passages; expected a finite one for each")
+            raise RetrievalError(
+                f"the reranker gave {relevance.shape} scores for {len(hits)} passages; expected a finite one for each"
+            )
         order = np.argsort(-relevance, kind="stable").tolist()
     if vectors is not None:
         cosine = request.mode == "dense" and request.rerank is None
-        scale = 1.0 if cosine else max(float(np.abs(relevance).max()), 1e-12)  # to compare with cosines
-        order = [order[i] for i in diversify(relevance[order] / scale, vectors[order], request.k, request.diversity)]
+        scale = (
+            1.0 if cosine else max(float(np.abs(relevance).max()), 1e-12)
+        )  # to compare with cosines
+        order = [
+            order[i]
+            for i in diversify(
+                relevance[order] / scale, vectors[order], request.k, request.diversity
+            )
+        ]
     return [dataclasses.replace(hits[i], score=float(relevance[i])) for i in order[: request.k]]
 
 
@@ -125,7 +170,10 @@ def dense_among(view: View, chosen: list[int], n: int, allowed: Allowed) -> list
     keep = [row for row, id in enumerate(ids) if id in allowed]
     scores_QN = view.queries[chosen] @ unit_rows(vectors[keep], view.store.dim).T
     best = np.argsort(-scores_QN, axis=1, kind="stable")[:, :n]
-    return [([ids[keep[row]] for row in rows], scores[rows]) for rows, scores in zip(best, scores_QN, strict=True)]
+    return [
+        ([ids[keep[row]] for row in rows], scores[rows])
+        for rows, scores in zip(best, scores_QN, strict=True)
+    ]
 
 
 def lexical(view: View, chosen: list[int], n: int) -> list[Found]:
@@ -175,7 +223,10 @@ def among(view: View, ranker: Ranker, n: int, allowed: Allowed | None) -> list[F
     size, found = len(view.store), {}
     wide = 2 * n * size // len(allowed)
     while left and wide < min(WIDEST, size):
-        kept = {query: _kept(some, allowed, n) for query, some in zip(left, search(view, left, wide), strict=True)}
+        kept = {
+            query: _kept(some, allowed, n)
+            for query, some in zip(left, search(view, left, wide), strict=True)
+        }
         found |= {query: some for query, some in kept.items() if len(some[0]) == n}
         left, wide = [query for query in left if query not in found], 2 * wide
     found |= dict(zip(left, exactly(view, left, n, allowed), strict=True)) if left else {}
@@ -193,7 +244,9 @@ def fuse(rankings: Sequence[Sequence[str]]) -> Found:
     for ranking in rankings:
         for place, id in enumerate(ranking, start=1):
             scores[id] = scores.get(id, 0.0) + 1 / (RRF_K + place)
-    ids = sorted(scores, key=lambda id: -scores[id])  # stable: of equals, the one that the first ranking has first
+    ids = sorted(
+        scores, key=lambda id: -scores[id]
+    )  # stable: of equals, the one that the first ranking has first
     return ids, np.array([scores[id] for id in ids], np.float32)
 
 

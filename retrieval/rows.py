@@ -16,13 +16,33 @@ from retrieval.passages import Passage
 from retrieval.places import table_uri
 
 FORMAT = "3"  # 1 had no span, time, tags, access and vector_crc, early 2 no origin, 2 no terms; the next change upgrades them
-SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")  # in the schema's metadata
-FIELDS = ("id", "text", "title", "source", "metadata", "span_start", "span_end", "time", "tags", "access", "origin")  # of a Passage
+SETTINGS = (
+    "openbook.format",
+    "openbook.encoder",
+    "openbook.encoder_source",
+    "openbook.dim",
+)  # in the schema's metadata
+FIELDS = (
+    "id",
+    "text",
+    "title",
+    "source",
+    "metadata",
+    "span_start",
+    "span_end",
+    "time",
+    "tags",
+    "access",
+    "origin",
+)  # of a Passage
 
 
 def table_schema(dim: int) -> pa.Schema:
     """The columns. Those that format 1 did not have can be null, which stands for the default; of origin, for unknown."""
-    text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "text", "title", "source", "metadata")]
+    text = [
+        pa.field(name, pa.string(), nullable=False)
+        for name in ("id", "text", "title", "source", "metadata")
+    ]
     place = [pa.field("span_start", pa.int64()), pa.field("span_end", pa.int64())]
     rights = [
         pa.field("time", pa.string()),
@@ -30,9 +50,15 @@ def table_schema(dim: int) -> pa.Schema:
         pa.field("access", pa.string()),
         pa.field("origin", pa.string()),
     ]
-    vector = [pa.field("vector", pa.list_(pa.float16(), dim), nullable=False), pa.field("vector_crc", pa.int64())]
+    vector = [
+        pa.field("vector", pa.list_(pa.float16(), dim), nullable=False),
+        pa.field("vector_crc", pa.int64()),
+    ]
     words = [pa.field(WORDS, pa.string())]  # what is searched by words
-    made = [pa.field("content_hash", pa.string(), nullable=False), pa.field("version", pa.int64(), nullable=False)]
+    made = [
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),
+    ]
     return pa.schema([*text, *place, *rights, *words, *vector, *made])
 
 
@@ -45,8 +71,12 @@ def upgrade(dataset: lance.LanceDataset, dim: int) -> lance.LanceDataset | None:
         schema = pa.schema([*dataset.schema, *new], dataset.schema.metadata)
         fragments = [fragment.metadata for fragment in dataset.get_fragments()]
         merge = lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(schema))
-        dataset = lance.LanceDataset.commit(dataset, lance.Transaction(dataset.version, merge), max_retries=0)
-    dataset = lance.dataset(dataset.uri)  # a handle of its own: changing columns changes it under readers
+        dataset = lance.LanceDataset.commit(
+            dataset, lance.Transaction(dataset.version, merge), max_retries=0
+        )
+    dataset = lance.dataset(
+        dataset.uri
+    )  # a handle of its own: changing columns changes it under readers
     dataset.update_schema_metadata({"openbook.format": FORMAT})
     if WORDS not in dataset.schema.names:
         dataset.add_columns(with_words, read_columns=["title", "text"])
@@ -59,7 +89,9 @@ def passage_of(row: dict) -> Passage:
     span = None if row["span_start"] is None else (row["span_start"], row["span_end"])
     metadata, tags = json.loads(row["metadata"]), tuple(row["tags"] or ())
     text = (row["id"], row["text"], row["title"], row["source"])
-    return Passage(*text, metadata, span, row["time"] or "", tags, row["access"] or "", row["origin"])
+    return Passage(
+        *text, metadata, span, row["time"] or "", tags, row["access"] or "", row["origin"]
+    )
 
 
 def sound_passage(row: dict) -> Passage | None:
@@ -70,15 +102,21 @@ def sound_passage(row: dict) -> Passage | None:
         return None
 
 
-def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, versions: Sequence[int]) -> pa.Table:
+def table_of(
+    passages: Sequence[Passage], vectors: np.ndarray, dim: int, versions: Sequence[int]
+) -> pa.Table:
     """Rows, with the versions that wrote their texts. Raises RetrievalError unless vectors are finite, [len(passages), dim]."""
     vectors = np.asarray(vectors)
     if vectors.shape != (len(passages), dim):
-        raise RetrievalError(f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {dim}], a row for each passage")
+        raise RetrievalError(
+            f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {dim}], a row for each passage"
+        )
     with np.errstate(over="ignore"):
         half = np.ascontiguousarray(vectors, np.float16)
     if not np.isfinite(half).all():
-        raise RetrievalError("a vector holds NaN or infinity, or a value that float16 has not: check the encoder")
+        raise RetrievalError(
+            "a vector holds NaN or infinity, or a value that float16 has not: check the encoder"
+        )
     columns = {
         "id": [p.id for p in passages],
         "text": [p.text for p in passages],
@@ -102,7 +140,10 @@ def table_of(passages: Sequence[Passage], vectors: np.ndarray, dim: int, version
 
 def ids_table(ids: Sequence[str]) -> pa.Table:
     """The column id alone, to match rows by."""
-    return pa.table([pa.array(ids, pa.string())], schema=pa.schema([pa.field("id", pa.string(), nullable=False)]))
+    return pa.table(
+        [pa.array(ids, pa.string())],
+        schema=pa.schema([pa.field("id", pa.string(), nullable=False)]),
+    )
 
 
 def half_vectors(table: pa.Table, dim: int) -> np.ndarray:
@@ -113,7 +154,12 @@ def half_vectors(table: pa.Table, dim: int) -> np.ndarray:
 
 def damaged_vectors(table: pa.Table, dim: int) -> list[str]:
     """The ids whose vectors differ from their checksums. Rows from format 1 have none and pass."""
-    rows = zip(table["id"].to_pylist(), table["vector_crc"].to_pylist(), half_vectors(table, dim), strict=True)
+    rows = zip(
+        table["id"].to_pylist(),
+        table["vector_crc"].to_pylist(),
+        half_vectors(table, dim),
+        strict=True,
+    )
     return [id for id, crc, vector in rows if crc is not None and crc != zlib.crc32(vector)]
 
 
@@ -121,11 +167,15 @@ def settings_of(dataset: lance.LanceDataset, path: Path | str) -> tuple[str, str
     """encoder, encoder source and dim of a table. Raises RetrievalError for one that is not ours, or of a newer format."""
     with in_words(f"{table_uri(path)} cannot be read; `verify` says what is damaged"):
         metadata = dataset.schema.metadata or {}
-        found, encoder, source, dim = (metadata.get(name.encode(), b"").decode() for name in SETTINGS)
+        found, encoder, source, dim = (
+            metadata.get(name.encode(), b"").decode() for name in SETTINGS
+        )
         if found not in ("1", "2", FORMAT):
             newer = found.isdecimal() and int(found) > int(FORMAT)
             remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
-            raise RetrievalError(f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}")
+            raise RetrievalError(
+                f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}"
+            )
         return encoder, source, int(dim)
 
 

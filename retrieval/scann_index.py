@@ -41,7 +41,9 @@ def needed_megabytes(size: int, dim: int) -> tuple[float, float]:
         return size * dim * 4 / 1e6, 2 * size * dim * 4 / 1e6
     kind = kind_for(size, Tuning())
     kept = needed_bytes(size, dim, kind, kind == "partitioned" and is_core())
-    return kept / 1e6, (kept + (1 if kind == "brute" or is_core() else 2) * size * dim * 4) / 1e6  # the vectors, and turned ones
+    return kept / 1e6, (
+        kept + (1 if kind == "brute" or is_core() else 2) * size * dim * 4
+    ) / 1e6  # the vectors, and turned ones
 
 
 class ScannIndex:
@@ -56,20 +58,32 @@ class ScannIndex:
     """
 
     def __init__(self, trained: Searcher, tuning: Tuning, dim: int):
-        self._trained, self._tuning, self.dim, self.numbers = trained, tuning, dim, trained.rows.numbers
+        self._trained, self._tuning, self.dim, self.numbers = (
+            trained,
+            tuning,
+            dim,
+            trained.rows.numbers,
+        )
         self._lock = ReadersWriter()
         self._fresh, self._asked = Recent(dim), Recent(dim)
         self._watch: threading.Thread | None = None
         self._missed: list[tuple] | None = None  # changes made while a searcher is trained
         self._quiet_until = 0  # changes; after a training that failed
-        self._measured, self._rest_until = 0, 0.0  # queries asked at the last check; when the next one may be, by time.monotonic
-        self.when_trained: Callable[[], None] = lambda: None  # called by the watch after each training
+        self._measured, self._rest_until = (
+            0,
+            0.0,
+        )  # queries asked at the last check; when the next one may be, by time.monotonic
+        self.when_trained: Callable[[], None] = lambda: (
+            None
+        )  # called by the watch after each training
 
     @classmethod
     def build(cls, vectors, ids: Ids, tuning: Tuning | None = None) -> "ScannIndex":
         """The index of vectors [N, dim]; what `tuning` leaves open is chosen by size and measured (see `health`)."""
         vectors, tuning = unit_rows(vectors, None), tuning or Tuning()
-        return cls(Searcher.on(vectors, Rows.of(ids, len(vectors)), tuning), tuning, vectors.shape[1])
+        return cls(
+            Searcher.on(vectors, Rows.of(ids, len(vectors)), tuning), tuning, vectors.shape[1]
+        )
 
     def __len__(self):
         return len(self._trained.rows)
@@ -104,20 +118,37 @@ class ScannIndex:
 
     def save(self, directory, **facts) -> None:
         with self._lock.read():
-            own = self._trained.facts() | {"dim": self.dim, "numbers": self.numbers, "tuning": asdict(self._tuning)}
-            save_index(directory, self._trained.write, self._trained.rows.ids(), kind="scann", **own, **facts)
+            own = self._trained.facts() | {
+                "dim": self.dim,
+                "numbers": self.numbers,
+                "tuning": asdict(self._tuning),
+            }
+            save_index(
+                directory,
+                self._trained.write,
+                self._trained.rows.ids(),
+                kind="scann",
+                **own,
+                **facts,
+            )
 
     @classmethod
     def load(cls, directory) -> tuple["ScannIndex", dict]:
         folder, manifest, ids = read_manifest(directory, "scann")
         if "scann_docids.pkl" in manifest["files"]:  # ScaNN would unpickle it
-            raise RetrievalError(f"{folder} holds a pickle, which is never read: build the index again")
+            raise RetrievalError(
+                f"{folder} holds a pickle, which is never read: build the index again"
+            )
         try:
-            return cls(Searcher.read(folder, manifest, ids), Tuning(**manifest["tuning"]), manifest["dim"]), manifest
+            return cls(
+                Searcher.read(folder, manifest, ids), Tuning(**manifest["tuning"]), manifest["dim"]
+            ), manifest
         except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
             if isinstance(error, RetrievalError):
                 raise
-            raise RetrievalError(f"{folder} cannot be loaded by ScaNN ({error}): build the index again") from None
+            raise RetrievalError(
+                f"{folder} cannot be loaded by ScaNN ({error}): build the index again"
+            ) from None
 
     def health(self) -> dict:
         """kind, size, leaves, leaves_searched, reorder and reach (for the 10 nearest), trained_on (rows), changed (rows since), unproven
@@ -127,10 +158,26 @@ class ScannIndex:
         with self._lock.read():
             trained, training = self._trained, self._watch is not None
             width = trained.width(10) if trained.settings else Width(0, 0)
-            facts: dict = {"kind": trained.kind, "size": len(trained.rows), "leaves": trained.leaves, "leaves_searched": width.leaves}
-            facts |= {"reorder": width.reorder, "reach": round(width.reach, 4), "trained_on": trained.trained_on}
-            facts |= {"changed": trained.changed, "unproven": len(trained.unproven), "imbalance": trained.imbalance()}
-            recalls = {"recall": trained.recall, "query_recall": trained.query_recall if trained.settings else 1.0}
+            facts: dict = {
+                "kind": trained.kind,
+                "size": len(trained.rows),
+                "leaves": trained.leaves,
+                "leaves_searched": width.leaves,
+            }
+            facts |= {
+                "reorder": width.reorder,
+                "reach": round(width.reach, 4),
+                "trained_on": trained.trained_on,
+            }
+            facts |= {
+                "changed": trained.changed,
+                "unproven": len(trained.unproven),
+                "imbalance": trained.imbalance(),
+            }
+            recalls = {
+                "recall": trained.recall,
+                "query_recall": trained.query_recall if trained.settings else 1.0,
+            }
             return facts | recalls | {"target": self._tuning.recall, "training": training}
 
     def wait(self) -> None:
@@ -178,7 +225,10 @@ class ScannIndex:
                     self._train()
                     self.when_trained()
             except (RuntimeError, ValueError, OSError, MemoryError) as error:
-                logger.warning("the index could not be trained again (%s); it is searched as it was trained", error)
+                logger.warning(
+                    "the index could not be trained again (%s); it is searched as it was trained",
+                    error,
+                )
                 with self._lock.write():
                     self._missed, self._quiet_until = None, 2 * self._trained.changed + 1000
 
@@ -193,16 +243,25 @@ class ScannIndex:
         """Measures recall of the 10 nearest of each kind of probe. Edits wait for one probe at a time."""
         with self._lock.write():
             trained, self._measured, began = self._trained, self._asked.count, time.monotonic()
-            fresh, look, many = trained.unproven.sample(PROBES), trained.unproven.look(), trained.enough()
+            fresh, look, many = (
+                trained.unproven.sample(PROBES),
+                trained.unproven.look(),
+                trained.enough(),
+            )
         aim, usual = self._tuning.recall, USUAL * trained.settings[0].recall
-        margin = SURELY if usual >= aim else -SURELY  # settings that were given may reach less: what is not clearly less will do
+        margin = (
+            SURELY if usual >= aim else -SURELY
+        )  # settings that were given may reach less: what is not clearly less will do
         aim = min(aim, usual)
 
         def look_at(probes: np.ndarray, own: int = 1) -> tuple[float, float]:
             recall, error = self._recall(probes, aim, own)
             return recall - margin * error, recall
 
-        (least, own), (for_asked, asked) = min(map(look_at, (trained.probes, fresh))), look_at(self._asked.rows(), own=0)
+        (least, own), (for_asked, asked) = (
+            min(map(look_at, (trained.probes, fresh))),
+            look_at(self._asked.rows(), own=0),
+        )
         with self._lock.write():
             trained.recall = round(own, 4)
             trained.query_recall = round(asked, 4) if self._measured >= PROBES else None
@@ -212,9 +271,17 @@ class ScannIndex:
             elif own < aim:
                 trained.doubt = f"recall of {own:.3f}"
         if own >= aim > min(least, for_asked):
-            logger.info("the index is tuned again: recall of %.3f, of %.3f for the queries asked", own, asked)
-            best = lambda probes: np.concatenate([self._best(probe[None], max(MEASURED_AT) + 1) for probe in probes])
-            settings = trained.tuned([fresh, self._fresh.rows(), self._asked.rows()], best, self._lock.read)
+            logger.info(
+                "the index is tuned again: recall of %.3f, of %.3f for the queries asked",
+                own,
+                asked,
+            )
+            best = lambda probes: np.concatenate(
+                [self._best(probe[None], max(MEASURED_AT) + 1) for probe in probes]
+            )
+            settings = trained.tuned(
+                [fresh, self._fresh.rows(), self._asked.rows()], best, self._lock.read
+            )
             with self._lock.write():
                 trained.set(settings)
             trained.query_recall = round(self._recall(self._asked.rows(), aim, own=0)[0], 4)
@@ -241,7 +308,9 @@ class ScannIndex:
             if k < 1:
                 return 1.0
             last = self._trained.exact(probe, k + own)[:, -1]
-            return recall_of(self._trained.scores(probe, k + own, self._trained.width(k)), last, own)
+            return recall_of(
+                self._trained.scores(probe, k + own, self._trained.width(k)), last, own
+            )
 
     def _best(self, probe: np.ndarray, k: int) -> np.ndarray:
         with self._lock.read():
@@ -253,11 +322,19 @@ class ScannIndex:
             with self._lock.read():  # no writer between the copy and the list of what it misses
                 self._missed = missed = []
                 self._trained.write(Path(folder))
-                rows, few = Rows(self._trained.rows.ids(), self.numbers), None if self._trained.enough() else self._trained.unproven.rows()
+                rows, few = (
+                    Rows(self._trained.rows.ids(), self.numbers),
+                    None if self._trained.enough() else self._trained.unproven.rows(),
+                )
             trained = Searcher.on(
-                unit_rows(saved_rows(Path(folder)), self.dim), rows, self._tuning, [self._fresh.rows(), self._asked.rows()]
+                unit_rows(saved_rows(Path(folder)), self.dim),
+                rows,
+                self._tuning,
+                [self._fresh.rows(), self._asked.rows()],
             )
-        if few and trained.settings:  # to be trained on is no proof: a kind of which there are few is hardly seen by a training
+        if (
+            few and trained.settings
+        ):  # to be trained on is no proof: a kind of which there are few is hardly seen by a training
             trained.unproven.put(*few)
         done = 0
         while done < len(missed):
@@ -266,5 +343,9 @@ class ScannIndex:
         with self._lock.write():
             for change, *what in missed[done:]:
                 change(trained, *what)
-            self._trained, self._missed, self._measured = trained, None, max(0, self._asked.count - PROBES)
+            self._trained, self._missed, self._measured = (
+                trained,
+                None,
+                max(0, self._asked.count - PROBES),
+            )
         logger.info("trained on %d rows: %s", trained.trained_on, self.health())

@@ -16,7 +16,18 @@ import numpy as np
 from retrieval.errors import RetrievalError
 from retrieval.index import Rows
 from retrieval.scann_config import anisotropy, with_reach, with_widths
-from retrieval.tuning import MEASURED_AT, PROBES, Setting, Tuning, Width, best_scores, farther_half, kind_for, measured, setting_for
+from retrieval.tuning import (
+    MEASURED_AT,
+    PROBES,
+    Setting,
+    Tuning,
+    Width,
+    best_scores,
+    farther_half,
+    kind_for,
+    measured,
+    setting_for,
+)
 from retrieval.turning import Turned, saved_rows, saved_turn, turn_of, turned
 from retrieval.unproven import Unproven
 
@@ -24,11 +35,16 @@ logger = logging.getLogger(__name__)
 
 SCANN = "scann.scann_ops.py.scann_ops_pybind"
 AVQ = 2.0  # centres by ScaNN's own loss: fewer partitions to search
-SOAR = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}  # each row in two (Sun et al. 2023): a third to half as many to search
+SOAR = {
+    "soar_lambda": 1.5,
+    "overretrieve_factor": 2.0,
+}  # each row in two (Sun et al. 2023): a third to half as many to search
 CHECKS = 32  # of each kind, on which recall is looked at between; on all PROBES where it has fallen
 RETRAIN_AFTER = 0.5  # of the rows changed since the training
 IMBALANCE = 0.7  # more than at the training: new rows crowd into few partitions, so far from the centres that search misses them
-WIDENING = 2  # times the share of changed rows: more partitions and candidates until the next training
+WIDENING = (
+    2  # times the share of changed rows: more partitions and candidates until the next training
+)
 CORES = os.cpu_count() or 1
 ALL = -1  # what ScaNN takes for "as configured"
 
@@ -48,7 +64,9 @@ def is_core() -> bool:
     that make codes of two dimensions cheap to read never run."""
     package()
     try:
-        return getattr(sys.modules["scann"], "__version__", "") == importlib.metadata.version("scann-core")
+        return getattr(sys.modules["scann"], "__version__", "") == importlib.metadata.version(
+            "scann-core"
+        )
     except importlib.metadata.PackageNotFoundError:
         return False
 
@@ -56,8 +74,24 @@ def is_core() -> bool:
 class Searcher:
     """A searcher with its rows and what was found out about it. Changed only by a holder of the index's write lock."""
 
-    def __init__(self, searcher, rows: Rows, probes: np.ndarray, kind: str, leaves: int, trained_on: int, settings: list[Setting], tuning):
-        self.searcher, self.rows, self.probes, self.kind, self.leaves = searcher, rows, probes, kind, leaves
+    def __init__(
+        self,
+        searcher,
+        rows: Rows,
+        probes: np.ndarray,
+        kind: str,
+        leaves: int,
+        trained_on: int,
+        settings: list[Setting],
+        tuning,
+    ):
+        self.searcher, self.rows, self.probes, self.kind, self.leaves = (
+            searcher,
+            rows,
+            probes,
+            kind,
+            leaves,
+        )
         self.trained_on, self.settings, self.tuning = trained_on, settings, tuning
         self.changed, self.doubt, self.unproven = 0, "", Unproven(probes.shape[1], rows.numbers)
         self.query_recall: float | None = None
@@ -65,7 +99,9 @@ class Searcher:
         self.balance = self.imbalance()
 
     @classmethod
-    def on(cls, vectors: np.ndarray, rows: Rows, tuning: Tuning, probes: Sequence[np.ndarray] = ()) -> "Searcher":
+    def on(
+        cls, vectors: np.ndarray, rows: Rows, tuning: Tuning, probes: Sequence[np.ndarray] = ()
+    ) -> "Searcher":
         """Trained on unit vectors [N, dim], tuned on some of them and the farther half of each of `probes` [P, dim]: the worst counts."""
         size, dim = vectors.shape
         kind = kind_for(size, tuning)
@@ -73,34 +109,58 @@ class Searcher:
         core = kind != "brute" and is_core()
         spilled = core and kind == "partitioned"
         needed = needed_bytes(size, dim, kind, spilled) / 1e6
-        logger.info("a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed)
+        logger.info(
+            "a %s index of %d x %d vectors takes %.0f MB beside them", kind, size, dim, needed
+        )
         turn, widths = (None, []) if kind == "brute" or core else turn_of(vectors)
         given = vectors if turn is None else turned(vectors, turn)
         builder = package().builder(given, 10, "dot_product")
         if kind == "partitioned":
-            builder = builder.tree(leaves, leaves, training_sample_size=min(size, 250_000), avq=AVQ, **(SOAR if spilled else {}))
-        builder = builder.score_brute_force() if kind == "brute" else builder.score_ah(2, anisotropy(dim)).reorder(100)
+            builder = builder.tree(
+                leaves,
+                leaves,
+                training_sample_size=min(size, 250_000),
+                avq=AVQ,
+                **(SOAR if spilled else {}),
+            )
+        builder = (
+            builder.score_brute_force()
+            if kind == "brute"
+            else builder.score_ah(2, anisotropy(dim)).reorder(100)
+        )
         config = with_reach(builder.create_config())
-        searcher = package().create_searcher(given, with_widths(config, widths) if widths else config)
+        searcher = package().create_searcher(
+            given, with_widths(config, widths) if widths else config
+        )
         sample = np.random.default_rng(size).choice(size, min(size, PROBES), replace=False)
         own = np.array(vectors[np.sort(sample)])
         trained = cls(_turned(searcher.searcher, turn), rows, own, kind, leaves, size, [], tuning)
         if kind != "brute":
-            trained.set(trained.tuned(probes, lambda some: best_scores(vectors, some, max(MEASURED_AT) + 1)))
+            trained.set(
+                trained.tuned(probes, lambda some: best_scores(vectors, some, max(MEASURED_AT) + 1))
+            )
         return trained
 
     def set(self, settings: list[Setting]) -> None:
         self.settings, self.recall = settings, settings[0].recall if settings else 1.0
         self.widths: dict[int, Width] = {}  # by k, until the rows change
 
-    def tuned(self, others: Sequence[np.ndarray], best: Callable, lock: Callable = contextlib.nullcontext) -> list[Setting]:
+    def tuned(
+        self, others: Sequence[np.ndarray], best: Callable, lock: Callable = contextlib.nullcontext
+    ) -> list[Setting]:
         """What the rows' own probes and the farther half of each of `others` [P, dim] need, the worst counts.
 
         best(probes) -> [P, k]: their exact best scores, descending. `lock()` is held for some probes at a time.
         """
-        kinds = [(self.probes, best(self.probes)), *(farther_half(some, best(some)) for some in others if len(some))]
+        kinds = [
+            (self.probes, best(self.probes)),
+            *(farther_half(some, best(some)) for some in others if len(some)),
+        ]
         asked, scores = map(np.concatenate, zip(*kinds, strict=True))
-        cuts, few = np.cumsum([len(some) for some, _ in kinds])[:-1].tolist(), asked[:: -(-len(asked) // CHECKS)]
+        cuts, few = (
+            np.cumsum([len(some) for some, _ in kinds])[:-1].tolist(),
+            asked[:: -(-len(asked) // CHECKS)],
+        )
 
         def found(k: int, *width) -> np.ndarray:
             parts = []
@@ -114,7 +174,9 @@ class Searcher:
                 return self._scanned(few, *way)
 
         return [
-            measured(found, scanned, scores[:, k], k, self.leaves, len(self.rows), self.tuning, cuts)
+            measured(
+                found, scanned, scores[:, k], k, self.leaves, len(self.rows), self.tuning, cuts
+            )
             for k in MEASURED_AT
             if k < scores.shape[1]
         ]
@@ -123,19 +185,33 @@ class Searcher:
         size = len(self.rows.row)
         k = min(k, size)
         if k == 0 or len(queries) == 0:
-            return self.rows.answer(np.zeros((len(queries), k), int), np.zeros((len(queries), k), np.float32))
-        return self.unproven.beside(queries, k, *self._near(queries, k, Width(self.leaves, size) if self.doubt else self.width(k)))
+            return self.rows.answer(
+                np.zeros((len(queries), k), int), np.zeros((len(queries), k), np.float32)
+            )
+        return self.unproven.beside(
+            queries,
+            k,
+            *self._near(queries, k, Width(self.leaves, size) if self.doubt else self.width(k)),
+        )
 
     def _near(self, queries: np.ndarray, k: int, width: Width):
-        if len(queries) == 1:  # ScaNN's own path for one query, on this thread, which gives few where it finds few
-            rows, scores = self.searcher.search(queries[0] / width.reach, k, width.reorder, width.leaves)
+        if (
+            len(queries) == 1
+        ):  # ScaNN's own path for one query, on this thread, which gives few where it finds few
+            rows, scores = self.searcher.search(
+                queries[0] / width.reach, k, width.reorder, width.leaves
+            )
             if len(rows) == k:
                 return self.rows.answer_one(rows, scores * width.reach)
         rows, scores = self._found(queries, k, width)
-        short = np.isnan(scores[:, -1])  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
+        short = np.isnan(
+            scores[:, -1]
+        )  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
         if not short.any():
             return self.rows.answer(rows, scores)
-        rows[short], scores[short] = self._found(queries[short], k, Width(self.leaves, width.reorder))
+        rows[short], scores[short] = self._found(
+            queries[short], k, Width(self.leaves, width.reorder)
+        )
         return self.rows.named(rows, scores)
 
     def width(self, k: int) -> Width:
@@ -143,7 +219,9 @@ class Searcher:
             return Width(ALL, ALL)
         if k not in self.widths:
             widened = 1 + WIDENING * self.changed / self.trained_on
-            self.widths[k] = setting_for(self.settings, k, self.leaves, len(self.rows), self.tuning, widened)
+            self.widths[k] = setting_for(
+                self.settings, k, self.leaves, len(self.rows), self.tuning, widened
+            )
         return self.widths[k]
 
     def scores(self, queries: np.ndarray, k: int, width: Width) -> np.ndarray:
@@ -158,11 +236,20 @@ class Searcher:
         size = len(self.rows)
         if self.leaves == 1:
             return size
-        return float(np.mean([len(self.searcher.search(query / reach, size, size, leaves)[0]) for query in queries]))
+        return float(
+            np.mean(
+                [
+                    len(self.searcher.search(query / reach, size, size, leaves)[0])
+                    for query in queries
+                ]
+            )
+        )
 
     def _found(self, queries, k, width):
         batch = min(1024, -(-len(queries) // CORES))
-        rows, scores = self.searcher.search_batched(queries / width.reach, k, width.reorder, width.leaves, batch > 32, batch)
+        rows, scores = self.searcher.search_batched(
+            queries / width.reach, k, width.reorder, width.leaves, batch > 32, batch
+        )
         return rows, scores * width.reach
 
     def put(self, vectors: np.ndarray, ids: list) -> None:
@@ -170,7 +257,9 @@ class Searcher:
         placed = self.searcher.upsert(where, vectors, min(1000, len(ids)))
         expected = [self.rows.place(id) for id in ids]
         if list(placed) != expected:
-            raise RuntimeError(f"ScaNN put rows at {list(placed)[:5]}..., expected {expected[:5]}...: rebuild the index")
+            raise RuntimeError(
+                f"ScaNN put rows at {list(placed)[:5]}..., expected {expected[:5]}...: rebuild the index"
+            )
         if self.settings:
             self.unproven.put(vectors, ids)
         self._has_changed(len(ids))
@@ -189,7 +278,9 @@ class Searcher:
             return 0.0
         if not self.searcher.get_health_stats()["sum_partition_sizes"]:
             self.searcher.initialize_health_stats()
-        return round(self.searcher.get_health_stats()["partition_weighted_avg_relative_imbalance"], 4)
+        return round(
+            self.searcher.get_health_stats()["partition_weighted_avg_relative_imbalance"], 4
+        )
 
     def due(self) -> str:
         """Why it is to be trained again, "check" if recall is to be looked at, or "" if all is well."""
@@ -215,22 +306,41 @@ class Searcher:
 
     def facts(self) -> dict:
         names = ("leaves", "trained_on", "changed", "doubt", "recall", "query_recall", "balance")
-        facts = {"search": self.kind, "settings": [asdict(s) for s in self.settings]} | {name: getattr(self, name) for name in names}
+        facts = {"search": self.kind, "settings": [asdict(s) for s in self.settings]} | {
+            name: getattr(self, name) for name in names
+        }
         return facts | {"unproven": [self.rows.row[id] for id in self.unproven.ids()]}
 
     @classmethod
     def read(cls, folder: Path, manifest: dict, ids: list) -> "Searcher":
         if "hashed_dataset_soar.npy" in manifest["files"] and not is_core():
-            raise RetrievalError(f"{folder} was built with scann-core, and ScaNN 1.4 would corrupt it at a change: build the index again")
+            raise RetrievalError(
+                f"{folder} was built with scann-core, and ScaNN 1.4 would corrupt it at a change: build the index again"
+            )
         searcher = _turned(package().load_searcher(str(folder)).searcher, saved_turn(folder))
         if searcher.size() != len(ids):
-            raise RetrievalError(f"{folder} holds {searcher.size():,} vectors for {len(ids):,} ids: build the index again")
+            raise RetrievalError(
+                f"{folder} holds {searcher.size():,} vectors for {len(ids):,} ids: build the index again"
+            )
         probes = saved_rows(folder, slice(None, None, -(-len(ids) // PROBES) or 1))
         settings = [Setting(**s) for s in manifest["settings"]]
         tuning = Tuning(**manifest["tuning"])
         rows = Rows(ids, manifest.get("numbers", False))
-        read = cls(searcher, rows, probes, manifest["search"], manifest["leaves"], manifest["trained_on"], settings, tuning)
-        read.changed, read.recall, read.balance = manifest["changed"], manifest["recall"], manifest["balance"]
+        read = cls(
+            searcher,
+            rows,
+            probes,
+            manifest["search"],
+            manifest["leaves"],
+            manifest["trained_on"],
+            settings,
+            tuning,
+        )
+        read.changed, read.recall, read.balance = (
+            manifest["changed"],
+            manifest["recall"],
+            manifest["balance"],
+        )
         read.query_recall = manifest.get("query_recall")
         read.doubt, unproven = manifest.get("doubt", ""), manifest.get("unproven", [])
         read.unproven.put(saved_rows(folder, unproven), read.rows.at(unproven))
@@ -243,4 +353,6 @@ def _turned(searcher, turn: np.ndarray | None):
 
 def needed_bytes(size: int, dim: int, kind: str, spilled: bool = False) -> int:
     """Memory of an index beside the vectors it is built from: its own copy, 4 bits for 2 dimensions, and each row's partition, or both."""
-    return size * dim * 4 + (1 + spilled) * ((0 if kind == "brute" else size * dim // 4) + (8 * size if kind == "partitioned" else 0))
+    return size * dim * 4 + (1 + spilled) * (
+        (0 if kind == "brute" else size * dim // 4) + (8 * size if kind == "partitioned" else 0)
+    )

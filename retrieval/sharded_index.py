@@ -16,7 +16,13 @@ from retrieval.passages import listed
 from retrieval.scann_index import default_index
 from retrieval.vectors import Ids, check_ids, check_k, unit_rows, whole
 
-OF_ONE_HISTORY = ("shards", "dim", "store_version", "state", "fingerprint")  # what the manifests of all shards agree on
+OF_ONE_HISTORY = (
+    "shards",
+    "dim",
+    "store_version",
+    "state",
+    "fingerprint",
+)  # what the manifests of all shards agree on
 
 
 class ShardedIndex:
@@ -33,10 +39,18 @@ class ShardedIndex:
         """The index of what all processes give; `kind` is that of a shard, by default ScannIndex where ScaNN runs."""
         vectors = _agreed(lambda: unit_rows(vectors, None))
         if len(dims := set(_told(vectors.shape[1]))) > 1:
-            raise RetrievalError(f"vectors have {listed(sorted(map(str, dims)))} dimensions on different processes: expected one number")
+            raise RetrievalError(
+                f"vectors have {listed(sorted(map(str, dims)))} dimensions on different processes: expected one number"
+            )
         numbers = any(_told(whole(ids)))  # an empty part may be any list
         vectors, ids = _routed(vectors, ids, numbers)
-        return cls(_agreed(lambda: (kind or default_index()).build(vectors, np.array(ids, np.int64) if numbers else ids)))
+        return cls(
+            _agreed(
+                lambda: (kind or default_index()).build(
+                    vectors, np.array(ids, np.int64) if numbers else ids
+                )
+            )
+        )
 
     def __len__(self):
         return self._size
@@ -60,7 +74,10 @@ class ShardedIndex:
     def _of_all(self, ids, scores, k: int) -> tuple[np.ndarray, np.ndarray]:
         """What the shards have found, at most k a query: ids and scores [Q, processes * k], -inf where a shard has fewer."""
         shape, none = (len(scores), k), 0 if self.numbers else None
-        held, near = np.full(shape, none, np.int64 if self.numbers else object), np.full(shape, -np.inf, np.float32)
+        held, near = (
+            np.full(shape, none, np.int64 if self.numbers else object),
+            np.full(shape, -np.inf, np.float32),
+        )
         for row, (names, own) in enumerate(zip(ids, scores, strict=True)):
             held[row, : len(own)], near[row, : len(own)] = names, own
         if self.numbers:  # in halves, since JAX has no int64 unless it is told to
@@ -75,9 +92,17 @@ class ShardedIndex:
         self._count()
 
     def delete(self, ids: Ids) -> None:
-        ids = [id for part in _told(_agreed(lambda: check_ids(ids, numbers=self.numbers))) for id in part]
-        mine = [id for id in check_ids(ids, len(ids), self.numbers) if _owner(id) == jax.process_index()]
-        if unknown := [id for part in _told([id for id in mine if id not in self._shard]) for id in part]:
+        ids = [
+            id
+            for part in _told(_agreed(lambda: check_ids(ids, numbers=self.numbers)))
+            for id in part
+        ]
+        mine = [
+            id for id in check_ids(ids, len(ids), self.numbers) if _owner(id) == jax.process_index()
+        ]
+        if unknown := [
+            id for part in _told([id for id in mine if id not in self._shard]) for id in part
+        ]:
             raise RetrievalError(f"not in the index: {listed(unknown)}: nothing was changed")
         _agreed(lambda: self._shard.delete(mine))
         self._count()
@@ -101,7 +126,12 @@ class ShardedIndex:
     def health(self) -> dict:
         """kind, size, the health of every shard, and the least recall of them."""
         shards = _told(self._shard.health())
-        return {"kind": "sharded", "size": len(self), "shards": shards, "recall": min(shard["recall"] for shard in shards)}
+        return {
+            "kind": "sharded",
+            "size": len(self),
+            "shards": shards,
+            "recall": min(shard["recall"] for shard in shards),
+        }
 
     def _count(self) -> None:
         self._size = sum(_told(len(self._shard)))
@@ -130,7 +160,11 @@ def _agreed(do: Callable[[], Any]) -> Any:
     try:
         done = do()
     except Exception as failure:  # whatever it is, the others wait
-        error = str(failure) if isinstance(failure, RetrievalError) and str(failure) else f"{type(failure).__name__}: {failure}"
+        error = (
+            str(failure)
+            if isinstance(failure, RetrievalError) and str(failure)
+            else f"{type(failure).__name__}: {failure}"
+        )
     for process, message in enumerate(_told(error)):
         if message:
             raise RetrievalError(f"process {process}: {message}")
@@ -139,7 +173,10 @@ def _agreed(do: Callable[[], Any]) -> Any:
 
 def _told(value: Any) -> list[Any]:
     """The value, plain data, of every process."""
-    return [json.loads(part.tobytes()) for part in _gathered(np.frombuffer(json.dumps(value).encode(), np.uint8))]
+    return [
+        json.loads(part.tobytes())
+        for part in _gathered(np.frombuffer(json.dumps(value).encode(), np.uint8))
+    ]
 
 
 def _gathered(rows: np.ndarray) -> list[np.ndarray]:

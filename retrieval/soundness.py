@@ -18,7 +18,9 @@ def problems(path) -> list[str]:
     Rows are read only where all files are sound. What a process wrote just before it was killed may have no checksum yet.
     """
     place = place_of(path)
-    table = Path(table_uri(place)) if isinstance(place, Path) else None  # an object store checks its files itself
+    table = (
+        Path(table_uri(place)) if isinstance(place, Path) else None
+    )  # an object store checks its files itself
     found = checksums.damaged(table) if table and table.is_dir() else []
     if found and table and (table.parent / checksums.CHECKSUMS).exists():
         return found

@@ -8,7 +8,10 @@ from retrieval.inert import as_json, shown
 
 @entry_point
 def main(argv=None):
-    options = parser("retrieval.stats", "Say how many passages a memory holds, with which encoder and index, and what it takes on disk.")
+    options = parser(
+        "retrieval.stats",
+        "Say how many passages a memory holds, with which encoder and index, and what it takes on disk.",
+    )
     args = options.parse_args(argv)
     stats = open_memory(args.memory, None).stats()
     if args.json:

@@ -58,9 +58,14 @@ class Store:
         self.read_only = read_only
         self._identity = identity(path)
         self._dataset = dataset
-        self.history = History(dataset, path / checksums.CHECKSUMS if isinstance(path, Path) else None)
+        self.history = History(
+            dataset, path / checksums.CHECKSUMS if isinstance(path, Path) else None
+        )
         self.fingerprint, self.encoder_source, self.dim = settings_of(dataset, path)
-        self._words_version, self._words_lock = 0, threading.Lock()  # what `lexical` searches, made when first asked for
+        self._words_version, self._words_lock = (
+            0,
+            threading.Lock(),
+        )  # what `lexical` searches, made when first asked for
         self._words_sound: set[str] = set()
 
     @classmethod
@@ -76,9 +81,13 @@ class Store:
             check_free(path)
             if isinstance(path, Path):
                 (path / checksums.CHECKSUMS).unlink(missing_ok=True)  # of a table that is gone
-            schema = table_schema(dim).with_metadata(dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True)))
+            schema = table_schema(dim).with_metadata(
+                dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True))
+            )
             record = properties("create", (), None, "", None)
-            dataset = lance.write_dataset(schema.empty_table(), table_uri(path), schema=schema, transaction_properties=record)
+            dataset = lance.write_dataset(
+                schema.empty_table(), table_uri(path), schema=schema, transaction_properties=record
+            )
             made = cls(path, dataset, read_only=False)
             made._note_all()
         return made
@@ -97,8 +106,14 @@ class Store:
             return store
         if isinstance(version, str | datetime.datetime):
             version = store.history.at(version)
-        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= store.version:
-            raise RetrievalError(f"version {version!r} of {path} does not exist: expected a number from 1 to {store.version} (see the log)")
+        if (
+            isinstance(version, bool)
+            or not isinstance(version, int)
+            or not 1 <= version <= store.version
+        ):
+            raise RetrievalError(
+                f"version {version!r} of {path} does not exist: expected a number from 1 to {store.version} (see the log)"
+            )
         return cls(path, open_version(path, version), read_only=True)
 
     @property
@@ -115,8 +130,13 @@ class Store:
         if not isinstance(self.path, Path):
             return self._dataset.latest_version != self.version
         check_same(self.path, self._identity)
-        table = table_uri(self.path)  # two look-ups, where Lance would list all versions there ever were
-        own, following = (os.path.exists(f"{table}/{checksums.manifest_of(version)}") for version in (self.version, self.version + 1))
+        table = table_uri(
+            self.path
+        )  # two look-ups, where Lance would list all versions there ever were
+        own, following = (
+            os.path.exists(f"{table}/{checksums.manifest_of(version)}")
+            for version in (self.version, self.version + 1)
+        )
         return following or not own
 
     def latest(self) -> bool:
@@ -144,7 +164,9 @@ class Store:
         known = table_schema(self.dim)
         unknown = [name for name in names if name not in known.names]
         if unknown:
-            raise RetrievalError(f"a memory has no columns {listed(unknown)}; it has {', '.join(known.names)}")
+            raise RetrievalError(
+                f"a memory has no columns {listed(unknown)}; it has {', '.join(known.names)}"
+            )
         return self._select(None if ids is None else set(ids), list(names))
 
     def ids(self) -> list[str]:
@@ -170,12 +192,19 @@ class Store:
             found[row["id"]] = (passage, row["version"])
         return found
 
-    def lexical(self, text: str, n: int, ids: Collection[str] | None = None) -> tuple[list[str], np.ndarray]:
+    def lexical(
+        self, text: str, n: int, ids: Collection[str] | None = None
+    ) -> tuple[list[str], np.ndarray]:
         """The ids of the at most n passages, of `ids` if given, that share a word with `text`, best first, and their BM25 scores."""
-        with in_words(f"{table_uri(self.path)} cannot be searched by words; `verify` says what is damaged"):
+        with in_words(
+            f"{table_uri(self.path)} cannot be searched by words; `verify` says what is damaged"
+        ):
             with self._words_lock:
                 if self._words_version != self.version:
-                    self._words, self._words_version = lexical.searchable(self._dataset, self._words_sound), self.version
+                    self._words, self._words_version = (
+                        lexical.searchable(self._dataset, self._words_sound),
+                        self.version,
+                    )
             return lexical.search(self._words, text, n, None if ids is None else among(ids))
 
     def vectors(self, ids: Iterable[str] | None = None) -> tuple[np.ndarray, list[str]]:
@@ -201,7 +230,10 @@ class Store:
     def earlier(self, versions: Sequence[int]) -> Iterator["Store"]:
         """Read-only handles on versions up to this one, in a fraction of the time that each takes alone."""
         check_versions(self.path, versions)
-        return (Store(self.path, self._dataset.checkout_version(version), read_only=True) for version in versions)
+        return (
+            Store(self.path, self._dataset.checkout_version(version), read_only=True)
+            for version in versions
+        )
 
     def diff(self, a, b) -> Diff:
         """What became of the passages from version (or moment) `a` to `b`, by their content."""
@@ -209,28 +241,52 @@ class Store:
         early, late = sorted((first, second), key=lambda store: store.version)
         touched = late.history.touched_since(early.version)
         old, new = (
-            dict(zip(*store._select(touched, ["id", "content_hash"]).to_pydict().values(), strict=True)) for store in (first, second)
+            dict(
+                zip(
+                    *store._select(touched, ["id", "content_hash"]).to_pydict().values(),
+                    strict=True,
+                )
+            )
+            for store in (first, second)
         )
         edited = [id for id in old.keys() & new.keys() if old[id] != new[id]]
-        return Diff(*(tuple(sorted(ids)) for ids in (new.keys() - old.keys(), edited, old.keys() - new.keys())))
+        return Diff(
+            *(
+                tuple(sorted(ids))
+                for ids in (new.keys() - old.keys(), edited, old.keys() - new.keys())
+            )
+        )
 
     def past_of(self, id: str) -> list[tuple[Commit, Passage | None]]:
         """The commits that touched a passage, oldest first, each with the passage as it was after it; None where it was gone."""
         commits = [commit for commit in self.log() if id in commit.ids]
         past = self.earlier([commit.version for commit in commits])
-        return [(commit, store.get([id]).get(id, (None, 0))[0]) for commit, store in zip(commits, past, strict=True)]
+        return [
+            (commit, store.get([id]).get(id, (None, 0))[0])
+            for commit, store in zip(commits, past, strict=True)
+        ]
 
     # Writing: each of these is one commit, made while holding the folder's lock.
 
-    def add(self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "") -> Commit:
+    def add(
+        self,
+        passages: Sequence[Passage],
+        vectors: np.ndarray,
+        author: str | None = None,
+        reason: str = "",
+    ) -> Commit:
         """Adds new passages with their vectors [N, dim]. Raises RetrievalError when an id exists."""
         passages = some(check_passages(passages), "passages")
 
         def change() -> Commit:
             self.check_new(passage.id for passage in passages)
             table = table_of(passages, vectors, self.dim, [self.version + 1] * len(passages))
-            transaction = lance.fragment.write_fragments(table, self._dataset, mode="append", return_transaction=True)
-            return self._commit(transaction, "add", [p.id for p in passages], author, reason, undo_to=self.version)
+            transaction = lance.fragment.write_fragments(
+                table, self._dataset, mode="append", return_transaction=True
+            )
+            return self._commit(
+                transaction, "add", [p.id for p in passages], author, reason, undo_to=self.version
+            )
 
         return self._write(change)
 
@@ -244,12 +300,18 @@ class Store:
         def change() -> Commit:
             condition = None if made_from is None else f"target.version = {made_from}"
             merge = self._dataset.merge_insert("id").when_matched_update_all(condition)
-            transaction, done = merge.execute_uncommitted(table_of(passages, vectors, self.dim, [self.version + 1] * len(passages)))
+            transaction, done = merge.execute_uncommitted(
+                table_of(passages, vectors, self.dim, [self.version + 1] * len(passages))
+            )
             if done["num_updated_rows"] != len(passages):  # asking first would take as long again
                 ids = [passage.id for passage in passages]
                 self.check_known(ids)
-                raise Overtaken(f"another writer changed {listed(ids)} meanwhile: nothing was changed; try again")
-            return self._commit(transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version)
+                raise Overtaken(
+                    f"another writer changed {listed(ids)} meanwhile: nothing was changed; try again"
+                )
+            return self._commit(
+                transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version
+            )
 
         return self._write(change)
 
@@ -258,7 +320,11 @@ class Store:
         ids = some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
 
         def change() -> Commit:
-            transaction, done = self._dataset.merge_insert("id").when_matched_delete().execute_uncommitted(ids_table(ids))
+            transaction, done = (
+                self._dataset.merge_insert("id")
+                .when_matched_delete()
+                .execute_uncommitted(ids_table(ids))
+            )
             if done["num_deleted_rows"] != len(ids):
                 self.check_known(ids)
             return self._commit(transaction, "delete", ids, author, reason, undo_to=self.version)
@@ -275,16 +341,26 @@ class Store:
         def change() -> Commit:
             newest = self.history.state(self.version)
             if newest.undo_to is None:
-                why = f" since version {newest.commit.version}, which changed the encoder" if newest.commit.action == REEMBED else ""
+                why = (
+                    f" since version {newest.commit.version}, which changed the encoder"
+                    if newest.commit.action == REEMBED
+                    else ""
+                )
                 raise RetrievalError(f"{self.path} has no change left to undo{why}")
             target = self.history.state(newest.undo_to)
             undone = self.history.first_after(newest.undo_to)
             check_versions(self.path, [newest.undo_to])
-            transaction = lance.Transaction(self.version, lance.LanceOperation.Restore(newest.undo_to))
+            transaction = lance.Transaction(
+                self.version, lance.LanceOperation.Restore(newest.undo_to)
+            )
             if not isinstance(self.path, Path):
-                transaction = exchange(self._dataset, ids_table(undone.ids), self._rows_at(newest.undo_to, undone.ids))
+                transaction = exchange(
+                    self._dataset, ids_table(undone.ids), self._rows_at(newest.undo_to, undone.ids)
+                )
             why = reason or f"undo of version {undone.version} ({undone.action})"
-            return self._commit(transaction, "undo", undone.ids, author, why, undo_to=target.undo_to)
+            return self._commit(
+                transaction, "undo", undone.ids, author, why, undo_to=target.undo_to
+            )
 
         return self._write(change)
 
@@ -300,10 +376,16 @@ class Store:
         def change() -> Commit:
             versions = self._select(None, ["version"])["version"].to_pylist()
             passages = [passage_of(row) for row in self._select(None, list(FIELDS)).to_pylist()]
-            settings = dict(zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True))
-            table = table_of(passages, vectors_of(passages), dim, versions).replace_schema_metadata(settings)
+            settings = dict(
+                zip(SETTINGS, (FORMAT, fingerprint, encoder_source, str(dim)), strict=True)
+            )
+            table = table_of(passages, vectors_of(passages), dim, versions).replace_schema_metadata(
+                settings
+            )
             uri = table_uri(self.path)
-            transaction = lance.fragment.write_fragments(table, uri, mode="overwrite", return_transaction=True)
+            transaction = lance.fragment.write_fragments(
+                table, uri, mode="overwrite", return_transaction=True
+            )
             commit = self._commit(transaction, REEMBED, [], author, reason, undo_to=None)
             self.fingerprint, self.encoder_source, self.dim = fingerprint, encoder_source, dim
             return commit
@@ -312,7 +394,9 @@ class Store:
 
     def check_writable(self) -> None:
         if self.read_only:
-            raise RetrievalError(f"version {self.version} of {self.path} is a view of the past: to change the memory, open it itself")
+            raise RetrievalError(
+                f"version {self.version} of {self.path} is a view of the past: to change the memory, open it itself"
+            )
 
     def check_new(self, ids: Iterable[str]) -> None:
         """Raises RetrievalError listing those of `ids` that are in the store."""
@@ -327,7 +411,9 @@ class Store:
         ids = set(ids)
         if unknown := ids - self.existing(ids):
             close = nearest(min(unknown), self.ids())
-            raise RetrievalError(f"not in the memory: {listed(sorted(unknown))}{close}: nothing was changed; add a passage before")
+            raise RetrievalError(
+                f"not in the memory: {listed(sorted(unknown))}{close}: nothing was changed; add a passage before"
+            )
 
     def _write(self, change: Callable[[], Commit]) -> Commit:
         """Makes a change that ends in `_commit`, on the newest version. Where another writer was faster, it is prepared anew."""
@@ -353,13 +439,23 @@ class Store:
         """Those of `ids` that were there at an older version, as they were."""
         past = Store.open(self.path, version)
         found, (vectors, order) = past.get(ids), past.vectors(ids)
-        return table_of([found[id][0] for id in order], vectors, self.dim, [found[id][1] for id in order])
+        return table_of(
+            [found[id][0] for id in order], vectors, self.dim, [found[id][1] for id in order]
+        )
 
     def _note_all(self) -> None:
         if isinstance(self.path, Path):
             checksums.catch_up(Path(table_uri(self.path)), self.version)
 
-    def _commit(self, transaction, action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None) -> Commit:
+    def _commit(
+        self,
+        transaction,
+        action: str,
+        ids: Sequence[str],
+        author: str | None,
+        reason: str,
+        undo_to: int | None,
+    ) -> Commit:
         before, dataset = checksums.files_of(self._dataset), self._dataset
         if not isinstance(self.path, Path):
             exclusive(transaction, dataset)
@@ -369,7 +465,9 @@ class Store:
         self._note(before, self.version - 1, transaction.uuid, record)
         return self.history.learn(self.version, record)
 
-    def _note(self, before: set[str], version: int, uuid: str = "*", record: str | None = None) -> None:
+    def _note(
+        self, before: set[str], version: int, uuid: str = "*", record: str | None = None
+    ) -> None:
         """Notes the checksums of what was written since `version`, which had the files `before`."""
         if isinstance(self.path, Path):
             names = checksums.new_files(self._dataset, before, version, uuid)
@@ -379,7 +477,9 @@ class Store:
         try:
             with in_words(f"{self.path}: upkeep failed and will be tried again at the next change"):
                 before, version = checksums.files_of(self._dataset), self.version
-                if (newer := tidied(self._dataset, indexed=isinstance(self.path, Path))) is not None:
+                if (
+                    newer := tidied(self._dataset, indexed=isinstance(self.path, Path))
+                ) is not None:
                     self._move(newer)
                     self._note(before, version)
         except RetrievalError as error:  # the change before is committed
@@ -388,8 +488,13 @@ class Store:
     def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
         """Columns of the rows of `ids` (None: all), those that this version lacks all null."""
         known, there = table_schema(self.dim), set(self._dataset.schema.names)
-        schema, here = pa.schema([known.field(name) for name in columns]), [name for name in columns if name in there]
-        if ids is not None and len(ids) > max(AT_ONCE, len(self) / 4):  # reading everything is faster
+        schema, here = (
+            pa.schema([known.field(name) for name in columns]),
+            [name for name in columns if name in there],
+        )
+        if ids is not None and len(ids) > max(
+            AT_ONCE, len(self) / 4
+        ):  # reading everything is faster
             table = self._select(None, list(dict.fromkeys(["id", *columns])))
             return table.filter(pc.field("id").isin(list(ids))).select(columns)
         names = sorted(ids or ())
@@ -397,4 +502,6 @@ class Store:
         filters = [None] if ids is None else [among(part) for part in parts]
         with in_words(f"{table_uri(self.path)} cannot be read; `verify` says what is damaged"):
             tables = [self._dataset.to_table(columns=here, filter=filter) for filter in filters]
-        return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(columns)
+        return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").select(
+            columns
+        )

@@ -28,15 +28,22 @@ s-d es-ed ed-ing s-ing es-ing r-s n-ns -ns -ans -ians a-an a-ans a-ian ia-ian
 """
 FREE = frozenset(_FREE.split())
 NUMBERS = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
-ENDINGS = {frozenset(pair.split("-")) for pair in _ENDINGS.split()}  # of two forms of a word, after what they share
+ENDINGS = {
+    frozenset(pair.split("-")) for pair in _ENDINGS.split()
+}  # of two forms of a word, after what they share
 STEM = 4  # letters that two forms share at least
 PERCENT = re.compile(r"%|\bper cent\b", re.IGNORECASE)
 NEGATION = re.compile(
     r"\b(not|cannot|no(?!\.\s*\d)|never|neither|nor|none|nobody|nothing|nicht|keine?[rmns]?|nie|niemals|ne|jamais|nunca|non|не|нет)\b|n['’]t\b",
     re.IGNORECASE,
 )
-CLAUSE = re.compile(r"[.;:!?,]+(?=\s)|[()—。！？；，؟।]|\b(?:but|sondern|mais|sino)\b", re.IGNORECASE)
-YES, NO = re.compile(r"\W*(yes|true|correct)\b", re.IGNORECASE), re.compile(r"\W*(no|false|incorrect)\b", re.IGNORECASE)
+CLAUSE = re.compile(
+    r"[.;:!?,]+(?=\s)|[()—。！？；，؟।]|\b(?:but|sondern|mais|sino)\b", re.IGNORECASE
+)
+YES, NO = (
+    re.compile(r"\W*(yes|true|correct)\b", re.IGNORECASE),
+    re.compile(r"\W*(no|false|incorrect)\b", re.IGNORECASE),
+)
 CHOICE = re.compile(r"\b(or|oder|ou|или)\b|还是|または", re.IGNORECASE)
 NAME = re.compile(r"(?<=\s)[^\W\d_a-z]\w+|\d[\d.,]*")
 
@@ -56,14 +63,22 @@ def supported(question: str, text: str, passages: Sequence[str]) -> bool:
         if denied:
             return True
         if YES.match(text):
-            new = [word for name in NAME.findall(question) for word in _content(asked(name, parts=False))]
+            new = [
+                word
+                for name in NAME.findall(question)
+                for word in _content(asked(name, parts=False))
+            ]
         elif CHOICE.search(question):
             new = said
         if not new:
             return bool(YES.match(text))
     negated = None if NEGATION.search(question) else bool(NEGATION.search(text))
     for passage in passages:
-        clauses = [clause for clause in CLAUSE.split(_units(passage)) if negated in (None, bool(NEGATION.search(clause)))]
+        clauses = [
+            clause
+            for clause in CLAUSE.split(_units(passage))
+            if negated in (None, bool(NEGATION.search(clause)))
+        ]
         held = _content(itertools.chain.from_iterable(map(words, clauses)))
         if all(_stands(word, held) for word in new):
             return True
@@ -87,8 +102,19 @@ def same(one: str, other: str) -> bool:
     """Whether two words are forms of one: Italy and Italian, but not Austria and Australia, nor numbers."""
     if one == other:
         return True
-    if not (one.isalpha() and other.isalpha()) or one[:STEM] != other[:STEM] or min(len(one), len(other)) < STEM:
+    if (
+        not (one.isalpha() and other.isalpha())
+        or one[:STEM] != other[:STEM]
+        or min(len(one), len(other)) < STEM
+    ):
         return False
-    shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
     rest = one[shared:], other[shared:]
-    return frozenset(rest) in ENDINGS if one.isascii() and other.isascii() else max(map(len, rest)) <= 2
+    return (
+        frozenset(rest) in ENDINGS
+        if one.isascii() and other.isascii()
+        else max(map(len, rest)) <= 2
+    )

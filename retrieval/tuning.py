@@ -23,7 +23,10 @@ PROBES = 256  # rows on which settings are measured, of the index's own, of thos
 MARGIN = 0.4  # of the recall that may be missing: queries are farther from the rows than the rows are from each other
 FAR = 4.0  # more than centres of unit vectors differ by
 REACHES = np.geomspace(FAR / 400, FAR, 64).tolist()
-BEYOND = (1.2, math.inf)  # times the least reach that suffices without a limit on partitions; a limit can then be low, or is all there is
+BEYOND = (
+    1.2,
+    math.inf,
+)  # times the least reach that suffices without a limit on partitions; a limit can then be low, or is all there is
 ROWS_A_CANDIDATE = 30  # quantised rows that can be scanned in the time of scoring one exactly (measured at 128 dimensions)
 
 
@@ -45,25 +48,39 @@ class Tuning:
 
     def __post_init__(self):
         if self.kind not in ("", *KINDS):
-            raise RetrievalError(f"kind={self.kind!r}: expected one of {', '.join(KINDS)}, or '' to choose by size")
+            raise RetrievalError(
+                f"kind={self.kind!r}: expected one of {', '.join(KINDS)}, or '' to choose by size"
+            )
         for name in ("leaves", "leaves_searched", "reorder"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise RetrievalError(f"{name}={value!r}: expected a whole number, 0 to choose by measurement")
+                raise RetrievalError(
+                    f"{name}={value!r}: expected a whole number, 0 to choose by measurement"
+                )
         for name in ("reach", "recall"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise RetrievalError(f"{name}={value!r}: expected a number")
         if not 0 <= self.reach < math.inf:
-            raise RetrievalError(f"reach={self.reach!r}: expected a difference of cosines, 0 to choose by measurement")
+            raise RetrievalError(
+                f"reach={self.reach!r}: expected a difference of cosines, 0 to choose by measurement"
+            )
         if not 0 < self.recall <= 1:
-            raise RetrievalError(f"recall={self.recall!r}: expected a share of the nearest, above 0 and at most 1")
+            raise RetrievalError(
+                f"recall={self.recall!r}: expected a share of the nearest, above 0 and at most 1"
+            )
 
 
 def kind_for(size: int, tuning: Tuning) -> str:
     if size < LEAST_ROWS:
         return "brute"
-    return tuning.kind or ("brute" if size < BRUTE_FORCE_BELOW else "quantised" if size < PARTITIONS_FROM else "partitioned")
+    return tuning.kind or (
+        "brute"
+        if size < BRUTE_FORCE_BELOW
+        else "quantised"
+        if size < PARTITIONS_FROM
+        else "partitioned"
+    )
 
 
 @dataclass(frozen=True)
@@ -133,27 +150,55 @@ def measured(
 
     def recall(leaves: int, reorder: int, reach: float) -> float:
         found = scores(k + 1, leaves, max(reorder, k + 1), reach)
-        return min(recall_of(*kind) for kind in zip(np.split(found, cuts), np.split(last, cuts), strict=True))
+        return min(
+            recall_of(*kind)
+            for kind in zip(np.split(found, cuts), np.split(last, cuts), strict=True)
+        )
 
-    all_leaves = [min(leaves, tuning.leaves_searched)] if tuning.leaves_searched else _series(1, leaves, 1.25)
+    all_leaves = (
+        [min(leaves, tuning.leaves_searched)]
+        if tuning.leaves_searched
+        else _series(1, leaves, 1.25)
+    )
     all_reorders = [min(size, tuning.reorder)] if tuning.reorder else _series(k + 1, size, 1.3)
-    ample = next((i for i, reorder in enumerate(all_reorders) if reorder > 20 * k), len(all_reorders) - 1)
-    fewest = lambda reach: _first(lambda i: recall(all_leaves[i], all_reorders[ample], reach) >= target, len(all_leaves))
+    ample = next(
+        (i for i, reorder in enumerate(all_reorders) if reorder > 20 * k), len(all_reorders) - 1
+    )
+    fewest = lambda reach: _first(
+        lambda i: recall(all_leaves[i], all_reorders[ample], reach) >= target, len(all_leaves)
+    )
     reaches = [float(tuning.reach or FAR)]
     if not tuning.reach and not tuning.leaves_searched and leaves > 1:
-        least = REACHES[_first(lambda i: recall(leaves, all_reorders[ample], REACHES[i]) >= target, len(REACHES))]
+        least = REACHES[
+            _first(
+                lambda i: recall(leaves, all_reorders[ample], REACHES[i]) >= target, len(REACHES)
+            )
+        ]
         reaches = [min(FAR, least * beyond) for beyond in BEYOND]
-    start, reach = min(((fewest(reach), reach) for reach in reaches), key=lambda way: scanned(all_leaves[way[0]], way[1]))
+    start, reach = min(
+        ((fewest(reach), reach) for reach in reaches),
+        key=lambda way: scanned(all_leaves[way[0]], way[1]),
+    )
     found = []
     for leaf in all_leaves[start : start + 5]:
-        at = _first(lambda i, leaf=leaf: recall(leaf, all_reorders[i], reach) >= target, len(all_reorders))
+        at = _first(
+            lambda i, leaf=leaf: recall(leaf, all_reorders[i], reach) >= target, len(all_reorders)
+        )
         reached = recall(leaf, all_reorders[at], reach)
         cost = scanned(leaf, reach) + ROWS_A_CANDIDATE * all_reorders[at]
-        found.append((-min(reached, target), cost, Setting(k, leaf, all_reorders[at], round(reached, 4), reach)))
+        found.append(
+            (
+                -min(reached, target),
+                cost,
+                Setting(k, leaf, all_reorders[at], round(reached, 4), reach),
+            )
+        )
     return min(found, key=lambda f: f[:2])[2]
 
 
-def setting_for(settings: list[Setting], k: int, leaves: int, size: int, tuning: Tuning, widened: float = 1.0) -> Width:
+def setting_for(
+    settings: list[Setting], k: int, leaves: int, size: int, tuning: Tuning, widened: float = 1.0
+) -> Width:
     """What k takes, from the settings measured at some k, ascending, `widened` times; never fewer candidates than k."""
     low, high = settings[0], settings[-1]
     power = math.log(max(k, low.k) / low.k) / math.log(high.k / low.k) if high.k > low.k else 0.0
@@ -161,7 +206,9 @@ def setting_for(settings: list[Setting], k: int, leaves: int, size: int, tuning:
     reorder = math.ceil(widened * low.reorder * (high.reorder / low.reorder) ** power)
     if k > high.k:  # the far neighbours have the least between them
         reorder = max(reorder, 4 * k)
-    reach = FAR if tuning.leaves_searched else widened * low.reach * (high.reach / low.reach) ** power
+    reach = (
+        FAR if tuning.leaves_searched else widened * low.reach * (high.reach / low.reach) ** power
+    )
     leaf, reorder = tuning.leaves_searched or leaf, max(tuning.reorder or reorder, k)
     return Width(min(leaves, leaf), min(size, reorder), min(FAR, float(tuning.reach or reach)))
 

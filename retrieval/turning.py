@@ -19,7 +19,11 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-WIDTHS = ((2, 0.44), (4, 0.17), (8, 0.10))  # dimensions a code, down to this share of the mean variance
+WIDTHS = (
+    (2, 0.44),
+    (4, 0.17),
+    (8, 0.10),
+)  # dimensions a code, down to this share of the mean variance
 WIDEST = 16
 WORTH = 0.8  # of the codes that ScaNN would read; with more left, a turn is not worth its product
 WHOLE, REFLECTIONS = 512, 64  # dimensions up to which a rotation is whole; reflections beyond
@@ -41,7 +45,9 @@ class _Alone(contextlib.ContextDecorator):
 
     def __init__(self):
         self._changed, self._inside, self._forking = threading.Condition(), 0, False
-        os.register_at_fork(before=self._empty, after_in_parent=self._go_on, after_in_child=self._go_on)
+        os.register_at_fork(
+            before=self._empty, after_in_parent=self._go_on, after_in_child=self._go_on
+        )
 
     def __enter__(self) -> None:
         with self._changed:
@@ -77,11 +83,18 @@ def turn_of(vectors: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, int
     """vectors float32 [N, D] -> (rotation, see `turned`, [(codes, dimensions of each)]), or (None, []) when it does not pay."""
     sample = vectors[:: -(-len(vectors) // SAMPLE)]
     around = sample - sample.mean(axis=0)
-    variances, directions = np.linalg.eigh(np.asarray(around.T @ around / max(1, len(around) - 1), np.float64))
+    variances, directions = np.linalg.eigh(
+        np.asarray(around.T @ around / max(1, len(around) - 1), np.float64)
+    )
     variances, directions = variances[::-1], directions[:, ::-1]
     pays = lambda widths: sum(codes for codes, _ in widths) <= WORTH * vectors.shape[1] / 2
     if len(variances) > WHOLE:
-        widths = widths_for(np.append(variances[:REFLECTIONS], np.full(len(variances) - REFLECTIONS, variances[REFLECTIONS:].mean())))
+        widths = widths_for(
+            np.append(
+                variances[:REFLECTIONS],
+                np.full(len(variances) - REFLECTIONS, variances[REFLECTIONS:].mean()),
+            )
+        )
         if pays(widths):
             return reflections(directions[:, :REFLECTIONS]), widths
     widths = widths_for(variances)
@@ -114,7 +127,9 @@ class Turned:
 
     def __init__(self, searcher, turn: np.ndarray):
         self._searcher = searcher
-        self._turn = np.asfortranarray(turn) if turn.ndim == 2 else turn  # of one query, columns that lie together take half the time
+        self._turn = (
+            np.asfortranarray(turn) if turn.ndim == 2 else turn
+        )  # of one query, columns that lie together take half the time
 
     def __getattr__(self, name: str):
         return getattr(self._searcher, name)
@@ -144,7 +159,11 @@ def turned(rows: np.ndarray, turn: np.ndarray, back: bool = False) -> np.ndarray
 def product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """rows [N, D] or [D] @ matrix on this thread alone."""
     if rows.ndim == 1:  # one by one, in less time than it takes to set BLAS's threads
-        return np.vecdot(matrix.T, rows) if matrix.T.flags.c_contiguous else np.einsum("d,de->e", rows, matrix)
+        return (
+            np.vecdot(matrix.T, rows)
+            if matrix.T.flags.c_contiguous
+            else np.einsum("d,de->e", rows, matrix)
+        )
     with ALONE:
         return rows @ matrix
 
@@ -156,5 +175,8 @@ def saved_turn(folder: Path) -> np.ndarray | None:
 
 def saved_rows(folder: Path, which: slice | list[int] = slice(None)) -> np.ndarray:
     """Rows of a saved searcher, turned back."""
-    rows, turn = np.load(folder / "dataset.npy", mmap_mode="r", allow_pickle=False)[which], saved_turn(folder)
+    rows, turn = (
+        np.load(folder / "dataset.npy", mmap_mode="r", allow_pickle=False)[which],
+        saved_turn(folder),
+    )
     return np.array(rows) if turn is None else turned(rows, turn, back=True)

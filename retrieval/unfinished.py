@@ -19,12 +19,24 @@ class Unfinished:
     """text -> float16 [dim], as the memory stores it, of one encoder. Where nothing can be written, only this process remembers."""
 
     def __init__(self, folder: Path, fingerprint: str, dim: int):
-        self._dim, self._path = dim, folder / (PREFIX + hashlib.sha256(fingerprint.encode()).hexdigest()[:32])
-        self._record = np.dtype([("digest", f"V{DIGEST}"), ("vector", "<f2", (dim,)), ("crc", "<u4")])
+        self._dim, self._path = (
+            dim,
+            folder / (PREFIX + hashlib.sha256(fingerprint.encode()).hexdigest()[:32]),
+        )
+        self._record = np.dtype(
+            [("digest", f"V{DIGEST}"), ("vector", "<f2", (dim,)), ("crc", "<u4")]
+        )
         raw = self._path.read_bytes() if self._path.exists() else b""
-        records = np.frombuffer(raw[: len(raw) // self._record.itemsize * self._record.itemsize], self._record)
-        good = [record["crc"] == zlib.crc32(record["digest"].tobytes() + record["vector"].tobytes()) for record in records]
-        records = records[: good.index(False) if False in good else None]  # a write that was cut off, and what follows it
+        records = np.frombuffer(
+            raw[: len(raw) // self._record.itemsize * self._record.itemsize], self._record
+        )
+        good = [
+            record["crc"] == zlib.crc32(record["digest"].tobytes() + record["vector"].tobytes())
+            for record in records
+        ]
+        records = records[
+            : good.index(False) if False in good else None
+        ]  # a write that was cut off, and what follows it
         self._known = {record["digest"].tobytes(): record["vector"] for record in records}
         if self._known:
             logger.warning("%s: %s texts are embedded already", self._path, f"{len(self._known):,}")
@@ -48,11 +60,17 @@ class Unfinished:
             with open(self._path, "ab") as file:
                 file.write(records.tobytes())
         except OSError as error:
-            logger.warning("%s could not be written (%s): an interrupted embedding would start over", self._path, error.strerror)
+            logger.warning(
+                "%s could not be written (%s): an interrupted embedding would start over",
+                self._path,
+                error.strerror,
+            )
 
     def rows(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [len(texts), dim]. Raises KeyError for a text that has no vector."""
-        return np.array([self._known[_digest(text)] for text in texts], np.float32).reshape(-1, self._dim)
+        return np.array([self._known[_digest(text)] for text in texts], np.float32).reshape(
+            -1, self._dim
+        )
 
     def remove(self) -> None:
         """What this and other encoders have left."""

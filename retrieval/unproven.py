@@ -56,12 +56,16 @@ class Unproven:
         """What was found for queries [Q, dim], and those of these rows that are as near: the k best of both."""
         if not self._since:
             return ids, scores
-        own = product(queries[0] if len(queries) == 1 else queries, self._vectors[: len(self)].T).reshape(len(queries), -1)
+        own = product(
+            queries[0] if len(queries) == 1 else queries, self._vectors[: len(self)].T
+        ).reshape(len(queries), -1)
         last = np.array([found[-1] if len(found) == k else -np.inf for found in scores])
         for query in np.flatnonzero((own > last[:, None]).any(axis=1)):
             near = np.flatnonzero(own[query] > last[query])
             near = near[np.argsort(-own[query, near])[:k]]
-            both = dict(zip(self._rows.at(near), own[query, near], strict=True)) | dict(zip(ids[query], scores[query], strict=True))
+            both = dict(zip(self._rows.at(near), own[query, near], strict=True)) | dict(
+                zip(ids[query], scores[query], strict=True)
+            )
             best = sorted(both, key=both.__getitem__, reverse=True)[:k]
             ids[query], scores[query] = best, np.array([both[id] for id in best], np.float32)
         return ids, scores

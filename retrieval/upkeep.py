@@ -11,7 +11,12 @@ logger = logging.getLogger(__name__)
 
 ID_INDEX = "id_idx"
 SCALAR_INDEX_FROM = 20_000  # rows; below, reading the id column is as fast
-UPKEEP = ((8, 256), (16, 4_096), (24, 65_536), (32, 1_048_576))  # so many fragments with fewer rows are made into one of so many:
+UPKEEP = (
+    (8, 256),
+    (16, 4_096),
+    (24, 65_536),
+    (32, 1_048_576),
+)  # so many fragments with fewer rows are made into one of so many:
 # a one-row change adds a fragment, each costs every look-up some 0.1 ms, and old versions keep the fragments they had
 
 
@@ -26,7 +31,9 @@ def tidied(dataset: lance.LanceDataset, indexed: bool) -> lance.LanceDataset | N
     index_ids = indexed and sum(rows) >= SCALAR_INDEX_FROM and ID_INDEX not in names
     if not merges and not index_ids and not lexical.due(dataset, names):
         return None
-    newer = lance.dataset(dataset.uri)  # a handle of its own, as these calls change it under readers
+    newer = lance.dataset(
+        dataset.uri
+    )  # a handle of its own, as these calls change it under readers
     try:
         if merges:
             newer.optimize.compact_files(target_rows_per_fragment=merges[-1])
@@ -36,5 +43,9 @@ def tidied(dataset: lance.LanceDataset, indexed: bool) -> lance.LanceDataset | N
             newer.optimize.optimize_indices(index_names=[ID_INDEX])
         lexical.upkeep(newer)
     except (OSError, RuntimeError, ValueError) as error:  # the change before is committed
-        logger.warning("%s: upkeep failed and will be tried again at the next change: %s", dataset.uri, first_line(error))
+        logger.warning(
+            "%s: upkeep failed and will be tried again at the next change: %s",
+            dataset.uri,
+            first_line(error),
+        )
     return newer

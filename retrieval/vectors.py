@@ -20,7 +20,9 @@ Ids = Sequence[str] | Sequence[int] | np.ndarray  # texts, or whole numbers [N]
 SMALLEST = 1e-30  # square of a row's length that float32 holds with all its digits
 
 
-def unit_rows(vectors, dim: int | None, what: str = "vectors", of: Sequence[str] = ()) -> np.ndarray:
+def unit_rows(
+    vectors, dim: int | None, what: str = "vectors", of: Sequence[str] = ()
+) -> np.ndarray:
     """float32 [N, D], C-ordered, each row of length 1. of: the texts that they are vectors of, for messages.
 
     Raises RetrievalError for a shape other than [N, dim], NaN, infinity or a row of zeros: ScaNN ends the process on some of these.
@@ -31,7 +33,9 @@ def unit_rows(vectors, dim: int | None, what: str = "vectors", of: Sequence[str]
             raise TypeError
         rows = np.ascontiguousarray(rows, np.float32)
     except (TypeError, ValueError):
-        raise RetrievalError(f"{what} are a {type(vectors).__name__} that is no array of numbers; expected float32 [N, D]") from None
+        raise RetrievalError(
+            f"{what} are a {type(vectors).__name__} that is no array of numbers; expected float32 [N, D]"
+        ) from None
     if rows.ndim != 2 or rows.shape[1] == 0 or (dim is not None and rows.shape[1] != dim):
         raise RetrievalError(f"{what} have shape {list(rows.shape)}; expected [N, {dim or 'D'}]")
     if len(rows) == 1 and abs(rows[0].dot(rows[0]) - 1) < 1e-6:  # a query, in a third of the time
@@ -44,9 +48,15 @@ def unit_rows(vectors, dim: int | None, what: str = "vectors", of: Sequence[str]
     if wrong.size:
         row = int(wrong[0])
         small = np.isfinite(rows[row]).all() and squares[row] < SMALLEST
-        kind = ("is too small" if rows[row].any() else "is all zeros") if small else "holds NaN, infinity or a value too large"
+        kind = (
+            ("is too small" if rows[row].any() else "is all zeros")
+            if small
+            else "holds NaN, infinity or a value too large"
+        )
         named = f" (of {of[row][:60]!r})" if row < len(of) else ""
-        raise RetrievalError(f"{what}: row {row}{named} {kind} ({wrong.size:,} such rows): nothing was changed; check the encoder")
+        raise RetrievalError(
+            f"{what}: row {row}{named} {kind} ({wrong.size:,} such rows): nothing was changed; check the encoder"
+        )
     return rows / np.sqrt(squares)[:, None]
 
 
@@ -69,14 +79,26 @@ def check_ids(ids: Ids, count: int | None = None, numbers: bool = False) -> list
         for id in each:
             check_id(id)
     if len(set(each)) != len(each):
-        repeated = sorted({id for id in each if each.count(id) > 1}) if len(each) < 1000 else ["among many"]
-        raise RetrievalError(f"ids given twice: {listed(repeated)}: every vector needs an id of its own")
+        repeated = (
+            sorted({id for id in each if each.count(id) > 1})
+            if len(each) < 1000
+            else ["among many"]
+        )
+        raise RetrievalError(
+            f"ids given twice: {listed(repeated)}: every vector needs an id of its own"
+        )
     return each
 
 
 def _number(id: int | np.integer) -> int:
-    if isinstance(id, bool) or not isinstance(id, int | np.integer) or not -(2**63) <= int(id) < 2**63:
-        raise RetrievalError(f"id {id!r:.80} is not usable: this index was built with whole numbers, and expects them, of 64 bits")
+    if (
+        isinstance(id, bool)
+        or not isinstance(id, int | np.integer)
+        or not -(2**63) <= int(id) < 2**63
+    ):
+        raise RetrievalError(
+            f"id {id!r:.80} is not usable: this index was built with whole numbers, and expects them, of 64 bits"
+        )
     return int(id)
 
 
@@ -95,12 +117,17 @@ def save_index(directory, write: Callable[[Path], None], ids: list[str], **facts
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    before = [path for path in directory.iterdir() if path.is_dir()]  # versions, and what killed processes left; writers hold a lock
+    before = [
+        path for path in directory.iterdir() if path.is_dir()
+    ]  # versions, and what killed processes left; writers hold a lock
     fresh = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=directory))
     try:
         write(fresh)
         (fresh / IDS).write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
-        files = {path.name: {"sha256": _digest(path), "bytes": path.stat().st_size} for path in sorted(fresh.iterdir())}
+        files = {
+            path.name: {"sha256": _digest(path), "bytes": path.stat().st_size}
+            for path in sorted(fresh.iterdir())
+        }
         for name in files:
             _flush(fresh / name)
         manifest = {**facts, "count": len(ids), "metric": "cosine", "files": files}
@@ -120,7 +147,11 @@ def save_index(directory, write: Callable[[Path], None], ids: list[str], **facts
 
 def _newest(directory: Path) -> tuple[int, Path]:
     """(number, folder) of the newest version in a folder, (0, the folder itself) when there is none."""
-    numbers = [int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.name.isascii()]
+    numbers = [
+        int(path.name)
+        for path in directory.iterdir()
+        if path.name.isdecimal() and path.name.isascii()
+    ]
     return (max(numbers), directory / f"{max(numbers):06d}") if numbers else (0, directory)
 
 
@@ -136,21 +167,31 @@ def read_manifest(directory, kind: str) -> tuple[Path, dict, list[str]]:
         files, found = manifest["files"], manifest["kind"]
         present = {path.name for path in directory.iterdir()} - {MANIFEST}
         if manifest.pop("sha256", "") != _manifest_digest(manifest):
-            raise RetrievalError(f"{directory / MANIFEST} was changed after it was written: build the index again")
+            raise RetrievalError(
+                f"{directory / MANIFEST} was changed after it was written: build the index again"
+            )
         if found != kind:
             raise RetrievalError(f"{directory} holds a {found} index; expected {kind}")
         if present != set(files):
-            raise RetrievalError(f"{directory} does not hold the files its manifest lists: {listed(sorted(present ^ set(files)))}")
+            raise RetrievalError(
+                f"{directory} does not hold the files its manifest lists: {listed(sorted(present ^ set(files)))}"
+            )
         for name, expected in files.items():
             if _digest(directory / name) != expected["sha256"]:
-                raise RetrievalError(f"{directory / name} differs from its manifest (sha256): build the index again")
+                raise RetrievalError(
+                    f"{directory / name} differs from its manifest (sha256): build the index again"
+                )
         ids = json.loads((directory / IDS).read_text(encoding="utf-8"))
         if len(ids) != manifest["count"]:
-            raise RetrievalError(f"{directory}: {len(ids)} ids, but the manifest counts {manifest['count']}")
+            raise RetrievalError(
+                f"{directory}: {len(ids)} ids, but the manifest counts {manifest['count']}"
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, RetrievalError):
             raise
-        raise RetrievalError(f"{directory} is not a saved index ({type(error).__name__}: {error}): build it again") from None
+        raise RetrievalError(
+            f"{directory} is not a saved index ({type(error).__name__}: {error}): build it again"
+        ) from None
     return directory, manifest, ids
 
 

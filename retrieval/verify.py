@@ -8,16 +8,30 @@ from retrieval.inert import as_json, shown
 
 @entry_point
 def main(argv=None):
-    options = parser("retrieval.verify", "Read all of a memory's passages and its index and compare them with their checksums.")
+    options = parser(
+        "retrieval.verify",
+        "Read all of a memory's passages and its index and compare them with their checksums.",
+    )
     args = options.parse_args(argv)
     from retrieval.soundness import problems
 
     found = problems(args.memory)  # what cannot be opened is looked at too
     memory = None if found else open_memory(args.memory, None)
     if args.json:
-        print(as_json({"memory": str(args.memory), "version": None if memory is None else memory.version, "problems": found}))
+        print(
+            as_json(
+                {
+                    "memory": str(args.memory),
+                    "version": None if memory is None else memory.version,
+                    "problems": found,
+                }
+            )
+        )
     else:
-        sound = memory is not None and f"{args.memory}: {len(memory):,} passages in version {memory.version}, all sound"
+        sound = (
+            memory is not None
+            and f"{args.memory}: {len(memory):,} passages in version {memory.version}, all sound"
+        )
         print(sound or "\n".join(map(shown, found)))
     return int(bool(found))
 

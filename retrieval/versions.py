@@ -43,7 +43,9 @@ def open_whole(place: Path | str) -> tuple[lance.LanceDataset, tuple[int, int] |
 def check_same(place: Path | str, here: tuple[int, int] | None) -> None:
     """Raises RetrievalError unless the memory of this identity is still at `place`."""
     if identity(place) != here:
-        raise RetrievalError(f"{place} was replaced or moved since it was opened here: open it again")
+        raise RetrievalError(
+            f"{place} was replaced or moved since it was opened here: open it again"
+        )
 
 
 def check_versions(place: Path | str, versions: Collection[int]) -> None:

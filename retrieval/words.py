@@ -25,11 +25,20 @@ LETTERS = str.maketrans(
     dict(zip("øłđðħŧıŋ", "oldd" + "htin", strict=True)) | {"æ": "ae", "œ": "oe", "þ": "th"}
     | dict.fromkeys("ٱ", "ا") | dict.fromkeys("ىیېے", "ي") | dict.fromkeys("ةہھەۀ", "ه") | {"ک": "ك", "ـ": None}
 )  # fmt: skip
-SIGNS = str.maketrans(dict.fromkeys("ʹʻʼʽˈ‘’‛′`´＇׳", "'") | dict.fromkeys("™℠®", " ") | {"٫": ".", "٬": ",", "\u200b": SEAM})
-INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180b-\u180f\u200d-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]+")
+SIGNS = str.maketrans(
+    dict.fromkeys("ʹʻʼʽˈ‘’‛′`´＇׳", "'")
+    | dict.fromkeys("™℠®", " ")
+    | {"٫": ".", "٬": ",", "\u200b": SEAM}
+)
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180b-\u180f\u200d-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]+"
+)
 OTHER_DIGIT = re.compile(r"[^\D0-9]")
 SMALL = "\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2079\u2080-\u2089\u2150-\u215f\u2189\u2460-\u24ff\u2776-\u2793"  # ², ½, ①
-AFTER_DIGIT, AFTER_LETTER = re.compile(f"(?<=[0-9])(?=[{SMALL}])"), re.compile(rf"(?<=[^\W\d{SMALL}])(?:\^(?=\d)|(?=[{SMALL}]))")
+AFTER_DIGIT, AFTER_LETTER = (
+    re.compile(f"(?<=[0-9])(?=[{SMALL}])"),
+    re.compile(rf"(?<=[^\W\d{SMALL}])(?:\^(?=\d)|(?=[{SMALL}]))"),
+)
 GROUPED = re.compile(
     r"(?<![\w.,])(?:\d{1,3}([,'\u00a0\u202f\u2009])\d{3}(?:\1\d{3})*|\d{1,2}(?:,\d\d)+,\d{3}|\d{1,3}(?:\.\d{3}){2,})(?![\d])"
 )
@@ -43,7 +52,12 @@ def plain(text: str) -> str:
     """The text in lower case and one encoding: 5,000 and ５０００ are 5000, 10⁶ is "10 6", ﬁ is fi, soft hyphens are gone."""
     text = text.casefold().translate(SIGNS)
     if not text.isascii():
-        text = AFTER_DIGIT.sub(" ", OTHER_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), INVISIBLE.sub("", text)))
+        text = AFTER_DIGIT.sub(
+            " ",
+            OTHER_DIGIT.sub(
+                lambda found: str(unicodedata.decimal(found[0])), INVISIBLE.sub("", text)
+            ),
+        )
     if "^" in text or not text.isascii():
         text = AFTER_LETTER.sub(SEAM, text)
     text = GROUPED.sub(lambda found: re.sub(r"\D", "", found[0]), text)
@@ -82,7 +96,11 @@ def _words(text: str, single: bool, parts: bool = True) -> Iterator[str]:
                 yield from map("".join, itertools.pairwise(units))
             elif whole := part.replace(SEAM, ""):
                 yield whole[:LONGEST]
-                yield from (piece[:LONGEST] for piece in part.split(SEAM) if parts and piece and piece != whole)
+                yield from (
+                    piece[:LONGEST]
+                    for piece in part.split(SEAM)
+                    if parts and piece and piece != whole
+                )
 
 
 @functools.cache

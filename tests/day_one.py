@@ -24,7 +24,14 @@ from launch.cli import COMMANDS
 from tests.retrieval.models import save_encoder
 
 ROOT = Path(__file__).parent.parent
-CAPITALS = {"Arland": "Bel", "Borland": "Cim", "Corland": "Dov", "Dorland": "Eps", "Erland": "Fyn", "Forland": "Gam"}
+CAPITALS = {
+    "Arland": "Bel",
+    "Borland": "Cim",
+    "Corland": "Dov",
+    "Dorland": "Eps",
+    "Erland": "Fyn",
+    "Forland": "Gam",
+}
 USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 SMALL = (
     "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=64", "max_length=512",
@@ -33,8 +40,15 @@ SMALL = (
 
 def as_a_user(command: str, *arguments: str) -> str:
     """Run `openbook COMMAND ...` in a process of its own. Returns its standard output; raises AssertionError when it fails."""
-    done = subprocess.run([sys.executable, "-m", "launch.cli", command, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, f"openbook {command} {' '.join(arguments)}: {done.returncode}\n{done.stderr[-4000:]}"
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", command, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (
+        f"openbook {command} {' '.join(arguments)}: {done.returncode}\n{done.stderr[-4000:]}"
+    )
     return done.stdout
 
 
@@ -59,9 +73,16 @@ class Day:
         return str(self.folder.joinpath(*parts))
 
     def train(self, config: str, name: str, *fields: str) -> str:
-        shared = (f"steps={self.steps}", f"data.cache={self.path('cache')}", "log.tensorboard=False", "samples.prompts=()")
+        shared = (
+            f"steps={self.steps}",
+            f"data.cache={self.path('cache')}",
+            "log.tensorboard=False",
+            "samples.prompts=()",
+        )
         flags = (f"--config.{field}" for field in (*fields, *shared))
-        self.run("train", f"--config={ROOT / 'configs' / config}", f"--workdir={self.path(name)}", *flags)
+        self.run(
+            "train", f"--config={ROOT / 'configs' / config}", f"--workdir={self.path(name)}", *flags
+        )
         return self.path(name)
 
 
@@ -98,28 +119,47 @@ def own_texts(day: Day) -> None:
     for number in range(2):
         day.folder.joinpath("texts", f"{number}.txt").write_text("\n\n".join(texts[number::2]))
     special = "--special_tokens=<|im_start|>,<|im_end|>"
-    day.run("train-tokenizer", f"--input={day.path('texts', '*.txt')}", "--vocab_size=320", special, f"--output={day.path('words')}")
+    day.run(
+        "train-tokenizer",
+        f"--input={day.path('texts', '*.txt')}",
+        "--vocab_size=320",
+        special,
+        f"--output={day.path('words')}",
+    )
     model = [f"model.{field}" for field in SMALL]
-    data = (f"tokenizer={day.path('words')}", f"data.files={day.path('texts', '*.txt')}", "data.separator=\\n\\n")
+    data = (
+        f"tokenizer={day.path('words')}",
+        f"data.files={day.path('texts', '*.txt')}",
+        "data.separator=\\n\\n",
+    )
     run = day.train("tiny.py", "run", *data, *model, "batch_size=8", "length=64")
     day.run("export", f"--model={run}", f"--output={day.path('base')}")
     theirs, tokenizer = torch_model(day.path("base"))
     end = tokenizer.eos_token_id
     plain = lambda text: tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(plain(texts[0])) == texts[0]
-    assert tokenizer.encode(texts[0]) == [end, *plain(texts[0])]  # the export begins a text as training's documents do
+    assert tokenizer.encode(texts[0]) == [
+        end,
+        *plain(texts[0]),
+    ]  # the export begins a text as training's documents do
     total = count = 0.0
     for text in CAPITALS:
         tokens = [end, *plain(f"The capital of {text} is {CAPITALS[text]}."), end]
         with torch.no_grad():
             loss = theirs(torch.tensor([tokens]), labels=torch.tensor([tokens])).loss
         total, count = total + float(loss) * (len(tokens) - 1), count + len(tokens) - 1
-    day.folder.joinpath("six.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[: len(CAPITALS)]))
-    found = json.loads(day.run("evaluate", f"--model={run}", f"--data={day.path('six.jsonl')}", "--json"))
+    day.folder.joinpath("six.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts[: len(CAPITALS)])
+    )
+    found = json.loads(
+        day.run("evaluate", f"--model={run}", f"--data={day.path('six.jsonl')}", "--json")
+    )
     assert found["tokens"] == count, (found["tokens"], count)
     assert abs(found["loss"] - total / count) < 1e-4, (found["loss"], total / count)
 
-    said = day.run("generate", f"--model={run}", "--prompt=The capital of Arland is", "--max-new-tokens=8")
+    said = day.run(
+        "generate", f"--model={run}", "--prompt=The capital of Arland is", "--max-new-tokens=8"
+    )
     expected = continued(theirs, [end, *plain("The capital of Arland is")], 8, {end})
     assert said.strip() == tokenizer.decode(expected).strip(), (said, tokenizer.decode(expected))
 
@@ -128,31 +168,48 @@ def chat(day: Day) -> None:
     """Chat file -> LoRA -> evaluate -> export, which transformers and PEFT load."""
     import torch
 
-    turn = lambda country, city: [{"role": "user", "content": f"Capital of {country}?"}, {"role": "assistant", "content": city}]
-    rows = [json.dumps({"messages": turn(country, city)}) + "\n" for country, city in CAPITALS.items()]
+    turn = lambda country, city: [
+        {"role": "user", "content": f"Capital of {country}?"},
+        {"role": "assistant", "content": city},
+    ]
+    rows = [
+        json.dumps({"messages": turn(country, city)}) + "\n" for country, city in CAPITALS.items()
+    ]
     day.folder.joinpath("chat.jsonl").write_text("".join(rows))
     run = day.train(
         "lora.py", "lora", f"init_from={day.path('base')}", "data.template=chatml", f"data.files={day.path('chat.jsonl')}", "length=64",
         "optimizer.learning_rate=1e-2",
     )  # fmt: skip
     answers = day.path("answers.jsonl")
-    flags = (f"--examples={day.path('chat.jsonl')}", "--max-new-tokens=12", f"--answers={answers}", "--json")
+    flags = (
+        f"--examples={day.path('chat.jsonl')}",
+        "--max-new-tokens=12",
+        f"--answers={answers}",
+        "--json",
+    )
     found = json.loads(day.run("evaluate", f"--model={run}", *flags))
     day.run("export", f"--model={run}", f"--output={day.path('adapter')}", "--adapter")
     day.run("export", f"--model={run}", f"--output={day.path('merged')}")
 
-    base = json.loads(Path(day.path("adapter", "adapter_config.json")).read_text())["base_model_name_or_path"]
+    base = json.loads(Path(day.path("adapter", "adapter_config.json")).read_text())[
+        "base_model_name_or_path"
+    ]
     adapted, tokenizer = torch_model(base, day.path("adapter"))
     merged, _ = torch_model(day.path("merged"))
     ends = {tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id}
     right = []
-    for row, (country, city) in zip(Path(answers).read_text().splitlines(), CAPITALS.items(), strict=True):
+    for row, (country, city) in zip(
+        Path(answers).read_text().splitlines(), CAPITALS.items(), strict=True
+    ):
         prompt = tokenizer.encode(USER.format(f"Capital of {country}?"))
         said = tokenizer.decode(continued(adapted, prompt, 12, ends), skip_special_tokens=True)
         assert json.loads(row)["answer"] == said.strip(), (row, said)
         right.append(said.strip().lower() == city.lower())
         with torch.no_grad():
-            ours, alone = merged(torch.tensor([prompt])).logits, adapted(torch.tensor([prompt])).logits
+            ours, alone = (
+                merged(torch.tensor([prompt])).logits,
+                adapted(torch.tensor([prompt])).logits,
+            )
         assert float((ours - alone).abs().max()) < 1e-3
     assert abs(found["all"]["scores"]["exact_match"] - 100 * np.mean(right)) < 1e-6
 
@@ -160,7 +217,10 @@ def chat(day: Day) -> None:
 def notes(day: Day) -> None:
     """Folder -> memory -> search -> ask -> edit -> undo."""
     day.folder.joinpath("notes").mkdir()
-    written = {country: f"{country} is a country. Its capital is {city}." for country, city in CAPITALS.items()}
+    written = {
+        country: f"{country} is a country. Its capital is {city}."
+        for country, city in CAPITALS.items()
+    }
     for country, text in written.items():
         day.folder.joinpath("notes", f"{country}.md").write_text(f"# {country}\n\n{text}\n")
     model, tokenizer = save_encoder(day.path("encoder"))
@@ -176,13 +236,18 @@ def notes(day: Day) -> None:
 
     question = "What is the capital of Corland?"
     first = hits(question)
-    passages = {hit["id"]: f"{hit['title']}\n{hit['text']}" if hit["title"] else hit["text"] for hit in first}
+    passages = {
+        hit["id"]: f"{hit['title']}\n{hit['text']}" if hit["title"] else hit["text"]
+        for hit in first
+    }
     assert sorted(hit["text"] for hit in first) == sorted(written.values())
     assert [hit["id"] for hit in first] == nearest(question, passages)
 
     asked = ("ask", memory, f"--reader={day.path('merged')}", "--json", "-k=2", question)
     answer = json.loads(day.run(*asked))
-    assert {hit["id"] for hit in answer["citations"]} <= {hit["id"] for hit in first[:2]} and answer["citations"]
+    assert {hit["id"] for hit in answer["citations"]} <= {
+        hit["id"] for hit in first[:2]
+    } and answer["citations"]
 
     target = first[0]["id"]
     day.run("edit", memory, f"--edit={target}", "--text=The capital moved to Zed.")
@@ -190,7 +255,9 @@ def notes(day: Day) -> None:
     assert edited[target] == "The capital moved to Zed." and len(edited) == len(CAPITALS)
     assert all(edited[hit["id"]] == hit["text"] for hit in first[1:])
     day.run("undo", memory)
-    strip = lambda found: [{name: value for name, value in hit.items() if name != "version"} for hit in found]
+    strip = lambda found: [
+        {name: value for name, value in hit.items() if name != "version"} for hit in found
+    ]
     assert strip(hits(question)) == strip(first)
     assert json.loads(day.run(*asked))["text"] == answer["text"]
     day.run("verify", memory)
@@ -213,9 +280,15 @@ PARTS = (own_texts, chat, notes)
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.day_one", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.day_one",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, help="an empty or new folder to work in and keep (default: a temporary one)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="an empty or new folder to work in and keep (default: a temporary one)",
+    )
     folder = parser.parse_args(argv).folder
     with tempfile.TemporaryDirectory() as temporary:
         day = Day((folder or Path(temporary)).resolve(), as_a_user, steps=80)
@@ -223,7 +296,9 @@ def main(argv: list[str] | None = None) -> int:
         for part in PARTS:
             began = time.monotonic()
             part(day)
-            print(f"{part.__name__:<10} {time.monotonic() - began:5.0f} s  {part.__doc__}", flush=True)
+            print(
+                f"{part.__name__:<10} {time.monotonic() - began:5.0f} s  {part.__doc__}", flush=True
+            )
     return 0
 
 

@@ -22,10 +22,17 @@ RENAMED = ("Nur-Sultan", "Astana")  # in 2022
 def places(folder: Path):
     """Passages of cities and countries, each tagged with its continent."""
     countries = world.read_countries(folder)
-    passages = [world.city_passage(city, countries) for city in world.choose(world.read_cities(folder), CITIES)]
+    passages = [
+        world.city_passage(city, countries)
+        for city in world.choose(world.read_cities(folder), CITIES)
+    ]
     passages += [world.country_passage(code, countries) for code in sorted(countries)]
     for passage in passages:
-        continent = next(name for name in world.CONTINENTS.values() if f" in {name}." in passage.text or f", {name}." in passage.text)
+        continent = next(
+            name
+            for name in world.CONTINENTS.values()
+            if f" in {name}." in passage.text or f", {name}." in passage.text
+        )
         yield dataclasses.replace(passage, tags=(continent,))
 
 
@@ -37,9 +44,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         memory = Memory.create(Path(folder) / "places", Encoder.from_hf(samples.fetch("minilm")))
         memory.add(places(samples.fetch("geonames")), author="import", reason="GeoNames")
-        look = {"viewport": {"width": 1180, "height": 665}, "device_scale_factor": 1.5, "color_scheme": "dark" if args.dark else "light"}
+        look = {
+            "viewport": {"width": 1180, "height": 665},
+            "device_scale_factor": 1.5,
+            "color_scheme": "dark" if args.dark else "light",
+        }
         reader = Reader.from_hf(samples.fetch("smollm2"))
-        with served(memory, reader) as address, headless() as chromium, page(chromium, address, **look) as browser:
+        with (
+            served(memory, reader) as address,
+            headless() as chromium,
+            page(chromium, address, **look) as browser,
+        ):
             browser.get_by_role("searchbox").fill(QUESTION)
             browser.get_by_role("button", name="Ask", exact=True).click()
             browser.locator(".card").first.click()

@@ -62,12 +62,12 @@ MUTATIONS = [
     ),
     Mutation(2, "lm/batch.py", "np.pad(segments[:, 1:] != segments[:, :-1]", "np.pad(segments[:, 1:] < 0", f"{PACKED}[gpt2]"),
     Mutation(
-        2, "lm/models/model.py", "(batch.segments[:, :, None] == jnp.asarray(encoder_segments)",
-        "(batch.segments[:, :, None] >= jnp.asarray(encoder_segments)", f"{PACKED}[t5]",
+        2, "lm/models/model.py", "batch.segments[:, :, None] == jnp.asarray(encoder_segments)",
+        "batch.segments[:, :, None] >= jnp.asarray(encoder_segments)", f"{PACKED}[t5]",
     ),
     Mutation(
-        2, "lm/models/model.py", "(batch.segments[:, :, None] == jnp.asarray(encoder_segments)",
-        "(batch.segments[:, :, None] <= jnp.asarray(encoder_segments)", f"{PACKED}[bart]",
+        2, "lm/models/model.py", "batch.segments[:, :, None] == jnp.asarray(encoder_segments)",
+        "batch.segments[:, :, None] <= jnp.asarray(encoder_segments)", f"{PACKED}[bart]",
     ),
     Mutation(2, "lm/models/scan.py", "(runs_of_x[:, shift] == run)", "(runs_of_x[:, shift] >= 0)", f"{PACKED}[mamba]"),
     Mutation(
@@ -118,8 +118,8 @@ MUTATIONS = [
         f"{SCORES}::test_rouge_is_not_that_of_the_package_super_natural_instructions_uses",
     ),
     Mutation(
-        8, "lm/evaluation/generation.py", "scores.copy_input([question.record.input or question.record.instruction for",
-        "scores.copy_input([question.record.instruction for", f"{SCORES}::test_copying_scores_other_than_by_hand",
+        8, "lm/evaluation/generation.py", "[question.record.input or question.record.instruction for",
+        "[question.record.instruction for", f"{SCORES}::test_copying_scores_other_than_by_hand",
     ),
     Mutation(9, "lm/adaptation/lora.py", 'flat[f"{path}/b"] = jnp.zeros(', 'flat[f"{path}/b"] = jnp.ones(', FRESH),
     Mutation(9, "lm/adaptation/lora.py", "+ scale * product(w, a, b)", "+ product(w, a, b)", FRESH),
@@ -136,8 +136,8 @@ MUTATIONS = [
         "tests/lm/adaptation/test_interpolation.py::test_an_end_is_not_its_model_bit_for_bit_or_the_middle_not_between",
     ),
     Mutation(
-        11, "lm/adaptation/penalties.py", "return 0.5 * jnp.sum(jnp.stack([jnp.sum(jnp.square(d))",
-        "return jnp.sum(jnp.stack([jnp.sum(jnp.square(d))",
+        11, "lm/adaptation/penalties.py", "return 0.5 * jnp.sum(\n        jnp.stack(",
+        "return jnp.sum(\n        jnp.stack(",
         f"{PENALTIES}::test_a_penalised_loss_or_its_gradient_is_not_the_formula",
     ),
     Mutation(
@@ -161,7 +161,9 @@ MUTATIONS = [
 
 def copied(folder: pathlib.Path) -> None:
     """The files that git knows, as they lie in the tree."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -176,22 +178,40 @@ def run(mutation: Mutation) -> tuple[str, str]:
         file = folder / mutation.file
         text = file.read_text(encoding="utf-8")
         if text.count(mutation.old) != 1:
-            return "MISSED", f"{mutation.old!r} is there {text.count(mutation.old)} times, expected once"
+            return (
+                "MISSED",
+                f"{mutation.old!r} is there {text.count(mutation.old)} times, expected once",
+            )
         file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.node]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            mutation.node,
+        ]
         environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     return (
         ("caught", "")
         if done.returncode == FAILED
-        else ("MISSED", f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
+        else (
+            "MISSED",
+            f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}",
+        )
     )
 
 
 def main(argv: list[str]) -> int:
     unknown = [number for number in argv if number not in map(str, GOLD)]
     if unknown:
-        print(f"error: no gold test {unknown[0]!r}; one of {', '.join(map(str, GOLD))}", file=sys.stderr)
+        print(
+            f"error: no gold test {unknown[0]!r}; one of {', '.join(map(str, GOLD))}",
+            file=sys.stderr,
+        )
         return 2
     missed = 0
     for mutation in MUTATIONS:
@@ -201,7 +221,8 @@ def main(argv: list[str]) -> int:
         verdict, said = run(mutation)
         missed += verdict != "caught"
         print(
-            f"{mutation.number:>2} {verdict} {time.monotonic() - start:4.0f} s  {mutation.file}: {mutation.new.splitlines()[0]}", flush=True
+            f"{mutation.number:>2} {verdict} {time.monotonic() - start:4.0f} s  {mutation.file}: {mutation.new.splitlines()[0]}",
+            flush=True,
         )
         if said:
             print(f"   {mutation.node}\n   {said}", flush=True)

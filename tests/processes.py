@@ -8,7 +8,9 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 
-MARK = "OPENBOOK_TEST_PROCESS"  # in the environment of all that a test starts, and of what that starts
+MARK = (
+    "OPENBOOK_TEST_PROCESS"  # in the environment of all that a test starts, and of what that starts
+)
 SHARED = (b"resource_tracker", b"forkserver")  # of multiprocessing: one for all tests
 
 _started = False
@@ -50,7 +52,11 @@ def ended_after() -> Generator[None]:
 def _left(mark: str, before: dict[int, int]) -> set[int]:
     """Processes that have the mark, new children of this one, and all below them."""
     now = _processes()
-    found = {pid for pid, parent in now.items() if pid not in before and (parent == os.getpid() or _has(pid, "environ", mark.encode()))}
+    found = {
+        pid
+        for pid, parent in now.items()
+        if pid not in before and (parent == os.getpid() or _has(pid, "environ", mark.encode()))
+    }
     while more := {pid for pid, parent in now.items() if parent in found and pid not in found}:
         found |= more
     return {pid for pid in found if not any(_has(pid, "cmdline", word) for word in SHARED)}
@@ -62,7 +68,9 @@ def _processes() -> dict[int, int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                state, parent = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:2]
+                state, parent = (
+                    Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:2]
+                )
                 if state != "Z":
                     found[int(entry)] = int(parent)
     return found

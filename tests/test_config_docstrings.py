@@ -17,7 +17,11 @@ from lm.objectives import OBJECTIVES
 from lm.training import loop, settings, trackers
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "defaults"))
+CONFIGS = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if path.stem not in ("__init__", "defaults")
+)
 SIZE = r"([\d.]+) (?:M|million) parameters"
 LOSS = r"[Ll]oss(?: there)? from ([\d.]+) to about (\d+(?:\.\d+)?)"
 TINY = ("pretrain_gpt2", "tiny", "pretrain_mamba", "alpaca_llama", "mlm_bert", "span_corruption_t5", "denoise_bart", "continual_domain",
@@ -51,33 +55,57 @@ def settings_of(config, prefix=""):
             yield from settings_of(value, f"{prefix}{name}.")
 
 
-@pytest.mark.parametrize("name", [name for name in (*TINY, "qa_single_task", "lora", "quickstart_pretrain")])
+@pytest.mark.parametrize(
+    "name", [name for name in (*TINY, "qa_single_task", "lora", "quickstart_pretrain")]
+)
 def test_a_docstring_has_another_number_of_parameters_than_the_model(name):
     said, config = config_of(name)
-    stated = re.search(SIZE, said.split(":tiny")[-1] if ":base" not in said else said.split(":base")[-1])
+    stated = re.search(
+        SIZE, said.split(":tiny")[-1] if ":base" not in said else said.split(":base")[-1]
+    )
     if name == "quickstart_pretrain":
         config.model.vocab_size = 2048
-    tokenizer = None if name == "quickstart_pretrain" else tokenizers.bytes_only(**OBJECTIVES[config.objective.name].special)
+    tokenizer = (
+        None
+        if name == "quickstart_pretrain"
+        else tokenizers.bytes_only(**OBJECTIVES[config.objective.name].special)
+    )
     model = settings.model_config(config.model, tokenizer)
-    shapes = jax.eval_shape(lambda: build(model).init(jax.random.key(0), Batch.of([[0, 0]]))["params"])
+    shapes = jax.eval_shape(
+        lambda: build(model).init(jax.random.key(0), Batch.of([[0, 0]]))["params"]
+    )
     counted = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) / 1e6
     digits = len(stated[1].partition(".")[2])
     assert round(counted, digits) == float(stated[1]), f"{counted:.3f} M"
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in TINY])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in TINY]
+)
 def test_a_tiny_run_has_another_loss_than_its_docstring_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     said, config = config_of(name)
     first, last = map(float, re.search(LOSS, said).groups())
     config.update_from_flattened_dict(
-        {"data.cache": str(tmp_path / "cache"), "log.tensorboard": False, "samples.prompts": (), "log.every": 1000}
+        {
+            "data.cache": str(tmp_path / "cache"),
+            "log.tensorboard": False,
+            "samples.prompts": (),
+            "log.every": 1000,
+        }
     )
     assert loop.train(config, tmp_path / "run") == 0
     losses = [row["loss"] for row in trackers.read(tmp_path / "run") if "loss" in row]
     if name == "superni_t5_small":  # says that of the task held out
-        losses = [first, [row for row in trackers.read(tmp_path / "run") if "eval/test/loss" in row][-1]["eval/test/loss"]]
-    assert losses[0] == pytest.approx(first, abs=0.2) and losses[-1] == pytest.approx(last, abs=0.3), losses
+        losses = [
+            first,
+            [row for row in trackers.read(tmp_path / "run") if "eval/test/loss" in row][-1][
+                "eval/test/loss"
+            ],
+        ]
+    assert losses[0] == pytest.approx(first, abs=0.2) and losses[-1] == pytest.approx(
+        last, abs=0.3
+    ), losses
 
 
 def test_the_two_models_of_a_comparison_differ_in_size_or_in_more_than_the_model():
@@ -90,4 +118,6 @@ def test_the_two_models_of_a_comparison_differ_in_size_or_in_more_than_the_model
         sizes.append(sum(math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(
             lambda m=model: build(m).init(jax.random.key(0), Batch.of([[0, 0]]))["params"]))))  # fmt: skip
         config.model = None
-    assert abs(sizes[0] / sizes[1] - 1) < 0.02 and configs[0].to_json() == configs[1].to_json(), sizes
+    assert abs(sizes[0] / sizes[1] - 1) < 0.02 and configs[0].to_json() == configs[1].to_json(), (
+        sizes
+    )

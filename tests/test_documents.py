@@ -16,11 +16,21 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     index = json.loads((tmp_path / "site/search/search_index.json").read_text())
-    assert {"glossary.html", "glossary/"} & {page["location"].split("#")[0] for page in index["docs"]}
+    assert {"glossary.html", "glossary/"} & {
+        page["location"].split("#")[0] for page in index["docs"]
+    }
 
 
 def readme():
@@ -29,7 +39,9 @@ def readme():
 
 def notebook():
     cells = json.loads((ROOT / "docs/openbook.ipynb").read_text())["cells"]
-    lines = [line for cell in cells if cell["cell_type"] == "code" for line in [*cell["source"], "\n"]]
+    lines = [
+        line for cell in cells if cell["cell_type"] == "code" for line in [*cell["source"], "\n"]
+    ]
     return "".join(line for line in lines if not line.startswith("%"))
 
 

@@ -12,9 +12,15 @@ def test_what_a_mutation_replaces_or_should_be_caught_by_is_not_there(mutation):
     text = (ROOT / mutation.file).read_text(encoding="utf-8")
     assert text.count(mutation.old) == 1, f"{mutation.file}: {mutation.old!r}"
     assert mutation.old != mutation.new
-    ast.parse(text.replace(mutation.old, mutation.new))  # a file that cannot be imported would be caught by anything
+    ast.parse(
+        text.replace(mutation.old, mutation.new)
+    )  # a file that cannot be imported would be caught by anything
     file, name = mutation.node.split("::")
-    tests = {node.name for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
+    tests = {
+        node.name
+        for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
     assert name.partition("[")[0] in tests, mutation.node
 
 

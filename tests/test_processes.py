@@ -18,14 +18,18 @@ SHOW = "import signal; print(signal.getsignal(signal.SIGINT) != signal.SIG_IGN, 
 @pytest.fixture
 def ignored():
     """As under nohup and in the background of a script."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def test_what_a_test_starts_ignores_signals(ignored):
-    show = lambda: subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True).stdout
+    show = lambda: (
+        subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True).stdout
+    )
     assert show() == "False False\n"
     processes.default_signals()
     assert show() == "True True\n"
@@ -35,7 +39,9 @@ def test_what_a_test_starts_ignores_signals(ignored):
 
 def test_a_stage_ignores_ctrl_c_where_its_study_is_in_the_background(ignored, tmp_path, capfd):
     done = run_child([sys.executable, "-c", SHOW], tmp_path / "log", lambda seconds: "")
-    assert done.returncode == 0 and capfd.readouterr().out == "True False\n"  # nohup holds for the stages too
+    assert (
+        done.returncode == 0 and capfd.readouterr().out == "True False\n"
+    )  # nohup holds for the stages too
 
 
 def test_what_a_test_starts_outlives_it(tmp_path):
@@ -43,7 +49,10 @@ def test_what_a_test_starts_outlives_it(tmp_path):
     script = "sleep 60 & echo $! > orphan; env -i PATH=$PATH sh -c 'echo $$ > other; exec sleep 60' & sleep 0.1; wait"
     with pytest.raises(ZeroDivisionError), processes.ended_after():
         shell = subprocess.Popen(["sh", "-c", script], cwd=tmp_path)
-        while not all((tmp_path / name).exists() and (tmp_path / name).read_text().endswith("\n") for name in ("orphan", "other")):
+        while not all(
+            (tmp_path / name).exists() and (tmp_path / name).read_text().endswith("\n")
+            for name in ("orphan", "other")
+        ):
             time.sleep(0.01)
         _ = 1 / 0
     assert shell.wait(timeout=10) == -signal.SIGKILL

@@ -15,13 +15,23 @@ from lm.training import loop
 from tests.retrieval.models import save_encoder, save_reader
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = dict(section.split("\n", 1) for section in (ROOT / "docs/recipes.md").read_text().split("\n## ")[1:])
+SECTIONS = dict(
+    section.split("\n", 1) for section in (ROOT / "docs/recipes.md").read_text().split("\n## ")[1:]
+)
 SLOW = {title for title in SECTIONS if title != "Label texts"}
-STEPS = ["--config.steps=4", "--config.log.tensorboard=False", "--config.checkpoint.every=4", "--config.samples.prompts=()"]
+STEPS = [
+    "--config.steps=4",
+    "--config.log.tensorboard=False",
+    "--config.checkpoint.every=4",
+    "--config.samples.prompts=()",
+]
 
 
 def commands(section):
-    return [shlex.split(line)[1:] for line in re.findall(r"^    (openbook .*)", SECTIONS[section], re.MULTILINE)]
+    return [
+        shlex.split(line)[1:]
+        for line in re.findall(r"^    (openbook .*)", SECTIONS[section], re.MULTILINE)
+    ]
 
 
 def files(folder):
@@ -43,9 +53,22 @@ def run(argv, folder, monkeypatch):
     monkeypatch.chdir(folder)
     argv = [re.sub(r"configs/(\w+)\.py(?=$|:)", rf"{ROOT}/configs/\1.py", a) for a in argv]
     argv = [f"{a}:tiny" if re.search(r"/configs/\w+\.py$", a) else a for a in argv]
-    argv = [re.sub(r"~/\.cache/openbook/samples/(minilm|smollm2\S*)", lambda m: "reader" if "smol" in m[1] else "encoder", a) for a in argv]
+    argv = [
+        re.sub(
+            r"~/\.cache/openbook/samples/(minilm|smollm2\S*)",
+            lambda m: "reader" if "smol" in m[1] else "encoder",
+            a,
+        )
+        for a in argv
+    ]
     given = [a for a in argv[1:] if a.startswith("--config=")]
-    more = STEPS if argv[0] == "train" else ["--max-new-tokens=4"] if argv[0] in ("generate", "ask") else []
+    more = (
+        STEPS
+        if argv[0] == "train"
+        else ["--max-new-tokens=4"]
+        if argv[0] in ("generate", "ask")
+        else []
+    )
     if given and given[0].endswith("lora.py:tiny"):
         more = [*more, "--config.init_from=base"]
     out = io.StringIO()
@@ -54,7 +77,9 @@ def run(argv, folder, monkeypatch):
     return code, out.getvalue()
 
 
-@pytest.mark.parametrize("section", [pytest.param(s, marks=[pytest.mark.slow] if s in SLOW else []) for s in SECTIONS])
+@pytest.mark.parametrize(
+    "section", [pytest.param(s, marks=[pytest.mark.slow] if s in SLOW else []) for s in SECTIONS]
+)
 def test_a_command_of_the_page_does_not_run(section, tmp_path, monkeypatch):
     asked = commands(section)
     assert len(asked) == 5
@@ -67,14 +92,27 @@ def test_a_command_of_the_page_does_not_run(section, tmp_path, monkeypatch):
         from configs import lora
 
         config = lora.get_config("base")
-        config.update_from_flattened_dict({"steps": 2, "data.cache": str(tmp_path / "cache"), "log.tensorboard": False})
+        config.update_from_flattened_dict(
+            {"steps": 2, "data.cache": str(tmp_path / "cache"), "log.tensorboard": False}
+        )
         assert loop.train(config, tmp_path / "base") == 0
     for argv in asked:
         code, said = run(argv, tmp_path, monkeypatch)
         assert code == 0, (argv, said)
     if section == "Label texts":
-        rows = [json.loads(line) for line in (tmp_path / "runs/labels/new.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (tmp_path / "runs/labels/new.jsonl").read_text().splitlines()
+        ]
         assert [row["text"] for row in rows] == ["The goat eats grass.", "Boil the rice."]
-        assert all(row["label"] in ("animal", "food", "weather") and 1 / 3 < row["probability"] <= 1 for row in rows)
+        assert all(
+            row["label"] in ("animal", "food", "weather") and 1 / 3 < row["probability"] <= 1
+            for row in rows
+        )
         page = (tmp_path / "runs/labels.html").read_text()
-        assert "optimizer.learning_rate" in page and "<svg" in page and "learning_rate" in said and "loss" in said
+        assert (
+            "optimizer.learning_rate" in page
+            and "<svg" in page
+            and "learning_rate" in said
+            and "loss" in said
+        )

@@ -12,7 +12,14 @@ from configs.forgetting import HELD_OUT
 from lm.data.samples import directory
 
 TASKS = "{samples}/t0,{samples}/natural-instructions/tasks"
-METHODS = ("none", "replay", "kl", "l2_sp", "ewc", "lora")  # that train; wise_ft mixes the weights of base and none
+METHODS = (
+    "none",
+    "replay",
+    "kl",
+    "l2_sp",
+    "ewc",
+    "lora",
+)  # that train; wise_ft mixes the weights of base and none
 MODELS: dict[str, dict] = {
     "smollm2": {
         "about": "SmolLM2-135M-Instruct", "base": str(directory() / "smollm2-135m-instruct.gguf"), "prefix": "", "template": "chatml",
@@ -31,7 +38,9 @@ SAMPLE = dict(
 
 def get_config(variant=""):
     if variant not in ("", *MODELS):
-        raise ValueError(f"variant {variant!r} is unknown; this config has {', '.join(MODELS)}: one of the models alone")
+        raise ValueError(
+            f"variant {variant!r} is unknown; this config has {', '.join(MODELS)}: one of the models alone"
+        )
     models = [variant] if variant else list(MODELS)
     c = ml_collections.ConfigDict()
     c.name = "-".join(["forgetting", variant]).strip("-")
@@ -77,7 +86,11 @@ def stages(name: str):
     yield from measure(name, "base", base, [base])
     fisher = folder + "/fisher/fisher.safetensors"
     for method in METHODS:
-        args = {"config": config + ("t5" if name == "t5" else ""), "workdir": f"{folder}/{method}", "config.init_from": base}
+        args = {
+            "config": config + ("t5" if name == "t5" else ""),
+            "workdir": f"{folder}/{method}",
+            "config.init_from": base,
+        }
         args |= {"config.data.files": TASKS}
         inputs = [base, old]
         if method != "none":

@@ -33,7 +33,8 @@ def get_config(variant=""):
             seconds=15,
             module="lm.data.samples",
             args={"samples-dir": "{samples}"},
-            outputs=[READER] + ["{samples}/" + name for name in ("minilm", "geonames", "elements.db", "speeches")],
+            outputs=[READER]
+            + ["{samples}/" + name for name in ("minilm", "geonames", "elements.db", "speeches")],
         ),
         dict(
             name="tokenizer",
@@ -64,7 +65,13 @@ def get_config(variant=""):
                 about=f"its bits per byte on speeches of {period}",
                 seconds=15,
                 module="lm.evaluate",
-                args={"model": "{workdir}/pretrain", "data": LATER[period], "length": 128, "json": file, "max-rows": 8 if tiny else 0},
+                args={
+                    "model": "{workdir}/pretrain",
+                    "data": LATER[period],
+                    "length": 128,
+                    "json": file,
+                    "max-rows": 8 if tiny else 0,
+                },
                 inputs=["{workdir}/pretrain", "{samples}/speeches"],
                 outputs=[file],
             )
@@ -75,7 +82,8 @@ def get_config(variant=""):
             about="a passage for each city, country and element, and questions",
             seconds=4,
             module="launch.quickstart.passages",
-            args={"samples-dir": "{samples}", "workdir": "{workdir}"} | ({"cities": 60, "per-bin": 2} if tiny else {}),
+            args={"samples-dir": "{samples}", "workdir": "{workdir}"}
+            | ({"cities": 60, "per-bin": 2} if tiny else {}),
             inputs=["{samples}/geonames", "{samples}/elements.db"],
             outputs=["{workdir}/passages.jsonl", "{workdir}/questions.jsonl"],
         ),
@@ -84,7 +92,12 @@ def get_config(variant=""):
             about="embedded by MiniLM, indexed by ScaNN, stored in Lance",
             seconds=70,
             module="retrieval.build",
-            args={"memory": "{workdir}/memory", "encoder": "{samples}/minilm", "input": "{workdir}/passages.jsonl", "replace": True},
+            args={
+                "memory": "{workdir}/memory",
+                "encoder": "{samples}/minilm",
+                "input": "{workdir}/passages.jsonl",
+                "replace": True,
+            },
             inputs=["{workdir}/passages.jsonl", "{samples}/minilm"],
             outputs=["{workdir}/memory"],
         ),
@@ -122,7 +135,12 @@ def get_config(variant=""):
             seconds=2,
             module="launch.quickstart.report",
             args={"workdir": "{workdir}"},
-            inputs=["{workdir}/answers.jsonl", "{workdir}/edits.json", "{workdir}/pretrain/metrics.jsonl", *PERIODS.values()],
+            inputs=[
+                "{workdir}/answers.jsonl",
+                "{workdir}/edits.json",
+                "{workdir}/pretrain/metrics.jsonl",
+                *PERIODS.values(),
+            ],
             outputs=["{workdir}/report.html", "{workdir}/report.md", "{workdir}/popularity.svg"],
         ),
     )

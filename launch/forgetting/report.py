@@ -18,7 +18,13 @@ HEAD = "| {} | ROUGE-L, held-out tasks | exact match | stops by itself | perplex
 
 def read(folder: Path) -> dict[str, dict[str, dict]]:
     """run -> {"tasks", "text"}: what lm.evaluate wrote. Raises OSError when a file is missing, ValueError when one is no JSON."""
-    return {run: {what: json.loads((folder / f"{run}-{what}.json").read_text()) for what in ("tasks", "text")} for run in NAMES}
+    return {
+        run: {
+            what: json.loads((folder / f"{run}-{what}.json").read_text())
+            for what in ("tasks", "text")
+        }
+        for run in NAMES
+    }
 
 
 def table(model: str, runs: dict[str, dict[str, dict]]) -> str:
@@ -50,15 +56,32 @@ def picture(models: dict[str, dict[str, dict[str, dict]]], file: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, rows = pyplot.subplots(len(models), 2, figsize=(9, 3 * len(models)), squeeze=False, sharey="row")
+    figure, rows = pyplot.subplots(
+        len(models), 2, figsize=(9, 3 * len(models)), squeeze=False, sharey="row"
+    )
     for (learned, forgotten), (model, runs) in zip(rows, models.items(), strict=True):
         names, before = [NAMES[run] for run in runs], runs["base"]["text"]["perplexity"]
         colours = ["#1d5fbf" if run != "base" else "#888" for run in runs]
         scores = [found["tasks"]["all"]["scores"]["rouge_l"] for found in runs.values()]
-        low, high = zip(*(found["tasks"]["all"]["intervals"]["rouge_l"] for found in runs.values()), strict=True)
-        below, above = [s - x for s, x in zip(scores, low, strict=True)], [x - s for s, x in zip(scores, high, strict=True)]
-        learned.barh(names, scores, color=colours, xerr=(below, above), error_kw={"ecolor": "#555", "capsize": 2})
-        forgotten.barh(names, [100 * (found["text"]["perplexity"] / before - 1) for found in runs.values()], color=colours)
+        low, high = zip(
+            *(found["tasks"]["all"]["intervals"]["rouge_l"] for found in runs.values()), strict=True
+        )
+        below, above = (
+            [s - x for s, x in zip(scores, low, strict=True)],
+            [x - s for s, x in zip(scores, high, strict=True)],
+        )
+        learned.barh(
+            names,
+            scores,
+            color=colours,
+            xerr=(below, above),
+            error_kw={"ecolor": "#555", "capsize": 2},
+        )
+        forgotten.barh(
+            names,
+            [100 * (found["text"]["perplexity"] / before - 1) for found in runs.values()],
+            color=colours,
+        )
         forgotten.axvline(0, color="#555", linewidth=0.8)
         learned.set(title=model, xlabel="learned: ROUGE-L of tasks held out")
         forgotten.set(xlabel="forgotten: perplexity of text held out, % above before")
@@ -71,17 +94,29 @@ def picture(models: dict[str, dict[str, dict[str, dict]]], file: Path) -> None:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.forgetting.report", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.forgetting.report", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of the study")
-    parser.add_argument("--models", nargs="+", required=True, metavar="FOLDER=NAME", help="folders of DIR, and what to call their models")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="FOLDER=NAME",
+        help="folders of DIR, and what to call their models",
+    )
     args = parser.parse_args(argv)
     try:
-        models = {name: read(args.workdir / folder) for folder, _, name in (given.partition("=") for given in args.models)}
+        models = {
+            name: read(args.workdir / folder)
+            for folder, _, name in (given.partition("=") for given in args.models)
+        }
         answers = {name: runs["base"]["tasks"]["answers"] for name, runs in models.items()}
         text = "\n\n".join(table(name, runs) for name, runs in models.items())
         said = ", ".join(f"{count} of {name}" for name, count in answers.items())
         (args.workdir / "report.md").write_text(
-            f"{text}\n\nAnswers scored: {said}. Intervals: 95 %, whole tasks drawn again.\n", encoding="utf-8"
+            f"{text}\n\nAnswers scored: {said}. Intervals: 95 %, whole tasks drawn again.\n",
+            encoding="utf-8",
         )
         picture(models, args.workdir / "forgetting.svg")
     except (OSError, ValueError, KeyError) as error:

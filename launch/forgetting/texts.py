@@ -8,7 +8,9 @@ import re
 import sys
 from pathlib import Path
 
-TITLE = re.compile(r"^ = [^=].*[^=] = \n", re.MULTILINE)  # of an article; its sections have two and more signs
+TITLE = re.compile(
+    r"^ = [^=].*[^=] = \n", re.MULTILINE
+)  # of an article; its sections have two and more signs
 
 
 def articles(text: str) -> list[str]:
@@ -18,18 +20,32 @@ def articles(text: str) -> list[str]:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.forgetting.texts", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help="a split of WikiText-2")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for old.txt and heldout.txt")
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.forgetting.texts", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--input", required=True, type=Path, metavar="FILE", help="a split of WikiText-2"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for old.txt and heldout.txt",
+    )
     args = parser.parse_args(argv)
     try:
         found = articles(args.input.read_text(encoding="utf-8"))
         if len(found) < 2:
-            raise ValueError(f"{args.input} has {len(found)} articles; expected WikiText's format, where ' = Title = ' begins one")
+            raise ValueError(
+                f"{args.input} has {len(found)} articles; expected WikiText's format, where ' = Title = ' begins one"
+            )
         args.output.mkdir(parents=True, exist_ok=True)
         for name, part in (("old", found[::2]), ("heldout", found[1::2])):
             (args.output / f"{name}.txt").write_text("".join(part), encoding="utf-8")
-            print(f"{args.output / name}.txt: {len(part)} articles, {sum(map(len, part)):,} characters")
+            print(
+                f"{args.output / name}.txt: {len(part)} articles, {sum(map(len, part)):,} characters"
+            )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,11 +15,19 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 56, 120, 46, 58
 
 
 def _frame(title: str, description: str, body: list[str]) -> str:
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" class="ob" role="img" aria-label="{escape(description)}">'
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" class="ob" role="img" aria-label="{escape(description)}">'
     heading = f'<text x="{LEFT}" y="22" font-size="16" font-weight="600">{escape(title)}</text>'
-    return "\n".join([head, f"<title>{escape(title)}</title>", f"<desc>{escape(description)}</desc>", STYLE, heading, *body, "</svg>\n"])
+    return "\n".join(
+        [
+            head,
+            f"<title>{escape(title)}</title>",
+            f"<desc>{escape(description)}</desc>",
+            STYLE,
+            heading,
+            *body,
+            "</svg>\n",
+        ]
+    )
 
 
 def _grid(ticks: Sequence[tuple[float, str]], y) -> list[str]:
@@ -39,24 +47,35 @@ def shares(
 ) -> str:
     """Up to two series of (share, low, high), each in [0, 1] and one a group, as points joined by a line with their intervals."""
     step = (WIDTH - LEFT - RIGHT) / len(groups)
-    body = _grid([(s / 100, f"{s} %") for s in range(0, 101, 25)], y := lambda share: TOP + (1 - share) * (HEIGHT - TOP - BOTTOM))
+    body = _grid(
+        [(s / 100, f"{s} %") for s in range(0, 101, 25)],
+        y := lambda share: TOP + (1 - share) * (HEIGHT - TOP - BOTTOM),
+    )
     for i, group in enumerate(groups):
         middle = f'x="{LEFT + (i + 0.5) * step:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle" font-size="11"'
         body.append(f'<text class="soft" {middle}>{escape(group)}</text>')
-    body.append(f'<text class="soft" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(axis)}</text>')
+    body.append(
+        f'<text class="soft" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(axis)}</text>'
+    )
     for (name, points), colour, shift in zip(series, "ab", (-4, 4), strict=False):
         x = [LEFT + (i + 0.5) * step + shift for i in range(len(points))]
-        line = " ".join(f"{xi:.1f},{y(share):.1f}" for xi, (share, _, _) in zip(x, points, strict=True))
+        line = " ".join(
+            f"{xi:.1f},{y(share):.1f}" for xi, (share, _, _) in zip(x, points, strict=True)
+        )
         body.append(f'<polyline class="{colour} line" points="{line}"/>')
         for xi, (share, low, high) in zip(x, points, strict=True):
             ends = f'x1="{xi:.1f}" x2="{xi:.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"'
             body.append(f'<line class="{colour}" {ends} opacity=".55" stroke-width="2"/>')
             body.append(f'<circle class="{colour}" cx="{xi:.1f}" cy="{y(share):.1f}" r="4"/>')
-        body.append(f'<text class="{colour}" x="{x[-1] + 14:.1f}" y="{y(points[-1][0]) + 4:.1f}">{escape(name)}</text>')
+        body.append(
+            f'<text class="{colour}" x="{x[-1] + 14:.1f}" y="{y(points[-1][0]) + 4:.1f}">{escape(name)}</text>'
+        )
     return _frame(title, description, body)
 
 
-def curve(title: str, description: str, points: Sequence[tuple[float, float]], axis: str, unit: str) -> str:
+def curve(
+    title: str, description: str, points: Sequence[tuple[float, float]], axis: str, unit: str
+) -> str:
     """One series of (x, y) as a line; the axes end at round numbers."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     across, up = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
@@ -64,10 +83,18 @@ def curve(title: str, description: str, points: Sequence[tuple[float, float]], a
     y = lambda v: TOP + (up[-1] - v) / (up[-1] - up[0]) * (HEIGHT - TOP - BOTTOM)
     body = _grid([(v, f"{v:g}") for v in up], y)
     for v in across:
-        body.append(f'<text class="soft" x="{place(v):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{v:,g}</text>')
-    body.append(f'<text class="soft" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(axis)}</text>')
-    body.append(f'<polyline class="b line" points="{" ".join(f"{place(a):.1f},{y(b):.1f}" for a, b in points)}"/>')
-    body.append(f'<text class="b" x="{place(xs[-1]) + 8:.1f}" y="{y(ys[-1]) + 4:.1f}">{ys[-1]:.2f} {escape(unit)}</text>')
+        body.append(
+            f'<text class="soft" x="{place(v):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{v:,g}</text>'
+        )
+    body.append(
+        f'<text class="soft" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(axis)}</text>'
+    )
+    body.append(
+        f'<polyline class="b line" points="{" ".join(f"{place(a):.1f},{y(b):.1f}" for a, b in points)}"/>'
+    )
+    body.append(
+        f'<text class="b" x="{place(xs[-1]) + 8:.1f}" y="{y(ys[-1]) + 4:.1f}">{ys[-1]:.2f} {escape(unit)}</text>'
+    )
     return _frame(title, description, body)
 
 

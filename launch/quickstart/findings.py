@@ -54,7 +54,10 @@ def read(workdir: Path) -> Findings:
             open_all=_share(answers, "open_correct"),
             answers=answers,
             curve=[(row["step"], row["loss"]) for row in metrics if "loss" in row],
-            bits=[(_period(name), row["bits_per_byte"], row["bits_per_byte_stderr"] or 0.0) for name, row in periods.items()],
+            bits=[
+                (_period(name), row["bits_per_byte"], row["bits_per_byte_stderr"] or 0.0)
+                for name, row in periods.items()
+            ],
             story=edits["story"],
             log=edits["log"],
             stages=[
@@ -65,7 +68,9 @@ def read(workdir: Path) -> Findings:
             hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
         )
     except (KeyError, TypeError) as error:
-        raise LaunchError(f"{workdir} has a file of another version ({type(error).__name__}: {error}); run the study again") from error
+        raise LaunchError(
+            f"{workdir} has a file of another version ({type(error).__name__}: {error}); run the study again"
+        ) from error
 
 
 def examples(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,8 +100,16 @@ def _share(rows: Sequence[dict[str, Any]], field: str) -> Share:
 def _read(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
+        return (
+            [json.loads(line) for line in text.splitlines() if line.strip()]
+            if path.suffix == ".jsonl"
+            else json.loads(text)
+        )
     except FileNotFoundError:
-        raise LaunchError(f"{path} does not exist: run the study's earlier stages first (launch.study --config=...)") from None
+        raise LaunchError(
+            f"{path} does not exist: run the study's earlier stages first (launch.study --config=...)"
+        ) from None
     except ValueError as error:
-        raise LaunchError(f"{path} is not JSON ({error}): run the stage that makes it again") from error
+        raise LaunchError(
+            f"{path} is not JSON ({error}): run the stage that makes it again"
+        ) from error

@@ -31,14 +31,19 @@ def percent(share: Share) -> str:
 
 def markdown(found: Findings) -> str:
     """The report as Markdown, beside popularity.svg and training.svg."""
-    parts = [f"# Closed-book and open-book\n\n{summary(found)}\n\n![{alt(found)}](popularity.svg)\n"]
+    parts = [
+        f"# Closed-book and open-book\n\n{summary(found)}\n\n![{alt(found)}](popularity.svg)\n"
+    ]
     for title, note, header, rows in tables(found):
         parts.append(f"## {title}\n\n{note}\n" if note else f"## {title}\n")
         if title == "Training from scratch":
             parts.append("![Training loss by step](training.svg)\n")
         if rows:
             lines = [header, ["---"] * len(header), *rows]
-            parts.append("\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n")
+            parts.append(
+                "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+                + "\n"
+            )
     return "\n".join(parts) + f"\n{CREDIT}\n"
 
 
@@ -89,7 +94,10 @@ def tables(found: Findings) -> list[tuple[str, str, list[str], list[list[str]]]]
             "By popularity",
             "An answer is right when the country's name, or another name of it, stands in it.",
             ["population", "closed-book", "open-book"],
-            [[b, percent(c), percent(o)] for b, c, o in zip(found.bins, found.closed, found.open, strict=True)],
+            [
+                [b, percent(c), percent(o)]
+                for b, c, o in zip(found.bins, found.closed, found.open, strict=True)
+            ],
         ),
         (
             "Answers and what they cite",
@@ -101,7 +109,10 @@ def tables(found: Findings) -> list[tuple[str, str, list[str], list[list[str]]]]
             "Open-book mistakes",
             f"{len(wrong)} of {len(found.answers)}, all of them." if wrong else "None in this run.",
             ["question", "right", "open-book", "cited passage"],
-            [[row["question"], row["answers"][0], row["open_book"], _cited(row["citations"])] for row in wrong],
+            [
+                [row["question"], row["answers"][0], row["open_book"], _cited(row["citations"])]
+                for row in wrong
+            ],
         ),
         (
             "One fact edited, one deleted, both undone",
@@ -113,7 +124,10 @@ def tables(found: Findings) -> list[tuple[str, str, list[str], list[list[str]]]]
             "What the memory remembers of it",
             "Every change is one version; each can still be searched (Memory.as_of).",
             ["version", "action", "passages", "when", "reason"],
-            [[str(c["version"]), c["action"], f"{c['passages']:,}", c["time"], c["reason"]] for c in found.log],
+            [
+                [str(c["version"]), c["action"], f"{c['passages']:,}", c["time"], c["reason"]]
+                for c in found.log
+            ],
         ),
         (
             "Training from scratch",
@@ -123,7 +137,9 @@ def tables(found: Findings) -> list[tuple[str, str, list[str], list[list[str]]]]
         ),
         (
             "Seconds and bytes",
-            f"{seconds:.0f} seconds and {size / 1e6:,.0f} MB in all." if found.stages else "Run by hand: the stages were not timed.",
+            f"{seconds:.0f} seconds and {size / 1e6:,.0f} MB in all."
+            if found.stages
+            else "Run by hand: the stages were not timed.",
             ["stage", "what", "seconds", "bytes"],
             [[name, about, f"{s:.1f}", f"{b:,}"] for name, about, s, b in found.stages],
         ),
@@ -131,13 +147,21 @@ def tables(found: Findings) -> list[tuple[str, str, list[str], list[list[str]]]]
 
 
 def _example(row: dict) -> list[str]:
-    closed, opened = (f"{row[f'{book}_book']} {'✓' if row[f'{book}_correct'] else '✗'}" for book in ("closed", "open"))
+    closed, opened = (
+        f"{row[f'{book}_book']} {'✓' if row[f'{book}_correct'] else '✗'}"
+        for book in ("closed", "open")
+    )
     return [row["question"], closed, opened, _cited(row["citations"])]
 
 
 def _story(story: Sequence[dict]) -> list[list[str]]:
     return [
-        [step["what"] if i == 0 else "", asked["question"], asked["answer"], _cited(asked["citations"])]
+        [
+            step["what"] if i == 0 else "",
+            asked["question"],
+            asked["answer"],
+            _cited(asked["citations"]),
+        ]
         for step in story
         for i, asked in enumerate(step["asked"])
     ]
@@ -152,10 +176,21 @@ def _cell(text: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    numbers = {i for i, name in enumerate(header) if name in ("seconds", "bytes", "bits per byte", "standard error")}
+    numbers = {
+        i
+        for i, name in enumerate(header)
+        if name in ("seconds", "bytes", "bits per byte", "standard error")
+    }
 
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}{' class=n' if i in numbers else ''}>{escape(c)}</{tag}>" for i, c in enumerate(cells)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(
+                f"<{tag}{' class=n' if i in numbers else ''}>{escape(c)}</{tag}>"
+                for i, c in enumerate(cells)
+            )
+            + "</tr>"
+        )
 
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="wide"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'

@@ -32,15 +32,32 @@ def json_lines(rows: Iterable[dict]) -> str:
 @one_line
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.quickstart.passages", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+        prog="python -m launch.quickstart.passages",
+        description=(__doc__ or "").splitlines()[0],
+        allow_abbrev=False,
     )
     parser.add_argument("--samples-dir", help="where the samples lie (default: the user's cache)")
-    parser.add_argument("--workdir", required=True, type=Path, help="where passages.jsonl and questions.jsonl are written")
-    parser.add_argument("--cities", type=int, default=5000, help="how many cities get a passage (default 5000)")
-    parser.add_argument("--per-bin", type=int, default=20, help="questions in each of the ten popularity bins (default 20)")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=Path,
+        help="where passages.jsonl and questions.jsonl are written",
+    )
+    parser.add_argument(
+        "--cities", type=int, default=5000, help="how many cities get a passage (default 5000)"
+    )
+    parser.add_argument(
+        "--per-bin",
+        type=int,
+        default=20,
+        help="questions in each of the ten popularity bins (default 20)",
+    )
     args = parser.parse_args(argv)
     try:
-        geonames, elements = fetch("geonames", args.samples_dir), fetch("elements", args.samples_dir)
+        geonames, elements = (
+            fetch("geonames", args.samples_dir),
+            fetch("elements", args.samples_dir),
+        )
     except DataError as error:
         raise LaunchError(str(error)) from error
     countries = world.read_countries(geonames)
@@ -49,9 +66,14 @@ def main(argv: list[str] | None = None) -> int:
     passages += [world.country_passage(code, countries) for code in sorted(countries)]
     passages += world.element_passages(elements)
     asked = world.questions(cities, countries, args.per_bin)
-    write(args.workdir / "passages.jsonl", json_lines(dataclasses.asdict(passage) for passage in passages))
+    write(
+        args.workdir / "passages.jsonl",
+        json_lines(dataclasses.asdict(passage) for passage in passages),
+    )
     write(args.workdir / "questions.jsonl", json_lines(asked))
-    print(f"{len(passages):,} passages ({len(cities):,} cities, {len(countries)} countries) and {len(asked)} questions in {args.workdir}")
+    print(
+        f"{len(passages):,} passages ({len(cities):,} cities, {len(countries)} countries) and {len(asked)} questions in {args.workdir}"
+    )
     return 0
 
 

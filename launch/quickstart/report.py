@@ -12,7 +12,8 @@ from launch.quickstart.passages import write
 def draw(found: findings.Findings) -> dict[str, str]:
     """File name -> SVG."""
     shares = "; ".join(
-        f"{b} people: {c[0]:.0%} closed, {o[0]:.0%} open" for b, c, o in zip(found.bins, found.closed, found.open, strict=True)
+        f"{b} people: {c[0]:.0%} closed, {o[0]:.0%} open"
+        for b, c, o in zip(found.bins, found.closed, found.open, strict=True)
     )
     return {
         "popularity.svg": charts.shares(
@@ -35,19 +36,25 @@ def draw(found: findings.Findings) -> dict[str, str]:
 @one_line
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.quickstart.report", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+        prog="python -m launch.quickstart.report",
+        description=(__doc__ or "").splitlines()[0],
+        allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, type=Path, help="the study's directory")
     args = parser.parse_args(argv)
     found = findings.read(args.workdir)
     if not found.answers or not found.curve:
-        raise LaunchError(f"{args.workdir} has no {'answers' if not found.answers else 'training curve'}; run the study again")
+        raise LaunchError(
+            f"{args.workdir} has no {'answers' if not found.answers else 'training curve'}; run the study again"
+        )
     pictures = draw(found)
     for name, picture in pictures.items():
         write(args.workdir / name, picture)
     write(args.workdir / "report.md", page.markdown(found))
     write(args.workdir / "report.html", page.html(found, pictures))
-    print(f"closed-book {page.percent(found.closed_all)}, open-book {page.percent(found.open_all)} of {len(found.answers)} questions")
+    print(
+        f"closed-book {page.percent(found.closed_all)}, open-book {page.percent(found.open_all)} of {len(found.answers)} questions"
+    )
     print(f"{args.workdir}/report.html")
     return 0
 

@@ -21,9 +21,28 @@ CONTINENTS = {
     "OC": "Oceania",
     "SA": "South America",
 }
-REGIONS = ("North America", "South America", "Central America", "Latin America")  # not the country called America
-DISSOLVED = ("AN", "CS")  # countries that GeoNames still lists: Netherlands Antilles, Serbia and Montenegro
-BINS = (15_000, 20_000, 30_000, 50_000, 80_000, 130_000, 200_000, 400_000, 800_000, 2_000_000)  # lower edges, people; the last is open
+REGIONS = (
+    "North America",
+    "South America",
+    "Central America",
+    "Latin America",
+)  # not the country called America
+DISSOLVED = (
+    "AN",
+    "CS",
+)  # countries that GeoNames still lists: Netherlands Antilles, Serbia and Montenegro
+BINS = (
+    15_000,
+    20_000,
+    30_000,
+    50_000,
+    80_000,
+    130_000,
+    200_000,
+    400_000,
+    800_000,
+    2_000_000,
+)  # lower edges, people; the last is open
 ALIASES = {
     "AE": ("UAE", "Emirates"), "BA": ("Bosnia",), "BN": ("Brunei Darussalam",), "CD": ("DR Congo", "DRC", "Congo-Kinshasa", "Congo"),
     "CF": ("CAR",), "CG": ("Republic of Congo", "Congo-Brazzaville", "Congo"), "CI": ("Côte d'Ivoire",),
@@ -54,22 +73,39 @@ class City:
 
 def read_cities(folder: Path) -> list[City]:
     """The cities whose name, accents and case aside, no other city of the file has; most populous first."""
-    states = {code: state["name"] for code, state in json.loads((folder / "us_states.json").read_text()).items()}
+    states = {
+        code: state["name"]
+        for code, state in json.loads((folder / "us_states.json").read_text()).items()
+    }
     by_name = collections.defaultdict(list)
     for c in json.loads((folder / "cities15000.json").read_text()).values():
         region = states.get(c["admin1code"], "") if c["countrycode"] == "US" else ""
         region = region or f"{c['countrycode']}.{c['admin1code']}"
         city = City(
-            c["geonameid"], c["name"].strip(), c["countrycode"], region, c["population"], c["timezone"], c["latitude"], c["longitude"]
+            c["geonameid"],
+            c["name"].strip(),
+            c["countrycode"],
+            region,
+            c["population"],
+            c["timezone"],
+            c["latitude"],
+            c["longitude"],
         )
         by_name[normalise(city.name)].append(city)
-    return sorted((same[0] for same in by_name.values() if len(same) == 1), key=lambda city: (-city.population, city.id))
+    return sorted(
+        (same[0] for same in by_name.values() if len(same) == 1),
+        key=lambda city: (-city.population, city.id),
+    )
 
 
 def read_countries(folder: Path) -> dict[str, dict]:
     """GeoNames' row of every country of today, by its two-letter code."""
     rows = json.loads((folder / "countries.json").read_text())
-    return {code: {**row, "name": row["name"].strip()} for code, row in rows.items() if code not in DISSOLVED}
+    return {
+        code: {**row, "name": row["name"].strip()}
+        for code, row in rows.items()
+        if code not in DISSOLVED
+    }
 
 
 def bin_of(population: int) -> int:
@@ -111,7 +147,13 @@ def country_passage(code: str, countries: dict[str, dict]) -> Passage:
         facts.append(f"Currency: {row['currencyname']}.")
     if neighbours := [countries[n]["name"] for n in row["neighbours"].split(",") if n in countries]:
         facts.append(f"It borders {', '.join(neighbours)}.")
-    return Passage(id=f"country-{code}", title=row["name"], text=" ".join(facts), source="GeoNames, CC-BY 4.0", metadata={"country": code})
+    return Passage(
+        id=f"country-{code}",
+        title=row["name"],
+        text=" ".join(facts),
+        source="GeoNames, CC-BY 4.0",
+        metadata={"country": code},
+    )
 
 
 def element_passages(database: Path) -> Iterator[Passage]:
@@ -128,22 +170,36 @@ def element_passages(database: Path) -> Iterator[Passage]:
             facts.append(f"Its name: {origin.rstrip('.')}.")
         if uses:
             facts.append(uses)
-        yield Passage(id=f"element-{number}", title=name, text=" ".join(facts), source="mendeleev, MIT")
+        yield Passage(
+            id=f"element-{number}", title=name, text=" ".join(facts), source="mendeleev, MIT"
+        )
 
 
-def questions(cities: Sequence[City], countries: dict[str, dict], per_bin: int, seed: int = 0) -> list[dict]:
+def questions(
+    cities: Sequence[City], countries: dict[str, dict], per_bin: int, seed: int = 0
+) -> list[dict]:
     """`per_bin` questions a bin (rows of retrieval.evaluate), most populous bin last; none whose city's name gives its country away."""
     rng, rows = random.Random(seed), []
     names = {code: (row["name"], *ALIASES.get(code, ())) for code, row in countries.items()}
     for i, low in enumerate(BINS):
-        inside = [c for c in cities if bin_of(c.population) == i and not contains(c.name, names[c.country])]
+        inside = [
+            c
+            for c in cities
+            if bin_of(c.population) == i and not contains(c.name, names[c.country])
+        ]
         if len(inside) < per_bin:
             raise LaunchError(
                 f"bin {i} ({low:,} people and more) has {len(inside)} cities to ask about, {per_bin} are wanted; take more cities"
             )
         for city in rng.sample(inside, per_bin):
             answers = names[city.country]
-            wrong = [n for code, many in names.items() if code != city.country for n in many if n not in answers]
+            wrong = [
+                n
+                for code, many in names.items()
+                if code != city.country
+                for n in many
+                if n not in answers
+            ]
             others = [n for n in (*wrong, *REGIONS) if contains(n, answers)]
             rows.append(
                 {

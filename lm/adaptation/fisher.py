@@ -25,10 +25,14 @@ def diagonal(nll: Callable[[Any, Any], jax.Array], params, examples, chunk: int 
     """
 
     def squared(example):
-        return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), jax.grad(nll)(params, example))
+        return jax.tree.map(
+            lambda g: jnp.square(g.astype(jnp.float32)), jax.grad(nll)(params, example)
+        )
 
     def body(total, some):
-        return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, jax.vmap(squared)(some)), None
+        return jax.tree.map(
+            lambda t, s: t + jnp.sum(s, axis=0), total, jax.vmap(squared)(some)
+        ), None
 
     # Examples i, i + n / chunk, ...: where they are split over devices, each device works on its own.
     chunks = jax.tree.map(lambda x: x.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1), examples)
@@ -37,7 +41,14 @@ def diagonal(nll: Callable[[Any, Any], jax.Array], params, examples, chunk: int 
 
 
 def fisher(
-    model, objective, params: dict, batches: Iterable[Batch], *, sampled: bool = False, seed: int = 0, chunk: int = 1
+    model,
+    objective,
+    params: dict,
+    batches: Iterable[Batch],
+    *,
+    sampled: bool = False,
+    seed: int = 0,
+    chunk: int = 1,
 ) -> tuple[dict, int]:
     """(diagonal Fisher information, float32 tree like params; rows it is the mean over).
 
@@ -62,7 +73,9 @@ def fisher(
         total = squares if total is None else jax.tree.map(jnp.add, total, squares)
         rows += int(counted)
     if not rows or total is None:
-        raise ConfigError("there is no row to take Fisher information from: every token's weight is 0")
+        raise ConfigError(
+            "there is no row to take Fisher information from: every token's weight is 0"
+        )
     return jax.tree.map(lambda x: x / rows, total), rows
 
 
@@ -75,7 +88,9 @@ def draw(model, params: dict, batch: Batch, key: jax.Array) -> jax.Array:
     padded = jnp.pad(hidden, ((0, 0), (0, -t % chunk), (0, 0)))
     pieces = jnp.moveaxis(padded.reshape(b, -1, chunk, hidden.shape[-1]), 1, 0)
     keys = jax.random.split(key, pieces.shape[0])
-    drawn = jax.lax.map(lambda xs: jax.random.categorical(xs[0], logits(head, xs[1])), (keys, pieces))
+    drawn = jax.lax.map(
+        lambda xs: jax.random.categorical(xs[0], logits(head, xs[1])), (keys, pieces)
+    )
     return jnp.moveaxis(drawn, 0, 1).reshape(b, -1)[:, :t].astype(jnp.int32)
 
 
@@ -83,8 +98,13 @@ def save(path: str | Path, information: dict, rows: int, sampled: bool) -> None:
     """Writes it as one safetensors file, a tensor for each parameter's path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(np.asarray(x, np.float32)) for name, x in by_path(information).items()}
-    safetensors.numpy.save_file(tensors, path, metadata={"rows": str(rows), "kind": "sampled" if sampled else "empirical"})
+    tensors = {
+        name: np.ascontiguousarray(np.asarray(x, np.float32))
+        for name, x in by_path(information).items()
+    }
+    safetensors.numpy.save_file(
+        tensors, path, metadata={"rows": str(rows), "kind": "sampled" if sampled else "empirical"}
+    )
 
 
 def load(path: str | Path, params: dict) -> dict:
@@ -92,9 +112,17 @@ def load(path: str | Path, params: dict) -> dict:
     try:
         tensors = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"adaptation.ewc.fisher={str(path)!r} cannot be read ({error}); python -m lm.fisher writes one") from error
+        raise ConfigError(
+            f"adaptation.ewc.fisher={str(path)!r} cannot be read ({error}); python -m lm.fisher writes one"
+        ) from error
     shapes = {name: x.shape for name, x in by_path(params).items()}
-    wrong = sorted(name for name in shapes.keys() | tensors.keys() if name not in tensors or tensors[name].shape != shapes.get(name))
+    wrong = sorted(
+        name
+        for name in shapes.keys() | tensors.keys()
+        if name not in tensors or tensors[name].shape != shapes.get(name)
+    )
     if wrong:
-        raise ConfigError(f"adaptation.ewc.fisher={str(path)!r} is of another model: it differs in {', '.join(wrong[:5])}")
+        raise ConfigError(
+            f"adaptation.ewc.fisher={str(path)!r} is of another model: it differs in {', '.join(wrong[:5])}"
+        )
     return flax.traverse_util.unflatten_dict(tensors, sep="/")

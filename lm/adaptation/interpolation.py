@@ -17,14 +17,18 @@ def interpolate(base: dict, tuned: dict, alpha: float) -> dict:
     check_same([base, tuned], ["the base", "the tuned model"])
     if alpha in (0, 1):
         return jax.tree.map(lambda b, t: jnp.asarray(t if alpha else b, b.dtype), base, tuned)
-    mix = lambda b, t: ((1 - alpha) * b.astype(jnp.float32) + alpha * t.astype(jnp.float32)).astype(b.dtype)
+    mix = lambda b, t: ((1 - alpha) * b.astype(jnp.float32) + alpha * t.astype(jnp.float32)).astype(
+        b.dtype
+    )
     return jax.tree.map(mix, base, tuned)
 
 
 def soup(models: Sequence[dict]) -> dict:
     """The mean of several models' weights (Wortsman et al. 2022, Model soups): uniform."""
     check_same(models, [f"model {number}" for number in range(1, len(models) + 1)])
-    return jax.tree.map(lambda *ws: (sum(w.astype(jnp.float32) for w in ws) / len(ws)).astype(ws[0].dtype), *models)
+    return jax.tree.map(
+        lambda *ws: (sum(w.astype(jnp.float32) for w in ws) / len(ws)).astype(ws[0].dtype), *models
+    )
 
 
 def greedy_soup(models: Sequence[dict], loss: Callable[[dict], float]) -> tuple[dict, list[int]]:
@@ -43,7 +47,11 @@ def check_same(models: Sequence[dict], names: Sequence[str]) -> None:
     """Raises ConfigError, naming what differs, when the models do not have the same parameters."""
     shapes = [{path: tuple(x.shape) for path, x in by_path(model).items()} for model in models]
     for found, name in zip(shapes[1:], names[1:], strict=True):
-        if differ := sorted(path for path in found.keys() | shapes[0].keys() if found.get(path) != shapes[0].get(path)):
+        if differ := sorted(
+            path
+            for path in found.keys() | shapes[0].keys()
+            if found.get(path) != shapes[0].get(path)
+        ):
             path = differ[0]
             raise ConfigError(
                 f"{names[0]} and {name} are not of one architecture: {len(differ)} parameters differ, such as {path} "

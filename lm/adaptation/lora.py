@@ -43,7 +43,9 @@ def kernels(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict[str, Matr
     matrices = {path: m for path, names in axes.items() if (m := matrix(path, names)) is not None}
     found = {path: m for path, m in matrices.items() if re.search(pattern, path)}
     if not found:
-        raise ConfigError(f"adaptation.lora.pattern={pattern!r} is in no kernel's path; there are {', '.join(matrices)}")
+        raise ConfigError(
+            f"adaptation.lora.pattern={pattern!r} is in no kernel's path; there are {', '.join(matrices)}"
+        )
     return found
 
 
@@ -53,8 +55,14 @@ def check_pattern(axes: Mapping[str, tuple[str, ...]], pattern: str) -> None:
     kernels(axes, pattern)
     for part in idle_parts(pattern, found) if pattern != PATTERN else ():
         other = next((path for path in axes if re.search(part, path)), None)
-        why = f"only in that of {other}, which is looked up or added" if other else f"there are {', '.join(found)}"
-        raise ConfigError(f"adaptation.lora.pattern={pattern!r}: {part!r} is in no kernel's path, {why}")
+        why = (
+            f"only in that of {other}, which is looked up or added"
+            if other
+            else f"there are {', '.join(found)}"
+        )
+        raise ConfigError(
+            f"adaptation.lora.pattern={pattern!r}: {part!r} is in no kernel's path, {why}"
+        )
 
 
 def logical_axes(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict:
@@ -67,7 +75,9 @@ def logical_axes(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def initialise(params: dict, axes: Mapping[str, tuple[str, ...]], lora: Lora, key: jax.Array) -> dict:
+def initialise(
+    params: dict, axes: Mapping[str, tuple[str, ...]], lora: Lora, key: jax.Array
+) -> dict:
     """Fresh adapters, float32 whatever the kernels: A uniform within 1 / sqrt(inputs), as PEFT draws it, B zero: nothing changes yet."""
     flat, of = {}, by_path(params)
     for path, m in kernels(axes, lora.pattern).items():
@@ -81,7 +91,14 @@ def initialise(params: dict, axes: Mapping[str, tuple[str, ...]], lora: Lora, ke
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def merge(params: dict, adapters: dict, scale: float, *, dropout: float = 0.0, rng: jax.Array | None = None) -> dict:
+def merge(
+    params: dict,
+    adapters: dict,
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    rng: jax.Array | None = None,
+) -> dict:
     """The model's params with every adapted kernel W replaced by W + scale * A B, computed in float32; the others as they are."""
     flat, of = dict(by_path(params)), by_path(adapters)
     for path in sorted({name.rpartition("/")[0] for name in of}):

@@ -12,7 +12,9 @@ from lm.training.mesh import make_mesh
 from lm.training.sharding import replicated
 
 
-def mixes(base: str, tuned: str, alphas: str, soup: str, greedy: str, loss) -> tuple[Any, Any, list[Any]]:
+def mixes(
+    base: str, tuned: str, alphas: str, soup: str, greedy: str, loss
+) -> tuple[Any, Any, list[Any]]:
     """(model, tokenizer, [(name of a mix, what describes it, function that makes its params)]) for what the command line says.
 
     `greedy`: files by whose `loss` a soup is chosen, or "" for all of it. Raises ConfigError and whatever `load` does.
@@ -21,13 +23,27 @@ def mixes(base: str, tuned: str, alphas: str, soup: str, greedy: str, loss) -> t
     models, params, tokenizers = zip(*(load(name) for name in names), strict=True)
     interpolation.check_same(params, names)
     if soup and greedy:
-        mixed, kept = interpolation.greedy_soup(params, lambda p: loss(models[0], p, tokenizers[0], greedy))
-        return models[0], tokenizers[0], [("soup", {"soup": [names[i] for i in kept]}, lambda: mixed)]
+        mixed, kept = interpolation.greedy_soup(
+            params, lambda p: loss(models[0], p, tokenizers[0], greedy)
+        )
+        return (
+            models[0],
+            tokenizers[0],
+            [("soup", {"soup": [names[i] for i in kept]}, lambda: mixed)],
+        )
     if soup:
-        return models[0], tokenizers[0], [("soup", {"soup": names}, lambda: interpolation.soup(params))]
+        return (
+            models[0],
+            tokenizers[0],
+            [("soup", {"soup": names}, lambda: interpolation.soup(params))],
+        )
     numbers = [float(alpha) for alpha in alphas.split(",")]
     mixed = lambda alpha: interpolation.interpolate(*params, alpha)
-    return models[0], tokenizers[1], [(f"alpha-{a:g}", {"alpha": a}, lambda a=a: mixed(a)) for a in numbers]
+    return (
+        models[0],
+        tokenizers[1],
+        [(f"alpha-{a:g}", {"alpha": a}, lambda a=a: mixed(a)) for a in numbers],
+    )
 
 
 def measurer(cache: str, length: int, max_rows: int, path: str):

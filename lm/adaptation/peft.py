@@ -59,10 +59,17 @@ def modules(model) -> dict[str, Module]:
         if not name.endswith(".weight") or not all(kernels):
             continue
         # Every entry of our kernels gets a number, and the place it takes in their weight tells which input and output it joins.
-        shapes = [(math.prod(s[d - len(m.stacked)] for d in m.inputs), s) for m, s in zip(kernels, slot.our_shapes, strict=True) if m]
+        shapes = [
+            (math.prod(s[d - len(m.stacked)] for d in m.inputs), s)
+            for m, s in zip(kernels, slot.our_shapes, strict=True)
+            if m
+        ]
         sizes = [math.prod(s) for _, s in shapes]
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        numbers = [np.arange(size).reshape(s) + start for size, (_, s), start in zip(sizes, shapes, starts, strict=False)]
+        numbers = [
+            np.arange(size).reshape(s) + start
+            for size, (_, s), start in zip(sizes, shapes, starts, strict=False)
+        ]
         theirs = np.asarray(slot.row.to_theirs(numbers))
         part = np.searchsorted(starts, theirs, side="right") - 1
         widths = np.array([size // inputs for size, (inputs, _) in zip(sizes, shapes, strict=True)])
@@ -71,10 +78,14 @@ def modules(model) -> dict[str, Module]:
         if transposed:
             i, o, part = i.T, o.T, part.T
         if (i != i[:1]).any() or (o != o[:, :1]).any():
-            raise ConfigError(f"{name} is not one linear map of our kernels, and cannot be adapted in their format")
+            raise ConfigError(
+                f"{name} is not one linear map of our kernels, and cannot be adapted in their format"
+            )
         if c.head in ("none", "embedding"):
             name = name.removeprefix(family.prefix)  # their class without a head
-        found[name.removesuffix(".weight")] = Module(slot, i[0], np.stack([part[:, 0], o[:, 0]], axis=1), transposed)
+        found[name.removesuffix(".weight")] = Module(
+            slot, i[0], np.stack([part[:, 0], o[:, 0]], axis=1), transposed
+        )
     return found
 
 
@@ -89,7 +100,9 @@ def save(path: str | Path, model, adapters: dict, lora: Lora, base: str) -> None
     known = modules(model)
     homeless = adapted - {ours for module in known.values() for ours in module.slot.ours}
     if homeless:
-        raise ConfigError(f"{', '.join(sorted(homeless))}: a Hugging Face {model.config.family} model has no module of its own for it")
+        raise ConfigError(
+            f"{', '.join(sorted(homeless))}: a Hugging Face {model.config.family} model has no module of its own for it"
+        )
     for name, module in known.items():
         parts = [p for p, ours in enumerate(module.slot.ours) if ours in adapted]
         if not parts:
@@ -102,7 +115,9 @@ def save(path: str | Path, model, adapters: dict, lora: Lora, base: str) -> None
             rows = module.outputs[:, 0] == p
             b[rows, start : start + len(its_b)] = its_b[:, module.outputs[rows, 1]].T
             start += len(its_b)
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(np.concatenate([a[module.inputs].T for a in a_of]))
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(
+            np.concatenate([a[module.inputs].T for a in a_of])
+        )
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b
         ranks[name] = rank
     most = max(ranks.values())
@@ -116,7 +131,9 @@ def save(path: str | Path, model, adapters: dict, lora: Lora, base: str) -> None
     }  # fmt: skip
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -131,19 +148,28 @@ def load(path: str | Path, model) -> tuple[dict, float]:
     for name, x in tensors.items():
         stem, _, kind = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if kind not in ("lora_A", "lora_B") or stem not in known:
-            raise ConfigError(f"{path}: {name} adapts nothing that this {model.config.family} model has as a linear layer")
+            raise ConfigError(
+                f"{path}: {name} adapts nothing that this {model.config.family} model has as a linear layer"
+            )
         pairs.setdefault(stem, {})[kind] = x.astype(np.float32)
     _check_complete(path, config, known, pairs)
     scale, found = scale_of(config, ""), {}
     for name, pair in pairs.items():
         module, a, b = known[name], pair["lora_A"], pair["lora_B"]
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] != rank_of(config, name):
+        if (
+            a.ndim != 2
+            or b.ndim != 2
+            or a.shape[0] != b.shape[1]
+            or a.shape[0] != rank_of(config, name)
+        ):
             raise ConfigError(
                 f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, not of rank {rank_of(config, name)} as {CONFIG} says"
             )
         b = b * (scale_of(config, name) / scale) if scale else b * 0
         if a.shape[1] != len(module.inputs) or b.shape[0] != len(module.outputs):
-            raise ConfigError(f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, not those of a layer of this model")
+            raise ConfigError(
+                f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, not those of a layer of this model"
+            )
         inputs = np.empty_like(a.T)
         inputs[module.inputs] = a.T
         for p, ours in enumerate(module.slot.ours):
@@ -158,11 +184,17 @@ def _check_complete(path, config: dict, known, pairs: dict[str, dict]) -> None:
     """Raises ConfigError unless exactly the modules that the configuration names have both matrices."""
     half = sorted(name for name, pair in pairs.items() if len(pair) < 2)
     wanted = targeted(config, known)
-    absent, extra = (set(), set()) if wanted is None else (wanted - pairs.keys(), pairs.keys() - wanted)
+    absent, extra = (
+        (set(), set()) if wanted is None else (wanted - pairs.keys(), pairs.keys() - wanted)
+    )
     if half or not pairs:
-        raise ConfigError(f"{path}: {WEIGHTS} has no pair of lora_A and lora_B for {', '.join(half) or 'any module'}; fetch it again")
+        raise ConfigError(
+            f"{path}: {WEIGHTS} has no pair of lora_A and lora_B for {', '.join(half) or 'any module'}; fetch it again"
+        )
     if absent:
-        raise ConfigError(f"{path}: {CONFIG} adapts {', '.join(sorted(absent))}, and {WEIGHTS} has nothing for it; fetch it again")
+        raise ConfigError(
+            f"{path}: {CONFIG} adapts {', '.join(sorted(absent))}, and {WEIGHTS} has nothing for it; fetch it again"
+        )
     if extra:
         raise ConfigError(
             f"{path}: {WEIGHTS} has {', '.join(sorted(extra))}, which {CONFIG} does not adapt (target_modules, exclude_modules, "
@@ -200,7 +232,10 @@ def _stacked(found: dict[str, dict], model) -> dict:
         rank = max(a.shape[1] for a, _ in layers.values())
         inside, outside = ([shape[d] for d in side] for side in (m.inputs, m.outputs))
         count = [shape[d] for d in m.stacked]
-        a, b = np.zeros((*count, *inside, rank), np.float32), np.zeros((*count, rank, *outside), np.float32)
+        a, b = (
+            np.zeros((*count, *inside, rank), np.float32),
+            np.zeros((*count, rank, *outside), np.float32),
+        )
         for entry, (its_a, its_b) in layers.items():
             at = ... if entry is None else entry
             a[at][..., : its_a.shape[1]] = its_a.reshape(*inside, -1)

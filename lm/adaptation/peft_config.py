@@ -17,7 +17,12 @@ INERT = {  # for other software, for training, or options of an initialisation t
     "task_type", "auto_mapping", "peft_version", "inference_mode", "runtime_config", "lora_dropout", "fan_in_fan_out", "megatron_core",
     "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
 }  # fmt: skip
-STARTS = ("gaussian", "eva", "orthogonal", "mica")  # values of init_lora_weights, besides true and false, that leave the base as it is
+STARTS = (
+    "gaussian",
+    "eva",
+    "orthogonal",
+    "mica",
+)  # values of init_lora_weights, besides true and false, that leave the base as it is
 MERGE = "merge it into its base with PEFT (PeftModel.merge_and_unload, then save_pretrained) and load the result"
 
 
@@ -30,7 +35,11 @@ def read_config(path: str | Path) -> dict:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{file} holds a JSON {type(config).__name__}, expected an object")
-    kind, start, revision = config.get("peft_type"), config.get("init_lora_weights", True), config.get("revision")
+    kind, start, revision = (
+        config.get("peft_type"),
+        config.get("init_lora_weights", True),
+        config.get("revision"),
+    )
     if kind != "LORA":
         raise ConfigError(f"{file}: peft_type={kind!r} is not supported, only 'LORA'; {MERGE}")
     if start not in (True, False, None) and str(start).lower() not in STARTS:
@@ -41,7 +50,9 @@ def read_config(path: str | Path) -> dict:
     if config.get("bias") not in ("none", None):
         raise ConfigError(f"{file}: bias={config['bias']!r} is not supported, only 'none'; {MERGE}")
     if revision not in (None, "", "main"):
-        raise ConfigError(f"{file}: revision={revision!r} of the base: download that revision, and name its directory in the file instead")
+        raise ConfigError(
+            f"{file}: revision={revision!r} of the base: download that revision, and name its directory in the file instead"
+        )
     for name, value in config.items():
         if name not in OBEYED | INERT and value not in (None, False, "", [], {}):
             raise ConfigError(f"{file}: {name}={value!r} is not supported; {MERGE}")
@@ -52,20 +63,34 @@ def read_config(path: str | Path) -> dict:
 def _check_numbers(file: Path, config: dict) -> None:
     whole = lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0
     number = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-    for one, several, good, wanted in (("r", "rank_pattern", whole, "positive integer"), ("lora_alpha", "alpha_pattern", number, "number")):
+    for one, several, good, wanted in (
+        ("r", "rank_pattern", whole, "positive integer"),
+        ("lora_alpha", "alpha_pattern", number, "number"),
+    ):
         patterns = config.get(several) or {}
         if not isinstance(patterns, dict):
-            raise ConfigError(f"{file}: {several}={patterns!r}, expected an object of patterns and values")
-        for name, value in ((one, config.get(one, 8)), *((f"{several}[{key!r}]", value) for key, value in patterns.items())):
+            raise ConfigError(
+                f"{file}: {several}={patterns!r}, expected an object of patterns and values"
+            )
+        for name, value in (
+            (one, config.get(one, 8)),
+            *((f"{several}[{key!r}]", value) for key, value in patterns.items()),
+        ):
             if not good(value):
                 raise ConfigError(f"{file}: {name}={value!r}, expected a {wanted}")
     for name in ("target_modules", "exclude_modules", "layers_pattern"):
         value = config.get(name)
-        if not isinstance(value, str | None) and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
+        if not isinstance(value, str | None) and not (
+            isinstance(value, list) and all(isinstance(x, str) for x in value)
+        ):
             raise ConfigError(f"{file}: {name}={value!r}, expected a string or a list of strings")
     layers = config.get("layers_to_transform")
-    if not isinstance(layers, int | None) and not (isinstance(layers, list) and all(isinstance(x, int) for x in layers)):
-        raise ConfigError(f"{file}: layers_to_transform={layers!r}, expected a number or a list of numbers")
+    if not isinstance(layers, int | None) and not (
+        isinstance(layers, list) and all(isinstance(x, int) for x in layers)
+    ):
+        raise ConfigError(
+            f"{file}: layers_to_transform={layers!r}, expected a number or a list of numbers"
+        )
 
 
 def rank_of(config: dict, name: str) -> int:
@@ -75,13 +100,23 @@ def rank_of(config: dict, name: str) -> int:
 
 def scale_of(config: dict, name: str) -> float:
     """What a module's product counts."""
-    rank, alpha = rank_of(config, name), _of(config.get("alpha_pattern"), config.get("lora_alpha", 8), name)
+    rank, alpha = (
+        rank_of(config, name),
+        _of(config.get("alpha_pattern"), config.get("lora_alpha", 8), name),
+    )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _of(patterns: dict | None, otherwise, name: str):
     """The value of the first pattern that is the name, its end, or a regular expression for either."""
-    return next((value for key, value in (patterns or {}).items() if _matches(re.match, rf"(.*\.)?({key})$", name)), otherwise)
+    return next(
+        (
+            value
+            for key, value in (patterns or {}).items()
+            if _matches(re.match, rf"(.*\.)?({key})$", name)
+        ),
+        otherwise,
+    )
 
 
 def _matches(how, pattern: str, name: str) -> re.Match | None:
@@ -94,18 +129,36 @@ def _matches(how, pattern: str, name: str) -> re.Match | None:
 def targeted(config: dict, names: Collection[str]) -> set[str] | None:
     """The modules, of these names, that PEFT adapts (its check_target_module_exists); None where it does not say."""
     wanted = config.get("target_modules")
-    if wanted is None or wanted == [] or (isinstance(wanted, str) and wanted.lower() == "all-linear"):
+    if (
+        wanted is None
+        or wanted == []
+        or (isinstance(wanted, str) and wanted.lower() == "all-linear")
+    ):
         return None
     named = lambda some, name: (
         bool(some)
-        and (_matches(re.fullmatch, some, name) is not None if isinstance(some, str) else any(f".{name}".endswith(f".{x}") for x in some))
+        and (
+            _matches(re.fullmatch, some, name) is not None
+            if isinstance(some, str)
+            else any(f".{name}".endswith(f".{x}") for x in some)
+        )
     )
-    chosen = {name for name in names if named(wanted, name) and not named(config.get("exclude_modules"), name)}
+    chosen = {
+        name
+        for name in names
+        if named(wanted, name) and not named(config.get("exclude_modules"), name)
+    }
     layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
     if isinstance(wanted, str) or layers is None or layers == []:
         return chosen
-    layers, patterns = layers if isinstance(layers, list) else [layers], [patterns] if isinstance(patterns, str) else patterns
+    layers, patterns = (
+        layers if isinstance(layers, list) else [layers],
+        [patterns] if isinstance(patterns, str) else patterns,
+    )
     # Without layers_pattern PEFT wants something before the name of the list of layers.
     before = r"(?:^|.*?\.)" if config.get("layers_pattern") else r".*?\."
-    number = lambda name: next((int(m[1]) for p in patterns if (m := _matches(re.match, rf"{before}{p}\.(\d+)\.", name))), None)
+    number = lambda name: next(
+        (int(m[1]) for p in patterns if (m := _matches(re.match, rf"{before}{p}\.(\d+)\.", name))),
+        None,
+    )
     return {name for name in chosen if number(name) in layers}

@@ -21,20 +21,29 @@ DIRECTIONS = ("forward", "reverse")
 
 def l2_sp(params: dict, base: dict, only: Collection[str] | None = None) -> jax.Array:
     """1/2 sum (w - w0)^2, float32 (Li et al. 2018, equation 3); `only`: paths of the weights that can differ, None = all."""
-    return 0.5 * jnp.sum(jnp.stack([jnp.sum(jnp.square(d)) for d in _differences(params, base, only).values()]))
+    return 0.5 * jnp.sum(
+        jnp.stack([jnp.sum(jnp.square(d)) for d in _differences(params, base, only).values()])
+    )
 
 
 def ewc(params: dict, base: dict, fisher: dict, only: Collection[str] | None = None) -> jax.Array:
     """1/2 sum F (w - w0)^2, float32 (Kirkpatrick et al. 2017, equation 3); F the diagonal of the Fisher information at the base."""
     information = by_path(fisher)
-    terms = [jnp.sum(information[name] * jnp.square(d)) for name, d in _differences(params, base, only).items()]
+    terms = [
+        jnp.sum(information[name] * jnp.square(d))
+        for name, d in _differences(params, base, only).items()
+    ]
     return 0.5 * jnp.sum(jnp.stack(terms))
 
 
 def divergence(logits: jax.Array, base: jax.Array, direction: str) -> jax.Array:
     """KL(base || model), "forward", or KL(model || base), "reverse", in nats: [..., V] twice -> [...]."""
     p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(base)
-    return jnp.sum(jnp.exp(q) * (q - p), axis=-1) if direction == "forward" else jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+    return (
+        jnp.sum(jnp.exp(q) * (q - p), axis=-1)
+        if direction == "forward"
+        else jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+    )
 
 
 def penalised(
@@ -48,7 +57,9 @@ def penalised(
     if not (l2_sp_strength or ewc_strength or kl_strength):
         return objective
 
-    def loss(model, params: dict, batch: Batch, rng: jax.Array | None = None, *, fixed: dict, **options) -> Loss:
+    def loss(
+        model, params: dict, batch: Batch, rng: jax.Array | None = None, *, fixed: dict, **options
+    ) -> Loss:
         listening: Any = _Listening(model)
         found = objective(listening, params, batch, rng, **options)
         base = jax.lax.stop_gradient(fixed["base"])
@@ -57,35 +68,49 @@ def penalised(
             metrics["l2_sp"] = found.weight * (l2_sp_strength * l2_sp(params, base, only))
             added += metrics["l2_sp"]
         if ewc_strength:
-            metrics["ewc"] = found.weight * (ewc_strength * ewc(params, base, fixed["fisher"], only))
+            metrics["ewc"] = found.weight * (
+                ewc_strength * ewc(params, base, fixed["fisher"], only)
+            )
             added += metrics["ewc"]
         if kl_strength:
             hidden = listening.hidden
             if hidden is None:  # the objective works on something else than hidden states
                 rngs = None if rng is None else {"dropout": rng}
                 hidden = model.apply({"params": params}, batch, method="hidden", rngs=rngs).hidden
-            metrics["kl"] = summed_divergence(model, params, base, batch, hidden, direction, options.get("chunk", 0))
+            metrics["kl"] = summed_divergence(
+                model, params, base, batch, hidden, direction, options.get("chunk", 0)
+            )
             added += kl_strength * metrics["kl"]
         return Loss(sum=found.sum + added, weight=found.weight, metrics=metrics)
 
     return loss
 
 
-def summed_divergence(model, params: dict, base: dict, batch: Batch, hidden: jax.Array, direction: str, chunk: int = 0) -> jax.Array:
+def summed_divergence(
+    model, params: dict, base: dict, batch: Batch, hidden: jax.Array, direction: str, chunk: int = 0
+) -> jax.Array:
     """Sum over [B, T] of weight * divergence of the predictions from the base's, float32; both models' logits exist for a chunk at a time.
 
     hidden [B, T, D]: of the model that is trained. The base runs without dropout.
     """
     theirs = model.apply({"params": base}, batch, method="hidden").hidden
     (logits, head), (_, base_head) = head_of(model, params), head_of(model, base)
-    chunk = chunk or cross_entropy.chunk_length(2 * batch.tokens.shape[0], batch.tokens.shape[1], model.config.vocab_size)
+    chunk = chunk or cross_entropy.chunk_length(
+        2 * batch.tokens.shape[0], batch.tokens.shape[1], model.config.vocab_size
+    )
 
     @jax.checkpoint
     def body(total, xs):
         mine, its, weights = xs
-        return total + jnp.sum(divergence(logits(head, mine), logits(base_head, its), direction) * weights), None
+        return total + jnp.sum(
+            divergence(logits(head, mine), logits(base_head, its), direction) * weights
+        ), None
 
-    return jax.lax.scan(body, jnp.float32(0), jax.tree.map(lambda x: _chunks(x, chunk), (hidden, theirs, batch.weights)))[0]
+    return jax.lax.scan(
+        body,
+        jnp.float32(0),
+        jax.tree.map(lambda x: _chunks(x, chunk), (hidden, theirs, batch.weights)),
+    )[0]
 
 
 class _Listening:
@@ -106,7 +131,10 @@ class _Listening:
 
 def _differences(params: dict, base: dict, only: Collection[str] | None) -> dict[str, jax.Array]:
     now, then = by_path(params), by_path(base)
-    return {name: now[name].astype(jnp.float32) - then[name].astype(jnp.float32) for name in (now if only is None else only)}
+    return {
+        name: now[name].astype(jnp.float32) - then[name].astype(jnp.float32)
+        for name in (now if only is None else only)
+    }
 
 
 def _chunks(x: jax.Array, chunk: int) -> jax.Array:

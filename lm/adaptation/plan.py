@@ -34,7 +34,9 @@ class Plan:
 
     def trained_axes(self) -> dict:
         """Logical names of what is trained."""
-        return low_rank.logical_axes(by_path(self.axes), self.lora.pattern) if self.lora else self.axes
+        return (
+            low_rank.logical_axes(by_path(self.axes), self.lora.pattern) if self.lora else self.axes
+        )
 
     def fixed_axes(self) -> dict:
         """Logical names of what is held fixed."""
@@ -55,9 +57,16 @@ class Plan:
 
     def objective(self, objective: Callable[..., Loss]) -> Callable[..., Loss]:
         """The objective of what is trained, (model, params, batch, rng, *, fixed) -> Loss."""
-        only = sorted(low_rank.kernels(by_path(self.axes), self.lora.pattern)) if self.lora else None
+        only = (
+            sorted(low_rank.kernels(by_path(self.axes), self.lora.pattern)) if self.lora else None
+        )
         inner = penalised(
-            objective, l2_sp_strength=self.l2_sp, ewc_strength=self.ewc, kl_strength=self.kl, direction=self.direction, only=only
+            objective,
+            l2_sp_strength=self.l2_sp,
+            ewc_strength=self.ewc,
+            kl_strength=self.kl,
+            direction=self.direction,
+            only=only,
         )
         penalties = self.l2_sp or self.ewc or self.kl
 
@@ -65,7 +74,9 @@ class Plan:
             weights = params
             if self.lora:
                 base = jax.lax.stop_gradient(fixed["base"])
-                weights = low_rank.merge(base, params, self.lora.scale, dropout=self.lora.dropout, rng=rng)
+                weights = low_rank.merge(
+                    base, params, self.lora.scale, dropout=self.lora.dropout, rng=rng
+                )
             rng = rng if model.config.dropout > 0 else None
             return inner(model, weights, batch, rng, **({"fixed": fixed} if penalties else {}))
 
@@ -74,7 +85,14 @@ class Plan:
 
 def of_config(section: Any, axes) -> Plan | None:
     """The plan of a checked `adaptation` section; None when all of it is off. Raises ConfigError for a pattern that names no kernel."""
-    plan = Plan(axes, lora_of(section), section.l2_sp, section.ewc.strength, section.kl.strength, section.kl.direction)
+    plan = Plan(
+        axes,
+        lora_of(section),
+        section.l2_sp,
+        section.ewc.strength,
+        section.kl.strength,
+        section.kl.direction,
+    )
     if not (plan.lora or plan.l2_sp or plan.ewc or plan.kl):
         return None
     if plan.lora:
@@ -103,26 +121,38 @@ def check(section: Any, init_from: str) -> None:
     usual = {"alpha": 0.0, "dropout": 0.0, "pattern": low_rank.PATTERN}
     for name, value in usual.items():
         if not o.rank and o[name] != value:
-            raise ConfigError(f"adaptation.lora.{name}={o[name]!r} would be ignored: set adaptation.lora.rank, or leave it at {value!r}")
+            raise ConfigError(
+                f"adaptation.lora.{name}={o[name]!r} would be ignored: set adaptation.lora.rank, or leave it at {value!r}"
+            )
     try:
         re.compile(o.pattern)
     except re.error as error:
-        raise ConfigError(f"adaptation.lora.pattern={o.pattern!r} is not a regular expression: {error}") from error
+        raise ConfigError(
+            f"adaptation.lora.pattern={o.pattern!r} is not a regular expression: {error}"
+        ) from error
     if bool(e.strength) != bool(e.fisher):
         raise ConfigError(
             f"adaptation.ewc.strength={e.strength} and adaptation.ewc.fisher={e.fisher!r}: "
             "set both or neither; python -m lm.fisher writes the file"
         )
     if k.direction not in DIRECTIONS:
-        raise ConfigError(f"adaptation.kl.direction={k.direction!r} is unknown{nearest(k.direction, DIRECTIONS)}; forward or reverse")
+        raise ConfigError(
+            f"adaptation.kl.direction={k.direction!r} is unknown{nearest(k.direction, DIRECTIONS)}; forward or reverse"
+        )
     if k.direction != "forward" and not k.strength:
-        raise ConfigError(f"adaptation.kl.direction={k.direction!r} would be ignored: set adaptation.kl.strength")
+        raise ConfigError(
+            f"adaptation.kl.direction={k.direction!r} would be ignored: set adaptation.kl.strength"
+        )
     on = [name for name in ("lora.rank", "l2_sp", "ewc.strength", "kl.strength") if numbers[name]]
     if on and not init_from:
-        raise ConfigError(f"adaptation.{on[0]}={numbers[on[0]]} keeps a model near its base, and there is none: set init_from")
+        raise ConfigError(
+            f"adaptation.{on[0]}={numbers[on[0]]} keeps a model near its base, and there is none: set init_from"
+        )
 
 
 def check_head(section: Any, head: str) -> None:
     """Raises ConfigError when a penalty is not defined for a model with this head."""
     if section.kl.strength and head not in LM_HEADS:
-        raise ConfigError(f"adaptation.kl.strength={section.kl.strength}: a model with head={head!r} predicts no tokens; set it to 0")
+        raise ConfigError(
+            f"adaptation.kl.strength={section.kl.strength}: a model with head={head!r} predicts no tokens; set it to 0"
+        )

@@ -18,7 +18,10 @@ from lm.models import inputs
 from lm.models.config import ModelConfig
 
 Lengths = tuple[int, int]  # of a batch's rows and of their encoder's; the second 0 without one
-SIDES = ("tokens", "targets", "segments", "weights"), ("encoder_tokens", "encoder_segments")  # the fields of either length
+SIDES = (
+    ("tokens", "targets", "segments", "weights"),
+    ("encoder_tokens", "encoder_segments"),
+)  # the fields of either length
 
 
 class Rows:
@@ -32,7 +35,9 @@ class Rows:
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         p = self._packed
-        return {"tokens": p.tokens[row], "targets": p.targets[row], "segments": p.segments[row]} | {n: x[row] for n, x in p.extra.items()}
+        return {"tokens": p.tokens[row], "targets": p.targets[row], "segments": p.segments[row]} | {
+            n: x[row] for n, x in p.extra.items()
+        }
 
     def __repr__(self) -> str:
         return f"Rows({len(self)} x {self._packed.length})"
@@ -92,7 +97,13 @@ class TrainBatches:
 
         def read(step: int) -> dict[str, np.ndarray]:
             places = [first + int(step) * self._batch_size + int(row) for row in self._rows]
-            return _stack([fields_of(self._stream[at], self._transform, self.lengths, (self._seed, at)) for at in places], self._config)
+            return _stack(
+                [
+                    fields_of(self._stream[at], self._transform, self.lengths, (self._seed, at))
+                    for at in places
+                ],
+                self._config,
+            )
 
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._iterator = iter(grain.MapDataset.range(2**48).map(read).to_iter_dataset(options))
@@ -119,8 +130,13 @@ def in_order(
     for start in range(0, total, batch_size):
         numbers = np.arange(start, start + batch_size)
         numbers[numbers >= total] = -1
-        read = [(empty, 0) if numbers[row] < 0 else (source[int(numbers[row])], int(numbers[row])) for row in mine]
-        local = _stack([fields_of(row, transform, lengths, (number,)) for row, number in read], config)
+        read = [
+            (empty, 0) if numbers[row] < 0 else (source[int(numbers[row])], int(numbers[row]))
+            for row in mine
+        ]
+        local = _stack(
+            [fields_of(row, transform, lengths, (number,)) for row, number in read], config
+        )
         yield numbers, _globalise(local, mine, batch_size, sharding)
 
 
@@ -135,11 +151,15 @@ def lengths_of(packed: Packed | Stream, transform: Any = None) -> Lengths:
 def positions_of(segments: np.ndarray) -> np.ndarray:
     """Positions within each document, int32 [B, T], from segment ids [B, T]."""
     index = np.broadcast_to(np.arange(segments.shape[1], dtype=np.int32), segments.shape)
-    starts = np.concatenate([np.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    starts = np.concatenate(
+        [np.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
+    )
     return index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
 
 
-def fields_of(row: dict[str, np.ndarray], transform: Any, lengths: Lengths, key: tuple[int, ...]) -> dict[str, np.ndarray]:
+def fields_of(
+    row: dict[str, np.ndarray], transform: Any, lengths: Lengths, key: tuple[int, ...]
+) -> dict[str, np.ndarray]:
     """The fields of `lm.Batch` that a transform makes of a packed row with the random numbers of `key`; None adds weights alone."""
     if transform is None:
         return {"weights": row["segments"] > 0} | row
@@ -148,7 +168,10 @@ def fields_of(row: dict[str, np.ndarray], transform: Any, lengths: Lengths, key:
 
 def _stack(rows: list[dict[str, np.ndarray]], config: ModelConfig | None) -> dict[str, np.ndarray]:
     real = ("weights", "labels")
-    fields = {name: np.stack([row[name] for row in rows]).astype(np.float32 if name in real else np.int32) for name in rows[0]}
+    fields = {
+        name: np.stack([row[name] for row in rows]).astype(np.float32 if name in real else np.int32)
+        for name in rows[0]
+    }
     for side in ("", "encoder_"):
         if f"{side}segments" in fields:
             fields[f"{side}positions"] = positions_of(fields[f"{side}segments"])
@@ -159,11 +182,17 @@ def _stack(rows: list[dict[str, np.ndarray]], config: ModelConfig | None) -> dic
 
 def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
     """Which rows of the global batch this process's devices hold, ascending."""
-    held = (range(shape[0])[index[0]] for index in sharding.addressable_devices_indices_map(shape).values() if index)
+    held = (
+        range(shape[0])[index[0]]
+        for index in sharding.addressable_devices_indices_map(shape).values()
+        if index
+    )
     return np.unique(np.concatenate([np.asarray(rows) for rows in held]))
 
 
-def _globalise(local: dict[str, np.ndarray], rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> Batch:
+def _globalise(
+    local: dict[str, np.ndarray], rows: np.ndarray, batch_size: int, sharding: NamedSharding
+) -> Batch:
     def of(values: np.ndarray) -> jax.Array:
         def piece(index):
             wanted = np.arange(batch_size)[index[0]]

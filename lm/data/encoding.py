@@ -52,15 +52,25 @@ class Encoder:
         self._tokenizer, self._start = tokenizer, decoder_start
         self._special = special_tokens(tokenizer)
         self.prefix, self.suffix = affixes(tokenizer)
-        probe = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])
+        probe = tokenizer.convert_ids_to_tokens(
+            tokenizer("a", add_special_tokens=False)["input_ids"]
+        )
         self._space = bool(probe) and str(probe[0]).startswith(SPACE)
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[Encoded]:
         """Raises DataError for an example that trains no token."""
         examples = iter(examples)
         while chunk := list(itertools.islice(examples, AT_ONCE)):
-            split = [(self._runs(example.prompt, True), self._runs(example.response, self._start is not None)) for example in chunk]
-            ids = iter(self._tokenise([run for prompt, response in split for run in (*prompt, *response)]))
+            split = [
+                (
+                    self._runs(example.prompt, True),
+                    self._runs(example.response, self._start is not None),
+                )
+                for example in chunk
+            ]
+            ids = iter(
+                self._tokenise([run for prompt, response in split for run in (*prompt, *response)])
+            )
             for example, (prompt, response) in zip(chunk, split, strict=True):
                 asked = [(run, next(ids)) for run in prompt]
                 yield self._joined(example, asked, [(run, next(ids)) for run in response])
@@ -81,16 +91,29 @@ class Encoder:
             raise DataError("an example has no token with a loss: its template trains none")
         written, loss = written[:end], loss[:end]
         said = [segment for segment in example.response if segment.trained]
-        size = sum(len(segment.text.encode()) for segment in [s for s in said if not s.control] or said)
+        size = sum(
+            len(segment.text.encode()) for segment in [s for s in said if not s.control] or said
+        )
         if self._start is None:
             mask = [False] * (len(prompt) - len(trained)) + trained + loss
             ids = np.array([*prompt, *written], np.int32)
             kept = (len(prompt) - len(trained), 0)
-            return Encoded(ids, np.array(mask, bool), len(prompt), np.zeros(0, np.int32), size, kept, example.cut)
+            return Encoded(
+                ids,
+                np.array(mask, bool),
+                len(prompt),
+                np.zeros(0, np.int32),
+                size,
+                kept,
+                example.cut,
+            )
         begin = [] if written[: len(self.prefix)] == self.prefix else self.prefix
         ids = np.array([self._start, *begin, *written], np.int32)
         mask = np.array([False, *[True] * len(begin), *loss])
-        kept = (len(self.prefix) if prompt[: len(self.prefix)] == self.prefix else 0, len(self.suffix))
+        kept = (
+            len(self.prefix) if prompt[: len(self.prefix)] == self.prefix else 0,
+            len(self.suffix),
+        )
         return Encoded(ids, mask, 1, np.array(prompt, np.int32), size, kept, example.cut)
 
     def _framed(self, ids: list[int]) -> list[int]:
@@ -100,7 +123,9 @@ class Encoder:
 
     def _runs(self, segments: Sequence[Segment], first: bool) -> list[_Run]:
         found = []
-        for trained, group in itertools.groupby((s for s in segments if s.text), key=lambda segment: segment.trained):
+        for trained, group in itertools.groupby(
+            (s for s in segments if s.text), key=lambda segment: segment.trained
+        ):
             for text, special in self._texts(list(group)):
                 found.append(_Run(text, trained, special, first and not found))
         return found
@@ -110,7 +135,11 @@ class Encoder:
         joined = "".join(segment.text for segment in segments)
         own, at = [], 0
         for segment in segments:
-            own += [m.start() + at for m in self._special.finditer(segment.text)] if segment.control else []
+            own += (
+                [m.start() + at for m in self._special.finditer(segment.text)]
+                if segment.control
+                else []
+            )
             at += len(segment.text)
         if [m.start() for m in self._special.finditer(joined)] == own:
             return [(joined, True)]
@@ -132,7 +161,11 @@ class Encoder:
 
     def _text(self, run: _Run) -> str:
         # SentencePiece puts a space before every text; one that continues another brings its own.
-        return run.text[1:] if self._space and not run.first and re.match(r" \S", run.text) else run.text
+        return (
+            run.text[1:]
+            if self._space and not run.first and re.match(r" \S", run.text)
+            else run.text
+        )
 
 
 def prompt_ids(tokenizer, text: str, encoder: bool = False) -> list[int]:
@@ -144,7 +177,10 @@ def prompt_ids(tokenizer, text: str, encoder: bool = False) -> list[int]:
 
 def affixes(tokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer itself puts before and after a text."""
-    inner, outer = list(tokenizer.encode("a", add_special_tokens=False)), list(tokenizer.encode("a"))
+    inner, outer = (
+        list(tokenizer.encode("a", add_special_tokens=False)),
+        list(tokenizer.encode("a")),
+    )
     for at in range(len(outer) - len(inner) + 1):
         if outer[at : at + len(inner)] == inner:
             return outer[:at], outer[at + len(inner) :]

@@ -27,7 +27,14 @@ LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = {".csv": ",", ".tsv": "\t"}
 RECORDS = (*LINES, ".json", ".parquet", *TABLES)
 PROSE = (".txt", ".text", ".md")  # what a folder of texts holds besides records
-PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".lzma": "lzma", ".zst": "zstd", ".zstd": "zstd"}
+PACKED = {
+    ".gz": "gzip",
+    ".bz2": "bzip2",
+    ".xz": "xz",
+    ".lzma": "lzma",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+}
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
 MARKUP = "convert it to text first, with HTML's tags taken out, or rename it to .txt to learn its tags too"
 DOCUMENT = "convert it to text first (such as pdftotext, or pandoc -t plain)"
@@ -69,7 +76,9 @@ def find_files(patterns: str) -> list[str]:
         else:
             found = [f for f in matching(pattern) if os.path.isfile(f)]
         if not found:
-            raise DataError(f"no file matches {pattern!r} (looked from {os.getcwd()}); give a file or a glob such as 'data/*.txt'")
+            raise DataError(
+                f"no file matches {pattern!r} (looked from {os.getcwd()}); give a file or a glob such as 'data/*.txt'"
+            )
         files.update(dict.fromkeys(found))
     if not files:
         raise DataError("no data files were given; give a file or a glob such as 'data/*.txt'")
@@ -80,7 +89,11 @@ def split(patterns: str) -> list[str]:
     """The names of a comma-separated list; commas belong to the longest name that exists."""
     parts, found, at = patterns.split(","), [], 0
     while at < len(parts):
-        ends = (end for end in range(len(parts), at, -1) if _there(os.path.expanduser(",".join(parts[at:end]).strip())))
+        ends = (
+            end
+            for end in range(len(parts), at, -1)
+            if _there(os.path.expanduser(",".join(parts[at:end]).strip()))
+        )
         end = next(ends, at + 1)
         found.append(",".join(parts[at:end]).strip())
         at = end
@@ -105,13 +118,17 @@ def matching(pattern: str) -> list[str]:
         above, last = os.path.split(above)
         below.insert(0, last)
     root = glob.escape(above) if above and os.path.isdir(above) else above
-    return sorted(glob.glob(os.path.join(root, *below) if root else os.path.join(*below), recursive=True))
+    return sorted(
+        glob.glob(os.path.join(root, *below) if root else os.path.join(*below), recursive=True)
+    )
 
 
 def inside(folder: str, kinds: tuple[str, ...]) -> list[str]:
     """The files of those kinds in a folder, sorted; hidden ones and folders are not looked into. Raises DataError when there is none."""
     path = os.path.expanduser(folder)
-    names = sorted(name for name in os.listdir(path) if not name.startswith(".") and kind(name) in kinds)
+    names = sorted(
+        name for name in os.listdir(path) if not name.startswith(".") and kind(name) in kinds
+    )
     found = [os.path.join(path, name) for name in names if os.path.isfile(os.path.join(path, name))]
     if not found:
         raise DataError(
@@ -132,7 +149,9 @@ def _remote(pattern: str) -> list[str]:
         if fixed == len(parts) or epath.Path(pattern).is_file():
             return [pattern] if epath.Path(pattern).is_file() else []
         return sorted(_matching(folder, parts[fixed:]))
-    except Exception as e:  # a missing package, credentials, bucket: whatever the storage's client raises
+    except (
+        Exception
+    ) as e:  # a missing package, credentials, bucket: whatever the storage's client raises
         raise DataError(
             f"{pattern} cannot be reached ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}); object storage needs its client "
             "(pip install gcsfs, or s3fs) and credentials (gcloud auth application-default login)"
@@ -145,7 +164,13 @@ def _matching(folder: Any, parts: list[str]) -> Iterator[str]:
         yield from _matching(folder, parts[1:])
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
-            rest = parts if parts[0] == "**" else parts[1:] if fnmatch.fnmatchcase(path.name, parts[0]) else []
+            rest = (
+                parts
+                if parts[0] == "**"
+                else parts[1:]
+                if fnmatch.fnmatchcase(path.name, parts[0])
+                else []
+            )
             yield from _matching(path, rest) if rest else ()
         elif len(parts) == 1 and fnmatch.fnmatchcase(path.name, parts[0]):
             yield str(path)
@@ -173,8 +198,15 @@ def open_bytes(file: str) -> IO[bytes]:
     if suffix in (".zst", ".zstd"):
         import pyarrow
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
-    unpack: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.open}
+        return io.BufferedReader(
+            pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+        )
+    unpack: dict[str, Any] = {
+        ".gz": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+        ".lzma": lzma.open,
+    }
     return unpack[suffix](raw) if suffix in unpack else raw
 
 
@@ -220,8 +252,12 @@ def check_bytes(head: bytes, file: str) -> None:
         even, odd = head[::2].count(0), head[1::2].count(0)
         if max(even, odd) > max(3, len(head) / 4) and min(even, odd) < max(even, odd) / 8:
             name = "UTF-16BE" if even > odd else "UTF-16LE"
-            raise DataError(f"{file}: it looks like {name} without a byte order mark; convert it: iconv -f {name} -t UTF-8")
-        raise DataError(f"{file}: it holds zero bytes, so it is no text in UTF-8; convert it to text, JSONL or Parquet")
+            raise DataError(
+                f"{file}: it looks like {name} without a byte order mark; convert it: iconv -f {name} -t UTF-8"
+            )
+        raise DataError(
+            f"{file}: it holds zero bytes, so it is no text in UTF-8; convert it to text, JSONL or Parquet"
+        )
 
 
 def lines(opened: IO[bytes], file: str) -> Iterator[bytes]:
@@ -235,7 +271,9 @@ def lines(opened: IO[bytes], file: str) -> Iterator[bytes]:
             for line in io.TextIOWrapper(stream, encoding=encoding, newline="\n"):
                 yield line.encode()
         except UnicodeError as e:
-            raise DataError(f"{file}: not {encoding.upper()}, as its byte order mark says ({e})") from None
+            raise DataError(
+                f"{file}: not {encoding.upper()}, as its byte order mark says ({e})"
+            ) from None
         return
     for line in stream:
         yield line.removeprefix(mark)

@@ -31,7 +31,11 @@ class Limits:
 
 
 def pack(
-    encoded: Iterable[Encoded], limits: Limits, name: str = "the data", counts: dict[str, int] | None = None, prompt_weight: float = 0.0
+    encoded: Iterable[Encoded],
+    limits: Limits,
+    name: str = "the data",
+    counts: dict[str, int] | None = None,
+    prompt_weight: float = 0.0,
 ) -> Packed:
     """Rows of examples by best fit, with weights [N, T] and, of an encoder-decoder, encoder_tokens and encoder_segments [N, S].
 
@@ -40,12 +44,25 @@ def pack(
     """
     kept, found = fitted(encoded, limits, name)
     sizes = np.array([[len(e.ids) - 1, len(e.read)] for e in kept])
-    row_of = best_fit(sizes[:, 0].tolist(), limits.length) if not limits.read else best_fit_two(sizes, (limits.length, limits.read))
-    rows, most = int(row_of.max()) + 1, max(int(max(e.ids.max(), e.read.max(initial=0))) for e in kept)
+    row_of = (
+        best_fit(sizes[:, 0].tolist(), limits.length)
+        if not limits.read
+        else best_fit_two(sizes, (limits.length, limits.read))
+    )
+    rows, most = (
+        int(row_of.max()) + 1,
+        max(int(max(e.ids.max(), e.read.max(initial=0))) for e in kept),
+    )
     dtype = np.uint16 if most < 2**16 else np.int32
     tokens, targets = np.zeros((2, rows, limits.length), dtype)
-    segments, weights = (np.zeros((rows, limits.length), of) for of in (np.uint16, np.float32 if prompt_weight else np.uint8))
-    read, read_segments = np.zeros((rows, limits.read), dtype), np.zeros((rows, limits.read), np.uint16)
+    segments, weights = (
+        np.zeros((rows, limits.length), of)
+        for of in (np.uint16, np.float32 if prompt_weight else np.uint8)
+    )
+    read, read_segments = (
+        np.zeros((rows, limits.read), dtype),
+        np.zeros((rows, limits.read), np.uint16),
+    )
     used, segment_of = np.zeros((rows, 2), np.int32), np.zeros(len(kept), np.int32)
     count = np.zeros(rows, np.int32)
     for i, e in enumerate(kept):
@@ -54,18 +71,47 @@ def pack(
         segment_of[i] = count[row]
         (at, into), (size, heard) = used[row], sizes[i]
         tokens[row, at : at + size], targets[row, at : at + size] = e.ids[:-1], e.ids[1:]
-        segments[row, at : at + size], weights[row, at : at + size] = count[row], np.where(e.trained[1:], 1, prompt_weight)
+        segments[row, at : at + size], weights[row, at : at + size] = (
+            count[row],
+            np.where(e.trained[1:], 1, prompt_weight),
+        )
         read[row, into : into + heard], read_segments[row, into : into + heard] = e.read, count[row]
         used[row] += sizes[i]
-    extra = {"weights": weights} | ({"encoder_tokens": read, "encoder_segments": read_segments} if limits.read else {})
-    document, sizes_bytes = np.arange(len(kept), dtype=np.int32), np.array([e.bytes for e in kept], np.int64)
-    return Packed(tokens, targets, segments, row_of, segment_of, document, sizes_bytes, extra, found | (counts or {}))
+    extra = {"weights": weights} | (
+        {"encoder_tokens": read, "encoder_segments": read_segments} if limits.read else {}
+    )
+    document, sizes_bytes = (
+        np.arange(len(kept), dtype=np.int32),
+        np.array([e.bytes for e in kept], np.int64),
+    )
+    return Packed(
+        tokens,
+        targets,
+        segments,
+        row_of,
+        segment_of,
+        document,
+        sizes_bytes,
+        extra,
+        found | (counts or {}),
+    )
 
 
-def fitted(encoded: Iterable[Encoded], limits: Limits, name: str = "the data") -> tuple[list[Encoded], dict[str, int]]:
+def fitted(
+    encoded: Iterable[Encoded], limits: Limits, name: str = "the data"
+) -> tuple[list[Encoded], dict[str, int]]:
     """(the examples that fit, or were cut to, and the counts of what did not). Raises DataError as `pack` does."""
     kept: list[Encoded] = []
-    counts = dict.fromkeys(("dropped_prompts", "dropped_responses", "truncated_prompts", "cut_tokens", "cut_by_template"), 0)
+    counts = dict.fromkeys(
+        (
+            "dropped_prompts",
+            "dropped_responses",
+            "truncated_prompts",
+            "cut_tokens",
+            "cut_by_template",
+        ),
+        0,
+    )
     total = longest = 0
     for e in encoded:
         total += 1
@@ -88,15 +134,23 @@ def fitted(encoded: Iterable[Encoded], limits: Limits, name: str = "the data") -
         raise DataError(f"{name} holds no example")
     long = counts["dropped_prompts"] + counts["dropped_responses"] + counts["truncated_prompts"]
     if long and (limits.too_long == "raise" or long > limits.most * total):
-        allowed = "none is allowed (data.too_long='raise')" if limits.too_long == "raise" else f"data.max_long={limits.most:g} is allowed"
-        room = f"{limits.length} tokens" + (f", or {limits.read} for the encoder" if limits.read else "")
+        allowed = (
+            "none is allowed (data.too_long='raise')"
+            if limits.too_long == "raise"
+            else f"data.max_long={limits.most:g} is allowed"
+        )
+        room = f"{limits.length} tokens" + (
+            f", or {limits.read} for the encoder" if limits.read else ""
+        )
         raise DataError(
             f"{name}: {long:,} of {total:,} examples ({long / total:.1%}) are longer than a row of {room}, the longest {longest:,}; "
             f"{allowed}. Raise length, shorten the data, or set data.max_long to the share that may be left out (too_long='drop') or cut "
             f"(too_long='truncate_prompt'); in {counts['dropped_responses']:,} the answer itself is too long"
         )
     if not kept:
-        raise DataError(f"{name}: none of {total:,} examples fits in a row of {limits.length} tokens; raise length")
+        raise DataError(
+            f"{name}: none of {total:,} examples fits in a row of {limits.length} tokens; raise length"
+        )
     return kept, counts
 
 

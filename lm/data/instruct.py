@@ -19,7 +19,20 @@ from lm.models.config import ConfigError
 
 VERSION = 1  # of how records are read, encoded and laid into rows; part of the cache key
 # the modules that decide the rows; their source is part of the cache key too
-CODE = ("files", "sources", "tables", "records", "turns", "superni", "examples", "encoding", "fitting", "instruct", "packing", "templates")
+CODE = (
+    "files",
+    "sources",
+    "tables",
+    "records",
+    "turns",
+    "superni",
+    "examples",
+    "encoding",
+    "fitting",
+    "instruct",
+    "packing",
+    "templates",
+)
 EVERYTHING = Reading()
 
 log = logging.getLogger(__name__)
@@ -43,7 +56,9 @@ def pack_examples(
     and ConfigError, with file and line, for what cannot be used.
     """
     if (decoder_start is None) == bool(limits.read):
-        raise ConfigError("an encoder-decoder needs a length for its encoder and a decoder_start, and others neither")
+        raise ConfigError(
+            "an encoder-decoder needs a length for its encoder and a decoder_start, and others neither"
+        )
     files, _ = records.find(patterns)
     identity = [
         "instruct", VERSION, packing.code(*CODE), TEMPLATES, packing.VERSION, vars(limits), vars(reading), part, decoder_start,
@@ -56,6 +71,12 @@ def pack_examples(
         for warning in read.warnings:
             log.warning("%s", warning)
         encoded = Encoder(tokenizer, decoder_start)(examples(read, template))
-        packed = fitting.pack(encoded, limits, patterns, {"bad_records": read.bad, **records.counted(read.unread)}, prompt_weight)
+        packed = fitting.pack(
+            encoded,
+            limits,
+            patterns,
+            {"bad_records": read.bad, **records.counted(read.unread)},
+            prompt_weight,
+        )
         packing.save(packed, folder)
     return packing.load(folder)

@@ -11,12 +11,24 @@ import numpy as np
 from tokenizers import processors
 
 from lm.data import labelled, packing, sources
-from lm.data.labelled import CLASSIFICATION, CONTRASTIVE, QUESTIONS, TOKENS, Fields, Group, Question, Text, Words
+from lm.data.labelled import (
+    CLASSIFICATION,
+    CONTRASTIVE,
+    QUESTIONS,
+    TOKENS,
+    Fields,
+    Group,
+    Question,
+    Text,
+    Words,
+)
 from lm.data.packing import Packed
 from lm.data.sources import DataError
 from lm.models.config import ConfigError
 
-LONGEST_QUESTION = 64  # tokens, of which the rest is left out (Devlin et al. 2019: max_query_length of their code)
+LONGEST_QUESTION = (
+    64  # tokens, of which the rest is left out (Devlin et al. 2019: max_query_length of their code)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +73,19 @@ class Frame:
 
     def __init__(self, tokenizer, pair: bool, framed: bool):
         if not getattr(tokenizer, "is_fast", False):
-            raise ConfigError("labels need a tokenizer that says where its tokens lie in the text (a tokenizer.json); this one does not")
+            raise ConfigError(
+                "labels need a tokenizer that says where its tokens lie in the text (a tokenizer.json); this one does not"
+            )
         if framed and not tokenizer.num_special_tokens_to_add(pair=pair):
             tokenizer = _with_ends(tokenizer)
         given = ("a", "a") if pair else ("a",)
         example = tokenizer(*given, return_token_type_ids=True)
         whose, self.specials = example.sequence_ids(0), []
         ids, types = example["input_ids"], example["token_type_ids"]
-        self.types = [next(kind for kind, side in zip(types, whose, strict=True) if side == part) for part in range(len(given))]
+        self.types = [
+            next(kind for kind, side in zip(types, whose, strict=True) if side == part)
+            for part in range(len(given))
+        ]
         part, at = 0, []
         for token, kind, side in zip(ids, types, whose, strict=True):
             if side is None:
@@ -98,30 +115,44 @@ def _with_ends(tokenizer):
     """The tokenizer with its end-of-text token around texts, and between two. Raises ConfigError where it has none."""
     end, number = tokenizer.eos_token, tokenizer.eos_token_id
     if end is None:
-        raise ConfigError("the tokenizer adds no special tokens and has no end-of-text token (eos_token) to divide texts by; set one")
+        raise ConfigError(
+            "the tokenizer adds no special tokens and has no end-of-text token (eos_token) to divide texts by; set one"
+        )
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$E $A $E".replace("$E", end), pair="$E $A $E $B:1 $E:1".replace("$E", end), special_tokens=[(end, number)]
+        single="$E $A $E".replace("$E", end),
+        pair="$E $A $E $B:1 $E:1".replace("$E", end),
+        special_tokens=[(end, number)],
     )
     return tokenizer
 
 
-def encode(records: Sequence, tokenizer, task: str, shape: Shape, names: Sequence[str] = ()) -> Iterator[Encoded]:
+def encode(
+    records: Sequence, tokenizer, task: str, shape: Shape, names: Sequence[str] = ()
+) -> Iterator[Encoded]:
     """The rows, or parts of rows, of records; one of a record or, of what is longer than a row, several windows.
 
     A class is its place in `names`; () = the label is a value. Texts to classify lose their end, the longer of a pair first, as in
     transformers. Raises ConfigError when nothing would be left of a text.
     """
-    frame = Frame(tokenizer, task == QUESTIONS or shape.pairs, shape.framed or task == QUESTIONS or shape.pairs)
+    frame = Frame(
+        tokenizer,
+        task == QUESTIONS or shape.pairs,
+        shape.framed or task == QUESTIONS or shape.pairs,
+    )
     room = shape.width - len(frame)
     if room < 2:
-        raise ConfigError(f"length={shape.length} leaves no room beside {shape.texts * len(frame)} special tokens; raise it")
+        raise ConfigError(
+            f"length={shape.length} leaves no room beside {shape.texts * len(frame)} special tokens; raise it"
+        )
     make = {CLASSIFICATION: _texts, TOKENS: _words, QUESTIONS: _windows, CONTRASTIVE: _groups}[task]
     for document, record in enumerate(records):
         yield from make(record, document, tokenizer, frame, room, shape, names)
 
 
-def _texts(record: Text, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names) -> Iterator[Encoded]:
+def _texts(
+    record: Text, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
+) -> Iterator[Encoded]:
     parts = [_ids(tokenizer, text) for text in (record.text, record.pair)[: 1 + shape.pairs]]
     cut = max(0, sum(map(len, parts)) - room)
     if cut:
@@ -133,9 +164,17 @@ def _texts(record: Text, document: int, tokenizer, frame: Frame, room: int, shap
     yield Encoded(ids, types, document, labels=(float(label),), cut=cut)
 
 
-def _words(record: Words, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names) -> Iterator[Encoded]:
+def _words(
+    record: Words, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
+) -> Iterator[Encoded]:
     """Windows of whole words: the first piece of each has its tag."""
-    spelled = tokenizer(list(record.words), is_split_into_words=True, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    spelled = tokenizer(
+        list(record.words),
+        is_split_into_words=True,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        verbose=False,
+    )
     pieces: list[list[int]] = [[] for _ in record.words]
     for token, word in zip(spelled["input_ids"], spelled.word_ids(0), strict=True):
         if word is not None:
@@ -162,7 +201,9 @@ def _words(record: Words, document: int, tokenizer, frame: Frame, room: int, sha
         )  # fmt: skip
 
 
-def _groups(record: Group, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names) -> Iterator[Encoded]:
+def _groups(
+    record: Group, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
+) -> Iterator[Encoded]:
     """Every text, framed by itself; of a long one the beginning."""
     for text in record.texts:
         spelled = _ids(tokenizer, text)
@@ -170,7 +211,9 @@ def _groups(record: Group, document: int, tokenizer, frame: Frame, room: int, sh
         yield Encoded(ids, types, document, cut=max(0, len(spelled) - room))
 
 
-def _windows(record: Question, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names) -> Iterator[Encoded]:
+def _windows(
+    record: Question, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
+) -> Iterator[Encoded]:
     """Overlapping windows of the context, each after the question; one without the whole answer points at the first token."""
     question = _ids(tokenizer, record.question)
     asked = question[: min(LONGEST_QUESTION, room // 2)]
@@ -192,15 +235,33 @@ def _windows(record: Question, document: int, tokenizer, frame: Frame, room: int
         if held and start <= held[0] and held[-1] < start + size:
             labels = (float(offset + held[0] - start), float(offset + held[-1] - start))
         yield Encoded(
-            whole, types, document, labels=labels, offset=offset, spans=tuple(spans[inside]), cut=0 if start else len(question) - len(asked)
+            whole,
+            types,
+            document,
+            labels=labels,
+            offset=offset,
+            spans=tuple(spans[inside]),
+            cut=0 if start else len(question) - len(asked),
         )
 
 
 def _ids(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+    return tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
 
 
-def pack(encoded: Sequence[Encoded], sizes: Sequence[int], task: str, shape: Shape, counts: dict[str, int] | None = None) -> Packed:
+def pack(
+    encoded: Sequence[Encoded],
+    sizes: Sequence[int],
+    task: str,
+    shape: Shape,
+    counts: dict[str, int] | None = None,
+) -> Packed:
     """Rows: one text or window each, but several of token classification, and a record's texts. `sizes`: bytes of each record."""
     if task == TOKENS:
         row_of = packing.best_fit([len(e.ids) for e in encoded], shape.length)
@@ -208,8 +269,13 @@ def pack(encoded: Sequence[Encoded], sizes: Sequence[int], task: str, shape: Sha
         row_of = np.arange(len(encoded), dtype=np.int32) // shape.texts
     rows = int(row_of.max()) + 1
     dtype = np.uint16 if max(max(e.ids) for e in encoded) < 2**16 else np.int32
-    tokens, segments = np.zeros((rows, shape.length), dtype), np.zeros((rows, shape.length), np.uint16)
-    targets, weights, types = (np.zeros((rows, shape.length), kind) for kind in (np.int32, np.uint8, np.uint8))
+    tokens, segments = (
+        np.zeros((rows, shape.length), dtype),
+        np.zeros((rows, shape.length), np.uint16),
+    )
+    targets, weights, types = (
+        np.zeros((rows, shape.length), kind) for kind in (np.int32, np.uint8, np.uint8)
+    )
     used, segment_of = np.zeros(rows, np.int32), np.zeros(len(encoded), np.int32)
     for i, e in enumerate(encoded):
         row = row_of[i]
@@ -227,10 +293,22 @@ def pack(encoded: Sequence[Encoded], sizes: Sequence[int], task: str, shape: Sha
     if shape.types:
         extra["types"] = types
     document = np.array([e.document for e in encoded], np.int32)
-    row_of, segment_of, document = (x[:: shape.texts] for x in (row_of, segment_of, document))  # the texts of a record are one
+    row_of, segment_of, document = (
+        x[:: shape.texts] for x in (row_of, segment_of, document)
+    )  # the texts of a record are one
     cut = sum(e.cut > 0 for e in encoded)
     counts = (counts or {}) | ({"cut_texts": cut} if cut else {})
-    return Packed(tokens, targets, segments, row_of, segment_of, document, np.array(sizes, np.int64), extra, counts)
+    return Packed(
+        tokens,
+        targets,
+        segments,
+        row_of,
+        segment_of,
+        document,
+        np.array(sizes, np.int64),
+        extra,
+        counts,
+    )
 
 
 def pack_files(
@@ -249,7 +327,9 @@ def pack_files(
     folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     if not folder.exists():
         tally = sources.Tally() if tally is None else tally
-        records = labelled.read(patterns, fields, names=names, max_bad_share=max_bad_share, tally=tally)
+        records = labelled.read(
+            patterns, fields, names=names, max_bad_share=max_bad_share, tally=tally
+        )
         encoded = list(encode(records, tokenizer, fields.task, shape, names))
         cut = sum(e.cut > 0 for e in encoded)
         texts = len(records) * shape.texts
@@ -258,7 +338,16 @@ def pack_files(
                 f"{patterns}: {cut:,} of {texts:,} texts do not fit in {shape.width} tokens and lose a part, more than "
                 f"data.max_long={max_long:g} allows; raise length, or data.max_long to the share that may be cut"
             )
-        packing.save(pack(encoded, [size(r) for r in records], fields.task, shape, {"bad_records": tally.bad} if tally.bad else {}), folder)
+        packing.save(
+            pack(
+                encoded,
+                [size(r) for r in records],
+                fields.task,
+                shape,
+                {"bad_records": tally.bad} if tally.bad else {},
+            ),
+            folder,
+        )
     return packing.load(folder)
 
 

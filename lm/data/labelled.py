@@ -81,7 +81,14 @@ class _Bad(Exception):
     """Why a record cannot be used, and what to do."""
 
 
-def read(patterns: str, fields: Fields, *, names: Sequence[str] = (), max_bad_share: float = 0.0, tally: Tally | None = None) -> list[Any]:
+def read(
+    patterns: str,
+    fields: Fields,
+    *,
+    names: Sequence[str] = (),
+    max_bad_share: float = 0.0,
+    tally: Tally | None = None,
+) -> list[Any]:
     """The records of the files, in order: Text, Words, Question or Group, as the task has them. With `names`, other labels are bad.
 
     Raises DataError, naming file and line, for a record that lacks a field, holds an empty text, an unknown label, or an answer that
@@ -96,7 +103,9 @@ def read(patterns: str, fields: Fields, *, names: Sequence[str] = (), max_bad_sh
             record = None
             try:
                 if row.problem or not isinstance(row.value, dict):
-                    raise _Bad(row.problem or f"it is {type(row.value).__name__}, expected an object")
+                    raise _Bad(
+                        row.problem or f"it is {type(row.value).__name__}, expected an object"
+                    )
                 record = make(row.value, fields, row.where)
                 if names and not fields.regression:
                     for label in labels_of(record):
@@ -125,9 +134,16 @@ def unlabelled(patterns: str, field: str = "text", pair: str = "") -> list[tuple
                 continue  # an empty line
             try:
                 if row.problem or not isinstance(row.value, dict):
-                    raise _Bad(row.problem or f"it is {type(row.value).__name__}, expected an object")
+                    raise _Bad(
+                        row.problem or f"it is {type(row.value).__name__}, expected an object"
+                    )
                 text = _string(row.value, sources.TEXT if plain else field)
-                found.append((Text(text, _string(row.value, pair) if pair else "", 0, row.where), row.value.get("id")))
+                found.append(
+                    (
+                        Text(text, _string(row.value, pair) if pair else "", 0, row.where),
+                        row.value.get("id"),
+                    )
+                )
             except _Bad as problem:
                 raise DataError(f"{row.where}: {problem}") from None
     if not found:
@@ -143,7 +159,9 @@ def names_of(records: Sequence[Record]) -> tuple[str, ...]:
     else:
         found = tuple(sorted(map(str, labels)))
     if len(found) < 2:
-        raise DataError(f"every record has the label {found[0]!r}: there is nothing to tell apart; check the files and data.label_field")
+        raise DataError(
+            f"every record has the label {found[0]!r}: there is nothing to tell apart; check the files and data.label_field"
+        )
     return found
 
 
@@ -160,12 +178,16 @@ def number(label: str | int | float, names: Sequence[str]) -> int:
         return names.index(str(label))
     if str(label).isdecimal() and int(label) < len(names):
         return int(label)
-    raise _Bad(f"the label {label!r} is unknown; known are {', '.join(names[:20])}{', ...' * (len(names) > 20)}")
+    raise _Bad(
+        f"the label {label!r} is unknown; known are {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
+    )
 
 
 def _rows(file: str, tally: Tally, separator: str = "") -> Iterator[Row]:
     for row in sources.rows(file, separator, tally):
-        yield from _unnested(row) if isinstance(row.value, dict) and "paragraphs" in row.value else [row]
+        yield from (
+            _unnested(row) if isinstance(row.value, dict) and "paragraphs" in row.value else [row]
+        )
 
 
 def _unnested(row: Row) -> Iterator[Row]:
@@ -173,12 +195,17 @@ def _unnested(row: Row) -> Iterator[Row]:
     paragraphs = row.value["paragraphs"]
     for i, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [paragraphs], 1):
         if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
-            yield Row(f"{row.where}, paragraph {i}", problem="expected an object with 'context' and a list 'qas'")
+            yield Row(
+                f"{row.where}, paragraph {i}",
+                problem="expected an object with 'context' and a list 'qas'",
+            )
             continue
         for question in paragraph["qas"]:
             asked = question if isinstance(question, dict) else {}
             where = f"{row.where}, paragraph {i}, question {asked.get('id', '?')}"
-            yield Row(where, {name: paragraph[name] for name in ("context",) if name in paragraph} | asked)
+            yield Row(
+                where, {name: paragraph[name] for name in ("context",) if name in paragraph} | asked
+            )
 
 
 def _text(row: Mapping, fields: Fields, where: str) -> Text:
@@ -187,12 +214,16 @@ def _text(row: Mapping, fields: Fields, where: str) -> Text:
         try:
             label = float(label)
         except (TypeError, ValueError):
-            raise _Bad(f"the label {label!r} is no number, as objective.classification.regression asks") from None
+            raise _Bad(
+                f"the label {label!r} is no number, as objective.classification.regression asks"
+            ) from None
         if label != label or label in (float("inf"), float("-inf")):
             raise _Bad(f"the label {label!r} is not finite")
     else:
         label = _label(label)
-    return Text(_string(row, fields.text), _string(row, fields.pair) if fields.pair else "", label, where)
+    return Text(
+        _string(row, fields.text), _string(row, fields.pair) if fields.pair else "", label, where
+    )
 
 
 def _words(row: Mapping, fields: Fields, where: str) -> Words:
@@ -201,28 +232,48 @@ def _words(row: Mapping, fields: Fields, where: str) -> Words:
     words, tags = (x.split() if isinstance(x, str) else x for x in (words, tags))
     for field, values in ((fields.text, words), (name, tags)):
         if not isinstance(values, list):
-            raise _Bad(f"field {field!r} is {type(values).__name__}, expected a list, or a text with spaces between its words")
+            raise _Bad(
+                f"field {field!r} is {type(values).__name__}, expected a list, or a text with spaces between its words"
+            )
     if len(words) != len(tags) or not words:
-        raise _Bad(f"{len(words)} words in {fields.text!r} and {len(tags)} tags in {name!r}: expected as many, and more than none")
+        raise _Bad(
+            f"{len(words)} words in {fields.text!r} and {len(tags)} tags in {name!r}: expected as many, and more than none"
+        )
     if not all(isinstance(word, str) and word.strip() for word in words):
         raise _Bad(f"field {fields.text!r} holds an empty word, or what is no text")
     return Words(tuple(words), tuple(map(_label, tags)), where)
 
 
 def _question(row: Mapping, fields: Fields, where: str) -> Question:
-    question, context, answers = _string(row, "question"), _string(row, "context"), _got(row, "answers")
+    question, context, answers = (
+        _string(row, "question"),
+        _string(row, "context"),
+        _got(row, "answers"),
+    )
     if isinstance(answers, dict):  # of lists, as Hugging Face's data sets have them
         starts, texts = answers.get("answer_start"), answers.get("text")
         if not isinstance(starts, list) or not isinstance(texts, list) or len(starts) != len(texts):
-            raise _Bad("'answers' is no list of objects, nor an object of the lists 'text' and 'answer_start'")
-        answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+            raise _Bad(
+                "'answers' is no list of objects, nor an object of the lists 'text' and 'answer_start'"
+            )
+        answers = [
+            {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
+        ]
     if not isinstance(answers, list) or not answers:
-        raise _Bad("the question has no answer; such of SQuAD 2.0 cannot be learned here: leave them out, or set data.max_bad_share")
+        raise _Bad(
+            "the question has no answer; such of SQuAD 2.0 cannot be learned here: leave them out, or set data.max_bad_share"
+        )
     found = []
     for answer in answers:
-        start, text = (answer.get(name) for name in ("answer_start", "text")) if isinstance(answer, dict) else (None, None)
+        start, text = (
+            (answer.get(name) for name in ("answer_start", "text"))
+            if isinstance(answer, dict)
+            else (None, None)
+        )
         if not isinstance(start, int) or not isinstance(text, str) or not text.strip():
-            raise _Bad(f"the answer {answer!r} has no 'text' with 'answer_start', its first character")
+            raise _Bad(
+                f"the answer {answer!r} has no 'text' with 'answer_start', its first character"
+            )
         if start < 0 or context[start : start + len(text)] != text:
             raise _Bad(
                 f"the answer {text!r} is not at character {start} of the context, where {context[max(start, 0) :][: len(text)]!r} is"
@@ -236,8 +287,12 @@ def _group(row: Mapping, fields: Fields, where: str) -> Group:
     positive = _string(row, fields.pair) if fields.pair else text
     negatives = _got(row, fields.negatives) if fields.n_negatives else []
     negatives = [negatives] if isinstance(negatives, str) else negatives
-    if not isinstance(negatives, list) or not all(isinstance(other, str) and other.strip() for other in negatives):
-        raise _Bad(f"field {fields.negatives!r} holds {negatives!r:.80}, expected a text or a list of texts, none empty")
+    if not isinstance(negatives, list) or not all(
+        isinstance(other, str) and other.strip() for other in negatives
+    ):
+        raise _Bad(
+            f"field {fields.negatives!r} holds {negatives!r:.80}, expected a text or a list of texts, none empty"
+        )
     if len(negatives) < fields.n_negatives:
         raise _Bad(
             f"field {fields.negatives!r} holds {len(negatives)} texts, fewer than objective.contrastive.negatives={fields.n_negatives}"
@@ -249,18 +304,26 @@ def _label(value: Any) -> str | int:
     if isinstance(value, str) and value.strip():
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise _Bad(f"the label {value!r} is {type(value).__name__}, expected a name or the number of a class")
+        raise _Bad(
+            f"the label {value!r} is {type(value).__name__}, expected a name or the number of a class"
+        )
     return int(value)
 
 
 def _got(row: Mapping, name: str) -> Any:
     if row.get(name) is None:
-        raise _Bad(f"field {name!r} is null" if name in row else f"no field {name!r}; it has {', '.join(map(repr, row))}")
+        raise _Bad(
+            f"field {name!r} is null"
+            if name in row
+            else f"no field {name!r}; it has {', '.join(map(repr, row))}"
+        )
     return row[name]
 
 
 def _string(row: Mapping, name: str) -> str:
     value = _got(row, name)
     if not isinstance(value, str) or not value.strip():
-        raise _Bad(f"field {name!r} is {'empty' if isinstance(value, str) else type(value).__name__}, expected a text")
+        raise _Bad(
+            f"field {name!r} is {'empty' if isinstance(value, str) else type(value).__name__}, expected a text"
+        )
     return value

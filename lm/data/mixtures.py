@@ -50,7 +50,9 @@ class Mixture:
         self._shares = _shares(self.rates)
         self._phases = np.random.default_rng((seed, 1)).integers(0, ONE, 2 * len(self.parts))
         used = [m for m, share in enumerate(self._shares) if share]
-        self._streams = {m: batches.shuffled(self.parts[m].packed, seed + i) for i, m in enumerate(used)}
+        self._streams = {
+            m: batches.shuffled(self.parts[m].packed, seed + i) for i, m in enumerate(used)
+        }
         every = [batches.lengths_of(part.packed, part.transform) for part in self.parts]
         self.lengths = max(own for own, _ in every), max(read for _, read in every)
         self._check_alike()
@@ -78,7 +80,9 @@ class Mixture:
         fields = batches.fields_of(row, part.transform, self.lengths, (self.seed, place))
         for name in batches.SIDES[0] + batches.SIDES[1]:
             if name in fields:
-                fields[name] = np.pad(fields[name], (0, self.lengths[name in batches.SIDES[1]] - len(fields[name])))
+                fields[name] = np.pad(
+                    fields[name], (0, self.lengths[name in batches.SIDES[1]] - len(fields[name]))
+                )
         return fields
 
     @property
@@ -92,7 +96,10 @@ class Mixture:
 
     @property
     def counts(self) -> dict[str, int]:
-        return {name: sum(p.counts.get(name, 0) for p in self.packed) for name in dict.fromkeys(n for p in self.packed for n in p.counts)}
+        return {
+            name: sum(p.counts.get(name, 0) for p in self.packed)
+            for name in dict.fromkeys(n for p in self.packed for n in p.counts)
+        }
 
     def stats(self) -> dict[str, float]:
         """The sources' together, as of `Packed.stats`; shares are means over their rows."""
@@ -102,30 +109,50 @@ class Mixture:
         for name in dict.fromkeys(name for stats in every for name in stats):
             values = [stats.get(name, 0) for stats in every]
             means = name.endswith("filled")
-            found[name] = sum(v * len(p) for v, p in zip(values, self.packed, strict=True)) / total if means else sum(values)
+            found[name] = (
+                sum(v * len(p) for v, p in zip(values, self.packed, strict=True)) / total
+                if means
+                else sum(values)
+            )
         return found | {"length": self.length}
 
     def described(self) -> list[str]:
         """One line a source: its rate, its size, and how many rows of the mixture are an epoch of it."""
         lines = []
         for part, rate in zip(self.parts, self.rates, strict=True):
-            epoch = f"{len(part.packed) / rate:,.0f} rows of the mixture an epoch" if rate else "never read"
-            lines.append(f"{part.name}: {rate:.2%} of the rows, {len(part.packed.document_bytes):,} documents, {epoch}")
+            epoch = (
+                f"{len(part.packed) / rate:,.0f} rows of the mixture an epoch"
+                if rate
+                else "never read"
+            )
+            lines.append(
+                f"{part.name}: {rate:.2%} of the rows, {len(part.packed.document_bytes):,} documents, {epoch}"
+            )
         return lines
 
     def _check_alike(self) -> None:
-        kinds = [{n: x.shape for n, x in self._row(part, batches.Rows(part.packed)[0], 0).items()} for part in self.parts]
+        kinds = [
+            {n: x.shape for n, x in self._row(part, batches.Rows(part.packed)[0], 0).items()}
+            for part in self.parts
+        ]
         for part, kind in zip(self.parts[1:], kinds[1:], strict=True):
             if kind != kinds[0]:
-                one, other = (", ".join(f"{name} {list(shape)}" for name, shape in sorted(k.items())) for k in (kind, kinds[0]))
-                raise DataError(f"rows of {part.name!r} are {one}, those of {self.parts[0].name!r} {other}: they make no batch together")
+                one, other = (
+                    ", ".join(f"{name} {list(shape)}" for name, shape in sorted(k.items()))
+                    for k in (kind, kinds[0])
+                )
+                raise DataError(
+                    f"rows of {part.name!r} are {one}, those of {self.parts[0].name!r} {other}: they make no batch together"
+                )
 
 
 def rates(parts: Sequence[Part], temperature: float = 1.0) -> list[float]:
     """The share of rows of each part; they sum to 1. Raises ConfigError, naming the part, when they make no sense."""
     if not parts:
         raise ConfigError("data.mixture names no source")
-    check_weights({part.name: {"weight": part.weight, "limit": part.limit} for part in parts}, temperature)
+    check_weights(
+        {part.name: {"weight": part.weight, "limit": part.limit} for part in parts}, temperature
+    )
     if parts[0].weight is not None:
         sizes = [float(part.weight or 0.0) for part in parts]
     else:
@@ -140,7 +167,9 @@ def rates(parts: Sequence[Part], temperature: float = 1.0) -> list[float]:
 def check_weights(parts: Mapping[str, Mapping[str, Any]], temperature: float) -> None:
     """Raises ConfigError, naming the field, unless weights and limits of the named parts and the temperature go together."""
     if not 0 < temperature < math.inf:
-        raise ConfigError(f"data.temperature={temperature}: expected a number above 0; 1 keeps the rates, more evens them out")
+        raise ConfigError(
+            f"data.temperature={temperature}: expected a number above 0; 1 keeps the rates, more evens them out"
+        )
     weights = {name: part.get("weight") for name, part in parts.items()}
     given = {name: weight for name, weight in weights.items() if weight is not None}
     for name, part in parts.items():
@@ -150,12 +179,18 @@ def check_weights(parts: Mapping[str, Mapping[str, Any]], temperature: float) ->
         if limit < 0:
             raise ConfigError(f"data.mixture.{name}.limit={limit}: expected 0 (no limit) or more")
         if limit and given:
-            raise ConfigError(f"data.mixture.{name}.limit={limit} is of sources that count by their size, and there are weights; drop one")
+            raise ConfigError(
+                f"data.mixture.{name}.limit={limit} is of sources that count by their size, and there are weights; drop one"
+            )
     if given and len(given) < len(parts):
         missing = next(name for name in parts if name not in given)
-        raise ConfigError(f"data.mixture.{missing} has no weight, and {next(iter(given))} has one; give all a weight, or none")
+        raise ConfigError(
+            f"data.mixture.{missing} has no weight, and {next(iter(given))} has one; give all a weight, or none"
+        )
     if given and not sum(given.values()):
-        raise ConfigError(f"the weights of data.mixture ({', '.join(given)}) sum to 0: nothing would be read; give one more than 0")
+        raise ConfigError(
+            f"the weights of data.mixture ({', '.join(given)}) sum to 0: nothing would be read; give one more than 0"
+        )
 
 
 def replay(new: str, old: str, share: float) -> dict[str, dict[str, Any]]:
@@ -165,7 +200,10 @@ def replay(new: str, old: str, share: float) -> dict[str, dict[str, Any]]:
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"replay of a share of {share}: expected 0 to 1")
-    return {"new": {"files": new, "weight": 1.0 - share}, "old": {"files": old, "weight": float(share)}}
+    return {
+        "new": {"files": new, "weight": 1.0 - share},
+        "old": {"files": old, "weight": float(share)},
+    }
 
 
 def _shares(rates: Sequence[float]) -> list[int]:

@@ -31,7 +31,15 @@ VERSION = 1  # of the layout below; part of the cache key
 UNFINISHED = "unfinished-"  # names of folders that are being written
 ENCODE_AT_ONCE = 256  # documents per call of the tokenizer
 
-_ARRAYS = ("tokens", "targets", "segments", "piece_row", "piece_segment", "piece_document", "document_bytes")
+_ARRAYS = (
+    "tokens",
+    "targets",
+    "segments",
+    "piece_row",
+    "piece_segment",
+    "piece_document",
+    "document_bytes",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,9 @@ class Packed:
         return found | dict(self.counts)
 
 
-def encode(texts: Iterable[str], tokenizer, whole: bool = False) -> Iterator[tuple[np.ndarray, int]]:
+def encode(
+    texts: Iterable[str], tokenizer, whole: bool = False
+) -> Iterator[tuple[np.ndarray, int]]:
     """(token ids int32 [n], bytes) of each text: start token, text, end-of-text token.
 
     The start token is the tokenizer's own, or its end-of-text token where it has none (as in GPT-2), so that a document's first token is
@@ -87,11 +97,19 @@ def encode(texts: Iterable[str], tokenizer, whole: bool = False) -> Iterator[tup
     """
     end = _end_token(tokenizer, whole)
     if end is None:
-        raise DataError("the tokenizer has no end-of-text token (eos_token), so documents cannot be told apart; set one and save it again")
+        raise DataError(
+            "the tokenizer has no end-of-text token (eos_token), so documents cannot be told apart; set one and save it again"
+        )
     start = [end, *_first(tokenizer)] if whole else [start_token(tokenizer)]
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, ENCODE_AT_ONCE)):
-        encoded = tokenizer(chunk, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
+        encoded = tokenizer(
+            chunk,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
         for text, ids in zip(chunk, encoded["input_ids"], strict=True):
             yield np.array([*start, *ids, end], np.int32), len(text.encode("utf-8"))
 
@@ -115,7 +133,10 @@ def as_documents(tokenizer, whole: bool = False):
         return tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        log.warning("%s cannot keep what begins a document: prompts begin as it does by itself", type(tokenizer).__name__)
+        log.warning(
+            "%s cannot keep what begins a document: prompts begin as it does by itself",
+            type(tokenizer).__name__,
+        )
         return tokenizer
     single = [*["before:0"] * bool(before), "$A:0", *["after:0"] * bool(after)]
     special = [
@@ -124,14 +145,20 @@ def as_documents(tokenizer, whole: bool = False):
         if ids
     ]
     pair = [*single, "$B:1", *["after:1"] * bool(after)]
-    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=special
+    )
     for option in ("add_bos_token", "add_eos_token"):  # transformers would replace it by these
         tokenizer.init_kwargs.pop(option, None)
     return tokenizer
 
 
 def _end_token(tokenizer, whole: bool) -> int | None:
-    return tokenizer.sep_token_id if whole and tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    return (
+        tokenizer.sep_token_id
+        if whole and tokenizer.eos_token_id is None
+        else tokenizer.eos_token_id
+    )
 
 
 def _first(tokenizer) -> list[int]:
@@ -140,7 +167,12 @@ def _first(tokenizer) -> list[int]:
     return [] if first is None else [first]
 
 
-def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int, name: str = "the corpus", stride: int = 0) -> Packed:
+def pack(
+    encoded: Iterable[tuple[np.ndarray, int]],
+    length: int,
+    name: str = "the corpus",
+    stride: int = 0,
+) -> Packed:
     """Rows of `length` tokens from (token ids [n], bytes) pairs; the same input always gives the same rows.
 
     A document longer than a row becomes consecutive windows; the last target of one is the first input of the next. With a `stride` less
@@ -160,7 +192,9 @@ def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int, name: str = "th
         for start in range(0, max(len(ids) - 1 - again, min(1, len(ids) - 1)), stride)
     ]
     if not pieces:
-        raise DataError(f"{name} is empty: no document with any text in it; check the files, and data.field for JSONL")
+        raise DataError(
+            f"{name} is empty: no document with any text in it; check the files, and data.field for JSONL"
+        )
     row_of = best_fit([size for _, _, size in pieces], length)
     rows = int(row_of.max()) + 1
     largest = max(int(ids.max()) for ids in documents)
@@ -181,8 +215,22 @@ def pack(encoded: Iterable[tuple[np.ndarray, int]], length: int, name: str = "th
             weights[row, used[row] + (again if start else 0) : used[row] + size] = 1
         used[row] += size
     document_of = np.array([document for document, _, _ in pieces], np.int32)
-    extra, counts = ({}, {}) if weights is None else ({"weights": weights}, {"read_again": int((segments > 0).sum() - weights.sum())})
-    return Packed(tokens, targets, segments, row_of, segment_of, document_of, np.array(sizes, np.int64), extra, counts)
+    extra, counts = (
+        ({}, {})
+        if weights is None
+        else ({"weights": weights}, {"read_again": int((segments > 0).sum() - weights.sum())})
+    )
+    return Packed(
+        tokens,
+        targets,
+        segments,
+        row_of,
+        segment_of,
+        document_of,
+        np.array(sizes, np.int64),
+        extra,
+        counts,
+    )
 
 
 def best_fit(sizes: list[int], capacity: int) -> np.ndarray:
@@ -281,10 +329,15 @@ def code(*modules: str) -> str:
 
 def load(folder: pathlib.Path) -> Packed:
     """The rows that `save` wrote, memory-mapped."""
-    found = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(folder.glob("*.npy"))}
+    found = {
+        file.stem: np.load(file, mmap_mode="r", allow_pickle=False)
+        for file in sorted(folder.glob("*.npy"))
+    }
     counts = folder / "counts.json"
     return Packed(
-        **{name: found.pop(name) for name in _ARRAYS}, extra=found, counts=json.loads(counts.read_text()) if counts.exists() else {}
+        **{name: found.pop(name) for name in _ARRAYS},
+        extra=found,
+        counts=json.loads(counts.read_text()) if counts.exists() else {},
     )
 
 
@@ -293,7 +346,9 @@ def save(packed: Packed, folder: pathlib.Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
     try:
-        for name, array in ({name: getattr(packed, name) for name in _ARRAYS} | dict(packed.extra)).items():
+        for name, array in (
+            {name: getattr(packed, name) for name in _ARRAYS} | dict(packed.extra)
+        ).items():
             np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
         (unfinished / "stats.json").write_text(json.dumps(packed.stats(), indent=1))
         (unfinished / "counts.json").write_text(json.dumps(dict(packed.counts)))
@@ -307,7 +362,11 @@ def save(packed: Packed, folder: pathlib.Path) -> None:
 def fingerprint(tokenizer) -> str:
     """Of all that decides which tokens a text becomes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    described = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    described = (
+        backend.to_str()
+        if backend is not None
+        else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    )
     ids = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} "
     return hashlib.sha256((ids + described).encode()).hexdigest()
 

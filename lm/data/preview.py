@@ -56,7 +56,9 @@ class Check:
     found: str
 
 
-def rows(batch: Batch, tokenizer, *, shifted: bool, task: str = "", names: Sequence[str] = ()) -> list[Row]:
+def rows(
+    batch: Batch, tokenizer, *, shifted: bool, task: str = "", names: Sequence[str] = ()
+) -> list[Row]:
     """The rows of a batch. shifted: targets are the next tokens (decoders); else they are for the place itself (masked models).
 
     task, names: the objective, where it learns labels, and their names; what is learned of a token is then a tag, or a part of an answer.
@@ -68,11 +70,20 @@ def rows(batch: Batch, tokenizer, *, shifted: bool, task: str = "", names: Seque
         row = {name: value[i] for name, value in fields.items()}
         read = []
         if "encoder_tokens" in row:
-            read = [text.piece(t, "context", s) for t, s in zip(row["encoder_tokens"], row["encoder_segments"], strict=True)]
+            read = [
+                text.piece(t, "context", s)
+                for t, s in zip(row["encoder_tokens"], row["encoder_segments"], strict=True)
+            ]
         if task in TASKS:
             found.append(_labelled(row, text, task, names))
             continue
-        found.append(Row(read, list(_shifted(row, text) if shifted else _in_place(row, text)), tuple(map(float, row.get("labels", ())))))
+        found.append(
+            Row(
+                read,
+                list(_shifted(row, text) if shifted else _in_place(row, text)),
+                tuple(map(float, row.get("labels", ()))),
+            )
+        )
     return found
 
 
@@ -84,19 +95,33 @@ def _labelled(row: Mapping, text: "_Texts", task: str, names: Sequence[str]) -> 
     if task == QUESTIONS and not last:
         first, last = 0, -1  # the answer is not in this window
     pieces = []
-    for at, (token, weight, segment) in enumerate(zip(row["tokens"], row["weights"], row["segments"], strict=True)):
+    for at, (token, weight, segment) in enumerate(
+        zip(row["tokens"], row["weights"], row["segments"], strict=True)
+    ):
         trained = segment == 2 if task == CONTRASTIVE else bool(weight) or first <= at <= last
         piece = text.piece(token, "trained" if trained else "context", segment, float(trained))
-        pieces.append(dataclasses.replace(piece, target=spelled(row["targets"][at])) if weight else piece)
+        pieces.append(
+            dataclasses.replace(piece, target=spelled(row["targets"][at])) if weight else piece
+        )
     if task == QUESTIONS:
         answer = text.of_all(row["tokens"][first : last + 1])
         return Row(
-            [], pieces, labels, f"answer {answer}" if last > 0 else "the answer is not in this window: the first token stands for it"
+            [],
+            pieces,
+            labels,
+            f"answer {answer}"
+            if last > 0
+            else "the answer is not in this window: the first token stands for it",
         )
     if task == CONTRASTIVE:
-        texts = [text.of_all(row["tokens"][row["segments"] == i]) for i in range(1, int(row["segments"].max()) + 1)]
+        texts = [
+            text.of_all(row["tokens"][row["segments"] == i])
+            for i in range(1, int(row["segments"].max()) + 1)
+        ]
         return Row(
-            [], pieces, said=f"find {texts[1]!r} given {texts[0]!r}{' and not ' * (len(texts) > 2)}{', '.join(map(repr, texts[2:]))}"
+            [],
+            pieces,
+            said=f"find {texts[1]!r} given {texts[0]!r}{' and not ' * (len(texts) > 2)}{', '.join(map(repr, texts[2:]))}",
         )
     return Row([], pieces, labels, f"label {spelled(labels[0])}" if labels else "")
 
@@ -113,13 +138,26 @@ def _shifted(row: Mapping, text: "_Texts") -> Iterator[Piece]:
 
 
 def _in_place(row: Mapping, text: "_Texts") -> Iterator[Piece]:
-    for token, target, weight, segment in zip(row["tokens"], row["targets"], row["weights"], row["segments"], strict=True):
+    for token, target, weight, segment in zip(
+        row["tokens"], row["targets"], row["weights"], row["segments"], strict=True
+    ):
         piece = text.piece(token, "trained" if weight else "context", segment, float(weight))
-        yield dataclasses.replace(piece, target=text.of(target)) if weight and target != token else piece
+        yield (
+            dataclasses.replace(piece, target=text.of(target))
+            if weight and target != token
+            else piece
+        )
 
 
 def checks(
-    batch: Batch, packed: Mapping[str, Packed], held_out: Mapping[str, Packed], tokenizer, *, shifted: bool, stops=(), task: str = ""
+    batch: Batch,
+    packed: Mapping[str, Packed],
+    held_out: Mapping[str, Packed],
+    tokenizer,
+    *,
+    shifted: bool,
+    stops=(),
+    task: str = "",
 ) -> list[Check]:
     """What a careful reader would look at. `batch` is one of the training stream; `packed` and `held_out` are scanned.
 
@@ -127,49 +165,106 @@ def checks(
     task: the objective, where it learns labels: what a text is then is told by its tokens.
     """
     if task in TASKS:
-        packed, held_out = ({n: dataclasses.replace(r, targets=r.tokens) for n, r in part.items()} for part in (packed, held_out))
+        packed, held_out = (
+            {n: dataclasses.replace(r, targets=r.tokens) for n, r in part.items()}
+            for part in (packed, held_out)
+        )
     stops = stops or {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     weights, segments = np.asarray(batch.weights), np.asarray(batch.segments)
     found = []
     trained, real = int((weights > 0).sum()), int((segments > 0).sum())
     if batch.labels is None and task != CONTRASTIVE:
-        found.append(Check("trained tokens", trained > 0, f"{trained:,} of {real:,} in this sample ({trained / max(real, 1):.1%})"))
+        found.append(
+            Check(
+                "trained tokens",
+                trained > 0,
+                f"{trained:,} of {real:,} in this sample ({trained / max(real, 1):.1%})",
+            )
+        )
         idle = int((~(weights > 0).any(axis=1)).sum())
         found.append(Check("rows that train nothing", idle == 0, f"{idle} of {len(weights)}"))
     if shifted:
         found += _starts(batch, tokenizer)
     for name, rows_ in packed.items():
         stats = rows_.stats()
-        found.append(Check(f"{name}: filled", None, f"{stats['filled']:.1%} of {stats['rows']:,} rows of {stats['length']}"))
+        found.append(
+            Check(
+                f"{name}: filled",
+                None,
+                f"{stats['filled']:.1%} of {stats['rows']:,} rows of {stats['length']}",
+            )
+        )
         if shifted:
             ended, documents = ends(rows_, stops)
-            found.append(Check(f"{name}: end token trained", ended >= documents, f"in {ended:,} of {documents:,} documents"))
-        more = {key: value for key, value in stats.items() if key not in ("filled", "rows", "length")}
-        found.append(Check(f"{name}: counts", None, ", ".join(f"{key} {_number(value)}" for key, value in more.items())))
+            found.append(
+                Check(
+                    f"{name}: end token trained",
+                    ended >= documents,
+                    f"in {ended:,} of {documents:,} documents",
+                )
+            )
+        more = {
+            key: value for key, value in stats.items() if key not in ("filled", "rows", "length")
+        }
+        found.append(
+            Check(
+                f"{name}: counts",
+                None,
+                ", ".join(f"{key} {_number(value)}" for key, value in more.items()),
+            )
+        )
         total, copies = duplicates(_one_each(rows_) if task == CONTRASTIVE else rows_)
-        found.append(Check(f"{name}: duplicates", copies == 0, f"{copies:,} of {total:,} documents or windows are copies of others"))
+        found.append(
+            Check(
+                f"{name}: duplicates",
+                copies == 0,
+                f"{copies:,} of {total:,} documents or windows are copies of others",
+            )
+        )
     grams = {name: ngrams(rows_) for name, rows_ in packed.items()} if held_out else {}
     for name, rows_ in held_out.items():
         total, seen = overlap(rows_, grams.values())
-        found.append(Check(f"{name}: overlap", seen == 0, f"{seen:,} of {total:,} documents share {GRAM} tokens in a row with training"))
+        found.append(
+            Check(
+                f"{name}: overlap",
+                seen == 0,
+                f"{seen:,} of {total:,} documents share {GRAM} tokens in a row with training",
+            )
+        )
     return found
 
 
 def _starts(batch: Batch, tokenizer) -> Iterator[Check]:
     first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
-    tokens, targets, segments = (np.asarray(x) for x in (batch.tokens, batch.targets, batch.segments))
+    tokens, targets, segments = (
+        np.asarray(x) for x in (batch.tokens, batch.targets, batch.segments)
+    )
     starts = (segments > 0) & (np.diff(segments, axis=1, prepend=0) != 0)
-    twice = 0 if first is None or first == last else int((starts & (tokens == first) & (targets == first)).sum())
-    yield Check("one start token", twice == 0, f"{twice} of {int(starts.sum())} documents start with it twice")
+    twice = (
+        0
+        if first is None or first == last
+        else int((starts & (tokens == first) & (targets == first)).sum())
+    )
+    yield Check(
+        "one start token",
+        twice == 0,
+        f"{twice} of {int(starts.sum())} documents start with it twice",
+    )
 
 
 def ends(packed: Packed, stops: Iterable[int]) -> tuple[int, int]:
     """(documents that end in one of the tokens `stops`, with a loss on it; documents) of the first rows."""
-    segments, targets = (np.asarray(x[:SCAN]).astype(np.int64) for x in (packed.segments, packed.targets))
-    weights = np.asarray(packed.extra["weights"][:SCAN]) if "weights" in packed.extra else segments > 0
+    segments, targets = (
+        np.asarray(x[:SCAN]).astype(np.int64) for x in (packed.segments, packed.targets)
+    )
+    weights = (
+        np.asarray(packed.extra["weights"][:SCAN]) if "weights" in packed.extra else segments > 0
+    )
     last = (segments > 0) & (np.diff(segments, axis=1, append=0) != 0)
     trained = last & (weights > 0) & np.isin(targets, list(stops))
-    _, pieces = np.unique(packed.piece_document[np.asarray(packed.piece_row) < SCAN], return_counts=True)
+    _, pieces = np.unique(
+        packed.piece_document[np.asarray(packed.piece_row) < SCAN], return_counts=True
+    )
     return int(trained.sum()), len(pieces)
 
 
@@ -190,7 +285,9 @@ def _one_each(packed: Packed) -> Packed:
 def ngrams(packed: Packed) -> np.ndarray:
     """Hashes of all runs of 13 tokens within documents, sorted, uint64 [n], but those that many share, such as a template's words."""
     found = [np.unique(_hashes(tokens)) for tokens in _texts(packed)]
-    grams, documents = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]), return_counts=True)
+    grams, documents = np.unique(
+        np.concatenate([np.zeros(0, np.uint64), *found]), return_counts=True
+    )
     return grams[documents <= max(COMMON, len(found) // 100)]
 
 
@@ -200,7 +297,11 @@ def overlap(packed: Packed, grams) -> tuple[int, int]:
     for tokens in _texts(packed):
         hashes = _hashes(tokens)
         total += 1
-        seen += any(len(known) and (known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes).any() for known in grams)
+        seen += any(
+            len(known)
+            and (known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes).any()
+            for known in grams
+        )
     return total, seen
 
 
@@ -215,13 +316,17 @@ def _texts(packed: Packed) -> Iterator[np.ndarray]:
         targets = np.asarray(packed.targets[i]).astype(np.int64)
         for segment, at in _documents(np.asarray(packed.segments[i])):
             if segment:
-                yield np.concatenate([encoder.get(segment, targets[:0]), targets[at]]).astype(np.int64)
+                yield np.concatenate([encoder.get(segment, targets[:0]), targets[at]]).astype(
+                    np.int64
+                )
 
 
 def _hashes(tokens: np.ndarray) -> np.ndarray:
     if len(tokens) < GRAM:
         return np.zeros(0, np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.uint64) + np.uint64(1), GRAM)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        tokens.astype(np.uint64) + np.uint64(1), GRAM
+    )
     factors = np.full(GRAM, 0x9E3779B97F4A7C15, np.uint64).cumprod(dtype=np.uint64)
     mixed = (windows * factors).sum(axis=1, dtype=np.uint64)
     return mixed ^ (mixed >> np.uint64(29))

@@ -47,7 +47,11 @@ def line(name: str, tally: Tally, total: int, seconds: float) -> str:
 
 def summary(name: str, stats: dict[str, float]) -> str:
     """One line about packed rows."""
-    counts = [f"{stats[key]:,} {packing.named(key)}" for key in stats if key not in ("length", "bytes") and not key.endswith("filled")]
+    counts = [
+        f"{stats[key]:,} {packing.named(key)}"
+        for key in stats
+        if key not in ("length", "bytes") and not key.endswith("filled")
+    ]
     return f"{name}: {', '.join(counts)}, {stats['filled']:.1%} filled"
 
 
@@ -65,5 +69,8 @@ def _size(patterns: str) -> int:
         files = sources.find_files(patterns)
     except DataError:
         return 0  # folders and lists of tasks; or nothing, which is for the reader to say
-    known = all("://" not in f and not is_packed(f) and sources.kind(f) not in ("", ".parquet") for f in files)
+    known = all(
+        "://" not in f and not is_packed(f) and sources.kind(f) not in ("", ".parquet")
+        for f in files
+    )
     return sum(os.path.getsize(f) for f in files) if known else 0

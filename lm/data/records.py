@@ -73,7 +73,9 @@ def find(patterns: str) -> tuple[list[str], list[str]]:
             found += listed
             warnings += doubts
     if not found:
-        raise DataError("no data files were given; give a file, a folder or a glob such as 'data/*.jsonl'")
+        raise DataError(
+            "no data files were given; give a file, a folder or a glob such as 'data/*.jsonl'"
+        )
     return list(dict.fromkeys(found)), warnings
 
 
@@ -84,7 +86,9 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
     Raises DataError when there are none, or more bad ones than `reading.max_bad_share` says; ConfigError for a format that is unknown.
     """
     if reading.format != "auto" and reading.format not in FORMATS:
-        raise ConfigError(f"data.format={reading.format!r} is unknown{nearest(reading.format, FORMATS)}; one of auto, {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"data.format={reading.format!r} is unknown{nearest(reading.format, FORMATS)}; one of auto, {', '.join(FORMATS)}"
+        )
     named, warnings = find(patterns)
     found: list[Record] = []
     bad: list[str] = []
@@ -105,18 +109,28 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
             f"{'; '.join(bad[:NAMED])}"
         )
     warnings += [
-        f"{what}: {len(tasks):,} tasks ({', '.join(tasks[:NAMED])}{', ...' * (len(tasks) > NAMED)})" for what, tasks in doubts.items()
+        f"{what}: {len(tasks):,} tasks ({', '.join(tasks[:NAMED])}{', ...' * (len(tasks) > NAMED)})"
+        for what, tasks in doubts.items()
     ]
-    warnings += [f"{len(bad):,} of {total:,} records were left out: {'; '.join(bad[:NAMED])}"] if bad else []
+    warnings += (
+        [f"{len(bad):,} of {total:,} records were left out: {'; '.join(bad[:NAMED])}"]
+        if bad
+        else []
+    )
     if not total:
         raise DataError(f"{patterns} holds no record at all; check the files")
-    records = _capped(_of_share(_of_part(found, reading, part), reading, part), reading, drawn=part == "train")
+    records = _capped(
+        _of_share(_of_part(found, reading, part), reading, part), reading, drawn=part == "train"
+    )
     if not records:
         raise DataError(
             f"{patterns} holds no record{'' if part == 'all' else f' of those that are {part} (data.hold_out, data.holdout_share)'}"
         )
     return Read(
-        _one_reference(records, reading.seed) if part == "train" else records, len(bad), tuple(warnings), dict(unread.most_common(SHOWN))
+        _one_reference(records, reading.seed) if part == "train" else records,
+        len(bad),
+        tuple(warnings),
+        dict(unread.most_common(SHOWN)),
     )
 
 
@@ -125,15 +139,22 @@ def preferences(patterns: str) -> Iterator[Preference]:
     for file in find(patterns)[0]:
         for where, row, problem in sources.rows(file):
             try:
-                pair, (before, tools) = _preference(row, where), _around(row) if isinstance(row, dict) else ((), ())
+                pair, (before, tools) = (
+                    _preference(row, where),
+                    _around(row) if isinstance(row, dict) else ((), ()),
+                )
                 if tools:
-                    raise BadRecord("'tools' have no place in a preference pair; remove them, or the record")
+                    raise BadRecord(
+                        "'tools' have no place in a preference pair; remove them, or the record"
+                    )
                 yield dataclasses.replace(pair, prompt=_after(before, pair.prompt))
             except BadRecord as reason:
                 raise DataError(f"{where}: {problem or reason}") from None
 
 
-def _records(file: str, format: str, doubts: dict[str, list[str]], unread: collections.Counter[str]) -> Iterator[tuple[str, Record | str]]:
+def _records(
+    file: str, format: str, doubts: dict[str, list[str]], unread: collections.Counter[str]
+) -> Iterator[tuple[str, Record | str]]:
     stem = pathlib.Path(file).stem
     for where, row, problem in sources.rows(file):
         if problem:
@@ -155,8 +176,17 @@ def _records(file: str, format: str, doubts: dict[str, list[str]], unread: colle
             before, tools = _around(row)
             unread.update(_unread(row, format))
             for record in read:
-                turns = _after(before, record.turns or _dialogue(record)) if before or (tools and not record.turns) else record.turns
-                yield where, dataclasses.replace(record, turns=turns, tools=tools, task=record.task or stem, source=where)
+                turns = (
+                    _after(before, record.turns or _dialogue(record))
+                    if before or (tools and not record.turns)
+                    else record.turns
+                )
+                yield (
+                    where,
+                    dataclasses.replace(
+                        record, turns=turns, tools=tools, task=record.task or stem, source=where
+                    ),
+                )
         except BadRecord as reason:
             yield where, str(reason)
 
@@ -168,11 +198,21 @@ def detect(row: object, where: str) -> str:
         if needed <= fields:
             return format
     if {"chosen", "rejected"} <= fields:
-        raise DataError(f"{where}: a preference pair has two responses; data.format='preference' trains on the chosen one")
+        raise DataError(
+            f"{where}: a preference pair has two responses; data.format='preference' trains on the chosen one"
+        )
     if "text" in fields:
-        raise DataError(f"{where}: a text has no response to train on; use the objective 'next_token', or give prompts with responses")
-    known = "; ".join(f"{format}: {', '.join(sorted(needed))}" for format, needed in _FIELDS.items())
-    has = f"it has the fields {', '.join(map(repr, sorted(map(str, fields))))}" if fields else f"it is {type(row).__name__}"
+        raise DataError(
+            f"{where}: a text has no response to train on; use the objective 'next_token', or give prompts with responses"
+        )
+    known = "; ".join(
+        f"{format}: {', '.join(sorted(needed))}" for format, needed in _FIELDS.items()
+    )
+    has = (
+        f"it has the fields {', '.join(map(repr, sorted(map(str, fields))))}"
+        if fields
+        else f"it is {type(row).__name__}"
+    )
     raise DataError(f"{where}: the format is none of those known ({known}); {has}")
 
 
@@ -182,7 +222,12 @@ def counted(unread: Mapping[str, int]) -> dict[str, int]:
 
 
 def _alpaca(row: Mapping) -> Iterator[Record]:
-    yield Record(_text(row, "instruction"), _text(row, "input", ""), _response(row, "output"), task=_text(row, "task", ""))
+    yield Record(
+        _text(row, "instruction"),
+        _text(row, "input", ""),
+        _response(row, "output"),
+        task=_text(row, "task", ""),
+    )
 
 
 def _self_instruct(row: Mapping) -> Iterator[Record]:
@@ -192,7 +237,12 @@ def _self_instruct(row: Mapping) -> Iterator[Record]:
     for instance in instances:
         if not isinstance(instance, dict):
             raise BadRecord(f"an instance is {type(instance).__name__}, expected an object")
-        yield Record(instruction, _text(instance, "input", ""), _response(instance, "output"), task=_text(row, "name", ""))
+        yield Record(
+            instruction,
+            _text(instance, "input", ""),
+            _response(instance, "output"),
+            task=_text(row, "name", ""),
+        )
 
 
 def _completion(row: Mapping) -> Iterator[Record]:
@@ -212,7 +262,10 @@ def _messages(row: Mapping) -> Iterator[Record]:
 
 
 def _sharegpt(row: Mapping) -> Iterator[Record]:
-    yield Record(turns=conversation(_listed(row, "conversations"), "from", "value"), task=_text(row, "task", ""))
+    yield Record(
+        turns=conversation(_listed(row, "conversations"), "from", "value"),
+        task=_text(row, "task", ""),
+    )
 
 
 def _chosen(row: Mapping) -> Iterator[Record]:
@@ -244,18 +297,30 @@ def _around(row: Mapping) -> tuple[tuple[Turn, ...], tuple[Mapping, ...]]:
     """(the turns that `system` and `history` put before a record, its tools). Raises BadRecord for a field that cannot be obeyed."""
     for name in (*MEDIA, "chat_template_kwargs"):
         if row.get(name) not in ABSENT:
-            raise BadRecord(f"the field {name!r} cannot be obeyed: only text is read, as the template spells it; remove it, or the record")
+            raise BadRecord(
+                f"the field {name!r} cannot be obeyed: only text is read, as the template spells it; remove it, or the record"
+            )
     for name in (*TRAINED, "label", "kto_tag"):
         if row.get(name) is not None and row[name] not in (1, *([] if name in TRAINED else [""])):
-            raise BadRecord(f"the field {name!r} is {row[name]!r}: a record is learned as it is or not at all; remove it, or the record")
+            raise BadRecord(
+                f"the field {name!r} is {row[name]!r}: a record is learned as it is or not at all; remove it, or the record"
+            )
     if (mask := row.get("mask")) not in (*ABSENT, False) and ROLES.get(str(mask).lower()) != "user":
-        raise BadRecord(f"the field 'mask' is {mask!r}: what users say is never trained, and nothing else can be hidden so; mark the turns")
+        raise BadRecord(
+            f"the field 'mask' is {mask!r}: what users say is never trained, and nothing else can be hidden so; mark the turns"
+        )
     tools = tools_of(row)
-    if row.get("parallel_tool_calls") is False and any(len(turn.get("tool_calls") or ()) > 1 for turn in row.get("messages", ())):
+    if row.get("parallel_tool_calls") is False and any(
+        len(turn.get("tool_calls") or ()) > 1 for turn in row.get("messages", ())
+    ):
         raise BadRecord("'parallel_tool_calls' is false, and a turn makes several calls")
     turns = [Turn("system", system)] if (system := _text(row, "system", "")) else []
     for pair in row.get("history") or ():
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(said, str) for said in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(said, str) for said in pair)
+        ):
             raise BadRecord("'history' is no list of [what the user said, the answer]")
         turns += [Turn("user", pair[0]), Turn("assistant", pair[1])]
     return tuple(turns), tools
@@ -263,7 +328,9 @@ def _around(row: Mapping) -> tuple[tuple[Turn, ...], tuple[Mapping, ...]]:
 
 def _after(before: tuple[Turn, ...], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     if before and turns[0].role == "system":
-        raise BadRecord("there is a turn of the system, and 'system' or 'history' before it; keep one")
+        raise BadRecord(
+            "there is a turn of the system, and 'system' or 'history' before it; keep one"
+        )
     return (*before, *turns)
 
 
@@ -273,14 +340,30 @@ def _dialogue(record: Record) -> tuple[Turn, ...]:
 
 def _unread(row: Mapping, format: str) -> set[str]:
     """The names of a record's fields that nothing reads, those of messages and instances too."""
-    found = {str(name) for name in row if name not in _READ[format] and name not in AROUND and row[name] not in ABSENT}
+    found = {
+        str(name)
+        for name in row
+        if name not in _READ[format] and name not in AROUND and row[name] not in ABSENT
+    }
     names = ("from", "value") if format == "sharegpt" else ("role", "content")
-    for field in _READ[format] & {"messages", "conversations", "prompt", "completion", "chosen", "rejected"}:
+    for field in _READ[format] & {
+        "messages",
+        "conversations",
+        "prompt",
+        "completion",
+        "chosen",
+        "rejected",
+    }:
         if isinstance(row.get(field), list):
             found |= {f"{field}[].{name}" for name in unread_of(row[field], *names)}
     if format == "self_instruct" and isinstance(row.get("instances"), list):
         every = [instance for instance in row["instances"] if isinstance(instance, dict)]
-        found |= {f"instances[].{name}" for instance in every for name in instance if name not in ("input", "output")}
+        found |= {
+            f"instances[].{name}"
+            for instance in every
+            for name in instance
+            if name not in ("input", "output")
+        }
     return found
 
 
@@ -289,14 +372,23 @@ def _preference(row: Any, where: str) -> Preference:
         raise BadRecord("expected the fields 'prompt', 'chosen' and 'rejected'")
     if isinstance(row["chosen"], list):
         given = row["prompt"] if isinstance(row.get("prompt"), list) else []
-        chosen, rejected = (conversation([*given, *_listed(row, name)]) for name in ("chosen", "rejected"))
+        chosen, rejected = (
+            conversation([*given, *_listed(row, name)]) for name in ("chosen", "rejected")
+        )
         if chosen[:-1] != rejected[:-1]:
             raise BadRecord("'chosen' and 'rejected' answer different prompts")
         for name, turns in (("chosen", chosen), ("rejected", rejected)):
             if len(turns) < len(given) + len(row[name]) or turns[-1].fields:
-                raise BadRecord(f"{name!r} ends with a turn that has more than a text, or is not trained: a pair compares two texts")
+                raise BadRecord(
+                    f"{name!r} ends with a turn that has more than a text, or is not trained: a pair compares two texts"
+                )
         return Preference(chosen[:-1], chosen[-1].text, rejected[-1].text, where)
-    return Preference((Turn("user", _text(row, "prompt")),), _response(row, "chosen"), _response(row, "rejected"), where)
+    return Preference(
+        (Turn("user", _text(row, "prompt")),),
+        _response(row, "chosen"),
+        _response(row, "rejected"),
+        where,
+    )
 
 
 def _text(row: Mapping, name: str, default: str | None = None) -> str:
@@ -313,13 +405,17 @@ def _text(row: Mapping, name: str, default: str | None = None) -> str:
 def _response(row: Mapping, name: str) -> str:
     text = _text(row, name)
     if not text.strip():
-        raise BadRecord(f"the response {name!r} is empty; remove the record, or set data.max_bad_share to leave such records out")
+        raise BadRecord(
+            f"the response {name!r} is empty; remove the record, or set data.max_bad_share to leave such records out"
+        )
     return text
 
 
 def _listed(row: Mapping, name: str) -> list:
     if not isinstance(row.get(name), list):
-        raise BadRecord(f"field {name!r} is {type(row.get(name)).__name__}, expected a list of turns")
+        raise BadRecord(
+            f"field {name!r} is {type(row.get(name)).__name__}, expected a list of turns"
+        )
     return row[name]
 
 
@@ -334,8 +430,14 @@ def _of_part(records: list[Record], reading: Reading, part: str) -> list[Record]
 def _of_share(records: list[Record], reading: Reading, part: str) -> list[Record]:
     if not reading.holdout or part not in ("train", "holdout"):
         return records
-    content = lambda r: json.dumps([r.instruction, r.input, r.output, [(turn.role, turn.text) for turn in r.turns]])
-    return [record for record in records if sources.is_held_out(content(record), reading.holdout) == (part == "holdout")]
+    content = lambda r: json.dumps(
+        [r.instruction, r.input, r.output, [(turn.role, turn.text) for turn in r.turns]]
+    )
+    return [
+        record
+        for record in records
+        if sources.is_held_out(content(record), reading.holdout) == (part == "holdout")
+    ]
 
 
 def held_out(tasks: list[str], hold_out: str) -> set[str]:
@@ -347,11 +449,15 @@ def held_out(tasks: list[str], hold_out: str) -> set[str]:
         for pattern in filter(None, (p.strip() for p in hold_out.split(","))):
             matched = fnmatch.filter(tasks, pattern)
             if not matched:
-                raise ConfigError(f"data.hold_out: no task is called {pattern!r}{nearest(pattern, tasks)}") from None
+                raise ConfigError(
+                    f"data.hold_out: no task is called {pattern!r}{nearest(pattern, tasks)}"
+                ) from None
             found.update(matched)
         return found
     if not 0 < share < 1:
-        raise ConfigError(f"data.hold_out={hold_out!r}: expected names or globs of tasks, or a share between 0 and 1")
+        raise ConfigError(
+            f"data.hold_out={hold_out!r}: expected names or globs of tasks, or a share between 0 and 1"
+        )
     return {task for task in tasks if _hash(task) < share * 2**64}
 
 
@@ -364,14 +470,22 @@ def _capped(records: list[Record], reading: Reading, drawn: bool) -> list[Record
     kept: list[int] = []
     for task, found in places.items():
         if drawn and len(found) > reading.cap:
-            found = [found[i] for i in np.random.default_rng((reading.seed, _hash(task))).permutation(len(found))]
+            found = [
+                found[i]
+                for i in np.random.default_rng((reading.seed, _hash(task))).permutation(len(found))
+            ]
         kept += found[: reading.cap]
     return [records[i] for i in sorted(kept)]
 
 
 def _one_reference(records: list[Record], seed: int) -> list[Record]:
     return [
-        dataclasses.replace(record, output=record.references[np.random.default_rng((seed, i)).integers(len(record.references))])
+        dataclasses.replace(
+            record,
+            output=record.references[
+                np.random.default_rng((seed, i)).integers(len(record.references))
+            ],
+        )
         if len(record.references) > 1
         else record
         for i, record in enumerate(records)

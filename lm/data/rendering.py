@@ -9,7 +9,11 @@ from rich.text import Text
 
 from lm.data.preview import Check, Piece, Row
 
-STYLES = {"trained": "bold green underline", "context": "", "padding": "dim"}  # what is trained stays visible without colour
+STYLES = {
+    "trained": "bold green underline",
+    "context": "",
+    "padding": "dim",
+}  # what is trained stays visible without colour
 LEGEND = "underlined, green: trained; plain: context; ‹...›: special token; |: next document; a→b: reads a, must say b; ∅n: n of padding"
 MARKS = {True: "✓", False: "✗", None: "·"}
 
@@ -39,12 +43,18 @@ def show(rows: Iterable[Row], checks: Iterable[Check], console: Console | None =
         console.print("writes: " if row.encoder else "", line(row.tokens))
     console.rule("checks", align="left")
     for check in checks:
-        console.print(f"{MARKS[check.ok]} {check.name}: {check.found}", markup=False, style="red" if check.ok is False else "")
+        console.print(
+            f"{MARKS[check.ok]} {check.name}: {check.found}",
+            markup=False,
+            style="red" if check.ok is False else "",
+        )
 
 
 def said(row: Row) -> str:
     """The labels of a row, in words where there are some."""
-    return row.said or (f"labels {', '.join(f'{label:g}' for label in row.labels)}" if row.labels else "")
+    return row.said or (
+        f"labels {', '.join(f'{label:g}' for label in row.labels)}" if row.labels else ""
+    )
 
 
 def line(pieces: list[Piece]) -> Text:
@@ -61,14 +71,22 @@ def page(what: str, rows: Iterable[Row], checks: Iterable[Check]) -> str:
     def spans(pieces: list[Piece]) -> str:
         found = []
         for mark, piece in _marked(pieces):
-            kind = "edge" if mark == " | " else " ".join([piece.kind, *(["special"] if piece.special else [])])
+            kind = (
+                "edge"
+                if mark == " | "
+                else " ".join([piece.kind, *(["special"] if piece.special else [])])
+            )
             found.append(f'<span class="{kind}">{html.escape(mark)}</span>')
         return "".join(found)
 
     body = ""
     for number, row in enumerate(rows):
         body += f"<h2>Row {number}{html.escape(f', {said(row)}' if said(row) else '')}</h2>"
-        body += f'<p>reads</p><p class="row">{spans(row.encoder)}</p><p>writes</p>' if row.encoder else ""
+        body += (
+            f'<p>reads</p><p class="row">{spans(row.encoder)}</p><p>writes</p>'
+            if row.encoder
+            else ""
+        )
         body += f'<p class="row">{spans(row.tokens)}</p>'
     table = "".join(
         f'<tr><td class="{"wrong" if check.ok is False else ""}">{MARKS[check.ok]}</td>'
@@ -80,7 +98,11 @@ def page(what: str, rows: Iterable[Row], checks: Iterable[Check]) -> str:
 
 def record(what: str, rows: Iterable[Row], checks: Iterable[Check]) -> dict:
     """The same for a program."""
-    return {"config": what, "rows": [dataclasses.asdict(row) for row in rows], "checks": [dataclasses.asdict(check) for check in checks]}
+    return {
+        "config": what,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "checks": [dataclasses.asdict(check) for check in checks],
+    }
 
 
 def _marked(pieces: list[Piece]):

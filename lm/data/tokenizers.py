@@ -11,9 +11,18 @@ END = "<|endoftext|>"
 MASK = "<mask>"
 SMALLEST = 257  # all bytes and the end-of-text token
 SPACE = "▁"
-PIECES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}  # BERT's
+PIECES = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}  # BERT's
 MARKS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # T5's
-ROLES = {MASK: "mask_token", "<pad>": "pad_token"}  # further special tokens that transformers knows by a role
+ROLES = {
+    MASK: "mask_token",
+    "<pad>": "pad_token",
+}  # further special tokens that transformers knows by a role
 
 
 def train(
@@ -30,17 +39,31 @@ def train(
     if model not in MODELS:
         raise ValueError(f"model={model!r} is unknown; one of {', '.join(MODELS)}")
     if model == "bpe" and lowercase:
-        raise ValueError("lowercase is not for model=bpe, from which any text comes back unchanged: use wordpiece or unigram")
+        raise ValueError(
+            "lowercase is not for model=bpe, from which any text comes back unchanged: use wordpiece or unigram"
+        )
     if model == "wordpiece" and sentinels:
-        raise ValueError("sentinels are not for model=wordpiece: BERT hides with [MASK], which it has; use bpe or unigram")
+        raise ValueError(
+            "sentinels are not for model=wordpiece: BERT hides with [MASK], which it has; use bpe or unigram"
+        )
     own = {"bpe": [END], "wordpiece": [*PIECES.values()], "unigram": [*MARKS.values()]}[model]
     first = [*own, *special]
     if twice := sorted({token for token in first if first.count(token) > 1}):
-        raise ValueError(f"special tokens are there twice: {', '.join(twice)}; {model} has {', '.join(own)} by itself")
+        raise ValueError(
+            f"special tokens are there twice: {', '.join(twice)}; {model} has {', '.join(own)} by itself"
+        )
     least = {"bpe": 256}.get(model, 1) + len(first) + sentinels
     if vocab_size < least:
-        what = f"all 256 bytes and {END} need {SMALLEST}" if model == "bpe" else f"{', '.join(own)} and a character need {len(own) + 1}"
-        more = f", the other special tokens {least - len(own) - (256 if model == 'bpe' else 1)}" if special or sentinels else ""
+        what = (
+            f"all 256 bytes and {END} need {SMALLEST}"
+            if model == "bpe"
+            else f"{', '.join(own)} and a character need {len(own) + 1}"
+        )
+        more = (
+            f", the other special tokens {least - len(own) - (256 if model == 'bpe' else 1)}"
+            if special or sentinels
+            else ""
+        )
         raise ValueError(f"vocab_size={vocab_size} is too small: {what}{more}")
     tokenizer, trainer, roles = MODELS[model](vocab_size - sentinels, first, lowercase, progress)
     inputs = ["input_ids", *(["token_type_ids"] if model == "wordpiece" else []), "attention_mask"]
@@ -49,19 +72,28 @@ def train(
     except ValueError:
         raise
     except Exception as error:  # the Rust trainer raises plain Exception
-        raise ValueError(f"vocab_size={vocab_size} is too small for the characters of these texts ({error}): raise it") from error
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small for the characters of these texts ({error}): raise it"
+        ) from error
     marks = [f"<extra_id_{i}>" for i in reversed(range(sentinels))]
     tokenizer.add_special_tokens(marks)
     size = tokenizer.get_vocab_size()
     if size > vocab_size:
-        raise ValueError(f"vocab_size={vocab_size} is too small for the characters of these texts, which come to {size}: raise it")
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small for the characters of these texts, which come to {size}: raise it"
+        )
     if model != "bpe" and size <= len(first) + sentinels:
         raise ValueError("the texts are empty: there is nothing to learn a vocabulary from")
     if model != "bpe":
         tokenizer.post_processor = _ending(tokenizer, model)
     roles = roles | {ROLES[token]: token for token in special if token in ROLES}
     others = [token for token in [*special, *marks] if token not in roles.values()]
-    return _wrapped(tokenizer, **roles, model_input_names=inputs, **({"additional_special_tokens": others} if others else {}))
+    return _wrapped(
+        tokenizer,
+        **roles,
+        model_input_names=inputs,
+        **({"additional_special_tokens": others} if others else {}),
+    )
 
 
 def bytes_only(*, mask: bool = False, sentinels: int = 0) -> transformers.PreTrainedTokenizerFast:
@@ -75,7 +107,9 @@ def bytes_only(*, mask: bool = False, sentinels: int = 0) -> transformers.PreTra
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END, *extra])
-    return _wrapped(tokenizer, bos_token=END, eos_token=END, **({"mask_token": MASK} if mask else {}))
+    return _wrapped(
+        tokenizer, bos_token=END, eos_token=END, **({"mask_token": MASK} if mask else {})
+    )
 
 
 def _bpe(size: int, special: list[str], lowercase: bool, progress: bool):
@@ -91,11 +125,17 @@ def _bpe(size: int, special: list[str], lowercase: bool, progress: bool):
 
 def _wordpiece(size: int, special: list[str], lowercase: bool, progress: bool):
     """WordPiece with BERT's words (Devlin et al. 2019, section 3; its tokenization.py): what it cannot spell is [UNK]."""
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=PIECES["unk_token"], max_input_chars_per_word=100))
+    tokenizer = tokenizers.Tokenizer(
+        models.WordPiece(unk_token=PIECES["unk_token"], max_input_chars_per_word=100)
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    return tokenizer, trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=progress), PIECES
+    return (
+        tokenizer,
+        trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=progress),
+        PIECES,
+    )
 
 
 def _unigram(size: int, special: list[str], lowercase: bool, progress: bool):
@@ -122,10 +162,14 @@ def _ending(tokenizer: tokenizers.Tokenizer, model: str) -> processors.TemplateP
     """[CLS] A [SEP] B [SEP], with types 0 and 1, as BERT reads a text or two; A </s> B </s> as T5 does."""
     if model == "unigram":
         end = MARKS["eos_token"]
-        return processors.TemplateProcessing(f"$A {end}", f"$A {end} $B {end}", [(end, tokenizer.token_to_id(end))])
+        return processors.TemplateProcessing(
+            f"$A {end}", f"$A {end} $B {end}", [(end, tokenizer.token_to_id(end))]
+        )
     first, last = PIECES["cls_token"], PIECES["sep_token"]
     ids = [(token, tokenizer.token_to_id(token)) for token in (first, last)]
-    return processors.TemplateProcessing(f"{first}:0 $A:0 {last}:0", f"{first}:0 $A:0 {last}:0 $B:1 {last}:1", ids)
+    return processors.TemplateProcessing(
+        f"{first}:0 $A:0 {last}:0", f"{first}:0 $A:0 {last}:0 $B:1 {last}:1", ids
+    )
 
 
 def _alphabet() -> list[str]:

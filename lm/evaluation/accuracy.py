@@ -11,7 +11,9 @@ def normalise(text: str) -> str:
 
     The answer normalisation of SQuAD (Rajpurkar et al. 2016, section 6.1), with accents folded and hyphens read as spaces.
     """
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).lower()
+    plain = "".join(
+        c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
+    ).lower()
     words = re.sub(r"[^\w]+|_", " ", plain.replace("u.s.", "us").replace("u.k.", "uk")).split()
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
@@ -27,7 +29,9 @@ def contains(text: str, answers: Sequence[str], others: Sequence[str] = ()) -> b
     others: wrong names that hold an answer ("Guinea-Bissau" where "Guinea" is asked); longer names are looked for first.
     """
     words = f" {normalise(text)} "
-    names = [(normalise(name), True) for name in answers] + [(normalise(name), False) for name in others]
+    names = [(normalise(name), True) for name in answers] + [
+        (normalise(name), False) for name in others
+    ]
     for name, right in sorted(names, key=lambda pair: -len(pair[0])):
         while name and f" {name} " in words:
             if right:
@@ -42,7 +46,9 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     Raises ValueError unless 0 <= successes <= trials.
     """
     if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials; expected 0 <= successes <= trials")
+        raise ValueError(
+            f"{successes} successes in {trials} trials; expected 0 <= successes <= trials"
+        )
     if not trials:
         return 0.0, 1.0
     share, weight = successes / trials, z * z / trials

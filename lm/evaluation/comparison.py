@@ -16,7 +16,12 @@ from lm.training import checkpoints, trackers
 from lm.training.paths import resolve
 from lm.training.run_folder import flat
 
-FIRST = ("loss", "tokens", "tokens_per_second", "seconds")  # of the figures of training; those of evaluation follow
+FIRST = (
+    "loss",
+    "tokens",
+    "tokens_per_second",
+    "seconds",
+)  # of the figures of training; those of evaluation follow
 LEFT_OUT = ("data.cache",)  # of a config: where rows are kept changes no result
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Runs compared</title><style>
@@ -49,7 +54,9 @@ def compare(runs: Sequence[str]) -> Comparison:
     configs = [dict(flat(_config(run))) for run in runs]
     names = sorted({name for config in configs for name in config if name not in LEFT_OUT})
     values = {name: [config.get(name) for config in configs] for name in names}
-    differences = {name: found for name, found in values.items() if any(value != found[0] for value in found)}
+    differences = {
+        name: found for name, found in values.items() if any(value != found[0] for value in found)
+    }
     rows = tuple(trackers.read(run) for run in runs)
     last = [{name: value for row in each for name, value in row.items()} for each in rows]
     evaluated = sorted({name for each in last for name in each if name.startswith("eval/")})
@@ -61,32 +68,47 @@ def compare(runs: Sequence[str]) -> Comparison:
 def _config(run: str) -> dict:
     file = resolve(run) / "config.json"
     if not file.exists():
-        raise ConfigError(f"{run} is not a run folder: it has no config.json; python -m lm.train --workdir={run} would make one")
+        raise ConfigError(
+            f"{run} is not a run folder: it has no config.json; python -m lm.train --workdir={run} would make one"
+        )
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise ConfigError(f"{file} is damaged, and no JSON ({error}): start the run again, which writes it anew") from None
+        raise ConfigError(
+            f"{file} is damaged, and no JSON ({error}): start the run again, which writes it anew"
+        ) from None
 
 
 def parameters(run: str) -> int:
     """How many parameters the model of a run has. Raises CheckpointError for a folder that does not say which model it is."""
     config = checkpoints.load_model_config(run)
-    shapes = jax.eval_shape(lambda: build(config).init(jax.random.key(0), Batch.of([[0, 0]]))["params"])
+    shapes = jax.eval_shape(
+        lambda: build(config).init(jax.random.key(0), Batch.of([[0, 0]]))["params"]
+    )
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
 def text(found: Comparison) -> str:
     """Both tables, for a terminal."""
-    said = [_aligned(["", *found.runs], [[name, *map(_figure, values)] for name, values in found.figures.items()])]
+    said = [
+        _aligned(
+            ["", *found.runs],
+            [[name, *map(_figure, values)] for name, values in found.figures.items()],
+        )
+    ]
     rows = [[name, *map(_value, values)] for name, values in found.differences.items()]
-    return "\n\n".join([*said, _aligned(["config", *found.runs], rows) if rows else "the configs are the same"])
+    return "\n\n".join(
+        [*said, _aligned(["config", *found.runs], rows) if rows else "the configs are the same"]
+    )
 
 
 def page(found: Comparison) -> str:
     """A whole HTML document with a curve for each figure; what comes from the runs is escaped."""
     figures = [[name, *map(_figure, values)] for name, values in found.figures.items()]
     rows = [[name, *map(_value, values)] for name, values in found.differences.items()]
-    names = [name for name in ("loss", *found.figures) if name == "loss" or name.startswith("eval/")]
+    names = [
+        name for name in ("loss", *found.figures) if name == "loss" or name.startswith("eval/")
+    ]
     curves = "".join(_curve(found, name) for name in dict.fromkeys(names))
     return _PAGE.format(
         figures=_table(["", *found.runs], figures), curves=curves,
@@ -98,14 +120,21 @@ def _curve(found: Comparison, name: str) -> str:
     """An SVG of one figure over steps, a line a run; '' where no run has it."""
     from matplotlib.figure import Figure
 
-    lines = [[(row["step"], row[name]) for row in rows if row.get(name) is not None] for rows in found.rows]
+    lines = [
+        [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        for rows in found.rows
+    ]
     if not any(lines):
         return ""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot()
     for run, points in zip(found.runs, lines, strict=True):
         if points:
-            axes.plot(*zip(*points, strict=True), label=_plain(run), marker="o" if len(points) < 10 else "")
+            axes.plot(
+                *zip(*points, strict=True),
+                label=_plain(run),
+                marker="o" if len(points) < 10 else "",
+            )
     axes.set(xlabel="step", ylabel=_plain(name))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -120,7 +149,15 @@ def _plain(name: str) -> str:
 
 
 def _figure(value) -> str:
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if value < 1000 else f"{value:,.0f}"
+    return (
+        "-"
+        if value is None
+        else f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:,.4f}"
+        if value < 1000
+        else f"{value:,.0f}"
+    )
 
 
 def _value(value) -> str:
@@ -135,4 +172,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _aligned(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    )

@@ -38,24 +38,36 @@ class Answer:
     stopped: bool
 
 
-def questions(records: Sequence[Record], template: Template, model: LanguageModel, tokenizer, max_new_tokens: int) -> list[Question]:
+def questions(
+    records: Sequence[Record],
+    template: Template,
+    model: LanguageModel,
+    tokenizer,
+    max_new_tokens: int,
+) -> list[Question]:
     """The records as generation is asked them; of a prompt that leaves no room, tokens are left out at the beginning of its text.
 
     Raises DataError for a record without a right answer, GenerationError when the budget leaves no room for any prompt.
     """
     c = model.config
     if c.head not in ("causal_lm", "seq2seq_lm"):
-        raise GenerationError(f"a {c.family} model with head={c.head!r} does not generate text; expected causal_lm or seq2seq_lm")
+        raise GenerationError(
+            f"a {c.family} model with head={c.head!r} does not generate text; expected causal_lm or seq2seq_lm"
+        )
     encoder = Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None)
     room = c.max_length - (0 if c.encoder_layers else max_new_tokens)
     head, tail = len(encoder.prefix), len(encoder.suffix) if c.encoder_layers else 0
     if room <= head + tail:
-        raise GenerationError(f"max_new_tokens={max_new_tokens} leaves {room} of the model's {c.max_length} tokens for a prompt: lower it")
+        raise GenerationError(
+            f"max_new_tokens={max_new_tokens} leaves {room} of the model's {c.max_length} tokens for a prompt: lower it"
+        )
     found = []
     for number, record in enumerate(records):
         example = template.prompt(record, number)
         if not example.references:
-            raise DataError(f"{record.source or f'record {number}'}: there is no answer to score against")
+            raise DataError(
+                f"{record.source or f'record {number}'}: there is no answer to score against"
+            )
         ids = encoder.prompt(example)
         if said := inputs.outside(c, ids, tokenizer):
             raise GenerationError(f"{record.source or f'record {number}'}: its prompt holds {said}")
@@ -77,13 +89,21 @@ def answers(
         model, params, [question.ids for question in asked], max_new_tokens, stop_tokens=sorted(stop), batch_size=batch_size,
         on_batch=on_batch,
     )  # fmt: skip
-    full = max_new_tokens - (model.config.forced_eos_token_id in stop)  # BART's last token is no choice of the model
+    full = max_new_tokens - (
+        model.config.forced_eos_token_id in stop
+    )  # BART's last token is no choice of the model
     return [Answer(decoded(tokenizer, ids).strip(), len(ids) < full) for ids in found]
 
 
-def scored(asked: Sequence[Question], given: Sequence[Answer], metrics: Mapping[str, Callable[[str, str], float]]) -> dict[str, np.ndarray]:
+def scored(
+    asked: Sequence[Question],
+    given: Sequence[Answer],
+    metrics: Mapping[str, Callable[[str, str], float]],
+) -> dict[str, np.ndarray]:
     """Metric -> the score of each answer, float [N]; stop_rate: 1 where the model ended it."""
-    found = scores.score([answer.text for answer in given], [question.references for question in asked], metrics)
+    found = scores.score(
+        [answer.text for answer in given], [question.references for question in asked], metrics
+    )
     return found | {"stop_rate": np.array([answer.stopped for answer in given], np.float64)}
 
 
@@ -94,15 +114,21 @@ def by_category(asked: Sequence[Question], found: Mapping[str, np.ndarray]) -> l
         return []
     of = [asked[row].record for row in rows]
     within = {name: values[rows] for name, values in found.items()}
-    return scores.table(within, [record.category for record in of], clusters=[record.task for record in of])[1:]
+    return scores.table(
+        within, [record.category for record in of], clusters=[record.task for record in of]
+    )[1:]
 
 
 def baselines(
     asked: Sequence[Question], metrics: Mapping[str, Callable[[str, str], float]], seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
     """The scores of two answers that cost nothing: the input, and that of a demonstration drawn from the seed."""
-    inputs = scores.copy_input([question.record.input or question.record.instruction for question in asked])
-    drawn = scores.copy_demonstration([[shown.output for shown in question.record.positive] for question in asked], seed)
+    inputs = scores.copy_input(
+        [question.record.input or question.record.instruction for question in asked]
+    )
+    drawn = scores.copy_demonstration(
+        [[shown.output for shown in question.record.positive] for question in asked], seed
+    )
     references = [question.references for question in asked]
     return {
         name: scores.score(given, references, metrics) for name, given in (("copy input", inputs), ("copy demonstration", drawn))

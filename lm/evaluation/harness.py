@@ -20,7 +20,12 @@ from lm.models import LanguageModel
 from lm.models.config import ConfigError
 from lm.weights.errors import WeightsError
 
-BUDGET_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # of tasks, the first that is there counts
+BUDGET_NAMES = (
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+)  # of tasks, the first that is there counts
 
 
 def adapter(model: LanguageModel, params: dict, tokenizer, **options) -> "Harness":
@@ -46,9 +51,13 @@ class Harness:
         super().__init__()
         c = model.config
         if c.head not in ("causal_lm", "seq2seq_lm"):
-            raise ConfigError(f"a {c.family} model with head={c.head!r} cannot be asked what follows: expected causal_lm or seq2seq_lm")
+            raise ConfigError(
+                f"a {c.family} model with head={c.head!r} cannot be asked what follows: expected causal_lm or seq2seq_lm"
+            )
         if tokenizer.eos_token_id is None:
-            raise WeightsError("the tokenizer has no end-of-text token (eos_token): set one and save it again")
+            raise WeightsError(
+                "the tokenizer has no end-of-text token (eos_token): set one and save it again"
+            )
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.batch_size, self.max_gen_toks = batch_size, max_gen_toks
         own = affixes(tokenizer)[0]
@@ -66,14 +75,22 @@ class Harness:
         bos = self.tokenizer.bos_token_id
         return self.tokenizer.eos_token_id if bos is None else bos
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
         """Token ids of a text; with special tokens (None: for a context) what it has by itself: for a decoder the start token, once."""
         if self._encoder:
             return self.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False)
         ids = self.tokenizer.encode(string, add_special_tokens=False)
-        return ids if add_special_tokens is False or ids[: len(self._start)] == self._start else self._start + ids
+        return (
+            ids
+            if add_special_tokens is False or ids[: len(self._start)] == self._start
+            else self._start + ids
+        )
 
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
         """args (context, continuation) -> (log-probability in nats, whether it is what greedy decoding gives)."""
         pairs = [self._pair(*request.args) for request in requests]
         return self._loglikelihood_tokens([("", *pair) for pair in pairs], disable_tqdm)
@@ -82,27 +99,48 @@ class Harness:
         """The token ids of both. Spaces at the end of the context go to the continuation, with which tokenizers join them."""
         if context == "":
             ids = self.tok_encode(continuation, add_special_tokens=False)
-            return ([self.prefix_token_id], ids) if ids[:1] != [self.prefix_token_id] else (ids[:1], ids[1:])
+            return (
+                ([self.prefix_token_id], ids)
+                if ids[:1] != [self.prefix_token_id]
+                else (ids[:1], ids[1:])
+            )
         end = len(context.rstrip())
         context, continuation = context[:end], context[end:] + continuation
         if self._encoder:
             return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
         before = self.tok_encode(context)
-        return before or [self.prefix_token_id], self.tok_encode(context + continuation)[len(before) :]
+        return before or [self.prefix_token_id], self.tok_encode(context + continuation)[
+            len(before) :
+        ]
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
         with bar(len(pairs), "log-likelihoods", disable_tqdm) as done:
             return likelihood.log_likelihoods(
-                self.model, self.params, pairs, batch_size=self.batch_size, on_batch=done, tokenizer=self.tokenizer
+                self.model,
+                self.params,
+                pairs,
+                batch_size=self.batch_size,
+                on_batch=done,
+                tokenizer=self.tokenizer,
             )
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
         """args (text,) -> its log-probability in nats, each token predicted once, the first after the start token."""
         texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
-        pieces = [(i, *pair) for i, ids in enumerate(texts) for pair in likelihood.windows(ids, self.prefix_token_id, self.max_length)]
+        pieces = [
+            (i, *pair)
+            for i, ids in enumerate(texts)
+            for pair in likelihood.windows(ids, self.prefix_token_id, self.max_length)
+        ]
         totals = [0.0] * len(texts)
-        for (i, *_), (value, _) in zip(pieces, self._loglikelihood_tokens(pieces, disable_tqdm), strict=True):
+        for (i, *_), (value, _) in zip(
+            pieces, self._loglikelihood_tokens(pieces, disable_tqdm), strict=True
+        ):
             totals[i] += value
         return totals
 
@@ -119,8 +157,13 @@ class Harness:
             for (budget, until, sampler), members in groups.items():
                 room = self.max_length if self._encoder else self.max_length - budget
                 if room < 1:
-                    raise ValueError(f"max_gen_toks={budget} leaves no context in the model's {self.max_length} tokens: lower it")
-                prompts = [self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id] for i in members]
+                    raise ValueError(
+                        f"max_gen_toks={budget} leaves no context in the model's {self.max_length} tokens: lower it"
+                    )
+                prompts = [
+                    self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id]
+                    for i in members
+                ]
                 found = generate_text(
                     self.model, self.params, self.tokenizer, prompts, budget, sampler, stop_strings=until,
                     stop_tokens=self._stop_tokens(), batch_size=self.batch_size, on_batch=done,
@@ -140,11 +183,21 @@ class Harness:
         sampled = given.pop("do_sample", None)
         temperature = float(given.pop("temperature", 0.0))
         given = {name: value for name, value in given.items() if value is not None}
-        options = {name: given.pop(name) for name in ("top_k", "top_p", "min_p", "repetition_penalty") if name in given}
+        options = {
+            name: given.pop(name)
+            for name in ("top_k", "top_p", "min_p", "repetition_penalty")
+            if name in given
+        }
         if given:
-            raise ValueError(f"generation_kwargs {', '.join(map(repr, given))} are not supported: take them out of the task")
+            raise ValueError(
+                f"generation_kwargs {', '.join(map(repr, given))} are not supported: take them out of the task"
+            )
         sample = temperature > 0 if sampled is None else sampled and temperature > 0
-        sampler = Sample(temperature, **options) if sample else Greedy(options.get("repetition_penalty", 1.0))
+        sampler = (
+            Sample(temperature, **options)
+            if sample
+            else Greedy(options.get("repetition_penalty", 1.0))
+        )
         return int(budgets[0]) if budgets else self.max_gen_toks, until, sampler
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -155,6 +208,13 @@ class Harness:
             raise ValueError("the tokenizer has no chat template: leave out apply_chat_template")
         return self.tokenizer.get_chat_template()
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """A conversation as the model's chat template spells it."""
-        return rendered(self.tokenizer, chat_history, prompt=add_generation_prompt, continue_final_message=not add_generation_prompt)
+        return rendered(
+            self.tokenizer,
+            chat_history,
+            prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )

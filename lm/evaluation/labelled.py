@@ -31,14 +31,18 @@ def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = A
 
     `loss`: an objective's. Rows are read in order; max_rows 0 = all.
     """
-    run = jax.jit(lambda params, batch: loss(model, params, batch), out_shardings=sharding.replicated(mesh))
+    run = jax.jit(
+        lambda params, batch: loss(model, params, batch), out_shardings=sharding.replicated(mesh)
+    )
 
     def evaluate(params, packed: Packed, max_rows: int = 0) -> dict[str, float]:
         rows = sharding.batch_sharding(mesh, (batch_size, packed.length), activations)
         total: dict[str, float] = defaultdict(float)
         weight = 0.0
         with sharding.activate(mesh, activations):
-            for _, batch in batches.in_order(packed, batch_size, rows, max_rows or None, config=model.config):
+            for _, batch in batches.in_order(
+                packed, batch_size, rows, max_rows or None, config=model.config
+            ):
                 found = jax.device_get(run(params, batch))
                 weight += float(found.weight)
                 for name, value in {"loss": found.sum, **found.metrics}.items():
@@ -52,18 +56,31 @@ def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = A
 def of_labels(args) -> tuple[dict, str]:
     """(numbers, what to print) of a model on the labelled files of `args.data`, for `args.task`. Raises ValueError or OSError."""
     if args.task not in TASKS:
-        raise ValueError(f"--task={args.task!r} is unknown{nearest(args.task, TASKS)}; one of {', '.join(TASKS)}")
+        raise ValueError(
+            f"--task={args.task!r} is unknown{nearest(args.task, TASKS)}; one of {', '.join(TASKS)}"
+        )
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
     if c.head != labelling.HEADS[args.task]:
-        raise ConfigError(f"--task={args.task} needs a model with head={labelling.HEADS[args.task]!r}, and this {c.family} has {c.head!r}")
+        raise ConfigError(
+            f"--task={args.task} needs a model with head={labelling.HEADS[args.task]!r}, and this {c.family} has {c.head!r}"
+        )
     if c.encoder_layers:
-        raise ConfigError(f"--task={args.task} is for models without an encoder beside a decoder, and this {c.family} model has one")
+        raise ConfigError(
+            f"--task={args.task} is for models without an encoder beside a decoder, and this {c.family} model has one"
+        )
     fields, shape, names = reading(args, c)
     records = labelled.read(args.data, fields, names=names)
     rows = list(label_rows.encode(records, tokenizer, args.task, shape, names))
-    score = {CLASSIFICATION: _values if fields.regression else _classes, TOKENS: _tags, QUESTIONS: _answers, CONTRASTIVE: _found}[args.task]
-    numbers, said, predictions = score(records, rows, outputs(model, params, rows, shape, args.batch_size, tokenizer), names)
+    score = {
+        CLASSIFICATION: _values if fields.regression else _classes,
+        TOKENS: _tags,
+        QUESTIONS: _answers,
+        CONTRASTIVE: _found,
+    }[args.task]
+    numbers, said, predictions = score(
+        records, rows, outputs(model, params, rows, shape, args.batch_size, tokenizer), names
+    )
     cut = sum(row.cut > 0 for row in rows)
     numbers = {
         "model": args.model,
@@ -77,7 +94,10 @@ def of_labels(args) -> tuple[dict, str]:
     if args.predictions:
         path = pathlib.Path(args.predictions)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions),
+            encoding="utf-8",
+        )
     return numbers, said + (f"\n{cut} texts were cut to {shape.length} tokens" if cut else "")
 
 
@@ -89,7 +109,9 @@ def label(args, bar) -> tuple[list[dict], int]:
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
     if c.head != labelling.HEADS[CLASSIFICATION] or c.encoder_layers:
-        raise ConfigError(f"{args.model} is a {c.family} model with head={c.head!r}: one with sequence_classification labels texts")
+        raise ConfigError(
+            f"{args.model} is a {c.family} model with head={c.head!r}: one with sequence_classification labels texts"
+        )
     fields, shape, names = reading(args, c)
     records, ids = zip(*labelled.unlabelled(args.data, fields.text, fields.pair), strict=True)
     rows = list(label_rows.encode(records, tokenizer, CLASSIFICATION, shape, names))
@@ -101,7 +123,14 @@ def label(args, bar) -> tuple[list[dict], int]:
         row |= {"text": record.text} | ({"pair": record.pair} if fields.pair else {})
         best = int(logits.argmax())
         chance = float(np.exp(logits[best] - np.logaddexp.reduce(logits)))
-        found.append(row | ({"label": names[best], "probability": chance} if names else {"value": float(logits[0])}))
+        found.append(
+            row
+            | (
+                {"label": names[best], "probability": chance}
+                if names
+                else {"value": float(logits[0])}
+            )
+        )
     return found, sum(row.cut > 0 for row in rows)
 
 
@@ -117,11 +146,19 @@ def reading(args, c) -> tuple[Fields, Shape, tuple[str, ...]]:
         (args.field, "field"), (args.pair_field, "pair_field"), (args.label_field, "label_field")
     ))  # fmt: skip
     negatives = trained.get("objective", {}).get(CONTRASTIVE, {}).get("negatives", 0)
-    fields = Fields(args.task, text or "text", pair, label, value, data.get("negatives_field", ""), negatives)
+    fields = Fields(
+        args.task, text or "text", pair, label, value, data.get("negatives_field", ""), negatives
+    )
     texts = 2 + negatives if args.task == CONTRASTIVE else 1  # that share a row in training
-    length = args.length or trained.get("length", 0) // texts or min(c.max_length, 384 if args.task == QUESTIONS else 512)
+    length = (
+        args.length
+        or trained.get("length", 0) // texts
+        or min(c.max_length, 384 if args.task == QUESTIONS else 512)
+    )
     if not 1 <= length <= c.max_length:
-        raise ValueError(f"--length={length}: expected 1 to {c.max_length}, the longest this model can read")
+        raise ValueError(
+            f"--length={length}: expected 1 to {c.max_length}, the longest this model can read"
+        )
     stride = args.stride or data.get("stride", 0) or (length // 3 if args.task == QUESTIONS else 0)
     pairs = bool(pair) or args.task == QUESTIONS
     shape = Shape(length, pairs and c.type_vocab_size > 1, bool(pair), stride, framed=not c.causal)
@@ -136,7 +173,13 @@ def _trained(path: str, task: str) -> dict:
 
 
 def outputs(
-    model, params: dict, rows: Sequence[Encoded], shape: Shape, batch_size: int = 8, tokenizer=None, on_batch=None
+    model,
+    params: dict,
+    rows: Sequence[Encoded],
+    shape: Shape,
+    batch_size: int = 8,
+    tokenizer=None,
+    on_batch=None,
 ) -> list[np.ndarray]:
     """The logits of every row: float32 [N] of a text's classes, or [n, N] of its n tokens; or its vector.
 
@@ -154,7 +197,9 @@ def outputs(
         batch = Batch.of(tokens, segments, types=types if shape.types else None)
         inputs.check(model.config, batch)
         logits = np.asarray(_logits(model, params, batch))
-        found += [x if x.ndim == 1 else x[: len(row.ids)] for x, row in zip(logits, members, strict=False)]
+        found += [
+            x if x.ndim == 1 else x[: len(row.ids)] for x, row in zip(logits, members, strict=False)
+        ]
         if on_batch is not None:
             on_batch(len(members))
     return found
@@ -171,7 +216,12 @@ def _classes(records, rows, given, names) -> tuple[dict, str, list[dict]]:
     wanted = [labelled.number(record.label, names) for record in records]
     found = labels.classified(chosen, wanted)
     predictions = [
-        {"text": record.text, "label": names[want], "predicted": names[got], "probability": float(np.exp(x - np.logaddexp.reduce(x))[got])}
+        {
+            "text": record.text,
+            "label": names[want],
+            "predicted": names[got],
+            "probability": float(np.exp(x - np.logaddexp.reduce(x))[got]),
+        }
         for record, want, got, x in zip(records, wanted, chosen, given, strict=True)
     ]
     return _numbers(found, names), _said(found, "texts"), predictions
@@ -181,9 +231,20 @@ def _values(records, rows, given, names) -> tuple[dict, str, list[dict]]:
     values, wanted = [float(x[0]) for x in given], [float(record.label) for record in records]
     pearson, spearman = labels.correlated(values, wanted)
     error = float(np.mean(np.square(np.subtract(values, wanted))))
-    numbers = {"mean_squared_error": error, "pearson": _finite(pearson), "spearman": _finite(spearman)}
+    numbers = {
+        "mean_squared_error": error,
+        "pearson": _finite(pearson),
+        "spearman": _finite(spearman),
+    }
     said = f"mean squared error {error:.4f}, Pearson {pearson:.3f}, Spearman {spearman:.3f} over {len(values):,} texts"
-    return numbers, said, [{"text": r.text, "label": w, "predicted": v} for r, w, v in zip(records, wanted, values, strict=True)]
+    return (
+        numbers,
+        said,
+        [
+            {"text": r.text, "label": w, "predicted": v}
+            for r, w, v in zip(records, wanted, values, strict=True)
+        ],
+    )
 
 
 def _tags(records, rows, given, names) -> tuple[dict, str, list[dict]]:
@@ -226,7 +287,9 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 def entity_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> dict[str, float]:
     """precision, recall and f1 of whole entities over all texts (Tjong Kim Sang and De Meulder 2003, section 2.4)."""
     pairs = [(entities(a), entities(b)) for a, b in zip(wanted, given, strict=True)]
-    right, there, said = (sum(len(x) for x in part) for part in zip(*((a & b, a, b) for a, b in pairs), strict=True))
+    right, there, said = (
+        sum(len(x) for x in part) for part in zip(*((a & b, a, b) for a, b in pairs), strict=True)
+    )
     return {
         "precision": right / said if said else 0.0, "recall": right / there if there else 0.0,
         "f1": 2 * right / (there + said) if there + said else 0.0,
@@ -240,8 +303,12 @@ def _answers(records, rows, given, names) -> tuple[dict, str, list[dict]]:
         inside[row.offset : row.offset + len(row.spans)] = 1
         first, last = labels.best_span(logits[:, 0], logits[:, 1], inside)
         score = float(logits[first, 0] + logits[last, 1])
-        text = records[row.document].context[row.spans[first - row.offset][0] : row.spans[last - row.offset][1]]
-        best[row.document] = max(best.get(row.document, (-np.inf, "")), (score, text), key=lambda pair: pair[0])
+        text = records[row.document].context[
+            row.spans[first - row.offset][0] : row.spans[last - row.offset][1]
+        ]
+        best[row.document] = max(
+            best.get(row.document, (-np.inf, "")), (score, text), key=lambda pair: pair[0]
+        )
     texts = [best[i][1] for i in range(len(records))]
     references = [[text for _, text in record.answers] for record in records]
     found = labels.answered(texts, references)
@@ -251,7 +318,9 @@ def _answers(records, rows, given, names) -> tuple[dict, str, list[dict]]:
     said = f"exact match {found['exact_match']:.2f} [{100 * low:.1f}, {100 * high:.1f}], F1 {found['f1']:.2f} over {len(texts):,} questions"
     if not all(text.isascii() for each in references for text in each):
         said += f"\nby the words of any script: exact match {found['unicode_exact_match']:.2f}, F1 {found['unicode_f1']:.2f}"
-    each = scores.score(texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1})
+    each = scores.score(
+        texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1}
+    )
     return numbers, said, [
         {"id": r.id, "question": r.question, "predicted": texts[i], "answers": references[i]}
         | {name: float(values[i]) for name, values in each.items()}
@@ -275,7 +344,9 @@ def _found(records, rows, given, names) -> tuple[dict, str, list[dict]]:
         own = float(scores_[others.index(positive)])
         above = [i for i in np.flatnonzero(scores_ > own) if others[i] not in right[text]]
         best = max(above, key=lambda i: scores_[i], default=others.index(positive))
-        predictions.append({"text": text, "positive": positive, "rank": 1 + len(above), "first": others[best]})
+        predictions.append(
+            {"text": text, "positive": positive, "rank": 1 + len(above), "first": others[best]}
+        )
     ranks = np.array([row["rank"] for row in predictions])
     low, high = wilson(int((ranks == 1).sum()), len(ranks))
     numbers = {

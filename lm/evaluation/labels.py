@@ -39,12 +39,16 @@ def classified(given, wanted, *, without: Sequence[int] = ()) -> Classified:
         right, guessed, there = right + counts[0], guessed + counts[1], there + counts[2]
     micro = float(2 * right / (guessed + there)) if guessed + there else 0.0
     macro = float(np.mean(list(found.values()))) if found else 0.0
-    return Classified(len(hits), float(hits.mean()), wilson(int(hits.sum()), len(hits)), macro, micro, found)
+    return Classified(
+        len(hits), float(hits.mean()), wilson(int(hits.sum()), len(hits)), macro, micro, found
+    )
 
 
 def correlated(given, wanted) -> tuple[float, float]:
     """(Pearson's, Spearman's) correlation of values, float [N] given and wanted; nan for a constant. Raises ValueError as above."""
-    given, wanted = _equal(np.asarray(given, np.float64).ravel(), np.asarray(wanted, np.float64).ravel())
+    given, wanted = _equal(
+        np.asarray(given, np.float64).ravel(), np.asarray(wanted, np.float64).ravel()
+    )
     return _pearson(given, wanted), _pearson(_ranks(given), _ranks(wanted))
 
 
@@ -69,7 +73,11 @@ def best_span(start_T, end_T, segments_T, longest: int = 30) -> tuple[int, int]:
     if not inside.any():
         raise ValueError("there is no token that an answer could be in")
     length = len(inside)
-    allowed = inside[:, None] & inside[None] & np.triu(np.tril(np.ones((length, length), bool), longest - 1))
+    allowed = (
+        inside[:, None]
+        & inside[None]
+        & np.triu(np.tril(np.ones((length, length), bool), longest - 1))
+    )
     total = np.where(allowed, np.asarray(start_T)[:, None] + np.asarray(end_T)[None], -np.inf)
     first, last = divmod(int(total.argmax()), length)
     return first, last
@@ -81,11 +89,15 @@ def answered(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[
     And unicode_exact_match and unicode_f1, which see the punctuation and the words of every script.
     """
     by_name = {name: scores.METRICS[name] for name in ("unicode_exact_match", "unicode_f1")}
-    found = scores.score(texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1, **by_name})
+    found = scores.score(
+        texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1, **by_name}
+    )
     return {name: 100 * float(values.mean()) for name, values in found.items()}
 
 
 def _equal(given: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(given) != len(wanted) or not len(given):
-        raise ValueError(f"{len(given)} labels given for {len(wanted)} wanted; they must be equal, and more than none")
+        raise ValueError(
+            f"{len(given)} labels given for {len(wanted)} wanted; they must be equal, and more than none"
+        )
     return given, wanted

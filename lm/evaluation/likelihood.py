@@ -31,7 +31,12 @@ def log_likelihoods(
     `on_batch(number)` is called as they finish. Raises ValueError for a pair that cannot be scored, ConfigError for a model without a
     language-model head that reads from left to right, and for ids without an embedding, which `tokenizer` names.
     """
-    inputs.check_ids(model.config, ([*context, *continuation] for context, continuation in pairs), tokenizer, "pair")
+    inputs.check_ids(
+        model.config,
+        ([*context, *continuation] for context, continuation in pairs),
+        tokenizer,
+        "pair",
+    )
     rows = [_row(model.config, i, *pair) for i, pair in enumerate(pairs)]
     order = sorted(range(len(rows)), key=lambda i: -max(map(len, rows[i])))
     found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
@@ -43,7 +48,10 @@ def log_likelihoods(
         for at, i in enumerate(members):
             length, scored = len(rows[i][0]), len(pairs[i][1])
             inside = slice(length - scored, length)
-            found[i] = -float(losses[at, inside].sum(dtype=np.float64)), bool(hits[at, inside].all())
+            found[i] = (
+                -float(losses[at, inside].sum(dtype=np.float64)),
+                bool(hits[at, inside].all()),
+            )
         if on_batch is not None:
             on_batch(len(members))
     return found
@@ -61,7 +69,9 @@ def windows(tokens: Sequence[int], prefix: int, length: int) -> Iterator[Pair]:
         yield [prefix if begin == 0 else tokens[begin - 1], *tokens[begin:start]], tokens[start:end]
 
 
-def _row(c, number: int, context: Sequence[int], continuation: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+def _row(
+    c, number: int, context: Sequence[int], continuation: Sequence[int]
+) -> tuple[list[int], list[int], list[int]]:
     """What the model reads, what it should predict at each place, and what its encoder reads, if it has one."""
     if c.head not in ("causal_lm", "seq2seq_lm"):
         raise ConfigError(
@@ -70,7 +80,9 @@ def _row(c, number: int, context: Sequence[int], continuation: Sequence[int]) ->
         )
     context, continuation = list(context), list(continuation)
     if not context or not continuation:
-        raise ValueError(f"pair {number}: the {'continuation' if context else 'context'} has no tokens; expected at least one")
+        raise ValueError(
+            f"pair {number}: the {'continuation' if context else 'context'} has no tokens; expected at least one"
+        )
     if len(continuation) > c.max_length:
         raise ValueError(
             f"pair {number}: a continuation of {len(continuation)} tokens is longer than the {c.max_length} this model reads: "
@@ -78,8 +90,14 @@ def _row(c, number: int, context: Sequence[int], continuation: Sequence[int]) ->
         )
     if c.encoder_layers:
         if c.decoder_start_token_id is None:
-            raise ConfigError(f"this {c.family} model names no decoder_start_token_id, after which its decoder would begin")
-        return [c.decoder_start_token_id, *continuation[:-1]], continuation, context[-c.max_length :]
+            raise ConfigError(
+                f"this {c.family} model names no decoder_start_token_id, after which its decoder would begin"
+            )
+        return (
+            [c.decoder_start_token_id, *continuation[:-1]],
+            continuation,
+            context[-c.max_length :],
+        )
     both = (context + continuation)[-(c.max_length + 1) :]
     return both[:-1], both[1:], []
 
@@ -96,7 +114,11 @@ def _batch(rows: Sequence[tuple[list[int], list[int], list[int]]], size: int) ->
 
     read, wanted, encoded = zip(*rows, strict=True)
     tokens, segments = padded(read)
-    given = dict(zip(("encoder_tokens", "encoder_segments"), padded(encoded), strict=True)) if any(encoded) else {}
+    given = (
+        dict(zip(("encoder_tokens", "encoder_segments"), padded(encoded), strict=True))
+        if any(encoded)
+        else {}
+    )
     return Batch.of(tokens, segments, targets=padded(wanted)[0], **given)
 
 

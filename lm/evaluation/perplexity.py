@@ -34,7 +34,9 @@ class Perplexity:
     unit: str
 
 
-def make_evaluator(model, mesh: Mesh, batch_size: int, *, activations: Rules = ACTIVATIONS, transform=None):
+def make_evaluator(
+    model, mesh: Mesh, batch_size: int, *, activations: Rules = ACTIVATIONS, transform=None
+):
     """A function (params, packed, max_rows=0) -> Perplexity that compiles once a row length. Rows are read in order; max_rows 0 = all.
 
     `transform`: of an objective (lm/objectives/objective.py); what it makes of a row depends on the row's number alone.
@@ -52,13 +54,21 @@ def make_evaluator(model, mesh: Mesh, batch_size: int, *, activations: Rules = A
         segments = np.zeros((len(packed), lengths[0]), np.int32)
         seen = np.zeros(len(packed), bool)
         with sharding.activate(mesh, activations):
-            for numbers, batch in batches.in_order(packed, batch_size, rows, max_rows or None, transform, lengths, model.config):
+            for numbers, batch in batches.in_order(
+                packed, batch_size, rows, max_rows or None, transform, lengths, model.config
+            ):
                 real = numbers >= 0
-                for array, found in zip((losses, weights, segments), run(params, batch), strict=True):
+                for array, found in zip(
+                    (losses, weights, segments), run(params, batch), strict=True
+                ):
                     array[numbers[real]] = np.asarray(found)[real]
                 seen[numbers[real]] = True
         whole = transform is None and "weights" not in packed.extra
-        return summarise(packed, losses, seen) if whole else summarise(packed, losses, seen, weights, segments)
+        return (
+            summarise(packed, losses, seen)
+            if whole
+            else summarise(packed, losses, seen, weights, segments)
+        )
 
     return evaluate
 
@@ -82,7 +92,9 @@ def summarise(
     segments = np.asarray(packed.segments).astype(np.int64)
     width = int(segments.max()) + 1
     key = np.arange(len(packed))[:, None] * width + segments
-    total = np.bincount(key.ravel(), losses.astype(np.float64).ravel(), minlength=len(packed) * width)
+    total = np.bincount(
+        key.ravel(), losses.astype(np.float64).ravel(), minlength=len(packed) * width
+    )
     count = np.bincount(key.ravel(), minlength=len(packed) * width)
     piece = np.asarray(packed.piece_row).astype(np.int64) * width + packed.piece_segment
     nats, tokens, document = total[piece], count[piece], np.asarray(packed.piece_document)
@@ -93,24 +105,34 @@ def summarise(
     unit = "document" if len(np.unique(document)) > 1 else "window"
     group = document if unit == "document" else np.arange(len(document))
     size = group.max() + 1
-    nats_u, bytes_u, tokens_u = (np.bincount(group, x, minlength=size) for x in (nats, bytes_, tokens))
+    nats_u, bytes_u, tokens_u = (
+        np.bincount(group, x, minlength=size) for x in (nats, bytes_, tokens)
+    )
     nats_u, bytes_u = nats_u[tokens_u > 0], bytes_u[tokens_u > 0]
 
     loss, rate = nats.sum() / tokens.sum(), nats.sum() / bytes_.sum()
     # The standard error of a ratio of sums (Cochran 1977, Sampling Techniques, section 6.4).
     n = len(nats_u)
-    spread = math.sqrt(n / (n - 1) * np.square(nats_u - rate * bytes_u).sum()) / bytes_.sum() if n > 1 else math.nan
+    spread = (
+        math.sqrt(n / (n - 1) * np.square(nats_u - rate * bytes_u).sum()) / bytes_.sum()
+        if n > 1
+        else math.nan
+    )
     return Perplexity(
         loss=float(loss), perplexity=float(np.exp(min(loss, 700.0))), bits_per_byte=float(rate / math.log(2)),
         bits_per_byte_stderr=float(spread / math.log(2)), tokens=int(tokens.sum()), bytes=round(bytes_.sum()), units=n, unit=unit,
     )  # fmt: skip
 
 
-def _of_objective(losses: np.ndarray, weights: np.ndarray, segments: np.ndarray, seen: np.ndarray) -> Perplexity:
+def _of_objective(
+    losses: np.ndarray, weights: np.ndarray, segments: np.ndarray, seen: np.ndarray
+) -> Perplexity:
     asked = weights[seen].sum(dtype=np.float64)
     loss = float(losses[seen].sum(dtype=np.float64) / asked) if asked else math.nan
     units = sum(len(np.unique(row[row > 0])) for row in segments[seen])
-    return Perplexity(loss, float(np.exp(min(loss, 700.0))), math.nan, math.nan, round(asked), 0, units, "window")
+    return Perplexity(
+        loss, float(np.exp(min(loss, 700.0))), math.nan, math.nan, round(asked), 0, units, "window"
+    )
 
 
 def row_length(path: str, max_length: int) -> int:
@@ -121,4 +143,6 @@ def row_length(path: str, max_length: int) -> int:
 def check_length(length: int, max_length: int, longest: int | None = None) -> None:
     """Raises DataError when rows, or the `longest` document that an objective makes of one, are longer than the model can read."""
     if not 1 <= (length if longest is None else longest) <= max_length:
-        raise DataError(f"rows of {length} tokens: expected 1 to {max_length}, the longest this model can read")
+        raise DataError(
+            f"rows of {length} tokens: expected 1 to {max_length}, the longest this model can read"
+        )

@@ -31,7 +31,10 @@ def evaluate(
     special = pieces.special(tokenizer, model.config.vocab_size)
     inputs.check(model.config, {"tokens": packed.targets, "segments": packed.segments}, tokenizer)
     place = sharding.batch_sharding(mesh, (batch_size, packed.length))
-    run: Any = jax.jit(lambda params, batch: token_losses(model, params, batch), out_shardings=sharding.replicated(mesh))
+    run: Any = jax.jit(
+        lambda params, batch: token_losses(model, params, batch),
+        out_shardings=sharding.replicated(mesh),
+    )
     losses, weights = np.zeros((2, len(packed), packed.length), np.float32)
     segments, seen = np.zeros((len(packed), packed.length), np.int32), np.zeros(len(packed), bool)
     queue: list[tuple[int, np.ndarray]] = []  # rows, each with the places to mask together

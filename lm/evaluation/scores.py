@@ -50,7 +50,11 @@ def f1(answer: str, reference: str) -> float:
 def _overlap(ours: list[str], theirs: list[str]) -> float:
     if not ours or not theirs:
         return float(ours == theirs)
-    return 2 * (collections.Counter(ours) & collections.Counter(theirs)).total() / (len(ours) + len(theirs))
+    return (
+        2
+        * (collections.Counter(ours) & collections.Counter(theirs)).total()
+        / (len(ours) + len(theirs))
+    )
 
 
 def rouge_l(answer: str, reference: str) -> float:
@@ -68,7 +72,9 @@ def _scorer(tokenize: Tokenize | None = None):
     try:
         from rouge_score import rouge_scorer, tokenizers
     except ImportError as error:
-        raise ValueError("ROUGE needs the rouge-score package: pip install rouge-score, or leave rouge_l and rouge_1 out") from error
+        raise ValueError(
+            "ROUGE needs the rouge-score package: pip install rouge-score, or leave rouge_l and rouge_1 out"
+        ) from error
     if tokenize is None:
         return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
@@ -85,7 +91,10 @@ def rouge_of(tokenize: Tokenize) -> dict[str, Callable[[str, str], float]]:
     def scored(name: str, answer: str, reference: str) -> float:
         return _scorer(tokenize).score(reference, answer)[name].fmeasure
 
-    return {"rouge_l": functools.partial(scored, "rougeL"), "rouge_1": functools.partial(scored, "rouge1")}
+    return {
+        "rouge_l": functools.partial(scored, "rougeL"),
+        "rouge_1": functools.partial(scored, "rouge1"),
+    }
 
 
 def unicode_exact_match(answer: str, reference: str) -> float:
@@ -104,7 +113,9 @@ METRICS: Mapping[str, Callable[[str, str], float]] = {
 }  # fmt: skip
 
 
-def chosen(names: str | Sequence[str], tokenize: Tokenize | None = None) -> dict[str, Callable[[str, str], float]]:
+def chosen(
+    names: str | Sequence[str], tokenize: Tokenize | None = None
+) -> dict[str, Callable[[str, str], float]]:
     """The metrics of these names, in this order; `tokenize` makes the words of ROUGE's. Raises ValueError for another name."""
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     known = {**METRICS, **(rouge_of(tokenize) if tokenize else {})}
@@ -122,13 +133,19 @@ def best(metric: Callable[[str, str], float], answer: str, references: Sequence[
 
 
 def score(
-    answers: Sequence[str], references: Sequence[Sequence[str]], metrics: Mapping[str, Callable[[str, str], float]]
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Mapping[str, Callable[[str, str], float]],
 ) -> dict[str, np.ndarray]:
     """Metric name -> the score of every answer, float [N] in [0, 1]. Raises ValueError when an answer has no references."""
     if len(answers) != len(references):
-        raise ValueError(f"{len(answers)} answers for {len(references)} sets of references; they must be equal")
+        raise ValueError(
+            f"{len(answers)} answers for {len(references)} sets of references; they must be equal"
+        )
     pairs = list(zip(answers, references, strict=True))
-    return {name: np.array([best(metric, *pair) for pair in pairs]) for name, metric in metrics.items()}
+    return {
+        name: np.array([best(metric, *pair) for pair in pairs]) for name, metric in metrics.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +158,12 @@ class Scored:
     intervals: dict[str, tuple[float, float]]
 
 
-def table(scores: Mapping[str, np.ndarray], groups: Sequence[str] | None = None, *, clusters: Sequence[str] | None = None) -> list[Scored]:
+def table(
+    scores: Mapping[str, np.ndarray],
+    groups: Sequence[str] | None = None,
+    *,
+    clusters: Sequence[str] | None = None,
+) -> list[Scored]:
     """One line for all answers, then one for each group (a task or a category) in order of its name.
 
     The mean of all is over answers, as Super-NaturalInstructions has it, so that a task counts by its size. `clusters`: what the answers
@@ -149,11 +171,16 @@ def table(scores: Mapping[str, np.ndarray], groups: Sequence[str] | None = None,
     """
     lines = [_line("all", scores, np.arange(len(next(iter(scores.values())))), clusters)]
     if groups is not None:
-        lines += [_line(name, scores, np.flatnonzero(np.asarray(groups) == name), clusters) for name in sorted(set(groups))]
+        lines += [
+            _line(name, scores, np.flatnonzero(np.asarray(groups) == name), clusters)
+            for name in sorted(set(groups))
+        ]
     return lines
 
 
-def _line(name: str, scores: Mapping[str, np.ndarray], rows: np.ndarray, clusters: Sequence[str] | None) -> Scored:
+def _line(
+    name: str, scores: Mapping[str, np.ndarray], rows: np.ndarray, clusters: Sequence[str] | None
+) -> Scored:
     within = None if clusters is None else [clusters[row] for row in rows]
     within = None if within is None or len(set(within)) < 2 else within
     means = {metric: 100 * float(values[rows].mean()) for metric, values in scores.items()}
@@ -162,7 +189,12 @@ def _line(name: str, scores: Mapping[str, np.ndarray], rows: np.ndarray, cluster
 
 
 def bootstrap(
-    values: np.ndarray, clusters: Sequence[str] | None = None, *, share: float = 0.95, resamples: int = 1000, seed: int = 0
+    values: np.ndarray,
+    clusters: Sequence[str] | None = None,
+    *,
+    share: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The percentile interval of a mean (Efron and Tibshirani 1993, chapter 13), deterministic in `seed`.
 
@@ -170,7 +202,11 @@ def bootstrap(
     (Field and Welsh 2007). One value, or none, has no interval: (nan, nan).
     """
     values = np.asarray(values, np.float64)
-    numbers = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    numbers = (
+        np.arange(len(values))
+        if clusters is None
+        else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    )
     sums, counts = np.bincount(numbers, values), np.bincount(numbers)
     n = len(sums)
     if n < 2:
@@ -191,7 +227,9 @@ def copy_input(inputs: Sequence[str]) -> list[str]:
 def copy_demonstration(demonstrations: Sequence[Sequence[str]], seed: int = 0) -> list[str]:
     """The baseline that answers with that of one of the task's demonstrations, drawn at random; '' where there is none."""
     rng = np.random.default_rng(seed)
-    return [answers[int(rng.integers(len(answers)))] if answers else "" for answers in demonstrations]
+    return [
+        answers[int(rng.integers(len(answers)))] if answers else "" for answers in demonstrations
+    ]
 
 
 def formatted(lines: Sequence[Scored]) -> str:
@@ -199,13 +237,29 @@ def formatted(lines: Sequence[Scored]) -> str:
     metrics = list(lines[0].scores)
     rows = [["", "answers", *metrics]]
     rows += [
-        [line.name, f"{line.answers:,}", *(_cell(line.scores[m], line.intervals[m]) if m in line.scores else "" for m in metrics)]
+        [
+            line.name,
+            f"{line.answers:,}",
+            *(
+                _cell(line.scores[m], line.intervals[m]) if m in line.scores else ""
+                for m in metrics
+            ),
+        ]
         for line in lines
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    return "\n".join(
+        [text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]]
+    )
 
 
 def _cell(mean: float, interval: tuple[float, float]) -> str:
-    return f"{mean:.1f}" if np.isnan(interval[0]) else f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+    return (
+        f"{mean:.1f}"
+        if np.isnan(interval[0])
+        else f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+    )

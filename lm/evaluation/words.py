@@ -9,9 +9,22 @@ from tokenizers import Regex, pre_tokenizers
 Tokenize = Callable[[str], list[str]]
 
 ROUGE, UNICODE = "rouge", "unicode"  # ROUGE's own, which keeps a-z and 0-9 alone; `unicode_words`
-UNSPACED = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")  # scripts without spaces between words
+UNSPACED = (
+    "Han",
+    "Hiragana",
+    "Katakana",
+    "Thai",
+    "Lao",
+    "Khmer",
+    "Myanmar",
+    "Tibetan",
+)  # scripts without spaces between words
 _CHARACTERS = "".join(rf"\p{{{script}}}" for script in UNSPACED)
-_WORDS = pre_tokenizers.Split(Regex(rf"[{_CHARACTERS}]\p{{M}}*|(?:(?![{_CHARACTERS}])[\p{{L}}\p{{M}}\p{{N}}])+"), "removed", invert=True)
+_WORDS = pre_tokenizers.Split(
+    Regex(rf"[{_CHARACTERS}]\p{{M}}*|(?:(?![{_CHARACTERS}])[\p{{L}}\p{{M}}\p{{N}}])+"),
+    "removed",
+    invert=True,
+)
 
 
 def unicode_words(text: str) -> list[str]:
@@ -20,7 +33,9 @@ def unicode_words(text: str) -> list[str]:
     "Кот сидит." -> ["кот", "сидит"], "狗在跑。" -> ["狗", "在", "跑"], "１２ km²" -> ["12", "km2"].
     """
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    visible = "".join(c for c in plain if unicodedata.category(c) != "Cf")  # joiners, soft hyphens, marks of direction
+    visible = "".join(
+        c for c in plain if unicodedata.category(c) != "Cf"
+    )  # joiners, soft hyphens, marks of direction
     return [word for word, _ in _WORDS.pre_tokenize_str(visible)] if visible else []
 
 
@@ -42,7 +57,13 @@ def tokenize_of(name: str) -> Tokenize | None:
     """
     from lm.tokenizer import load_tokenizer
 
-    return None if name == ROUGE else unicode_words if name == UNICODE else byte_pairs(load_tokenizer(name))
+    return (
+        None
+        if name == ROUGE
+        else unicode_words
+        if name == UNICODE
+        else byte_pairs(load_tokenizer(name))
+    )
 
 
 def dropped(text: str) -> bool:

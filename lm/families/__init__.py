@@ -32,7 +32,19 @@ from lm.models.config import LM_HEADS, ConfigError, ModelConfig, nearest
 
 ARCHITECTURES = {  # the rows of README's table
     "The original Transformer": (marian,),
-    "GPT and its extensions": (openai_gpt, gpt2, gpt_neo, gpt_neox, opt, llama, phi3, gemma, olmo2, stablelm, starcoder2),
+    "GPT and its extensions": (
+        openai_gpt,
+        gpt2,
+        gpt_neo,
+        gpt_neox,
+        opt,
+        llama,
+        phi3,
+        gemma,
+        olmo2,
+        stablelm,
+        starcoder2,
+    ),
     "BERT and its extensions": (bert, roberta, distilbert, electra, albert, modernbert),
     "BART": (bart,),
     "T5": (t5,),
@@ -41,16 +53,32 @@ ARCHITECTURES = {  # the rows of README's table
 HEAD_FIELDS = (
     "n_labels", "label_names", "head_bias", "head_dense", "head_dense_bias", "head_norm", "pooling", "pooler", "normalize_embedding",
 )  # fmt: skip
-FAMILIES: dict[str, Family] = {f.model_type: f for modules in ARCHITECTURES.values() for module in modules for f in module.FAMILIES}
+FAMILIES: dict[str, Family] = {
+    f.model_type: f
+    for modules in ARCHITECTURES.values()
+    for module in modules
+    for f in module.FAMILIES
+}
 
-__all__ = ["FAMILIES", "Family", "config_from_hf", "config_to_hf", "get", "markdown", "other_head", "preset"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "config_from_hf",
+    "config_to_hf",
+    "get",
+    "markdown",
+    "other_head",
+    "preset",
+]
 
 
 def get(model_type: str | None) -> Family:
     """The family of a `model_type`; ConfigError with the nearest name and all that are supported otherwise."""
     if model_type not in FAMILIES:
         hint = nearest(str(model_type), FAMILIES)
-        raise ConfigError(f"model_type {model_type!r} is not supported{hint}; supported: {', '.join(sorted(FAMILIES))}")
+        raise ConfigError(
+            f"model_type {model_type!r} is not supported{hint}; supported: {', '.join(sorted(FAMILIES))}"
+        )
     return FAMILIES[model_type]
 
 
@@ -58,8 +86,14 @@ def config_from_hf(hf: dict) -> ModelConfig:
     """config.json as a dict -> ModelConfig; ConfigError naming the first thing in it that is not supported."""
     family = get(hf.get("model_type"))
     if hf.get("quantization_config"):
-        method = hf["quantization_config"].get("quant_method", "unknown") if isinstance(hf["quantization_config"], dict) else "unknown"
-        raise ConfigError(f"quantization_config (quant_method={method!r}) is not supported; use the unquantised checkpoint or a GGUF file")
+        method = (
+            hf["quantization_config"].get("quant_method", "unknown")
+            if isinstance(hf["quantization_config"], dict)
+            else "unknown"
+        )
+        raise ConfigError(
+            f"quantization_config (quant_method={method!r}) is not supported; use the unquantised checkpoint or a GGUF file"
+        )
     found = next((x for x in map(family.labelled, hf.get("architectures") or []) if x), None)
     try:
         if found is None:
@@ -68,7 +102,9 @@ def config_from_hf(hf: dict) -> ModelConfig:
         base = family.config_from_hf(hf | dict(architectures=[found.base or family.bare()]))
         return base.replace(head=found.head, **labels(hf, found.head), **found.fields(base))
     except (TypeError, AttributeError, ZeroDivisionError) as error:
-        raise ConfigError(f"config.json of this {family.model_type!r} model holds a value of the wrong kind: {error}") from error
+        raise ConfigError(
+            f"config.json of this {family.model_type!r} model holds a value of the wrong kind: {error}"
+        ) from error
 
 
 def config_to_hf(c: ModelConfig) -> dict:
@@ -77,9 +113,13 @@ def config_to_hf(c: ModelConfig) -> dict:
     classes = family.classes(c.head)
     if not classes:
         known = dict.fromkeys([*family.architectures.values(), *(x.head for x in family.labels)])
-        raise ConfigError(f"a {c.family} model with head={c.head!r} has no Hugging Face class; heads that have one: {', '.join(known)}")
+        raise ConfigError(
+            f"a {c.family} model with head={c.head!r} has no Hugging Face class; heads that have one: {', '.join(known)}"
+        )
     hf = {"model_type": family.model_type, "architectures": classes[:1], **family.config_to_hf(c)}
-    return hf | dict(architectures=classes[:1], **labels_to_hf(c)) if family.labelled(c.head) else hf
+    return (
+        hf | dict(architectures=classes[:1], **labels_to_hf(c)) if family.labelled(c.head) else hf
+    )
 
 
 def other_head(c: ModelConfig, head: str, **fields) -> ModelConfig:
@@ -91,11 +131,17 @@ def other_head(c: ModelConfig, head: str, **fields) -> ModelConfig:
     known = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name in HEAD_FIELDS}
     classes = family.classes("sequence_classification" if head == "value" else head)
     if classes:
-        hf = {"model_type": family.model_type, **family.config_to_hf(c), "architectures": classes[:1]}
+        hf = {
+            "model_type": family.model_type,
+            **family.config_to_hf(c),
+            "architectures": classes[:1],
+        }
         known |= {name: getattr(config_from_hf(hf), name) for name in HEAD_FIELDS}
     known |= dict(n_labels=0, label_names=())
     if head in ("sequence_classification", "token_classification"):
-        known |= dict(n_labels=c.n_labels, label_names=() if "n_labels" in fields else c.label_names)
+        known |= dict(
+            n_labels=c.n_labels, label_names=() if "n_labels" in fields else c.label_names
+        )
     if head in ("none", "embedding"):
         known["pooler"] = c.pooler
     if head == "embedding":
@@ -109,25 +155,44 @@ def preset(family: str, size: str, **changes) -> ModelConfig:
     """A named configuration, e.g. preset("gpt2", "124m", max_length=512)."""
     presets = get(family).presets
     if size not in presets:
-        raise ConfigError(f"{family} has no preset {size!r}{nearest(size, presets)}; one of {', '.join(presets)}")
+        raise ConfigError(
+            f"{family} has no preset {size!r}{nearest(size, presets)}; one of {', '.join(presets)}"
+        )
     return presets[size].replace(**changes)
 
 
 def markdown() -> str:
     """The table of families in docs/architectures.md."""
-    lines = ["| `model_type` | classes read and written | labels | presets | GGUF |", "|---|---|---|---|---|"]
+    lines = [
+        "| `model_type` | classes read and written | labels | presets | GGUF |",
+        "|---|---|---|---|---|",
+    ]
     for name, f in FAMILIES.items():
-        classes, presets = (", ".join(f"`{x}`" for x in names) for names in (f.architectures, f.presets))
+        classes, presets = (
+            ", ".join(f"`{x}`" for x in names) for names in (f.architectures, f.presets)
+        )
         given = ", ".join(x.head.split("_")[0] for x in f.labels)
-        lines.append(f"| `{name}` | {classes} | {given} | {presets} | {'read' if f.gguf_table else ''} |")
+        lines.append(
+            f"| `{name}` | {classes} | {given} | {presets} | {'read' if f.gguf_table else ''} |"
+        )
     return "\n".join(lines)
 
 
 def readme() -> str:
     """The table of architectures in README.md."""
-    lines = ["| architecture | families (`model_type`) | heads with weights in and out |", "|---|---|---|"]
+    lines = [
+        "| architecture | families (`model_type`) | heads with weights in and out |",
+        "|---|---|---|",
+    ]
     for name, modules in ARCHITECTURES.items():
         members = [f for module in modules for f in module.FAMILIES]
-        heads = dict.fromkeys(head for f in members for head in (*f.architectures.values(), *(x.head for x in f.labels)) if head != "none")
-        lines.append(f"| {name} | {', '.join(f'`{f.model_type}`' for f in members)} | {', '.join(heads).replace('_', ' ')} |")
+        heads = dict.fromkeys(
+            head
+            for f in members
+            for head in (*f.architectures.values(), *(x.head for x in f.labels))
+            if head != "none"
+        )
+        lines.append(
+            f"| {name} | {', '.join(f'`{f.model_type}`' for f in members)} | {', '.join(heads).replace('_', ' ')} |"
+        )
     return "\n".join(lines)

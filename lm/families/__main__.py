@@ -17,7 +17,10 @@ def main(argv: list[str]) -> None:
             continue
         text = Path(page).read_text(encoding="utf-8")
         between = re.compile(r"(<!-- families -->\n).*?(\n<!-- /families -->)", re.DOTALL)
-        Path(page).write_text(between.sub(lambda marks, table=table: marks[1] + table() + marks[2], text), encoding="utf-8")
+        Path(page).write_text(
+            between.sub(lambda marks, table=table: marks[1] + table() + marks[2], text),
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

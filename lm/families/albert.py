@@ -33,10 +33,28 @@ WEIGHTS = table(
 )
 
 
-def albert(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, max_length: int = 512, **changes) -> ModelConfig:
+def albert(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    vocab_size: int,
+    max_length: int = 512,
+    **changes,
+) -> ModelConfig:
     """An ALBERT of any size; `changes` are further fields of ModelConfig."""
-    shape = dict(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=d_ff, vocab_size=vocab_size, max_length=max_length)
-    own: dict[str, Any] = dict(family="albert", shared_layers=True, embedding_width=128, activation="gelu_tanh")
+    shape = dict(
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_ff=d_ff,
+        vocab_size=vocab_size,
+        max_length=max_length,
+    )
+    own: dict[str, Any] = dict(
+        family="albert", shared_layers=True, embedding_width=128, activation="gelu_tanh"
+    )
     return bert.bert(**shape, **own | changes)
 
 
@@ -49,7 +67,9 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
 def config_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
-    return bert.config_to_hf(c) | dict(embedding_size=c.embedding_width, num_hidden_groups=1, inner_group_num=1)
+    return bert.config_to_hf(c) | dict(
+        embedding_size=c.embedding_width, num_hidden_groups=1, inner_group_num=1
+    )
 
 
 FAMILIES = (

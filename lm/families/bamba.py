@@ -1,7 +1,15 @@
 """Bamba (IBM, Princeton, CMU & UIUC 2024): Mamba-2 layers with attention layers among them, each followed by a gated mlp."""
 
 from lm.families import mamba
-from lm.families.family import Family, activation, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.rotary import rope, rope_to_hf
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ConfigError, ModelConfig
@@ -29,19 +37,27 @@ ARCHITECTURES = mamba.architectures("Bamba")
 def pattern(attention: list[int] | None, n_layers: int) -> tuple[str, ...]:
     """Our kinds of layers, as few as repeat, from the numbers of those with attention; () without any."""
     kinds = tuple("global" if i in (attention or ()) else "ssm" for i in range(n_layers))
-    period = next(n for n in range(1, n_layers + 1) if all(kinds[i] == kinds[i % n] for i in range(n_layers)))
+    period = next(
+        n for n in range(1, n_layers + 1) if all(kinds[i] == kinds[i % n] for i in range(n_layers))
+    )
     return kinds[:period] if "global" in kinds else ()
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
-    layers, d_model, n_heads = (value(hf, name) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    layers, d_model, n_heads = (
+        value(hf, name) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
     outside = [i for i in hf.get("attn_layer_indices") or () if i not in range(layers)]
     if outside:
-        raise ConfigError(f"attn_layer_indices has {outside}; layers are counted from 0 to {layers - 1}")
+        raise ConfigError(
+            f"attn_layer_indices has {outside}; layers are counted from 0 to {layers - 1}"
+        )
     kinds = pattern(hf.get("attn_layer_indices"), layers)
     if kinds == ("global",):
-        raise ConfigError("attn_layer_indices names every layer: without Mamba layers it is a model of type 'llama'")
+        raise ConfigError(
+            "attn_layer_indices names every layer: without Mamba layers it is a model of type 'llama'"
+        )
     ssm_heads, inner = hf.get("mamba_n_heads", 128), int(hf.get("mamba_expand", 2) * d_model)
     head_dim, bias = hf.get("mamba_d_head", "auto"), bool(hf.get("attention_bias"))
     return ModelConfig(
@@ -60,7 +76,11 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
 def config_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
-    positions = {"rope_type": "default"} | (rope_to_hf(c)["rope_scaling"] or {}) | {"partial_rotary_factor": c.rotary_fraction}
+    positions = (
+        {"rope_type": "default"}
+        | (rope_to_hf(c)["rope_scaling"] or {})
+        | {"partial_rotary_factor": c.rotary_fraction}
+    )
     return dict(
         vocab_size=c.vocab_size, hidden_size=c.d_model, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
         num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.d_ff, max_position_embeddings=c.max_length,

@@ -5,15 +5,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.families import heads
-from lm.families.family import Family, activation, expect, head, seq2seq_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    expect,
+    head,
+    seq2seq_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.table import VECTOR, Row, Rule, dense, norm, row, table
 from lm.models.config import ModelConfig
 
 
 def attention(ours: str, theirs: str) -> list[Row]:
     """The four projections of an attention."""
-    parts = [dense(f"{ours}/{name}", f"{theirs}.{name[0]}_proj") for name in ("query", "key", "value")]
-    return [r for part in parts for r in part] + dense(f"{ours}/out", f"{theirs}.out_proj", inputs=2)
+    parts = [
+        dense(f"{ours}/{name}", f"{theirs}.{name[0]}_proj") for name in ("query", "key", "value")
+    ]
+    return [r for part in parts for r in part] + dense(
+        f"{ours}/out", f"{theirs}.out_proj", inputs=2
+    )
 
 
 def side(ours: str, theirs: str) -> list[Row]:
@@ -42,7 +55,16 @@ WEIGHTS = table(
 )
 
 
-def bart(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, max_length: int = 1024, **changes) -> ModelConfig:
+def bart(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    vocab_size: int,
+    max_length: int = 1024,
+    **changes,
+) -> ModelConfig:
     """A BART of any size, with as many layers in the encoder as in the decoder; `changes` are further fields of ModelConfig."""
     fields: dict[str, Any] = dict(
         family="bart", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, encoder_layers=n_layers, n_heads=n_heads,
@@ -56,7 +78,13 @@ def bart(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: in
 
 def mbart(**changes) -> ModelConfig:
     """An mBART of any size; arguments as those of `bart`."""
-    own: dict[str, Any] = dict(family="mbart", norm_placement="pre", final_norm=True, scale_embeddings=True, decoder_start_token_id=None)
+    own: dict[str, Any] = dict(
+        family="mbart",
+        norm_placement="pre",
+        final_norm=True,
+        scale_embeddings=True,
+        decoder_start_token_id=None,
+    )
     return bart(**own | changes)
 
 
@@ -78,13 +106,25 @@ def fields(hf: dict, architectures: Mapping[str, str]) -> dict[str, Any]:
 
 def bart_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
-    expect(hf, normalize_before=False, add_final_layer_norm=False, normalize_embedding=True, static_position_embeddings=False)
+    expect(
+        hf,
+        normalize_before=False,
+        add_final_layer_norm=False,
+        normalize_embedding=True,
+        static_position_embeddings=False,
+    )
     return bart(**fields({"forced_eos_token_id": 2, "decoder_start_token_id": 2} | hf, BART))
 
 
 def mbart_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
-    expect(hf, normalize_before=True, add_final_layer_norm=True, normalize_embedding=True, static_position_embeddings=False)
+    expect(
+        hf,
+        normalize_before=True,
+        add_final_layer_norm=True,
+        normalize_embedding=True,
+        static_position_embeddings=False,
+    )
     return mbart(**fields({"forced_eos_token_id": 2} | hf, MBART))
 
 

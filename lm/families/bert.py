@@ -4,7 +4,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lm.families import heads
-from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    expect,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.table import Row, dense, linear, norm, row, table
 from lm.models.config import ModelConfig
 
@@ -41,7 +50,16 @@ WEIGHTS = table(
 )
 
 
-def bert(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, max_length: int = 512, **changes) -> ModelConfig:
+def bert(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    vocab_size: int,
+    max_length: int = 512,
+    **changes,
+) -> ModelConfig:
     """A BERT of any size; `changes` are further fields of ModelConfig."""
     fields: dict[str, Any] = dict(
         family="bert", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,

@@ -3,7 +3,15 @@
 from typing import Any
 
 from lm.families import bert, heads
-from lm.families.family import Family, activation, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ModelConfig
 

@@ -8,7 +8,11 @@ from lm.families.table import dense, norm, row, table
 from lm.models.config import ModelConfig
 
 # A discriminator's own head (replaced or not, for each token) is left out: what is used of it is the encoder.
-ARCHITECTURES = {"ElectraForMaskedLM": "masked_lm", "ElectraModel": "none", "ElectraForPreTraining": "none"}
+ARCHITECTURES = {
+    "ElectraForMaskedLM": "masked_lm",
+    "ElectraModel": "none",
+    "ElectraForPreTraining": "none",
+}
 
 WEIGHTS = table(
     bert.encoder("electra."),
@@ -20,9 +24,25 @@ WEIGHTS = table(
 )
 
 
-def electra(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, max_length: int = 512, **changes) -> ModelConfig:
+def electra(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    vocab_size: int,
+    max_length: int = 512,
+    **changes,
+) -> ModelConfig:
     """An ELECTRA of any size; `changes` are further fields of ModelConfig."""
-    shape = dict(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=d_ff, vocab_size=vocab_size, max_length=max_length)
+    shape = dict(
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_ff=d_ff,
+        vocab_size=vocab_size,
+        max_length=max_length,
+    )
     own: dict[str, Any] = dict(family="electra", head_activation="gelu")
     return bert.bert(**shape, **own | changes)
 

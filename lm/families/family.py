@@ -24,7 +24,9 @@ class Family:
     """
 
     model_type: str
-    architectures: Mapping[str, str]  # their class -> our head, but those of `labels`; the first is meant when config.json names none
+    architectures: Mapping[
+        str, str
+    ]  # their class -> our head, but those of `labels`; the first is meant when config.json names none
     table: tuple[Row, ...]  # with their names as the first architecture stores them
     config_from_hf: Callable[[dict], ModelConfig]
     config_to_hf: Callable[[ModelConfig], dict]
@@ -33,11 +35,19 @@ class Family:
     renames: Mapping[str, str] = dataclasses.field(
         default_factory=dict
     )  # regular expression -> replacement, for names of older checkpoints
-    ignored: tuple[str, ...] = ()  # regular expressions: tensors without information for us, if no row claims them
-    duplicates: Mapping[str, str] = dataclasses.field(default_factory=dict)  # copies: their name -> the tensor it must equal
+    ignored: tuple[
+        str, ...
+    ] = ()  # regular expressions: tensors without information for us, if no row claims them
+    duplicates: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # copies: their name -> the tensor it must equal
     stored_copies: bool = True  # their class, when untied, has them as parameters of its own (T5's shares its tables all the same)
-    refine: Callable[[ModelConfig, Collection[str]], ModelConfig] | None = None  # what only the tensor names tell
-    gguf_table: tuple[Row, ...] = ()  # the same weights under llama.cpp's names; () if not read from GGUF
+    refine: Callable[[ModelConfig, Collection[str]], ModelConfig] | None = (
+        None  # what only the tensor names tell
+    )
+    gguf_table: tuple[
+        Row, ...
+    ] = ()  # the same weights under llama.cpp's names; () if not read from GGUF
     labels: tuple[LabelHead, ...] = ()  # classes with heads that give labels
 
     def labelled(self, name: str) -> LabelHead | None:
@@ -52,7 +62,11 @@ class Family:
     def classes(self, kind: str) -> list[str]:
         """Their classes for one of our heads; an embedding is of the class without a head, a value has none."""
         found = self.labelled(kind) if kind != "value" else None
-        named = [name for name, head in self.architectures.items() if head == ("none" if kind == "embedding" else kind)]
+        named = [
+            name
+            for name, head in self.architectures.items()
+            if head == ("none" if kind == "embedding" else kind)
+        ]
         return named + ([found.architecture] if found else [])
 
     def storing(self, kind: str) -> "Family":
@@ -61,7 +75,9 @@ class Family:
         if found is None:
             return self
         prefix = self.prefix if found.prefix is None else found.prefix
-        move = lambda name: prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
+        move = lambda name: (
+            prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
+        )
         return dataclasses.replace(
             self, prefix=prefix, table=tuple(dataclasses.replace(r, theirs=move(r.theirs), first=r.first and move(r.first))
                                              for r in self.table if not r.of_head) + found.table,
@@ -73,7 +89,9 @@ class Family:
 def value(hf: dict, name: str) -> Any:
     """A field of config.json that has no default."""
     if hf.get(name) is None:
-        raise ConfigError(f"config.json of this {hf.get('model_type')!r} model has no {name!r}; is the file complete?")
+        raise ConfigError(
+            f"config.json of this {hf.get('model_type')!r} model has no {name!r}; is the file complete?"
+        )
     return hf[name]
 
 
@@ -82,7 +100,9 @@ def expect(hf: dict, **allowed: Any) -> None:
     for name, good in allowed.items():
         found = hf.get(name)
         if found is not None and found != good:
-            raise ConfigError(f"{name}={found!r} is not supported for model_type {hf.get('model_type')!r}; only {good!r} is")
+            raise ConfigError(
+                f"{name}={found!r} is not supported for model_type {hf.get('model_type')!r}; only {good!r} is"
+            )
 
 
 def activation(hf: dict, name: str, default: str) -> str:
@@ -117,7 +137,11 @@ def special_tokens(hf: dict) -> dict[str, Any]:
     eos = hf.get("eos_token_id")
     eos = eos if isinstance(eos, list) else [eos]
     one = lambda name: hf.get(name) if valid(hf.get(name)) else None
-    return dict(bos_token_id=one("bos_token_id"), eos_token_ids=tuple(filter(valid, eos)), pad_token_id=one("pad_token_id"))
+    return dict(
+        bos_token_id=one("bos_token_id"),
+        eos_token_ids=tuple(filter(valid, eos)),
+        pad_token_id=one("pad_token_id"),
+    )
 
 
 def seq2seq_tokens(hf: dict) -> dict[str, Any]:
@@ -125,7 +149,9 @@ def seq2seq_tokens(hf: dict) -> dict[str, Any]:
     ids = {name: hf.get(name) for name in SEQ2SEQ_TOKENS}
     for name, i in ids.items():
         if not isinstance(i, int | None):
-            raise ConfigError(f"{name}={i!r} is not supported for model_type {hf.get('model_type')!r}; a single token id is")
+            raise ConfigError(
+                f"{name}={i!r} is not supported for model_type {hf.get('model_type')!r}; a single token id is"
+            )
     valid = range(value(hf, "vocab_size"))
     return special_tokens(hf) | {name: i if i in valid else None for name, i in ids.items()}
 
@@ -133,5 +159,13 @@ def seq2seq_tokens(hf: dict) -> dict[str, Any]:
 def special_tokens_to_hf(c: ModelConfig) -> dict[str, Any]:
     """The fields of config.json and generation_config.json for the special tokens."""
     eos, names = list(c.eos_token_ids), SEQ2SEQ_TOKENS if c.encoder_layers else ()
-    common = dict(bos_token_id=c.bos_token_id, eos_token_id=(eos[0] if len(eos) == 1 else eos or None), pad_token_id=c.pad_token_id)
-    return common | {name: getattr(c, name) for name in names if getattr(c, name) is not None or name != "forced_bos_token_id"}
+    common = dict(
+        bos_token_id=c.bos_token_id,
+        eos_token_id=(eos[0] if len(eos) == 1 else eos or None),
+        pad_token_id=c.pad_token_id,
+    )
+    return common | {
+        name: getattr(c, name)
+        for name in names
+        if getattr(c, name) is not None or name != "forced_bos_token_id"
+    }

@@ -20,13 +20,17 @@ def fields(hf: dict, act: str) -> dict[str, Any]:
     """What both have; `act` is the name of the activation function's field."""
     expect(hf, use_bidirectional_attention=False)
     bias = bool(hf.get("attention_bias"))
-    common = llama.fields({"head_dim": 256, "tie_word_embeddings": True, **hf}, act=(act, "gelu_pytorch_tanh"))
+    common = llama.fields(
+        {"head_dim": 256, "tie_word_embeddings": True, **hf}, act=(act, "gelu_pytorch_tanh")
+    )
     return common | dict(norm_plus_one=True, scale_embeddings=True, qkv_bias=bias, out_bias=bias)
 
 
 def fields_to_hf(c: ModelConfig) -> dict[str, Any]:
     """The inverse of `fields`, but for the activation function."""
-    return {name: x for name, x in llama.fields_to_hf(c).items() if name != "hidden_act"} | dict(attention_bias=c.qkv_bias)
+    return {name: x for name, x in llama.fields_to_hf(c).items() if name != "hidden_act"} | dict(
+        attention_bias=c.qkv_bias
+    )
 
 
 def name_of(activation: str) -> str:
@@ -35,7 +39,12 @@ def name_of(activation: str) -> str:
 
 def gemma_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig. "gelu" has always meant the approximation here."""
-    return ModelConfig(**fields(hf | {"hidden_act": None if hf.get("hidden_act") == "gelu" else hf.get("hidden_act")}, "hidden_act"))
+    return ModelConfig(
+        **fields(
+            hf | {"hidden_act": None if hf.get("hidden_act") == "gelu" else hf.get("hidden_act")},
+            "hidden_act",
+        )
+    )
 
 
 def gemma_to_hf(c: ModelConfig) -> dict:
@@ -45,7 +54,9 @@ def gemma_to_hf(c: ModelConfig) -> dict:
 
 def gemma2_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig. Every other layer has the window unless `layer_types` says otherwise."""
-    alternating = (["sliding_attention", "full_attention"] * value(hf, "num_hidden_layers"))[: value(hf, "num_hidden_layers")]
+    alternating = (["sliding_attention", "full_attention"] * value(hf, "num_hidden_layers"))[
+        : value(hf, "num_hidden_layers")
+    ]
     common, scalar = fields(hf, "hidden_activation"), hf.get("query_pre_attn_scalar", 256)
     return ModelConfig(
         **common, **windows(hf, hf.get("sliding_window", 4096), alternating), norm_placement="sandwich",
@@ -66,11 +77,20 @@ def gemma2_to_hf(c: ModelConfig) -> dict:
 
 def published(base: ModelConfig, **shape) -> ModelConfig:
     return base.replace(
-        vocab_size=256_000, head_dim=256, max_length=8192, norm_eps=1e-6, bos_token_id=2, eos_token_ids=(1,), pad_token_id=0, **shape
+        vocab_size=256_000,
+        head_dim=256,
+        max_length=8192,
+        norm_eps=1e-6,
+        bos_token_id=2,
+        eos_token_ids=(1,),
+        pad_token_id=0,
+        **shape,
     )
 
 
-TINY = llama.TINY.replace(family="gemma", activation="gelu_tanh", norm_plus_one=True, scale_embeddings=True)
+TINY = llama.TINY.replace(
+    family="gemma", activation="gelu_tanh", norm_plus_one=True, scale_embeddings=True
+)
 TINY_2 = TINY.replace(
     family="gemma2",
     norm_placement="sandwich",

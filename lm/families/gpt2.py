@@ -3,7 +3,16 @@
 from typing import Any
 
 from lm.families import heads
-from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    expect,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.table import VECTOR, conv1d, norm, row, table
 from lm.models.config import ModelConfig
 
@@ -29,7 +38,9 @@ WEIGHTS = table(  # their matrices are Conv1D: [in, out]
 )
 
 
-def gpt2(*, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int, **changes) -> ModelConfig:
+def gpt2(
+    *, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int, **changes
+) -> ModelConfig:
     """A GPT-2 of any size; `changes` are further fields of ModelConfig."""
     fields: dict[str, Any] = dict(
         family="gpt2", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
@@ -41,7 +52,12 @@ def gpt2(*, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_leng
 
 def config_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
-    expect(hf, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    expect(
+        hf,
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+        add_cross_attention=False,
+    )
     d_model = value(hf, "n_embd")
     return gpt2(
         d_model=d_model, n_layers=value(hf, "n_layer"), n_heads=value(hf, "n_head"), vocab_size=value(hf, "vocab_size"),
@@ -65,7 +81,13 @@ def config_to_hf(c: ModelConfig) -> dict:
 
 def published(d_model: int, n_layers: int, n_heads: int) -> ModelConfig:
     return gpt2(
-        d_model=d_model, n_layers=n_layers, n_heads=n_heads, vocab_size=50257, max_length=1024, bos_token_id=50256, eos_token_ids=(50256,)
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        vocab_size=50257,
+        max_length=1024,
+        bos_token_id=50256,
+        eos_token_ids=(50256,),
     )
 
 

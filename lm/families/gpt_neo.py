@@ -3,7 +3,15 @@
 from typing import Any
 
 from lm.families import heads
-from lm.families.family import Family, activation, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.gpt2 import gpt2
 from lm.families.rotary import windows
 from lm.families.table import dense, norm, row, table
@@ -40,7 +48,9 @@ def config_from_hf(hf: dict) -> ModelConfig:
     kinds = [kind for names, times in groups for _ in range(times) for kind in names]
     strange = sorted(set(kinds) - set(THEIRS))
     if strange or len(kinds) != layers:
-        raise ConfigError(f"attention_types={groups} is not supported with num_layers={layers}: expected global or local, one for each")
+        raise ConfigError(
+            f"attention_types={groups} is not supported with num_layers={layers}: expected global or local, one for each"
+        )
     named = dict(model_type="gpt_neo", num_hidden_layers=layers)
     return gpt_neo(
         d_model=d_model, n_layers=layers, n_heads=value(hf, "num_heads"), vocab_size=value(hf, "vocab_size"),
@@ -66,8 +76,20 @@ def config_to_hf(c: ModelConfig) -> dict:
 
 def alternating(d_model: int, n_layers: int, n_heads: int, **changes) -> ModelConfig:
     """The published pattern: every other layer sees a window."""
-    published: dict[str, Any] = dict(vocab_size=50257, max_length=2048, sliding_window=256, bos_token_id=50256, eos_token_ids=(50256,))
-    return gpt_neo(d_model=d_model, n_layers=n_layers, n_heads=n_heads, layer_pattern=("global", "local"), **published | changes)
+    published: dict[str, Any] = dict(
+        vocab_size=50257,
+        max_length=2048,
+        sliding_window=256,
+        bos_token_id=50256,
+        eos_token_ids=(50256,),
+    )
+    return gpt_neo(
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        layer_pattern=("global", "local"),
+        **published | changes,
+    )
 
 
 FAMILIES = (

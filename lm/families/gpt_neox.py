@@ -3,7 +3,16 @@
 from typing import Any
 
 from lm.families import heads
-from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    expect,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.gpt2 import QKV, QKV_BIAS
 from lm.families.rotary import rope, rope_to_hf
 from lm.families.table import dense, norm, per_head, row, table
@@ -26,7 +35,9 @@ WEIGHTS = table(
 )
 
 
-def gpt_neox(*, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int = 2048, **changes) -> ModelConfig:
+def gpt_neox(
+    *, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int = 2048, **changes
+) -> ModelConfig:
     """A GPT-NeoX of any size; `changes` are further fields of ModelConfig."""
     fields: dict[str, Any] = dict(
         family="gpt_neox", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,

@@ -3,7 +3,16 @@
 from typing import Any
 
 from lm.families import heads
-from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    expect,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.rotary import layer_types, rope, rope_to_hf, windows
 from lm.families.table import dense, interleaved, linear, norm, row, table
 from lm.models.config import ModelConfig
@@ -41,7 +50,12 @@ GGUF_WEIGHTS = table(
 )
 
 
-SPANS = {"llama": "transformer.", "qwen2": "transformer.", "qwen3": "transformer.", "mistral": "model."}  # prefixes in those classes
+SPANS = {
+    "llama": "transformer.",
+    "qwen2": "transformer.",
+    "qwen3": "transformer.",
+    "mistral": "model.",
+}  # prefixes in those classes
 
 
 def stem(model_type: str) -> str:
@@ -53,7 +67,11 @@ def architectures(model_type: str) -> dict[str, str]:
 
 
 def fields(
-    hf: dict, *, kv_heads: int | None = None, fraction: float | None = None, act: tuple[str, str] = ("hidden_act", "silu")
+    hf: dict,
+    *,
+    kv_heads: int | None = None,
+    fraction: float | None = None,
+    act: tuple[str, str] = ("hidden_act", "silu"),
 ) -> dict[str, Any]:
     """Fields of ModelConfig that every family of Llama's shape spells alike.
 
@@ -86,7 +104,9 @@ def fields_to_hf(c: ModelConfig) -> dict[str, Any]:
 def llama_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
     bias = bool(hf.get("attention_bias"))
-    return ModelConfig(**fields(hf), qkv_bias=bias, out_bias=bias, mlp_bias=bool(hf.get("mlp_bias")))
+    return ModelConfig(
+        **fields(hf), qkv_bias=bias, out_bias=bias, mlp_bias=bool(hf.get("mlp_bias"))
+    )
 
 
 def llama_to_hf(c: ModelConfig) -> dict:
@@ -96,7 +116,11 @@ def llama_to_hf(c: ModelConfig) -> dict:
 
 def mistral_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig. Every layer has the window, or none."""
-    window = windows({**hf, "layer_types": None}, hf.get("sliding_window"), ["sliding_attention"] * value(hf, "num_hidden_layers"))
+    window = windows(
+        {**hf, "layer_types": None},
+        hf.get("sliding_window"),
+        ["sliding_attention"] * value(hf, "num_hidden_layers"),
+    )
     return ModelConfig(**fields(hf, kv_heads=8), **window)
 
 
@@ -108,17 +132,30 @@ def mistral_to_hf(c: ModelConfig) -> dict:
 def qwen_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig, of Qwen2 (biases) and Qwen3 (q/k norms); layers from `max_window_layers` on have the window."""
     two, layers = hf["model_type"] == "qwen2", value(hf, "num_hidden_layers")
-    bias, full = bool(hf.get("attention_bias")) and not two, min(layers, hf.get("max_window_layers", 28))
+    bias, full = (
+        bool(hf.get("attention_bias")) and not two,
+        min(layers, hf.get("max_window_layers", 28)),
+    )
     size = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
     kinds = ["full_attention"] * full + ["sliding_attention"] * (layers - full)
     common = fields({**({} if two else {"head_dim": 128}), **hf})
-    return ModelConfig(**common, **windows(hf, size, kinds), qkv_bias=two or bias, out_bias=bias, qk_norm="none" if two else "head")
+    return ModelConfig(
+        **common,
+        **windows(hf, size, kinds),
+        qkv_bias=two or bias,
+        out_bias=bias,
+        qk_norm="none" if two else "head",
+    )
 
 
 def qwen_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
     kinds = layer_types(c)
-    hf = dict(use_sliding_window=bool(c.sliding_window), sliding_window=c.sliding_window or None, layer_types=kinds)
+    hf = dict(
+        use_sliding_window=bool(c.sliding_window),
+        sliding_window=c.sliding_window or None,
+        layer_types=kinds,
+    )
     hf["max_window_layers"] = kinds.count("full_attention")
     return fields_to_hf(c) | hf | ({} if c.family == "qwen2" else dict(attention_bias=c.qkv_bias))
 
@@ -133,10 +170,14 @@ SMOLLM2_135M = ModelConfig(
 )  # fmt: skip
 
 
-def family(model_type: str, presets: dict[str, ModelConfig], from_hf, to_hf, weights=WEIGHTS, gguf_table=()) -> Family:
+def family(
+    model_type: str, presets: dict[str, ModelConfig], from_hf, to_hf, weights=WEIGHTS, gguf_table=()
+) -> Family:
     """A family of Llama's shape, with Llama's tensor names unless `weights` says otherwise."""
     tokens, spans = "" if model_type == "olmo2" else "score", SPANS.get(model_type)
-    labels = heads.of_decoder(stem(model_type), tokens=tokens, spans=bool(spans), spans_prefix=spans)
+    labels = heads.of_decoder(
+        stem(model_type), tokens=tokens, spans=bool(spans), spans_prefix=spans
+    )
     return Family(
         model_type, architectures(model_type), weights, from_hf, to_hf, presets, prefix="model.",
         ignored=(r".*rotary_emb\.inv_freq",), duplicates={"lm_head.weight": "model.embed_tokens.weight"}, gguf_table=gguf_table,
@@ -145,8 +186,23 @@ def family(model_type: str, presets: dict[str, ModelConfig], from_hf, to_hf, wei
 
 
 FAMILIES = (
-    family("llama", {"smollm2_135m": SMOLLM2_135M, "tiny": TINY}, llama_from_hf, llama_to_hf, gguf_table=GGUF_WEIGHTS),
-    family("mistral", {"tiny": TINY.replace(family="mistral", sliding_window=32, tie_embeddings=False)}, mistral_from_hf, mistral_to_hf),
-    family("qwen2", {"tiny": TINY.replace(family="qwen2", qkv_bias=True)}, qwen_from_hf, qwen_to_hf),
-    family("qwen3", {"tiny": TINY.replace(family="qwen3", qk_norm="head")}, qwen_from_hf, qwen_to_hf),
+    family(
+        "llama",
+        {"smollm2_135m": SMOLLM2_135M, "tiny": TINY},
+        llama_from_hf,
+        llama_to_hf,
+        gguf_table=GGUF_WEIGHTS,
+    ),
+    family(
+        "mistral",
+        {"tiny": TINY.replace(family="mistral", sliding_window=32, tie_embeddings=False)},
+        mistral_from_hf,
+        mistral_to_hf,
+    ),
+    family(
+        "qwen2", {"tiny": TINY.replace(family="qwen2", qkv_bias=True)}, qwen_from_hf, qwen_to_hf
+    ),
+    family(
+        "qwen3", {"tiny": TINY.replace(family="qwen3", qk_norm="head")}, qwen_from_hf, qwen_to_hf
+    ),
 )

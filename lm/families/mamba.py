@@ -3,7 +3,15 @@
 import math
 from typing import Any
 
-from lm.families.family import Family, activation, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.table import Row, dense, depthwise, linear, norm, row, table
 from lm.models.config import ConfigError, ModelConfig
 
@@ -31,7 +39,10 @@ def mixer(theirs: str, projected: str, convolved: str) -> list[Row]:
 
 def mixer2(theirs: str) -> list[Row]:
     """Mamba-2's mixer."""
-    own = [row("layers/ssm/dt_bias", f"{theirs}.dt_bias"), row("layers/ssm/norm_scale", f"{theirs}.norm.weight")]
+    own = [
+        row("layers/ssm/dt_bias", f"{theirs}.dt_bias"),
+        row("layers/ssm/norm_scale", f"{theirs}.norm.weight"),
+    ]
     return mixer(theirs, "gate input bc dt_in", "conv bc_conv") + own
 
 
@@ -72,13 +83,20 @@ def time_step_limit(hf: dict) -> tuple[float, ...]:
     try:
         lowest, highest = (float(x["__float__"] if isinstance(x, dict) else x) for x in given)
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"time_step_limit={given!r}: expected two numbers, the lowest and the highest time step") from error
+        raise ConfigError(
+            f"time_step_limit={given!r}: expected two numbers, the lowest and the highest time step"
+        ) from error
     return () if lowest <= 0 and highest == math.inf else (lowest, highest)
 
 
 def time_step_limit_to_hf(c: ModelConfig) -> dict[str, Any]:
     """The inverse of `time_step_limit`."""
-    return {"time_step_limit": [{"__float__": "Infinity"} if x == math.inf else x for x in c.ssm_dt_limit or (0.0, math.inf)]}
+    return {
+        "time_step_limit": [
+            {"__float__": "Infinity"} if x == math.inf else x
+            for x in c.ssm_dt_limit or (0.0, math.inf)
+        ]
+    }
 
 
 def fields(hf: dict, tied: bool) -> dict[str, Any]:
@@ -107,7 +125,10 @@ def fields_to_hf(c: ModelConfig) -> dict[str, Any]:
 def mamba_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig, of Mamba and FalconMamba."""
     falcon, d_model = hf["model_type"] == "falcon_mamba", value(hf, "hidden_size")
-    inner, rank = hf.get("intermediate_size") or int(hf.get("expand", 2) * d_model), hf.get("time_step_rank", "auto")
+    inner, rank = (
+        hf.get("intermediate_size") or int(hf.get("expand", 2) * d_model),
+        hf.get("time_step_rank", "auto"),
+    )
     return ModelConfig(
         **fields(hf, tied=True), ssm_inner=inner, ssm_state=hf.get("state_size", 16),
         ssm_dt_rank=math.ceil(d_model / 16) if rank == "auto" else rank,
@@ -118,7 +139,9 @@ def mamba_from_hf(hf: dict) -> ModelConfig:
 def mamba_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
     falcon = {"mixer_rms_eps": c.ssm_inner_norm_eps} if c.family == "falcon_mamba" else {}
-    return fields_to_hf(c) | dict(intermediate_size=c.ssm_inner, time_step_rank=c.ssm_dt_rank) | falcon
+    return (
+        fields_to_hf(c) | dict(intermediate_size=c.ssm_inner, time_step_rank=c.ssm_dt_rank) | falcon
+    )
 
 
 def mamba2_from_hf(hf: dict) -> ModelConfig:
@@ -132,7 +155,11 @@ def mamba2_from_hf(hf: dict) -> ModelConfig:
 
 def mamba2_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
-    return fields_to_hf(c) | dict(num_heads=c.ssm_heads, head_dim=c.ssm_head_dim, n_groups=c.ssm_groups) | time_step_limit_to_hf(c)
+    return (
+        fields_to_hf(c)
+        | dict(num_heads=c.ssm_heads, head_dim=c.ssm_head_dim, n_groups=c.ssm_groups)
+        | time_step_limit_to_hf(c)
+    )
 
 
 TINY = ModelConfig(

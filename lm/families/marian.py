@@ -21,14 +21,22 @@ def marian(**changes) -> ModelConfig:
 
 def config_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
-    expect(hf, normalize_before=False, add_final_layer_norm=False, normalize_embedding=False, static_position_embeddings=True)
+    expect(
+        hf,
+        normalize_before=False,
+        add_final_layer_norm=False,
+        normalize_embedding=False,
+        static_position_embeddings=True,
+    )
     expect(hf, share_encoder_decoder_embeddings=True, decoder_vocab_size=value(hf, "vocab_size"))
     return marian(**bart.fields({"forced_eos_token_id": 0} | hf, ARCHITECTURES))
 
 
 def config_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
-    return bart.config_to_hf(c) | dict(share_encoder_decoder_embeddings=True, decoder_vocab_size=c.vocab_size)
+    return bart.config_to_hf(c) | dict(
+        share_encoder_decoder_embeddings=True, decoder_vocab_size=c.vocab_size
+    )
 
 
 FAMILIES = (

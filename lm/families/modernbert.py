@@ -3,7 +3,16 @@
 from typing import Any
 
 from lm.families import heads
-from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    expect,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.gpt2 import QKV, QKV_BIAS
 from lm.families.rotary import layer_types, theta_of, windows
 from lm.families.table import VECTOR, dense, linear, norm, row, table
@@ -16,7 +25,11 @@ GATE_UP, GATE_UP_BIAS = "layers/mlp/gate layers/mlp/up", "layers/mlp/gate_bias l
 
 WEIGHTS = table(
     row("embeddings/token", "model.embeddings.tok_embeddings.weight"),
-    row("layers/attention_norm/scale", LAYER + "attn_norm.weight", first="model.embeddings.norm.weight"),
+    row(
+        "layers/attention_norm/scale",
+        LAYER + "attn_norm.weight",
+        first="model.embeddings.norm.weight",
+    ),
     row("layers/attention_norm/bias", LAYER + "attn_norm.bias", first="model.embeddings.norm.bias"),
     row(QKV, LAYER + "attn.Wqkv.weight", linear()),
     row(QKV_BIAS, LAYER + "attn.Wqkv.bias", VECTOR),
@@ -44,7 +57,16 @@ LABELS = tuple(
 )  # fmt: skip
 
 
-def modernbert(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, max_length: int = 8192, **changes) -> ModelConfig:
+def modernbert(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    vocab_size: int,
+    max_length: int = 8192,
+    **changes,
+) -> ModelConfig:
     """A ModernBERT of any size; `changes` are further fields of ModelConfig."""
     fields: dict[str, Any] = dict(
         family="modernbert", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
@@ -61,14 +83,24 @@ def config_from_hf(hf: dict) -> ModelConfig:
     expect(hf, decoder_bias=True, classifier_bias=bias)
     pooling = hf.get("classifier_pooling") or "cls"
     if pooling not in POOLINGS:
-        raise ConfigError(f"classifier_pooling={pooling!r} is not supported for model_type 'modernbert'; one of {', '.join(POOLINGS)}")
-    n_layers, every, rotary = value(hf, "num_hidden_layers"), hf.get("global_attn_every_n_layers") or 3, hf.get("rope_parameters") or {}
+        raise ConfigError(
+            f"classifier_pooling={pooling!r} is not supported for model_type 'modernbert'; one of {', '.join(POOLINGS)}"
+        )
+    n_layers, every, rotary = (
+        value(hf, "num_hidden_layers"),
+        hf.get("global_attn_every_n_layers") or 3,
+        hf.get("rope_parameters") or {},
+    )
     kinds = ["sliding_attention" if i % every else "full_attention" for i in range(n_layers)]
-    window = windows(hf, hf.get("local_attention", 128) // 2 + 1, kinds)  # theirs counts both sides and not the token itself
+    window = windows(
+        hf, hf.get("local_attention", 128) // 2 + 1, kinds
+    )  # theirs counts both sides and not the token itself
     theta = theta_of(rotary.get("full_attention"), hf.get("global_rope_theta") or 160_000.0)
     local = theta_of(rotary.get("sliding_attention"), hf.get("local_rope_theta") or 10_000.0)
     if hf.get("rope_scaling"):
-        raise ConfigError(f"rope_scaling={hf['rope_scaling']!r} is not supported for model_type 'modernbert'")
+        raise ConfigError(
+            f"rope_scaling={hf['rope_scaling']!r} is not supported for model_type 'modernbert'"
+        )
     if not window["layer_pattern"]:
         theta, local = (local if window["sliding_window"] else theta), 0.0
     attention_bias = bool(hf.get("attention_bias"))
@@ -86,7 +118,9 @@ def config_from_hf(hf: dict) -> ModelConfig:
 def config_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
     local = c.local_rope_theta or c.rope_theta
-    special = special_tokens_to_hf(c) | dict(cls_token_id=c.bos_token_id, sep_token_id=next(iter(c.eos_token_ids), None))
+    special = special_tokens_to_hf(c) | dict(
+        cls_token_id=c.bos_token_id, sep_token_id=next(iter(c.eos_token_ids), None)
+    )
     return dict(
         hidden_size=c.d_model, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, intermediate_size=c.d_ff,
         vocab_size=c.vocab_size, max_position_embeddings=c.max_length, layer_types=layer_types(c),

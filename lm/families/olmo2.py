@@ -15,7 +15,9 @@ def config_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
     bias = bool(hf.get("attention_bias"))
     common = llama.fields({"rms_norm_eps": 1e-5} | hf)
-    return ModelConfig(**common, norm_placement="output", qk_norm="projection", qkv_bias=bias, out_bias=bias)
+    return ModelConfig(
+        **common, norm_placement="output", qk_norm="projection", qkv_bias=bias, out_bias=bias
+    )
 
 
 def config_to_hf(c: ModelConfig) -> dict:
@@ -23,5 +25,7 @@ def config_to_hf(c: ModelConfig) -> dict:
     return llama.fields_to_hf(c) | dict(attention_bias=c.qkv_bias)
 
 
-TINY = llama.TINY.replace(family="olmo2", norm_placement="output", qk_norm="projection", tie_embeddings=False)
+TINY = llama.TINY.replace(
+    family="olmo2", norm_placement="output", qk_norm="projection", tie_embeddings=False
+)
 FAMILIES = (llama.family("olmo2", {"tiny": TINY}, config_from_hf, config_to_hf, WEIGHTS),)

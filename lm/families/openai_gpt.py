@@ -6,8 +6,16 @@ from lm.families.table import Row, table
 from lm.models.config import ConfigError, ModelConfig
 
 ARCHITECTURES = {"OpenAIGPTLMHeadModel": "causal_lm", "OpenAIGPTModel": "none"}
-ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}  # their "gelu" is the approximation
-NAMES = {"transformer.wte.": "transformer.tokens_embed.", "transformer.wpe.": "transformer.positions_embed."}
+ACTIVATIONS = {
+    "gelu": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}  # their "gelu" is the approximation
+NAMES = {
+    "transformer.wte.": "transformer.tokens_embed.",
+    "transformer.wpe.": "transformer.positions_embed.",
+}
 
 
 def renamed(row: Row) -> Row:
@@ -18,13 +26,25 @@ def renamed(row: Row) -> Row:
     return Row(row.ours, name, row.rule, row.axis)
 
 
-WEIGHTS = table(*(renamed(row) for row in gpt2.WEIGHTS if not row.theirs.startswith("transformer.ln_f")))
+WEIGHTS = table(
+    *(renamed(row) for row in gpt2.WEIGHTS if not row.theirs.startswith("transformer.ln_f"))
+)
 
 
-def gpt(*, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int = 512, **changes) -> ModelConfig:
+def gpt(
+    *, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int = 512, **changes
+) -> ModelConfig:
     """A GPT of any size; `changes` are further fields of ModelConfig."""
-    shape = dict(d_model=d_model, n_layers=n_layers, n_heads=n_heads, vocab_size=vocab_size, max_length=max_length)
-    return gpt2.gpt2(**shape, **dict(family="openai-gpt", norm_placement="post", final_norm=False) | changes)
+    shape = dict(
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        vocab_size=vocab_size,
+        max_length=max_length,
+    )
+    return gpt2.gpt2(
+        **shape, **dict(family="openai-gpt", norm_placement="post", final_norm=False) | changes
+    )
 
 
 def config_from_hf(hf: dict) -> ModelConfig:

@@ -3,7 +3,16 @@
 from typing import Any
 
 from lm.families import heads
-from lm.families.family import Family, activation, expect, head, special_tokens, special_tokens_to_hf, their_activation, value
+from lm.families.family import (
+    Family,
+    activation,
+    expect,
+    head,
+    special_tokens,
+    special_tokens_to_hf,
+    their_activation,
+    value,
+)
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ConfigError, ModelConfig
 
@@ -26,7 +35,9 @@ WEIGHTS = table(
 )
 
 
-def opt(*, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int, **changes) -> ModelConfig:
+def opt(
+    *, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_length: int, **changes
+) -> ModelConfig:
     """An OPT of any size; `changes` are further fields of ModelConfig."""
     fields: dict[str, Any] = dict(
         family="opt", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
@@ -39,7 +50,11 @@ def opt(*, d_model: int, n_layers: int, n_heads: int, vocab_size: int, max_lengt
 def config_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig."""
     expect(hf, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
-    d_model, before, bias = value(hf, "hidden_size"), hf.get("do_layer_norm_before", True), hf.get("enable_bias", True)
+    d_model, before, bias = (
+        value(hf, "hidden_size"),
+        hf.get("do_layer_norm_before", True),
+        hf.get("enable_bias", True),
+    )
     if hf.get("word_embed_proj_dim") not in (None, d_model):
         raise ConfigError(
             f"word_embed_proj_dim={hf['word_embed_proj_dim']} beside hidden_size={d_model} is not supported for model_type 'opt': "

@@ -16,11 +16,17 @@ WEIGHTS = table(
 
 def config_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig. Scaled rotary positions (`longrope`, all that transformers knows here) are refused."""
-    window = windows({**hf, "layer_types": None}, hf.get("sliding_window"), ["sliding_attention"] * hf.get("num_hidden_layers", 0))
+    window = windows(
+        {**hf, "layer_types": None},
+        hf.get("sliding_window"),
+        ["sliding_attention"] * hf.get("num_hidden_layers", 0),
+    )
     defaults = {"rms_norm_eps": 1e-5, "head_dim": None}
     common = llama.fields(defaults | hf, fraction=1.0)
     if common["rope_scaling"]:
-        raise ConfigError(f"rope_scaling={dict(common['rope_scaling'])} is not supported for model_type 'phi3'; only the default is")
+        raise ConfigError(
+            f"rope_scaling={dict(common['rope_scaling'])} is not supported for model_type 'phi3'; only the default is"
+        )
     return ModelConfig(**common, **window, dropout=hf.get("resid_pdrop", 0.0))
 
 
@@ -28,7 +34,16 @@ def config_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
     hf = {name: x for name, x in llama.fields_to_hf(c).items() if name != "head_dim"}
     part = dict(partial_rotary_factor=c.rotary_fraction, sliding_window=c.sliding_window or None)
-    return hf | part | dict(resid_pdrop=c.dropout, embd_pdrop=0.0, attention_dropout=0.0, original_max_position_embeddings=c.max_length)
+    return (
+        hf
+        | part
+        | dict(
+            resid_pdrop=c.dropout,
+            embd_pdrop=0.0,
+            attention_dropout=0.0,
+            original_max_position_embeddings=c.max_length,
+        )
+    )
 
 
 FAMILIES = (

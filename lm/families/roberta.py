@@ -18,11 +18,32 @@ WEIGHTS = table(
 )
 
 
-def roberta(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, max_length: int = 512, **changes) -> ModelConfig:
+def roberta(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    vocab_size: int,
+    max_length: int = 512,
+    **changes,
+) -> ModelConfig:
     """A RoBERTa of any size; `changes` are further fields of ModelConfig."""
-    shape = dict(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=d_ff, vocab_size=vocab_size, max_length=max_length)
+    shape = dict(
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_ff=d_ff,
+        vocab_size=vocab_size,
+        max_length=max_length,
+    )
     own: dict[str, Any] = dict(
-        family="roberta", norm_eps=1e-5, type_vocab_size=1, pad_token_id=1, position_offset=2, head_activation="gelu"
+        family="roberta",
+        norm_eps=1e-5,
+        type_vocab_size=1,
+        pad_token_id=1,
+        position_offset=2,
+        head_activation="gelu",
     )
     return bert.bert(**shape, **own | changes)
 
@@ -31,9 +52,13 @@ def config_from_hf(hf: dict) -> ModelConfig:
     """config.json -> ModelConfig. Of `max_position_embeddings` rows, those up to the padding token's id hold no position."""
     pad = hf.get("pad_token_id", 1)
     if not isinstance(pad, int) or pad < 0:
-        raise ConfigError(f"pad_token_id={pad!r}: positions of a 'roberta' model begin after it; expected a token id")
+        raise ConfigError(
+            f"pad_token_id={pad!r}: positions of a 'roberta' model begin after it; expected a token id"
+        )
     length = value(hf, "max_position_embeddings") - pad - 1
-    return roberta(**bert.fields(hf, ARCHITECTURES) | dict(max_length=length, position_offset=pad + 1))
+    return roberta(
+        **bert.fields(hf, ARCHITECTURES) | dict(max_length=length, position_offset=pad + 1)
+    )
 
 
 def config_to_hf(c: ModelConfig) -> dict:

@@ -26,17 +26,27 @@ def rope(hf: dict, fraction: float | None = None) -> dict[str, Any]:
     if fraction is None:
         expect({**hf, **given}, partial_rotary_factor=1.0)
     if kind not in ROPE_SCALINGS:
-        raise ConfigError(f"rope_type={kind!r} is not supported for model_type {hf.get('model_type')!r}; one of {', '.join(ROPE_SCALINGS)}")
+        raise ConfigError(
+            f"rope_type={kind!r} is not supported for model_type {hf.get('model_type')!r}; one of {', '.join(ROPE_SCALINGS)}"
+        )
     missing = [name for name in ROPE_SCALINGS[kind] if given.get(name) is None]
     if missing:
-        raise ConfigError(f"rope_type={kind!r} needs {', '.join(missing)} beside it in config.json's rope parameters")
+        raise ConfigError(
+            f"rope_type={kind!r} needs {', '.join(missing)} beside it in config.json's rope parameters"
+        )
     scaling = tuple((name, float(given[name])) for name in ROPE_SCALINGS[kind])
-    return dict(rope_theta=float(theta), rope_scaling=scaling, rotary_fraction=float(part or fraction or 1.0))
+    return dict(
+        rope_theta=float(theta),
+        rope_scaling=scaling,
+        rotary_fraction=float(part or fraction or 1.0),
+    )
 
 
 def rope_to_hf(c: ModelConfig) -> dict[str, Any]:
     """The older spelling, which every version of transformers reads."""
-    scaling: dict[str, Any] = {name: int(x) if name.startswith("original") else x for name, x in c.rope_scaling}
+    scaling: dict[str, Any] = {
+        name: int(x) if name.startswith("original") else x for name, x in c.rope_scaling
+    }
     if scaling:
         scaling["rope_type"] = "llama3" if "low_freq_factor" in scaling else "linear"
     return dict(rope_theta=c.rope_theta, rope_scaling=scaling or None)
@@ -58,13 +68,19 @@ def windows(hf: dict, size: int | None, kinds: list[str]) -> dict[str, Any]:
     layers, kinds = value(hf, "num_hidden_layers"), hf.get("layer_types") or kinds
     strange = sorted(set(kinds) - set(KINDS))
     if strange:
-        raise ConfigError(f"layer_types has {strange}, not supported for model_type {hf['model_type']!r}; only {', '.join(KINDS)} are")
+        raise ConfigError(
+            f"layer_types has {strange}, not supported for model_type {hf['model_type']!r}; only {', '.join(KINDS)} are"
+        )
     if len(kinds) != layers:
-        raise ConfigError(f"layer_types has {len(kinds)} entries for num_hidden_layers={layers}; give one a layer")
+        raise ConfigError(
+            f"layer_types has {len(kinds)} entries for num_hidden_layers={layers}; give one a layer"
+        )
     ours = tuple(KINDS[kind] for kind in kinds)
     if not size or "local" not in ours:
         return dict(sliding_window=0, layer_pattern=())
-    period = next(n for n in range(1, layers + 1) if all(ours[i] == ours[i % n] for i in range(layers)))
+    period = next(
+        n for n in range(1, layers + 1) if all(ours[i] == ours[i % n] for i in range(layers))
+    )
     return dict(sliding_window=size, layer_pattern=ours[:period] if "global" in ours else ())
 
 

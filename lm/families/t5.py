@@ -62,7 +62,9 @@ WEIGHTS = table(
 )
 
 
-def t5(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, **changes) -> ModelConfig:
+def t5(
+    *, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int, **changes
+) -> ModelConfig:
     """A T5 of any size, with as many layers in the encoder as in the decoder; `changes` are further fields of ModelConfig."""
     fields: dict[str, Any] = dict(
         family="t5", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, encoder_layers=n_layers, n_heads=n_heads,
@@ -75,7 +77,9 @@ def t5(*, d_model: int, n_layers: int, n_heads: int, d_ff: int, vocab_size: int,
 
 def v1_1(**changes) -> ModelConfig:
     """The shape of T5 v1.1, Flan-T5, mT5 and UMT5; arguments as those of `t5`."""
-    own: dict[str, Any] = dict(activation="gelu_tanh", gated_mlp=True, tie_embeddings=False, logit_scale=1.0)
+    own: dict[str, Any] = dict(
+        activation="gelu_tanh", gated_mlp=True, tie_embeddings=False, logit_scale=1.0
+    )
     return t5(**own | changes)
 
 
@@ -84,7 +88,9 @@ def feed_forward(hf: dict) -> tuple[str, bool]:
     name = hf.get("feed_forward_proj") or ("relu" if hf["model_type"] == "t5" else "gated-gelu")
     *before, act = name.split("-")
     if before not in ([], ["gated"]):
-        raise ConfigError(f"feed_forward_proj={name!r} is not supported; an activation function, or 'gated-' and one")
+        raise ConfigError(
+            f"feed_forward_proj={name!r} is not supported; an activation function, or 'gated-' and one"
+        )
     act = "gelu_new" if name == "gated-gelu" else act
     expect(hf, is_gated_act=bool(before), dense_act_fn=act)
     return activation(hf | dict(feed_forward_proj=act), "feed_forward_proj", act), bool(before)
@@ -95,13 +101,19 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
     Tied heads are scaled: scale_decoder_outputs tells where the two differ. mT5's never are.
     """
-    kind, (act, gated), layers = head(hf, architectures(hf["model_type"])), feed_forward(hf), value(hf, "num_layers")
+    kind, (act, gated), layers = (
+        head(hf, architectures(hf["model_type"])),
+        feed_forward(hf),
+        value(hf, "num_layers"),
+    )
     alone = str((hf.get("architectures") or [""])[0]).endswith("EncoderModel")
     expect(hf, is_decoder=False)
     tied = hf.get("tie_word_embeddings") is not False
     scaled = hf.get("scale_decoder_outputs", tied) and hf["model_type"] != "mt5"
     if alone:
-        own: dict[str, Any] = dict(n_layers=layers, encoder_layers=0, decoder_start_token_id=None, **special_tokens(hf))
+        own: dict[str, Any] = dict(
+            n_layers=layers, encoder_layers=0, decoder_start_token_id=None, **special_tokens(hf)
+        )
     else:
         own = dict(n_layers=hf.get("num_decoder_layers") or layers, encoder_layers=layers)
         own |= seq2seq_tokens({"decoder_start_token_id": 0} | hf)
@@ -118,7 +130,10 @@ def config_from_hf(hf: dict) -> ModelConfig:
 def config_to_hf(c: ModelConfig) -> dict:
     """ModelConfig -> config.json."""
     gelu = "gelu" if c.gated_mlp else "gelu_new"
-    act, alone = gelu if c.activation == "gelu_tanh" else their_activation(c.activation), not c.encoder_layers
+    act, alone = (
+        gelu if c.activation == "gelu_tanh" else their_activation(c.activation),
+        not c.encoder_layers,
+    )
     scaled = c.logit_scale != 1.0
     return dict(
         d_model=c.d_model, num_layers=c.encoder_layers or c.n_layers, num_decoder_layers=c.n_layers, num_heads=c.n_heads,
@@ -138,7 +153,11 @@ def with_head(c: ModelConfig, names: Collection[str]) -> ModelConfig:
 
 def architectures(model_type: str) -> dict[str, str]:
     stem = STEMS[model_type]
-    return {f"{stem}ForConditionalGeneration": "seq2seq_lm", f"{stem}Model": "none", f"{stem}EncoderModel": "none"}
+    return {
+        f"{stem}ForConditionalGeneration": "seq2seq_lm",
+        f"{stem}Model": "none",
+        f"{stem}EncoderModel": "none",
+    }
 
 
 def family(model_type: str, presets: dict[str, ModelConfig]) -> Family:
@@ -151,7 +170,14 @@ def family(model_type: str, presets: dict[str, ModelConfig]) -> Family:
 
 
 TINY: dict[str, Any] = dict(
-    d_model=64, n_layers=2, n_heads=4, head_dim=16, d_ff=128, vocab_size=259, relative_buckets=16, relative_max_distance=64
+    d_model=64,
+    n_layers=2,
+    n_heads=4,
+    head_dim=16,
+    d_ff=128,
+    vocab_size=259,
+    relative_buckets=16,
+    relative_max_distance=64,
 )
 SMALL: dict[str, Any] = dict(d_model=512, n_layers=8, n_heads=6, d_ff=1024, max_length=1024)
 

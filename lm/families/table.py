@@ -46,7 +46,10 @@ class Row:
 
     def counts(self, shapes: dict[str, Shape]) -> bool:
         """Is the model one that the row is for?"""
-        return all((path.removeprefix("!") in shapes) != path.startswith("!") for path in self.given.split())
+        return all(
+            (path.removeprefix("!") in shapes) != path.startswith("!")
+            for path in self.given.split()
+        )
 
     def their_shapes(self, shapes: list[Shape]) -> list[Shape]:
         """The shape of each of our parts on their side, before merging."""
@@ -56,7 +59,10 @@ class Row:
     def merged_shape(self, shapes: list[Shape]) -> Shape:
         """The shape of our parts on their side, merged and not yet folded."""
         first, *rest = self.their_shapes(shapes)
-        return tuple(n + sum(s[axis] for s in rest) if axis == self.axis else n for axis, n in enumerate(first))
+        return tuple(
+            n + sum(s[axis] for s in rest) if axis == self.axis else n
+            for axis, n in enumerate(first)
+        )
 
     def their_shape(self, shapes: list[Shape]) -> Shape:
         """The shape their tensor must have for our parts to have `shapes`."""
@@ -65,7 +71,13 @@ class Row:
 
     def to_ours(self, array: np.ndarray, shapes: list[Shape]) -> list[np.ndarray]:
         sizes = [s[self.axis] for s in self.their_shapes(shapes)] if len(shapes) > 1 else []
-        parts = np.split(array.reshape(self.merged_shape(shapes)), np.cumsum(sizes)[:-1], axis=self.axis) if sizes else [array]
+        parts = (
+            np.split(
+                array.reshape(self.merged_shape(shapes)), np.cumsum(sizes)[:-1], axis=self.axis
+            )
+            if sizes
+            else [array]
+        )
         return [self.rule.to_ours(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def to_theirs(self, arrays: list[np.ndarray]) -> np.ndarray:
@@ -92,7 +104,9 @@ VECTOR = Rule(lambda array, shape: array.reshape(shape), lambda array: array.res
 def linear(inputs: int = 1) -> Rule:
     """torch.nn.Linear [out, in] <-> ours [in..., out...], whose first `inputs` dimensions are the input's."""
     flat = conv1d(inputs)
-    return Rule(lambda array, shape: flat.to_ours(array.T, shape), lambda array: flat.to_theirs(array).T)
+    return Rule(
+        lambda array, shape: flat.to_ours(array.T, shape), lambda array: flat.to_theirs(array).T
+    )
 
 
 def conv1d(inputs: int = 1) -> Rule:
@@ -136,14 +150,25 @@ def interleaved() -> Rule:
     return Rule(to_ours, to_theirs)
 
 
-def row(ours: str, theirs: str, rule: Rule = SAME, axis: int = 0, fold: int = 1, first: str = "", given: str = "") -> Row:
+def row(
+    ours: str,
+    theirs: str,
+    rule: Rule = SAME,
+    axis: int = 0,
+    fold: int = 1,
+    first: str = "",
+    given: str = "",
+) -> Row:
     """A row of the table; several of our paths, separated by spaces, merge into one of their tensors along `axis`. See `Row`."""
     return Row(tuple(ours.split()), theirs, rule, axis, fold, first, given)
 
 
 def dense(ours: str, theirs: str, inputs: int = 1) -> list[Row]:
     """torch.nn.Linear: `theirs`.weight and, where the model has it, `ours`_bias <-> `theirs`.bias."""
-    return [row(ours, f"{theirs}.weight", linear(inputs)), row(f"{ours}_bias", f"{theirs}.bias", VECTOR)]
+    return [
+        row(ours, f"{theirs}.weight", linear(inputs)),
+        row(f"{ours}_bias", f"{theirs}.bias", VECTOR),
+    ]
 
 
 def norm(ours: str, theirs: str) -> list[Row]:
@@ -162,7 +187,10 @@ def expand(rows: tuple[Row, ...], shapes: dict[str, Shape]) -> dict[str, Slot]:
     Raises LookupError naming the parameters that no row writes: the other library has no place for them.
     """
     slots: dict[str, Slot] = {}
-    blocks = sorted({path.split("/")[1] for path in shapes if path.startswith("layers/block_")}, key=lambda b: int(b[6:])) or [""]
+    blocks = sorted(
+        {path.split("/")[1] for path in shapes if path.startswith("layers/block_")},
+        key=lambda b: int(b[6:]),
+    ) or [""]
     for r in filter(lambda r: r.counts(shapes), rows):
         for block, paths in enumerate(dict.fromkeys(_inside(r.ours, block) for block in blocks)):
             if not all(path in shapes for path in paths):
@@ -175,7 +203,9 @@ def expand(rows: tuple[Row, ...], shapes: dict[str, Shape]) -> dict[str, Slot]:
             their_shape = r.their_shape(layer_shapes)
             for entry in range(ours[0][0]):
                 i = entry * len(blocks) + block
-                slots[r.first if r.first and i == 0 else r.theirs.format(i=i)] = Slot(r, paths, entry, layer_shapes, their_shape)
+                slots[r.first if r.first and i == 0 else r.theirs.format(i=i)] = Slot(
+                    r, paths, entry, layer_shapes, their_shape
+                )
     homeless = sorted(set(shapes) - {path for slot in slots.values() for path in slot.ours})
     if homeless:
         raise LookupError(f"no row of the table covers {', '.join(homeless)}")
@@ -184,4 +214,9 @@ def expand(rows: tuple[Row, ...], shapes: dict[str, Shape]) -> dict[str, Slot]:
 
 def _inside(paths: tuple[str, ...], block: str) -> tuple[str, ...]:
     """The paths of a row in one block of the repeating stack; those outside of it are the same for every block."""
-    return tuple(path.replace("layers/", f"layers/{block}/", 1) if block and path.startswith("layers/") else path for path in paths)
+    return tuple(
+        path.replace("layers/", f"layers/{block}/", 1)
+        if block and path.startswith("layers/")
+        else path
+        for path in paths
+    )

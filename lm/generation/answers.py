@@ -33,11 +33,15 @@ def generate(
     """
     asked = requests(model.config, prompts, max_new_tokens, decoder_prompts)
     if isinstance(sampler, Beams) and finished is not None:
-        raise GenerationError("finished cannot end a beam search, whose answer is only known at its end: leave it out, or use a sampler")
+        raise GenerationError(
+            "finished cannot end a beam search, whose answer is only known at its end: leave it out, or use a sampler"
+        )
     stop = _stop(model, stop_tokens)
     model, params = separate(model, params)
     order = sorted(range(len(asked)), key=lambda i: asked[i].length)
-    rows = max(1, min(batch_size // sampler.n if isinstance(sampler, Beams) else batch_size, len(asked)))
+    rows = max(
+        1, min(batch_size // sampler.n if isinstance(sampler, Beams) else batch_size, len(asked))
+    )
     answers: list[list[int]] = [[] for _ in asked]
     for first in range(0, len(order), rows):
         members = order[first : first + rows]
@@ -61,13 +65,17 @@ def generate(
 def _watched(model, sampler, params, state, stop, members, finished) -> dict:
     """`advance` to the end, looking every few steps for answers that are finished."""
     while True:
-        tokens, lengths, done, count = jax.device_get([state[name] for name in ("tokens", "lengths", "done", "count")])
+        tokens, lengths, done, count = jax.device_get(
+            [state[name] for name in ("tokens", "lengths", "done", "count")]
+        )
         done = done.copy()
         for row, i in enumerate(members):
             done[row] = done[row] or finished(i, tokens[row, : lengths[row]].tolist())
         if done.all():
             return state
-        state = advance(model, sampler, params, state | {"done": done}, stop, int(count) + CHECK_EVERY)
+        state = advance(
+            model, sampler, params, state | {"done": done}, stop, int(count) + CHECK_EVERY
+        )
 
 
 def stream(
@@ -75,7 +83,9 @@ def stream(
     decoder_prompt: Sequence[int] | None = None, stop_tokens: Sequence[int] | None = None, seed: int = 0,
 ) -> Iterator[int]:  # fmt: skip
     """Yields the tokens that `generate` would return for one prompt, each as soon as it is there: with Beams, all at the end."""
-    asked = requests(model.config, [prompt], max_new_tokens, None if decoder_prompt is None else [decoder_prompt])
+    asked = requests(
+        model.config, [prompt], max_new_tokens, None if decoder_prompt is None else [decoder_prompt]
+    )
     stop = _stop(model, stop_tokens)
     model, params = separate(model, params)
     room, arrays = _arrays(asked, 1)
@@ -94,7 +104,10 @@ def stream(
 
 def _stop(model, stop_tokens) -> np.ndarray:
     """Int32 [K]: ids that end an answer; -1, which no token is, when there are none."""
-    return np.asarray(sorted(set(model.config.eos_token_ids if stop_tokens is None else stop_tokens)) or [-1], np.int32)
+    return np.asarray(
+        sorted(set(model.config.eos_token_ids if stop_tokens is None else stop_tokens)) or [-1],
+        np.int32,
+    )
 
 
 def _arrays(asked, rows: int) -> tuple[int, dict]:

@@ -30,7 +30,9 @@ class Beams:
         if not abs(self.length_penalty) < float("inf"):
             raise ValueError(f"length_penalty={self.length_penalty}: expected a number")
         if self.early_stopping not in (True, False, "never"):
-            raise ValueError(f"early_stopping={self.early_stopping!r}: expected True, False or 'never'")
+            raise ValueError(
+                f"early_stopping={self.early_stopping!r}: expected True, False or 'never'"
+            )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "beams", "room"))
@@ -51,7 +53,9 @@ def search(model, beams: Beams, room: int, params, arrays, stop_K) -> tuple[jax.
     extend = functools.partial(_extend, c, beams, stop_K, budgets, prompt_lengths)
 
     def step(state):
-        last = jax.lax.dynamic_index_in_dim(state["tokens"], state["count"] - 1, axis=2, keepdims=False)
+        last = jax.lax.dynamic_index_in_dim(
+            state["tokens"], state["count"] - 1, axis=2, keepdims=False
+        )
         positions = jnp.repeat(prompt_lengths, n) + state["count"] - 1
         logits, cache = decode_step(model, params, last.reshape(-1), positions, state["cache"])
         return extend(state | {"cache": cache}, logits.reshape(rows, n, -1))
@@ -66,7 +70,10 @@ def _extend(c, beams, stop_K, budgets_B, prompt_lengths_B, state, logits_BNV) ->
     rows, n, vocabulary = logits_BNV.shape
     count = state["count"]
     kept = max(2, 1 + len(stop_K)) * n  # enough that n go on, whatever ends
-    scores = force(c, jax.nn.log_softmax(logits_BNV), prompt_lengths_B + count, budgets_B - count) + state["scores"][:, :, None]
+    scores = (
+        force(c, jax.nn.log_softmax(logits_BNV), prompt_lengths_B + count, budgets_B - count)
+        + state["scores"][:, :, None]
+    )
     scores, flat = jax.lax.top_k(scores.reshape(rows, -1), min(kept, n * vocabulary))
     parent, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
     tokens = _take(state["tokens"], parent).at[:, :, count].set(token)
@@ -74,24 +81,45 @@ def _extend(c, beams, stop_K, budgets_B, prompt_lengths_B, state, logits_BNV) ->
     ends = stopped | (count + 1 >= budgets_B)[:, None]
 
     length = (count + 1).astype(jnp.float32)
-    ending = ends & (jnp.arange(flat.shape[1]) < n) & state["open"][:, None]  # the rest is only there to run on
+    ending = (
+        ends & (jnp.arange(flat.shape[1]) < n) & state["open"][:, None]
+    )  # the rest is only there to run on
     candidates = (
         jnp.where(ending, scores / length**beams.length_penalty, NEVER), ending, tokens, jnp.where(stopped, count, count + 1)
     )  # fmt: skip
     names = ("ended_scores", "ended", "ended_tokens", "ended_lengths")
-    merged = [jnp.concatenate([state[name], new], axis=1) for name, new in zip(names, candidates, strict=True)]
+    merged = [
+        jnp.concatenate([state[name], new], axis=1)
+        for name, new in zip(names, candidates, strict=True)
+    ]
     best = jax.lax.top_k(merged[0], n)[1]
     finished = {name: _take(both, best) for name, both in zip(names, merged, strict=True)}
 
     running, chosen = jax.lax.top_k(scores + jnp.where(ends, NEVER, 0.0), n)
-    hoped = budgets_B.astype(jnp.float32) if beams.early_stopping == "never" and beams.length_penalty > 0 else length
+    hoped = (
+        budgets_B.astype(jnp.float32)
+        if beams.early_stopping == "never" and beams.length_penalty > 0
+        else length
+    )
     worst = jnp.where(finished["ended"].all(1), finished["ended_scores"].min(1), NEVER)
-    still = state["open"] & (running[:, 0] / hoped**beams.length_penalty > worst) & (count + 1 < budgets_B)
+    still = (
+        state["open"]
+        & (running[:, 0] / hoped**beams.length_penalty > worst)
+        & (count + 1 < budgets_B)
+    )
     if beams.early_stopping is True:
         still &= ~finished["ended"].all(1)
     source = (jnp.arange(rows)[:, None] * n + _take(parent, chosen)).reshape(-1)
-    cache = _each_row(c, state["cache"], lambda x, axis: jnp.take(x, source, axis=axis), shared=False)
-    return finished | {"cache": cache, "count": count + 1, "tokens": _take(tokens, chosen), "scores": running, "open": still}
+    cache = _each_row(
+        c, state["cache"], lambda x, axis: jnp.take(x, source, axis=axis), shared=False
+    )
+    return finished | {
+        "cache": cache,
+        "count": count + 1,
+        "tokens": _take(tokens, chosen),
+        "scores": running,
+        "open": still,
+    }
 
 
 def _take(x, index_BK):
@@ -103,7 +131,12 @@ def _each_row(c, cache: dict, change, shared: bool = True) -> dict:
     """`change(leaf, axis of its rows)` for every leaf that has rows; shared=False leaves out what is the same for all beams of a prompt."""
     axis = 0 if c.layers == "separate" else 1
     layers = jax.tree_util.tree_map_with_path(
-        lambda path, x: change(x, axis) if shared or not path[-1].key.startswith("cross_") else x, cache["layers"]
+        lambda path, x: change(x, axis) if shared or not path[-1].key.startswith("cross_") else x,
+        cache["layers"],
     )
-    rest = {name: change(x, 0) if shared and x.ndim else x for name, x in cache.items() if name != "layers"}
+    rest = {
+        name: change(x, 0) if shared and x.ndim else x
+        for name, x in cache.items()
+        if name != "layers"
+    }
     return {"layers": layers, **rest}

@@ -25,24 +25,77 @@ UNSUPPORTED = (
 def arguments(description: str, argv=None) -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(
-        prog=program("lm.generate"), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("lm.generate"),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="run folder, model directory, hub id, .gguf file or PEFT adapter")
-    parser.add_argument("--prompt", help="text to continue; without it, lines are read from standard input")
-    parser.add_argument("--chat", action="store_true", help="remember the turns; without a template: the tokenizer's own")
-    parser.add_argument("--template", help="spell prompts with this one (lm/data/templates), or 'none'; default: that of the run, if any")
-    parser.add_argument("--system", help="system message before the prompt, or of the chat; needs a template or --chat")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="run folder, model directory, hub id, .gguf file or PEFT adapter",
+    )
+    parser.add_argument(
+        "--prompt", help="text to continue; without it, lines are read from standard input"
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="remember the turns; without a template: the tokenizer's own",
+    )
+    parser.add_argument(
+        "--template",
+        help="spell prompts with this one (lm/data/templates), or 'none'; default: that of the run, if any",
+    )
+    parser.add_argument(
+        "--system",
+        help="system message before the prompt, or of the chat; needs a template or --chat",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; may be repeated")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the most probable token")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among the k best tokens; 0 = all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the best tokens of this total probability")
-    parser.add_argument("--min-p", type=float, default=0.0, help="sample among tokens at least this share as probable as the best")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 makes tokens that were there before less likely")
-    parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search over N continuations; printed when it is done")
-    parser.add_argument("--length-penalty", type=float, default=1.0, help="of beams: above 0 favours longer answers")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the answer before this text; may be repeated",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (default) takes the most probable token"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="sample among the k best tokens; 0 = all"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample among the best tokens of this total probability",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="sample among tokens at least this share as probable as the best",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1 makes tokens that were there before less likely",
+    )
+    parser.add_argument(
+        "--beams",
+        type=int,
+        default=1,
+        metavar="N",
+        help="beam search over N continuations; printed when it is done",
+    )
+    parser.add_argument(
+        "--length-penalty", type=float, default=1.0, help="of beams: above 0 favours longer answers"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32"
+    )
     return parser.parse_args(argv)
 
 
@@ -56,26 +109,36 @@ def chosen_template(args, tokenizer) -> "Template | None":
         return templates.get(args.template, tokenizer, **date)
     kept = None if args.template else load_template(args.model, tokenizer)
     if args.system and kept is None and not args.chat:
-        raise ValueError(f"--system={args.system!r} would be ignored, as no template spells the prompt: add --chat or --template")
+        raise ValueError(
+            f"--system={args.system!r} would be ignored, as no template spells the prompt: add --chat or --template"
+        )
     if args.chat and kept is None and not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {args.model} has no chat template: leave out --chat")
     return kept
 
 
-def spelled(model, tokenizer, template: "Template | None", turns: list[dict[str, str]], chat: bool) -> list[int]:
+def spelled(
+    model, tokenizer, template: "Template | None", turns: list[dict[str, str]], chat: bool
+) -> list[int]:
     """The tokens of a prompt: the system message and the last turn, or all of a chat, which without a template the tokenizer spells."""
     from lm.data.encoding import Encoder, prompt_ids
     from lm.data.examples import Record, Turn
     from lm.data.templates.jinja import rendered
 
-    turns = turns if chat else [turn for turn in turns[:-1] if turn["role"] == "system"] + turns[-1:]
+    turns = (
+        turns if chat else [turn for turn in turns[:-1] if turn["role"] == "system"] + turns[-1:]
+    )
     if template is None:
         if chat:
             return tokenizer(rendered(tokenizer, turns), add_special_tokens=False)["input_ids"]
-        return prompt_ids(tokenizer, turns[-1]["content"], encoder=bool(model.config.encoder_layers))
+        return prompt_ids(
+            tokenizer, turns[-1]["content"], encoder=bool(model.config.encoder_layers)
+        )
     c = model.config
     record = Record(turns=tuple(Turn(turn["role"], turn["content"]) for turn in turns))
-    return Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None).prompt(template.prompt(record))
+    return Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None).prompt(
+        template.prompt(record)
+    )
 
 
 def unused_settings(args) -> str:
@@ -87,13 +150,19 @@ def unused_settings(args) -> str:
     found = kept(args.model, GENERATION) or {}
     sampled, beams = bool(found.get("do_sample")), (found.get("num_beams") or 1) > 1
     read = {*FLAGS} - (set() if sampled else SAMPLED) - (set() if beams else {"length_penalty"})
-    wanted = ({"temperature": 1.0} if sampled else {}) | {name: found[name] for name in FLAGS if found.get(name) is not None}
+    wanted = ({"temperature": 1.0} if sampled else {}) | {
+        name: found[name] for name in FLAGS if found.get(name) is not None
+    }
     flags = [
         f"--{f.replace('_', '-')}={wanted[name]}"
         for name, (f, default) in FLAGS.items()
         if wanted.get(name, default) != default and name in read
     ]
-    others = [f"{name}={found[name]!r}" for name in UNSUPPORTED if found.get(name) not in (None, 0, 1.0, [], {})]
+    others = [
+        f"{name}={found[name]!r}"
+        for name in UNSUPPORTED
+        if found.get(name) not in (None, 0, 1.0, [], {})
+    ]
     if not flags and not others:
         return ""
     said = [f"is not used unless you add {' '.join(flags)}"] * bool(flags) + [
@@ -106,10 +175,17 @@ def chosen(args) -> "Greedy | Sample | Beams":
     """The sampler that the flags ask for. Raises ValueError when they contradict each other."""
     from lm.generation import Beams, Greedy, Sample
 
-    options = dict(top_k=args.top_k, top_p=args.top_p, min_p=args.min_p, repetition_penalty=args.repetition_penalty)
+    options = dict(
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+    )
     if args.beams != 1:
         if args.temperature or Sample(**options) != Sample():
-            raise ValueError(f"--beams={args.beams} chooses by itself: leave out --temperature, --top-*, --min-p and --repetition-penalty")
+            raise ValueError(
+                f"--beams={args.beams} chooses by itself: leave out --temperature, --top-*, --min-p and --repetition-penalty"
+            )
         return Beams(args.beams, args.length_penalty)
     if args.length_penalty != 1.0:
         raise ValueError(f"--length-penalty={args.length_penalty} is for beam search: set --beams")

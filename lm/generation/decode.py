@@ -11,7 +11,14 @@ from lm.models import LanguageModel, ModelConfig, init_cache
 
 
 def prefill(
-    model: LanguageModel, params: dict, tokens, segments, length: int, *, encoder_tokens=None, encoder_segments=None
+    model: LanguageModel,
+    params: dict,
+    tokens,
+    segments,
+    length: int,
+    *,
+    encoder_tokens=None,
+    encoder_segments=None,
 ) -> tuple[jax.Array, dict]:
     """Reads left-padded prompts into a new cache of `length` slots: float32 logits [B, V] of what follows, and the cache.
 
@@ -22,14 +29,33 @@ def prefill(
     given, encoder_length = {}, 0
     if encoder_tokens is not None:
         of = jnp.ones_like(encoder_tokens) if encoder_segments is None else encoder_segments
-        given = {"encoder_tokens": encoder_tokens, "encoder_segments": of, "encoder_positions": _positions(of)}
+        given = {
+            "encoder_tokens": encoder_tokens,
+            "encoder_segments": of,
+            "encoder_positions": _positions(of),
+        }
         encoder_length = encoder_tokens.shape[1]
-    batch = Batch(tokens=tokens, targets=tokens, weights=segments, segments=segments, positions=_positions(segments), **given)
-    out = _apply(model, params, batch, init_cache(model.config, tokens.shape[0], length, encoder_length), method="hidden")
+    batch = Batch(
+        tokens=tokens,
+        targets=tokens,
+        weights=segments,
+        segments=segments,
+        positions=_positions(segments),
+        **given,
+    )
+    out = _apply(
+        model,
+        params,
+        batch,
+        init_cache(model.config, tokens.shape[0], length, encoder_length),
+        method="hidden",
+    )
     return _apply(model, params, out.hidden[:, -1], method="logits"), out.cache
 
 
-def decode_step(model: LanguageModel, params: dict, tokens_B, positions_B, cache: dict) -> tuple[jax.Array, dict]:
+def decode_step(
+    model: LanguageModel, params: dict, tokens_B, positions_B, cache: dict
+) -> tuple[jax.Array, dict]:
     """Feeds one token a row, at its position, and returns the logits [B, V] of the next one with the longer cache."""
     tokens, positions = tokens_B[:, None], positions_B[:, None]
     one = jnp.ones_like(tokens)
@@ -71,7 +97,9 @@ def start(model, sampler, room, params, arrays, stop_K, key) -> dict:
     }  # fmt: skip
     if getattr(sampler, "repetition_penalty", 1.0) != 1.0:
         seen = jnp.zeros(logits.shape, bool)
-        state["seen"] = seen.at[jnp.arange(rows)[:, None], arrays["tokens"]].max(arrays["segments"] > 0)
+        state["seen"] = seen.at[jnp.arange(rows)[:, None], arrays["tokens"]].max(
+            arrays["segments"] > 0
+        )
     return _choose(model.config, sampler, state, logits, stop_K)
 
 
@@ -87,7 +115,11 @@ def _choose(c, sampler, state, logits, stop_K):
         "tokens": jax.lax.dynamic_update_slice_in_dim(state["tokens"], token[:, None], count, axis=1),
         "lengths": jnp.where(stopped, state["lengths"], count + 1),
     }  # fmt: skip
-    return state if seen is None else state | {"seen": seen.at[jnp.arange(len(token)), token].set(True)}
+    return (
+        state
+        if seen is None
+        else state | {"seen": seen.at[jnp.arange(len(token)), token].set(True)}
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames="state")
@@ -95,7 +127,9 @@ def advance(model, sampler, params, state, stop_K, until) -> dict:
     """Decodes until every row is done or `until` tokens were chosen."""
 
     def step(state):
-        logits, cache = decode_step(model, params, state["last"], state["positions"] + state["count"] - 1, state["cache"])
+        logits, cache = decode_step(
+            model, params, state["last"], state["positions"] + state["count"] - 1, state["cache"]
+        )
         return _choose(model.config, sampler, state | {"cache": cache}, logits, stop_K)
 
     return jax.lax.while_loop(lambda s: (s["count"] < until) & ~s["done"].all(), step, state)

@@ -27,18 +27,27 @@ class Request:
 
 
 def requests(
-    c: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], decoder_prompts: Sequence[Sequence[int]] | None
+    c: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int],
+    decoder_prompts: Sequence[Sequence[int]] | None,
 ) -> list[Request]:
     """One Request a prompt. Raises GenerationError for the first that this model cannot serve."""
     if c.head not in ("causal_lm", "seq2seq_lm"):
-        raise GenerationError(f"a {c.family} model with head={c.head!r} does not generate text; expected causal_lm or seq2seq_lm")
+        raise GenerationError(
+            f"a {c.family} model with head={c.head!r} does not generate text; expected causal_lm or seq2seq_lm"
+        )
     given = np.asarray(max_new_tokens)
     budgets = given.tolist() if given.ndim else [given.item()] * len(prompts)
     if len(budgets) != len(prompts):
-        raise GenerationError(f"max_new_tokens has {len(budgets)} entries for {len(prompts)} prompts: give one number, or one a prompt")
+        raise GenerationError(
+            f"max_new_tokens has {len(budgets)} entries for {len(prompts)} prompts: give one number, or one a prompt"
+        )
     if not c.encoder_layers:
         if decoder_prompts is not None:
-            raise GenerationError(f"decoder_prompts are for encoder-decoders; this {c.family} model has no encoder: put them into prompts")
+            raise GenerationError(
+                f"decoder_prompts are for encoder-decoders; this {c.family} model has no encoder: put them into prompts"
+            )
         asked = [Request(prompt, budget) for prompt, budget in zip(prompts, budgets, strict=True)]
     else:
         if decoder_prompts is None:
@@ -48,7 +57,9 @@ def requests(
                 )
             decoder_prompts = [[c.decoder_start_token_id]] * len(prompts)
         if len(decoder_prompts) != len(prompts):
-            raise GenerationError(f"there are {len(decoder_prompts)} decoder_prompts for {len(prompts)} prompts: give one a prompt")
+            raise GenerationError(
+                f"there are {len(decoder_prompts)} decoder_prompts for {len(prompts)} prompts: give one a prompt"
+            )
         asked = [Request(*each) for each in zip(decoder_prompts, budgets, prompts, strict=True)]
     for i, request in enumerate(asked):
         _check(c, i, request)
@@ -57,11 +68,19 @@ def requests(
 
 def _check(c: ModelConfig, i: int, request: Request) -> None:
     if not isinstance(request.budget, int) or request.budget < 1:
-        raise GenerationError(f"max_new_tokens={request.budget}: expected a whole number, at least 1")
-    read = (("decoder prompt", request.tokens), ("prompt", request.encoder_tokens)) if c.encoder_layers else (("prompt", request.tokens),)
+        raise GenerationError(
+            f"max_new_tokens={request.budget}: expected a whole number, at least 1"
+        )
+    read = (
+        (("decoder prompt", request.tokens), ("prompt", request.encoder_tokens))
+        if c.encoder_layers
+        else (("prompt", request.tokens),)
+    )
     for what, tokens in read:
         if not len(tokens):
-            raise GenerationError(f"{what} {i} is empty: give at least one token (a start token, for example)")
+            raise GenerationError(
+                f"{what} {i} is empty: give at least one token (a start token, for example)"
+            )
         if said := inputs.outside(c, tokens):
             raise GenerationError(f"{what} {i} holds {said}")
     if len(request.encoder_tokens) > c.max_length:
@@ -89,17 +108,28 @@ def padded(asked: Sequence[Request], rows: int) -> dict[str, Any]:
     """
     asked = [*asked, *[dataclasses.replace(asked[0], budget=0)] * (rows - len(asked))]
     tokens, segments = _rows([request.tokens for request in asked], left=True)
-    arrays = {"tokens": tokens, "segments": segments, "budgets": np.asarray([request.budget for request in asked], np.int32)}
+    arrays = {
+        "tokens": tokens,
+        "segments": segments,
+        "budgets": np.asarray([request.budget for request in asked], np.int32),
+    }
     if len(asked[0].encoder_tokens):
-        arrays["encoder_tokens"], arrays["encoder_segments"] = _rows([request.encoder_tokens for request in asked], left=False)
-        if max(len(request.tokens) for request in asked) == 1:  # the start token alone, as nearly always: nothing to pad
+        arrays["encoder_tokens"], arrays["encoder_segments"] = _rows(
+            [request.encoder_tokens for request in asked], left=False
+        )
+        if (
+            max(len(request.tokens) for request in asked) == 1
+        ):  # the start token alone, as nearly always: nothing to pad
             arrays |= {name: arrays[name][:, -1:] for name in ("tokens", "segments")}
     return arrays
 
 
 def _rows(lists: Sequence[Sequence[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:
     width = bucket(max(map(len, lists)))
-    tokens, segments = np.zeros((len(lists), width), np.int32), np.zeros((len(lists), width), np.int32)
+    tokens, segments = (
+        np.zeros((len(lists), width), np.int32),
+        np.zeros((len(lists), width), np.int32),
+    )
     for row, values in enumerate(lists):
         at = slice(width - len(values), width) if left else slice(0, len(values))
         tokens[row, at], segments[row, at] = values, 1

@@ -18,10 +18,14 @@ class Greedy:
     def __post_init__(self):
         _check_penalty(self.repetition_penalty)
 
-    def __call__(self, logits_BV: jax.Array, key: jax.Array, seen_BV: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, logits_BV: jax.Array, key: jax.Array, seen_BV: jax.Array | None = None
+    ) -> jax.Array:
         """float32 [B, V] -> int32 [B]. seen bool [B, V], the tokens so far: for a repetition penalty, which needs it."""
         del key
-        return jnp.argmax(penalize(logits_BV, seen_BV, self.repetition_penalty), axis=-1).astype(jnp.int32)
+        return jnp.argmax(penalize(logits_BV, seen_BV, self.repetition_penalty), axis=-1).astype(
+            jnp.int32
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,26 +43,36 @@ class Sample:
 
     def __post_init__(self):
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: expected a number above 0 (for the best token use Greedy)")
+            raise ValueError(
+                f"temperature={self.temperature}: expected a number above 0 (for the best token use Greedy)"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: expected 0 (all tokens) or a count")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: expected a probability in (0, 1]")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p={self.min_p}: expected a share of the best token's probability, in [0, 1]")
+            raise ValueError(
+                f"min_p={self.min_p}: expected a share of the best token's probability, in [0, 1]"
+            )
         _check_penalty(self.repetition_penalty)
 
-    def __call__(self, logits_BV: jax.Array, key: jax.Array, seen_BV: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, logits_BV: jax.Array, key: jax.Array, seen_BV: jax.Array | None = None
+    ) -> jax.Array:
         """float32 [B, V] -> int32 [B]. seen bool [B, V], the tokens so far: for a repetition penalty, which needs it."""
         logits_BK, tokens_BK = self.candidates(logits_BV, seen_BV)
         choice = jax.random.categorical(key, logits_BK)
         return jnp.take_along_axis(tokens_BK, choice[:, None], axis=-1)[:, 0]
 
-    def candidates(self, logits_BV: jax.Array, seen_BV: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def candidates(
+        self, logits_BV: jax.Array, seen_BV: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """What is drawn from: float32 logits [B, K], -inf where a token is left out, and int32 tokens [B, K]; K <= V."""
         logits = penalize(logits_BV, seen_BV, self.repetition_penalty) / self.temperature
         vocabulary = logits.shape[-1]
-        kept = min(self.top_k or vocabulary, CANDIDATES if self.top_p < 1.0 else vocabulary, vocabulary)
+        kept = min(
+            self.top_k or vocabulary, CANDIDATES if self.top_p < 1.0 else vocabulary, vocabulary
+        )
         if kept == vocabulary and self.top_p == 1.0:
             best, tokens = logits, jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         else:
@@ -67,9 +81,13 @@ class Sample:
             # Of the distribution that top_k leaves, keep a token while those before it hold less than top_p.
             total = jax.nn.logsumexp(best if self.top_k else logits, axis=-1, keepdims=True)
             probabilities = jnp.exp(best - total)
-            best = jnp.where(jnp.cumsum(probabilities, axis=-1) - probabilities < self.top_p, best, -jnp.inf)
+            best = jnp.where(
+                jnp.cumsum(probabilities, axis=-1) - probabilities < self.top_p, best, -jnp.inf
+            )
         if self.min_p > 0.0:
-            best = jnp.where(best >= best.max(axis=-1, keepdims=True) + math.log(self.min_p), best, -jnp.inf)
+            best = jnp.where(
+                best >= best.max(axis=-1, keepdims=True) + math.log(self.min_p), best, -jnp.inf
+            )
         return best, tokens.astype(jnp.int32)
 
 
@@ -82,10 +100,16 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array | None, penalty: float) ->
     if penalty == 1.0:
         return logits_BV
     if seen_BV is None:
-        raise ValueError(f"repetition_penalty={penalty} needs the tokens so far: pass seen, bool [B, V]")
-    return jnp.where(seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
+        raise ValueError(
+            f"repetition_penalty={penalty} needs the tokens so far: pass seen, bool [B, V]"
+        )
+    return jnp.where(
+        seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV
+    )
 
 
 def _check_penalty(penalty: float) -> None:
     if not 0 < penalty < math.inf:
-        raise ValueError(f"repetition_penalty={penalty}: expected a number above 0; 1 is none, above 1 discourages repetition")
+        raise ValueError(
+            f"repetition_penalty={penalty}: expected a number above 0; 1 is none, above 1 discourages repetition"
+        )

@@ -29,7 +29,10 @@ def generate_text(
 
     watch = finished if stop_strings and not isinstance(sampler, Beams) else None
     encoder = bool(model.config.encoder_layers)
-    ids = [prompt_ids(tokenizer, prompt, encoder) if isinstance(prompt, str) else prompt for prompt in prompts]
+    ids = [
+        prompt_ids(tokenizer, prompt, encoder) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
     inputs.check_ids(model.config, ids, tokenizer, error=GenerationError)
     answers = generate(
         model, params, ids, max_new_tokens, sampler,
@@ -51,7 +54,9 @@ def stream_text(
     stop_tokens = _stop_tokens(model, tokenizer, stop_tokens, stop_strings)
     inputs.check_ids(model.config, [prompt], tokenizer, error=GenerationError)
     tokens, shown, text = [], 0, ""
-    for token in stream(model, params, prompt, max_new_tokens, sampler, stop_tokens=stop_tokens, **options):
+    for token in stream(
+        model, params, prompt, max_new_tokens, sampler, stop_tokens=stop_tokens, **options
+    ):
         tokens.append(token)
         text = decoded(tokenizer, tokens)
         end = ending(text, stop_strings)
@@ -71,7 +76,9 @@ def decoded(tokenizer, tokens: Sequence[int]) -> str:
 
 def ending(text: str, stop_strings: Sequence[str]) -> int | None:
     """Where the stop string begins that is complete first, reading from the left; None without any."""
-    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stop_strings if stop in text]
+    found = [
+        (text.find(stop) + len(stop), text.find(stop)) for stop in stop_strings if stop in text
+    ]
     return min(found)[1] if found else None
 
 
@@ -91,5 +98,11 @@ def _checked(stop_strings: Sequence[str]) -> list[str]:
 
 def _stop_tokens(model, tokenizer, stop_tokens, stop_strings) -> list[int]:
     """The stop tokens, with those that a stop string spells: decoding leaves special tokens out, so its text would never show them."""
-    ids = {**tokenizer.get_added_vocab(), **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))}
-    return [*(model.config.eos_token_ids if stop_tokens is None else stop_tokens), *(ids[stop] for stop in stop_strings if stop in ids)]
+    ids = {
+        **tokenizer.get_added_vocab(),
+        **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)),
+    }
+    return [
+        *(model.config.eos_token_ids if stop_tokens is None else stop_tokens),
+        *(ids[stop] for stop in stop_strings if stop in ids),
+    ]

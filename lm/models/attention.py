@@ -35,7 +35,11 @@ def see(c: ModelConfig, kind: str, segments_BT, positions_BT, cache=None) -> Vie
         query_T, key_S = start + query_T, jnp.arange(key_segments_BS.shape[1])
         ring = slots(c, kind, len(key_S))
         if ring < len(key_S):
-            key_S = ring_indices(start, ring) if length == 1 else jnp.concatenate([ring_indices(start - 1, ring), query_T])
+            key_S = (
+                ring_indices(start, ring)
+                if length == 1
+                else jnp.concatenate([ring_indices(start - 1, ring), query_T])
+            )
             key_segments_BS = jnp.where(key_S < 0, -1, key_segments_BS[:, jnp.maximum(key_S, 0)])
     mask = segments_BT[:, None, :, None] == key_segments_BS[:, None, None, :]
     ahead = key_S[None, :] - query_T[:, None]
@@ -60,7 +64,13 @@ class RelativeBias(nn.Module):
     def __call__(self, view: View) -> jax.Array:
         """float32 [1, H, T, S], as layers and rows that share it sum its gradient."""
         c = self.config
-        return jnp.moveaxis(wide(stored(self, "table", (c.relative_buckets, c.n_heads), "buckets heads"))[view.buckets], -1, 0)[None]
+        return jnp.moveaxis(
+            wide(stored(self, "table", (c.relative_buckets, c.n_heads), "buckets heads"))[
+                view.buckets
+            ],
+            -1,
+            0,
+        )[None]
 
 
 def attend(c: ModelConfig, q_BTHK, k_BSJK, v_BSJK, mask, score_bias=None) -> jax.Array:
@@ -73,9 +83,13 @@ def attend(c: ModelConfig, q_BTHK, k_BSJK, v_BSJK, mask, score_bias=None) -> jax
         return jax.nn.dot_product_attention(q_BTHK, k_BSJK, v_BSJK, score_bias, mask, scale=scale)
     b, t, h, k = q_BTHK.shape
     grouped = q_BTHK.reshape(b, t, k_BSJK.shape[2], -1, k)
-    scores = jnp.einsum("btjgk,bsjk->bjgts", grouped, k_BSJK, preferred_element_type=jnp.float32) * (scale or k**-0.5)
+    scores = jnp.einsum(
+        "btjgk,bsjk->bjgts", grouped, k_BSJK, preferred_element_type=jnp.float32
+    ) * (scale or k**-0.5)
     scores = jnp.where(mask[:, :, None], cap * jnp.tanh(scores / cap), jnp.finfo(jnp.float32).min)
-    y = jnp.einsum("bjgts,bsjk->btjgk", jax.nn.softmax(scores, axis=-1).astype(v_BSJK.dtype), v_BSJK)
+    y = jnp.einsum(
+        "bjgts,bsjk->btjgk", jax.nn.softmax(scores, axis=-1).astype(v_BSJK.dtype), v_BSJK
+    )
     return y.reshape(b, t, h, k)
 
 
@@ -83,7 +97,11 @@ def enter(module: nn.Module, x_BTD, name: str, with_bias: bool) -> jax.Array:
     """The "query", "key" or "value" of every head, [B, T, H or J, K]."""
     c: ModelConfig = module.config
     heads, axis = (c.n_heads, "heads") if name == "query" else (c.n_kv_heads, "kv_heads")
-    y = jnp.einsum("btd,dhk->bthk", x_BTD, weight(module, name, (x_BTD.shape[-1], heads, c.head_dim), f"embed {axis} head_dim"))
+    y = jnp.einsum(
+        "btd,dhk->bthk",
+        x_BTD,
+        weight(module, name, (x_BTD.shape[-1], heads, c.head_dim), f"embed {axis} head_dim"),
+    )
     return biased(module, y, f"{name}_bias", f"{axis} head_dim") if with_bias else y
 
 
@@ -112,9 +130,14 @@ class Attention(nn.Module):
             q, k = self.normed(q, "query"), self.normed(k, "key")
         if view.angles is not None:
             q, k = rotate(q, view.angles), rotate(k, view.angles)
-        q, k, v = constrain(q, "batch length heads head_dim"), *(constrain(y, "batch length kv_heads head_dim") for y in (k, v))
+        q, k, v = (
+            constrain(q, "batch length heads head_dim"),
+            *(constrain(y, "batch length kv_heads head_dim") for y in (k, v)),
+        )
         if cache is not None:
-            (k, new_k), (v, new_v) = (self.remember(cache[name], y, view, start) for name, y in (("key", k), ("value", v)))
+            (k, new_k), (v, new_v) = (
+                self.remember(cache[name], y, view, start) for name, y in (("key", k), ("value", v))
+            )
             cache = {**cache, "key": new_k, "value": new_v}
         if c.relative_per_layer:
             shared_bias = RelativeBias(c, name="relative_bias")(view)
@@ -124,7 +147,9 @@ class Attention(nn.Module):
         """What the row attends to, and the slots after it. A ring that a longer piece follows is read before it is overwritten."""
         ring, length = old_BSJK.shape[1], new_BTJK.shape[1]
         if view.mask.shape[-1] == ring:
-            slots = jax.lax.dynamic_update_slice_in_dim(old_BSJK, new_BTJK, start % ring if length == 1 else start, axis=1)
+            slots = jax.lax.dynamic_update_slice_in_dim(
+                old_BSJK, new_BTJK, start % ring if length == 1 else start, axis=1
+            )
             return slots, slots
         both = jnp.concatenate([old_BSJK, new_BTJK], axis=1)
         index = ring_indices(start + length - 1, ring)
@@ -152,7 +177,10 @@ class CrossAttention(nn.Module):
             assert cache is not None, "LanguageModel asks for one of them"
             k, v = cache["cross_key"], cache["cross_value"]
         else:
-            k, v = (constrain(enter(self, source_BSD, n, c.qkv_bias), "batch length kv_heads head_dim") for n in ("key", "value"))
+            k, v = (
+                constrain(enter(self, source_BSD, n, c.qkv_bias), "batch length kv_heads head_dim")
+                for n in ("key", "value")
+            )
         cache = None if cache is None else {**cache, "cross_key": k, "cross_value": v}
         return leave(self, attend(c, q, k, v, mask), c.out_bias), cache
 
@@ -172,20 +200,36 @@ class NeighbourAttention(nn.Module):
     def __call__(self, x_BTD, neighbours_BCSN, of_BCS, segments_BT, start=0):
         c = self.config
         (batch, length, _), size = x_BTD.shape, c.neighbour_chunk
-        first = start + 1  # groups of `size` tokens that see the same chunk begin at indices -1, size - 1, 2 size - 1, ...
+        first = (
+            start + 1
+        )  # groups of `size` tokens that see the same chunk begin at indices -1, size - 1, 2 size - 1, ...
         groups = -(-(length + size - 1) // size)
 
         def grouped(x):  # [B, T, ...] -> [B * groups, size, ...]
             room = jnp.zeros((batch, groups * size, *x.shape[2:]), x.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(room, x, first % size, axis=1).reshape(batch * groups, size, *x.shape[2:])
+            return jax.lax.dynamic_update_slice_in_dim(room, x, first % size, axis=1).reshape(
+                batch * groups, size, *x.shape[2:]
+            )
 
-        def chosen(x):  # [B, C, S, ...] -> [B * groups, S, ...]; the first group may come before any chunk, the last after all
+        def chosen(
+            x,
+        ):  # [B, C, S, ...] -> [B * groups, S, ...]; the first group may come before any chunk, the last after all
             x = jnp.pad(x, ((0, 0), (1, groups), *((0, 0),) * (x.ndim - 2)))
-            return jax.lax.dynamic_slice_in_dim(x, first // size, groups, axis=1).reshape(batch * groups, *x.shape[2:])
+            return jax.lax.dynamic_slice_in_dim(x, first // size, groups, axis=1).reshape(
+                batch * groups, *x.shape[2:]
+            )
 
         source, of = chosen(neighbours_BCSN.astype(c.dtype)), chosen(of_BCS)
-        mask = (grouped(segments_BT)[:, None, :, None] == of[:, None, None, :]) & (of != 0)[:, None, None, :]
-        q, k, v = enter(self, grouped(x_BTD), "query", False), enter(self, source, "key", False), enter(self, source, "value", False)
+        mask = (grouped(segments_BT)[:, None, :, None] == of[:, None, None, :]) & (of != 0)[
+            :, None, None, :
+        ]
+        q, k, v = (
+            enter(self, grouped(x_BTD), "query", False),
+            enter(self, source, "key", False),
+            enter(self, source, "value", False),
+        )
         y = jnp.where(mask.any(-1)[:, 0, :, None, None], attend(c, q, k, v, mask), 0)
-        y = jax.lax.dynamic_slice_in_dim(y.reshape(batch, groups * size, *y.shape[2:]), first % size, length, axis=1)
+        y = jax.lax.dynamic_slice_in_dim(
+            y.reshape(batch, groups * size, *y.shape[2:]), first % size, length, axis=1
+        )
         return leave(self, y, False, nn.initializers.zeros)

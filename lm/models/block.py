@@ -16,12 +16,18 @@ class Context:
     """What all layers of a stack are given alike."""
 
     segments: jax.Array  # int32 [B, T]
-    view: View | None  # of the layers' attention; stacked on axis 0 where layers differ in kind; None without attention
+    view: (
+        View | None
+    )  # of the layers' attention; stacked on axis 0 where layers differ in kind; None without attention
     bias: jax.Array | None = None  # relative positions' part of the scores, [1, H, T, S]
     start: jax.Array | int = 0  # index of the first token in the cache
-    encoded: jax.Array | None = None  # the encoder's output [B, S, D], or None when its keys and values are in the cache
+    encoded: jax.Array | None = (
+        None  # the encoder's output [B, S, D], or None when its keys and values are in the cache
+    )
     encoder_mask: jax.Array | None = None  # bool [B, 1, T, S]
-    neighbours: jax.Array | None = None  # [B, C, S, N], and the segments they are for, int32 [B, C, S]
+    neighbours: jax.Array | None = (
+        None  # [B, C, S, N], and the segments they are for, int32 [B, C, S]
+    )
     neighbour_segments: jax.Array | None = None
 
 
@@ -36,7 +42,11 @@ class MLP(nn.Module):
         act = ACTIVATION_FUNCTIONS[c.activation]
         up = self.project(x_BTD, "up")
         h = act(self.project(x_BTD, "gate")) * up if c.gated_mlp else act(up)
-        y = jnp.einsum("btf,fd->btd", constrain(h, "batch length mlp"), weight(self, "down", (c.d_ff, c.d_model), "mlp embed"))
+        y = jnp.einsum(
+            "btf,fd->btd",
+            constrain(h, "batch length mlp"),
+            weight(self, "down", (c.d_ff, c.d_model), "mlp embed"),
+        )
         return biased(self, y, "down_bias", "norm") if c.mlp_bias else y
 
     def project(self, x_BTD, name) -> jax.Array:
@@ -59,7 +69,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, cache, layer, context: Context):
         c = self.config
-        view = jax.tree.map(lambda v: v[layer["view"]], context.view) if "view" in layer else context.view
+        view = (
+            jax.tree.map(lambda v: v[layer["view"]], context.view)
+            if "view" in layer
+            else context.view
+        )
 
         def mixed(x, name, mixer):
             """The residual stream, what a mixer adds to it, and the norm that is left for the sum, if any."""
@@ -76,7 +90,9 @@ class Block(nn.Module):
 
         def residual(x, name, mixer):
             x, y, norm = mixed(x, name, mixer)
-            return constrain(norm(x + y) if c.norm_placement == "post" else x + y, "batch length embed")
+            return constrain(
+                norm(x + y) if c.norm_placement == "post" else x + y, "batch length embed"
+            )
 
         def caching(mixer, *args):
             def run(x):
@@ -88,18 +104,42 @@ class Block(nn.Module):
 
         mlp = MLP(c, name="mlp") if c.d_ff else None
         if self.ssm:
-            kind, mixer = "ssm", caching((Mamba2Mixer if c.ssm_heads else MambaMixer)(c, name="ssm"), context.segments)
+            kind, mixer = (
+                "ssm",
+                caching(
+                    (Mamba2Mixer if c.ssm_heads else MambaMixer)(c, name="ssm"), context.segments
+                ),
+            )
         else:
-            kind, mixer = "attention", caching(Attention(c, name="attention"), view, context.bias, context.start)
+            kind, mixer = (
+                "attention",
+                caching(Attention(c, name="attention"), view, context.bias, context.start),
+            )
         if c.parallel_residual:
-            return constrain(x + mixed(x, kind, mixer)[1] + mixed(x, "mlp", mlp)[1], "batch length embed"), cache
+            return constrain(
+                x + mixed(x, kind, mixer)[1] + mixed(x, "mlp", mlp)[1], "batch length embed"
+            ), cache
         x = residual(x, kind, mixer)
         if c.encoder_layers:
-            x = residual(x, "cross", caching(CrossAttention(c, name="cross"), context.encoded, context.encoder_mask))
-        if self.neighbours and context.neighbours is not None:  # always before a norm: without neighbours, x stays what it is
+            x = residual(
+                x,
+                "cross",
+                caching(CrossAttention(c, name="cross"), context.encoded, context.encoder_mask),
+            )
+        if (
+            self.neighbours and context.neighbours is not None
+        ):  # always before a norm: without neighbours, x stays what it is
             door = NeighbourAttention(c, name="neighbours")
             h = Norm(c, name="neighbours_norm")(x)
-            x = x + self.dropped(door(h, context.neighbours, context.neighbour_segments, context.segments, context.start))
+            x = x + self.dropped(
+                door(
+                    h,
+                    context.neighbours,
+                    context.neighbour_segments,
+                    context.segments,
+                    context.start,
+                )
+            )
         return residual(x, "mlp", mlp) if mlp else x, cache
 
     def dropped(self, y) -> jax.Array:

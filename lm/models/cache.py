@@ -29,13 +29,25 @@ def init_cache(c: ModelConfig, batch_size: int, length: int, encoder_length: int
     tokens were read, int32; encoder_segments int32 [B, encoder_length] of an encoder-decoder.
     """
     block = lambda i: _layer(c, c.layer_kinds[i], batch_size, length, encoder_length)
-    stacked = lambda i: jax.tree.map(lambda x: jnp.broadcast_to(x, (c.n_layers // c.period, *x.shape)), block(i))
+    stacked = lambda i: jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (c.n_layers // c.period, *x.shape)), block(i)
+    )
     if c.layers == "separate":
         layers = [block(i) for i in range(c.n_layers)]
     else:
-        layers = stacked(0) if c.period == 1 else {f"block_{i}": stacked(i) for i in range(c.period)}
-    cache = {"layers": layers, "segments": jnp.zeros((batch_size, length), jnp.int32), "length": jnp.int32(0)}
-    return cache | ({"encoder_segments": jnp.zeros((batch_size, encoder_length), jnp.int32)} if c.encoder_layers else {})
+        layers = (
+            stacked(0) if c.period == 1 else {f"block_{i}": stacked(i) for i in range(c.period)}
+        )
+    cache = {
+        "layers": layers,
+        "segments": jnp.zeros((batch_size, length), jnp.int32),
+        "length": jnp.int32(0),
+    }
+    return cache | (
+        {"encoder_segments": jnp.zeros((batch_size, encoder_length), jnp.int32)}
+        if c.encoder_layers
+        else {}
+    )
 
 
 def _layer(c: ModelConfig, kind: str, batch_size: int, length: int, encoder_length: int) -> dict:
@@ -45,10 +57,16 @@ def _layer(c: ModelConfig, kind: str, batch_size: int, length: int, encoder_leng
         if c.ssm_heads:
             return cache | {
                 "bc_conv": window(2 * c.ssm_groups * c.ssm_state),
-                "state": jnp.zeros((batch_size, c.ssm_heads, c.ssm_head_dim, c.ssm_state), jnp.float32),
+                "state": jnp.zeros(
+                    (batch_size, c.ssm_heads, c.ssm_head_dim, c.ssm_state), jnp.float32
+                ),
             }
         return cache | {"state": jnp.zeros((batch_size, c.ssm_state, c.ssm_inner), jnp.float32)}
     keys = lambda n: jnp.zeros((batch_size, n, c.n_kv_heads, c.head_dim), c.dtype)
     size = slots(c, kind, length)
     cache = {"key": keys(size), "value": keys(size)}
-    return cache | ({"cross_key": keys(encoder_length), "cross_value": keys(encoder_length)} if c.encoder_layers else {})
+    return cache | (
+        {"cross_key": keys(encoder_length), "cross_value": keys(encoder_length)}
+        if c.encoder_layers
+        else {}
+    )

@@ -38,7 +38,18 @@ def nearest(name: str, known) -> str:
 
 def check(c) -> None:
     """Raises ConfigError naming the first field of the ModelConfig `c` that cannot work."""
-    for part in (_types, _values, _attention, _layers, _encoder, _ssm, _neighbours, _head, _tokens, _signs):
+    for part in (
+        _types,
+        _values,
+        _attention,
+        _layers,
+        _encoder,
+        _ssm,
+        _neighbours,
+        _head,
+        _tokens,
+        _signs,
+    ):
         part(c)
 
 
@@ -64,10 +75,16 @@ def _is(value, kind) -> bool:
     if origin is tuple and inside[-1] is ...:
         return isinstance(value, tuple) and all(_is(x, inside[0]) for x in value)
     if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(inside) and all(map(_is, value, inside))
+        return (
+            isinstance(value, tuple) and len(value) == len(inside) and all(map(_is, value, inside))
+        )
     if kind in (int, float):
         number = numbers.Integral if kind is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool) and (kind is int or not math.isnan(value))
+        return (
+            isinstance(value, number)
+            and not isinstance(value, bool)
+            and (kind is int or not math.isnan(value))
+        )
     return isinstance(value, kind)
 
 
@@ -82,14 +99,20 @@ def _types(c) -> None:
         value, kind = getattr(c, field.name), _hints(type(c))[field.name]
         if not _is(value, kind) or (kind is float and math.isinf(value)):
             each = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
-            what = NAMES.get(kind) or (f"a tuple, each {NAMES[each]}" if each in NAMES and each is not kind else str(kind))
+            what = NAMES.get(kind) or (
+                f"a tuple, each {NAMES[each]}" if each in NAMES and each is not kind else str(kind)
+            )
             _refuse(c, field.name, what.replace("types.NoneType", "None"))
     for name, value in c.rope_scaling:
         if not 0 < value < math.inf:
-            raise ConfigError(f"model.rope_scaling has {name}={value!r}: expected a finite number above 0")
+            raise ConfigError(
+                f"model.rope_scaling has {name}={value!r}: expected a finite number above 0"
+            )
     names = {name for name, _ in c.rope_scaling}
     if names and names not in ({"factor"}, LLAMA3):
-        raise ConfigError(f"model.rope_scaling={c.rope_scaling!r}: expected factor alone, or {', '.join(sorted(LLAMA3))}")
+        raise ConfigError(
+            f"model.rope_scaling={c.rope_scaling!r}: expected factor alone, or {', '.join(sorted(LLAMA3))}"
+        )
     limits = c.ssm_dt_limit
     if limits and not (len(limits) == 2 and 0 <= limits[0] <= limits[1]):
         _refuse(c, "ssm_dt_limit", "() or two numbers, the lowest and the highest")
@@ -115,14 +138,26 @@ def _values(c) -> None:
     ):  # fmt: skip
         value = getattr(c, name)
         if value not in allowed:
-            raise ConfigError(f"model.{name}={value!r} is unknown{nearest(str(value), allowed)}; one of {', '.join(allowed)}")
+            raise ConfigError(
+                f"model.{name}={value!r} is unknown{nearest(str(value), allowed)}; one of {', '.join(allowed)}"
+            )
     for kind in c.layer_pattern:
         if kind not in LAYER_KINDS:
             raise ConfigError(
                 f"model.layer_pattern holds {kind!r}{nearest(str(kind), LAYER_KINDS)}; its kinds are {', '.join(LAYER_KINDS)}"
             )
     _count(c, "vocab_size", "d_model", "n_layers", "max_length")
-    _count(c, "d_ff", "encoder_layers", "encoder_heads", "encoder_d_ff", "ssm_inner", "n_labels", "neighbour_width", least=0)
+    _count(
+        c,
+        "d_ff",
+        "encoder_layers",
+        "encoder_heads",
+        "encoder_d_ff",
+        "ssm_inner",
+        "n_labels",
+        "neighbour_width",
+        least=0,
+    )
     if not 0.0 <= c.dropout < 1.0:
         _refuse(c, "dropout", "a probability in [0, 1)")
     for name, zero in (
@@ -143,17 +178,27 @@ def _attention(c) -> None:
             "every key/value head serves the same number of query heads"
         )
     if c.positions == "rotary" and c.head_dim % 2:
-        raise ConfigError(f"model.head_dim={c.head_dim} is odd, but rotary positions turn pairs of features: make it even")
-    if c.positions == "rotary" and (not 0.0 < c.rotary_fraction <= 1.0 or c.rotary_dim % 2 or not c.rotary_dim):
+        raise ConfigError(
+            f"model.head_dim={c.head_dim} is odd, but rotary positions turn pairs of features: make it even"
+        )
+    if c.positions == "rotary" and (
+        not 0.0 < c.rotary_fraction <= 1.0 or c.rotary_dim % 2 or not c.rotary_dim
+    ):
         raise ConfigError(
             f"model.rotary_fraction={c.rotary_fraction} turns {c.rotary_dim} of model.head_dim={c.head_dim} features: "
             "expected a fraction in (0, 1] that makes an even number, as features turn in pairs"
         )
     if c.positions == "sinusoidal" and c.d_model % 2:
-        raise ConfigError(f"model.d_model={c.d_model} is odd, but sinusoidal positions are sines and cosines in pairs: make it even")
+        raise ConfigError(
+            f"model.d_model={c.d_model} is odd, but sinusoidal positions are sines and cosines in pairs: make it even"
+        )
     if (c.positions == "relative") != bool(c.relative_buckets):
-        raise ConfigError(f"model.relative_buckets={c.relative_buckets} with model.positions={c.positions!r}: relative positions need them")
-    if c.relative_buckets and (c.relative_buckets < 4 or c.relative_max_distance <= c.relative_buckets // 2):
+        raise ConfigError(
+            f"model.relative_buckets={c.relative_buckets} with model.positions={c.positions!r}: relative positions need them"
+        )
+    if c.relative_buckets and (
+        c.relative_buckets < 4 or c.relative_max_distance <= c.relative_buckets // 2
+    ):
         raise ConfigError(
             f"model.relative_buckets={c.relative_buckets} and relative_max_distance={c.relative_max_distance}: "
             "expected at least 4, and a distance above its half, as half of the buckets are for single distances"
@@ -169,20 +214,32 @@ def _layers(c) -> None:
             f"model.layer_pattern={c.layer_pattern} is longer than model.n_layers={c.n_layers}: give as many kinds as it needs"
         )
     if "local" in c.layer_pattern and not c.sliding_window:
-        raise ConfigError("model.layer_pattern has local layers, but model.sliding_window=0: give their window in tokens")
+        raise ConfigError(
+            "model.layer_pattern has local layers, but model.sliding_window=0: give their window in tokens"
+        )
     if c.local_rope_theta and "local" not in c.layer_pattern:
-        raise ConfigError(f"model.local_rope_theta={c.local_rope_theta} is for the local layers of model.layer_pattern, which has none")
+        raise ConfigError(
+            f"model.local_rope_theta={c.local_rope_theta} is for the local layers of model.layer_pattern, which has none"
+        )
     if c.parallel_residual and c.norm_placement != "pre":
-        raise ConfigError(f"model.parallel_residual needs model.norm_placement='pre', not {c.norm_placement!r}: both mixers read one input")
+        raise ConfigError(
+            f"model.parallel_residual needs model.norm_placement='pre', not {c.norm_placement!r}: both mixers read one input"
+        )
     if c.parallel_residual and (c.encoder_layers or c.ssm_inner or not c.d_ff):
-        raise ConfigError("model.parallel_residual is for attention beside an mlp: no encoder, no state-space layers, model.d_ff > 0")
-    if c.first_norm_on_stream and (c.parallel_residual or c.norm_placement not in ("pre", "sandwich")):
+        raise ConfigError(
+            "model.parallel_residual is for attention beside an mlp: no encoder, no state-space layers, model.d_ff > 0"
+        )
+    if c.first_norm_on_stream and (
+        c.parallel_residual or c.norm_placement not in ("pre", "sandwich")
+    ):
         raise ConfigError(
             "model.first_norm_on_stream needs model.parallel_residual=False and model.norm_placement='pre' or 'sandwich', "
             f"not {c.norm_placement!r}: otherwise no norm comes before the first attention alone"
         )
     if c.shared_layers and c.layers == "separate":
-        raise ConfigError("model.layers='separate' cannot separate the layers of model.shared_layers=True: use scan or unrolled")
+        raise ConfigError(
+            "model.layers='separate' cannot separate the layers of model.shared_layers=True: use scan or unrolled"
+        )
     if c.shared_layers and (c.neighbour_layers or set(c.layer_kinds) > {"ssm"}):
         raise ConfigError(
             "model.shared_layers=True needs layers of one shape: no neighbour_layers, and not some of them state-space layers"
@@ -192,12 +249,18 @@ def _layers(c) -> None:
 def _encoder(c) -> None:
     if not c.encoder_layers:
         if c.head == "seq2seq_lm":
-            raise ConfigError("model.head='seq2seq_lm' needs an encoder: set model.encoder_layers, or use causal_lm")
+            raise ConfigError(
+                "model.head='seq2seq_lm' needs an encoder: set model.encoder_layers, or use causal_lm"
+            )
         return
     if c.head in ("causal_lm", "masked_lm", "embedding") or not c.causal:
-        raise ConfigError(f"model.encoder_layers={c.encoder_layers} needs a causal decoder and model.head='seq2seq_lm', not {c.head!r}")
+        raise ConfigError(
+            f"model.encoder_layers={c.encoder_layers} needs a causal decoder and model.head='seq2seq_lm', not {c.head!r}"
+        )
     if c.encoder_heads and c.n_heads * c.head_dim % c.encoder_heads:
-        raise ConfigError(f"model.encoder_heads={c.encoder_heads} does not divide the width of attention, {c.n_heads * c.head_dim}")
+        raise ConfigError(
+            f"model.encoder_heads={c.encoder_heads} does not divide the width of attention, {c.n_heads * c.head_dim}"
+        )
     if c.ssm_inner or c.layer_pattern or c.shared_layers or c.embedding_width or c.type_vocab_size:
         raise ConfigError(
             "model.encoder_layers goes with layers that are alike: no ssm_inner, layer_pattern, shared_layers, embedding_width or types"
@@ -212,7 +275,9 @@ def _ssm(c) -> None:
     if not c.ssm_inner:
         return
     if not c.causal:
-        raise ConfigError("model.causal=False does not go with state-space layers, which read from left to right")
+        raise ConfigError(
+            "model.causal=False does not go with state-space layers, which read from left to right"
+        )
     _count(c, "ssm_state", "ssm_conv", "ssm_groups")
     if bool(c.ssm_dt_rank) == bool(c.ssm_heads):
         raise ConfigError(
@@ -236,26 +301,44 @@ def _neighbours(c) -> None:
     if c.neighbour_layers:
         _count(c, "neighbour_chunk", "n_heads", "head_dim")
         if not c.causal:
-            raise ConfigError("model.neighbour_layers needs model.causal=True: a chunk's neighbours are for the tokens that follow it")
+            raise ConfigError(
+                "model.neighbour_layers needs model.causal=True: a chunk's neighbours are for the tokens that follow it"
+            )
 
 
 def _head(c) -> None:
     if c.embedding_width and c.head == "causal_lm":
-        raise ConfigError(f"model.embedding_width={c.embedding_width} needs model.head='masked_lm' or 'none': no other head projects back")
+        raise ConfigError(
+            f"model.embedding_width={c.embedding_width} needs model.head='masked_lm' or 'none': no other head projects back"
+        )
     if c.head == "causal_lm" and not c.causal:
-        raise ConfigError("model.head='causal_lm' needs model.causal=True: a bidirectional model sees the token it predicts")
+        raise ConfigError(
+            "model.head='causal_lm' needs model.causal=True: a bidirectional model sees the token it predicts"
+        )
     labelled = c.head in ("sequence_classification", "token_classification")
     if labelled != bool(c.n_labels):
-        raise ConfigError(f"model.n_labels={c.n_labels} with model.head={c.head!r}: classification heads need labels, others have none")
+        raise ConfigError(
+            f"model.n_labels={c.n_labels} with model.head={c.head!r}: classification heads need labels, others have none"
+        )
     if len(c.label_names) not in (0, c.n_labels):
-        raise ConfigError(f"model.label_names has {len(c.label_names)} names for model.n_labels={c.n_labels}: give one a label, or none")
+        raise ConfigError(
+            f"model.label_names has {len(c.label_names)} names for model.n_labels={c.n_labels}: give one a label, or none"
+        )
 
 
 def _tokens(c) -> None:
-    for name in ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"):
+    for name in (
+        "bos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+    ):
         value = getattr(c, name)
         if value is not None and not 0 <= value < c.vocab_size:
             raise ConfigError(f"model.{name}={value} is outside the vocabulary of {c.vocab_size}")
     for value in c.eos_token_ids:
         if not 0 <= value < c.vocab_size:
-            raise ConfigError(f"model.eos_token_ids: {value} is outside the vocabulary of {c.vocab_size}")
+            raise ConfigError(
+                f"model.eos_token_ids: {value} is outside the vocabulary of {c.vocab_size}"
+            )

@@ -27,14 +27,20 @@ class ModelConfig:
     causal: bool = True  # False: every token sees its whole document (encoder)
     positions: str = "rotary"
     rope_theta: float = 10_000.0
-    rope_scaling: tuple[tuple[str, float], ...] = ()  # () or llama3 / linear scaling as sorted (name, value) pairs
+    rope_scaling: tuple[
+        tuple[str, float], ...
+    ] = ()  # () or llama3 / linear scaling as sorted (name, value) pairs
     rotary_fraction: float = 1.0  # of each head's features; the rest are not turned (GPT-NeoX)
     relative_buckets: int = 0  # relative positions: learned biases of the attention scores (T5)
     relative_max_distance: int = 0  # from which on all distances share a bucket
-    relative_per_layer: bool = False  # every layer has its own biases (UMT5); else the first layer's serve all
+    relative_per_layer: bool = (
+        False  # every layer has its own biases (UMT5); else the first layer's serve all
+    )
     position_offset: int = 0  # rows of the learned table before that of position 0 (OPT, RoBERTa)
     sliding_window: int = 0  # attend to tokens nearer than this, itself included; 0 = all
-    layer_pattern: tuple[str, ...] = ()  # kinds of consecutive layers, repeated: local (in sliding_window) | global | ssm; () = all alike
+    layer_pattern: tuple[
+        str, ...
+    ] = ()  # kinds of consecutive layers, repeated: local (in sliding_window) | global | ssm; () = all alike
     local_rope_theta: float = 0.0  # rope_theta of the local layers of a pattern; 0 = the same
     norm: str = "rmsnorm"
     norm_eps: float = 1e-5
@@ -62,28 +68,42 @@ class ModelConfig:
     ssm_chunk: int = 0  # tokens computed at once; 0 = what suits the kind. Changes no result
     ssm_bias: bool = False  # of the projections in and out
     ssm_conv_bias: bool = True
-    ssm_inner_norm_eps: float = 0.0  # Mamba: RMS normalisation, without a scale, of dt, B and C (FalconMamba); 0 = none
+    ssm_inner_norm_eps: float = (
+        0.0  # Mamba: RMS normalisation, without a scale, of dt, B and C (FalconMamba); 0 = none
+    )
     ssm_dt_limit: tuple[float, ...] = ()  # Mamba-2: dt is clipped to (lowest, highest)
-    neighbour_layers: tuple[int, ...] = ()  # layers that attend to retrieved neighbours (RETRO), counted from 0
+    neighbour_layers: tuple[
+        int, ...
+    ] = ()  # layers that attend to retrieved neighbours (RETRO), counted from 0
     neighbour_chunk: int = 64  # tokens that share their neighbours
     neighbour_width: int = 0  # of the neighbours' vectors; 0 = d_model
     score_dim: float = 0.0  # attention scores are divided by its square root; 0 = head_dim
-    attention_softcap: float = 0.0  # scores pass through cap * tanh(score / cap) (Gemma 2); 0 = none
+    attention_softcap: float = (
+        0.0  # scores pass through cap * tanh(score / cap) (Gemma 2); 0 = none
+    )
     logit_softcap: float = 0.0  # the same for the logits
     shared_layers: bool = False  # one layer's parameters serve all n_layers (ALBERT)
     embedding_width: int = 0  # of all embedding tables, projected to d_model (ALBERT, ELECTRA); 0 = d_model, no projection
-    scale_embeddings: bool = False  # token vectors times sqrt(d_model) (Vaswani et al. 2017, section 3.4; Gemma)
+    scale_embeddings: bool = (
+        False  # token vectors times sqrt(d_model) (Vaswani et al. 2017, section 3.4; Gemma)
+    )
     type_vocab_size: int = 0  # BERT token types; 0 = none
     embedding_norm: bool = False  # norm right after the embeddings (BERT)
     final_norm: bool = True  # norm after the last block
     pooler: bool = False  # BERT pooler: tanh(W h_0 + b)
     head: str = "causal_lm"
     head_activation: str = ""  # in a masked-language head; "" = activation
-    head_bias: bool = False  # of the logits of a causal or seq2seq head, and of a classifier's labels
-    logit_scale: float = 1.0  # hidden states are multiplied by this before the table (T5: d_model ** -0.5)
+    head_bias: bool = (
+        False  # of the logits of a causal or seq2seq head, and of a classifier's labels
+    )
+    logit_scale: float = (
+        1.0  # hidden states are multiplied by this before the table (T5: d_model ** -0.5)
+    )
     n_labels: int = 0  # of a classification head; 1 = regression
     label_names: tuple[str, ...] = ()  # () = they have none
-    pooling: str = "last"  # the position that a sequence's label or embedding is read from, or the mean of all
+    pooling: str = (
+        "last"  # the position that a sequence's label or embedding is read from, or the mean of all
+    )
     head_dense: str = ""  # activation of a dense layer before the classifier; "" = no such layer
     head_dense_bias: bool | None = None  # of that layer; None = as mlp_bias
     head_norm: bool = False  # norm after that layer (ModernBERT)
@@ -94,7 +114,9 @@ class ModelConfig:
     pad_token_id: int | None = None
     decoder_start_token_id: int | None = None  # what an encoder-decoder's answers begin after
     forced_bos_token_id: int | None = None  # the first token of every answer (mBART: its language)
-    forced_eos_token_id: int | None = None  # the last token of an answer as long as it may be (BART)
+    forced_eos_token_id: int | None = (
+        None  # the last token of an answer as long as it may be (BART)
+    )
     initializer_range: float = 0.02
     dropout: float = 0.0  # of what mixers and mlps add to the residual stream, while training
     # How it is computed; none of these changes the result beyond rounding.
@@ -107,7 +129,9 @@ class ModelConfig:
         for field in dataclasses.fields(self):  # lists, when read from JSON
             value = getattr(self, field.name)
             if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(tuple(x) if isinstance(x, list) else x for x in value))
+                object.__setattr__(
+                    self, field.name, tuple(tuple(x) if isinstance(x, list) else x for x in value)
+                )
         check(self)
 
     @property
@@ -125,9 +149,13 @@ class ModelConfig:
     @property
     def period(self) -> int:
         """After how many layers the shapes of their parameters repeat: layer i is entry i // period of block i % period."""
-        shapes = [(kind == "ssm", i in self.neighbour_layers) for i, kind in enumerate(self.layer_kinds)]
+        shapes = [
+            (kind == "ssm", i in self.neighbour_layers) for i, kind in enumerate(self.layer_kinds)
+        ]
         whole = [n for n in range(1, self.n_layers + 1) if self.n_layers % n == 0]
-        return next(n for n in whole if all(shape == shapes[i % n] for i, shape in enumerate(shapes)))
+        return next(
+            n for n in whole if all(shape == shapes[i % n] for i, shape in enumerate(shapes))
+        )
 
     @property
     def encoder(self) -> "ModelConfig":
@@ -145,5 +173,7 @@ class ModelConfig:
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                raise ConfigError(f"model.{name} is not a field of ModelConfig{nearest(name, known)}")
+                raise ConfigError(
+                    f"model.{name} is not a field of ModelConfig{nearest(name, known)}"
+                )
         return dataclasses.replace(self, **changes)

@@ -29,14 +29,18 @@ class Embeddings(nn.Module):
         if self.own_table:
             self.token = stored(self, "token", (c.vocab_size, width), "vocab table_embed")
         if c.positions == "learned":
-            self.position = stored(self, "position", (c.position_offset + c.max_length, width), "positions table_embed")
+            self.position = stored(
+                self, "position", (c.position_offset + c.max_length, width), "positions table_embed"
+            )
         if c.type_vocab_size:
             self.type = stored(self, "type", (c.type_vocab_size, width), "types table_embed")
         if c.embedding_norm:
             self.norm = Norm(c)
         if c.embedding_width:
             self.projection = weight(self, "projection", (width, c.d_model), "narrow_embed embed")
-            self.projection_bias = stored(self, "projection_bias", (c.d_model,), "norm", nn.initializers.zeros)
+            self.projection_bias = stored(
+                self, "projection_bias", (c.d_model,), "norm", nn.initializers.zeros
+            )
 
     def __call__(self, tokens_BT, positions_BT, types_BT=None, table_VD=None) -> jax.Array:
         c = self.config
@@ -44,13 +48,28 @@ class Embeddings(nn.Module):
         if c.scale_embeddings:
             x = x * jnp.asarray(c.d_model**0.5, x.dtype)
         if c.positions == "learned":
-            x = x + in_dtype(rows, c.dtype, self.position, positions_BT + c.position_offset if c.position_offset else positions_BT)
+            x = x + in_dtype(
+                rows,
+                c.dtype,
+                self.position,
+                positions_BT + c.position_offset if c.position_offset else positions_BT,
+            )
         if c.positions == "sinusoidal":
             x = x + sinusoids(c, positions_BT).astype(x.dtype)
         if c.type_vocab_size:
-            x = x + in_dtype(rows, c.dtype, self.type, jnp.zeros_like(tokens_BT) if types_BT is None else types_BT)
+            x = x + in_dtype(
+                rows,
+                c.dtype,
+                self.type,
+                jnp.zeros_like(tokens_BT) if types_BT is None else types_BT,
+            )
         if c.embedding_norm:
             x = self.norm(x)
         if c.embedding_width:
-            x = in_dtype(jnp.add, c.dtype, self.projection_bias, jnp.einsum("bte,ed->btd", x, self.projection))
+            x = in_dtype(
+                jnp.add,
+                c.dtype,
+                self.projection_bias,
+                jnp.einsum("bte,ed->btd", x, self.projection),
+            )
         return constrain(x, "batch length embed")

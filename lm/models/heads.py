@@ -18,7 +18,11 @@ class Pooler(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         d = self.config.d_model
-        return jnp.tanh(biased(self, x_BTD[:, 0] @ weight(self, "kernel", (d, d), "embed pooled"), "bias", "norm"))
+        return jnp.tanh(
+            biased(
+                self, x_BTD[:, 0] @ weight(self, "kernel", (d, d), "embed pooled"), "bias", "norm"
+            )
+        )
 
 
 def pool(c: ModelConfig, x_BTD, segments_BT) -> jax.Array:
@@ -27,7 +31,11 @@ def pool(c: ModelConfig, x_BTD, segments_BT) -> jax.Array:
     if c.pooling == "mean":
         total = jnp.sum(jnp.where(real[..., None], x_BTD, 0).astype(jnp.float32), axis=1)
         return (total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(x_BTD.dtype)
-    at = jnp.argmax(real, axis=1) if c.pooling == "first" else real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    at = (
+        jnp.argmax(real, axis=1)
+        if c.pooling == "first"
+        else real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    )
     return jnp.take_along_axis(x_BTD, at[:, None, None], axis=1)[:, 0]
 
 
@@ -60,7 +68,9 @@ class Head(nn.Module):
         return c.logit_softcap * jnp.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
 
     def dense(self, x, width: int, activation: str) -> jax.Array:
-        x = jnp.einsum("...d,de->...e", x, weight(self, "dense", (x.shape[-1], width), "embed pooled"))
+        x = jnp.einsum(
+            "...d,de->...e", x, weight(self, "dense", (x.shape[-1], width), "embed pooled")
+        )
         given = self.config.head_dense_bias
         with_bias = self.config.mlp_bias if given is None else given
         x = biased(self, x, "dense_bias", "norm") if with_bias else x
@@ -71,7 +81,9 @@ class Head(nn.Module):
         n = c.n_labels or OUTPUTS[c.head]
         x = self.dense(x, c.d_model, c.head_dense) if c.head_dense else x
         x = Norm(c, name="norm")(x) if c.head_norm else x
-        init = nn.initializers.zeros if c.head == "value" else None  # a new critic expects nothing, rather than noise
+        init = (
+            nn.initializers.zeros if c.head == "value" else None
+        )  # a new critic expects nothing, rather than noise
         kernel = weight(self, "classifier", (c.d_model, n), "embed labels", init)
         y = jnp.einsum("...d,dn->...n", x, kernel, preferred_element_type=jnp.float32)
         return biased(self, y, "classifier_bias", "labels") if c.head_bias else y

@@ -23,7 +23,13 @@ def outside(c, ids: Iterable[int], tokenizer=None) -> str:
     return _unknown(c, wrong, tokenizer) if wrong.size else ""
 
 
-def check_ids(c, lists: Iterable[Sequence[int]], tokenizer=None, what: str = "prompt", error: type[ValueError] = ConfigError) -> None:
+def check_ids(
+    c,
+    lists: Iterable[Sequence[int]],
+    tokenizer=None,
+    what: str = "prompt",
+    error: type[ValueError] = ConfigError,
+) -> None:
     """Raises `error`, naming the first of the lists that holds a token id without an embedding, and its tokens."""
     for number, ids in enumerate(lists):
         if said := outside(c, ids, tokenizer):
@@ -38,10 +44,19 @@ def check(c, batch: Any, tokenizer=None, *, learned: bool = False) -> None:
     """
     fields = batch if isinstance(batch, Mapping) else vars(batch)
     has = f"this {c.family} model has"
-    positions = (c.max_length if c.positions == "learned" else None, f"{has} learned positions 0 to {c.max_length - 1}")
+    positions = (
+        c.max_length if c.positions == "learned" else None,
+        f"{has} learned positions 0 to {c.max_length - 1}",
+    )
     labels = (c.n_labels, f"{has} {c.n_labels} labels")
     vocabulary = (c.vocab_size, "")
-    targets = vocabulary if c.head in LM_HEADS else labels if c.head == "token_classification" else (None, "")
+    targets = (
+        vocabulary
+        if c.head in LM_HEADS
+        else labels
+        if c.head == "token_classification"
+        else (None, "")
+    )
     targets = targets if learned else (None, "")
     for name, where, (rows, table) in (
         ("tokens", "segments", vocabulary), ("encoder_tokens", "encoder_segments", vocabulary), ("targets", "weights", targets),
@@ -49,12 +64,20 @@ def check(c, batch: Any, tokenizer=None, *, learned: bool = False) -> None:
         ("types", "segments", (c.type_vocab_size or None, f"{has} {c.type_vocab_size} token types")),
     ):  # fmt: skip
         values, real = _known(fields.get(name)), _known(fields.get(where))
-        if values is None or rows is None or not values.size or (values.min() >= 0 and values.max() < rows):
+        if (
+            values is None
+            or rows is None
+            or not values.size
+            or (values.min() >= 0 and values.max() < rows)
+        ):
             continue
         used = values if real is None else values[real > 0]
         wrong = used[(used < 0) | (used >= rows)]
         if wrong.size:
-            raise ConfigError(f"{name} hold " + (f"{_counted(wrong, str)}: {table}" if table else _unknown(c, wrong, tokenizer)))
+            raise ConfigError(
+                f"{name} hold "
+                + (f"{_counted(wrong, str)}: {table}" if table else _unknown(c, wrong, tokenizer))
+            )
     if not learned:
         return
     values, segments = _known(fields.get("labels")), _known(fields.get("segments"))
@@ -70,13 +93,21 @@ def check(c, batch: Any, tokenizer=None, *, learned: bool = False) -> None:
 
 
 def _known(values: Any) -> np.ndarray | None:
-    if values is None or isinstance(values, Tracer) or not getattr(values, "is_fully_addressable", True):
+    if (
+        values is None
+        or isinstance(values, Tracer)
+        or not getattr(values, "is_fully_addressable", True)
+    ):
         return None
     return values if isinstance(values, np.ndarray) else np.asarray(values)
 
 
 def _unknown(c, wrong: np.ndarray, tokenizer) -> str:
-    named = lambda i: f"token {i}" if tokenizer is None or i < 0 else f"{tokenizer.convert_ids_to_tokens(i)!r} (id {i})"
+    named = lambda i: (
+        f"token {i}"
+        if tokenizer is None or i < 0
+        else f"{tokenizer.convert_ids_to_tokens(i)!r} (id {i})"
+    )
     return (
         f"{_counted(wrong, named)}, outside the vocabulary of {c.vocab_size}: this {c.family} model has embeddings for ids 0 to "
         f"{c.vocab_size - 1}. Use the tokenizer that the model was trained with, without tokens that were added since"

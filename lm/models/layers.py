@@ -19,7 +19,9 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def stored(module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init: Callable | None = None) -> jax.Array:
+def stored(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init: Callable | None = None
+) -> jax.Array:
     """A parameter of `module` as it is stored; `axes` names each dimension, e.g. "embed heads head_dim".
 
     Drawn from a normal of `initializer_range` unless `init` is given. This is the one place that knows a parameter's
@@ -27,10 +29,19 @@ def stored(module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init
     """
     c: ModelConfig = module.config
     init = nn.initializers.normal(c.initializer_range) if init is None else init
-    return jnp.asarray(module.param(name, nn.with_logical_partitioning(init, tuple(axes.split())), shape, jnp.dtype(c.param_dtype)))
+    return jnp.asarray(
+        module.param(
+            name,
+            nn.with_logical_partitioning(init, tuple(axes.split())),
+            shape,
+            jnp.dtype(c.param_dtype),
+        )
+    )
 
 
-def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init: Callable | None = None) -> jax.Array:
+def weight(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init: Callable | None = None
+) -> jax.Array:
     """A parameter in the compute dtype, for a matmul. Others go through `in_dtype`: their gradient is a sum over tokens."""
     return jnp.asarray(stored(module, name, shape, axes, init), module.config.dtype)
 
@@ -45,7 +56,9 @@ def scaled(module: nn.Module, x: jax.Array, name: str, axes: str) -> jax.Array:
     return _for_every_token(jnp.multiply, module, x, name, axes, nn.initializers.ones)
 
 
-def _for_every_token(op: Callable, module: nn.Module, x: jax.Array, name: str, axes: str, init: Callable) -> jax.Array:
+def _for_every_token(
+    op: Callable, module: nn.Module, x: jax.Array, name: str, axes: str, init: Callable
+) -> jax.Array:
     return in_dtype(op, x.dtype, stored(module, name, x.shape[-len(axes.split()) :], axes, init), x)
 
 
@@ -60,7 +73,11 @@ def in_dtype(op: Callable, dtype: Any, parameter: jax.Array, x: jax.Array) -> ja
     In bfloat16 such a sum stops growing once it is 256 times its terms: frequent tokens would lose most of their gradient.
     """
     dtype = jnp.dtype(dtype)
-    return op(parameter.astype(dtype), x) if dtype.itemsize >= 4 else _in_dtype(op, dtype, parameter, x)
+    return (
+        op(parameter.astype(dtype), x)
+        if dtype.itemsize >= 4
+        else _in_dtype(op, dtype, parameter, x)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -74,7 +91,10 @@ def _in_dtype_fwd(op, dtype, parameter, x):
 
 def _in_dtype_bwd(op, dtype, kept, cotangent):
     gradients = jax.vjp(op, *map(wide, kept))[1](wide(cotangent))
-    return tuple(g.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else None for g, x in zip(gradients, kept, strict=True))
+    return tuple(
+        g.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else None
+        for g, x in zip(gradients, kept, strict=True)
+    )
 
 
 _in_dtype.defvjp(_in_dtype_fwd, _in_dtype_bwd)
@@ -82,12 +102,18 @@ _in_dtype.defvjp(_in_dtype_fwd, _in_dtype_bwd)
 
 def wide(x: jax.Array) -> jax.Array:
     """x in float32 if it is a narrower float; else as it is."""
-    return x.astype(jnp.promote_types(jnp.float32, x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return (
+        x.astype(jnp.promote_types(jnp.float32, x.dtype))
+        if jnp.issubdtype(x.dtype, jnp.floating)
+        else x
+    )
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
     """Shards an activation by logical names. Outside a mesh it is the identity; a name without a rule is a ValueError."""
-    return nn.with_logical_constraint(x, tuple(axes.split()), fallback=nn.spmd.RulesFallback.RAISE_ERROR)
+    return nn.with_logical_constraint(
+        x, tuple(axes.split()), fallback=nn.spmd.RulesFallback.RAISE_ERROR
+    )
 
 
 class Norm(nn.Module):
@@ -103,7 +129,10 @@ class Norm(nn.Module):
             x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
         if c.norm_plus_one:
-            y = (x32 * (1.0 + wide(stored(self, "scale", (x.shape[-1],), "norm", nn.initializers.zeros)))).astype(c.dtype)
+            y = (
+                x32
+                * (1.0 + wide(stored(self, "scale", (x.shape[-1],), "norm", nn.initializers.zeros)))
+            ).astype(c.dtype)
         else:
             y = scaled(self, x32.astype(c.dtype), "scale", "norm")
         return biased(self, y, "bias", "norm") if c.norm == "layernorm" and c.norm_bias else y

@@ -42,13 +42,25 @@ class Encoder(nn.Module):
         return x
 
 
-def transform(module, x, segments_BT, positions_BT, cache=None, **context) -> tuple[jax.Array, object]:
+def transform(
+    module, x, segments_BT, positions_BT, cache=None, **context
+) -> tuple[jax.Array, object]:
     """The stack of an encoder or decoder and its last norm: [B, T, D] -> [B, T, D], and the layers' cache."""
     c: ModelConfig = module.config
     views = [see(c, kind, segments_BT, positions_BT, cache) for kind in kinds(c)]
-    shared = module.relative_bias(views[0]) if c.relative_buckets and not c.relative_per_layer else None
-    context = Context(segments=segments_BT, view=None, bias=shared, start=0 if cache is None else cache["length"], **context)
-    x, layer_cache = run(c, module.layers, x, None if cache is None else cache["layers"], context, views)
+    shared = (
+        module.relative_bias(views[0]) if c.relative_buckets and not c.relative_per_layer else None
+    )
+    context = Context(
+        segments=segments_BT,
+        view=None,
+        bias=shared,
+        start=0 if cache is None else cache["length"],
+        **context,
+    )
+    x, layer_cache = run(
+        c, module.layers, x, None if cache is None else cache["layers"], context, views
+    )
     return module.final_norm(x) if c.final_norm else x, layer_cache
 
 
@@ -75,7 +87,11 @@ class LanguageModel(nn.Module):
         """The name of every dimension of every parameter: a tree like params, of tuples of strings."""
         example = Batch.of([[0, 0]])
         boxed = jax.eval_shape(lambda: super(LanguageModel, self).init(jax.random.key(0), example))
-        return jax.tree.map(lambda box: box.names, boxed["params"], is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+        return jax.tree.map(
+            lambda box: box.names,
+            boxed["params"],
+            is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+        )
 
     def setup(self):
         c = self.config
@@ -100,7 +116,9 @@ class LanguageModel(nn.Module):
             return dataclasses.replace(out, logits=self.logits(out.hidden))
         if c.head == "embedding":
             vector = pool(c, out.hidden, batch.segments).astype(jnp.float32)
-            length = jnp.linalg.norm(vector, axis=-1, keepdims=True) if c.normalize_embedding else 1.0
+            length = (
+                jnp.linalg.norm(vector, axis=-1, keepdims=True) if c.normalize_embedding else 1.0
+            )
             return dataclasses.replace(out, pooled=vector / jnp.maximum(length, 1e-12))
         x = out.hidden
         if c.head == "sequence_classification":
@@ -119,21 +137,37 @@ class LanguageModel(nn.Module):
         batch = self._checked(batch, cache)
         encoded, around = None, {}
         if cache is not None:
-            segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], batch.segments, cache["length"], axis=1)
+            segments = jax.lax.dynamic_update_slice_in_dim(
+                cache["segments"], batch.segments, cache["length"], axis=1
+            )
             cache = {**cache, "segments": segments}
         if c.encoder_layers:
             fresh = cache is None or batch.encoder_tokens is not None
             encoder_segments = batch.encoder_segments if fresh else cache["encoder_segments"]
             if batch.encoder_tokens is not None:
-                encoded = self.encoder(batch.encoder_tokens, encoder_segments, batch.encoder_positions, self.embeddings.token)
-            around = dict(encoded=encoded, encoder_mask=(batch.segments[:, :, None] == jnp.asarray(encoder_segments)[:, None, :])[:, None])
+                encoded = self.encoder(
+                    batch.encoder_tokens,
+                    encoder_segments,
+                    batch.encoder_positions,
+                    self.embeddings.token,
+                )
+            around = dict(
+                encoded=encoded,
+                encoder_mask=(
+                    batch.segments[:, :, None] == jnp.asarray(encoder_segments)[:, None, :]
+                )[:, None],
+            )
             cache = None if cache is None else {**cache, "encoder_segments": encoder_segments}
         if c.neighbour_layers:
             around |= dict(neighbours=batch.neighbours, neighbour_segments=batch.neighbour_segments)
         x = self.embeddings(batch.tokens, batch.positions, batch.types)
         x, layer_cache = transform(self, x, batch.segments, batch.positions, cache, **around)
         if cache is not None:
-            cache = {**cache, "layers": layer_cache, "length": cache["length"] + batch.tokens.shape[1]}
+            cache = {
+                **cache,
+                "layers": layer_cache,
+                "length": cache["length"] + batch.tokens.shape[1],
+            }
         pooled = self.pooler(x) if c.pooler else None
         return Output(logits=None, hidden=x, pooled=pooled, encoder_hidden=encoded, cache=cache)
 
@@ -143,7 +177,11 @@ class LanguageModel(nn.Module):
         inputs.check(c, batch)
         if self.is_initializing():
             if c.encoder_layers and batch.encoder_tokens is None:
-                same = dict(encoder_tokens=batch.tokens, encoder_segments=batch.segments, encoder_positions=batch.positions)
+                same = dict(
+                    encoder_tokens=batch.tokens,
+                    encoder_segments=batch.segments,
+                    encoder_positions=batch.positions,
+                )
                 batch = dataclasses.replace(batch, **same)
             if c.neighbour_layers and batch.neighbours is None:
                 one = jnp.zeros((batch.tokens.shape[0], 1, 1), jnp.int32)
@@ -152,9 +190,13 @@ class LanguageModel(nn.Module):
         if c.neighbour_layers and batch.neighbours is None:
             _say_alone(c.family, c.neighbour_layers)
         if c.encoder_layers and batch.encoder_tokens is None and cache is None:
-            raise ValueError(f"this {c.family} model has an encoder, and the batch no encoder_tokens: give them to Batch.of")
+            raise ValueError(
+                f"this {c.family} model has an encoder, and the batch no encoder_tokens: give them to Batch.of"
+            )
         if not c.encoder_layers and batch.encoder_tokens is not None:
-            raise ValueError(f"this {c.family} model has no encoder, so that the batch's encoder_tokens would be ignored: leave them out")
+            raise ValueError(
+                f"this {c.family} model has no encoder, so that the batch's encoder_tokens would be ignored: leave them out"
+            )
         if not c.neighbour_layers and batch.neighbours is not None:
             raise ValueError(
                 f"this {c.family} model attends to no neighbours, so that the batch's would be ignored: set model.neighbour_layers"
@@ -194,8 +236,15 @@ def separate(model: LanguageModel, params: dict) -> tuple[LanguageModel, dict]:
     if c.layers == "separate" or c.shared_layers:
         return model, params
     rest = {name: value for name, value in params.items() if name != "layers"}
-    stacks = [params["layers"]] if c.period == 1 else [params["layers"][f"block_{i}"] for i in range(c.period)]
-    split = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i // c.period], stacks[i % c.period]) for i in range(c.n_layers)}
+    stacks = (
+        [params["layers"]]
+        if c.period == 1
+        else [params["layers"][f"block_{i}"] for i in range(c.period)]
+    )
+    split = {
+        f"layers_{i}": jax.tree.map(lambda x, i=i: x[i // c.period], stacks[i % c.period])
+        for i in range(c.n_layers)
+    }
     if c.encoder_layers:
         rest["encoder"] = separate(build(c.encoder), rest["encoder"])[1]
     return build(c.replace(layers="separate")), rest | split

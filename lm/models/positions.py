@@ -11,7 +11,9 @@ def sinusoids(c: ModelConfig, positions_BT: jax.Array) -> jax.Array:
     """float32 [B, T, D] for int positions [B, T]: sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi
     (Vaswani et al. 2017, section 3.5, in the order of their own implementation).
     """
-    frequencies = (10_000.0 ** (-np.arange(0, c.d_model, 2, dtype=np.float64) / c.d_model)).astype(np.float32)
+    frequencies = (10_000.0 ** (-np.arange(0, c.d_model, 2, dtype=np.float64) / c.d_model)).astype(
+        np.float32
+    )
     angles = positions_BT.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
@@ -25,9 +27,15 @@ def relative_buckets(c: ModelConfig, query_T: jax.Array, key_S: jax.Array) -> ja
     buckets = c.relative_buckets if c.causal else c.relative_buckets // 2
     single, distance = buckets // 2, np.arange(c.relative_max_distance + 1)
     with np.errstate(divide="ignore"):
-        growth = np.log(distance.astype(np.float32) / single) / np.float32(np.log(c.relative_max_distance / single))
-    far = np.where(distance < single, 0, single + np.maximum(growth, 0) * (buckets - single)).astype(np.int32)
-    of_distance = jnp.asarray(np.where(distance < single, distance, np.minimum(far, buckets - 1)), jnp.int32)
+        growth = np.log(distance.astype(np.float32) / single) / np.float32(
+            np.log(c.relative_max_distance / single)
+        )
+    far = np.where(
+        distance < single, 0, single + np.maximum(growth, 0) * (buckets - single)
+    ).astype(np.int32)
+    of_distance = jnp.asarray(
+        np.where(distance < single, distance, np.minimum(far, buckets - 1)), jnp.int32
+    )
     ahead = key_S[None, :] - query_T[:, None]
     apart = jnp.maximum(-ahead, 0) if c.causal else jnp.abs(ahead)
     bucket = of_distance[jnp.minimum(apart, c.relative_max_distance)]
@@ -38,8 +46,14 @@ def rotary_frequencies(c: ModelConfig, theta: float) -> np.ndarray:
     """Radians a position, float32 [rotary_dim / 2]; `rope_scaling` {factor} is linear, with the other three names Llama 3's."""
     inverse = 1.0 / theta ** (np.arange(0, c.rotary_dim, 2, dtype=np.float64) / c.rotary_dim)
     scaling = dict(c.rope_scaling)
-    if "low_freq_factor" in scaling:  # Llama 3.1 model card: long wavelengths are stretched, short ones kept, smooth between
-        low, high, length = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["original_max_position_embeddings"]
+    if (
+        "low_freq_factor" in scaling
+    ):  # Llama 3.1 model card: long wavelengths are stretched, short ones kept, smooth between
+        low, high, length = (
+            scaling["low_freq_factor"],
+            scaling["high_freq_factor"],
+            scaling["original_max_position_embeddings"],
+        )
         smooth = np.clip((length * inverse / (2 * np.pi) - low) / (high - low), 0.0, 1.0)
         inverse = inverse * (smooth + (1.0 - smooth) / scaling["factor"])
     elif scaling:
@@ -47,7 +61,9 @@ def rotary_frequencies(c: ModelConfig, theta: float) -> np.ndarray:
     return inverse.astype(np.float32)
 
 
-def rotary_angles(c: ModelConfig, positions_BT: jax.Array, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(
+    c: ModelConfig, positions_BT: jax.Array, theta: float
+) -> tuple[jax.Array, jax.Array]:
     """cos and sin, float32 [B, T, 1, rotary_dim / 2], for int positions [B, T]."""
     angles = positions_BT.astype(jnp.float32)[..., None, None] * rotary_frequencies(c, theta)
     return jnp.cos(angles), jnp.sin(angles)
@@ -56,7 +72,13 @@ def rotary_angles(c: ModelConfig, positions_BT: jax.Array, theta: float) -> tupl
 def rotate(x_BTHK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns feature i with feature i + rotary_dim / 2 by the position's angle, those from rotary_dim on not; same shape and dtype."""
     cos, sin = angles
-    turning, rest = jnp.split(x_BTHK, [2 * cos.shape[-1]], axis=-1) if 2 * cos.shape[-1] < x_BTHK.shape[-1] else (x_BTHK, None)
+    turning, rest = (
+        jnp.split(x_BTHK, [2 * cos.shape[-1]], axis=-1)
+        if 2 * cos.shape[-1] < x_BTHK.shape[-1]
+        else (x_BTHK, None)
+    )
     first, second = jnp.split(turning.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
+    turned = jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x_BTHK.dtype)
     return turned if rest is None else jnp.concatenate([turned, rest], axis=-1)

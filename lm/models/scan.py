@@ -32,21 +32,31 @@ def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, 
     """
     width, (batch, length, channels) = kernel_KC.shape[0], x_BTC.shape
     run, real = runs(segments_BT)
-    window = jnp.zeros((batch, width - 1, channels), x_BTC.dtype) if window is None else window.astype(x_BTC.dtype)
+    window = (
+        jnp.zeros((batch, width - 1, channels), x_BTC.dtype)
+        if window is None
+        else window.astype(x_BTC.dtype)
+    )
     x = jnp.concatenate([window, x_BTC], axis=1)
     runs_of_x = jnp.pad(run, ((0, 0), (width - 1, 0)))  # the window is of document 0
     dtype = jnp.promote_types(jnp.float32, x.dtype)
     y = jnp.zeros((batch, length, channels), dtype)
     for k in range(width):
         shift = slice(k, k + length)
-        y += jnp.where((runs_of_x[:, shift] == run)[..., None], x[:, shift], 0) * kernel_KC[k].astype(dtype)
-    after = jnp.max(jnp.where(real, jnp.arange(1, length + 1), 0), axis=1)  # how many positions until the row's last token
+        y += jnp.where((runs_of_x[:, shift] == run)[..., None], x[:, shift], 0) * kernel_KC[
+            k
+        ].astype(dtype)
+    after = jnp.max(
+        jnp.where(real, jnp.arange(1, length + 1), 0), axis=1
+    )  # how many positions until the row's last token
     cut = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, width - 1))
     window = jnp.where((cut(runs_of_x, after) == run[:, -1:])[..., None], cut(x, after), 0)
     return y.astype(x_BTC.dtype), window
 
 
-def selective_scan(u, dt, A, B, C, D, segments, state=None, chunk=32) -> tuple[jax.Array, jax.Array]:
+def selective_scan(
+    u, dt, A, B, C, D, segments, state=None, chunk=32
+) -> tuple[jax.Array, jax.Array]:
     """S6 (Gu & Dao 2023, Algorithm 2): h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t.
 
     u [B, T, E]; dt [B, T, E], positive; A [E, N], negative; B and C [B, T, N]; D [E]; state [B, N, E] or None for zeros.
@@ -87,9 +97,17 @@ def ssd(x, dt, A, B, C, D, segments, state=None, chunk=64) -> tuple[jax.Array, j
     else:
         starts = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (1, 0)))
         split = (groups, heads // groups)  # a head is (g, r): the r-th of group g
-        grouped = (x.reshape(batch, length, *split, width), dt.reshape(batch, length, *split), B, C, starts)
+        grouped = (
+            x.reshape(batch, length, *split, width),
+            dt.reshape(batch, length, *split),
+            B,
+            C,
+            starts,
+        )
         body = jax.checkpoint(functools.partial(_ssd_chunk, A.reshape(split)), prevent_cse=False)
-        state, y = jax.lax.scan(body, state.reshape(batch, *split, width, n), _chunks(grouped, chunk))
+        state, y = jax.lax.scan(
+            body, state.reshape(batch, *split, width, n), _chunks(grouped, chunk)
+        )
         y, state = _unchunked(y, length).reshape(x.shape), state.reshape(batch, heads, width, n)
     return (y + x.astype(dtype) * D.astype(dtype)[:, None]).astype(x.dtype), state
 
@@ -138,7 +156,10 @@ def _recurrence(a, b, h, reverse=False) -> jax.Array:
 
     Token by token where steps are cheap and memory is slow (CPU), as a tree of depth log Q where every step is a kernel launch.
     """
-    branch = {name: functools.partial(f, reverse=reverse) for name, f in (("cpu", _sequential), ("default", _parallel))}
+    branch = {
+        name: functools.partial(f, reverse=reverse)
+        for name, f in (("cpu", _sequential), ("default", _parallel))
+    }
     return jax.lax.platform_dependent(a, b, h, **branch)
 
 
@@ -186,15 +207,22 @@ def _s6_bwd(kept, cotangents):
         Cdy = C[..., None] * dy[:, :, None]
         s_all = _recurrence(a, a * Cdy, s, reverse=True)
         g = Cdy + jnp.concatenate([s_all[1:], s[None]])
-        decay = s_all * jnp.concatenate([before[None], h[:-1]])  # the gradient of log a, that is of dt A
+        decay = s_all * jnp.concatenate(
+            [before[None], h[:-1]]
+        )  # the gradient of log a, that is of dt A
         d_input = jnp.einsum("qbne,qbn->qbe", g, B)  # of dt u
         d_dt = jnp.einsum("qbne,qbn->qbe", decay * A, jnp.ones_like(B)) + d_input * u
         dB, dC = jnp.einsum("qbne,qbe->qbn", g, dt * u), jnp.einsum("qbne,qbe->qbn", h, dy)
-        gradients = (x.astype(primal.dtype) for x, primal in zip((d_input * dt, d_dt, dB, dC), inputs, strict=False))
+        gradients = (
+            x.astype(primal.dtype)
+            for x, primal in zip((d_input * dt, d_dt, dB, dC), inputs, strict=False)
+        )
         return (s_all[0], dA + jnp.einsum("qbne,qbe->ne", decay, dt)), tuple(gradients)
 
     dy, dlast = cotangents
-    (dh, dA), gradients = jax.lax.scan(body, (dlast, jnp.zeros_like(A)), (borders, chunks, dy), reverse=True)
+    (dh, dA), gradients = jax.lax.scan(
+        body, (dlast, jnp.zeros_like(A)), (borders, chunks, dy), reverse=True
+    )
     return dA, dh, (*gradients, None)
 
 
@@ -211,14 +239,22 @@ def _ssd_step(A, h, x, dt, B, C):
 def _ssd_chunk(A, h, chunk):
     """One chunk of listing 1: h [B, G, R, P, N] before it, x [Q, B, G, R, P], dt [Q, B, G, R], B and C [Q, B, G, N] -> h after it, y."""
     x, dt, B, C, starts = (z.astype(h.dtype) if z.dtype != bool else z for z in chunk)
-    run = jnp.cumsum(starts, axis=0)  # the document of every token, as the chunk counts them: the state before it belongs to 0
+    run = jnp.cumsum(
+        starts, axis=0
+    )  # the document of every token, as the chunk counts them: the state before it belongs to 0
     log_decay = jnp.cumsum(dt * A, axis=0)
     total, dtx = log_decay[-1], dt[..., None] * x
-    sees = (run[:, None] == run[None]) & jnp.tril(jnp.ones((len(run),) * 2, bool))[..., None]  # [Q, S, B]: q sees s
-    decay = jnp.exp(jnp.where(sees[..., None, None], log_decay[:, None] - log_decay[None], -jnp.inf))
+    sees = (run[:, None] == run[None]) & jnp.tril(jnp.ones((len(run),) * 2, bool))[
+        ..., None
+    ]  # [Q, S, B]: q sees s
+    decay = jnp.exp(
+        jnp.where(sees[..., None, None], log_decay[:, None] - log_decay[None], -jnp.inf)
+    )
     scores = jnp.einsum("qbgn,sbgn->qsbg", C, B)
     y = jnp.einsum("qsbgr,sbgrp->qbgrp", scores[..., None] * decay, dtx)
     carried = jnp.where((run == 0)[..., None, None], jnp.exp(log_decay), 0)
     y += jnp.einsum("qbgn,bgrpn->qbgrp", C, h) * carried[..., None]
     kept = jnp.where((run == run[-1])[..., None, None], jnp.exp(total - log_decay), 0)
-    return carried[-1][..., None, None] * h + jnp.einsum("qbgrp,qbgn->bgrpn", dtx * kept[..., None], B), y
+    return carried[-1][..., None, None] * h + jnp.einsum(
+        "qbgrp,qbgn->bgrpn", dtx * kept[..., None], B
+    ), y

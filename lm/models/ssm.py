@@ -25,17 +25,41 @@ class MambaMixer(nn.Module):
         act = ACTIVATION_FUNCTIONS[c.activation]
         past = continued(cache, segments_BT)
         gate = project(self, x_BTD, "gate", c.ssm_inner, "mlp")
-        u, conv = convolve(self, project(self, x_BTD, "input", c.ssm_inner, "mlp"), "conv", "mlp", segments_BT, past["conv"])
+        u, conv = convolve(
+            self,
+            project(self, x_BTD, "input", c.ssm_inner, "mlp"),
+            "conv",
+            "mlp",
+            segments_BT,
+            past["conv"],
+        )
         u = constrain(act(u), "batch length mlp")
 
-        low = jnp.einsum("bte,er->btr", u, weight(self, "dt_down", (c.ssm_inner, c.ssm_dt_rank), "mlp dt"))
-        bc = jnp.einsum("bte,en->btn", u, weight(self, "bc", (c.ssm_inner, 2 * c.ssm_state), "mlp state"))
-        low, B, C = (rms(z, c.ssm_inner_norm_eps) if c.ssm_inner_norm_eps else z for z in (low, *jnp.split(bc, 2, axis=-1)))
-        dt = jnp.einsum("btr,re->bte", low, weight(self, "dt_up", (c.ssm_dt_rank, c.ssm_inner), "dt mlp", uniform(c.ssm_dt_rank**-0.5)))
-        dt = jax.nn.softplus(wide(dt) + recurrent(self, "dt_bias", (c.ssm_inner,), "mlp", init_dt_bias))
+        low = jnp.einsum(
+            "bte,er->btr", u, weight(self, "dt_down", (c.ssm_inner, c.ssm_dt_rank), "mlp dt")
+        )
+        bc = jnp.einsum(
+            "bte,en->btn", u, weight(self, "bc", (c.ssm_inner, 2 * c.ssm_state), "mlp state")
+        )
+        low, B, C = (
+            rms(z, c.ssm_inner_norm_eps) if c.ssm_inner_norm_eps else z
+            for z in (low, *jnp.split(bc, 2, axis=-1))
+        )
+        dt = jnp.einsum(
+            "btr,re->bte",
+            low,
+            weight(
+                self, "dt_up", (c.ssm_dt_rank, c.ssm_inner), "dt mlp", uniform(c.ssm_dt_rank**-0.5)
+            ),
+        )
+        dt = jax.nn.softplus(
+            wide(dt) + recurrent(self, "dt_bias", (c.ssm_inner,), "mlp", init_dt_bias)
+        )
         A = -jnp.exp(recurrent(self, "a_log", (c.ssm_inner, c.ssm_state), "mlp state", init_a_log))
         skip = recurrent(self, "skip", (c.ssm_inner,), "mlp", nn.initializers.ones)
-        y, state = selective_scan(u, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 32)
+        y, state = selective_scan(
+            u, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 32
+        )
 
         y = constrain(y * jax.nn.silu(gate), "batch length mlp")
         return leave(self, y), updated(cache, segments_BT, conv=conv, state=state)
@@ -55,11 +79,24 @@ class Mamba2Mixer(nn.Module):
         act = ACTIVATION_FUNCTIONS[c.activation]
         past, (batch, length, _) = continued(cache, segments_BT), x_BTD.shape
         gate = project(self, x_BTD, "gate", c.ssm_inner, "mlp")
-        x, conv = convolve(self, project(self, x_BTD, "input", c.ssm_inner, "mlp"), "conv", "mlp", segments_BT, past["conv"])
+        x, conv = convolve(
+            self,
+            project(self, x_BTD, "input", c.ssm_inner, "mlp"),
+            "conv",
+            "mlp",
+            segments_BT,
+            past["conv"],
+        )
         bc = project(self, x_BTD, "bc", 2 * c.ssm_groups * c.ssm_state, "state")
         bc, bc_conv = convolve(self, bc, "bc_conv", "state", segments_BT, past["bc_conv"])
-        x = constrain(act(x).reshape(batch, length, c.ssm_heads, c.ssm_head_dim), "batch length heads head_dim")
-        B, C = (z.reshape(batch, length, c.ssm_groups, c.ssm_state) for z in jnp.split(act(bc), 2, axis=-1))
+        x = constrain(
+            act(x).reshape(batch, length, c.ssm_heads, c.ssm_head_dim),
+            "batch length heads head_dim",
+        )
+        B, C = (
+            z.reshape(batch, length, c.ssm_groups, c.ssm_state)
+            for z in jnp.split(act(bc), 2, axis=-1)
+        )
 
         dt = wide(project(self, x_BTD, "dt_in", c.ssm_heads, "heads"))
         dt = jax.nn.softplus(dt + recurrent(self, "dt_bias", (c.ssm_heads,), "heads", init_dt_bias))
@@ -69,7 +106,11 @@ class Mamba2Mixer(nn.Module):
         y, state = ssd(x, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 64)
 
         y = wide(y.reshape(batch, length, c.ssm_inner)) * jax.nn.silu(wide(gate))
-        y = rms(y.reshape(batch, length, c.ssm_groups, -1), c.norm_eps).reshape(batch, length, c.ssm_inner).astype(c.dtype)
+        y = (
+            rms(y.reshape(batch, length, c.ssm_groups, -1), c.norm_eps)
+            .reshape(batch, length, c.ssm_inner)
+            .astype(c.dtype)
+        )
         y = constrain(scaled(self, y, "norm_scale", "mlp"), "batch length mlp")
         return leave(self, y), updated(cache, segments_BT, conv=conv, bc_conv=bc_conv, state=state)
 
@@ -79,8 +120,14 @@ def continued(cache, segments_BT) -> dict:
     if cache is None:
         return dict.fromkeys(("conv", "bc_conv", "state"))
     first = segments_BT[:, 0]
-    same = (first == cache["segment"]) | (first == 0)  # 0: a document after this padding starts from nothing by itself
-    return {name: jnp.where(same.reshape(-1, *(1,) * (x.ndim - 1)), x, 0) for name, x in cache.items() if name != "segment"}
+    same = (first == cache["segment"]) | (
+        first == 0
+    )  # 0: a document after this padding starts from nothing by itself
+    return {
+        name: jnp.where(same.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+        for name, x in cache.items()
+        if name != "segment"
+    }
 
 
 def updated(cache, segments_BT, **new) -> dict | None:
@@ -95,14 +142,18 @@ def updated(cache, segments_BT, **new) -> dict | None:
 
 def project(module, x_BTD, name, width, axis) -> jax.Array:
     """A way into the mixer, [B, T, D] -> [B, T, width]."""
-    y = jnp.einsum("btd,de->bte", x_BTD, weight(module, name, (x_BTD.shape[-1], width), f"embed {axis}"))
+    y = jnp.einsum(
+        "btd,de->bte", x_BTD, weight(module, name, (x_BTD.shape[-1], width), f"embed {axis}")
+    )
     return biased(module, y, f"{name}_bias", axis) if module.config.ssm_bias else y
 
 
 def leave(module, y_BTE) -> jax.Array:
     """The way out of the mixer, [B, T, E] -> [B, T, D]."""
     d_model = module.config.d_model
-    y = jnp.einsum("bte,ed->btd", y_BTE, weight(module, "out", (y_BTE.shape[-1], d_model), "mlp embed"))
+    y = jnp.einsum(
+        "bte,ed->btd", y_BTE, weight(module, "out", (y_BTE.shape[-1], d_model), "mlp embed")
+    )
     return biased(module, y, "out_bias", "norm") if module.config.ssm_bias else y
 
 
@@ -122,7 +173,9 @@ def recurrent(module, name, shape, axes, init) -> jax.Array:
 def rms(x, eps: float) -> jax.Array:
     """x over its root mean square along the last axis, computed in float32."""
     x32 = wide(x)
-    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)).astype(x.dtype)
+    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)).astype(
+        x.dtype
+    )
 
 
 def uniform(limit: float):
@@ -132,7 +185,9 @@ def uniform(limit: float):
 
 def init_a_log(key, shape, dtype) -> jax.Array:
     """A = -1, -2, ... along the last axis (S4D-real; Gu & Dao 2023, section 3.6)."""
-    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=jnp.float32)), shape).astype(dtype)
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=jnp.float32)), shape).astype(
+        dtype
+    )
 
 
 def init_dt_bias(key, shape, dtype) -> jax.Array:

@@ -28,7 +28,9 @@ def differences(c: ModelConfig) -> dict[str, np.ndarray]:
     """
     found = {}
     if len(kinds(c)) > 1:
-        found["view"] = np.asarray([kinds(c).index(kind) if kind != "ssm" else 0 for kind in c.layer_kinds], np.int32)
+        found["view"] = np.asarray(
+            [kinds(c).index(kind) if kind != "ssm" else 0 for kind in c.layer_kinds], np.int32
+        )
     if c.first_norm_on_stream:
         found["first"] = np.arange(c.n_layers) == 0
     return found
@@ -83,7 +85,9 @@ def run(c: ModelConfig, blocks, x, cache, context: Context, views):
     own = differences(c)
     if not isinstance(blocks, (list, tuple)):
         if "view" in own:
-            context = dataclasses.replace(context, view=jax.tree.map(lambda *each: jnp.stack(each), *views))
+            context = dataclasses.replace(
+                context, view=jax.tree.map(lambda *each: jnp.stack(each), *views)
+            )
         else:
             context = dataclasses.replace(context, view=views[0] if views else None)
         if c.period > 1:
@@ -92,7 +96,9 @@ def run(c: ModelConfig, blocks, x, cache, context: Context, views):
     new = []
     for i, layer in enumerate(blocks):
         kind = c.layer_kinds[i]
-        mine = dataclasses.replace(context, view=None if kind == "ssm" else views[kinds(c).index(kind)])
+        mine = dataclasses.replace(
+            context, view=None if kind == "ssm" else views[kinds(c).index(kind)]
+        )
         first = {"first": own["first"][i]} if "first" in own else {}
         x, memory = layer(x, None if cache is None else cache[i], first, mine)
         new.append(memory)

@@ -35,27 +35,40 @@ def contrastive(
     """
     texts = 2 + negatives
     vectors = _embedded(model, params, batch, rng, texts, parts)
-    tokens = jnp.where(batch.segments > 0, batch.tokens, -1).reshape(*vectors.shape[:2], -1)  # [B, C, T / C]
+    tokens = jnp.where(batch.segments > 0, batch.tokens, -1).reshape(
+        *vectors.shape[:2], -1
+    )  # [B, C, T / C]
     real = (batch.segments > 0).any(axis=1)
-    asked, others = vectors[:, 0], jnp.concatenate([vectors[:, i] for i in range(1, texts)])  # [B, D], [B (C - 1), D]: positives first
+    asked, others = (
+        vectors[:, 0],
+        jnp.concatenate([vectors[:, i] for i in range(1, texts)]),
+    )  # [B, D], [B (C - 1), D]: positives first
     of_others = jnp.concatenate([tokens[:, i] for i in range(1, texts)])
     same = lambda a, b: (a[:, None] == b[None]).all(-1)
     right = same(tokens[:, 0], of_others) | same(tokens[:, 1], of_others)
     rows = len(asked)
     right = right.at[:, :rows].set(right[:, :rows] | same(tokens[:, 0], tokens[:, 0]))
-    scores = jnp.einsum("id,jd->ij", asked, others, precision=jax.lax.Precision.HIGHEST) / temperature
+    scores = (
+        jnp.einsum("id,jd->ij", asked, others, precision=jax.lax.Precision.HIGHEST) / temperature
+    )
     loss, hits = _of_own(scores, right | ~jnp.tile(real, texts - 1))
     if symmetric:
         loss = (loss + _of_own(scores[:, :rows].T, right[:, :rows].T | ~real)[0]) / 2
     count = real.astype(jnp.float32)
-    return Loss(sum=jnp.sum(count * loss), weight=jnp.sum(count), metrics={"accuracy": jnp.sum(count * hits)})
+    return Loss(
+        sum=jnp.sum(count * loss),
+        weight=jnp.sum(count),
+        metrics={"accuracy": jnp.sum(count * hits)},
+    )
 
 
 def _of_own(scores: jax.Array, out: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(cross-entropy of column i in row i, whether it is the highest), [B] both, of scores [B, N] without the others that are `out`."""
     own = jnp.arange(len(scores))[:, None] == jnp.arange(scores.shape[1])
     scores = jnp.where(out & ~own, -jnp.inf, scores)
-    return jax.nn.logsumexp(scores, axis=-1) - jnp.diagonal(scores), scores.argmax(-1) == jnp.arange(len(scores))
+    return jax.nn.logsumexp(scores, axis=-1) - jnp.diagonal(scores), scores.argmax(
+        -1
+    ) == jnp.arange(len(scores))
 
 
 def _embedded(model, params, batch: Batch, rng, texts: int, parts: int) -> jax.Array:
@@ -65,9 +78,15 @@ def _embedded(model, params, batch: Batch, rng, texts: int, parts: int) -> jax.A
     def embed(rows, rng):
         tokens, segments, positions = (x.reshape(len(x) * texts, -1) for x in rows)
         one = Batch(
-            tokens=tokens, targets=tokens, weights=jnp.zeros(tokens.shape), segments=(segments > 0).astype(jnp.int32), positions=positions
+            tokens=tokens,
+            targets=tokens,
+            weights=jnp.zeros(tokens.shape),
+            segments=(segments > 0).astype(jnp.int32),
+            positions=positions,
         )
-        pooled = model.apply({"params": params}, one, rngs=None if rng is None else {"dropout": rng}).pooled
+        pooled = model.apply(
+            {"params": params}, one, rngs=None if rng is None else {"dropout": rng}
+        ).pooled
         vectors = pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
         return vectors.reshape(-1, texts, vectors.shape[-1])
 

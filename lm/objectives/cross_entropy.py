@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 LOGITS_AT_ONCE = 2**28  # bytes of float32 logits in a chunk, on each device
 
-Logits = Callable[[Any, jax.Array], jax.Array]  # (head parameters, hidden [B, C, D]) -> logits float32 [B, C, V]
+Logits = Callable[
+    [Any, jax.Array], jax.Array
+]  # (head parameters, hidden [B, C, D]) -> logits float32 [B, C, V]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +48,12 @@ def added_losses(logits: jax.Array, targets: jax.Array, extra: Extra) -> jax.Arr
     """What `extra` adds to `token_losses` of the same, float32 [...]."""
     logits = logits.astype(jnp.float32)
     added = jnp.float32(0)
-    if extra.smoothing:  # (1 - s) nll + s mean(nll of every column) is nll + s (target's logit - mean logit)
-        added += extra.smoothing * jnp.sum(jnp.where(_hit(logits, targets), logits, 0.0) - logits / logits.shape[-1], axis=-1)
+    if (
+        extra.smoothing
+    ):  # (1 - s) nll + s mean(nll of every column) is nll + s (target's logit - mean logit)
+        added += extra.smoothing * jnp.sum(
+            jnp.where(_hit(logits, targets), logits, 0.0) - logits / logits.shape[-1], axis=-1
+        )
     if extra.z_loss:
         added += extra.z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
     return added
@@ -66,7 +72,13 @@ def chunk_length(batch_size: int, length: int, vocab_size: int) -> int:
 
 
 def summed(
-    logits: Logits, head: Any, hidden: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int, extra: Extra = NOTHING
+    logits: Logits,
+    head: Any,
+    hidden: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    extra: Extra = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum over [B, T] of weight * (cross-entropy and what `extra` adds), the same of cross-entropy alone), float32 scalars.
 
@@ -77,7 +89,9 @@ def summed(
     return total, rest[0] if rest else total
 
 
-def per_token(logits: Logits, head: Any, hidden: jax.Array, targets: jax.Array, chunk: int) -> jax.Array:
+def per_token(
+    logits: Logits, head: Any, hidden: jax.Array, targets: jax.Array, chunk: int
+) -> jax.Array:
     """Cross-entropy of every position, float32 [B, T], `chunk` positions at a time."""
 
     def body(_, xs):
@@ -87,11 +101,17 @@ def per_token(logits: Logits, head: Any, hidden: jax.Array, targets: jax.Array, 
     return _join(losses, hidden.shape[1])
 
 
-def _chunk_sums(logits: Logits, extra: Extra, head, hidden, targets, weights) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _chunk_sums(
+    logits: Logits, extra: Extra, head, hidden, targets, weights
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """(what is learned, (cross-entropy alone, where that is less))."""
     scores = logits(head, hidden)
     plain = jnp.sum(token_losses(scores, targets) * weights)
-    return (plain + jnp.sum(added_losses(scores, targets, extra) * weights), (plain,)) if extra else (plain, ())
+    return (
+        (plain + jnp.sum(added_losses(scores, targets, extra) * weights), (plain,))
+        if extra
+        else (plain, ())
+    )
 
 
 def _nothing_yet(extra: Extra):
@@ -106,16 +126,23 @@ def _summed_forward_only(logits, chunk, extra, head, hidden, targets, weights):
 
 
 def _summed_and_gradients(logits, chunk, extra, head, hidden, targets, weights):
-    value_and_grad = jax.value_and_grad(lambda *a: _chunk_sums(logits, extra, *a), argnums=(0, 1), has_aux=True)
+    value_and_grad = jax.value_and_grad(
+        lambda *a: _chunk_sums(logits, extra, *a), argnums=(0, 1), has_aux=True
+    )
 
     def body(carry, xs):
         total, head_gradient = carry
         value, (of_head, of_hidden) = value_and_grad(head, *xs)
         total = jax.tree.map(jnp.add, total, value)
-        return (total, jax.tree.map(lambda a, b: a + b.astype(a.dtype), head_gradient, of_head)), of_hidden
+        return (
+            total,
+            jax.tree.map(lambda a, b: a + b.astype(a.dtype), head_gradient, of_head),
+        ), of_hidden
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), head)
-    (total, of_head), of_hidden = jax.lax.scan(body, (_nothing_yet(extra), zeros), _split((hidden, targets, weights), chunk))
+    (total, of_head), of_hidden = jax.lax.scan(
+        body, (_nothing_yet(extra), zeros), _split((hidden, targets, weights), chunk)
+    )
     of_head = jax.tree.map(lambda g, p: g.astype(p.dtype), of_head, head)
     return total, (of_head, _join(of_hidden, hidden.shape[1]))
 

@@ -11,7 +11,9 @@ from lm.objectives import pieces, rows
 from lm.objectives.objective import Fields, Row, Transform, share
 
 
-def infilled(text: np.ndarray, mask_id: int, rate: float, mean_span: float, rng: np.random.Generator) -> np.ndarray:
+def infilled(
+    text: np.ndarray, mask_id: int, rate: float, mean_span: float, rng: np.random.Generator
+) -> np.ndarray:
     """The text [n] with spans of Poisson(mean_span) tokens replaced by one mask each; a span of none inserts one. At most n tokens.
 
     Spans are drawn until they cover `rate` of the tokens, rounded up, the last one cut to that number; they do not overlap, and every way
@@ -25,7 +27,9 @@ def infilled(text: np.ndarray, mask_id: int, rate: float, mean_span: float, rng:
     lengths = lengths[: last + 1]
     lengths[-1] -= lengths.sum() - budget
     empty = np.flatnonzero(lengths == 0)
-    lengths = rng.permutation(np.delete(lengths, empty[max(0, budget - len(lengths) + len(empty)) :]))
+    lengths = rng.permutation(
+        np.delete(lengths, empty[max(0, budget - len(lengths) + len(empty)) :])
+    )
     # A random order of the tokens that stay and the spans; the tokens keep theirs.
     span = rng.permutation(len(text) - budget + len(lengths)) < len(lengths)
     covers = np.ones(len(span), np.int64)
@@ -68,13 +72,22 @@ def denoising(
     sides and stay in their places. Rows must be packed `whole`. Raises ConfigError for shares that make no sense or corrupt nothing, and
     for a tokenizer without a mask token, where it is used, or, with `permute_sentences`, full stops.
     """
-    for name, value in {"rate": rate, "token_mask": token_mask, "delete": delete, "rotate": rotate}.items():
+    for name, value in {
+        "rate": rate,
+        "token_mask": token_mask,
+        "delete": delete,
+        "rotate": rotate,
+    }.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"objective.denoising.{name}={value}: expected a share from 0 to 1")
     share("denoising.mean_span", mean_span, most=1000)
     if not (rate or permute_sentences or token_mask or delete or rotate):
-        raise ConfigError("objective.denoising.rate=0 and nothing else corrupts the text: raise it, or set token_mask, delete or rotate")
-    mask_id = pieces.needed(tokenizer, "denoising", "mask_token" if rate or token_mask else "eos_token")
+        raise ConfigError(
+            "objective.denoising.rate=0 and nothing else corrupts the text: raise it, or set token_mask, delete or rotate"
+        )
+    mask_id = pieces.needed(
+        tokenizer, "denoising", "mask_token" if rate or token_mask else "eos_token"
+    )
     stops = pieces.full_stops(tokenizer, config.vocab_size) if permute_sentences else None
     first, last = pieces.ends(tokenizer)
     start = rows.decoder_start("denoising", config)
@@ -89,7 +102,11 @@ def denoising(
     def of_document(ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         inner = rows.text_of(ids, first, last)
         text = ids[inner]
-        return (np.concatenate([ids[: inner.start], corrupted(text, rng), ids[inner.stop :]]) if len(text) else ids), ids
+        return (
+            np.concatenate([ids[: inner.start], corrupted(text, rng), ids[inner.stop :]])
+            if len(text)
+            else ids
+        ), ids
 
     def fields(row: Row, rng: np.random.Generator, lengths: tuple[int, int]) -> Fields:
         return rows.sides(row, of_document, start, rng, lengths)

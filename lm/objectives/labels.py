@@ -10,7 +10,9 @@ from lm.batch import Batch
 from lm.objectives.loss import Loss
 
 
-def classification(model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0) -> Loss:
+def classification(
+    model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0
+) -> Loss:
     """Summed cross-entropy of the class `batch.labels` [B, 1] of every row that holds a text; with one label, the squared error.
 
     Dropout is on when `rng` is given; `chunk` is for heads over a vocabulary. Metrics: accuracy, of classes.
@@ -18,13 +20,23 @@ def classification(model, params: dict, batch: Batch, rng: jax.Array | None = No
     logits = _logits(model, params, batch, rng)
     real = _real(batch)
     if model.config.n_labels == 1:
-        return Loss(sum=jnp.sum(real * jnp.square(logits[:, 0] - _labels(batch)[:, 0])), weight=jnp.sum(real), metrics={})
+        return Loss(
+            sum=jnp.sum(real * jnp.square(logits[:, 0] - _labels(batch)[:, 0])),
+            weight=jnp.sum(real),
+            metrics={},
+        )
     wanted = _labels(batch)[:, 0].astype(jnp.int32)
     hits = real * (logits.argmax(-1) == wanted)
-    return Loss(sum=jnp.sum(real * _cross_entropy(logits, wanted)), weight=jnp.sum(real), metrics={"accuracy": jnp.sum(hits)})
+    return Loss(
+        sum=jnp.sum(real * _cross_entropy(logits, wanted)),
+        weight=jnp.sum(real),
+        metrics={"accuracy": jnp.sum(hits)},
+    )
 
 
-def token_classification(model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0) -> Loss:
+def token_classification(
+    model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0
+) -> Loss:
     """Summed cross-entropy of the classes `batch.targets` [B, T], each times its weight. Metrics: accuracy, of the same tokens."""
     logits = _logits(model, params, batch, rng)
     hits = batch.weights * (logits.argmax(-1) == batch.targets)
@@ -32,7 +44,9 @@ def token_classification(model, params: dict, batch: Batch, rng: jax.Array | Non
     return Loss(sum=total, weight=jnp.sum(batch.weights), metrics={"accuracy": jnp.sum(hits)})
 
 
-def question_answering(model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0) -> Loss:
+def question_answering(
+    model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0
+) -> Loss:
     """Summed over rows: the mean of the cross-entropies of an answer's first and last token, `batch.labels` [B, 2].
 
     Each is a choice among the row's tokens; padding cannot be chosen. Metrics: exact, rows in which both are right.
@@ -40,9 +54,13 @@ def question_answering(model, params: dict, batch: Batch, rng: jax.Array | None 
     logits = _logits(model, params, batch, rng)
     logits = jnp.where((batch.segments > 0)[..., None], logits, -1e9)
     wanted, real = _labels(batch).astype(jnp.int32), _real(batch)
-    both = _cross_entropy(logits[..., 0], wanted[:, 0]) + _cross_entropy(logits[..., 1], wanted[:, 1])
+    both = _cross_entropy(logits[..., 0], wanted[:, 0]) + _cross_entropy(
+        logits[..., 1], wanted[:, 1]
+    )
     hits = real * (logits.argmax(1) == wanted).all(-1)
-    return Loss(sum=jnp.sum(real * both) / 2, weight=jnp.sum(real), metrics={"exact": jnp.sum(hits)})
+    return Loss(
+        sum=jnp.sum(real * both) / 2, weight=jnp.sum(real), metrics={"exact": jnp.sum(hits)}
+    )
 
 
 def _logits(model, params: dict, batch: Batch, rng) -> jax.Array:
@@ -52,7 +70,9 @@ def _logits(model, params: dict, batch: Batch, rng) -> jax.Array:
 
 def _labels(batch: Batch) -> jax.Array:
     if batch.labels is None:
-        raise ValueError("the batch has no labels: give them to Batch, float32 [B, 1] of a class, [B, 2] of a span")
+        raise ValueError(
+            "the batch has no labels: give them to Batch, float32 [B, 1] of a class, [B, 2] of a span"
+        )
     return batch.labels
 
 

@@ -10,7 +10,15 @@ from lm.objectives import pieces
 from lm.objectives.objective import Fields, Row, Transform, share
 
 
-def masked(tokenizer, config: ModelConfig, *, rate: float = 0.15, mask: float = 0.8, random: float = 0.1, whole_words: bool = False):
+def masked(
+    tokenizer,
+    config: ModelConfig,
+    *,
+    rate: float = 0.15,
+    mask: float = 0.8,
+    random: float = 0.1,
+    whole_words: bool = False,
+):
     """Each token is chosen with probability `rate`, by itself or with its whole word, and is the only kind with a loss.
 
     A chosen token is read as the mask token with probability `mask`, as any ordinary token with probability `random`, and as itself
@@ -19,9 +27,13 @@ def masked(tokenizer, config: ModelConfig, *, rate: float = 0.15, mask: float = 
     """
     share("masked.rate", rate)
     if not 0.0 <= min(mask, random) <= mask + random <= 1.0 + 1e-9:
-        raise ConfigError(f"objective.masked.mask={mask} and objective.masked.random={random}: expected shares that sum to at most 1")
+        raise ConfigError(
+            f"objective.masked.mask={mask} and objective.masked.random={random}: expected shares that sum to at most 1"
+        )
     if config.causal:
-        raise ConfigError("objective 'masked' needs model.causal=False: tokens on both sides tell what is hidden")
+        raise ConfigError(
+            "objective 'masked' needs model.causal=False: tokens on both sides tell what is hidden"
+        )
     mask_id = pieces.needed(tokenizer, "masked", "mask_token")
     special = pieces.special(tokenizer, config.vocab_size)
     ordinary = np.flatnonzero(~special[: len(tokenizer)])
@@ -31,13 +43,25 @@ def masked(tokenizer, config: ModelConfig, *, rate: float = 0.15, mask: float = 
         targets, segments = (np.asarray(row[name], np.int32) for name in ("targets", "segments"))
         chosen = rng.random(len(targets)) < rate
         if continues is not None:  # the draw of a word's first token is its word's
-            starts = ~continues[targets] | special[np.roll(targets, 1)] | (segments != np.roll(segments, 1))
+            starts = (
+                ~continues[targets]
+                | special[np.roll(targets, 1)]
+                | (segments != np.roll(segments, 1))
+            )
             starts[0] = True
             chosen = chosen[np.maximum.accumulate(np.where(starts, np.arange(len(targets)), 0))]
         chosen &= (segments > 0) & ~special[targets]
-        draw, others = rng.random(len(targets)), ordinary[rng.integers(len(ordinary), size=len(targets))]
+        draw, others = (
+            rng.random(len(targets)),
+            ordinary[rng.integers(len(ordinary), size=len(targets))],
+        )
         seen = np.where(draw < mask, mask_id, np.where(draw < mask + random, others, targets))
         tokens = np.where(chosen, seen, targets)
-        return {"tokens": tokens, "targets": targets, "weights": chosen.astype(np.float32), "segments": segments}
+        return {
+            "tokens": tokens,
+            "targets": targets,
+            "weights": chosen.astype(np.float32),
+            "segments": segments,
+        }
 
     return Transform(fields)

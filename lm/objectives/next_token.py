@@ -9,7 +9,14 @@ from lm.objectives.loss import Loss
 
 
 def next_token(
-    model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0, label_smoothing: float = 0.0, z_loss: float = 0.0
+    model,
+    params: dict,
+    batch: Batch,
+    rng: jax.Array | None = None,
+    *,
+    chunk: int = 0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Loss:
     """Summed cross-entropy of `batch.targets`, [B, T], each times its weight.
 
@@ -21,8 +28,12 @@ def next_token(
     logits, head = head_of(model, params)
     chunk = chunk or cross_entropy.chunk_length(*batch.tokens.shape, model.config.vocab_size)
     extra = cross_entropy.Extra(label_smoothing, z_loss)
-    total, plain = cross_entropy.summed(logits, head, hidden, batch.targets, batch.weights, chunk, extra)
-    return Loss(sum=total, weight=jnp.sum(batch.weights), metrics={"cross_entropy": plain} if extra else {})
+    total, plain = cross_entropy.summed(
+        logits, head, hidden, batch.targets, batch.weights, chunk, extra
+    )
+    return Loss(
+        sum=total, weight=jnp.sum(batch.weights), metrics={"cross_entropy": plain} if extra else {}
+    )
 
 
 def token_losses(model, params: dict, batch: Batch, *, chunk: int = 0) -> jax.Array:

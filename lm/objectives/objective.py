@@ -10,8 +10,12 @@ from lm.data.packing import Packed
 from lm.models.config import ConfigError
 from lm.objectives.loss import Loss
 
-Row = Mapping[str, np.ndarray]  # tokens, targets, segments, [T] each: a row of lm.data.packing.Packed
-Fields = dict[str, np.ndarray]  # of lm.Batch, a row each; positions are those within each document and need not be among them
+Row = Mapping[
+    str, np.ndarray
+]  # tokens, targets, segments, [T] each: a row of lm.data.packing.Packed
+Fields = dict[
+    str, np.ndarray
+]  # of lm.Batch, a row each; positions are those within each document and need not be among them
 
 
 def as_packed(packed: Packed) -> tuple[int, int]:
@@ -57,5 +61,7 @@ class Objective:
 def share(name: str, value: float, least: float = 0.0, most: float = 1.0) -> float:
     """The value; ConfigError, calling it objective.`name`, unless it lies above `least` and not above `most`."""
     if not least < value <= most:
-        raise ConfigError(f"objective.{name}={value}: expected a number above {least:g}, at most {most:g}")
+        raise ConfigError(
+            f"objective.{name}={value}: expected a number above {least:g}, at most {most:g}"
+        )
     return value

@@ -12,7 +12,9 @@ SUFFIX = "##"  # how WordPiece writes that a piece continues a word
 def needed(tokenizer, objective: str, role: str) -> int:
     """The id of a special token, such as "mask_token"; ConfigError when there is no tokenizer or it has none."""
     if tokenizer is None:
-        raise ConfigError(f"objective {objective!r} needs a tokenizer, for its {role}; set tokenizer (also with data.synthetic_rows)")
+        raise ConfigError(
+            f"objective {objective!r} needs a tokenizer, for its {role}; set tokenizer (also with data.synthetic_rows)"
+        )
     found = getattr(tokenizer, f"{role}_id")
     if found is None:
         raise ConfigError(
@@ -25,7 +27,10 @@ def needed(tokenizer, objective: str, role: str) -> int:
 def ends(tokenizer) -> tuple[int | None, int | None]:
     """The tokens that a whole document begins and ends with, if any: bos or [CLS], eos or [SEP]."""
     first = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return first, tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    return (
+        first,
+        tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
+    )
 
 
 def special(tokenizer, vocab_size: int) -> np.ndarray:
@@ -46,7 +51,9 @@ def continues(tokenizer, vocab_size: int) -> np.ndarray:
     if not any(marked):
         marked = [not text.startswith(SPACES) for text in texts]
         if all(marked):
-            raise ConfigError("objective.masked.whole_words=True: the tokenizer's pieces do not show where words begin; set it to False")
+            raise ConfigError(
+                "objective.masked.whole_words=True: the tokenizer's pieces do not show where words begin; set it to False"
+            )
     table = np.zeros(len(ordinary), bool)
     table[: len(texts)] = marked
     return table & ordinary
@@ -59,5 +66,7 @@ def full_stops(tokenizer, vocab_size: int) -> np.ndarray:
     table[: len(texts)] = [text.endswith(".") for text in texts]
     table &= ~special(tokenizer, vocab_size)
     if not table.any():
-        raise ConfigError("objective.denoising.permute_sentences=True: no token of the tokenizer ends in a full stop; set it to False")
+        raise ConfigError(
+            "objective.denoising.permute_sentences=True: no token of the tokenizer ends in a full stop; set it to False"
+        )
     return table

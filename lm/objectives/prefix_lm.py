@@ -15,7 +15,9 @@ def prefix_lm(tokenizer, config: ModelConfig) -> Transform:
     """Of a document's n predictions the first 1 to n - 1, every number as likely as another, carry no loss (none of a single one)."""
 
     def fields(row: Row, rng: np.random.Generator, lengths: tuple[int, int]) -> Fields:
-        tokens, targets, segments = (np.asarray(row[name], np.int32) for name in ("tokens", "targets", "segments"))
+        tokens, targets, segments = (
+            np.asarray(row[name], np.int32) for name in ("tokens", "targets", "segments")
+        )
         weights = (segments > 0).astype(np.float32)
         for _, at in rows.documents(row):
             if at.stop - at.start > 1:

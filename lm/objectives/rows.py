@@ -12,7 +12,9 @@ from lm.objectives.objective import Fields, Row
 MULTIPLE = 8  # rows are made a multiple of this long
 ROWS_AT_ONCE = 4096
 
-Corrupt = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]  # ids -> (what is read, what is to be written)
+Corrupt = Callable[
+    [np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]
+]  # ids -> (what is read, what is to be written)
 
 
 def documents(row: Row) -> Iterator[tuple[int, slice]]:
@@ -24,7 +26,13 @@ def documents(row: Row) -> Iterator[tuple[int, slice]]:
             yield int(segments[start]), slice(start, end)
 
 
-def sides(row: Row, corrupt: Corrupt, decoder_start: int, rng: np.random.Generator, lengths: tuple[int, int]) -> Fields:
+def sides(
+    row: Row,
+    corrupt: Corrupt,
+    decoder_start: int,
+    rng: np.random.Generator,
+    lengths: tuple[int, int],
+) -> Fields:
     """The fields of a row whose decoder writes, after `decoder_start` and document by document, what `corrupt` says of each.
 
     Raises ValueError when the row does not fit in `lengths`.
@@ -37,8 +45,12 @@ def sides(row: Row, corrupt: Corrupt, decoder_start: int, rng: np.random.Generat
         given, wanted = corrupt(np.asarray(row["targets"][at], np.int32), rng)
         out, into = slice(written, written + len(wanted)), slice(read, read + len(given))
         if out.stop > decoder or into.stop > encoder:
-            raise ValueError(f"a corrupted row has more than {encoder} tokens to read or {decoder} to write")
-        fields["tokens"][out] = np.concatenate([[decoder_start], wanted[:-1]]) if len(wanted) else wanted
+            raise ValueError(
+                f"a corrupted row has more than {encoder} tokens to read or {decoder} to write"
+            )
+        fields["tokens"][out] = (
+            np.concatenate([[decoder_start], wanted[:-1]]) if len(wanted) else wanted
+        )
         fields["targets"][out], fields["segments"][out] = wanted, segment
         fields["encoder_tokens"][into], fields["encoder_segments"][into] = given, segment
         written, read = out.stop, into.stop
@@ -66,5 +78,7 @@ def widest(packed: Packed, needed: Callable[[np.ndarray], np.ndarray]) -> int:
 def decoder_start(name: str, config: ModelConfig) -> int:
     """The token that the decoder starts from; ConfigError, naming the objective, when the model has none."""
     if config.decoder_start_token_id is None:
-        raise ConfigError(f"objective {name!r}: model.decoder_start_token_id is not set, and the decoder must start from some token")
+        raise ConfigError(
+            f"objective {name!r}: model.decoder_start_token_id is not set, and the decoder must start from some token"
+        )
     return config.decoder_start_token_id

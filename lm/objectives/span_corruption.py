@@ -32,7 +32,9 @@ def counts(length, rate: float, mean_span: float):
     """(missing tokens, spans) of texts of `length` tokens: int [...] both. A single token is never missing: it has none and none."""
     length = np.asarray(length)
     tokens = np.clip(np.rint(length * rate), 1, np.maximum(length - 1, 1)).astype(np.int64)
-    spans = np.clip(np.rint(tokens / mean_span), 1, np.maximum(np.minimum(tokens, length - tokens), 1)).astype(np.int64)
+    spans = np.clip(
+        np.rint(tokens / mean_span), 1, np.maximum(np.minimum(tokens, length - tokens), 1)
+    ).astype(np.int64)
     return np.where(length > 1, tokens, 0), np.where(length > 1, spans, 0)
 
 
@@ -52,7 +54,9 @@ def noise_mask(length: int, rate: float, mean_span: float, rng: np.random.Genera
     return np.repeat(np.tile([False, True], spans), np.stack([kept, missing], axis=1).ravel())
 
 
-def corrupt(ids: np.ndarray, missing: np.ndarray, sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def corrupt(
+    ids: np.ndarray, missing: np.ndarray, sentinels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(ids with one sentinel for each missing span, ids with one for each kept span), both with the first sentinels in their order."""
     return _replaced(ids, missing, sentinels), _replaced(ids, ~missing, sentinels)
 
@@ -72,7 +76,9 @@ def longest(length: int, *, rate: float = 0.15, mean_span: float = 3.0) -> int:
     return int(max(most(length, [Noise(rate, mean_span)])))
 
 
-def span_corruption(tokenizer, config: ModelConfig, *, rate: float = 0.15, mean_span: float = 3.0) -> Transform:
+def span_corruption(
+    tokenizer, config: ModelConfig, *, rate: float = 0.15, mean_span: float = 3.0
+) -> Transform:
     """`rate` of each text's tokens are missing, in spans of `mean_span` tokens on average. See `corruption`."""
     return corruption("span_corruption", tokenizer, config, [Noise(rate, mean_span)])
 
@@ -100,8 +106,14 @@ def corruption(name: str, tokenizer, config: ModelConfig, noises: Sequence[Noise
         text = ids[rows.text_of(ids, first, eos)]
         if not len(text):
             return text, text
-        noise = noises[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))] if len(noises) > 1 else noises[0]
-        read, written = corrupt(text, noise_mask(len(text), noise.rate, noise.mean_span, rng), marks)
+        noise = (
+            noises[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
+            if len(noises) > 1
+            else noises[0]
+        )
+        read, written = corrupt(
+            text, noise_mask(len(text), noise.rate, noise.mean_span, rng), marks
+        )
         mode = [] if noise.mode is None else [noise.mode]
         return np.concatenate([mode, read, [eos]]).astype(np.int32), np.append(written, eos)
 
@@ -115,7 +127,10 @@ def corruption(name: str, tokenizer, config: ModelConfig, noises: Sequence[Noise
             )
         # A piece that does not fill its row holds an end token that is not part of the text.
         texts = lambda n: np.where(n == packed.length, n, n - 1)
-        read, written = (rows.widest(packed, lambda n, side=side: most(texts(n), noises)[side]) for side in (0, 1))
+        read, written = (
+            rows.widest(packed, lambda n, side=side: most(texts(n), noises)[side])
+            for side in (0, 1)
+        )
         return written, read
 
     def fields(row: Row, rng: np.random.Generator, lengths: tuple[int, int]) -> Fields:
@@ -126,7 +141,9 @@ def corruption(name: str, tokenizer, config: ModelConfig, noises: Sequence[Noise
 
 def most(length, noises: Sequence[Noise]):
     """(tokens to read, tokens to write) at most for texts of `length` tokens, whichever of the noises is drawn: int [...] both."""
-    read, written = zip(*(sizes(length, noise.rate, noise.mean_span) for noise in noises), strict=True)
+    read, written = zip(
+        *(sizes(length, noise.rate, noise.mean_span) for noise in noises), strict=True
+    )
     modes = [(of > 0) * (noise.mode is not None) for of, noise in zip(read, noises, strict=True)]
     return np.max(np.add(read, modes), axis=0), np.max(written, axis=0)
 
@@ -140,4 +157,6 @@ def _segmentation(items: int, segments: int, rng: np.random.Generator) -> np.nda
 def _replaced(ids: np.ndarray, spans: np.ndarray, marks: np.ndarray) -> np.ndarray:
     starts = spans & ~np.concatenate([[False], spans[:-1]])
     number = np.cumsum(starts) - 1
-    return np.where(starts, marks[np.clip(number, 0, len(marks) - 1)], ids)[starts | ~spans].astype(np.int32)
+    return np.where(starts, marks[np.clip(number, 0, len(marks) - 1)], ids)[starts | ~spans].astype(
+        np.int32
+    )

@@ -15,7 +15,11 @@ DENOISERS = {  # (share of the tokens missing, mean span), table 1 of the paper
     "s": ((0.25, math.inf),),
     "x": ((0.5, 3.0), (0.5, 8.0), (0.15, 64.0), (0.5, 64.0)),
 }
-MODES = {"r": "[NLU]", "s": "[S2S]", "x": "[NLG]"}  # what the released models read first (section 3.1.2)
+MODES = {
+    "r": "[NLU]",
+    "s": "[S2S]",
+    "x": "[NLG]",
+}  # what the released models read first (section 3.1.2)
 
 
 def noises(r: float, s: float, x: float, modes: dict[str, int] | None = None) -> list[Noise]:
@@ -25,7 +29,9 @@ def noises(r: float, s: float, x: float, modes: dict[str, int] | None = None) ->
         if not 0 <= chance < math.inf:
             raise ConfigError(f"objective.ul2.{kind}={chance}: expected a finite number, 0 or more")
     if not any(chances.values()):
-        raise ConfigError("objective.ul2.r=0, objective.ul2.s=0 and objective.ul2.x=0: no denoiser is left; raise one")
+        raise ConfigError(
+            "objective.ul2.r=0, objective.ul2.s=0 and objective.ul2.x=0: no denoiser is left; raise one"
+        )
     return [
         Noise(rate, mean_span, modes[kind] if modes else None, chances[kind] / len(settings))
         for kind, settings in DENOISERS.items()
@@ -34,12 +40,22 @@ def noises(r: float, s: float, x: float, modes: dict[str, int] | None = None) ->
     ]
 
 
-def longest(length: int, *, r: float = 2.0, s: float = 1.0, x: float = 4.0, modes: bool = False) -> int:
+def longest(
+    length: int, *, r: float = 2.0, s: float = 1.0, x: float = 4.0, modes: bool = False
+) -> int:
     """The tokens of the longer side of a text that fills a row. Raises ConfigError for chances that make no sense."""
     return int(max(most(length, noises(r, s, x, dict.fromkeys(MODES, 0) if modes else None))))
 
 
-def ul2(tokenizer, config: ModelConfig, *, r: float = 2.0, s: float = 1.0, x: float = 4.0, modes: bool = False) -> Transform:
+def ul2(
+    tokenizer,
+    config: ModelConfig,
+    *,
+    r: float = 2.0,
+    s: float = 1.0,
+    x: float = 4.0,
+    modes: bool = False,
+) -> Transform:
     """A denoiser is drawn for each text; by default each of the seven is as likely as another. See `span_corruption.corruption`.
 
     modes: what is read begins with the token of its kind, [NLU], [S2S] or [NLG]. Raises ConfigError as it does, and with `modes` for a

@@ -19,10 +19,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     section, data = config.eval.generation, config.data
     for name, least in (("max_examples", 0), ("every", 0), ("max_new_tokens", 1)):
         if section[name] < least:
-            raise ConfigError(f"eval.generation.{name}={section[name]}: expected a number of at least {least}")
+            raise ConfigError(
+                f"eval.generation.{name}={section[name]}: expected a number of at least {least}"
+            )
     if not section.files:
         if section.every:
-            raise ConfigError(f"eval.generation.every={section.every}, and eval.generation.files names no questions; set them, or 0")
+            raise ConfigError(
+                f"eval.generation.every={section.every}, and eval.generation.files names no questions; set them, or 0"
+            )
         return
     metrics(config)
     if config.objective.name not in instruction.OBJECTIVES:
@@ -31,7 +35,9 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"{config.objective.name!r} has not; leave it empty, and run python -m lm.evaluate --examples afterwards"
         )
     if section.files == instruction.HELD_OUT and not (data.hold_out and data.files):
-        raise ConfigError(f"eval.generation.files={instruction.HELD_OUT!r} needs data.files and the tasks of data.hold_out")
+        raise ConfigError(
+            f"eval.generation.files={instruction.HELD_OUT!r} needs data.files and the tasks of data.hold_out"
+        )
 
 
 def metrics(config: ml_collections.ConfigDict) -> dict:
@@ -45,7 +51,11 @@ def metrics(config: ml_collections.ConfigDict) -> dict:
 
 def doubt(config: ml_collections.ConfigDict, asked: list[Question]) -> str:
     """What to say where the metrics do not see most of the answers wanted, or ''."""
-    return words.doubt([question.references for question in asked], [*metrics(config)], config.eval.generation.rouge_tokenizer)
+    return words.doubt(
+        [question.references for question in asked],
+        [*metrics(config)],
+        config.eval.generation.rouge_tokenizer,
+    )
 
 
 def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
@@ -54,25 +64,43 @@ def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
     if not section.files:
         return []
     held_out = section.files == instruction.HELD_OUT
-    reading = Reading(data.format, data.cap, data.hold_out if held_out else "", data.max_bad_share, config.seed)
-    found = records.read(data.files if held_out else section.files, reading, "held_out" if held_out else "all").records
+    reading = Reading(
+        data.format, data.cap, data.hold_out if held_out else "", data.max_bad_share, config.seed
+    )
+    found = records.read(
+        data.files if held_out else section.files, reading, "held_out" if held_out else "all"
+    ).records
     try:
-        chosen = generation.spread(templates.with_examples(found, run.template), section.max_examples)
-        return generation.questions(chosen, run.template, run.model, run.tokenizer, section.max_new_tokens)
+        chosen = generation.spread(
+            templates.with_examples(found, run.template), section.max_examples
+        )
+        return generation.questions(
+            chosen, run.template, run.model, run.tokenizer, section.max_new_tokens
+        )
     except GenerationError as error:
         raise ConfigError(f"eval.generation: {error}") from error
 
 
-def answer(config: ml_collections.ConfigDict, run, params: dict, asked: list[Question]) -> tuple[dict[str, float], list[tuple[str, str]]]:
+def answer(
+    config: ml_collections.ConfigDict, run, params: dict, asked: list[Question]
+) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """(100 times each metric's mean and the stop rate, by their names in metrics.jsonl; some answers for samples.md)."""
     budget = config.eval.generation.max_new_tokens
-    given = generation.answers(run.model, params, run.tokenizer, asked, budget, run.template, batch_size=BATCH)
+    given = generation.answers(
+        run.model, params, run.tokenizer, asked, budget, run.template, batch_size=BATCH
+    )
     found = generation.scored(asked, given, metrics(config))
     row = {f"eval/generation/{name}": 100 * float(values.mean()) for name, values in found.items()}
     shown = []
     for number in generation.spread(range(len(asked)), SHOWN):
         question, said = asked[number], given[number]
-        marks = ", ".join(f"{name} {100 * values[number]:.0f}" for name, values in found.items() if name != "stop_rate")
+        marks = ", ".join(
+            f"{name} {100 * values[number]:.0f}"
+            for name, values in found.items()
+            if name != "stop_rate"
+        )
         end = "" if said.stopped else ", not ended"
-        shown.append((question.text, f" {said.text}\n\n(wanted: {question.references[0]}; {marks}{end})"))
+        shown.append(
+            (question.text, f" {said.text}\n\n(wanted: {question.references[0]}; {marks}{end})")
+        )
     return row, shown

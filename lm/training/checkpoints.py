@@ -52,7 +52,9 @@ class Checkpoints:
     """Writes checkpoints of a run, keeps the newest `keep`. One may be in flight: the next save, `check` or `close` reports its failure."""
 
     def __init__(self, workdir: str | Folder, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
         self._directory = folder_of(workdir)
         self._id = step_folders.keep_run_id(workdir) if jax.process_index() == 0 else ""
         self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -68,7 +70,11 @@ class Checkpoints:
         about = {"step": step, "run": self._id, "data": data}
         self._guard(
             lambda: self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(_as_dict(state)), data=ocp.args.JsonSave(about)), force=True
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(_as_dict(state)), data=ocp.args.JsonSave(about)
+                ),
+                force=True,
             )
         )
         self._last = step
@@ -112,7 +118,9 @@ class Checkpoints:
         try:
             work()
         except Exception as e:  # whatever the storage raises: full disk, missing rights, ...
-            newest = max((s for s in steps(self._directory.parent) if s != self._last), default=None)
+            newest = max(
+                (s for s in steps(self._directory.parent) if s != self._last), default=None
+            )
             raise CheckpointError(
                 f"a checkpoint could not be written to {self._directory} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}); "
                 f"the last one there is step {newest}: make room or give access, and start the same command again"
@@ -129,7 +137,9 @@ class _Digesting:
 
     def _run(self) -> None:
         try:
-            while not (there := (self._folder / step_folders.COMMITTED).exists()) and not self._over.wait(0.1):
+            while not (
+                there := (self._folder / step_folders.COMMITTED).exists()
+            ) and not self._over.wait(0.1):
                 pass
             if there or (self._folder / step_folders.COMMITTED).exists():
                 digests.write(self._folder, jax.process_index(), jax.process_count())
@@ -182,7 +192,9 @@ def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
     return result
 
 
-def load_params(workdir: str | Folder, step: int | None = None, shardings=None) -> tuple[Any, dict, Any]:
+def load_params(
+    workdir: str | Folder, step: int | None = None, shardings=None
+) -> tuple[Any, dict, Any]:
     """(model, params, tokenizer) of a run folder, from its newest checkpoint or that of `step`. Params are plain nested dicts.
 
     `shardings`: a tree like params of where to put them; default: the first local device. Raises CheckpointError.
@@ -192,14 +204,26 @@ def load_params(workdir: str | Folder, step: int | None = None, shardings=None) 
     model, lora = build(load_model_config(workdir)), _lora(workdir)
     shapes = _parameter_shapes(model)
     if shardings is None:
-        shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        shardings = jax.tree.map(
+            lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes
+        )
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
     params = _first_good(workdir, step, lambda folder: _read_weights(folder, abstract, model, lora))
     with local_copy(_model_folder(workdir) / "tokenizer") as files:
         try:
-            return model, params, as_trained(load_tokenizer(str(files)), _section(workdir, "objective").get("name", ""))
+            return (
+                model,
+                params,
+                as_trained(
+                    load_tokenizer(str(files)), _section(workdir, "objective").get("name", "")
+                ),
+            )
         except Exception as e:  # whatever the tokenizer's library raises
-            raise CheckpointError(f"{files} cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
+            raise CheckpointError(
+                f"{files} cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})"
+            ) from e
 
 
 def load_adapters(workdir: str | Folder) -> tuple[Any, dict, Lora, str]:
@@ -207,7 +231,12 @@ def load_adapters(workdir: str | Folder) -> tuple[Any, dict, Lora, str]:
     model, lora = build(load_model_config(workdir)), _lora(workdir)
     if lora is None:
         raise CheckpointError(f"{workdir} is no run with adapters: adaptation.lora.rank is 0 there")
-    shapes = _adapter_shapes(model, lora, _parameter_shapes(model), jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    shapes = _adapter_shapes(
+        model,
+        lora,
+        _parameter_shapes(model),
+        jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
+    )
     adapters = _first_good(workdir, None, lambda folder: _read_averaged(folder, shapes))
     return model, adapters, lora, _object(resolve(workdir) / "config.json")["init_from"]
 
@@ -216,9 +245,13 @@ def _first_good(workdir: str | Folder, step: int | None, read: Any) -> Any:
     """What `read` makes of the newest checkpoint that is verified, or of that of `step`. Raises CheckpointError where there is none."""
     available, identity = steps(workdir), step_folders.run_id(workdir)
     if not available:
-        raise CheckpointError(f"{workdir} has no complete checkpoint yet (looked in {folder_of(workdir)}); train it first")
+        raise CheckpointError(
+            f"{workdir} has no complete checkpoint yet (looked in {folder_of(workdir)}); train it first"
+        )
     if step is not None and step not in available:
-        raise CheckpointError(f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, available))}")
+        raise CheckpointError(
+            f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, available))}"
+        )
     reasons = []
     for candidate in [step] if step is not None else reversed(available):
         folder = folder_of(workdir) / str(candidate)
@@ -246,16 +279,22 @@ def check_model(workdir: str | Folder, config: ModelConfig) -> None:
     ]
     if changed:
         raise CheckpointError(
-            f"{workdir} holds a run of another model:\n" + "\n".join(changed) + "\nuse the old values, or another --workdir"
+            f"{workdir} holds a run of another model:\n"
+            + "\n".join(changed)
+            + "\nuse the old values, or another --workdir"
         )
 
 
-def save_model(workdir: str | Folder, config: ModelConfig, tokenizer, template: Template | None = None) -> None:
+def save_model(
+    workdir: str | Folder, config: ModelConfig, tokenizer, template: Template | None = None
+) -> None:
     """Writes what the weights mean beside them. template: that which spelled the records they learned from."""
     folder = _model_folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     if template is not None:
-        write_atomically(folder / "template.json", json.dumps(templates.remember(template), indent=1))
+        write_atomically(
+            folder / "template.json", json.dumps(templates.remember(template), indent=1)
+        )
     if tokenizer is not None and is_remote(folder):
         with tempfile.TemporaryDirectory() as temporary:
             tokenizer.save_pretrained(temporary)
@@ -263,14 +302,27 @@ def save_model(workdir: str | Folder, config: ModelConfig, tokenizer, template: 
     elif tokenizer is not None:
         tokenizer.save_pretrained(str(folder / "tokenizer"))
     write_atomically(folder / "config.json", json.dumps(_plain(config), indent=1))
-    there = [at for at in (*folder.iterdir(), *(folder / "tokenizer").glob("*"), folder.parent / "config.json") if at.is_file()]
-    digests.write(folder.parent, files=[at.as_posix().removeprefix(f"{folder.parent.as_posix()}/") for at in there])
+    there = [
+        at
+        for at in (
+            *folder.iterdir(),
+            *(folder / "tokenizer").glob("*"),
+            folder.parent / "config.json",
+        )
+        if at.is_file()
+    ]
+    digests.write(
+        folder.parent,
+        files=[at.as_posix().removeprefix(f"{folder.parent.as_posix()}/") for at in there],
+    )
 
 
 def check_template(workdir: str | Folder, template: Template | None) -> None:
     """Raises CheckpointError when the run folder holds a run with another template."""
     there, now = kept_template(workdir), None if template is None else templates.remember(template)
-    if there is not None and (now is None or any(there.get(name) != now[name] for name in ("name", "stop", "fingerprint"))):
+    if there is not None and (
+        now is None or any(there.get(name) != now[name] for name in ("name", "stop", "fingerprint"))
+    ):
         raise CheckpointError(
             f"{workdir} holds a run with another template: {_described(there)} in the run, {_described(now)} now; use the old one, or "
             "another --workdir"
@@ -300,16 +352,22 @@ def load_model_config(workdir: str | Folder) -> ModelConfig:
     try:
         return ModelConfig(**{name: _tuples(value) for name, value in _object(path).items()})
     except TypeError as e:
-        raise CheckpointError(f"{path} does not describe a model of this version ({e}); put back a good copy") from e
+        raise CheckpointError(
+            f"{path} does not describe a model of this version ({e}); put back a good copy"
+        ) from e
 
 
 def _object(path: Folder) -> dict:
     try:
         found = json.loads(path.read_bytes())
     except ValueError as e:
-        raise CheckpointError(f"{path} is damaged: it is not JSON ({e}); put back a good copy, or delete it to have it written anew") from e
+        raise CheckpointError(
+            f"{path} is damaged: it is not JSON ({e}); put back a good copy, or delete it to have it written anew"
+        ) from e
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no object; put back a good copy, or delete it to have it written anew")
+        raise CheckpointError(
+            f"{path} is damaged: it holds no object; put back a good copy, or delete it to have it written anew"
+        )
     return found
 
 
@@ -342,15 +400,22 @@ def _parameter_shapes(model):
 
 def _refuse_other_arrays(folder: Folder, saved: dict[str, tuple], abstract: dict) -> None:
     """Orbax would cast another dtype silently, and say little about another shape."""
-    wanted = {path_name(path): (x.shape, jnp.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
+    wanted = {
+        path_name(path): (x.shape, jnp.dtype(x.dtype))
+        for path, x in jax.tree_util.tree_leaves_with_path(abstract)
+    }
     show = lambda entry: "nothing" if entry is None else f"{entry[1]}{list(entry[0])}"
     changed = [
         f"  {name}: {show(saved.get(name))} in the checkpoint, {show(wanted.get(name))} expected"
-        for name in sorted(saved.keys() | wanted.keys(), key=lambda name: (not name.startswith("params/"), name))
+        for name in sorted(
+            saved.keys() | wanted.keys(), key=lambda name: (not name.startswith("params/"), name)
+        )
         if saved.get(name) != wanted.get(name)
     ]
     if changed:
-        raise CheckpointError(f"{folder} does not fit this model and optimizer:\n" + "\n".join(changed[:20]))
+        raise CheckpointError(
+            f"{folder} does not fit this model and optimizer:\n" + "\n".join(changed[:20])
+        )
 
 
 def _read(folder: Folder, abstract: dict, partial: bool = False) -> dict:
@@ -377,21 +442,31 @@ def _read_weights(folder: Folder, abstract: dict, model, lora: Lora | None) -> d
         return _read_averaged(folder, abstract)
     adaptation = plan.Plan(model.logical_axes(), lora)
     placed = jax.tree.leaves(abstract)[0].sharding
-    whole = NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
+    whole = (
+        NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
+    )
     adapters = _read_averaged(folder, _adapter_shapes(model, lora, abstract, whole))
     fixed = _read(folder, {"fixed": {"base": abstract}}, partial=True)["fixed"]
-    return jax.jit(adaptation.weights, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(adapters, fixed)
+    return jax.jit(adaptation.weights, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(
+        adapters, fixed
+    )
 
 
 def _adapter_shapes(model, lora: Lora, base: dict, place) -> dict:
-    shapes = jax.eval_shape(lambda p: plan.Plan(model.logical_axes(), lora).start(p, jax.random.key(0))[0], base)
+    shapes = jax.eval_shape(
+        lambda p: plan.Plan(model.logical_axes(), lora).start(p, jax.random.key(0))[0], base
+    )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
 def _read_averaged(folder: Folder, abstract: dict) -> dict:
     """The params of a checkpoint; where it holds their moving average, that."""
     saved, of = step_folders.shapes(folder), by_path(abstract)
-    averaged = {n: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding) for n, x in of.items() if f"ema/{n}" in saved}
+    averaged = {
+        n: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding)
+        for n, x in of.items()
+        if f"ema/{n}" in saved
+    }
     if not averaged:
         return _read(folder, {"params": abstract}, partial=True)["params"]
     wanted = {"params": abstract, "ema": flax.traverse_util.unflatten_dict(averaged, sep="/")}

@@ -17,19 +17,28 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
     Raises ConfigError for a field that does not exist (with the nearest name), a value of another type, a file that cannot be read.
     """
     given = [a.removeprefix("-").removeprefix("-") for a in argv]
-    for name, example in (("config", "--config=configs/tiny.py"), ("workdir", "--workdir=runs/tiny")):
+    for name, example in (
+        ("config", "--config=configs/tiny.py"),
+        ("workdir", "--workdir=runs/tiny"),
+    ):
         if not any(a.startswith(f"{name}=") for a in given):
             raise ConfigError(f"--{name} is missing, e.g. {example}; --help says more")
-    file = next(a for a in given if a.startswith("config=")).removeprefix("config=").partition(":")[0]
+    file = (
+        next(a for a in given if a.startswith("config=")).removeprefix("config=").partition(":")[0]
+    )
     if not os.path.isfile(file):
         raise ConfigError(f"--config={file}: there is no such file (looked from {os.getcwd()})")
-    overrides = [a.removeprefix("config.").partition("=")[0] for a in given if a.startswith("config.")]
+    overrides = [
+        a.removeprefix("config.").partition("=")[0] for a in given if a.startswith("config.")
+    ]
     plain = [a for a, name in zip(argv, given, strict=True) if not name.startswith("config.")]
     known = list(_dotted(_read(plain, file)[0]))
     for path in overrides:
         if path not in known:
             close = _nearest(path, known)
-            hint = f" (did you mean {close!r}?)" if close else "; configs/defaults.py has all of them"
+            hint = (
+                f" (did you mean {close!r}?)" if close else "; configs/defaults.py has all of them"
+            )
             raise ConfigError(f"the config has no field {path!r}{hint}")
     return _read(argv, file)
 
@@ -47,17 +56,23 @@ def _nearest(path: str, known: list[str]) -> str:
 
 def _read(argv: list[str], path: str) -> tuple[ConfigDict, str]:
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", None, "a config file", lock_config=True, flag_values=values, sys_argv=["", *argv])
+    config = config_flags.DEFINE_config_file(
+        "config", None, "a config file", lock_config=True, flag_values=values, sys_argv=["", *argv]
+    )
     workdir = flags.DEFINE_string("workdir", None, "the run folder", flag_values=values)
     try:
         rest = values(["lm.train", *argv])
         settings = config.value
         if not isinstance(settings, ConfigDict):
-            raise ConfigError("get_config() of the config file returned no ConfigDict; start it from configs.defaults.defaults()")
+            raise ConfigError(
+                "get_config() of the config file returned no ConfigDict; start it from configs.defaults.defaults()"
+            )
     except Exception as e:  # a config is a program: anything can be wrong in it
         raise ConfigError(_root(e, path)) from e
     if len(rest) > 1:
-        raise ConfigError(f"unexpected argument {rest[1]!r}; fields are set as --config.field=value")
+        raise ConfigError(
+            f"unexpected argument {rest[1]!r}; fields are set as --config.field=value"
+        )
     return settings, str(workdir.value)
 
 
@@ -76,7 +91,9 @@ def _root(error: BaseException, file: str) -> str:
         for frame in traceback.extract_tb(e.__traceback__)
         if os.path.abspath(frame.filename) == os.path.abspath(file)
     ]
-    message = re.sub(r"Other fields present: .*?\}\"\s*", "", str(chain[-1]).replace("\\n", " "), flags=re.DOTALL).strip("\"' ")
+    message = re.sub(
+        r"Other fields present: .*?\}\"\s*", "", str(chain[-1]).replace("\\n", " "), flags=re.DOTALL
+    ).strip("\"' ")
     return f"{file}{f', line {lines[-1]}' if lines else ''}: {type(chain[-1]).__name__}: {' '.join(message.split())}"
 
 

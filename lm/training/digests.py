@@ -20,12 +20,22 @@ from lm.training.paths import Folder, is_remote, write_atomically
 PIECE = 2**26  # bytes that one digest covers, so that threads and processes can share a file
 BLOCK = 2**20  # bytes read at a time
 NAME = re.compile(r"digests-(\d+)-of-(\d+)")
-STORED = ("crc32c", "md5Hash", "ETag")  # keys of a store's own checksum in fsspec's `info`, best first
+STORED = (
+    "crc32c",
+    "md5Hash",
+    "ETag",
+)  # keys of a store's own checksum in fsspec's `info`, best first
 
 Piece = tuple[str, int, int]  # file, offset, bytes
 
 
-def write(folder: Folder, part: int = 0, parts: int = 1, files: Collection[str] | None = None, threads: int = 1) -> None:
+def write(
+    folder: Folder,
+    part: int = 0,
+    parts: int = 1,
+    files: Collection[str] | None = None,
+    threads: int = 1,
+) -> None:
     """Writes one of `parts` shares of the digests of a folder's files, or of those named, relative to the folder."""
     pieces: list[Piece]
     if is_remote(folder):
@@ -33,19 +43,35 @@ def write(folder: Folder, part: int = 0, parts: int = 1, files: Collection[str] 
             return
         parts, stored = 1, _stored(folder, files)
         sizes = {name: size for name, (size, _) in stored.items()}
-        pieces, digests = [(name, 0, size) for name, size in sizes.items()], [digest for _, digest in stored.values()]
+        pieces, digests = (
+            [(name, 0, size) for name, size in sizes.items()],
+            [digest for _, digest in stored.values()],
+        )
     else:
         names = _files(folder) if files is None else sorted(files)
         sizes = {name: os.stat(folder / name).st_size for name in names}
-        pieces = [(name, at, min(PIECE, size - at)) for name, size in sizes.items() for at in range(0, max(1, size), PIECE)][part::parts]
+        pieces = [
+            (name, at, min(PIECE, size - at))
+            for name, size in sizes.items()
+            for at in range(0, max(1, size), PIECE)
+        ][part::parts]
         digests = _crcs(folder, pieces, threads)
-    body = json.dumps({"files": sizes, "pieces": [[*piece, digest] for piece, digest in zip(pieces, digests, strict=True)]})
+    body = json.dumps(
+        {
+            "files": sizes,
+            "pieces": [[*piece, digest] for piece, digest in zip(pieces, digests, strict=True)],
+        }
+    )
     write_atomically(folder / f"digests-{part}-of-{parts}", f"{_crc(body.encode())} {body}\n")
 
 
-def problems(folder: Folder, part: int = 0, parts: int = 1, threads: int = os.cpu_count() or 1) -> list[str] | None:
+def problems(
+    folder: Folder, part: int = 0, parts: int = 1, threads: int = os.cpu_count() or 1
+) -> list[str] | None:
     """What differs from its digest, of one of `parts` shares of the files; None where there are no digests, or not all of them."""
-    found = [file for file in folder.iterdir() if NAME.fullmatch(file.name)] if folder.is_dir() else []
+    found = (
+        [file for file in folder.iterdir() if NAME.fullmatch(file.name)] if folder.is_dir() else []
+    )
     if not found or {len(found)} != {int(file.name.rpartition("-")[2]) for file in found}:
         return None
     sizes: dict[str, int] = {}
@@ -54,24 +80,47 @@ def problems(folder: Folder, part: int = 0, parts: int = 1, threads: int = os.cp
         raw = file.read_bytes()
         body = raw[9:-1]
         if raw != f"{_crc(body)} ".encode() + body + b"\n":
-            return [f"{file.name} is damaged, so nothing can be verified (delete it to use the other files as they are)"]
+            return [
+                f"{file.name} is damaged, so nothing can be verified (delete it to use the other files as they are)"
+            ]
         content = json.loads(body)
         sizes |= content["files"]
         pieces += content["pieces"]
     if is_remote(folder):
         stored = _stored(folder, sizes)
-        return [f"{name} differs from its digest" for name, _, size, digest in pieces if stored.get(name) != (size, digest)]
-    there = {name: os.path.getsize(folder / name) if os.path.isfile(folder / name) else -1 for name in sizes}
-    wrong = {n: "is gone" if there[n] < 0 else f"has {there[n]} bytes, not {size}" for n, size in sizes.items() if there[n] != size}
+        return [
+            f"{name} differs from its digest"
+            for name, _, size, digest in pieces
+            if stored.get(name) != (size, digest)
+        ]
+    there = {
+        name: os.path.getsize(folder / name) if os.path.isfile(folder / name) else -1
+        for name in sizes
+    }
+    wrong = {
+        n: "is gone" if there[n] < 0 else f"has {there[n]} bytes, not {size}"
+        for n, size in sizes.items()
+        if there[n] != size
+    }
     mine = [tuple(p) for p in sorted(pieces)[part::parts] if p[0] not in wrong]
     now = _crcs(folder, [p[:3] for p in mine], threads)
-    wrong |= {p[0]: "differs from its digest" for p, digest in zip(mine, now, strict=True) if digest != p[3]}
+    wrong |= {
+        p[0]: "differs from its digest"
+        for p, digest in zip(mine, now, strict=True)
+        if digest != p[3]
+    }
     return [f"{name} {problem}" for name, problem in wrong.items()]
 
 
 def _files(folder: Folder) -> list[str]:
-    found = (os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
-    return sorted(name for name in found if not NAME.fullmatch(name.removeprefix(".").removesuffix(".new")))
+    found = (
+        os.path.relpath(os.path.join(at, name), folder)
+        for at, _, names in os.walk(folder)
+        for name in names
+    )
+    return sorted(
+        name for name in found if not NAME.fullmatch(name.removeprefix(".").removesuffix(".new"))
+    )
 
 
 def _crcs(folder: Folder, pieces: Iterable[Piece], threads: int) -> list[str]:
@@ -98,10 +147,19 @@ def _stored(folder: Folder, files: Collection[str] | None) -> dict[str, tuple[in
 
     fs, root = backend.fsspec_backend.fs(folder), str(folder).partition("://")[2] + "/"
     fs.invalidate_cache()
-    found = {path.partition(root)[2]: info for path, info in fs.find(str(folder), detail=True).items()}
-    wanted = [name for name in found if not NAME.fullmatch(name)] if files is None else [name for name in files if name in found]
+    found = {
+        path.partition(root)[2]: info for path, info in fs.find(str(folder), detail=True).items()
+    }
+    wanted = (
+        [name for name in found if not NAME.fullmatch(name)]
+        if files is None
+        else [name for name in files if name in found]
+    )
     digests = {}
     for name in sorted(wanted):
         kind = next((kind for kind in STORED if found[name].get(kind)), "")
-        digests[name] = found[name]["size"], f"{kind} {found[name][kind]}" if kind else _crc((folder / name).read_bytes())
+        digests[name] = (
+            found[name]["size"],
+            f"{kind} {found[name][kind]}" if kind else _crc((folder / name).read_bytes()),
+        )
     return digests

@@ -11,9 +11,18 @@ def figures(rows: list[dict]) -> str:
     """The last training loss and the last value of every evaluation, of rows as in metrics.jsonl; "" without any."""
     last: dict = {}
     for row in rows:
-        last |= {name: value for name, value in row.items() if name == "loss" or name.startswith("eval/")}
-    shown = {name: value for name, value in last.items() if value is not None and not name.endswith("_stderr")}
-    return ", ".join(f"{' '.join(name.split('/')[1:] or ['training loss']).replace('_', ' ')} {value:.4g}" for name, value in shown.items())
+        last |= {
+            name: value for name, value in row.items() if name == "loss" or name.startswith("eval/")
+        }
+    shown = {
+        name: value
+        for name, value in last.items()
+        if value is not None and not name.endswith("_stderr")
+    }
+    return ", ".join(
+        f"{' '.join(name.split('/')[1:] or ['training loss']).replace('_', ' ')} {value:.4g}"
+        for name, value in shown.items()
+    )
 
 
 def commands(config: settings.Config, model: ModelConfig, workdir: Folder, tokenizer) -> list[str]:
@@ -34,9 +43,17 @@ def commands(config: settings.Config, model: ModelConfig, workdir: Folder, token
     return found
 
 
-def lines(config: settings.Config, model: ModelConfig, workdir: Folder, tokenizer, rows: list[dict]) -> list[str]:
+def lines(
+    config: settings.Config, model: ModelConfig, workdir: Folder, tokenizer, rows: list[dict]
+) -> list[str]:
     """All of it, a line each."""
     said, next_ones = figures(rows), commands(config, model, workdir, tokenizer)
     files = f"metrics.jsonl, plots/loss.png{', samples.md' if config.samples.prompts else ''}"
-    found = [f"done: {workdir}", f"  {said}", f"  there: checkpoints/{config.steps}, {files}", "next:", *(f"  {one}" for one in next_ones)]
+    found = [
+        f"done: {workdir}",
+        f"  {said}",
+        f"  there: checkpoints/{config.steps}, {files}",
+        "next:",
+        *(f"  {one}" for one in next_ones),
+    ]
     return [line for line in found if line.strip()][: None if next_ones else -1]

@@ -40,7 +40,11 @@ def parameters(c: ModelConfig) -> dict[str, int]:
         ssm = ways + c.ssm_inner * 2 * (c.ssm_dt_rank + c.ssm_state)
     states = c.layer_kinds.count("ssm")
     width = c.embedding_width or c.d_model
-    head = {"masked_lm": (c.vocab_size + c.d_model) * width, "causal_lm": c.vocab_size * width, "seq2seq_lm": c.vocab_size * width}
+    head = {
+        "masked_lm": (c.vocab_size + c.d_model) * width,
+        "causal_lm": c.vocab_size * width,
+        "seq2seq_lm": c.vocab_size * width,
+    }
     return {
         "attention": (c.n_layers - states) * attention, "cross": (c.n_layers if c.encoder_layers else 0) * attention,
         "ssm": states * ssm, "mlp": c.n_layers * mlp, "head": head.get(c.head, 0), "projection": c.embedding_width * c.d_model,
@@ -56,7 +60,9 @@ def forward_per_token(c: ModelConfig, length: int) -> float:
     """
     seen = {"global": length * (0.5 if c.causal else 1.0), "ssm": 0}
     seen["local"] = min(seen["global"], c.sliding_window * (1 if c.causal else 2))
-    scores = sum(seen[kind] for kind in c.layer_kinds) + (c.n_layers * length if c.encoder_layers else 0)
+    scores = sum(seen[kind] for kind in c.layer_kinds) + (
+        c.n_layers * length if c.encoder_layers else 0
+    )
     states = 6 * c.ssm_inner * c.ssm_state * c.layer_kinds.count("ssm")
     own = 2 * sum(parameters(c).values()) + 4 * c.n_heads * c.head_dim * scores + states
     return own + (forward_per_token(c.encoder, length) if c.encoder_layers else 0)
@@ -71,13 +77,19 @@ def train_per_row(c: ModelConfig, length: int, encoder_length: int = 0) -> float
     """Operations of forward and backward passes for a row, and its encoder's row where it has another length."""
     if not c.encoder_layers or encoder_length == length:
         return length * train_per_token(c, length)
-    cross = 4 * c.n_layers * c.d_model * c.head_dim * c.n_kv_heads  # an encoder token's keys and values in the decoder
+    cross = (
+        4 * c.n_layers * c.d_model * c.head_dim * c.n_kv_heads
+    )  # an encoder token's keys and values in the decoder
     scores = 4 * c.n_heads * c.head_dim * c.n_layers * (encoder_length - length)
     own = forward_per_token(c, length) - forward_per_token(c.encoder, length) - cross + scores
-    return 3 * (length * own + encoder_length * (forward_per_token(c.encoder, encoder_length) + cross))
+    return 3 * (
+        length * own + encoder_length * (forward_per_token(c.encoder, encoder_length) + cross)
+    )
 
 
-def utilisation(c: ModelConfig, lengths: tuple[int, int], rows_per_second: float, devices: int) -> float | None:
+def utilisation(
+    c: ModelConfig, lengths: tuple[int, int], rows_per_second: float, devices: int
+) -> float | None:
     """MFU: the share of the devices' peak that the model's own operations use; None where the peak is not known.
 
     lengths: of the rows and of their encoder's, 0 without one.

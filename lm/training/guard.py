@@ -75,7 +75,10 @@ class Spike:
 
 def advice(config: Any) -> str:
     """What to change in a training config after a loss that was not finite; nothing that is so already."""
-    o, found = config.optimizer, [f"an optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
+    o, found = (
+        config.optimizer,
+        [f"an optimizer.learning_rate below {config.optimizer.learning_rate:g}"],
+    )
     found.append(f"an optimizer.warmup longer than {o.warmup}")
     if not o.clip:
         found.append("optimizer.clip=1.0")

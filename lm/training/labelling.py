@@ -40,33 +40,49 @@ def check(config: ml_collections.ConfigDict) -> None:
     if name in (QUESTIONS, CONTRASTIVE):
         return
     names = tuple(config.objective[name].labels)
-    if len(names) == 1 or len(set(names)) != len(names) or not all(isinstance(label, str) and label for label in names):
-        raise ConfigError(f"objective.{name}.labels={names}: expected at least two different names, or () for those of the data")
+    if (
+        len(names) == 1
+        or len(set(names)) != len(names)
+        or not all(isinstance(label, str) and label for label in names)
+    ):
+        raise ConfigError(
+            f"objective.{name}.labels={names}: expected at least two different names, or () for those of the data"
+        )
     if name == CLASSIFICATION and config.objective.classification.regression and names:
-        raise ConfigError(f"objective.classification.labels={names}: values have none; set them to (), or regression=False")
+        raise ConfigError(
+            f"objective.classification.labels={names}: values have none; set them to (), or regression=False"
+        )
 
 
 def _check_contrastive(config: ml_collections.ConfigDict) -> None:
     data, o = config.data, config.objective.contrastive
     if not 0 < o.temperature < math.inf:
-        raise ConfigError(f"objective.contrastive.temperature={o.temperature}: expected a number above 0, such as 0.05")
+        raise ConfigError(
+            f"objective.contrastive.temperature={o.temperature}: expected a number above 0, such as 0.05"
+        )
     if o.negatives < 0 or bool(o.negatives) != bool(data.negatives_field):
         raise ConfigError(
             f"objective.contrastive.negatives={o.negatives} and data.negatives_field={data.negatives_field!r}: "
             "set how many of a record's negatives are read and the field that holds them, or neither"
         )
     if o.pooling not in POOLINGS:
-        raise ConfigError(f"objective.contrastive.pooling={o.pooling!r}: expected mean, first or last, or '' for the model's")
+        raise ConfigError(
+            f"objective.contrastive.pooling={o.pooling!r}: expected mean, first or last, or '' for the model's"
+        )
     texts = 2 + o.negatives
     if config.length % texts:
-        raise ConfigError(f"length={config.length} does not divide by the {texts} texts of a record; make it a multiple of {texts}")
+        raise ConfigError(
+            f"length={config.length} does not divide by the {texts} texts of a record; make it a multiple of {texts}"
+        )
     if not data.pair_field and not config.model.dropout:
         raise ConfigError(
             "data.pair_field='' pairs a text with itself, told apart by dropout alone, and model.dropout=0: "
             "name the field of the positives, or set model.dropout=0.1"
         )
     if config.batch_size == 1 and not o.negatives:
-        raise ConfigError("batch_size=1: a pair has the others of its batch as negatives, and there is none; raise it")
+        raise ConfigError(
+            "batch_size=1: a pair has the others of its batch as negatives, and there is none; raise it"
+        )
 
 
 def fields_of(config: ml_collections.ConfigDict) -> Fields:
@@ -74,16 +90,32 @@ def fields_of(config: ml_collections.ConfigDict) -> Fields:
     data, name = config.data, config.objective.name
     regression = name == CLASSIFICATION and config.objective.classification.regression
     negatives = config.objective.contrastive.negatives if name == CONTRASTIVE else 0
-    return Fields(name, data.field, data.pair_field, data.label_field, regression, data.negatives_field, negatives)
+    return Fields(
+        name,
+        data.field,
+        data.pair_field,
+        data.label_field,
+        regression,
+        data.negatives_field,
+        negatives,
+    )
 
 
 def shape_of(config: ml_collections.ConfigDict, model: ModelConfig) -> Shape:
     """How records are laid into rows."""
     data, name = config.data, config.objective.name
-    if name == CONTRASTIVE:  # as retrieval.Encoder reads a text: with what the tokenizer adds by itself
+    if (
+        name == CONTRASTIVE
+    ):  # as retrieval.Encoder reads a text: with what the tokenizer adds by itself
         return Shape(config.length, framed=False, texts=2 + config.objective.contrastive.negatives)
     pairs = bool(data.pair_field) or name == QUESTIONS
-    return Shape(config.length, pairs and model.type_vocab_size > 1, bool(data.pair_field), data.stride, framed=not model.causal)
+    return Shape(
+        config.length,
+        pairs and model.type_vocab_size > 1,
+        bool(data.pair_field),
+        data.stride,
+        framed=not model.causal,
+    )
 
 
 def batch_fields(config: ml_collections.ConfigDict, model: ModelConfig) -> dict:
@@ -91,11 +123,17 @@ def batch_fields(config: ml_collections.ConfigDict, model: ModelConfig) -> dict:
     name = config.objective.name
     if name not in OBJECTIVES:
         return {}
-    labels = {} if name in (TOKENS, CONTRASTIVE) else {"labels": (2 if name == QUESTIONS else 1, jnp.float32)}
+    labels = (
+        {}
+        if name in (TOKENS, CONTRASTIVE)
+        else {"labels": (2 if name == QUESTIONS else 1, jnp.float32)}
+    )
     return labels | ({"types": (config.length, jnp.int32)} if shape_of(config, model).types else {})
 
 
-def with_labels(config: ml_collections.ConfigDict, sources: list, model: LanguageModel, params: dict | None):
+def with_labels(
+    config: ml_collections.ConfigDict, sources: list, model: LanguageModel, params: dict | None
+):
     """(model, params) with the head of the objective; a new one is drawn from config.seed. Other objectives' are left as they are.
 
     Embeddings are pooled as the config says, or as the model does, or as `with_head` has it.
@@ -107,10 +145,16 @@ def with_labels(config: ml_collections.ConfigDict, sources: list, model: Languag
     if name not in OBJECTIVES:
         return model, params
     if c.encoder_layers:
-        raise ConfigError(f"objective {name!r} is for models without an encoder beside a decoder, and this {c.family} model has one")
+        raise ConfigError(
+            f"objective {name!r} is for models without an encoder beside a decoder, and this {c.family} model has one"
+        )
     fields: dict = {}
     if name == CONTRASTIVE:
-        fields = {"pooling": config.objective.contrastive.pooling} if config.objective.contrastive.pooling else {}
+        fields = (
+            {"pooling": config.objective.contrastive.pooling}
+            if config.objective.contrastive.pooling
+            else {}
+        )
     elif name != QUESTIONS:
         names = _names(config, sources, c)
         fields = dict(n_labels=len(names) or 1, label_names=names)
@@ -125,11 +169,15 @@ def with_labels(config: ml_collections.ConfigDict, sources: list, model: Languag
             f"adaptation.lora.pattern={lora.pattern!r} leaves {CLASSIFIER} frozen, and it is drawn at random, as {config.init_from} has no "
             "such head: add head, as in '(attention|cross|mlp|ssm|head)/'"
         )
-    padded = c if c.pad_token_id is not None else c.replace(pad_token_id=0)  # families whose positions begin after it ask for one
+    padded = (
+        c if c.pad_token_id is not None else c.replace(pad_token_id=0)
+    )  # families whose positions begin after it ask for one
     if params is None:
         new = families.other_head(padded, HEADS[name], **fields)
     else:
-        headed, params = with_head(build(padded), params, HEADS[name], jax.random.key(config.seed), **fields)
+        headed, params = with_head(
+            build(padded), params, HEADS[name], jax.random.key(config.seed), **fields
+        )
         new = headed.config
     return build(new.replace(pad_token_id=c.pad_token_id)), params
 
@@ -149,7 +197,9 @@ def _names(config: ml_collections.ConfigDict, sources: list, c: ModelConfig) -> 
         return tuple(section.labels)
     if c.head == HEADS[name]:
         if c.n_labels == 1:
-            raise ConfigError("this model gives a value: set objective.classification.regression, or objective.classification.labels")
+            raise ConfigError(
+                "this model gives a value: set objective.classification.regression, or objective.classification.labels"
+            )
         return unnamed_labels(c)
     records = [
         record for one in sources
@@ -158,7 +208,14 @@ def _names(config: ml_collections.ConfigDict, sources: list, c: ModelConfig) -> 
     return labelled.names_of(records)
 
 
-def pack(config: ml_collections.ConfigDict, model: ModelConfig, tokenizer, files: str, cache, tally: Tally | None) -> Packed:
+def pack(
+    config: ml_collections.ConfigDict,
+    model: ModelConfig,
+    tokenizer,
+    files: str,
+    cache,
+    tally: Tally | None,
+) -> Packed:
     """The packed records of data.files or of an entry of eval.data. Raises ConfigError and DataError."""
     regression = config.objective.name == CLASSIFICATION and model.n_labels == 1
     names = () if regression else unnamed_labels(model)

@@ -21,24 +21,34 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     devices = jax.devices() if devices is None else list(devices)
     sizes = resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
     # Explicit axes, the default of make_mesh, do not work with Linen's gathers and constraints.
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
 
 
 def resolve(sizes: dict[str, int], devices: int) -> dict[str, int]:
     """The sizes with -1 filled in. Raises ConfigError in words when they cannot cover exactly `devices` devices."""
     for axis, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
-            raise ConfigError(f"mesh.{axis}={size!r}: expected a positive number of devices, or -1 for all that are left")
+            raise ConfigError(
+                f"mesh.{axis}={size!r}: expected a positive number of devices, or -1 for all that are left"
+            )
     shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise ConfigError(f"mesh {shape}: only one axis can be -1 (the rest of the devices), not {' and '.join(free)}")
+        raise ConfigError(
+            f"mesh {shape}: only one axis can be -1 (the rest of the devices), not {' and '.join(free)}"
+        )
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free and devices % fixed == 0:
         return {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
     if not free and fixed == devices:
         return dict(sizes)
-    advice = f"choose sizes whose product divides {devices}" if free else f"make the product {devices}, or set one axis to -1 (the rest)"
+    advice = (
+        f"choose sizes whose product divides {devices}"
+        if free
+        else f"make the product {devices}, or set one axis to -1 (the rest)"
+    )
     raise ConfigError(
         f"mesh {shape} does not fit: it covers {'a multiple of ' if free else ''}{fixed} devices and there are {devices}; {advice}"
     )
@@ -56,7 +66,9 @@ def initialize_distributed() -> None:
     tpu_pod = len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
     if count > 1 or (not count and (slurm or tpu_pod or env.get("JAX_COORDINATOR_ADDRESS"))):
         if not getattr(jax.config, "jax_enable_preemption_service", True):
-            raise SettingsError("JAX_ENABLE_PREEMPTION_SERVICE is off: several processes need it to stop, and save, at the same step")
+            raise SettingsError(
+                "JAX_ENABLE_PREEMPTION_SERVICE is off: several processes need it to stop, and save, at the same step"
+            )
         rank = int(env["JAX_PROCESS_ID"]) if count else None
         try:
             with phase("joining the other processes"):

@@ -9,8 +9,20 @@ from lm.models.config import ConfigError, nearest
 from lm.objectives import OBJECTIVES, Transform
 from lm.training import instruction, unused
 
-OWN = ("field", "separator", "format", "cap", "hold_out", "max_bad_share")  # fields of data that a source may have otherwise
-KINDS: dict[str, type] = {"files": str, "weight": float, "limit": int, "objective": str}  # of its other fields
+OWN = (
+    "field",
+    "separator",
+    "format",
+    "cap",
+    "hold_out",
+    "max_bad_share",
+)  # fields of data that a source may have otherwise
+KINDS: dict[str, type] = {
+    "files": str,
+    "weight": float,
+    "limit": int,
+    "objective": str,
+}  # of its other fields
 FIELDS = (*KINDS, *OWN)
 WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number"}
 
@@ -20,16 +32,24 @@ def check(config: ml_collections.ConfigDict) -> None:
     data = config.data
     if not data.mixture:
         if data.temperature != 1.0:
-            raise ConfigError(f"data.temperature={data.temperature} is of data.mixture, which names no source; leave it as it is")
+            raise ConfigError(
+                f"data.temperature={data.temperature} is of data.mixture, which names no source; leave it as it is"
+            )
         return
     if data.files or data.synthetic_rows:
-        raise ConfigError("set data.files, data.mixture or data.synthetic_rows, and only one of them")
+        raise ConfigError(
+            "set data.files, data.mixture or data.synthetic_rows, and only one of them"
+        )
     for name, part in data.mixture.items():
         if not isinstance(part, ml_collections.ConfigDict):
-            raise ConfigError(f"data.mixture.{name}={part!r}: expected fields: files, and weight, limit, {', '.join(OWN)} as needed")
+            raise ConfigError(
+                f"data.mixture.{name}={part!r}: expected fields: files, and weight, limit, {', '.join(OWN)} as needed"
+            )
         for field, value in part.items():
             if field not in FIELDS:
-                raise ConfigError(f"data.mixture.{name}.{field} is unknown{nearest(field, FIELDS)}; one of {', '.join(FIELDS)}")
+                raise ConfigError(
+                    f"data.mixture.{name}.{field} is unknown{nearest(field, FIELDS)}; one of {', '.join(FIELDS)}"
+                )
             kind = KINDS.get(field) or type(data[field])
             if not isinstance(value, (float, int) if kind is float else kind):
                 raise ConfigError(f"data.mixture.{name}.{field}={value!r}: expected {WORDS[kind]}")
@@ -38,16 +58,28 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_objective(config.objective.name, name, part.get("objective", config.objective.name))
     mixtures.check_weights(data.mixture.to_dict(), data.temperature)
     if instruction.HELD_OUT in config.eval.data.values():
-        raise ConfigError(f"eval.data asks for {instruction.HELD_OUT!r}, the tasks held out of data.files; with data.mixture, name files")
+        raise ConfigError(
+            f"eval.data asks for {instruction.HELD_OUT!r}, the tasks held out of data.files; with data.mixture, name files"
+        )
 
 
 def _check_objective(main: str, name: str, own: str) -> None:
     where = f"data.mixture.{name}.objective={own!r}"
     if own not in OBJECTIVES:
-        raise ConfigError(f"{where} is unknown{nearest(own, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}")
-    if own != main and (own in instruction.OBJECTIVES or OBJECTIVES[own].loss is not OBJECTIVES[main].loss):
-        alike = [n for n, o in OBJECTIVES.items() if n not in instruction.OBJECTIVES and o.loss is OBJECTIVES[main].loss]
-        raise ConfigError(f"{where} does not go with objective.name={main!r}; one of {', '.join(dict.fromkeys([main, *alike]))}")
+        raise ConfigError(
+            f"{where} is unknown{nearest(own, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}"
+        )
+    if own != main and (
+        own in instruction.OBJECTIVES or OBJECTIVES[own].loss is not OBJECTIVES[main].loss
+    ):
+        alike = [
+            n
+            for n, o in OBJECTIVES.items()
+            if n not in instruction.OBJECTIVES and o.loss is OBJECTIVES[main].loss
+        ]
+        raise ConfigError(
+            f"{where} does not go with objective.name={main!r}; one of {', '.join(dict.fromkeys([main, *alike]))}"
+        )
 
 
 def parts(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
@@ -68,7 +100,11 @@ def parts(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigD
     return found
 
 
-def mixture(config: ml_collections.ConfigDict, packed: dict[str, Packed], transforms: dict[str, Transform | None]) -> Mixture:
+def mixture(
+    config: ml_collections.ConfigDict,
+    packed: dict[str, Packed],
+    transforms: dict[str, Transform | None],
+) -> Mixture:
     """The mixture that a config describes, of its packed sources and what objectives do to them. Raises ConfigError and DataError."""
     given = config.data.mixture.items()
     return Mixture(

@@ -26,7 +26,9 @@ def muon_matrix(path: str, axes: Axes) -> Matrix | None:
     return None if re.search(NOT_MUON, path) else matrix(path, axes[path])
 
 
-def scale_by_muon(axes: Axes, momentum: float, nesterov: bool = True) -> optax.GradientTransformation:
+def scale_by_muon(
+    axes: Axes, momentum: float, nesterov: bool = True
+) -> optax.GradientTransformation:
     """Orthogonalised momentum (Jordan et al. 2024) for parameters that are all matrices; every layer and projection by itself.
 
     Each update has the root mean square RMS, whatever the matrix's shape.
@@ -36,7 +38,9 @@ def scale_by_muon(axes: Axes, momentum: float, nesterov: bool = True) -> optax.G
         def of(path, _):
             m = muon_matrix(path_name(path), axes)
             assert m is not None
-            return optax.contrib.MuonDimensionNumbers(m.inputs, m.outputs)  # the other dimensions are a batch of matrices
+            return optax.contrib.MuonDimensionNumbers(
+                m.inputs, m.outputs
+            )  # the other dimensions are a batch of matrices
 
         return jax.tree_util.tree_map_with_path(of, params)
 
@@ -46,12 +50,19 @@ def scale_by_muon(axes: Axes, momentum: float, nesterov: bool = True) -> optax.G
         return RMS * math.sqrt(max(_size(update, m.inputs), _size(update, m.outputs))) * update
 
     return optax.chain(
-        optax.contrib.scale_by_muon(beta=momentum, mu_dtype=jnp.float32, nesterov=nesterov, weight_dimension_numbers=dimensions),
+        optax.contrib.scale_by_muon(
+            beta=momentum,
+            mu_dtype=jnp.float32,
+            nesterov=nesterov,
+            weight_dimension_numbers=dimensions,
+        ),
         optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates)),
     )
 
 
-def grouped(choose: Callable[[str], str], parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+def grouped(
+    choose: Callable[[str], str], parts: Mapping[str, optax.GradientTransformation]
+) -> optax.GradientTransformation:
     """Each parameter goes to the part that `choose` names for its path; the state is {part: its state}."""
 
     def divided(tree):
@@ -59,18 +70,26 @@ def grouped(choose: Callable[[str], str], parts: Mapping[str, optax.GradientTran
         groups: dict[str, dict] = {name: {} for name in parts}
         for path, x in flat.items():
             groups[choose(path)][path] = x
-        return {name: flax.traverse_util.unflatten_dict(group, sep="/") for name, group in groups.items()}
+        return {
+            name: flax.traverse_util.unflatten_dict(group, sep="/")
+            for name, group in groups.items()
+        }
 
     def init(params):
         return {name: parts[name].init(group) for name, group in divided(params).items()}
 
     def update(updates, state, params=None):
         mine = {name: None for name in parts} if params is None else divided(params)
-        done = {name: parts[name].update(group, state[name], mine[name]) for name, group in divided(updates).items()}
+        done = {
+            name: parts[name].update(group, state[name], mine[name])
+            for name, group in divided(updates).items()
+        }
         flat: dict[str, Any] = {}
         for new, _ in done.values():
             flat |= flax.traverse_util.flatten_dict(new, sep="/")
-        return flax.traverse_util.unflatten_dict(flat, sep="/"), {name: new_state for name, (_, new_state) in done.items()}
+        return flax.traverse_util.unflatten_dict(flat, sep="/"), {
+            name: new_state for name, (_, new_state) in done.items()
+        }
 
     return optax.GradientTransformation(init, update)
 
@@ -90,7 +109,10 @@ def each_matrix(part: optax.GradientTransformation, axes: Axes) -> optax.Gradien
         m, stacked = matrix(name, axes[name]), "layers" in axes[name]
         if m is None:
             return x, stacked
-        shape = (*(x.shape[d] for d in m.stacked), *(_size(x, side) for side in (m.inputs, m.outputs)))
+        shape = (
+            *(x.shape[d] for d in m.stacked),
+            *(_size(x, side) for side in (m.inputs, m.outputs)),
+        )
         return x.reshape(shape), stacked  # the dimensions are in this order already
 
     def init(params):

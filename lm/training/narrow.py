@@ -24,7 +24,11 @@ def widened(chain: optax.GradientTransformation, rounding: str) -> optax.Gradien
         narrow, inner = _narrow(params), chain.init(jax.tree.map(_wide, params))
         if not narrow:
             return inner
-        return {"inner": inner, "master": _nested(narrow)} if rounding == "master" else {"inner": inner, "count": jnp.int32(0)}
+        return (
+            {"inner": inner, "master": _nested(narrow)}
+            if rounding == "master"
+            else {"inner": inner, "count": jnp.int32(0)}
+        )
 
     def update(updates, state, params=None):
         narrow = _narrow(params)
@@ -37,8 +41,13 @@ def widened(chain: optax.GradientTransformation, rounding: str) -> optax.Gradien
         after = {name: before[name] + flat[name] for name in narrow}
         kept: dict[str, Any] = {"master": _nested(after)}
         if rounding == "stochastic":
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state["count"]), len(after))
-            after = {name: rounded(x, key) for (name, x), key in zip(sorted(after.items()), keys, strict=True)}
+            keys = jax.random.split(
+                jax.random.fold_in(jax.random.key(0), state["count"]), len(after)
+            )
+            after = {
+                name: rounded(x, key)
+                for (name, x), key in zip(sorted(after.items()), keys, strict=True)
+            }
             kept = {"count": state["count"] + 1}
         flat |= {name: x - _wide(stored[name]) for name, x in after.items()}
         return _nested(flat), {"inner": inner, **kept}
@@ -48,18 +57,31 @@ def widened(chain: optax.GradientTransformation, rounding: str) -> optax.Gradien
 
 def rounded(x: jax.Array, key: jax.Array) -> jax.Array:
     """float32 x rounded to a neighbour in bfloat16, up with the probability that makes its mean x; still float32."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32), x)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(
+        key, x.shape, jnp.uint16
+    ).astype(jnp.uint32)
+    return jnp.where(
+        jnp.isfinite(x), jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32), x
+    )
 
 
 def described(state: Any, compute: str) -> str:
     """The dtypes of a TrainState in words: "bfloat16 parameters, copies of float32 ones; float32 moments; computed in bfloat16"."""
-    names = lambda tree: " and ".join(sorted({str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}))
-    opt_state, how = state.opt_state, "" if state.fixed is None else f" beside a base in {names(state.fixed['base'])}"
+    names = lambda tree: " and ".join(
+        sorted(
+            {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
+        )
+    )
+    opt_state, how = (
+        state.opt_state,
+        "" if state.fixed is None else f" beside a base in {names(state.fixed['base'])}",
+    )
     if isinstance(opt_state, dict) and "inner" in opt_state:
         how += ", copies of float32 ones" if "master" in opt_state else ", rounded stochastically"
         opt_state = opt_state["inner"]
-    return f"{names(state.params)} parameters{how}; {names(opt_state)} moments; computed in {compute}"
+    return (
+        f"{names(state.params)} parameters{how}; {names(opt_state)} moments; computed in {compute}"
+    )
 
 
 def _narrow(params) -> dict[str, jax.Array]:

@@ -55,10 +55,21 @@ def build(
     return optax.GradientTransformation(lambda params: chain.init(trained(params)), update)
 
 
-def of_config(o: Any, steps: int, axes: Axes) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def of_config(
+    o: Any, steps: int, axes: Axes
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer and the schedule that a config's `optimizer` section describes."""
-    schedule = schedules.schedule(o.schedule, o.learning_rate, schedules.warmup_within(o.warmup, steps), steps, o.final, o.cooldown)
-    same = {name: o[name] for name in (*DEFAULTS, "weight_decay", "clip", "decay", "rates", "rounding")}
+    schedule = schedules.schedule(
+        o.schedule,
+        o.learning_rate,
+        schedules.warmup_within(o.warmup, steps),
+        steps,
+        o.final,
+        o.cooldown,
+    )
+    same = {
+        name: o[name] for name in (*DEFAULTS, "weight_decay", "clip", "decay", "rates", "rounding")
+    }
     return build(o.name, schedule, axes, **same), schedule
 
 
@@ -71,29 +82,47 @@ def check(o: Any, steps: int) -> None:
         if o[name] < 0:
             raise ConfigError(f"optimizer.{name}={o[name]}: expected 0 or more")
     if o.learning_rate == 0:
-        raise ConfigError("optimizer.learning_rate=0.0: nothing would be learned; expected a number above 0, such as 0.001")
+        raise ConfigError(
+            "optimizer.learning_rate=0.0: nothing would be learned; expected a number above 0, such as 0.001"
+        )
     for name in ("b1", "b2", "momentum", "ema"):
         if o[name] >= 1:
             raise ConfigError(f"optimizer.{name}={o[name]}: expected a number in [0, 1)")
-    for name, known in (("name", USES), ("schedule", schedules.SCHEDULES), ("rounding", narrow.ROUNDINGS)):
+    for name, known in (
+        ("name", USES),
+        ("schedule", schedules.SCHEDULES),
+        ("rounding", narrow.ROUNDINGS),
+    ):
         if o[name] not in known:
-            raise ConfigError(f"optimizer.{name}={o[name]!r} is unknown{nearest(o[name], known)}; one of {', '.join(known)}")
+            raise ConfigError(
+                f"optimizer.{name}={o[name]!r} is unknown{nearest(o[name], known)}; one of {', '.join(known)}"
+            )
     for name, usual in DEFAULTS.items():
         if o[name] != usual and name not in USES[o.name]:
-            raise ConfigError(f"optimizer.{name}={o[name]} would be ignored: {o.name} has none; leave it at {usual}")
+            raise ConfigError(
+                f"optimizer.{name}={o[name]} would be ignored: {o.name} has none; leave it at {usual}"
+            )
     if o.final > 1:
-        raise ConfigError(f"optimizer.final={o.final}: expected the last learning rate as a share of the peak, in [0, 1]")
+        raise ConfigError(
+            f"optimizer.final={o.final}: expected the last learning rate as a share of the peak, in [0, 1]"
+        )
     if o.final != FINAL and "final" in schedules.IGNORED.get(o.schedule, ()):
-        raise ConfigError(f"optimizer.final={o.final} would be ignored: the schedule {o.schedule!r} has no end; leave it at {FINAL}")
+        raise ConfigError(
+            f"optimizer.final={o.final} would be ignored: the schedule {o.schedule!r} has no end; leave it at {FINAL}"
+        )
     if bool(o.cooldown) != (o.schedule == "wsd"):
         raise ConfigError(
             f"optimizer.cooldown={o.cooldown}: the schedule 'wsd' ends in so many updates of decay, and no other schedule has any; "
             f"optimizer.schedule is {o.schedule!r}"
         )
     if schedules.warmup_within(o.warmup, steps) + o.cooldown > steps:
-        raise ConfigError(f"optimizer.warmup={o.warmup} and optimizer.cooldown={o.cooldown} are together more than steps={steps}")
+        raise ConfigError(
+            f"optimizer.warmup={o.warmup} and optimizer.cooldown={o.cooldown} are together more than steps={steps}"
+        )
     if 0 < o.skip_above <= 1:
-        raise ConfigError(f"optimizer.skip_above={o.skip_above} would skip every second update; expected a multiple such as 10, or 0")
+        raise ConfigError(
+            f"optimizer.skip_above={o.skip_above} would skip every second update; expected a multiple such as 10, or 0"
+        )
     rules.check(o.decay, "optimizer.decay")
     rules.check(o.rates, "optimizer.rates")
 
@@ -115,7 +144,9 @@ def _lion(axes: Axes, o: dict) -> optax.GradientTransformation:
 def _adafactor(axes: Axes, o: dict, factored: int = FACTORED) -> optax.GradientTransformation:
     """Adafactor (Shazeer & Stern 2018, algorithm 4) without momentum: steps relative to each matrix's own size, 1e-3 at least."""
     one = optax.chain(
-        optax.scale_by_factored_rms(min_dim_size_to_factor=factored), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+        optax.scale_by_factored_rms(min_dim_size_to_factor=factored),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
     )
     return each_matrix(one, axes)
 
@@ -140,7 +171,10 @@ def _decayed(weight_decay: float, decay: Table, rates: Table) -> optax.GradientT
     def update(updates, state, params=None):
         def one(path, u, p):
             name = path_name(path)
-            share, rate = rules.of(decay, name, "optimizer.decay"), rules.of(rates, name, "optimizer.rates")
+            share, rate = (
+                rules.of(decay, name, "optimizer.decay"),
+                rules.of(rates, name, "optimizer.rates"),
+            )
             u = u + weight_decay * share * p.astype(u.dtype)
             return u if rate == 1.0 else rate * u
 

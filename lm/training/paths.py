@@ -14,7 +14,9 @@ Folder = pathlib.Path | epath.Path
 
 def is_remote(path) -> bool:
     """Whether `path` is in object storage."""
-    return (isinstance(path, epath.Path) and not isinstance(path, pathlib.Path)) or "://" in str(path)
+    return (isinstance(path, epath.Path) and not isinstance(path, pathlib.Path)) or "://" in str(
+        path
+    )
 
 
 def resolve(path) -> Folder:
@@ -24,7 +26,9 @@ def resolve(path) -> Folder:
     remote = epath.Path(path)
     try:
         remote.exists()
-    except Exception as e:  # a missing package, credentials, bucket: whatever the storage's client raises
+    except (
+        Exception
+    ) as e:  # a missing package, credentials, bucket: whatever the storage's client raises
         raise ConfigError(
             f"{path} cannot be reached ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}); object storage needs its client "
             "(pip install gcsfs, or s3fs) and credentials (gcloud auth application-default login)"

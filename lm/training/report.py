@@ -4,7 +4,15 @@ import time
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from lm import phases
 
@@ -30,7 +38,9 @@ class Report:
                 TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
             self._progress = Progress(*columns, console=self._console)
-            self._task = self._progress.add_task("training", completed=step, total=steps, loss="-", speed="")
+            self._task = self._progress.add_task(
+                "training", completed=step, total=steps, loss="-", speed=""
+            )
             self._progress.start()
 
     def update(self, step: int, steps: int, row: dict, eta_s: float | None) -> None:
@@ -38,7 +48,11 @@ class Report:
         phases.heard()
         loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
         used = "" if row.get("mfu") is None else f", MFU {row['mfu']:.1%}"
-        speed = f"{row['tokens_per_second']:,.0f} tokens/s{used}" if row.get("tokens_per_second") else ""
+        speed = (
+            f"{row['tokens_per_second']:,.0f} tokens/s{used}"
+            if row.get("tokens_per_second")
+            else ""
+        )
         if self._progress is not None:
             self._progress.update(self._task, completed=step, loss=loss, speed=speed)
         else:

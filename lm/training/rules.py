@@ -16,7 +16,10 @@ from lm.training.sharding import path_name
 
 Table = tuple[tuple[str, float], ...]
 
-DECAY: Table = ((r"norm[/_]|bias$|a_log$|skip$", 0.0), (r".", 1.0))  # norms, biases, and a state space's A, D and time-step bias: none
+DECAY: Table = (
+    (r"norm[/_]|bias$|a_log$|skip$", 0.0),
+    (r".", 1.0),
+)  # norms, biases, and a state space's A, D and time-step bias: none
 RATES: Table = ((r".", 1.0),)
 
 
@@ -24,10 +27,19 @@ def check(table: Table, field: str) -> None:
     """Raises ConfigError, calling the table `field`, when it is not one of (regex, finite number of at least 0)."""
     for entry in table:
         pair = tuple(entry) if isinstance(entry, tuple | list) else ()
-        if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
-            raise ConfigError(f"{field} holds {entry!r}; expected pairs (regex, number), such as ((r'norm', 0.0), (r'.', 1.0))")
+        if (
+            len(pair) != 2
+            or not isinstance(pair[0], str)
+            or isinstance(pair[1], bool)
+            or not isinstance(pair[1], int | float)
+        ):
+            raise ConfigError(
+                f"{field} holds {entry!r}; expected pairs (regex, number), such as ((r'norm', 0.0), (r'.', 1.0))"
+            )
         if not math.isfinite(pair[1]) or pair[1] < 0:
-            raise ConfigError(f"{field} gives {pair[0]!r} the value {pair[1]}; expected a finite number, 0 or more")
+            raise ConfigError(
+                f"{field} gives {pair[0]!r} the value {pair[1]}; expected a finite number, 0 or more"
+            )
         try:
             re.compile(pair[0])
         except re.error as e:
@@ -39,15 +51,21 @@ def by_path(tree) -> dict:
     return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
-def check_used(names: Collection[str], table: Table, field: str, every_pattern: bool = True) -> None:
+def check_used(
+    names: Collection[str], table: Table, field: str, every_pattern: bool = True
+) -> None:
     """Raises ConfigError when one of the parameters' paths is found by no pattern, or a pattern finds none of them."""
     for name in names:
         of(table, name, field)
     for pattern, _ in table:
         if every_pattern and not any(re.search(pattern, name) for name in names):
-            raise ConfigError(f"{field}: {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}")
+            raise ConfigError(
+                f"{field}: {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}"
+            )
         if every_pattern and (idle := idle_parts(pattern, names)):
-            raise ConfigError(f"{field}: {idle[0]!r} of {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}")
+            raise ConfigError(
+                f"{field}: {idle[0]!r} of {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}"
+            )
 
 
 def idle_parts(pattern: str, names: Collection[str]) -> list[str]:
@@ -62,8 +80,15 @@ def idle_parts(pattern: str, names: Collection[str]) -> list[str]:
     whole = [pattern[i + 1 : j] for i, j in itertools.pairwise([*cuts, len(pattern)])]
     tried = [(part, part) for part in whole if len(whole) > 1]
     for group in re.finditer(r"\((?:\?:)?([^()?]*\|[^()]*)\)", pattern):
-        tried += [(part, f"{pattern[: group.start()]}(?:{part}){pattern[group.end() :]}") for part in group[1].split("|")]
-    return [part for part, its in tried if _valid(its) and not any(re.search(its, name) for name in names)]
+        tried += [
+            (part, f"{pattern[: group.start()]}(?:{part}){pattern[group.end() :]}")
+            for part in group[1].split("|")
+        ]
+    return [
+        part
+        for part, its in tried
+        if _valid(its) and not any(re.search(its, name) for name in names)
+    ]
 
 
 def _valid(pattern: str) -> bool:
@@ -78,12 +103,16 @@ def of(table: Table, name: str, field: str) -> float:
     for pattern, value in table:
         if re.search(pattern, name):
             return float(value)
-    raise ConfigError(f"{field} has no pattern for parameter {name}; end the list with ('.', value)")
+    raise ConfigError(
+        f"{field} has no pattern for parameter {name}; end the list with ('.', value)"
+    )
 
 
 def values(params, table: Table, field: str):
     """The value of each parameter, a tree of floats like params. Raises ConfigError when a parameter matches no pattern."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: of(table, path_name(path), field), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: of(table, path_name(path), field), params
+    )
 
 
 def split(params: dict, rates: Table = RATES) -> tuple[dict, dict]:
@@ -92,7 +121,9 @@ def split(params: dict, rates: Table = RATES) -> tuple[dict, dict]:
     frozen = {name for name in flat if of(rates, name, "optimizer.rates") == 0.0}
     if not frozen:
         return params, {}
-    unflatten = lambda keep: flax.traverse_util.unflatten_dict({n: x for n, x in flat.items() if (n in frozen) != keep}, sep="/")
+    unflatten = lambda keep: flax.traverse_util.unflatten_dict(
+        {n: x for n, x in flat.items() if (n in frozen) != keep}, sep="/"
+    )
     return unflatten(True), unflatten(False)
 
 

@@ -16,7 +16,17 @@ from lm.training.paths import Folder, write_atomically
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "transformers",
+    "tokenizers",
+)
 
 
 def write_config(workdir: Folder, config: dict) -> list[str]:
@@ -27,7 +37,11 @@ def write_config(workdir: Folder, config: dict) -> list[str]:
     write_atomically(path, json.dumps(new, indent=1))
     before, now = dict(flat(old)), dict(flat(new))
     names = sorted(before.keys() | now.keys())
-    return [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names if before.get(name) != now.get(name)]
+    return [
+        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
 
 
 def read_config(workdir: Folder) -> dict | None:
@@ -40,7 +54,9 @@ def read_config(workdir: Folder) -> dict | None:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        log.warning("%s is damaged, and is written anew: what has changed since cannot be said", path)
+        log.warning(
+            "%s is damaged, and is written anew: what has changed since cannot be said", path
+        )
         return None
     return found
 
@@ -60,22 +76,36 @@ def write_environment(workdir: Folder) -> None:
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=1))
 
 
-def write_status(workdir: Folder, state: str, step: int, steps: int, eta_s: float | None = None, error: str = "") -> None:
+def write_status(
+    workdir: Folder, state: str, step: int, steps: int, eta_s: float | None = None, error: str = ""
+) -> None:
     """Writes status.json; `state` is running, stopped (saved on a signal), done or failed, and `eta_s` the seconds left, where known."""
-    status = {"state": state, "step": step, "steps": steps, "eta_s": eta_s, "error": error, "time": time.time(), "pid": os.getpid()}
+    status = {
+        "state": state,
+        "step": step,
+        "steps": steps,
+        "eta_s": eta_s,
+        "error": error,
+        "time": time.time(),
+        "pid": os.getpid(),
+    }
     write_atomically(workdir / "status.json", json.dumps(status))
 
 
 def write_samples(workdir: Folder, step: int, samples: list[tuple[str, str]]) -> None:
     """Puts (prompt, continuation) pairs of a step into samples.md, newest first; a step written again is replaced."""
     path = workdir / "samples.md"
-    sections = path.read_bytes().decode(errors="replace").split("\n## step ")[1:] if path.exists() else []
+    sections = (
+        path.read_bytes().decode(errors="replace").split("\n## step ")[1:] if path.exists() else []
+    )
     parts = [section.partition("\n") for section in sections]
     kept = {int(at): text for at, _, text in parts if at.isdecimal()}
     kept = {at: text for at, text in kept.items() if at < step}
     kept[step] = "\n" + "\n".join(_quoted(prompt, continuation) for prompt, continuation in samples)
     body = "".join(f"\n## step {at}\n{kept[at].rstrip()}\n" for at in sorted(kept, reverse=True))
-    write_atomically(path, "# Samples\n\nThe prompt in bold, what the model made of it after.\n" + body)
+    write_atomically(
+        path, "# Samples\n\nThe prompt in bold, what the model made of it after.\n" + body
+    )
 
 
 def _quoted(prompt: str, continuation: str) -> str:
@@ -88,10 +118,15 @@ def _git() -> dict | None:
 
     def git(*args: str) -> str:
         here = pathlib.Path(__file__).parent
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain").splitlines()}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": git("status", "--porcelain").splitlines(),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
 

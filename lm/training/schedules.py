@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Shape = Callable[..., jax.Array]  # (update as float32, warmup, steps, cooldown, final) -> share of the peak
+Shape = Callable[
+    ..., jax.Array
+]  # (update as float32, warmup, steps, cooldown, final) -> share of the peak
 
 
 def _progress(count, warmup: int, steps: int):
@@ -47,7 +49,12 @@ SCHEDULES: dict[str, Shape] = {
     "inverse_sqrt": _inverse_sqrt,
     "constant": _constant,
 }
-IGNORED = {"cosine": ("cooldown",), "linear": ("cooldown",), "inverse_sqrt": ("cooldown", "final"), "constant": ("cooldown", "final")}
+IGNORED = {
+    "cosine": ("cooldown",),
+    "linear": ("cooldown",),
+    "inverse_sqrt": ("cooldown", "final"),
+    "constant": ("cooldown", "final"),
+}
 
 
 def warmup_within(warmup: int, steps: int) -> int:
@@ -55,7 +62,9 @@ def warmup_within(warmup: int, steps: int) -> int:
     return min(warmup, steps // 2)
 
 
-def schedule(name: str, peak: float, warmup: int, steps: int, final: float = 0.1, cooldown: int = 0) -> optax.Schedule:
+def schedule(
+    name: str, peak: float, warmup: int, steps: int, final: float = 0.1, cooldown: int = 0
+) -> optax.Schedule:
     """Update -> learning rate, float32. `final`: the last rate as a share of the peak; `cooldown`: updates of "wsd"'s way down."""
     shape = SCHEDULES[name]
 

@@ -14,9 +14,24 @@ from lm.training.checkpoints import CheckpointError, Restored
 from lm.training.paths import Folder
 
 FILES = "data.files"  # the name of the contents of the rows
-OMITTED = ("data.cache", "data.max_bad_share", "data.max_long")  # fields of data that alone change no row
-LOSS = ("objective.chunk", "objective.label_smoothing", "objective.z_loss", "objective.contrastive.", "objective.instruct.")
-ORDER = ("seed", "objective.", "data.temperature", "data.mixture.")  # what also changes the sequence where the rows are the same
+OMITTED = (
+    "data.cache",
+    "data.max_bad_share",
+    "data.max_long",
+)  # fields of data that alone change no row
+LOSS = (
+    "objective.chunk",
+    "objective.label_smoothing",
+    "objective.z_loss",
+    "objective.contrastive.",
+    "objective.instruct.",
+)
+ORDER = (
+    "seed",
+    "objective.",
+    "data.temperature",
+    "data.mixture.",
+)  # what also changes the sequence where the rows are the same
 BLOCK = 2**16  # rows read at a time
 
 Facts = dict[str, Any]
@@ -25,14 +40,26 @@ Facts = dict[str, Any]
 def facts(config: ml_collections.ConfigDict, packed: Packed | Mixture) -> Facts:
     """Name -> value, JSON, of the fields of the config that the sequence of rows depends on, and of the contents of the rows."""
     mixed = isinstance(packed, Mixture)
-    contents = {f"data.mixture.{part.name}.files": part.packed for part in packed.parts} if mixed else {FILES: packed}
+    contents = (
+        {f"data.mixture.{part.name}.files": part.packed for part in packed.parts}
+        if mixed
+        else {FILES: packed}
+    )
     return fields(config.to_dict()) | {name: _digest(rows) for name, rows in contents.items()}
 
 
 def fields(config: dict) -> Facts:
     """The same of the fields alone."""
     own = f"objective.{config.get('objective', {}).get('name')}."
-    flat = dict(_flat({name: config[name] for name in ("seed", "length", "data", "objective") if name in config}))
+    flat = dict(
+        _flat(
+            {
+                name: config[name]
+                for name in ("seed", "length", "data", "objective")
+                if name in config
+            }
+        )
+    )
     return {
         name: value
         for name, value in flat.items()
@@ -43,10 +70,14 @@ def fields(config: dict) -> Facts:
     }
 
 
-def resumed(config: ml_collections.ConfigDict, workdir: Folder, now: Facts, restored: Restored) -> list[str]:
+def resumed(
+    config: ml_collections.ConfigDict, workdir: Folder, now: Facts, restored: Restored
+) -> list[str]:
     """What a run that continues reads otherwise than before, as `check` says it. Raises CheckpointError and ConfigError likewise."""
     saved = restored.data.get("sequence")
-    if saved is None and (before := run_folder.read_config(workdir)) is not None:  # of an earlier version, which counts batches
+    if (
+        saved is None and (before := run_folder.read_config(workdir)) is not None
+    ):  # of an earlier version, which counts batches
         if "next_index" in restored.data and before.get("batch_size") != config.batch_size:
             raise CheckpointError(
                 f"{workdir}: step {restored.step} was saved by an earlier version, which counts batches: it continues with "
@@ -65,14 +96,26 @@ def check(saved: Facts, now: Facts, allow: str, step: int) -> list[str]:
     allowed = {name.strip() for name in allow.split(",")} - {""}
     for name in allowed:
         if name not in saved | now:
-            raise ConfigError(f"resume.allow: {name!r} is unknown{nearest(name, saved | now)}; one of {', '.join(sorted(saved | now))}")
+            raise ConfigError(
+                f"resume.allow: {name!r} is unknown{nearest(name, saved | now)}; one of {', '.join(sorted(saved | now))}"
+            )
     known = any(map(_is_contents, saved))  # an earlier version left only its config
-    both = [name for name in saved | now if name.startswith("data.mixture.") or name in saved.keys() & now.keys()]
+    both = [
+        name
+        for name in saved | now
+        if name.startswith("data.mixture.") or name in saved.keys() & now.keys()
+    ]
     names = [name for name in both if saved.get(name) != now.get(name) and not _is_contents(name)]
-    contents = [name for name in saved | now if known and _is_contents(name) and saved.get(name) != now.get(name)]
+    contents = [
+        name
+        for name in saved | now
+        if known and _is_contents(name) and saved.get(name) != now.get(name)
+    ]
     settings = [name for name in names if contents or not known or name.startswith(ORDER)]
     changed = settings or contents  # other settings make other rows of the same files
-    lines = {name: f"{name}: {_shown(saved.get(name))} -> {_shown(now.get(name))}" for name in changed}
+    lines = {
+        name: f"{name}: {_shown(saved.get(name))} -> {_shown(now.get(name))}" for name in changed
+    }
     if refused := [name for name in changed if name not in allowed]:
         raise CheckpointError(
             f"the run would read other rows than the one that saved step {step}, and skip or repeat some:\n  "
@@ -92,7 +135,12 @@ def _shown(value: Any) -> str:
 
 def _digest(packed: Packed) -> str:
     total = 0
-    arrays = {"tokens": packed.tokens, "targets": packed.targets, "segments": packed.segments, **packed.extra}
+    arrays = {
+        "tokens": packed.tokens,
+        "targets": packed.targets,
+        "segments": packed.segments,
+        **packed.extra,
+    }
     for _, array in sorted(arrays.items()):
         for start in range(0, len(array), BLOCK):
             total = zlib.crc32(np.ascontiguousarray(array[start : start + BLOCK]).data, total)

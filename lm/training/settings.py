@@ -13,13 +13,39 @@ from lm.adaptation import plan
 from lm.models import inputs
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
-from lm.training import answering, instruction, labelling, mixing, optimizer, schedules, sharding, trackers, unused
+from lm.training import (
+    answering,
+    instruction,
+    labelling,
+    mixing,
+    optimizer,
+    schedules,
+    sharding,
+    trackers,
+    unused,
+)
 from lm.training import mesh as meshes
 
 Config = ml_collections.ConfigDict
 
-POSITIVE = ("steps", "batch_size", "length", "accumulate", "log.every", "checkpoint.every", "checkpoint.keep", "samples.tokens")
-NOT_NEGATIVE = ("seed", "objective.chunk", "data.synthetic_rows", "eval.every", "eval.max_rows", "samples.every")
+POSITIVE = (
+    "steps",
+    "batch_size",
+    "length",
+    "accumulate",
+    "log.every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "samples.tokens",
+)
+NOT_NEGATIVE = (
+    "seed",
+    "objective.chunk",
+    "data.synthetic_rows",
+    "eval.every",
+    "eval.max_rows",
+    "samples.every",
+)
 
 MODEL = ModelConfig(  # the default of `model`: a small Llama
     family="llama", vocab_size=1, d_model=256, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=64, d_ff=704, max_length=1024,
@@ -35,7 +61,11 @@ def model_section(config: ModelConfig) -> Config:
     for field in dataclasses.fields(ModelConfig):
         value, hint = getattr(config, field.name), hints[field.name]
         optional = isinstance(hint, types.UnionType)
-        section[field.name] = config_dict.placeholder(typing.get_args(hint)[0]) if optional and value is None else value
+        section[field.name] = (
+            config_dict.placeholder(typing.get_args(hint)[0])
+            if optional and value is None
+            else value
+        )
     return section
 
 
@@ -49,24 +79,34 @@ def model_config(section: Config, tokenizer) -> ModelConfig:
         ids = inputs.id_count(tokenizer)
         fields["vocab_size"] = fields["vocab_size"] or -(-ids // 64) * 64
         if fields["vocab_size"] < ids:
-            raise ConfigError(f"model.vocab_size={fields['vocab_size']} cannot hold the tokenizer's {ids} tokens; set it to 0")
+            raise ConfigError(
+                f"model.vocab_size={fields['vocab_size']} cannot hold the tokenizer's {ids} tokens; set it to 0"
+            )
         pad, ends = fields["pad_token_id"], fields["eos_token_ids"] or ()
         fields |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        fields["eos_token_ids"] = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        fields["eos_token_ids"] = (
+            () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        )
         start, last = fields["decoder_start_token_id"], fields["forced_eos_token_id"]
         if start is not None:  # T5 starts from its padding, BART from its end-of-text token
             its_pad = start == pad and start not in ends and tokenizer.pad_token_id is not None
-            fields["decoder_start_token_id"] = tokenizer.pad_token_id if its_pad else tokenizer.eos_token_id
+            fields["decoder_start_token_id"] = (
+                tokenizer.pad_token_id if its_pad else tokenizer.eos_token_id
+            )
         fields["forced_eos_token_id"] = None if last is None else tokenizer.eos_token_id
     elif not fields["vocab_size"]:
-        raise ConfigError("model.vocab_size=0 means the tokenizer's, and there is none; set one of them")
+        raise ConfigError(
+            "model.vocab_size=0 means the tokenizer's, and there is none; set one of them"
+        )
     return ModelConfig(**fields)
 
 
 def variant(config: Config, name: str, **known: dict) -> Config:
     """The config changed as a variant asks; `known`: name -> {"dotted.field": value}. '' is the config as it is. Raises ConfigError."""
     if name and name not in known:
-        raise ConfigError(f"variant {name!r} is unknown{nearest(name, known)}; this config has {', '.join(known) or 'none'}")
+        raise ConfigError(
+            f"variant {name!r} is unknown{nearest(name, known)}; this config has {', '.join(known) or 'none'}"
+        )
     config.update_from_flattened_dict(known.get(name, {}))
     return config
 
@@ -89,7 +129,9 @@ def check(config: Config, devices: int) -> None:
     plan.check(config.adaptation, config.init_from)
     if config.objective.name not in OBJECTIVES:
         name = config.objective.name
-        raise ConfigError(f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}")
+        raise ConfigError(
+            f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}"
+        )
     mixing.check(config)
     parts = mixing.parts(config).values()
     unused.check(config, [one.objective.name for one in parts])
@@ -100,21 +142,31 @@ def check(config: Config, devices: int) -> None:
         _check_text(one)
     _check_loss(config)
     if bool(config.data.files or config.data.mixture) == bool(config.data.synthetic_rows):
-        raise ConfigError("set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random tokens, and not both")
+        raise ConfigError(
+            "set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random tokens, and not both"
+        )
     _check_holdout(config)
     answering.check(config)
     if not config.tokenizer and not config.init_from and not config.data.synthetic_rows:
         raise ConfigError(
             "tokenizer is not set: give a folder, a hub id, a .gguf file, or 'bytes'; python -m lm.train_tokenizer trains one"
         )
-    if not config.tokenizer and not config.init_from and (config.samples.prompts or any(config.eval.data.values())):
-        raise ConfigError("samples.prompts and eval.data hold text, which needs a tokenizer: set one, or leave them empty")
+    if (
+        not config.tokenizer
+        and not config.init_from
+        and (config.samples.prompts or any(config.eval.data.values()))
+    ):
+        raise ConfigError(
+            "samples.prompts and eval.data hold text, which needs a tokenizer: set one, or leave them empty"
+        )
     if not config.init_from:
         check_length(config, config.model.max_length)
         if config.objective.name not in labelling.OBJECTIVES:  # these bring their head
             check_head(config, config.model.head)
     if config.model.dtype == "float16" or config.model.param_dtype == "float16":
-        raise ConfigError("model.dtype='float16' cannot be trained here: its gradients underflow without loss scaling; use 'bfloat16'")
+        raise ConfigError(
+            "model.dtype='float16' cannot be trained here: its gradients underflow without loss scaling; use 'bfloat16'"
+        )
     for table in ("parameters", "activations"):
         sharding.check_types(config.sharding[table], table)
     _check_batch(config, devices)
@@ -123,18 +175,28 @@ def check(config: Config, devices: int) -> None:
 def _check_holdout(config: Config) -> None:
     share = config.data.holdout_share
     if not 0 <= share < 1:
-        raise ConfigError(f"data.holdout_share={share}: expected a share of the documents, from 0 to below 1")
+        raise ConfigError(
+            f"data.holdout_share={share}: expected a share of the documents, from 0 to below 1"
+        )
     if share and (config.data.mixture or config.data.synthetic_rows):
-        raise ConfigError(f"data.holdout_share={share} is of data.files; with data.mixture or synthetic rows, name files in eval.data")
+        raise ConfigError(
+            f"data.holdout_share={share} is of data.files; with data.mixture or synthetic rows, name files in eval.data"
+        )
     if share and config.eval.data.get("holdout"):
-        raise ConfigError("eval.data.holdout is what data.holdout_share is evaluated as; give the other files another name")
+        raise ConfigError(
+            "eval.data.holdout is what data.holdout_share is evaluated as; give the other files another name"
+        )
 
 
 def shortened(config: Config) -> str:
     """What to say where a run is too short for its warm-up, or ''."""
     given = config.optimizer.warmup
     used = schedules.warmup_within(given, config.steps)
-    return f"optimizer.warmup={given} is shortened to {used} updates, half of steps={config.steps}" if used < given else ""
+    return (
+        f"optimizer.warmup={given} is shortened to {used} updates, half of steps={config.steps}"
+        if used < given
+        else ""
+    )
 
 
 def options(config: Config) -> dict:
@@ -146,14 +208,20 @@ def loss_options(config: Config) -> dict:
     """What the config says about how the loss of its objective is computed and what is added to it in training."""
     o = config.objective
     objective = OBJECTIVES[o.name]
-    own = {name: options(config)[name] for name in objective.options} | ({"parts": config.accumulate} if objective.joint else {})
+    own = {name: options(config)[name] for name in objective.options} | (
+        {"parts": config.accumulate} if objective.joint else {}
+    )
     return {"chunk": o.chunk} | {name: o[name] for name in ADDED if o[name]} | own
 
 
 def texts(config: Config) -> int:
     """How many texts an objective that compares texts has in a row, in equal shares; 1 of the others."""
     objective = OBJECTIVES[config.objective.name]
-    return config.length // objective.longest(config.length, **options(config)) if objective.joint else 1
+    return (
+        config.length // objective.longest(config.length, **options(config))
+        if objective.joint
+        else 1
+    )
 
 
 def check_ignored(section: Config, loaded: ModelConfig, used: Collection[str]) -> None:
@@ -163,7 +231,11 @@ def check_ignored(section: Config, loaded: ModelConfig, used: Collection[str]) -
     """
     defaults = model_section(MODEL).to_dict() | {"vocab_size": 0}
     plain = lambda value: list(value) if isinstance(value, tuple) else value
-    asked = {name: value for name, value in section.to_dict().items() if name not in (*used, "max_length")}
+    asked = {
+        name: value
+        for name, value in section.to_dict().items()
+        if name not in (*used, "max_length")
+    }
     ignored = [
         f"model.{name}={value!r} (it has {getattr(loaded, name)!r})"
         for name, value in asked.items()
@@ -181,7 +253,9 @@ def check_length(config: Config, most: int) -> None:
     longest = OBJECTIVES[config.objective.name].longest(config.length, **options(config))
     if longest > most:
         of = "" if longest == config.length else f" makes documents of {longest} tokens, which"
-        raise ConfigError(f"length={config.length}{of} is more than model.max_length={most}; lower one or raise the other")
+        raise ConfigError(
+            f"length={config.length}{of} is more than model.max_length={most}; lower one or raise the other"
+        )
 
 
 def check_head(config: Config, head: str) -> None:
@@ -191,31 +265,45 @@ def check_head(config: Config, head: str) -> None:
     if head not in heads:
         others = [other for other, objective in OBJECTIVES.items() if head in objective.heads]
         hint = f"; objectives for this model: {', '.join(others)}" if others else ""
-        raise ConfigError(f"model.head={head!r}: the objective {name!r} needs {' or '.join(map(repr, heads))}{hint}")
+        raise ConfigError(
+            f"model.head={head!r}: the objective {name!r} needs {' or '.join(map(repr, heads))}{hint}"
+        )
     if config.samples.prompts and "causal_lm" not in heads:
-        raise ConfigError(f"samples.prompts are texts to continue, which the objective {name!r} does not teach; leave them empty")
+        raise ConfigError(
+            f"samples.prompts are texts to continue, which the objective {name!r} does not teach; leave them empty"
+        )
 
 
 def _check_loss(config: Config) -> None:
     o = config.objective
     if not 0 <= o.label_smoothing < 1:
-        raise ConfigError(f"objective.label_smoothing={o.label_smoothing}: expected a share from 0 to less than 1, such as 0.1")
+        raise ConfigError(
+            f"objective.label_smoothing={o.label_smoothing}: expected a share from 0 to less than 1, such as 0.1"
+        )
     if not 0 <= o.z_loss < math.inf:
-        raise ConfigError(f"objective.z_loss={o.z_loss}: expected a finite number, 0 or more, such as 1e-4")
+        raise ConfigError(
+            f"objective.z_loss={o.z_loss}: expected a finite number, 0 or more, such as 1e-4"
+        )
 
 
 def _check_text(config: Config) -> None:
     data = config.data
     if not 0 <= data.max_bad_share < 1:
-        raise ConfigError(f"data.max_bad_share={data.max_bad_share}: expected a share from 0 to less than 1")
+        raise ConfigError(
+            f"data.max_bad_share={data.max_bad_share}: expected a share from 0 to less than 1"
+        )
     if not 0 <= data.stride <= config.length:
-        raise ConfigError(f"data.stride={data.stride}: expected at most length={config.length}, or 0 for windows that do not overlap")
+        raise ConfigError(
+            f"data.stride={data.stride}: expected at most length={config.length}, or 0 for windows that do not overlap"
+        )
 
 
 def _check_batch(config: Config, devices: int) -> None:
     sizes = meshes.resolve(config.mesh.to_dict(), devices)
     if config.batch_size % config.accumulate:
-        raise ConfigError(f"batch_size={config.batch_size} does not divide by accumulate={config.accumulate}: micro-batches must be equal")
+        raise ConfigError(
+            f"batch_size={config.batch_size} does not divide by accumulate={config.accumulate}: micro-batches must be equal"
+        )
     micro, axes = config.batch_size // config.accumulate, tuple(config.sharding.activations.batch)
     parts = math.prod(sizes.get(axis, 1) for axis in axes)
     if micro % parts:

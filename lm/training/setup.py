@@ -23,7 +23,16 @@ from lm.loading import load_template
 from lm.models import LanguageModel, build, inputs
 from lm.models.config import ConfigError, ModelConfig
 from lm.objectives import OBJECTIVES, Transform
-from lm.training import checkpoints, instruction, labelling, mixing, optimizer, rules, settings, sharding
+from lm.training import (
+    checkpoints,
+    instruction,
+    labelling,
+    mixing,
+    optimizer,
+    rules,
+    settings,
+    sharding,
+)
 from lm.training.documents import as_trained
 from lm.training.mesh import make_mesh
 from lm.training.paths import Folder, is_remote
@@ -32,7 +41,13 @@ from lm.training.state import Extras, TrainState, abstract_state, average_of, cr
 from lm.training.step import make_train_step
 
 CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # of runs in object storage
-COMPUTE = ("dtype", "param_dtype", "remat", "layers", "dropout")  # what config.model says about a model that init_from brings
+COMPUTE = (
+    "dtype",
+    "param_dtype",
+    "remat",
+    "layers",
+    "dropout",
+)  # what config.model says about a model that init_from brings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +81,9 @@ class Run:
         """The tokens of a prompt to sample from, as training would have them."""
         if self.template is not None:
             return instruction.prompt_ids(self.model.config, self.tokenizer, self.template, text)
-        return encoding.prompt_ids(self.tokenizer, text, encoder=bool(self.model.config.encoder_layers))
+        return encoding.prompt_ids(
+            self.tokenizer, text, encoder=bool(self.model.config.encoder_layers)
+        )
 
     def weights(self, state: TrainState) -> dict:
         """The model's params that a state stands for: what is evaluated, sampled and exported."""
@@ -99,15 +116,21 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     """Builds all that needs no data. Raises ConfigError, CheckpointError or WeightsError before anything is compiled."""
     settings.check(config, jax.device_count())
     mesh = make_mesh(**config.mesh.to_dict())
-    parameters, activations = (config.sharding[table].to_dict() for table in ("parameters", "activations"))
+    parameters, activations = (
+        config.sharding[table].to_dict() for table in ("parameters", "activations")
+    )
     rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
-    model, params, tokenizer, template = _model(config, workdir, resuming=bool(checkpoints.steps(workdir)))
+    model, params, tokenizer, template = _model(
+        config, workdir, resuming=bool(checkpoints.steps(workdir))
+    )
     c = model.config
     for one in (config, *mixing.parts(config).values()):
         settings.check_head(one, c.head)
         settings.check_length(one, c.max_length)
     if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > c.vocab_size:
-        raise ConfigError(f"the tokenizer has {ids} tokens and the model's vocabulary {c.vocab_size}; they do not belong together")
+        raise ConfigError(
+            f"the tokenizer has {ids} tokens and the model's vocabulary {c.vocab_size}; they do not belong together"
+        )
     if config.init_from:
         settings.check_ignored(config.model, c, COMPUTE)
     chosen = OBJECTIVES[config.objective.name]
@@ -117,13 +140,20 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     fisher = None
     if plan is not None and plan.ewc and params is not None:
         fisher = fishers.load(config.adaptation.ewc.fisher, params)
-    o, axes = config.optimizer, rules.by_path(model.logical_axes() if plan is None else plan.trained_axes())
+    o, axes = (
+        config.optimizer,
+        rules.by_path(model.logical_axes() if plan is None else plan.trained_axes()),
+    )
     for table in ("rates", "decay"):
         rules.check_used(axes, o[table], f"optimizer.{table}", every_pattern=table == "rates")
     if not any(rules.of(o.rates, name, "optimizer.rates") for name in axes):
-        raise ConfigError(f"optimizer.rates={o.rates} freezes every parameter: nothing would be learned")
+        raise ConfigError(
+            f"optimizer.rates={o.rates} freezes every parameter: nothing would be learned"
+        )
     updates, schedule = optimizer.of_config(o, config.steps, axes)
-    extras = Extras(ema=o.ema > 0, guard=bool(o.skip_above or o.skip_nonfinite), rates=o.rates, plan=plan)
+    extras = Extras(
+        ema=o.ema > 0, guard=bool(o.skip_above or o.skip_nonfinite), rates=o.rates, plan=plan
+    )
     abstract = abstract_state(model, updates, mesh, parameters, extras)
     objective = functools.partial(chosen.loss, **settings.loss_options(config))
     objective = objective if plan is None else plan.objective(objective)
@@ -132,9 +162,14 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         model, objective, updates, schedule, accumulate=1 if chosen.joint else config.accumulate, shardings=shardings.params,
         rates=o.rates, ema=o.ema, skip_above=o.skip_above, noisy=c.dropout > 0 or bool(plan and plan.lora and plan.lora.dropout),
     )  # fmt: skip
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    train_step = jax.jit(
+        train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
+    )
     example = abstract_batch(
-        rows, config.batch_size, (config.length, config.length if c.encoder_layers else 0), labelling.batch_fields(config, c)
+        rows,
+        config.batch_size,
+        (config.length, config.length if c.encoder_layers else 0),
+        labelling.batch_fields(config, c),
     )
     _check_names(train_step, abstract, example, mesh, activations)
     return Run(
@@ -143,7 +178,9 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     )  # fmt: skip
 
 
-def abstract_batch(rows: NamedSharding, batch_size: int, lengths: tuple[int, int], more: dict | None = None) -> Batch:
+def abstract_batch(
+    rows: NamedSharding, batch_size: int, lengths: tuple[int, int], more: dict | None = None
+) -> Batch:
     """A batch without contents, to compile for; lengths of its rows and of their encoder's, 0 without one.
 
     `more`: further fields, name -> (elements a row, dtype).
@@ -160,26 +197,45 @@ def abstract_batch(rows: NamedSharding, batch_size: int, lengths: tuple[int, int
     )  # fmt: skip
 
 
-def training_data(config: settings.Config, run: "Run | Reader", tally: Tally | None = None) -> Packed | Mixture:
+def training_data(
+    config: settings.Config, run: "Run | Reader", tally: Tally | None = None
+) -> Packed | Mixture:
     """The packed training rows, or a mixture of several sources of them. `tally` counts what is read of texts. Raises DataError."""
     if config.data.synthetic_rows:
-        return packing.synthetic(run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed)
+        return packing.synthetic(
+            run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed
+        )
     if config.data.mixture:
         parts = mixing.parts(config).items()
         transforms = {name: _transform(own, run.model.config, run.tokenizer) for name, own in parts}
-        return mixing.mixture(config, {name: _pack(own, run, own.data.files, True, tally) for name, own in parts}, transforms)
+        return mixing.mixture(
+            config,
+            {name: _pack(own, run, own.data.files, True, tally) for name, own in parts},
+            transforms,
+        )
     return _pack(config, run, config.data.files, True, tally)
 
 
-def train_batches(config: settings.Config, run: Run, packed: Packed | Mixture) -> batches.TrainBatches:
+def train_batches(
+    config: settings.Config, run: Run, packed: Packed | Mixture
+) -> batches.TrainBatches:
     """The stream of batches that a run reads, from its first step on."""
     transform = None if isinstance(packed, Mixture) else run.transform
-    return batches.TrainBatches(packed, config.batch_size, config.seed, run.rows, transform=transform, config=run.model.config)
+    return batches.TrainBatches(
+        packed,
+        config.batch_size,
+        config.seed,
+        run.rows,
+        transform=transform,
+        config=run.model.config,
+    )
 
 
 def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
     """Name -> packed rows, of every entry of eval.data that names files. Raises DataError."""
-    return {name: evaluation_rows(config, run, files) for name, files in evaluations(config).items()}
+    return {
+        name: evaluation_rows(config, run, files) for name, files in evaluations(config).items()
+    }
 
 
 def evaluations(config: settings.Config) -> dict[str, str]:
@@ -188,7 +244,9 @@ def evaluations(config: settings.Config) -> dict[str, str]:
     return {name: files for name, files in config.eval.data.items() if files} | held_out
 
 
-def evaluation_rows(config: settings.Config, run: "Run | Reader", files: str, tally: Tally | None = None) -> Packed:
+def evaluation_rows(
+    config: settings.Config, run: "Run | Reader", files: str, tally: Tally | None = None
+) -> Packed:
     """The packed rows of one entry of eval.data. Raises DataError."""
     return _pack(config, run, files, False, tally)
 
@@ -202,7 +260,9 @@ def _pack(config, run: "Run | Reader", files: str, training: bool, tally: Tally 
     cache = cache_of(config, run.workdir)
     if config.objective.name in instruction.OBJECTIVES:
         assert run.template is not None  # instruction.template_of
-        return instruction.pack(config, run.model.config, run.tokenizer, run.template, files, cache, training)
+        return instruction.pack(
+            config, run.model.config, run.tokenizer, run.template, files, cache, training
+        )
     if config.objective.name in labelling.OBJECTIVES:
         return labelling.pack(config, run.model.config, run.tokenizer, files, cache, tally)
     held_out = files == instruction.HOLDOUT and not training
@@ -224,12 +284,26 @@ def _model(config: settings.Config, workdir: Folder, resuming: bool):
     model, params, tokenizer = _loaded(config, resuming)
     if config.objective.name in labelling.OBJECTIVES:
         if tokenizer is None:
-            raise ConfigError("labelled texts need a tokenizer, and neither the config nor init_from has one")
-        model, params = labelling.with_labels(config, list(mixing.parts(config).values()) or [config], model, params)
+            raise ConfigError(
+                "labelled texts need a tokenizer, and neither the config nor init_from has one"
+            )
+        model, params = labelling.with_labels(
+            config, list(mixing.parts(config).values()) or [config], model, params
+        )
     tokenizer = as_trained(tokenizer, config.objective.name)
     there = checkpoints.kept_template(workdir)
-    template = instruction.template_of(config, tokenizer, load_template(config.init_from, tokenizer) if config.init_from else None, there)
-    return build(instruction.with_stop(model.config, template, tokenizer)), params, tokenizer, template
+    template = instruction.template_of(
+        config,
+        tokenizer,
+        load_template(config.init_from, tokenizer) if config.init_from else None,
+        there,
+    )
+    return (
+        build(instruction.with_stop(model.config, template, tokenizer)),
+        params,
+        tokenizer,
+        template,
+    )
 
 
 def _loaded(config: settings.Config, resuming: bool):
@@ -239,9 +313,21 @@ def _loaded(config: settings.Config, resuming: bool):
     tokenizer = None
     if config.tokenizer:
         every = [config, *mixing.parts(config).values()]
-        special = {name: value for one in every for name, value in OBJECTIVES[one.objective.name].special.items()}
-        tokenizer = tokenizers.bytes_only(**special) if config.tokenizer == "bytes" else load_tokenizer(config.tokenizer)
-        tokenizer = instruction.with_control(tokenizer, config.data.template) if config.tokenizer == "bytes" else tokenizer
+        special = {
+            name: value
+            for one in every
+            for name, value in OBJECTIVES[one.objective.name].special.items()
+        }
+        tokenizer = (
+            tokenizers.bytes_only(**special)
+            if config.tokenizer == "bytes"
+            else load_tokenizer(config.tokenizer)
+        )
+        tokenizer = (
+            instruction.with_control(tokenizer, config.data.template)
+            if config.tokenizer == "bytes"
+            else tokenizer
+        )
     if not config.init_from:
         return build(settings.model_config(config.model, tokenizer)), None, tokenizer
     model, params, its_tokenizer = load(config.init_from)
@@ -250,7 +336,9 @@ def _loaded(config: settings.Config, resuming: bool):
     return model, None if resuming else params, tokenizer or its_tokenizer
 
 
-def _check_names(train_step, abstract: TrainState, batch: Batch, mesh: Mesh, activations: Rules) -> None:
+def _check_names(
+    train_step, abstract: TrainState, batch: Batch, mesh: Mesh, activations: Rules
+) -> None:
     """Traces the step, which reads every logical name in the model, and says in words which one no rule knows."""
     try:
         with sharding.activate(mesh, activations):
@@ -258,4 +346,6 @@ def _check_names(train_step, abstract: TrainState, batch: Batch, mesh: Mesh, act
     except ValueError as e:
         if "logical" not in str(e).lower():
             raise
-        raise ConfigError(f"an activation has a logical name that no rule in sharding.activations knows: {e}") from e
+        raise ConfigError(
+            f"an activation has a logical name that no rule in sharding.activations knows: {e}"
+        ) from e

@@ -55,7 +55,9 @@ def check_types(rules: Mapping[str, Any], table: str) -> None:
     for name, axes in rules.items():
         if not isinstance(axes, tuple | list) or not all(isinstance(axis, str) for axis in axes):
             such = axes if isinstance(axes, str) else "fsdp"
-            raise ConfigError(f"sharding.{table}.{name}={axes!r}: expected a tuple of mesh axes, such as ({such!r},), or () for none")
+            raise ConfigError(
+                f"sharding.{table}.{name}={axes!r}: expected a tuple of mesh axes, such as ({such!r},), or () for none"
+            )
 
 
 def check_rules(mesh: Mesh, rules: Rules, table: str) -> None:
@@ -70,13 +72,17 @@ def check_rules(mesh: Mesh, rules: Rules, table: str) -> None:
                 )
 
 
-def partition(mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...], rules: Rules, what: str, table: str) -> NamedSharding:
+def partition(
+    mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...], rules: Rules, what: str, table: str
+) -> NamedSharding:
     """The sharding of one array of `shape` whose dimensions are called `names`.
 
     Raises ConfigError naming the array (`what`), the dimension, its size and the mesh axes that do not fit it.
     """
     if len(names) != len(shape):
-        raise ConfigError(f"{what} has {len(shape)} dimensions {shape} but {len(names)} logical names {names}; name every dimension")
+        raise ConfigError(
+            f"{what} has {len(shape)} dimensions {shape} but {len(names)} logical names {names}; name every dimension"
+        )
     spec: list[tuple[str, ...]] = []
     for dimension, (size, name) in enumerate(zip(shape, names, strict=True)):
         if name not in rules:
@@ -104,7 +110,9 @@ def parameter_shardings(mesh: Mesh, logical_axes, shapes, rules: Rules = PARAMET
     check_rules(mesh, rules, "parameters")
 
     def of(path, leaf, names):
-        return partition(mesh, leaf.shape, tuple(names), rules, f"parameter {path_name(path)}", "parameters")
+        return partition(
+            mesh, leaf.shape, tuple(names), rules, f"parameter {path_name(path)}", "parameters"
+        )
 
     return jax.tree_util.tree_map_with_path(of, shapes, logical_axes)
 
@@ -123,10 +131,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 @contextlib.contextmanager
 def activate(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
     """Within it, the model's logical constraints mean axes of `mesh`. (Entering the mesh itself would drop them silently.)"""
-    with jax.set_mesh(mesh), nn.logical_axis_rules([(name, axes or None) for name, axes in rules.items()]):
+    with (
+        jax.set_mesh(mesh),
+        nn.logical_axis_rules([(name, axes or None) for name, axes in rules.items()]),
+    ):
         yield
 
 
 def path_name(path) -> str:
     """A key path as in "layers/mlp/up"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )

@@ -20,7 +20,9 @@ class Signals(Interrupts):
 
     def __init__(self):
         self._several = jax.distributed.is_initialized()
-        super().__init__((signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM), KEPT)
+        super().__init__(
+            (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM), KEPT
+        )
         self.waits = self._several
 
     def _handle(self, number: int, frame) -> None:

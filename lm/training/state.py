@@ -49,7 +49,11 @@ class Extras:
 
 
 def initialise(
-    model, optimizer: optax.GradientTransformation, seed: int | jax.Array, rows: int = 1, extras: Extras = Extras()
+    model,
+    optimizer: optax.GradientTransformation,
+    seed: int | jax.Array,
+    rows: int = 1,
+    extras: Extras = Extras(),
 ) -> TrainState:
     """A fresh state, pure. `rows`: of the example batch, for a mesh that divides it."""
     params_key, _ = jax.random.split(jax.random.key(seed))
@@ -58,7 +62,11 @@ def initialise(
 
 
 def start(
-    params, optimizer: optax.GradientTransformation, seed: int | jax.Array, extras: Extras = Extras(), fisher: dict | None = None
+    params,
+    optimizer: optax.GradientTransformation,
+    seed: int | jax.Array,
+    extras: Extras = Extras(),
+    fisher: dict | None = None,
 ) -> TrainState:
     """The state that begins with the model's `params`, pure; `fisher` for a plan that asks for it."""
     params_key, rng = jax.random.split(jax.random.key(seed))
@@ -73,7 +81,9 @@ def start(
     )  # fmt: skip
 
 
-def abstract_state(model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS, extras: Extras = Extras()) -> TrainState:
+def abstract_state(
+    model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS, extras: Extras = Extras()
+) -> TrainState:
     """The shapes, dtypes and shardings of the state on `mesh`: ShapeDtypeStructs. Raises ConfigError where the rules do not fit."""
     shapes = jax.eval_shape(lambda: initialise(model, optimizer, 0, extras=extras))
     axes = model.logical_axes() if extras.plan is None else extras.plan.trained_axes()
@@ -82,7 +92,9 @@ def abstract_state(model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS, extr
     if extras.plan is not None:
         fixed = sharding.parameter_shardings(mesh, extras.plan.fixed_axes(), shapes.fixed, rules)
         shardings = dataclasses.replace(shardings, fixed=fixed)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
 
 
 def create_state(
@@ -94,11 +106,18 @@ def create_state(
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     with sharding.activate(mesh, activations):
         if params is None:
-            return jax.jit(lambda s: initialise(model, optimizer, s, mesh.size, extras), out_shardings=shardings)(seed)
-        put = lambda tree, like: jax.tree.map(lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), tree, like)
+            return jax.jit(
+                lambda s: initialise(model, optimizer, s, mesh.size, extras),
+                out_shardings=shardings,
+            )(seed)
+        put = lambda tree, like: jax.tree.map(
+            lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), tree, like
+        )
         if extras.plan is not None:
             fisher = None if fisher is None else put(fisher, abstract.fixed["fisher"])
-            begin = jax.jit(lambda p, f, s: start(p, optimizer, s, extras, f), out_shardings=shardings)
+            begin = jax.jit(
+                lambda p, f, s: start(p, optimizer, s, extras, f), out_shardings=shardings
+            )
             return begin(put(params, abstract.fixed["base"]), fisher, seed)
         params = put(params, abstract.params)
         rest = jax.jit(
@@ -113,7 +132,9 @@ def average_of(params: dict, average: dict | None) -> dict:
     if average is None:
         return params
     flat, new = by_path(params), by_path(average)
-    return flax.traverse_util.unflatten_dict({n: x if n not in new else new[n].astype(x.dtype) for n, x in flat.items()}, sep="/")
+    return flax.traverse_util.unflatten_dict(
+        {n: x if n not in new else new[n].astype(x.dtype) for n, x in flat.items()}, sep="/"
+    )
 
 
 def _like_params(tree, shardings, otherwise):
@@ -125,7 +146,12 @@ def _like_params(tree, shardings, otherwise):
 
     def one(path, leaf):
         parts = path_name(path).split("/")
-        spans = (parts[i:j] for width in range(len(parts), 0, -1) for i in range(len(parts) - width + 1) for j in [i + width])
+        spans = (
+            parts[i:j]
+            for width in range(len(parts), 0, -1)
+            for i in range(len(parts) - width + 1)
+            for j in [i + width]
+        )
         name = next((name for name in map("/".join, spans) if name in of), None)
         return of[name] if name is not None and shapes[name] == leaf.shape else otherwise
 

@@ -33,13 +33,17 @@ def make_train_step(
     def sums(trained, held, batch: Batch, rng):
         frozen, fixed = held
         options = {} if fixed is None else {"fixed": fixed}
-        loss = objective(model, rules.join(trained, frozen), batch, rng if dropout else None, **options)
+        loss = objective(
+            model, rules.join(trained, frozen), batch, rng if dropout else None, **options
+        )
         return loss.sum, loss
 
     def micro(trained, held, batch: Batch, rng):
         (_, loss), gradients = jax.value_and_grad(sums, has_aux=True)(trained, held, batch, rng)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
-        return loss, gradients if shardings is None else jax.lax.with_sharding_constraint(gradients, rules.split(shardings, rates)[0])
+        return loss, gradients if shardings is None else jax.lax.with_sharding_constraint(
+            gradients, rules.split(shardings, rates)[0]
+        )
 
     def total(trained, held, batch: Batch, rng):
         if accumulate == 1:
@@ -49,10 +53,13 @@ def make_train_step(
             return jax.tree.map(jnp.add, carry, micro(trained, held, *xs)), None
 
         # Micro-batch i is rows i, i + k, ...: each device splits the rows it has, and nothing moves.
-        batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        batches = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
         rngs = jax.random.split(rng, accumulate)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, trained, held, jax.tree.map(lambda x: x[0], batches), rng)
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(micro, trained, held, jax.tree.map(lambda x: x[0], batches), rng),
         )
         return jax.lax.scan(body, zeros, (batches, rngs))[0]
 
@@ -76,12 +83,27 @@ def make_train_step(
         average = None if state.ema is None else _averaged(state.ema, trained, applied, ema)
         guarded = state.guard
         if guarded is not None:
-            guarded, take = guard.judge(guarded, metrics["loss"], metrics["gradient_norm"], skip_above)
+            guarded, take = guard.judge(
+                guarded, metrics["loss"], metrics["gradient_norm"], skip_above
+            )
             before = (rules.split(state.params, rates)[0], state.opt_state, state.ema)
             choose = lambda new, old: jnp.where(take, new, old)
-            trained, opt_state, average = jax.tree.map(choose, (trained, opt_state, average), before)
-            metrics |= {"skipped": guarded.skipped.astype(jnp.float32), "nonfinite_in_a_row": guarded.nonfinite.astype(jnp.float32)}
-        state = TrainState(following, rules.join(trained, frozen), opt_state, state.rng, average, guarded, state.fixed)
+            trained, opt_state, average = jax.tree.map(
+                choose, (trained, opt_state, average), before
+            )
+            metrics |= {
+                "skipped": guarded.skipped.astype(jnp.float32),
+                "nonfinite_in_a_row": guarded.nonfinite.astype(jnp.float32),
+            }
+        state = TrainState(
+            following,
+            rules.join(trained, frozen),
+            opt_state,
+            state.rng,
+            average,
+            guarded,
+            state.fixed,
+        )
         return state, metrics
 
     return train_step

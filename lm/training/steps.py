@@ -19,7 +19,9 @@ from lm.training import digests
 from lm.training.paths import Folder, resolve, write_atomically
 from lm.training.sharding import path_name
 
-STEP = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)  # str.isdigit() is true of "²" too, and int() reads "٣" and "007"
+STEP = re.compile(
+    r"0|[1-9][0-9]{0,17}", re.ASCII
+)  # str.isdigit() is true of "²" too, and int() reads "٣" and "007"
 COMMITTED = "commit_success.txt"  # Orbax's mark of a step that is whole
 SHOWN = 240  # bytes of a problem that processes tell each other
 
@@ -43,12 +45,18 @@ def folder_of(workdir: str | Folder) -> Folder:
 
 def steps(workdir: str | Folder) -> list[int]:
     """The steps whose checkpoints are complete, ascending."""
-    return sorted(int(d.name) for d in _folders(workdir) if STEP.fullmatch(d.name) and not missing(d))
+    return sorted(
+        int(d.name) for d in _folders(workdir) if STEP.fullmatch(d.name) and not missing(d)
+    )
 
 
 def newest_first(workdir: str | Folder) -> list[Folder]:
     """Every folder that Orbax may take for a step; those that are none come first."""
-    return sorted(_folders(workdir), key=lambda d: (not STEP.fullmatch(d.name), int(d.name) if STEP.fullmatch(d.name) else 0), reverse=True)
+    return sorted(
+        _folders(workdir),
+        key=lambda d: (not STEP.fullmatch(d.name), int(d.name) if STEP.fullmatch(d.name) else 0),
+        reverse=True,
+    )
 
 
 def missing(folder: Folder) -> str:
@@ -72,12 +80,19 @@ def problem(folder: Folder, run: str, shared: bool = False) -> str:
     differing = None
     try:
         differing = digests.problems(folder, part, parts)
-        found = "; ".join(differing[:3]) if differing else _other(saved_with(folder), int(folder.name), run)
+        found = (
+            "; ".join(differing[:3])
+            if differing
+            else _other(saved_with(folder), int(folder.name), run)
+        )
         found = found or ("" if shapes(folder) else "it holds no arrays")
     except Exception as e:  # any damage shows as any exception
         found = f"its description cannot be read ({type(e).__name__})"
     if not (found := agreed(found, shared)) and differing is None:
-        log.warning("checkpoint %s cannot be verified: it has no digests (an earlier version saved it, or was killed as it did)", folder)
+        log.warning(
+            "checkpoint %s cannot be verified: it has no digests (an earlier version saved it, or was killed as it did)",
+            folder,
+        )
     return found
 
 
@@ -89,7 +104,9 @@ def agreed(found: str, shared: bool = True) -> str:
 
     mine = np.frombuffer(found.encode()[:SHOWN].ljust(SHOWN, b"\0"), np.uint8)
     every = np.asarray(multihost_utils.process_allgather(mine))
-    return next((text for row in every if (text := bytes(row).rstrip(b"\0").decode(errors="replace"))), "")
+    return next(
+        (text for row in every if (text := bytes(row).rstrip(b"\0").decode(errors="replace"))), ""
+    )
 
 
 def saved_with(folder: Folder) -> dict:
@@ -97,13 +114,20 @@ def saved_with(folder: Folder) -> dict:
     about = json.loads((folder / "data" / "metadata").read_text())
     if not isinstance(about, dict):
         raise ValueError("no object")
-    return about if "run" in about else {"step": about.get("next_index", int(folder.name)), "run": "", "data": about}
+    return (
+        about
+        if "run" in about
+        else {"step": about.get("next_index", int(folder.name)), "run": "", "data": about}
+    )
 
 
 def shapes(folder: Folder) -> dict[str, tuple]:
     """Path -> (shape, dtype) of every saved array."""
     tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / "state")).tree
-    return {path_name(path): (tuple(x.shape), jnp.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        path_name(path): (tuple(x.shape), jnp.dtype(x.dtype))
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def set_aside(folders: list[Folder], why: str = "unreadable") -> None:
@@ -145,7 +169,9 @@ def keep_run_id(workdir: str | Folder) -> str:
     """The run's id, written to run.json; a new one where it has none."""
     found, folder = run_id(workdir) or uuid.uuid4().hex, resolve(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "run.json", json.dumps({"id": found, "crc32": zlib.crc32(found.encode())}))
+    write_atomically(
+        folder / "run.json", json.dumps({"id": found, "crc32": zlib.crc32(found.encode())})
+    )
     return found
 
 

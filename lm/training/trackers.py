@@ -47,7 +47,9 @@ class Trackers:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(local / "tensorboard"), purge_step=step + 1 if step else None)
+            self._board = SummaryWriter(
+                str(local / "tensorboard"), purge_step=step + 1 if step else None
+            )
         if wandb:
             self._wandb = _wandb(wandb, folder, local, dict(config or {}))
 
@@ -62,7 +64,14 @@ class Trackers:
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, int(row["step"]))
         if self._wandb is not None:
-            self._wandb.log({name: value for name, value in row.items() if name != "step" and value is not None}, step=int(row["step"]))
+            self._wandb.log(
+                {
+                    name: value
+                    for name, value in row.items()
+                    if name != "step" and value is not None
+                },
+                step=int(row["step"]),
+            )
 
     def sync(self) -> None:
         """Copies everything written so far to a run folder in object storage; a local one has it already."""
@@ -87,7 +96,9 @@ class Trackers:
 def check_wandb(project: str) -> None:
     """Raises ConfigError where a project is named and the package wandb is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
-        raise ConfigError(f"log.wandb={project!r} needs the package wandb, which is not installed: pip install 'openbook[wandb]'")
+        raise ConfigError(
+            f"log.wandb={project!r} needs the package wandb, which is not installed: pip install 'openbook[wandb]'"
+        )
 
 
 def _wandb(project: str, folder: Folder, local: pathlib.Path, config: dict):
@@ -96,7 +107,14 @@ def _wandb(project: str, folder: Folder, local: pathlib.Path, config: dict):
     file = folder / WANDB
     identity = json.loads(file.read_text())["id"] if file.exists() else secrets.token_hex(4)
     try:
-        run = wandb.init(project=project, id=identity, resume="allow", name=folder.name, dir=str(local), config=config)
+        run = wandb.init(
+            project=project,
+            id=identity,
+            resume="allow",
+            name=folder.name,
+            dir=str(local),
+            config=config,
+        )
     except wandb.Error as error:
         raise ConfigError(
             f"log.wandb={project!r}: {str(error).splitlines()[0].rstrip('.')}. Use wandb login, or WANDB_MODE=offline, or leave it empty"
@@ -124,7 +142,12 @@ def keep_until(path: pathlib.Path, step: int) -> None:
     if bad:
         aside = path.with_name(f"{path.name}.unreadable")
         aside.write_bytes(there)
-        log.warning("%s: lines %s are no rows of metrics and are left out; the file as it was is %s", path, bad, aside)
+        log.warning(
+            "%s: lines %s are no rows of metrics and are left out; the file as it was is %s",
+            path,
+            bad,
+            aside,
+        )
     if (new := b"".join(kept)) != there:
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_bytes(new)
@@ -134,10 +157,19 @@ def keep_until(path: pathlib.Path, step: int) -> None:
 def read(workdir: str | Folder) -> list[dict]:
     """The whole rows of a run's metrics.jsonl, in order; a line that is no row is left out with a warning."""
     path = resolve(workdir) / FILE
-    lines = [line for line in (path.read_bytes() if path.exists() else b"").splitlines(keepends=True) if line.endswith(b"\n")]
+    lines = [
+        line
+        for line in (path.read_bytes() if path.exists() else b"").splitlines(keepends=True)
+        if line.endswith(b"\n")
+    ]
     rows = [row for line in lines if (row := _row(line)) is not None]
     if len(rows) < len(lines):
-        log.warning("%s: %d of %d lines are no rows of metrics and are left out", path, len(lines) - len(rows), len(lines))
+        log.warning(
+            "%s: %d of %d lines are no rows of metrics and are left out",
+            path,
+            len(lines) - len(rows),
+            len(lines),
+        )
     return rows
 
 
@@ -154,7 +186,14 @@ def plot(workdir: str | Folder) -> None:
     from matplotlib.figure import Figure
 
     rows = read(workdir)
-    names = sorted({name for row in rows for name in row if name == "loss" or (name.startswith("eval/") and name.endswith("/loss"))})
+    names = sorted(
+        {
+            name
+            for row in rows
+            for name in row
+            if name == "loss" or (name.startswith("eval/") and name.endswith("/loss"))
+        }
+    )
     if not names:
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -162,7 +201,9 @@ def plot(workdir: str | Folder) -> None:
     for name in reversed(names):
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes.plot(
-            *zip(*points, strict=True), label="training" if name == "loss" else name.split("/")[1], marker="" if name == "loss" else "o"
+            *zip(*points, strict=True),
+            label="training" if name == "loss" else name.split("/")[1],
+            marker="" if name == "loss" else "o",
         )
     axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.grid(alpha=0.3)

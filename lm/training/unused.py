@@ -9,7 +9,14 @@ from lm.data import templates
 from lm.data.labelled import CLASSIFICATION, CONTRASTIVE, QUESTIONS, TASKS, TOKENS
 from lm.models.config import ConfigError
 
-TEXT = ("next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising")  # objectives that read plain text
+TEXT = (
+    "next_token",
+    "prefix_lm",
+    "masked",
+    "span_corruption",
+    "ul2",
+    "denoising",
+)  # objectives that read plain text
 INSTRUCT = ("instruct",)  # and those that learn answers to prompts
 TOKEN_LOSS = (*TEXT, *INSTRUCT)
 
@@ -44,7 +51,11 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of the sections objective.NAME
     TOKENS: {"labels": ()},
     CONTRASTIVE: {"temperature": 0.05, "negatives": 0, "symmetric": False, "pooling": ""},
 }  # fmt: skip
-READ |= {f"objective.{name}.{option}": (default, (name,)) for name, section in OPTIONS.items() for option, default in section.items()}
+READ |= {
+    f"objective.{name}.{option}": (default, (name,))
+    for name, section in OPTIONS.items()
+    for option, default in section.items()
+}
 
 
 def check(config: ml_collections.ConfigDict, others: Iterable[str] = ()) -> None:

@@ -16,7 +16,11 @@ from lm.weights.errors import WeightsError
 from lm.weights.sources import Source
 
 ARCHITECTURES = ("llama",)
-NUMBERS = dict(enumerate(("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))) | {10: "<u8", 11: "<i8", 12: "<f8"}  # of metadata
+NUMBERS = dict(enumerate(("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))) | {
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}  # of metadata
 STRING, ARRAY = 8, 9
 VALUES_AT_ONCE = 1 << 16  # dequantised: what fits a core's cache
 
@@ -42,11 +46,15 @@ def open_reader(path: Path) -> Reader:
     """Reads the header of a file. Raises WeightsError when it is not a complete GGUF file."""
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
-            raise WeightsError(f"{path} is not a GGUF file (it does not begin with 'GGUF'); was the download complete?")
+            raise WeightsError(
+                f"{path} is not a GGUF file (it does not begin with 'GGUF'); was the download complete?"
+            )
         try:
             return _parsed(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except Exception as error:  # a damaged header shows in many ways (struct.error, UnicodeDecodeError, MemoryError, ...)
-            raise WeightsError(f"{path} is a damaged or truncated GGUF file ({type(error).__name__}: {error}); fetch it again") from error
+            raise WeightsError(
+                f"{path} is a damaged or truncated GGUF file ({type(error).__name__}: {error}); fetch it again"
+            ) from error
 
 
 def _parsed(file: mmap.mmap) -> Reader:
@@ -77,7 +85,11 @@ def _parsed(file: mmap.mmap) -> Reader:
         block, size = gguf.GGML_QUANT_SIZES[kind]
         first, length = start + offset, math.prod(dims) // block * size
         if name in tensors or first + length > len(whole):
-            raise ValueError(f"tensor {name!r} is there twice" if name in tensors else f"tensor {name!r} ends beyond the file")
+            raise ValueError(
+                f"tensor {name!r} is there twice"
+                if name in tensors
+                else f"tensor {name!r} ends beyond the file"
+            )
         tensors[name] = Tensor(kind, tuple(reversed(dims)), whole[first : first + length])
     return Reader(fields, tensors)
 
@@ -126,7 +138,9 @@ class Metadata:
         found = self.get(name)
         if found is None:
             self.refuse_parts()  # all but the first have no metadata
-            raise WeightsError(f"{self.path} has no metadata field {name!r}; was it written by llama.cpp's converter?")
+            raise WeightsError(
+                f"{self.path} has no metadata field {name!r}; was it written by llama.cpp's converter?"
+            )
         return found
 
     def refuse_parts(self) -> None:
@@ -153,13 +167,17 @@ def hf_config(fields: Metadata, tensors) -> dict:
     fields.refuse_parts()
     scaling = fields.get("llama.rope.scaling.type") or "none"
     if scaling not in ("none", "linear"):
-        raise ConfigError(f"{fields.path}: rope.scaling.type={scaling!r} is not supported in GGUF files; only none and linear are")
+        raise ConfigError(
+            f"{fields.path}: rope.scaling.type={scaling!r} is not supported in GGUF files; only none and linear are"
+        )
     if "rope_freqs.weight" in tensors:
         raise ConfigError(
             f"{fields.path}: per-frequency rotary scaling (rope_freqs.weight) is not supported; use its safetensors directory"
         )
     if fields.get("llama.expert_count"):
-        raise ConfigError(f"{fields.path}: experts (llama.expert_count={fields['llama.expert_count']}) are not supported")
+        raise ConfigError(
+            f"{fields.path}: experts (llama.expert_count={fields['llama.expert_count']}) are not supported"
+        )
     as_written = lambda x: float(str(np.float32(x)))  # 1e-5 is stored as the float32 next to it
     d_model, heads = fields["llama.embedding_length"], fields["llama.attention.head_count"]
     head_dim = fields.get("llama.attention.key_length") or d_model // heads
@@ -191,7 +209,9 @@ def open_gguf(path: Path) -> Generator[tuple[dict, Source]]:
         try:
             return dequantized(t).reshape(t.shape)
         except (NotImplementedError, ValueError) as error:
-            raise WeightsError(f"{path}: tensor {name!r} of type {t.kind.name} cannot be dequantised: {error}") from error
+            raise WeightsError(
+                f"{path}: tensor {name!r} of type {t.kind.name} cannot be dequantised: {error}"
+            ) from error
 
     yield hf, Source(str(path), shapes, dict.fromkeys(shapes, "F32"), read)
 

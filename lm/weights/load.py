@@ -26,7 +26,9 @@ from lm.weights.resolve import HUB_ID, resolve
 from lm.weights.sources import FLOATS, Source, holds_weights, open_safetensors, read_json
 
 
-def from_hf(path_or_id, dtype: str | None = None, head: str | None = None) -> tuple[LanguageModel, dict]:
+def from_hf(
+    path_or_id, dtype: str | None = None, head: str | None = None
+) -> tuple[LanguageModel, dict]:
     """Model and parameters from a Hugging Face directory (config.json and safetensors, sharded or not), hub id or .gguf file.
 
     dtype: "float32" (the default), "bfloat16" or "float16", of parameters and computation; stored values are cast to it.
@@ -42,13 +44,20 @@ def from_hf(path_or_id, dtype: str | None = None, head: str | None = None) -> tu
     """
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype={dtype!r} is unknown; one of {', '.join(DTYPES)}")
-    with phase(f"loading the weights of {path_or_id}"), open_checkpoint(path_or_id, head) as (config, rows, family, source):
+    with (
+        phase(f"loading the weights of {path_or_id}"),
+        open_checkpoint(path_or_id, head) as (config, rows, family, source),
+    ):
         config = config.replace(dtype=dtype or "float32", param_dtype=dtype or "float32")
-        return build(config), read_params(source, rows, family, parameter_shapes(config), config.param_dtype)
+        return build(config), read_params(
+            source, rows, family, parameter_shapes(config), config.param_dtype
+        )
 
 
 @contextlib.contextmanager
-def open_checkpoint(path_or_id, head: str | None = None) -> Generator[tuple[ModelConfig, tuple[Row, ...], Family, Source]]:
+def open_checkpoint(
+    path_or_id, head: str | None = None
+) -> Generator[tuple[ModelConfig, tuple[Row, ...], Family, Source]]:
     """Configuration, table, family and tensors under the table's names."""
     if not Path(path_or_id).expanduser().exists() and HUB_ID.fullmatch(str(path_or_id)):
         asked_config(resolve(path_or_id, weights=False), head)  # refuse before the large download
@@ -59,20 +68,31 @@ def open_checkpoint(path_or_id, head: str | None = None) -> Generator[tuple[Mode
             stored = families.config_from_hf(hf)
             config = stored if head in (None, stored.head) else families.other_head(stored, head)
             rows = family.gguf_table
-            yield config, rows, family, source if config == stored else source.without(head_names(rows))
+            yield (
+                config,
+                rows,
+                family,
+                source if config == stored else source.without(head_names(rows)),
+            )
         return
     stored, config = asked_config(path, head)
     family = families.get(stored.family)
     with open_safetensors(path) as source:
         if family.refine:
-            stored, config = family.refine(stored, source.shapes), family.refine(config, source.shapes)
+            stored, config = (
+                family.refine(stored, source.shapes),
+                family.refine(config, source.shapes),
+            )
         asked, family = family.storing(config.head), family.storing(stored.head)
         source = canonical(source, family, stored)
         if config.head == stored.head:
             yield config, family.table, family, source
             return
         headless = config.head in ("none", "embedding")
-        rows = (*(r for r in family.table if not r.of_head), *(r for r in asked.table if r.of_head and not headless))
+        rows = (
+            *(r for r in family.table if not r.of_head),
+            *(r for r in asked.table if r.of_head and not headless),
+        )
         yield config, rows, family, source.without(head_names(family.table) - head_names(rows))
 
 
@@ -87,7 +107,9 @@ def asked_config(directory: Path, head: str | None) -> tuple[ModelConfig, ModelC
     if head in (None, stored.head) and sentences is None:
         return stored, stored
     if head == "value" and (stored.head, stored.pooling) != ("sequence_classification", "last"):
-        raise ConfigError(f"{directory} holds a model with head={stored.head!r}: only a classifier of the last token gives each a value")
+        raise ConfigError(
+            f"{directory} holds a model with head={stored.head!r}: only a classifier of the last token gives each a value"
+        )
     return stored, families.other_head(stored, head or "embedding", **sentences or {})
 
 
@@ -100,7 +122,9 @@ def read_config(directory: Path) -> ModelConfig:
         given = read_json(generation)
         inherited = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
         hf |= {name: given[name] for name in inherited if given.get(name) is not None}
-        hf |= {name: given.get(name) for name in ("forced_bos_token_id", "forced_eos_token_id")}  # what it does not force is not
+        hf |= {
+            name: given.get(name) for name in ("forced_bos_token_id", "forced_eos_token_id")
+        }  # what it does not force is not
     try:
         return families.config_from_hf(hf)
     except ConfigError as error:
@@ -110,16 +134,28 @@ def read_config(directory: Path) -> ModelConfig:
 def refuse_other_folders(directory: Path) -> None:
     """Raises WeightsError for a folder that holds something else than a Hugging Face model, saying how that is read."""
     config = directory / "config.json"
-    if (directory / "checkpoints").is_dir() and (directory / "model" / "config.json").is_file() and not holds_weights(directory):
-        raise WeightsError(f"{directory} is the folder of a training run: read it with lm.load({str(directory)!r})")
+    if (
+        (directory / "checkpoints").is_dir()
+        and (directory / "model" / "config.json").is_file()
+        and not holds_weights(directory)
+    ):
+        raise WeightsError(
+            f"{directory} is the folder of a training run: read it with lm.load({str(directory)!r})"
+        )
     if config.is_file():
         return
     if (directory / "adapter_config.json").is_file():
-        raise WeightsError(f"{directory} is an adapter: lm.load({str(directory)!r}) reads it together with its base")
+        raise WeightsError(
+            f"{directory} is an adapter: lm.load({str(directory)!r}) reads it together with its base"
+        )
     files = sorted(path.name for path in directory.glob("*.gguf"))
     below = sorted(str(path.parent) for path in directory.glob("*/config.json"))
     instead = (
-        f"; give the path of its file {files[0]}" if files else f"; did you mean {below[0]}?" if below else ": is it a model directory?"
+        f"; give the path of its file {files[0]}"
+        if files
+        else f"; did you mean {below[0]}?"
+        if below
+        else ": is it a model directory?"
     )
     raise WeightsError(f"{directory} has no config.json{instead}")
 
@@ -145,12 +181,16 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     return {path: x.shape for path, x in flax.traverse_util.flatten_dict(abstract, sep="/").items()}
 
 
-def read_params(source: Source, rows: tuple[Row, ...], family: Family, shapes: dict[str, Shape], dtype: str) -> dict:
+def read_params(
+    source: Source, rows: tuple[Row, ...], family: Family, shapes: dict[str, Shape], dtype: str
+) -> dict:
     """The nested dict of parameters; everything is checked before the first tensor is read."""
     try:
         slots = expand(rows, shapes)
     except LookupError as error:
-        raise WeightsError(f"{source.where}: a stored {family.model_type} model cannot have parts of the one asked for: {error}") from error
+        raise WeightsError(
+            f"{source.where}: a stored {family.model_type} model cannot have parts of the one asked for: {error}"
+        ) from error
     check(source, slots, family)
     params, stacks = {}, {}
     for name, slot in slots.items():
@@ -175,7 +215,9 @@ def aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 def check(source: Source, slots: dict[str, Slot], family: Family) -> None:
     """Raises WeightsError listing every missing, extra and misshapen tensor, and every one of a dtype that holds no weights."""
-    expendable = lambda name: name in family.duplicates or any(re.fullmatch(pattern, name) for pattern in family.ignored)
+    expendable = lambda name: (
+        name in family.duplicates or any(re.fullmatch(pattern, name) for pattern in family.ignored)
+    )
     missing = [name for name in slots if name not in source.shapes]
     extra = [name for name in source.shapes if name not in slots and not expendable(name)]
     both = [name for name in slots if name in source.shapes]
@@ -185,12 +227,23 @@ def check(source: Source, slots: dict[str, Slot], family: Family) -> None:
         if source.shapes[name] != slots[name].their_shape
     ]
     strange = [
-        f"{name} is {source.dtypes[name]}, expected one of {', '.join(FLOATS)}" for name in both if source.dtypes[name] not in FLOATS
+        f"{name} is {source.dtypes[name]}, expected one of {', '.join(FLOATS)}"
+        for name in both
+        if source.dtypes[name] not in FLOATS
     ]
-    problems = (("missing", missing), ("extra", extra), ("misshapen", misshapen), ("not floating point", strange))
+    problems = (
+        ("missing", missing),
+        ("extra", extra),
+        ("misshapen", misshapen),
+        ("not floating point", strange),
+    )
     if any(found for _, found in problems):
-        listed = "".join(f"\n  {len(found)} {kind}: {'; '.join(found)}" for kind, found in problems if found)
-        raise WeightsError(f"the tensors of {source.where} are not those of the {family.model_type} model in its configuration:{listed}")
+        listed = "".join(
+            f"\n  {len(found)} {kind}: {'; '.join(found)}" for kind, found in problems if found
+        )
+        raise WeightsError(
+            f"the tensors of {source.where} are not those of the {family.model_type} model in its configuration:{listed}"
+        )
 
 
 def check_duplicates(source: Source, slots: dict[str, Slot], family: Family, params: dict) -> None:
@@ -198,8 +251,12 @@ def check_duplicates(source: Source, slots: dict[str, Slot], family: Family, par
     for name, original in family.duplicates.items():
         if name not in source.shapes or name in slots or original not in slots:
             continue
-        ours = slots[original].row.to_theirs([np.asarray(params[path]) for path in slots[original].ours])
-        if source.shapes[name] != ours.shape or not np.array_equal(source.read(name).astype(ours.dtype), ours, equal_nan=True):
+        ours = slots[original].row.to_theirs(
+            [np.asarray(params[path]) for path in slots[original].ours]
+        )
+        if source.shapes[name] != ours.shape or not np.array_equal(
+            source.read(name).astype(ours.dtype), ours, equal_nan=True
+        ):
             raise WeightsError(
                 f"{source.where}: {name} differs from {original}, but the configuration ties them; "
                 'if they are meant to differ, and one of them is the head, set "tie_word_embeddings": false in config.json'

@@ -8,7 +8,13 @@ from lm.weights.errors import WeightsError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configuration and tokenizer
 WEIGHT_FILES = ("*.safetensors",)
-NEVER = ("*/*.safetensors", "onnx/*", "openvino/*", "original/*", "consolidated*")  # copies of the weights for other programs
+NEVER = (
+    "*/*.safetensors",
+    "onnx/*",
+    "openvino/*",
+    "original/*",
+    "consolidated*",
+)  # copies of the weights for other programs
 
 
 def resolve(path_or_id, weights: bool = True) -> Path:
@@ -23,11 +29,16 @@ def resolve(path_or_id, weights: bool = True) -> Path:
     if path.is_file():
         if path.suffix == ".gguf":
             return path
-        advice = refused(path) or "give the directory that holds config.json and the weights, or a .gguf file"
+        advice = (
+            refused(path)
+            or "give the directory that holds config.json and the weights, or a .gguf file"
+        )
         raise WeightsError(f"{path} is a file that cannot be read as a model: {advice}")
     name = str(path_or_id)
     if not HUB_ID.fullmatch(name) or path.suffix in (".gguf", ".safetensors", ".bin"):
-        raise WeightsError(f"{name} does not exist: give a directory with config.json and model.safetensors, a .gguf file, or a hub id")
+        raise WeightsError(
+            f"{name} does not exist: give a directory with config.json and model.safetensors, a .gguf file, or a hub id"
+        )
     return download(name, weights)
 
 
@@ -48,7 +59,11 @@ def download(repo: str, weights: bool) -> Path:
 
     patterns = SMALL_FILES + (WEIGHT_FILES if weights else ())
     try:
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=list(NEVER)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, allow_patterns=list(patterns), ignore_patterns=list(NEVER)
+            )
+        )
     except errors.GatedRepoError as error:
         reason = "access to it is restricted: accept its licence on its page, then log in with `hf auth login`"
         raise WeightsError(f"hub model {repo!r} cannot be downloaded: {reason}") from error

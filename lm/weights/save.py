@@ -30,9 +30,22 @@ from lm.weights.errors import WeightsError
 from lm.weights.load import parameter_shapes
 from lm.weights.sources import INDEX, SINGLE
 
-MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*",
+)
 MODEL_FILES += ("template.json", sentences.MODULES, sentences.POOLING, sentences.NORMALIZE)
-NOT_EXPORTED = ("dtype", "param_dtype", "layers", "remat", "dropout", "ssm_chunk")  # how it is computed or trained, not what it computes
+NOT_EXPORTED = (
+    "dtype",
+    "param_dtype",
+    "layers",
+    "remat",
+    "dropout",
+    "ssm_chunk",
+)  # how it is computed or trained, not what it computes
 
 
 @phase("writing the weights")
@@ -57,9 +70,13 @@ def to_hf(
     slots = their_slots(family, c, flat)
     dtypes = sorted({str(x.dtype) for x in flat.values()})
     if not set(dtypes) <= set(DTYPES):
-        raise WeightsError(f"parameters have dtypes {', '.join(dtypes)}; {', '.join(DTYPES)} can be exported")
+        raise WeightsError(
+            f"parameters have dtypes {', '.join(dtypes)}; {', '.join(DTYPES)} can be exported"
+        )
     if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > c.vocab_size:
-        raise WeightsError(f"the tokenizer has {ids} tokens, more than the model's vocabulary of {c.vocab_size}")
+        raise WeightsError(
+            f"the tokenizer has {ids} tokens, more than the model's vocabulary of {c.vocab_size}"
+        )
     hf["dtype"] = hf["torch_dtype"] = str(flat["embeddings/token"].dtype)
     target = Path(path).expanduser().resolve()
     refuse_foreign(target, overwrite)
@@ -78,9 +95,16 @@ def to_hf(
 
 def generation_config(given: dict | None, c: ModelConfig) -> dict:
     """generation_config.json: settings as they were given, with the model's special tokens."""
-    own, special = {"_from_model_config", "transformers_version"}, {"bos_token_id", "eos_token_id", "pad_token_id", *SEQ2SEQ_TOKENS}
+    own, special = (
+        {"_from_model_config", "transformers_version"},
+        {"bos_token_id", "eos_token_id", "pad_token_id", *SEQ2SEQ_TOKENS},
+    )
     settings = {name: value for name, value in (given or {}).items() if name not in own | special}
-    return {**({} if settings else {"_from_model_config": True}), **settings, **special_tokens_to_hf(c)}
+    return {
+        **({} if settings else {"_from_model_config": True}),
+        **settings,
+        **special_tokens_to_hf(c),
+    }
 
 
 def exported_config(c: ModelConfig) -> dict:
@@ -88,23 +112,36 @@ def exported_config(c: ModelConfig) -> dict:
     hf = families.config_to_hf(c)
     back = families.config_from_hf(hf)
     compared = {f.name for f in dataclasses.fields(c)} - {*NOT_EXPORTED}
-    if c.head in ("none", "embedding"):  # the tensors tell; an embedding's settings are written beside config.json
-        compared -= {"pooler", "normalize_embedding"} | ({"head"} if c.head == "embedding" else set())
+    if c.head in (
+        "none",
+        "embedding",
+    ):  # the tensors tell; an embedding's settings are written beside config.json
+        compared -= {"pooler", "normalize_embedding"} | (
+            {"head"} if c.head == "embedding" else set()
+        )
     if c.head != "sequence_classification" or c.pooler:  # nothing is pooled
         compared -= {"pooling"}
     if c.layer_kinds == back.layer_kinds:  # a pattern may be written in several lengths
         compared.discard("layer_pattern")
     pairs = [(name, getattr(c, name), getattr(back, name)) for name in sorted(compared)]
-    lost = [f"{name}={ours!r} (would read back as {theirs!r})" for name, ours, theirs in pairs if ours != theirs]
+    lost = [
+        f"{name}={ours!r} (would read back as {theirs!r})"
+        for name, ours, theirs in pairs
+        if ours != theirs
+    ]
     if lost:
-        raise ConfigError(f"{hf['architectures'][0]} cannot express this configuration: {'; '.join(lost)}")
+        raise ConfigError(
+            f"{hf['architectures'][0]} cannot express this configuration: {'; '.join(lost)}"
+        )
     return hf
 
 
 def flatten(params: dict, c: ModelConfig) -> dict[str, Any]:
     """Parameters by path, with separate layers ("layers_0/...", also an encoder's) stacked again on the host."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    distant = [path for path, x in flat.items() if isinstance(x, jax.Array) and not x.is_fully_addressable]
+    distant = [
+        path for path, x in flat.items() if isinstance(x, jax.Array) and not x.is_fully_addressable
+    ]
     if distant:
         raise WeightsError(
             f"{len(distant)} parameters, such as {distant[0]}, are spread over several processes: export from a checkpoint in one"
@@ -116,10 +153,16 @@ def flatten(params: dict, c: ModelConfig) -> dict[str, Any]:
             side, layer, inner = found[1], int(found[2]), found[3]
             block = f"block_{layer % c.period}/" if c.period > 1 and not side else ""
             separate.setdefault(f"{side}layers/{block}{inner}", {})[layer] = flat.pop(path)
-    uneven = [path for path, layers in separate.items() if len({x.shape for x in layers.values()}) > 1]
+    uneven = [
+        path for path, layers in separate.items() if len({x.shape for x in layers.values()}) > 1
+    ]
     if uneven:
-        raise WeightsError(f"these parameters differ in shape from layer to layer: {', '.join(uneven)}")
-    flat |= {path: np.stack([layers[i] for i in sorted(layers)]) for path, layers in separate.items()}
+        raise WeightsError(
+            f"these parameters differ in shape from layer to layer: {', '.join(uneven)}"
+        )
+    flat |= {
+        path: np.stack([layers[i] for i in sorted(layers)]) for path, layers in separate.items()
+    }
     return flat
 
 
@@ -127,24 +170,47 @@ def their_slots(family: Family, c: ModelConfig, flat: dict) -> dict[str, Slot]:
     """Every tensor to write, by its name in the file."""
     shapes = parameter_shapes(c)
     missing, extra = sorted(set(shapes) - set(flat)), sorted(set(flat) - set(shapes))
-    misshapen = [f"{p} is {list(flat[p].shape)}, expected {list(s)}" for p, s in shapes.items() if p in flat and flat[p].shape != s]
+    misshapen = [
+        f"{p} is {list(flat[p].shape)}, expected {list(s)}"
+        for p, s in shapes.items()
+        if p in flat and flat[p].shape != s
+    ]
     if missing or extra or misshapen:
-        raise WeightsError(f"these parameters are not this model's: missing {missing}, extra {extra}, misshapen {misshapen}")
+        raise WeightsError(
+            f"these parameters are not this model's: missing {missing}, extra {extra}, misshapen {misshapen}"
+        )
     try:
         slots = expand(family.table, shapes)
     except LookupError as error:
-        raise ConfigError(f"a Hugging Face {family.model_type} model has no place for parts of this one: {error}") from error
+        raise ConfigError(
+            f"a Hugging Face {family.model_type} model has no place for parts of this one: {error}"
+        ) from error
     bare = c.head in ("none", "embedding")
     if not c.tie_embeddings and not bare and family.stored_copies:
-        within = "" if c.head in LM_HEADS else family.prefix  # a class with labels has no copies for logits
-        copies = {name: original for name, original in family.duplicates.items() if name.startswith(within)}
-        slots |= {name: slots[original] for name, original in copies.items() if name not in slots and original in slots}
-    return {name.removeprefix(family.prefix) if bare else name: slot for name, slot in slots.items()}
+        within = (
+            "" if c.head in LM_HEADS else family.prefix
+        )  # a class with labels has no copies for logits
+        copies = {
+            name: original
+            for name, original in family.duplicates.items()
+            if name.startswith(within)
+        }
+        slots |= {
+            name: slots[original]
+            for name, original in copies.items()
+            if name not in slots and original in slots
+        }
+    return {
+        name.removeprefix(family.prefix) if bare else name: slot for name, slot in slots.items()
+    }
 
 
 def write_weights(directory: Path, slots: dict[str, Slot], flat: dict, max_shard_size: int) -> None:
     """One file, or several and their index; host memory holds one file's tensors and one stacked parameter."""
-    sizes = {name: math.prod(slot.their_shape) * jnp.dtype(flat[slot.ours[0]].dtype).itemsize for name, slot in slots.items()}
+    sizes = {
+        name: math.prod(slot.their_shape) * jnp.dtype(flat[slot.ours[0]].dtype).itemsize
+        for name, slot in slots.items()
+    }
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -154,15 +220,28 @@ def write_weights(directory: Path, slots: dict[str, Slot], flat: dict, max_shard
         shards[-1].append(name)
         filled += size
     many = len(shards) > 1
-    files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" if many else SINGLE for i in range(len(shards))]
+    files = [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" if many else SINGLE
+        for i in range(len(shards))
+    ]
     host = HostCopies(flat)
     for file, names in zip(files, shards, strict=True):
         tensors = {name: np.ascontiguousarray(host.theirs(slots[name])) for name in names}
         safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
-        (directory / file).chmod((directory / "config.json").stat().st_mode)  # safetensors makes it readable by its owner alone
+        (directory / file).chmod(
+            (directory / "config.json").stat().st_mode
+        )  # safetensors makes it readable by its owner alone
     if many:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))})
+        weight_map = {
+            name: file for file, names in zip(files, shards, strict=True) for name in names
+        }
+        write_json(
+            directory / INDEX,
+            {
+                "metadata": {"total_size": sum(sizes.values())},
+                "weight_map": dict(sorted(weight_map.items())),
+            },
+        )
 
 
 class HostCopies:
@@ -190,7 +269,9 @@ def refuse_foreign(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise WeightsError(f"{target} is a file: give a directory to write the model to")
     if (target / "checkpoints").is_dir():
-        raise WeightsError(f"{target} is the folder of a training run, whose config.json an export would replace: choose another directory")
+        raise WeightsError(
+            f"{target} is the folder of a training run, whose config.json an export would replace: choose another directory"
+        )
     names = os.listdir(target) if target.exists() else []
     a_model = "config.json" in names and any(fnmatch(name, "*.safetensors") for name in names)
     if names and not a_model and not overwrite:

@@ -36,7 +36,9 @@ class Source:
         original: dict[str, str] = {}
         for name in self.shapes:
             if original.setdefault(rename(name), name) != name:
-                raise WeightsError(f"{self.where}: tensors {original[rename(name)]!r} and {name!r} are two versions of the same one")
+                raise WeightsError(
+                    f"{self.where}: tensors {original[rename(name)]!r} and {name!r} are two versions of the same one"
+                )
         return Source(
             self.where,
             {new: self.shapes[old] for new, old in original.items()},
@@ -72,12 +74,25 @@ def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     config = directory / "config.json"
     named = read_json(config).get("transformers_weights") if config.is_file() else None
     if named is not None:
-        if not isinstance(named, str) or not named.endswith((".safetensors", ".safetensors.index.json")):
-            raise WeightsError(f"{config}: transformers_weights={named!r} is neither a safetensors file nor an index of such files")
-        return indexed(directory, named) if named.endswith(".json") else (inside(directory, config, [named]), {})
+        if not isinstance(named, str) or not named.endswith(
+            (".safetensors", ".safetensors.index.json")
+        ):
+            raise WeightsError(
+                f"{config}: transformers_weights={named!r} is neither a safetensors file nor an index of such files"
+            )
+        return (
+            indexed(directory, named)
+            if named.endswith(".json")
+            else (inside(directory, config, [named]), {})
+        )
     if (directory / SINGLE).is_file():
         if (directory / INDEX).is_file():
-            log.warning("%s has both %s and %s: the first is read, as transformers does", directory, SINGLE, INDEX)
+            log.warning(
+                "%s has both %s and %s: the first is read, as transformers does",
+                directory,
+                SINGLE,
+                INDEX,
+            )
         return [directory / SINGLE], {}
     if (directory / INDEX).is_file():
         return indexed(directory, INDEX)
@@ -93,7 +108,11 @@ def indexed(directory: Path, index: str) -> tuple[list[Path], dict[str, str]]:
     """The shards that an index names, and its map from tensors to them."""
     [path] = inside(directory, directory / "config.json", [index])
     shards = read_json(path).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(name, str) for name in shards.values())
+    ):
         raise WeightsError(f"{path} has no weight_map from tensor names to file names")
     return inside(directory, path, sorted(set(shards.values()))), shards
 
@@ -101,7 +120,11 @@ def indexed(directory: Path, index: str) -> tuple[list[Path], dict[str, str]]:
 def inside(directory: Path, source: Path, names: list[str]) -> list[Path]:
     """The files of these names, checked: each there, none outside the directory, none pickled. source: the file that names them."""
     root = os.path.abspath(directory)
-    strange = [name for name in names if not os.path.abspath(os.path.join(root, name)).startswith(os.path.join(root, ""))]
+    strange = [
+        name
+        for name in names
+        if not os.path.abspath(os.path.join(root, name)).startswith(os.path.join(root, ""))
+    ]
     if strange:
         raise WeightsError(f"{source} points outside its directory: {', '.join(strange)}")
     pickled = [reason for name in names if (reason := refused(Path(name)))]
@@ -121,7 +144,8 @@ def what_else(directory: Path) -> str:
     names = sorted(path.name for path in directory.iterdir())
     ours = [name for name in names if name.endswith(".safetensors")]
     shards, variants = (
-        [name for name in ours if re.fullmatch(pattern, name)] for pattern in (r"model-\d+-of-\d+.*", r"model\.[^.]+\.safetensors")
+        [name for name in ours if re.fullmatch(pattern, name)]
+        for pattern in (r"model-\d+-of-\d+.*", r"model\.[^.]+\.safetensors")
     )
     if shards:
         return f" for its {len(shards)} shards ({shards[0]}, ...): fetch the index too"
@@ -148,14 +172,24 @@ def open_safetensors(directory: Path) -> Generator[Source]:
             try:
                 handle = stack.enter_context(safetensors.safe_open(path, framework="np"))
             except (safetensors.SafetensorError, OSError) as error:
-                raise WeightsError(f"{path} is not a complete safetensors file ({error}); fetch or export it again") from error
+                raise WeightsError(
+                    f"{path} is not a complete safetensors file ({error}); fetch or export it again"
+                ) from error
             for name in handle.keys():  # noqa: SIM118 (not a mapping)
                 if name in home:
-                    raise WeightsError(f"{directory}: tensor {name!r} is in two files, one of them {path.name}")
+                    raise WeightsError(
+                        f"{directory}: tensor {name!r} is in two files, one of them {path.name}"
+                    )
                 entry = handle.get_slice(name)
-                home[name], shapes[name], dtypes[name] = handle, tuple(entry.get_shape()), str(entry.get_dtype())
+                home[name], shapes[name], dtypes[name] = (
+                    handle,
+                    tuple(entry.get_shape()),
+                    str(entry.get_dtype()),
+                )
         gone = sorted(name for name in index if name not in home)
         if gone:
             listed = ", ".join(f"{name} ({index[name]})" for name in gone[:5])
-            raise WeightsError(f"{directory} lacks {len(gone)} of the {len(index)} tensors that its index names: {listed}")
+            raise WeightsError(
+                f"{directory} lacks {len(gone)} of the {len(index)} tensors that its index names: {listed}"
+            )
         yield Source(str(directory), shapes, dtypes, lambda name: home[name].get_tensor(name))

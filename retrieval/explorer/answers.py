@@ -56,7 +56,11 @@ class Answers:
     def before(self, question: str, version: int) -> Job | None:
         """The finished job of the question at the latest version before this one at which it was asked."""
         with self._lock:
-            jobs = [job for job in self._jobs.values() if job.question == question and job.version < version and job.finished]
+            jobs = [
+                job
+                for job in self._jobs.values()
+                if job.question == question and job.version < version and job.finished
+            ]
         earlier = [job for job in jobs if job.result.exception() is None]
         return max(earlier, key=lambda job: job.version) if earlier else None
 
@@ -70,11 +74,15 @@ class Answers:
 
         def answered(asked: Memory) -> Answer:
             job.done = 0
-            return answer([job.question], View(asked, {"groups": EVERY_GROUP}), self._reader, on_batch=count)[0]
+            return answer(
+                [job.question], View(asked, {"groups": EVERY_GROUP}), self._reader, on_batch=count
+            )[0]
 
         try:
             made = answered(memory) if memory.version == job.version else None
-            if made is None or memory.version != job.version:  # it has changed since the question was put
+            if (
+                made is None or memory.version != job.version
+            ):  # it has changed since the question was put
                 made = answered(memory.as_of(job.version))
             job.result.set_result(made)
         except Exception as error:  # whatever it is, the page shows it, and the thread goes on

@@ -41,7 +41,11 @@ templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-templates.filters |= {"when": lambda time: time[:16].replace("T", " ") + " UTC", "changes": changes, "marked": marked}
+templates.filters |= {
+    "when": lambda time: time[:16].replace("T", " ") + " UTC",
+    "changes": changes,
+    "marked": marked,
+}
 
 
 class Explorer:
@@ -72,7 +76,11 @@ class Now:
 
     def link(self, path: str, **parameters) -> str:
         """A link within the same version, without empty parameters."""
-        given = {name: value for name, value in {"at": self.at, **parameters}.items() if value not in (None, "")}
+        given = {
+            name: value
+            for name, value in {"at": self.at, **parameters}.items()
+            if value not in (None, "")
+        }
         return path + (f"?{urlencode(given)}" if given else "")
 
 
@@ -84,7 +92,9 @@ def make_app(memory: Memory, reader: Reader | None, token: str) -> Starlette:
         Route("/edit", edit, methods=["POST"]), Route("/delete", delete, methods=["POST"]), Route("/undo", undo, methods=["POST"]),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]  # fmt: skip
-    app = Starlette(routes=routes, exception_handlers={RetrievalError: refused, HTTPException: refused})
+    app = Starlette(
+        routes=routes, exception_handlers={RetrievalError: refused, HTTPException: refused}
+    )
     app.add_middleware(Guard, token=token)
     app.state.explorer = Explorer(memory, reader)
     return app
@@ -95,7 +105,15 @@ def ask(request: Request) -> Response:
     explorer, now, question = _explorer(request), _now(request), _asked(request)
     if not question or explorer.answers is None:
         hits = _found(now, question, 3) if question else []
-        return _page(request, "ask.html", now, question=question, hits=hits, reader=explorer.answers is not None, job=None)
+        return _page(
+            request,
+            "ask.html",
+            now,
+            question=question,
+            hits=hits,
+            reader=explorer.answers is not None,
+            job=None,
+        )
     job = explorer.answers.ask(question, now.memory)
     error = job.result.exception() if job.finished else None
     if error is not None:
@@ -103,7 +121,17 @@ def ask(request: Request) -> Response:
     if isinstance(error, RetrievalError):
         raise error
     before = explorer.answers.before(question, job.version)
-    return _page(request, "ask.html", now, question=question, reader=True, job=job, steps=STEPS, error=error, before=before)
+    return _page(
+        request,
+        "ask.html",
+        now,
+        question=question,
+        reader=True,
+        job=job,
+        steps=STEPS,
+        error=error,
+        before=before,
+    )
 
 
 def progress(request: Request) -> Response:
@@ -127,13 +155,26 @@ def passage(request: Request) -> Response:
     try:
         past = now.memory.history(id)
     except RetrievalError:
-        raise HTTPException(404, f"no passage {id!r} up to version {now.at or now.newest}") from None
+        raise HTTPException(
+            404, f"no passage {id!r} up to version {now.at or now.newest}"
+        ) from None
     found = past[-1][1]
     near = _found(now, found.searchable, NEIGHBOURS + 1) if found else []
     texts = [shown.text if shown else "" for _, shown in past]
-    story = [(commit, shown, before) for (commit, shown), before in zip(past, ["", *texts], strict=False)][::-1]
+    story = [
+        (commit, shown, before) for (commit, shown), before in zip(past, ["", *texts], strict=False)
+    ][::-1]
     near = [hit for hit in near if hit.id != id][:NEIGHBOURS]
-    return _page(request, "passage.html", now, id=id, passage=found, story=story, near=near, question=_asked(request))
+    return _page(
+        request,
+        "passage.html",
+        now,
+        id=id,
+        passage=found,
+        story=story,
+        near=near,
+        question=_asked(request),
+    )
 
 
 def show_map(request: Request) -> Response:
@@ -142,19 +183,25 @@ def show_map(request: Request) -> Response:
     hits = _found(now, question, 3) if question else []
     marks = {hit.id: number for number, hit in enumerate(hits, start=1)} or ({id: 1} if id else {})
     drawn = atlas(now.memory, marks)
-    return _page(request, "map.html", now, atlas=drawn, marks=marks, question=question, id=id, others=COLOURS)
+    return _page(
+        request, "map.html", now, atlas=drawn, marks=marks, question=question, id=id, others=COLOURS
+    )
 
 
 def history(request: Request) -> Response:
     now = _now(request)
     commits = now.memory.log()
-    return _page(request, "history.html", now, commits=commits[: -SHOWN_COMMITS - 1 : -1], count=len(commits))
+    return _page(
+        request, "history.html", now, commits=commits[: -SHOWN_COMMITS - 1 : -1], count=len(commits)
+    )
 
 
 async def edit(request: Request) -> Response:
     def change(memory: Memory, form) -> Commit:
         _unchanged(memory, form)
-        return memory.edit(form["id"], form["text"], form["title"], author=AUTHOR, reason=form.get("reason", ""))
+        return memory.edit(
+            form["id"], form["text"], form["title"], author=AUTHOR, reason=form.get("reason", "")
+        )
 
     return await _changed(request, change, "id", "text", "title", "was")
 
@@ -170,13 +217,18 @@ async def delete(request: Request) -> Response:
 async def undo(request: Request) -> Response:
     def change(memory: Memory, form) -> Commit:
         if form["version"] != str(memory.version):
-            raise HTTPException(409, f"the memory has changed since: it is now at version {memory.version}; look at its history first")
+            raise HTTPException(
+                409,
+                f"the memory has changed since: it is now at version {memory.version}; look at its history first",
+            )
         return memory.undo(AUTHOR)
 
     return await _changed(request, change, "version")
 
 
-async def _changed(request: Request, change: Callable[[Memory, Any], Commit], *fields: str) -> Response:
+async def _changed(
+    request: Request, change: Callable[[Memory, Any], Commit], *fields: str
+) -> Response:
     """Makes a change, then shows the question it came from, the passage, or the history, with a note of what was done."""
     form = await read_form(request)
     missing = [name for name in fields if name not in form]
@@ -184,7 +236,9 @@ async def _changed(request: Request, change: Callable[[Memory, Any], Commit], *f
         raise HTTPException(400, f"the form lacks {missing[0]!r}")
     explorer = _explorer(request)
 
-    def one_at_a_time() -> Commit:  # what a form was made from is compared and changed before the next one is looked at
+    def one_at_a_time() -> (
+        Commit
+    ):  # what a form was made from is compared and changed before the next one is looked at
         with explorer.changing:
             explorer.newest()
             return change(explorer.memory, form)
@@ -203,14 +257,26 @@ def _found(now: Now, text: str, k: int, mode: str = "dense") -> list[Hit]:
 
 def _unchanged(memory: Memory, form) -> None:
     if memory.get(form["id"]).content_hash != form["was"]:
-        raise HTTPException(409, f"passage {form['id']!r} has changed since this page was shown: look at it again before changing it")
+        raise HTTPException(
+            409,
+            f"passage {form['id']!r} has changed since this page was shown: look at it again before changing it",
+        )
 
 
 def refused(request: Request, error: Exception) -> Response:
     """What was wrong, in words, on a page of its own."""
-    status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
+    status, message = (
+        (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
+    )
     explorer = _explorer(request)
-    return _page(request, "error.html", Now(explorer.memory, None, explorer.memory.version), status, message=message, code=status)
+    return _page(
+        request,
+        "error.html",
+        Now(explorer.memory, None, explorer.memory.version),
+        status,
+        message=message,
+        code=status,
+    )
 
 
 def _page(request: Request, template: str, now: Now, status: int = 200, **values) -> Response:

@@ -36,12 +36,16 @@ def atlas(memory: Memory, wanted: Collection[str] = (), limit: int = POINTS) -> 
     A passage's kind is its first tag; where no passage drawn has one, its source.
     """
     ids = sorted(memory.ids())
-    chosen = {ids[i] for i in np.linspace(0, len(ids) - 1, min(limit, len(ids)), dtype=int)} | set(ids).intersection(wanted)
+    chosen = {ids[i] for i in np.linspace(0, len(ids) - 1, min(limit, len(ids)), dtype=int)} | set(
+        ids
+    ).intersection(wanted)
     passages, vectors = memory.vectors(chosen)
     tagged = any(passage.tags for passage in passages.values())
     kind = lambda passage: (passage.tags[0] if passage.tags else "") if tagged else passage.source
     counted = Counter(kind(passage) for passage in passages.values())
-    kinds = [name for name, _ in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])) if name][:COLOURS]
+    kinds = [
+        name for name, _ in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])) if name
+    ][:COLOURS]
     places = {name: number for number, name in enumerate(kinds)}
     points = [
         Point(passage, float(x), float(y), places.get(kind(passage), COLOURS))

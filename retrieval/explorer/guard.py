@@ -58,16 +58,28 @@ class Guard:
         if scope["method"] == "GET" and self._is_token(parse_qs(query).get("token", [""])[0]):
             rest = urlencode([(name, value) for name, value in parse_qsl(query) if name != "token"])
             place = "/" + scope["path"].lstrip("/") + (f"?{rest}" if rest else "")
-            if headers.get("sec-fetch-site") == "cross-site":  # from the page of --open: a redirect would still be, and lack the cookie
-                entered = HTMLResponse(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(place)}">')
+            if (
+                headers.get("sec-fetch-site") == "cross-site"
+            ):  # from the page of --open: a redirect would still be, and lack the cookie
+                entered = HTMLResponse(
+                    f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(place)}">'
+                )
             else:
                 entered = RedirectResponse(place, 303)
             entered.set_cookie(cookie, self.token, httponly=True, samesite="strict")
             return entered
         by_header = self._is_token(headers.get("authorization", "").removeprefix("Bearer "))
-        if not by_header and not self._is_token(cookie_parser(headers.get("cookie", "")).get(cookie, "")):
-            return PlainTextResponse("Open the address that python -m retrieval.explore printed.", 401)
-        if scope["method"] == "POST" and not by_header and headers.get("origin") != f"http://{host}":
+        if not by_header and not self._is_token(
+            cookie_parser(headers.get("cookie", "")).get(cookie, "")
+        ):
+            return PlainTextResponse(
+                "Open the address that python -m retrieval.explore printed.", 401
+            )
+        if (
+            scope["method"] == "POST"
+            and not by_header
+            and headers.get("origin") != f"http://{host}"
+        ):
             return PlainTextResponse("A change must come from the explorer's own page.", 403)
         return None
 
@@ -81,9 +93,15 @@ async def read_form(request: Request) -> Mapping[str, str]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise RetrievalError(f"the form is over {MAX_BODY // 2**20} MB: make the passage shorter")
+            raise RetrievalError(
+                f"the form is over {MAX_BODY // 2**20} MB: make the passage shorter"
+            )
     try:
-        fields = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+        fields = parse_qsl(
+            body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20
+        )
     except ValueError:
-        raise RetrievalError("the form has more than 20 fields: send those of the explorer's own page") from None
+        raise RetrievalError(
+            "the form has more than 20 fields: send those of the explorer's own page"
+        ) from None
     return {name: value.replace("\r\n", "\n") for name, value in fields}

@@ -27,5 +27,9 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
         if what == "equal":
             parts.append(("same", "".join(new[k:n])))
         else:
-            parts += [(kind, "".join(words)) for kind, words in (("out", old[i:j]), ("in", new[k:n])) if words]
+            parts += [
+                (kind, "".join(words))
+                for kind, words in (("out", old[i:j]), ("in", new[k:n]))
+                if words
+            ]
     return parts

@@ -20,7 +20,9 @@ from retrieval.passages import Hit
 INSTRUCTION = "Answer the question in a few words."
 MAX_PASSAGE_TOKENS = 192  # of one passage; a small reader loses itself in longer ones
 MIN_PASSAGE_TOKENS = 16  # a passage is not cut to less; it is left out
-CONTENT = "openbook content goes here"  # stands for the user's turn while the chat template is rendered
+CONTENT = (
+    "openbook content goes here"  # stands for the user's turn while the chat template is rendered
+)
 BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
@@ -42,18 +44,27 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int)
     """
     if not isinstance(question, str) or not question.strip():
         raise RetrievalError(f"the question is {question!r}: expected some text")
-    plain, line = functools.partial(encode_plain, tokenizer), functools.partial(_line, tokenizer, _markers(tokenizer))
+    plain, line = (
+        functools.partial(encode_plain, tokenizer),
+        functools.partial(_line, tokenizer, _markers(tokenizer)),
+    )
     asked = f"Question: {one_line(question)}"
     for count in range(len(hits), 0, -1):
         before, after = _frame(tokenizer)
         head = plain(f"{INSTRUCTION} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
         tail = plain(asked + _cue(tokenizer))
         room = max_tokens - len(before) - len(head) - len(tail) - len(after)
-        lines = [line(number, hit, MAX_PASSAGE_TOKENS) for number, hit in enumerate(hits[:count], start=1)]
+        lines = [
+            line(number, hit, MAX_PASSAGE_TOKENS)
+            for number, hit in enumerate(hits[:count], start=1)
+        ]
         if count == 1 and len(lines[0]) > room >= MIN_PASSAGE_TOKENS:
             lines[0] = line(1, hits[0], room)
         if sum(map(len, lines)) <= room:
-            return Prompt([*before, *head, *(token for line in lines for token in line), *tail, *after], tuple(hits[:count]))
+            return Prompt(
+                [*before, *head, *(token for line in lines for token in line), *tail, *after],
+                tuple(hits[:count]),
+            )
     before, after = _frame(tokenizer, INSTRUCTION)
     tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
     if len(tokens) > max_tokens:
@@ -68,7 +79,13 @@ def _line(tokenizer, markers: re.Pattern, number: int, hit: Hit, max_tokens: int
     """One passage as a line of at most `max_tokens` tokens."""
     head, end = encode_plain(tokenizer, f"[{number}]"), encode_plain(tokenizer, "\n")
     title = f" {one_line(hit.title)}:" if hit.title and not hit.text.startswith(hit.title) else ""
-    return [*head, *encode_foreign(tokenizer, f"{title} {one_line(hit.text)}", markers, max_tokens - len(head) - len(end)), *end]
+    return [
+        *head,
+        *encode_foreign(
+            tokenizer, f"{title} {one_line(hit.text)}", markers, max_tokens - len(head) - len(end)
+        ),
+        *end,
+    ]
 
 
 def _cue(tokenizer) -> str:
@@ -85,7 +102,9 @@ def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
         return [*start, *(encode_plain(tokenizer, instruction + "\n") if instruction else [])], []
     text = _rendered(tokenizer, instruction)
     if text.count(CONTENT) != 1:
-        raise RetrievalError("the tokenizer's chat template does not show a user's message exactly once: give the reader another template")
+        raise RetrievalError(
+            "the tokenizer's chat template does not show a user's message exactly once: give the reader another template"
+        )
     before, after = text.split(CONTENT)
     return tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
 
@@ -104,5 +123,12 @@ def _markers(tokenizer) -> re.Pattern:
     if not tokenizer.chat_template:
         return one_of(())
     text = _rendered(tokenizer, INSTRUCTION)
-    last = [part.split()[-1:] for part in re.split(f"{INSTRUCTION}|{CONTENT}", text)]  # the words before a message and the answer
-    return one_of({*BRACKETED.findall(text), *(word for words in last for word in words if word.endswith(":"))})
+    last = [
+        part.split()[-1:] for part in re.split(f"{INSTRUCTION}|{CONTENT}", text)
+    ]  # the words before a message and the answer
+    return one_of(
+        {
+            *BRACKETED.findall(text),
+            *(word for words in last for word in words if word.endswith(":")),
+        }
+    )

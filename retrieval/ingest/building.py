@@ -22,7 +22,9 @@ def build(args: argparse.Namespace) -> None:
         args.input, report, args.text_field, args.max_megabytes, args.id_field
     )  # first: a bad file is found at once
     if args.sync and report.bad:
-        raise RetrievalError(f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or leave out --sync")
+        raise RetrievalError(
+            f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or leave out --sync"
+        )
     from retrieval import Encoder, Memory
     from retrieval.encoding import encoder_like, made_with
     from retrieval.places import check_free, exists, recover, replace
@@ -48,14 +50,24 @@ def build(args: argparse.Namespace) -> None:
     if known is None and not args.encoder:
         raise RetrievalError(f"{place} is a new memory: --encoder=PATH says which encoder to use")
     anew = known is None or (args.replace and args.encoder)
-    encoder = Encoder.from_hf(args.encoder, **args.embedding) if anew else encoder_like(known, args.encoder, **args.embedding)
-    if store is not None and args.replace and not made_with(store, encoder):  # left by a build with another encoder
+    encoder = (
+        Encoder.from_hf(args.encoder, **args.embedding)
+        if anew
+        else encoder_like(known, args.encoder, **args.embedding)
+    )
+    if (
+        store is not None and args.replace and not made_with(store, encoder)
+    ):  # left by a build with another encoder
         shutil.rmtree(work)
         store = None
     memory = None if store is None else Memory.open(work, encoder)
     passages = _passages(documents, args, encoder)
     every = lambda name: True
-    covered = (every, every) if args.replace else (covers(args.input, files), covers_names(args.input, files))
+    covered = (
+        (every, every)
+        if args.replace
+        else (covers(args.input, files), covers_names(args.input, files))
+    )
     plan = updates.plan(passages, store, *covered, args.drop_duplicates)
     sync = args.sync or args.replace
     said = lambda line: print(line, file=sys.stderr, flush=True)
@@ -64,20 +76,36 @@ def build(args: argparse.Namespace) -> None:
         size = len(memory) + len(plan.added)
         kept, most = needed_megabytes(size, Store.open(work).dim)
         if plan.added and most >= 1:
-            said(f"the index of {size:,} passages takes about {kept:,.0f} MB of memory, {most:,.0f} while it is built")
+            said(
+                f"the index of {size:,} passages takes about {kept:,.0f} MB of memory, {most:,.0f} while it is built"
+            )
         updates.apply(memory, plan, sync, args.author, args.reason, said)
     counts = {
         "documents": report.documents - report.bad, "passages": len(passages), "added": len(plan.added), "edited": len(plan.edited),
         "removed": len(plan.gone) if sync else 0, "unchanged": plan.unchanged, "gone": 0 if sync else len(plan.gone),
         "duplicates": len(plan.repeats), "bad": report.bad, "skipped": dict(report.skipped),
     }  # fmt: skip
-    facts = {"version": 0, "size": 0} if memory is None else {"version": memory.version, "size": len(memory)}
+    facts = (
+        {"version": 0, "size": 0}
+        if memory is None
+        else {"version": memory.version, "size": len(memory)}
+    )
     facts["seconds"] = time.monotonic() - started
     if args.replace:
         replace(place, work)
     if args.json:
         repeats = [dataclasses.asdict(repeat) for repeat in plan.repeats]
-        print(as_json({"memory": str(place), "dry_run": args.dry_run, **counts, **facts, "repeats": repeats}))
+        print(
+            as_json(
+                {
+                    "memory": str(place),
+                    "dry_run": args.dry_run,
+                    **counts,
+                    **facts,
+                    "repeats": repeats,
+                }
+            )
+        )
     else:
         print("\n".join(map(shown, _summary(args, plan, report, counts, facts))))
 
@@ -89,9 +117,18 @@ def reembed(args: argparse.Namespace) -> None:
     from retrieval.store import Store
 
     started, memory, new = time.monotonic(), Memory.open(args.memory), args.embedding
-    encoder = Encoder.from_hf(args.encoder, **new) if args.encoder else encoder_like(Store.open(args.memory), **new)
+    encoder = (
+        Encoder.from_hf(args.encoder, **new)
+        if args.encoder
+        else encoder_like(Store.open(args.memory), **new)
+    )
     memory.reembed(encoder, args.author, args.reason)
-    facts = {"memory": str(args.memory), "version": memory.version, "size": len(memory), "seconds": time.monotonic() - started}
+    facts = {
+        "memory": str(args.memory),
+        "version": memory.version,
+        "size": len(memory),
+        "seconds": time.monotonic() - started,
+    }
     print(
         as_json(facts) if args.json
         else f"{args.memory}: {facts['size']:,} passages embedded anew in {facts['seconds']:.1f} s, version {facts['version']}"
@@ -105,7 +142,9 @@ def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> l
     tokenizer = lm.load_tokenizer(sentences.recalled(encoder.source)[0])
     longest = encoder.max_length - len(tokenizer(encoder.passage_prefix)["input_ids"])
     if args.size is not None and args.size > longest:
-        raise RetrievalError(f"--size={args.size}: the encoder sees at most {longest} tokens of a passage")
+        raise RetrievalError(
+            f"--size={args.size}: the encoder sees at most {longest} tokens of a passage"
+        )
     how = chunking.Chunking(args.chunk, longest if args.size is None else args.size, args.overlap)
     count, tags = chunking.token_counter(tokenizer), tuple(args.tags)
     cut, owners = [], {}
@@ -113,18 +152,28 @@ def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> l
         for document in part:
             for passage in chunking.passages(document, how, count):
                 if (other := owners.setdefault(passage.id, document.where)) != document.where:
-                    raise RetrievalError(f"{document.where}: the id {passage.id!r} is given twice, first in {other}")
+                    raise RetrievalError(
+                        f"{document.where}: the id {passage.id!r} is given twice, first in {other}"
+                    )
                 cut.append(dataclasses.replace(passage, origin=document.origin))
     marked = (
-        dataclasses.replace(passage, tags=tuple(dict.fromkeys(passage.tags + tags)), access=args.access or passage.access)
+        dataclasses.replace(
+            passage,
+            tags=tuple(dict.fromkeys(passage.tags + tags)),
+            access=args.access or passage.access,
+        )
         for passage in cut
     )
     return check_passages(marked)
 
 
-def _summary(args: argparse.Namespace, plan: updates.Plan, report: Report, counts: dict, facts: dict):
+def _summary(
+    args: argparse.Namespace, plan: updates.Plan, report: Report, counts: dict, facts: dict
+):
     """Lines for a reader: what was done, and what needs a look."""
-    changes = ", ".join(f"{counts[name]:,} {name}" for name in ("added", "edited", "removed", "unchanged"))
+    changes = ", ".join(
+        f"{counts[name]:,} {name}" for name in ("added", "edited", "removed", "unchanged")
+    )
     would = "would be " if args.dry_run else ""
     yield f"{args.memory}: {counts['documents']:,} documents, {counts['passages']:,} passages: {would}{changes}"
     if not args.dry_run:
@@ -135,7 +184,10 @@ def _summary(args: argparse.Namespace, plan: updates.Plan, report: Report, count
         yield f"{count:,} skipped, {reason}: {listed(report.examples[reason])}"
     if plan.repeats:
         exact = sum(repeat.exact for repeat in plan.repeats)
-        shown = "; ".join(f"{r.id!r} repeats {r.of!r}" + ("" if r.exact else f" ({r.similarity:.2f})") for r in plan.repeats[:3])
+        shown = "; ".join(
+            f"{r.id!r} repeats {r.of!r}" + ("" if r.exact else f" ({r.similarity:.2f})")
+            for r in plan.repeats[:3]
+        )
         advice = "left out" if args.drop_duplicates else "--drop-duplicates leaves them out"
         yield f"{len(plan.repeats):,} duplicates, {exact:,} exact: {shown}; {advice}"
     if counts["gone"]:

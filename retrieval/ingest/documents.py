@@ -11,7 +11,9 @@ from retrieval.passages import moment
 FILE = "file"  # the metadata that names the file of a row with a source of its own
 FILE_TOO = "openbook:file"  # where the row has a "file" itself
 NAMED = 3  # of what was skipped or cannot be used, in a message
-UNUSABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters but tab and newline; half surrogate pairs
+UNUSABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+)  # control characters but tab and newline; half surrogate pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,9 @@ def read_from(source: str, metadata: dict[str, str]) -> str:
 
 def in_utf16(raw: bytes) -> bool:
     """Whether a text begins as UTF-16 does, which Windows writes."""
-    return raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not raw.startswith(codecs.BOM_UTF32_LE)
+    return raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not raw.startswith(
+        codecs.BOM_UTF32_LE
+    )
 
 
 class Unusable(Exception):
@@ -114,7 +118,12 @@ def one_line(text: str, most: int = 200) -> str:
 
 def printable(name: str) -> str:
     """A name that can be an id or a line of a log: what does not print becomes %XX, of its UTF-8 bytes."""
-    return "".join(c if c.isprintable() else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogateescape")) for c in name)
+    return "".join(
+        c
+        if c.isprintable()
+        else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogateescape"))
+        for c in name
+    )
 
 
 def known_time(said: str) -> str:

@@ -40,9 +40,15 @@ def find(texts: Sequence[str]) -> list[Duplicate]:
     shingles = [shingled(texts[i]) for i in alone]
     near: dict[int, Duplicate] = {}
     for b, a in sorted((b, a) for a, b in candidates(shingles)):
-        if alone[a] not in near and alone[b] not in near and (similarity := jaccard(shingles[a], shingles[b])) >= NEAR:
+        if (
+            alone[a] not in near
+            and alone[b] not in near
+            and (similarity := jaccard(shingles[a], shingles[b])) >= NEAR
+        ):
             near[alone[b]] = Duplicate(alone[b], alone[a], similarity, False)
-    copies = {i: near[d.of]._replace(index=i) if d.of in near else d for i, d in same.items()}  # of one that is left out itself
+    copies = {
+        i: near[d.of]._replace(index=i) if d.of in near else d for i, d in same.items()
+    }  # of one that is left out itself
     return [found for _, found in sorted((near | copies).items())]
 
 
@@ -77,7 +83,11 @@ def candidates(shingles: Sequence[np.ndarray]) -> set[tuple[int, int]]:
     """Pairs (earlier, later) that share a band, and whose signatures do not speak against their being near."""
     all_minima, pairs = signatures(shingles), set()
     for band in range(BANDS):
-        minima = np.ascontiguousarray(all_minima[:, band * ROWS : (band + 1) * ROWS]).view(f"V{4 * ROWS}").ravel()
+        minima = (
+            np.ascontiguousarray(all_minima[:, band * ROWS : (band + 1) * ROWS])
+            .view(f"V{4 * ROWS}")
+            .ravel()
+        )
         _, key = np.unique(minima, return_inverse=True)
         order = np.argsort(key, kind="stable")
         key = key[order]
@@ -86,7 +96,9 @@ def candidates(shingles: Sequence[np.ndarray]) -> set[tuple[int, int]]:
             if not len(at):
                 break
             earlier, later = order[at], order[at + back]
-            alike = (all_minima[earlier] == all_minima[later]).mean(axis=1) >= NEAR - 0.15  # five standard deviations
+            alike = (all_minima[earlier] == all_minima[later]).mean(
+                axis=1
+            ) >= NEAR - 0.15  # five standard deviations
             pairs.update(zip(earlier[alike].tolist(), later[alike].tolist(), strict=True))
     return pairs
 

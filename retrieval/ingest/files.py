@@ -24,7 +24,9 @@ class File(NamedTuple):
     origin: str
 
 
-def find(inputs: Sequence[str], suffixes: Collection[str], binary: Collection[str], report: Report) -> list[File]:
+def find(
+    inputs: Sequence[str], suffixes: Collection[str], binary: Collection[str], report: Report
+) -> list[File]:
     """The files of paths, folders, globs, URIs and names of data sets (tfds:, hf:), each once, in order.
 
     Names: a file's own; below a folder, the folder's and the way down from there; of a glob, the way down from its first wildcard.
@@ -36,16 +38,22 @@ def find(inputs: Sequence[str], suffixes: Collection[str], binary: Collection[st
     for given in inputs:
         files = list(_of(given, suffixes, binary, report))
         if not files:
-            skipped = "; ".join(f"{reason}: {', '.join(report.examples[reason])}" for reason in report.skipped)
+            skipped = "; ".join(
+                f"{reason}: {', '.join(report.examples[reason])}" for reason in report.skipped
+            )
             raise RetrievalError(
                 f"{given} holds nothing to read{skipped and f' ({skipped})'}: expected files ending in {suffixes_of(suffixes)}"
             )
         for file in files:
-            found.setdefault(file.path if _elsewhere(file.path) else os.path.realpath(file.path), file)
+            found.setdefault(
+                file.path if _elsewhere(file.path) else os.path.realpath(file.path), file
+            )
     paths: dict[str, str] = {}
     for path, name, _ in found.values():
         if (other := paths.setdefault(name, path)) != path:
-            raise RetrievalError(f"{other} and {path} would both be called {name}: give a folder that holds both")
+            raise RetrievalError(
+                f"{other} and {path} would both be called {name}: give a folder that holds both"
+            )
     return list(found.values())
 
 
@@ -55,14 +63,27 @@ def covers(inputs: Sequence[str], files: Sequence[File]) -> Callable[[str], bool
     for given in inputs:
         if os.path.isdir(given):
             folders.append(f"{_called(Path(given))}/")
-        elif MAGIC.search(given) and not given.startswith(sources.SETS) and not os.path.isfile(given):
+        elif (
+            MAGIC.search(given) and not given.startswith(sources.SETS) and not os.path.isfile(given)
+        ):
             above, pattern = _split(given)
-            globs.append((printable(above) if "://" in given else _called(_root(given, above)), printable(pattern).split("/")))
+            globs.append(
+                (
+                    printable(above) if "://" in given else _called(_root(given, above)),
+                    printable(pattern).split("/"),
+                )
+            )
 
     def covered(origin: str) -> bool:
         folder, _, name = origin.rpartition("//")
         below = not folder and origin.startswith(tuple(folders))
-        return origin in origins or below or any(folder == above and _matches(name.split("/"), pattern) for above, pattern in globs)
+        return (
+            origin in origins
+            or below
+            or any(
+                folder == above and _matches(name.split("/"), pattern) for above, pattern in globs
+            )
+        )
 
     return covered
 
@@ -92,7 +113,9 @@ def _elsewhere(path: str) -> bool:
     return path.startswith(sources.SETS) or "://" in path
 
 
-def _of(given: str, suffixes: Collection[str], binary: Collection[str], report: Report) -> Iterator[File]:
+def _of(
+    given: str, suffixes: Collection[str], binary: Collection[str], report: Report
+) -> Iterator[File]:
     above, pattern = _split(given)
     if given.startswith(sources.SETS):
         yield File(given, printable(given), printable(given))
@@ -110,7 +133,9 @@ def _of(given: str, suffixes: Collection[str], binary: Collection[str], report: 
         files = (path for path in sorted(root.glob(pattern)) if not path.is_dir())
         yield from _kept(files, root, "", suffixes, binary, report)
     else:
-        raise RetrievalError(f"{given} does not exist: give a file, a folder or a glob such as 'notes/**/*.md'")
+        raise RetrievalError(
+            f"{given} does not exist: give a file, a folder or a glob such as 'notes/**/*.md'"
+        )
 
 
 def _split(given: str) -> tuple[str, str]:
@@ -133,17 +158,32 @@ def _known(path: str, suffixes: Collection[str]) -> str:
     return path
 
 
-def _below(root: Path, suffixes: Collection[str], binary: Collection[str], report: Report) -> Iterator[File]:
+def _below(
+    root: Path, suffixes: Collection[str], binary: Collection[str], report: Report
+) -> Iterator[File]:
     for folder, folders, files in os.walk(root, onerror=_fail):
         folders.sort()
-        for name in [name for name in folders if name.startswith(".") or os.path.islink(os.path.join(folder, name))]:
+        for name in [
+            name
+            for name in folders
+            if name.startswith(".") or os.path.islink(os.path.join(folder, name))
+        ]:
             folders.remove(name)
-            report.skip("hidden" if name.startswith(".") else "links", printable(os.path.join(folder, name)))
+            report.skip(
+                "hidden" if name.startswith(".") else "links", printable(os.path.join(folder, name))
+            )
         paths = (Path(folder, name) for name in sorted(files))
         yield from _kept(paths, root, f"{_called(root)}/", suffixes, binary, report)
 
 
-def _kept(paths, root: Path, prefix: str, suffixes: Collection[str], binary: Collection[str], report: Report) -> Iterator[File]:
+def _kept(
+    paths,
+    root: Path,
+    prefix: str,
+    suffixes: Collection[str],
+    binary: Collection[str],
+    report: Report,
+) -> Iterator[File]:
     for path in paths:
         if reason := _not_read(path, root, suffixes, binary):
             report.skip(reason, printable(str(path)))

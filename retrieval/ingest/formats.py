@@ -22,12 +22,17 @@ MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|[*`]|\\(?=\W)")
 def text(raw: bytes) -> dict:
     """UTF-8, or UTF-16 that begins with its mark."""
     try:
-        return {"text": plain(raw.decode("utf-16" if in_utf16(raw) else "utf-8-sig")), "way": "sentences"}
+        return {
+            "text": plain(raw.decode("utf-16" if in_utf16(raw) else "utf-8-sig")),
+            "way": "sentences",
+        }
     except UnicodeDecodeError as error:
         if in_utf16(raw):
             raise Unusable(" begins as UTF-16 and does not go on so: save it as UTF-8") from None
         line = raw.count(b"\n", 0, error.start) + 1
-        raise Unusable(f" is not UTF-8 (line {line}, byte {raw[error.start]:#04x}): convert it, for example with iconv -t UTF-8") from None
+        raise Unusable(
+            f" is not UTF-8 (line {line}, byte {raw[error.start]:#04x}): convert it, for example with iconv -t UTF-8"
+        ) from None
 
 
 def markdown(raw: bytes) -> dict:
@@ -36,18 +41,36 @@ def markdown(raw: bytes) -> dict:
 
     source = text(raw)["text"]
     front = FRONT_MATTER.match(source)
-    facts = dict(re.findall(r"^(title|date): *[\"']?(.*?)[\"']? *$", front[1], re.MULTILINE)) if front else {}
-    source = re.sub(r"[^\n]", " ", front[0]) + source[front.end() :] if front else source  # spans count in the whole file
+    facts = (
+        dict(re.findall(r"^(title|date): *[\"']?(.*?)[\"']? *$", front[1], re.MULTILINE))
+        if front
+        else {}
+    )
+    source = (
+        re.sub(r"[^\n]", " ", front[0]) + source[front.end() :] if front else source
+    )  # spans count in the whole file
     starts = [0, *itertools.accumulate(len(line) + 1 for line in source.split("\n"))]
     tokens = MarkdownIt("commonmark").disable("inline").parse(source)
     headings = [
-        Heading(starts[begin], min(starts[end], len(source)), int(opened.tag[1:]), one_line(MARKUP.sub(r"\1", said.content[:TITLE])))
+        Heading(
+            starts[begin],
+            min(starts[end], len(source)),
+            int(opened.tag[1:]),
+            one_line(MARKUP.sub(r"\1", said.content[:TITLE])),
+        )
         for opened, said in itertools.pairwise(tokens)
         if opened.type == "heading_open" and opened.map and not opened.level
         for begin, end in [opened.map]
     ]
-    title = one_line(facts.get("title", "")) or next((h.title for h in headings if h.level == 1), "")
-    return {"text": source, "title": title, "time": known_time(facts.get("date", "")), "headings": tuple(headings)}
+    title = one_line(facts.get("title", "")) or next(
+        (h.title for h in headings if h.level == 1), ""
+    )
+    return {
+        "text": source,
+        "title": title,
+        "time": known_time(facts.get("date", "")),
+        "headings": tuple(headings),
+    }
 
 
 def pdf(raw: bytes) -> dict:
@@ -65,12 +88,21 @@ def pdf(raw: bytes) -> dict:
     except Unusable:
         raise
     except Exception as error:  # pypdf raises whatever a broken file makes of it
-        raise Unusable(f" is no PDF that can be read ({type(error).__name__}: {one_line(str(error))}): print it to a new PDF") from None
+        raise Unusable(
+            f" is no PDF that can be read ({type(error).__name__}: {one_line(str(error))}): print it to a new PDF"
+        ) from None
     if not any(page.strip() for page in pages):
-        raise Unusable(" is a PDF without text, perhaps scanned: recognise its text first, for example with ocrmypdf")
+        raise Unusable(
+            " is a PDF without text, perhaps scanned: recognise its text first, for example with ocrmypdf"
+        )
     pages = unbroken(pages)
     starts = [0, *itertools.accumulate(len(page) + 1 for page in pages)][:-1]
-    return {"text": "\n".join(pages), "title": title, "time": _created(facts), "pages": tuple(starts)}
+    return {
+        "text": "\n".join(pages),
+        "title": title,
+        "time": _created(facts),
+        "pages": tuple(starts),
+    }
 
 
 def _created(facts) -> str:

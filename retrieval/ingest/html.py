@@ -8,7 +8,14 @@ UNSEEN = {
     "script", "style", "noscript", "template", "nav", "footer", "button", "select", "textarea", "svg", "canvas", "iframe", "object",
     "head", "dialog", "rt", "rp",
 }  # fmt: skip
-LINES = {"br", "li", "tr", "dt", "dd", "option"}  # begin a line; every other block begins after an empty one
+LINES = {
+    "br",
+    "li",
+    "tr",
+    "dt",
+    "dd",
+    "option",
+}  # begin a line; every other block begins after an empty one
 BLOCKS = {
     "address", "article", "aside", "blockquote", "body", "details", "div", "dl", "fieldset", "figcaption", "figure", "form", "h1", "h2",
     "h3", "h4", "h5", "h6", "header", "hr", "main", "ol", "p", "pre", "section", "summary", "table", "ul",
@@ -16,13 +23,22 @@ BLOCKS = {
 LEVELS = {f"h{level}": level for level in range(1, 7)}
 INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 TIMES = ("article:published_time", "date", "dc.date", "dcterms.date")
-LATIN = {"iso-8859-1", "iso8859-1", "latin1", "latin-1", "ascii", "us-ascii"}  # which to a browser are windows-1252
+LATIN = {
+    "iso-8859-1",
+    "iso8859-1",
+    "latin1",
+    "latin-1",
+    "ascii",
+    "us-ascii",
+}  # which to a browser are windows-1252
 SEPARATORS = ("", " ", "\n", "\n\n")
 SIGNS = {"", "#", "¶", "§", "🔗"}  # of a link beside a heading to itself
 EXPONENT = re.compile(r"[-+−]?\d+|[a-z]|[-+−]?[\da-z]+[-+−*/ ][\da-z]+", re.IGNORECASE)
 UNIT = re.compile(r"(?<![^\W_])(?:[a-zµμ]{1,3}|mc|[A-Z])$")  # km, cm, x: what is raised to a power
 RAISED = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
-SECTION = re.compile(r"<!\[(?!CDATA\[)")  # such as Word writes: a comment to a browser, an error to Python's parser
+SECTION = re.compile(
+    r"<!\[(?!CDATA\[)"
+)  # such as Word writes: a comment to a browser, an error to Python's parser
 
 
 class _Text:
@@ -39,7 +55,10 @@ class _Text:
             self.need(1 if text else 0)
             return
         self.need(text[0].isspace())
-        for part in (SEPARATORS[self.pending] if self.length else "", text.strip("\n") if keep else " ".join(text.split())):
+        for part in (
+            SEPARATORS[self.pending] if self.length else "",
+            text.strip("\n") if keep else " ".join(text.split()),
+        ):
             self.parts.append(part)
             self.length += len(part)
         self.pending = int(text[-1].isspace())
@@ -60,8 +79,14 @@ def html(raw: bytes) -> dict:
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(SECTION.sub("<! [", _decoded(raw)), "html.parser")
-    text, headings = next(filter(lambda seen: seen[0], map(_seen, soup.select("main, [role=main]"))), None) or _seen(soup.body or soup)
-    title = one_line(soup.title.get_text()) if soup.title else next((h.title for h in headings if h.level == 1), "")
+    text, headings = next(
+        filter(lambda seen: seen[0], map(_seen, soup.select("main, [role=main]"))), None
+    ) or _seen(soup.body or soup)
+    title = (
+        one_line(soup.title.get_text())
+        if soup.title
+        else next((h.title for h in headings if h.level == 1), "")
+    )
     return {"text": text, "title": title, "time": _time(soup), "headings": headings}
 
 
@@ -71,12 +96,18 @@ def _decoded(raw: bytes) -> str:
     declared = EncodingDetector.find_declared_encoding(raw, is_html=True)
     if declared and declared.lower() in LATIN:
         declared = "cp1252"
-    for charset in ("utf-16" if in_utf16(raw) else "utf-8-sig", declared, "latin-1" if declared == "cp1252" else None):
+    for charset in (
+        "utf-16" if in_utf16(raw) else "utf-8-sig",
+        declared,
+        "latin-1" if declared == "cp1252" else None,
+    ):
         try:
             return plain(raw.decode(charset or "utf-8"))
         except (LookupError, ValueError):  # also of a charset with a NUL in its name
             continue
-    raise Unusable(" is neither UTF-8 nor of the charset it declares: convert it, for example with iconv -t UTF-8")
+    raise Unusable(
+        " is neither UTF-8 nor of the charset it declares: convert it, for example with iconv -t UTF-8"
+    )
 
 
 def _seen(root) -> tuple[str, tuple[Heading, ...]]:
@@ -110,13 +141,20 @@ def _seen(root) -> tuple[str, tuple[Heading, ...]]:
             if name in LEVELS and out.length > began:
                 spans.append((began, out.length, LEVELS[name]))
     text = plain("".join(out.parts))
-    headings = (Heading(start, end, level, one_line(text[start:end]).strip(" ¶")) for start, end, level in sorted(spans))
+    headings = (
+        Heading(start, end, level, one_line(text[start:end]).strip(" ¶"))
+        for start, end, level in sorted(spans)
+    )
     return text, tuple(heading for heading in headings if heading.title)
 
 
 def _notes(root) -> set[str]:
     """The numbers and letters that begin a block: the notes that markers in the text refer to."""
-    first = (node for node in root.find_all("sup") if node.parent.name in BLOCKS | LINES and not _text_before(node))
+    first = (
+        node
+        for node in root.find_all("sup")
+        if node.parent.name in BLOCKS | LINES and not _text_before(node)
+    )
     return {node.get_text().strip() for node in first}
 
 
@@ -135,20 +173,30 @@ def _shifted(node, before: str, notes: set[str]) -> tuple[int, str]:
         return 0, text
     digit = before[-1].isdecimal()
     if node.name == "sub":
-        return 0, text if not text[0].isalnum() or (text.isdecimal() and not digit) or before[-1] in "/⁄" else f"_{text}"
+        return 0, text if not text[0].isalnum() or (text.isdecimal() and not digit) or before[
+            -1
+        ] in "/⁄" else f"_{text}"
     if str(node.next_sibling or "").lstrip()[:1] in ("/", "⁄") and text.isdecimal():  # a fraction
         return int(digit), text
     link = node.find_parent("a")
-    if node.find("a", href=True) or (link and link.get_text().strip() == text) or "doc-noteref" in str(node.get("role")):
+    if (
+        node.find("a", href=True)
+        or (link and link.get_text().strip() == text)
+        or "doc-noteref" in str(node.get("role"))
+    ):
         return 0, "" if re.fullmatch(r"\W*\w{1,3}\W*|\[.*\]", text) else text
-    if text.upper() in ("TM", "SM") or (not text.strip("[]()")[:1].isalnum() and text[0] not in "-+−"):
+    if text.upper() in ("TM", "SM") or (
+        not text.strip("[]()")[:1].isalnum() and text[0] not in "-+−"
+    ):
         return 0, {"TM": "™", "SM": "℠"}.get(text.upper(), text)
     if text.isalpha() and (len(text) > 1 or (digit and text in "eoºª")):  # 1st, Mme
         return 0, text
     number = re.search(r"[\d.,\u00a0\u202f]*\d$", before)
     power = EXPONENT.fullmatch(text) and text not in notes and (not text.isalpha() or not number)
     if power and number and (text[0] in "-+−" or number[0] == "10" or len(number[0]) < 3):
-        return 0, "^" + (text if text.isalnum() or text[0] in "-+−" else f"({text})").replace("−", "-")
+        return 0, "^" + (text if text.isalnum() or text[0] in "-+−" else f"({text})").replace(
+            "−", "-"
+        )
     unit = UNIT.search(before)
     if power and unit and not number and (len(text) > 1 or text in "23n" or len(unit[0]) == 1):
         return 0, text.translate(RAISED) if re.fullmatch(r"[-+−]?[\dn]+", text) else f"^({text})"
@@ -157,16 +205,26 @@ def _shifted(node, before: str, notes: set[str]) -> tuple[int, str]:
 
 def _links_itself(node) -> bool:
     """Whether a link is the sign beside a heading that leads to it."""
-    alone = node.name == "a" and len(node.contents) <= 1 and not getattr(node.contents and node.contents[0], "name", None)
+    alone = (
+        node.name == "a"
+        and len(node.contents) <= 1
+        and not getattr(node.contents and node.contents[0], "name", None)
+    )
     return alone and node.get_text().strip() in SIGNS and node.find_parent(list(LEVELS)) is not None
 
 
 def _invisible(node) -> bool:
-    return node.has_attr("hidden") or node.get("aria-hidden") == "true" or bool(INVISIBLE.search(str(node.get("style", ""))))
+    return (
+        node.has_attr("hidden")
+        or node.get("aria-hidden") == "true"
+        or bool(INVISIBLE.search(str(node.get("style", ""))))
+    )
 
 
 def _time(soup) -> str:
     said = [
-        str(meta.get("content", "")) for meta in soup.find_all("meta") if str(meta.get("property") or meta.get("name")).lower() in TIMES
+        str(meta.get("content", ""))
+        for meta in soup.find_all("meta")
+        if str(meta.get("property") or meta.get("name")).lower() in TIMES
     ]
     return next(filter(None, map(known_time, said)), "")

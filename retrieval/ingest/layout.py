@@ -6,13 +6,37 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-FORMS = re.compile(r"[\ufb00-\ufb4f\ufb50-\ufdff\ufe70-\ufefc]+")  # ligatures and presentation forms: how glyphs look, not what they spell
-BROKEN = re.compile(r"([^\W\d_]+)[-\u2010\u00ad][ \t]*\n[ \t]*([^\W\d_]+)")  # a word at the end of a line
+FORMS = re.compile(
+    r"[\ufb00-\ufb4f\ufb50-\ufdff\ufe70-\ufefc]+"
+)  # ligatures and presentation forms: how glyphs look, not what they spell
+BROKEN = re.compile(
+    r"([^\W\d_]+)[-\u2010\u00ad][ \t]*\n[ \t]*([^\W\d_]+)"
+)  # a word at the end of a line
 COMPOUND = frozenset(  # first parts that keep their hyphen, where the text itself does not say
-    ["all", "co", "cross", "ex", "half", "high", "long", "low", "multi", "non", "pre", "post", "self", "semi", "short", "sub", "well"]
+    [
+        "all",
+        "co",
+        "cross",
+        "ex",
+        "half",
+        "high",
+        "long",
+        "low",
+        "multi",
+        "non",
+        "pre",
+        "post",
+        "self",
+        "semi",
+        "short",
+        "sub",
+        "well",
+    ]
 )
 ROWS = 6  # at least, that two columns share
-PROSE = 18  # characters of a line, on average: shorter ones are cells of a table, which is read by rows
+PROSE = (
+    18  # characters of a line, on average: shorter ones are cells of a table, which is read by rows
+)
 
 
 class Piece(NamedTuple):
@@ -57,7 +81,10 @@ def in_columns(pieces: list[Piece]) -> str:
     column = lambda piece: round(piece.x) >= right
     above = [piece for piece in pieces if round(piece.y) > shared[0] and piece.order < ordered[0]]
     rest = [piece for piece in pieces if piece not in between and piece not in above]
-    body = sorted(between + [p for p in rest if round(p.x) in (left, right)], key=lambda piece: (column(piece), piece.order))
+    body = sorted(
+        between + [p for p in rest if round(p.x) in (left, right)],
+        key=lambda piece: (column(piece), piece.order),
+    )
     below = [piece for piece in rest if round(piece.x) not in (left, right)]
     return "\n".join(piece.text for piece in itertools.chain(above, body, below))
 
@@ -67,14 +94,21 @@ def unbroken(pages: list[str]) -> list[str]:
 
     A hyphen stays where the text has the word with it elsewhere, before a capital, and after parts such as "self"; else it goes.
     """
-    held = set(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", " ".join(pages).lower().replace("\u2010", "-")))
+    held = set(
+        re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", " ".join(pages).lower().replace("\u2010", "-"))
+    )
 
     def whole(found: re.Match) -> str:
         first, second = found[1], found[2]
         hyphened = f"{first}-{second}"
         if "\u00ad" in found[0] or f"{first}{second}".lower() in held:
             return first + second
-        keep = hyphened.lower() in held or second[0].isupper() or first.lower() in COMPOUND or len(first) == 1
+        keep = (
+            hyphened.lower() in held
+            or second[0].isupper()
+            or first.lower() in COMPOUND
+            or len(first) == 1
+        )
         return hyphened if keep else first + second
 
     return [BROKEN.sub(whole, page).replace("\u00ad", "") for page in pages]

@@ -19,7 +19,11 @@ MAX_MEGABYTES = 100
 
 
 def read(
-    inputs: Sequence[str], report: Report, text_field: str | None = None, max_megabytes: float = MAX_MEGABYTES, id_field: str = "id"
+    inputs: Sequence[str],
+    report: Report,
+    text_field: str | None = None,
+    max_megabytes: float = MAX_MEGABYTES,
+    id_field: str = "id",
 ) -> tuple[list[File], list[Document]]:
     """The files of `inputs` (see files.find) and their documents; the report says what was left out, and why.
 
@@ -31,7 +35,9 @@ def read(
     for (file,) in chunks_with_progress(files, "reading files", chunk=1, show_from=32):
         before = report.documents
         made = (
-            rows.documents(file, report, text_field, id_field) if is_table(file.path) else _document(file, report, int(max_megabytes * 1e6))
+            rows.documents(file, report, text_field, id_field)
+            if is_table(file.path)
+            else _document(file, report, int(max_megabytes * 1e6))
         )
         documents += (dataclasses.replace(document, origin=file.origin) for document in made)
         if report.documents == before:
@@ -41,7 +47,9 @@ def read(
     report.close()
     if not documents:
         left_out = [f"{reason}: {', '.join(names)}" for reason, names in report.examples.items()]
-        raise RetrievalError(f"{', '.join(map(printable, inputs))}: no passages are left: {'; '.join(left_out)}")
+        raise RetrievalError(
+            f"{', '.join(map(printable, inputs))}: no passages are left: {'; '.join(left_out)}"
+        )
     return files, documents
 
 
@@ -58,7 +66,9 @@ def _document(file: File, report: Report, max_bytes: int) -> Iterator[Document]:
         report.count(where, f" is no whole gzip file ({error}): copy it again")
         return
     if len(raw) > max_bytes:
-        raise RetrievalError(f"{where} has more than {max_bytes / 1e6:g} MB: split it, or allow more with --max-megabytes")
+        raise RetrievalError(
+            f"{where} has more than {max_bytes / 1e6:g} MB: split it, or allow more with --max-megabytes"
+        )
     try:
         fields = READERS[sources.kind(file.path)](raw)
     except Unusable as error:

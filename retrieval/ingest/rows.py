@@ -12,11 +12,22 @@ from retrieval.ingest.files import File
 from retrieval.passages import Passage, check_passages, check_unicode
 
 TEXT = "text"
-FIELDS = ("id", "title", "source", "metadata", "time", "tags", "access", "span")  # with the text, a Passage as JSON
+FIELDS = (
+    "id",
+    "title",
+    "source",
+    "metadata",
+    "time",
+    "tags",
+    "access",
+    "span",
+)  # with the text, a Passage as JSON
 SUFFIXES = (*sources.LINES, ".csv", ".tsv", ".json", ".parquet")
 
 
-def documents(file: File, report: Report, text_field: str | None = None, id_field: str = "id") -> Iterator[Document]:
+def documents(
+    file: File, report: Report, text_field: str | None = None, id_field: str = "id"
+) -> Iterator[Document]:
     """A document a row, named by its `id_field`, else <file name>:<number of its line or row>; bad rows are counted in the report.
 
     A row of JSON has no fields but these (and a passage's `origin`, which a build records anew).
@@ -28,7 +39,9 @@ def documents(file: File, report: Report, text_field: str | None = None, id_fiel
         try:
             if row.problem:
                 raise Unusable(f": {row.problem}")
-            document = _document(row.value, row.where, file.name, text_field or TEXT, id_field, strict)
+            document = _document(
+                row.value, row.where, file.name, text_field or TEXT, id_field, strict
+            )
         except (Unusable, RetrievalError) as error:
             report.count(row.where, f"{'' if isinstance(error, Unusable) else ': '}{error}")
             continue
@@ -38,15 +51,27 @@ def documents(file: File, report: Report, text_field: str | None = None, id_fiel
 
 def _document(row: Any, where: str, file: str, field: str, id_field: str, strict: bool) -> Document:
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        has = f"; it has {', '.join(map(repr, row))}, and --text-field says which holds the text" if isinstance(row, dict) else ""
+        has = (
+            f"; it has {', '.join(map(repr, row))}, and --text-field says which holds the text"
+            if isinstance(row, dict)
+            else ""
+        )
         has = f"; here it is {row[field]!r}" if isinstance(row, dict) and field in row else has
-        raise Unusable(f': expected an object with a string "{field}", such as {{"id": "a", "{field}": "..."}}{has}')
+        raise Unusable(
+            f': expected an object with a string "{field}", such as {{"id": "a", "{field}": "..."}}{has}'
+        )
     if id_field != "id" and row.get(id_field) in (None, ""):
-        raise Unusable(f" has no {id_field!r}, which --id-field names; it has {', '.join(map(repr, row))}")
-    own = {*FIELDS, field, id_field, *(["origin"] if strict else [])} - ({"id"} if id_field != "id" else set())
+        raise Unusable(
+            f" has no {id_field!r}, which --id-field names; it has {', '.join(map(repr, row))}"
+        )
+    own = {*FIELDS, field, id_field, *(["origin"] if strict else [])} - (
+        {"id"} if id_field != "id" else set()
+    )
     others = [name for name in row if name not in own]
     if strict and others:
-        raise Unusable(f': unknown field {others[0]!r}; put it into "metadata", or give --text-field={field}, which puts all such there')
+        raise Unusable(
+            f': unknown field {others[0]!r}; put it into "metadata", or give --text-field={field}, which puts all such there'
+        )
     if not row[field].strip():
         raise Unusable(" has no text: give it some, or leave it out")
     metadata, tags = row.get("metadata") or {}, row.get("tags") or []
@@ -58,20 +83,42 @@ def _document(row: Any, where: str, file: str, field: str, id_field: str, strict
         raise Unusable(f": tags is {tags!r}; expected a list of words")
     if (span := row.get("span")) is not None:
         if not isinstance(span, list):
-            raise Unusable(f": span is {span!r}; expected [start, end], in characters of the source")
+            raise Unusable(
+                f": span is {span!r}; expected [start, end], in characters of the source"
+            )
         span = tuple(span)
     source = row.get("source") or file
     metadata = metadata | {name: row[name] for name in others}
     metadata |= {FILE_TOO: file} if FILE in metadata else {FILE: file} if source != file else {}
     number = re.search(r"\d+$", where)
-    name = f"{file}:{number[0] if number else 1}" if row.get(id_field) in (None, "") else str(row[id_field])
+    name = (
+        f"{file}:{number[0] if number else 1}"
+        if row.get(id_field) in (None, "")
+        else str(row[id_field])
+    )
     values = {key: _string(value) for key, value in metadata.items() if value is not None}
     title, time, access = (row.get(key) or "" for key in ("title", "time", "access"))
     if not isinstance(time, str):  # of a table: a date, or a year
         time = time.isoformat() if hasattr(time, "isoformat") else str(time)
-    check_passages([Passage(name, "cut and checked later", title, source, values, span, time, tuple(tags), access)])
+    check_passages(
+        [
+            Passage(
+                name,
+                "cut and checked later",
+                title,
+                source,
+                values,
+                span,
+                time,
+                tuple(tags),
+                access,
+            )
+        ]
+    )
     check_unicode("its text", row[field])
-    return Document(name, row[field], where, title, source, time, values, tuple(tags), access, span, whole=True)
+    return Document(
+        name, row[field], where, title, source, time, values, tuple(tags), access, span, whole=True
+    )
 
 
 def _string(value: Any) -> str:

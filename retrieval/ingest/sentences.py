@@ -27,12 +27,19 @@ END = re.compile(
 
 def paragraphs(text: str, start: int, end: int) -> list[Span]:
     """What blank lines divide."""
-    return _between(text, start, end, (found.start() for found in PARAGRAPH.finditer(text, start, end)))
+    return _between(
+        text, start, end, (found.start() for found in PARAGRAPH.finditer(text, start, end))
+    )
 
 
 def sentences(text: str, start: int, end: int) -> list[Span]:
     """By stops, but not those of common abbreviations, initials, numbered items, or before a small letter; by paragraphs and items too."""
-    return _between(text, start, end, (found.end() for found in END.finditer(text, start, end) if _ends(text, found, start, end)))
+    return _between(
+        text,
+        start,
+        end,
+        (found.end() for found in END.finditer(text, start, end) if _ends(text, found, start, end)),
+    )
 
 
 def lines(text: str, start: int, end: int) -> list[Span]:
@@ -69,5 +76,7 @@ def _ends(text: str, found: re.Match, start: int, end: int) -> bool:
     last = LAST_WORD.search(text, max(start, found.start() - 12), found.start())
     word = last[0] if last else ""
     initial = len(word) == 1 and word.isalpha() and word != "I"
-    numbered = word.isdecimal() and (found.start() - len(word) == start or text[found.start() - len(word) - 1] == "\n")
+    numbered = word.isdecimal() and (
+        found.start() - len(word) == start or text[found.start() - len(word) - 1] == "\n"
+    )
     return not (word.lower() in NO_END or initial or numbered or re.fullmatch(r"(?:\w\.)+\w", word))

@@ -55,9 +55,18 @@ def plan(
     Repeats are exact ones of passages from elsewhere in the memory, exact and near ones of earlier `passages`; they are looked for only
     when something differs or they are to be dropped. Raises RetrievalError for an id that came from elsewhere.
     """
-    stored = store.columns(["id", "content_hash", "source", "metadata", "origin"]).to_pylist() if store is not None else []
-    hashes, origins = ({row["id"]: row[name] for row in stored} for name in ("content_hash", "origin"))
-    same = lambda passage: hashes.get(passage.id) == dataclasses.replace(passage, origin=origins.get(passage.id)).content_hash
+    stored = (
+        store.columns(["id", "content_hash", "source", "metadata", "origin"]).to_pylist()
+        if store is not None
+        else []
+    )
+    hashes, origins = (
+        {row["id"]: row[name] for row in stored} for name in ("content_hash", "origin")
+    )
+    same = lambda passage: (
+        hashes.get(passage.id)
+        == dataclasses.replace(passage, origin=origins.get(passage.id)).content_hash
+    )
 
     def is_ours(row: dict) -> bool:
         if row["origin"] is not None:
@@ -77,24 +86,51 @@ def plan(
         passages = [passage for passage in passages if passage.id not in dropped]
     added = [passage for passage in passages if passage.id not in hashes]
     edited = [passage for passage in passages if passage.id in hashes and not same(passage)]
-    adopted = [passage for passage in passages if passage.id in ours and origins[passage.id] is None and same(passage)]
+    adopted = [
+        passage
+        for passage in passages
+        if passage.id in ours and origins[passage.id] is None and same(passage)
+    ]
     gone = sorted(ours.difference(passage.id for passage in passages))
-    left = store.columns(["id", "title", "text"], gone).to_pylist() if store is not None and gone and added else []
+    left = (
+        store.columns(["id", "title", "text"], gone).to_pylist()
+        if store is not None and gone and added
+        else []
+    )
     said = {titled(row["title"], row["text"]): row["id"] for row in left}
-    moved = {passage.id: said[passage.searchable] for passage in added if passage.searchable in said}
-    return Plan(added, edited, len(passages) - len(added) - len(edited), adopted, gone, moved, repeats)
+    moved = {
+        passage.id: said[passage.searchable] for passage in added if passage.searchable in said
+    }
+    return Plan(
+        added, edited, len(passages) - len(added) - len(edited), adopted, gone, moved, repeats
+    )
 
 
-def find_repeats(passages: Sequence[Passage], store: Store | None, ours: Collection[str]) -> list[Repeat]:
+def find_repeats(
+    passages: Sequence[Passage], store: Store | None, ours: Collection[str]
+) -> list[Repeat]:
     """The passages that repeat one of the memory that is not among `ours`, or an earlier one of these: what is searched, title and text,
     and for the same readers."""
     rows = store.columns(["id", "title", "text", "access"]).to_pylist() if store is not None else []
-    others = {(duplicates.digest(titled(r["title"], r["text"])), r["access"] or ""): r["id"] for r in rows if r["id"] not in ours}
-    known = {p.id: others[key] for p in passages if (key := (duplicates.digest(p.searchable), p.access)) in others}
+    others = {
+        (duplicates.digest(titled(r["title"], r["text"])), r["access"] or ""): r["id"]
+        for r in rows
+        if r["id"] not in ours
+    }
+    known = {
+        p.id: others[key]
+        for p in passages
+        if (key := (duplicates.digest(p.searchable), p.access)) in others
+    }
     found = [Repeat(id, of, 1.0, True) for id, of in known.items()]
     for access in dict.fromkeys(passage.access for passage in passages):
-        rest = [passage for passage in passages if passage.access == access and passage.id not in known]
-        found += [Repeat(rest[d.index].id, rest[d.of].id, d.similarity, d.exact) for d in duplicates.find([p.searchable for p in rest])]
+        rest = [
+            passage for passage in passages if passage.access == access and passage.id not in known
+        ]
+        found += [
+            Repeat(rest[d.index].id, rest[d.of].id, d.similarity, d.exact)
+            for d in duplicates.find([p.searchable for p in rest])
+        ]
     return found
 
 
@@ -107,15 +143,21 @@ def apply(
     An interruption leaves whole commits; planning and applying again does the rest. A passage whose text was there before, under its
     own or another id that is edited with it or gone, keeps its vector. What is adopted is written once more, with its origin.
     """
-    add = lambda part, **how: memory.add(part, like=[plan.moved[p.id] for p in part if p.id in plan.moved], **how)
-    parts = [(memory.update, part) for part in _parts(plan.edited)] + [(add, part) for part in _parts(plan.added)]
+    add = lambda part, **how: memory.add(
+        part, like=[plan.moved[p.id] for p in part if p.id in plan.moved], **how
+    )
+    parts = [(memory.update, part) for part in _parts(plan.edited)] + [
+        (add, part) for part in _parts(plan.added)
+    ]
     done, total, start = 0, len(plan.edited) + len(plan.added), time.monotonic()
     for change, part in parts:
         change(part, author=author, reason=reason)
         done += len(part)
         if done < total:
             seconds = time.monotonic() - start
-            said(f"{done:,} of {total:,} passages, {done / seconds:.0f}/s, about {seconds * (total - done) / done:.0f} s left")
+            said(
+                f"{done:,} of {total:,} passages, {done / seconds:.0f}/s, about {seconds * (total - done) / done:.0f} s left"
+            )
     for part in _parts(plan.adopted):
         memory.update(part, author=author, reason="files that passages were read from recorded")
     if sync and plan.gone:

@@ -17,10 +17,60 @@ import numpy as np
 
 from tests.benchmarks.vectors import K
 
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # taskset is heeded
+THREADS = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)  # taskset is heeded
 SCANN = "scann.scann_ops.py.scann_ops_pybind"
-EFFORT = (10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024, 1536)  # ef of a graph
-PROBES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+EFFORT = (
+    10,
+    12,
+    16,
+    20,
+    24,
+    32,
+    40,
+    48,
+    64,
+    80,
+    96,
+    128,
+    160,
+    192,
+    256,
+    320,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+)  # ef of a graph
+PROBES = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    10,
+    12,
+    16,
+    20,
+    24,
+    32,
+    40,
+    48,
+    64,
+    80,
+    96,
+    128,
+    160,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+)
 REORDER = (15, 20, 30, 40, 60, 80, 100, 150, 200, 300)
 
 
@@ -31,7 +81,9 @@ class Engine(NamedTuple):
     save: Callable[[Any, Path], None]
     load: Callable[[Path], Any]
     curves: Callable[[int], list[list[tuple]]]  # rows -> settings
-    many: Callable[[Any, np.ndarray, tuple], Any]  # index, queries [Q, D], setting -> row numbers [Q, K]
+    many: Callable[
+        [Any, np.ndarray, tuple], Any
+    ]  # index, queries [Q, D], setting -> row numbers [Q, K]
     one: Callable[[Any, np.ndarray, tuple], Any]  # index, query [D], setting -> row numbers [K]
 
     def there(self) -> bool:
@@ -70,7 +122,9 @@ def ours_load(folder):
     from retrieval import ScannIndex
 
     index = ScannIndex.load(folder)[0]
-    index._look_at = math.inf  # it looks at its own recall now and then, and would be timed while it does
+    index._look_at = (
+        math.inf
+    )  # it looks at its own recall now and then, and would be timed while it does
     return index
 
 
@@ -78,7 +132,11 @@ def ours_load(folder):
 def given(setting: tuple):
     from retrieval.tuning import Tuning
 
-    return Tuning(leaves_searched=setting[0], reorder=setting[1], reach=setting[2]) if setting else Tuning()
+    return (
+        Tuning(leaves_searched=setting[0], reorder=setting[1], reach=setting[2])
+        if setting
+        else Tuning()
+    )
 
 
 def ours_many(index, queries, setting):
@@ -89,7 +147,11 @@ def ours_many(index, queries, setting):
 
 def ours_curves(rows):
     reaches = (*np.geomspace(0.02, 0.4, 14).round(3).tolist(), 0.0)  # 0: no limit
-    return [[(probe, reorder, reach) for probe, reorder in curve] for curve in scann_curves(rows) for reach in reaches]
+    return [
+        [(probe, reorder, reach) for probe, reorder in curve]
+        for curve in scann_curves(rows)
+        for reach in reaches
+    ]
 
 
 def tuned(index, tuning) -> None:
@@ -105,7 +167,9 @@ def scann_build(base):
 
     builder = scann_ops_pybind.builder(base, K, "dot_product")
     if len(base) >= 1000:
-        builder = builder.tree(leaves(len(base)), leaves(len(base)) // 4, training_sample_size=min(len(base), 250_000))
+        builder = builder.tree(
+            leaves(len(base)), leaves(len(base)) // 4, training_sample_size=min(len(base), 250_000)
+        )
     return builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(200).build()
 
 
@@ -128,7 +192,9 @@ def scann_curves(rows):
 
 
 def scann_many(index, queries, setting):
-    return index.search_batched_parallel(queries, K, setting[1], setting[0], -(-len(queries) // THREADS))[0]
+    return index.search_batched_parallel(
+        queries, K, setting[1], setting[0], -(-len(queries) // THREADS)
+    )[0]
 
 
 def scann_one(index, query, setting):
@@ -144,7 +210,9 @@ def faiss_build(factory: str):
 
         faiss.omp_set_num_threads(THREADS)
         dim = base.shape[1]
-        index = faiss.index_factory(dim, factory.format(lists=lists(len(base)), blocks=dim // 2), faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(
+            dim, factory.format(lists=lists(len(base)), blocks=dim // 2), faiss.METRIC_INNER_PRODUCT
+        )
         if factory.startswith("HNSW"):
             index.hnsw.efConstruction = 100
         index.train(base)
@@ -242,7 +310,9 @@ def usearch_load(path):
 def usearch_search(threads: int):
     def search(index, queries, setting):
         index.expansion_search = setting[0]
-        return index.search(queries, K, threads=threads).keys.reshape(len(queries), K)  # of one query it makes a vector
+        return index.search(queries, K, threads=threads).keys.reshape(
+            len(queries), K
+        )  # of one query it makes a vector
 
     return search
 
@@ -256,11 +326,23 @@ def inverted(rows):
 
 
 def refined(rows):
-    return [[(probe, factor) for probe in PROBES if probe <= lists(rows)] for factor in (1, 2, 4, 8, 16, 32)]
+    return [
+        [(probe, factor) for probe in PROBES if probe <= lists(rows)]
+        for factor in (1, 2, 4, 8, 16, 32)
+    ]
 
 
 def faiss_engine(about: str, factory: str, curves) -> Engine:
-    return Engine(about, ("faiss",), faiss_build(factory), faiss_save, faiss_load, curves, faiss_many, one_of_many(faiss_many))
+    return Engine(
+        about,
+        ("faiss",),
+        faiss_build(factory),
+        faiss_save,
+        faiss_load,
+        curves,
+        faiss_many,
+        one_of_many(faiss_many),
+    )
 
 
 ENGINES = {

@@ -25,25 +25,43 @@ def make_vectors(name: str, rows: int, folder: str) -> dict:
     if not (Path(folder) / "nearest.npy").exists():
         Path(folder).mkdir(parents=True, exist_ok=True)
         base, asked = vectors.load(name, rows)
-        for part, values in {"base": base, "queries": asked, "nearest": vectors.nearest(base, asked)}.items():
+        for part, values in {
+            "base": base,
+            "queries": asked,
+            "nearest": vectors.nearest(base, asked),
+        }.items():
             np.save(Path(folder) / f"{part}.npy", values)
     return {}
 
 
 def prepare(engine: str, folder: str) -> dict:
     """Builds and saves the index and finds its setting, if that has not been done, or was by a version that tried other settings."""
-    home, chosen, base = place(folder, engine), ENGINES[engine], np.load(Path(folder) / "base.npy", mmap_mode="r")
+    home, chosen, base = (
+        place(folder, engine),
+        ENGINES[engine],
+        np.load(Path(folder) / "base.npy", mmap_mode="r"),
+    )
     facts = home / "facts.json"
     if facts.exists():
         found = json.loads(facts.read_text())
-        if all(any(tuple(found.get(f"{mode}_setting", ())) in curve for curve in chosen.curves(len(base))) for mode in MODES):
+        if all(
+            any(
+                tuple(found.get(f"{mode}_setting", ())) in curve
+                for curve in chosen.curves(len(base))
+            )
+            for mode in MODES
+        ):
             return found
         shutil.rmtree(home)
     home.mkdir(exist_ok=True)
     base = np.array(base)
     began, cpu = time.perf_counter(), time.process_time()
     index = chosen.build(base)
-    took = {"build_s": time.perf_counter() - began, "build_cpu_s": time.process_time() - cpu, "build_peak_mb": peak_mb()}
+    took = {
+        "build_s": time.perf_counter() - began,
+        "build_cpu_s": time.process_time() - cpu,
+        "build_peak_mb": peak_mb(),
+    }
     chosen.save(index, home / "index")
     del index
     again, (asked, nearest) = chosen.load(home / "index"), queries(folder)
@@ -63,7 +81,9 @@ def timed(engine: str, folder: str, single_setting: list, batched_setting: list)
     index = chosen.load(saved)
     batched = rate(lambda: chosen.many(index, asked, tuple(batched_setting)), len(asked))
     after = resident_mb()
-    single = rate(lambda: [chosen.one(index, query, tuple(single_setting)) for query in asked[:ALONE]], ALONE)
+    single = rate(
+        lambda: [chosen.one(index, query, tuple(single_setting)) for query in asked[:ALONE]], ALONE
+    )
     answer = {"single": single, "batched": batched, "index_mb": after - before, "process_mb": after}
     return answer | (beside_scann(index, saved, asked) if engine == "ScannIndex" else {})
 
@@ -78,26 +98,46 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     from retrieval.turning import saved_turn, turned
 
     tuned(ours, Tuning())
-    plain, health, turn = scann_load(saved), ours.health(), saved_turn(next(saved.rglob("scann_config.pb")).parent)
+    plain, health, turn = (
+        scann_load(saved),
+        ours.health(),
+        saved_turn(next(saved.rglob("scann_config.pb")).parent),
+    )
     there = (asked if turn is None else turned(asked, turn)) / health["reach"]
-    time.sleep(0.1)  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
+    time.sleep(
+        0.1
+    )  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
     texts, numbers = ours._trained.rows, Rows(range(len(ours)), numbers=True)
-    ways = {"layer": (numbers, None), "layer_named": (texts, texts.ids()), "layer_mixed": (texts, None)}
+    ways = {
+        "layer": (numbers, None),
+        "layer_named": (texts, texts.ids()),
+        "layer_mixed": (texts, None),
+    }
     ratios = {way: [] for way in ways}
     for _ in range(5):
         for way, (ours._trained.rows, plain.docids) in ways.items():
             mine = rate(lambda: ours.search(asked, K), len(asked), SECONDS / 4)
-            ratios[way].append(mine / rate(lambda: plain.search_batched_parallel(there, *how), len(asked), SECONDS / 4))
+            ratios[way].append(
+                mine
+                / rate(lambda: plain.search_batched_parallel(there, *how), len(asked), SECONDS / 4)
+            )
     ours._trained.rows = texts
     single = rate(lambda: [ours.search(query[None], K) for query in asked[:ALONE]], ALONE)
-    return {way: float(np.median(ratio)) for way, ratio in ratios.items()} | {"own_batched": mine, "own_single": single}
+    return {way: float(np.median(ratio)) for way, ratio in ratios.items()} | {
+        "own_batched": mine,
+        "own_single": single,
+    }
 
 
 def settings(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.ndarray) -> dict:
     """The fastest setting for queries one by one and in batches of those that reach the recall, or the most thorough one there is."""
     speeds = {
-        "single": lambda at: rate(lambda: [engine.one(index, query, at) for query in asked[: ALONE // 4]], ALONE // 4, SECONDS / 3),
+        "single": lambda at: rate(
+            lambda: [engine.one(index, query, at) for query in asked[: ALONE // 4]],
+            ALONE // 4,
+            SECONDS / 3,
+        ),
         "batched": lambda at: rate(lambda: engine.many(index, asked, at), len(asked), SECONDS / 3),
     }
     points = []
@@ -105,21 +145,35 @@ def settings(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.nd
         low, high = 0, len(curve) - 1
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if recall(engine.many(index, asked, curve[middle]), nearest) >= RECALL else (middle + 1, high)
+            low, high = (
+                (low, middle)
+                if recall(engine.many(index, asked, curve[middle]), nearest) >= RECALL
+                else (middle + 1, high)
+            )
         points.append((curve[low], recall(engine.many(index, asked, curve[low]), nearest)))
     most = max(min(reached, RECALL) for _, reached in points)
     good = [(at, reached) for at, reached in points if reached >= most]
     found = {}
     for mode, speed in speeds.items():
         timed_once = sorted(good, key=lambda point, speed=speed: speed(point[0]), reverse=True)
-        timed_again = [(np.median([speed(at) for _ in range(3)]), at, reached) for at, reached in timed_once[:AGAIN]]
+        timed_again = [
+            (np.median([speed(at) for _ in range(3)]), at, reached)
+            for at, reached in timed_once[:AGAIN]
+        ]
         _, setting, reached = max(timed_again)
         found |= {f"{mode}_setting": list(setting), f"{mode}_recall": reached}
     return found
 
 
 def recall(found, nearest: np.ndarray) -> float:
-    return float(np.mean([len(set(map(int, row)) & set(true.tolist())) / K for row, true in zip(found, nearest, strict=True)]))
+    return float(
+        np.mean(
+            [
+                len(set(map(int, row)) & set(true.tolist())) / K
+                for row, true in zip(found, nearest, strict=True)
+            ]
+        )
+    )
 
 
 def rate(run, count: int, seconds: float | None = None) -> float:

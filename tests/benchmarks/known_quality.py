@@ -30,18 +30,29 @@ def read(path: pathlib.Path) -> tuple[list[Passage], list[tuple[str, str, int, i
     passages, questions = [], []
     for number, article in enumerate(json.loads(path.read_text(encoding="utf-8"))["data"]):
         for paragraph in article["paragraphs"]:
-            asked = [(one["question"], one["answers"][0]["text"], number, len(passages)) for one in paragraph["qas"]]
+            asked = [
+                (one["question"], one["answers"][0]["text"], number, len(passages))
+                for one in paragraph["qas"]
+            ]
             passages.append(Passage(f"p{len(passages)}", paragraph["context"]))
             questions += asked
     return passages, questions
 
 
-def answers(question: tuple[str, str, int, int], questions: list, rng: random.Random) -> dict[str, str]:
+def answers(
+    question: tuple[str, str, int, int], questions: list, rng: random.Random
+) -> dict[str, str]:
     """kind -> an answer to the question, right or wrong; kinds that this question has none of are left out."""
     text, right, article, paragraph = question
     digit = lambda answer: bool(re.search(r"\d", answer))
     apart = lambda answer: not contains(answer, [right]) and not contains(right, [answer])
-    far = rng.choice([a for _, a, other, _ in questions if other != article and digit(a) == digit(right) and apart(a)])
+    far = rng.choice(
+        [
+            a
+            for _, a, other, _ in questions
+            if other != article and digit(a) == digit(right) and apart(a)
+        ]
+    )
     near = [a for _, a, _, place in questions if place == paragraph and apart(a)]
     made = {
         "right": right, "right, in a sentence": f"The answer is {right}.", "other article": far,
@@ -55,7 +66,9 @@ def measured(passages: list[Passage], questions: list) -> dict[str, dict[str, in
     """kind -> {"answers": how many, "known": how many of these are said to be known}."""
     rng, counts = random.Random(0), {}
     with tempfile.TemporaryDirectory() as folder:
-        memory = Memory.create(pathlib.Path(folder) / "memory", lambda texts: np.ones((len(texts), 2), np.float32))
+        memory = Memory.create(
+            pathlib.Path(folder) / "memory", lambda texts: np.ones((len(texts), 2), np.float32)
+        )
         memory.add(passages)
         found = memory.search([question for question, *_ in questions], 3, mode="lexical")
     for question, shown in zip(questions, found, strict=True):
@@ -67,8 +80,16 @@ def measured(passages: list[Passage], questions: list) -> dict[str, dict[str, in
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.known_quality", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, type=pathlib.Path, metavar="FILE", help="a SQuAD v1.1 file, such as XQuAD's")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.known_quality", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a SQuAD v1.1 file, such as XQuAD's",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     if not args.data.is_file():
@@ -76,14 +97,25 @@ def main(argv=None) -> int:
     counts = measured(*read(args.data))
     total = lambda kinds, name: sum(counts[kind][name] for kind in kinds)
     wrong = [kind for kind in counts if kind not in RIGHT and kind != APART]
-    recall, false = total(RIGHT, "known") / total(RIGHT, "answers"), total(wrong, "known") / total(wrong, "answers")
-    figures = {"recall": recall, "false": false, "precision": recall / (recall + false)}  # as many right answers as wrong ones
+    recall, false = (
+        total(RIGHT, "known") / total(RIGHT, "answers"),
+        total(wrong, "known") / total(wrong, "answers"),
+    )
+    figures = {
+        "recall": recall,
+        "false": false,
+        "precision": recall / (recall + false),
+    }  # as many right answers as wrong ones
     if args.json:
         print(json.dumps({"kinds": counts, **figures}))
         return 0
     for kind, count in counts.items():
-        print(f"{kind:<30} {count['known']:>5} of {count['answers']:>5} known, {count['known'] / count['answers']:.1%}")
-    print(f"recall {recall:.3f}, wrong ones known {false:.3f}, precision at as many wrong as right {figures['precision']:.3f}")
+        print(
+            f"{kind:<30} {count['known']:>5} of {count['answers']:>5} known, {count['known'] / count['answers']:.1%}"
+        )
+    print(
+        f"recall {recall:.3f}, wrong ones known {false:.3f}, precision at as many wrong as right {figures['precision']:.3f}"
+    )
     return 0
 
 

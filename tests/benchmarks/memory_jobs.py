@@ -21,7 +21,14 @@ def toy(rows: int):
     """A text is the sum of its words' random vectors."""
 
     def encode(texts: list[str]) -> np.ndarray:
-        return np.stack([WORDS[[zlib.crc32(word.encode()) % len(WORDS) for word in re.findall(r"\S+", text)]].sum(0) for text in texts])
+        return np.stack(
+            [
+                WORDS[
+                    [zlib.crc32(word.encode()) % len(WORDS) for word in re.findall(r"\S+", text)]
+                ].sum(0)
+                for text in texts
+            ]
+        )
 
     return encode
 

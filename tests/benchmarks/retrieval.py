@@ -36,7 +36,12 @@ def child(job: str, **arguments) -> dict:
     """What a job answers, from a process of its own."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(THREADS)}
     environment.pop("OPENBLAS_CORETYPE", None)  # set where an old CPU is pretended
-    command = [sys.executable, "-m", "tests.benchmarks.retrieval", f"--job={json.dumps([job, arguments])}"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.retrieval",
+        f"--job={json.dumps([job, arguments])}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{job} {arguments} failed:\n{done.stderr[-2000:]}")
@@ -56,13 +61,26 @@ def table(header: str, rows: list[list[str]]) -> None:
 def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
     rows = []
     for engine, fact in facts.items():
-        both = [(" ".join(map(str, fact[f"{mode}_setting"])) or "as built", f"{fact[f'{mode}_recall']:.3f}") for mode in MODES]
-        line = [f"{engine} ({ENGINES[engine].about})", *(" / ".join(dict.fromkeys(part)) for part in zip(*both, strict=True))]
+        both = [
+            (
+                " ".join(map(str, fact[f"{mode}_setting"])) or "as built",
+                f"{fact[f'{mode}_recall']:.3f}",
+            )
+            for mode in MODES
+        ]
+        line = [
+            f"{engine} ({ENGINES[engine].about})",
+            *(" / ".join(dict.fromkeys(part)) for part in zip(*both, strict=True)),
+        ]
         for mode in MODES:
             line.append(f"{statistics.median(r[engine][mode] for r in rounds):,.0f}")
             ratios = [r["ScannIndex"][mode] / r[engine][mode] for r in rounds if "ScannIndex" in r]
             line.append(f"{statistics.median(ratios):.2f}" if ratios else "")
-        line += [f"{fact['build_s']:.0f}", f"{fact['build_cpu_s']:.0f}", f"{rounds[-1][engine]['index_mb']:.0f}"]
+        line += [
+            f"{fact['build_s']:.0f}",
+            f"{fact['build_cpu_s']:.0f}",
+            f"{rounds[-1][engine]['index_mb']:.0f}",
+        ]
         rows.append([*line, f"{rounds[-1][engine]['process_mb']:.0f}"])
     header = "settings, single / batched | recall@10 | single/s | ours ÷ it | batched/s | ours ÷ it"
     table(f"{name} | {header} | build s | build CPU s | index MB | process MB", rows)
@@ -79,7 +97,9 @@ def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
 def report_memory(facts: dict, rounds: list[dict]) -> None:
     rows = []
     for encoder in facts:
-        median = {key: statistics.median(r[encoder][key] for r in rounds) for key in rounds[0][encoder]}
+        median = {
+            key: statistics.median(r[encoder][key] for r in rounds) for key in rounds[0][encoder]
+        }
         rows.append([
             encoder, f"{median['edit_ms']:.1f}", f"{median['edit_p95_ms']:.1f}", f"{median['search_ms']:.1f}", f"{median['open_s']:.2f}",
             f"{median['ready_s']:.2f}", f"{facts[encoder]['build_s']:.0f}", f"{median['process_mb']:.0f}", f"{median['peak_mb']:.0f}",
@@ -89,26 +109,42 @@ def report_memory(facts: dict, rounds: list[dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sets", nargs="*", choices=vectors.SETS, default=list(vectors.SETS))
-    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=[name for name, engine in ENGINES.items() if engine.there()])
-    parser.add_argument("--encoders", nargs="*", choices=ENCODERS, default=list(ENCODERS), help="of the memories")
+    parser.add_argument(
+        "--engines",
+        nargs="*",
+        choices=ENGINES,
+        default=[name for name, engine in ENGINES.items() if engine.there()],
+    )
+    parser.add_argument(
+        "--encoders", nargs="*", choices=ENCODERS, default=list(ENCODERS), help="of the memories"
+    )
     parser.add_argument("--rows", type=int, default=100_000, help="vectors of each set")
     parser.add_argument("--passages", type=int, default=200_000, help="of a memory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--json", metavar="FILE", help="where every figure of every round is written")
+    parser.add_argument(
+        "--json", metavar="FILE", help="where every figure of every round is written"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.job:
         job, arguments = json.loads(args.job)
         print(json.dumps(JOBS[job](**arguments)))
         return
-    work = vectors.cache() / f"work-{args.rows}-{args.passages}{'-scann-core' * there('scann-core')}"
+    work = (
+        vectors.cache() / f"work-{args.rows}-{args.passages}{'-scann-core' * there('scann-core')}"
+    )
     if args.fresh:
         shutil.rmtree(work, ignore_errors=True)
-    folders = {name: str(work / name) for name in (*args.sets, *(f"memory-{encoder}" for encoder in args.encoders))}
+    folders = {
+        name: str(work / name)
+        for name in (*args.sets, *(f"memory-{encoder}" for encoder in args.encoders))
+    }
     indexes = {name: {} for name in args.sets}
     for name in args.sets:
         say(f"{name}: vectors")
@@ -120,22 +156,36 @@ def main(argv: list[str] | None = None) -> None:
     memories = {}
     for encoder in args.encoders:
         say(f"memory: {encoder}")
-        memories[encoder] = child("create", encoder=encoder, rows=args.passages, folder=folders[f"memory-{encoder}"])
+        memories[encoder] = child(
+            "create", encoder=encoder, rows=args.passages, folder=folders[f"memory-{encoder}"]
+        )
     if args.prepare:
         return
     rounds: dict[str, list] = {name: [] for name in (*args.sets, "memory")}
     for number in range(args.rounds):
         say(f"round {number + 1} of {args.rounds}")
         for name, facts in indexes.items():
-            at = {e: {f"{mode}_setting": fact[f"{mode}_setting"] for mode in MODES} for e, fact in facts.items()}
+            at = {
+                e: {f"{mode}_setting": fact[f"{mode}_setting"] for mode in MODES}
+                for e, fact in facts.items()
+            }
             timed = {e: child("time", engine=e, folder=folders[name], **at[e]) for e in facts}
             rounds[name].append(timed)
-        rounds["memory"].append({e: child("edits", encoder=e, folder=folders[f"memory-{e}"], number=number) for e in memories})
+        rounds["memory"].append(
+            {
+                e: child("edits", encoder=e, folder=folders[f"memory-{e}"], number=number)
+                for e in memories
+            }
+        )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"indexes": indexes, "memories": memories, "rounds": rounds}, file, indent=1)
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES if there(package))
-    print(f"{platform.machine()}, {THREADS} of {os.cpu_count()} CPUs, Python {platform.python_version()}; {versions}; {args.rounds} rounds")
+    versions = ", ".join(
+        f"{package} {importlib.metadata.version(package)}" for package in PACKAGES if there(package)
+    )
+    print(
+        f"{platform.machine()}, {THREADS} of {os.cpu_count()} CPUs, Python {platform.python_version()}; {versions}; {args.rounds} rounds"
+    )
     for name, facts in indexes.items():
         report_set(name, facts, rounds[name])
     if memories:

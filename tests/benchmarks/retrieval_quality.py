@@ -36,19 +36,30 @@ def read(path: pathlib.Path) -> tuple[list[Passage], list[tuple[str, str]]]:
 
 def places(memory: Memory, questions: list[tuple[str, str]], mode: str) -> np.ndarray:
     """The rank of each question's paragraph, from 1; infinity where it is not found. float64 [N]"""
-    found = memory.search([question for question, _ in questions], min(DEEP, len(memory)), mode=mode)
+    found = memory.search(
+        [question for question, _ in questions], min(DEEP, len(memory)), mode=mode
+    )
     ranks = [[hit.id for hit in hits] for hits in found]
-    return np.array([ids.index(id) + 1 if id in ids else np.inf for ids, (_, id) in zip(ranks, questions, strict=True)])
+    return np.array(
+        [
+            ids.index(id) + 1 if id in ids else np.inf
+            for ids, (_, id) in zip(ranks, questions, strict=True)
+        ]
+    )
 
 
-def measured(passages: list[Passage], questions: list[tuple[str, str]], encoder) -> dict[str, dict[str, float]]:
+def measured(
+    passages: list[Passage], questions: list[tuple[str, str]], encoder
+) -> dict[str, dict[str, float]]:
     """mode -> {"recall@1" ..., "mrr"} of a memory of these passages."""
     with tempfile.TemporaryDirectory() as folder:
         memory = Memory.create(pathlib.Path(folder) / "memory", encoder)
         memory.add(passages)
         ranks = {mode: places(memory, questions, mode) for mode in MODES}
     return {
-        mode: {f"recall@{k}": float((rank <= k).mean()) for k in AT} | {"mrr": float((1 / rank).mean())} for mode, rank in ranks.items()
+        mode: {f"recall@{k}": float((rank <= k).mean()) for k in AT}
+        | {"mrr": float((1 / rank).mean())}
+        for mode, rank in ranks.items()
     }
 
 
@@ -59,15 +70,29 @@ def difference(path: str, texts: list[str], encoder: Encoder) -> float | None:
     from sentence_transformers import SentenceTransformer, models
 
     module = models.Transformer(path, max_seq_length=encoder.max_length)
-    reference = SentenceTransformer(modules=[module, models.Pooling(module.get_word_embedding_dimension(), "mean")], device="cpu")
+    reference = SentenceTransformer(
+        modules=[module, models.Pooling(module.get_word_embedding_dimension(), "mean")],
+        device="cpu",
+    )
     theirs = reference.encode(texts, normalize_embeddings=True, convert_to_numpy=True)
     return float(np.abs(encoder(texts) - theirs).max())
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.retrieval_quality", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, type=pathlib.Path, metavar="FILE", help="a SQuAD v1.1 file, such as XQuAD's")
-    parser.add_argument("--encoder", metavar="PATH", help="directory or hub id (default: MiniLM of lm.data.samples)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.retrieval_quality",
+        description=(__doc__ or "").splitlines()[0],
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a SQuAD v1.1 file, such as XQuAD's",
+    )
+    parser.add_argument(
+        "--encoder", metavar="PATH", help="directory or hub id (default: MiniLM of lm.data.samples)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     if not args.data.is_file():
@@ -75,15 +100,36 @@ def main(argv=None) -> int:
     path = args.encoder or str(samples.fetch("minilm"))
     encoder, (passages, questions) = Encoder.from_hf(path), read(args.data)
     found = measured(passages, questions, encoder)
-    apart = difference(path, [p.text for p in passages] + [question for question, _ in questions], encoder)
+    apart = difference(
+        path, [p.text for p in passages] + [question for question, _ in questions], encoder
+    )
     if args.json:
-        print(json.dumps({"passages": len(passages), "questions": len(questions), "modes": found, "difference": apart}))
+        print(
+            json.dumps(
+                {
+                    "passages": len(passages),
+                    "questions": len(questions),
+                    "modes": found,
+                    "difference": apart,
+                }
+            )
+        )
         return 0
     print(f"{len(passages)} passages, {len(questions)} questions\n")
-    print("| mode | " + " | ".join(next(iter(found.values()))) + " |\n|---" + "|---" * (len(AT) + 1) + "|")
+    print(
+        "| mode | "
+        + " | ".join(next(iter(found.values())))
+        + " |\n|---"
+        + "|---" * (len(AT) + 1)
+        + "|"
+    )
     for mode, values in found.items():
         print(f"| {mode} | " + " | ".join(f"{value:.3f}" for value in values.values()) + " |")
-    print("\nsentence-transformers is not installed" if apart is None else f"\nlargest difference from sentence-transformers: {apart:.1e}")
+    print(
+        "\nsentence-transformers is not installed"
+        if apart is None
+        else f"\nlargest difference from sentence-transformers: {apart:.1e}"
+    )
     return 0
 
 

@@ -55,7 +55,9 @@ def ours_train() -> float:
     adamw = optimizer.adamw(schedule)
     current = state.create_state(model, adamw, devices, 0)
     train_step = jax.jit(step.make_train_step(model, next_token, adamw, schedule), donate_argnums=0)
-    batch = lm.Batch.of(np.random.default_rng(0).integers(0, model.config.vocab_size, (TRAIN_BATCH, TRAIN_LENGTH)))
+    batch = lm.Batch.of(
+        np.random.default_rng(0).integers(0, model.config.vocab_size, (TRAIN_BATCH, TRAIN_LENGTH))
+    )
 
     def run():
         nonlocal current
@@ -71,7 +73,9 @@ def ours_decode() -> float:
 
     model, params = lm.separate(*ours_model())
     prompt = [list(range(100, 100 + PROMPT_LENGTH))]
-    return NEW_TOKENS / repeat(lambda: lm.generate(model, params, prompt, NEW_TOKENS, stop_tokens=[]), DECODES)
+    return NEW_TOKENS / repeat(
+        lambda: lm.generate(model, params, prompt, NEW_TOKENS, stop_tokens=[]), DECODES
+    )
 
 
 def torch_model():
@@ -80,7 +84,9 @@ def torch_model():
 
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    )
 
 
 def torch_train() -> float:
@@ -104,7 +110,12 @@ def torch_decode() -> float:
 
     model = torch_model().eval()
     tokens = torch.arange(100, 100 + PROMPT_LENGTH)[None]
-    options = dict(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, attention_mask=torch.ones_like(tokens))
+    options = dict(
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        attention_mask=torch.ones_like(tokens),
+    )
     with torch.no_grad():
         return NEW_TOKENS / repeat(lambda: model.generate(tokens, **options), DECODES)
 
@@ -115,14 +126,18 @@ SIDES = {f.__name__: f for f in (ours_train, torch_train, ours_decode, torch_dec
 def measure(side: str) -> float:
     """Tokens per second of one side, from a fresh process."""
     command = [sys.executable, "-m", "tests.benchmarks.speed", f"--side={side}"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -131,18 +146,30 @@ def main() -> None:
         print(SIDES[args.side]())
         return
     rows = []
-    for task, name in (("train", f"training step, batch {TRAIN_BATCH} x {TRAIN_LENGTH}"), ("decode", f"greedy, batch 1, {NEW_TOKENS} new")):
+    for task, name in (
+        ("train", f"training step, batch {TRAIN_BATCH} x {TRAIN_LENGTH}"),
+        ("decode", f"greedy, batch 1, {NEW_TOKENS} new"),
+    ):
         pairs = []
         for i in range(args.rounds):
             print(f"{name}: round {i + 1} of {args.rounds}", file=sys.stderr)
             pairs.append((measure(f"ours_{task}"), measure(f"torch_{task}")))
         ours, peer = (statistics.median(side) for side in zip(*pairs, strict=True))
-        rows.append({"task": name, "ours": ours, "torch": peer, "ratio": statistics.median(a / b for a, b in pairs)})
+        rows.append(
+            {
+                "task": name,
+                "ours": ours,
+                "torch": peer,
+                "ratio": statistics.median(a / b for a, b in pairs),
+            }
+        )
     if args.json:
         print(json.dumps(rows))
         return
     print(f"{platform.machine()}, {os.cpu_count()} CPUs; tokens per second\n")
-    print("| GPT-2 124M, float32 | Openbook | transformers on torch | ratio |\n| --- | --- | --- | --- |")
+    print(
+        "| GPT-2 124M, float32 | Openbook | transformers on torch | ratio |\n| --- | --- | --- | --- |"
+    )
     for row in rows:
         print(f"| {row['task']} | {row['ours']:.1f} | {row['torch']:.1f} | {row['ratio']:.2f} |")
 

@@ -25,7 +25,11 @@ PART = 960  # rows made at a time; a whole number of blocks
 
 
 def cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openbook" / "benchmarks"
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        / "openbook"
+        / "benchmarks"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -60,7 +64,10 @@ def passages(count: int | None = None) -> list[str]:
 
 
 def _speeches() -> list[str]:
-    return [path.read_text(encoding="utf-8", errors="replace") for path in sorted(samples.fetch("speeches").glob("*.txt"))]
+    return [
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted(samples.fetch("speeches").glob("*.txt"))
+    ]
 
 
 def _passages(count: int):
@@ -81,9 +88,14 @@ def _tokens(count: int):
     model, params = lm.from_hf(path)
     tokenizer = lm.load_tokenizer(path)
     rows = [tokenizer(text)["input_ids"] for text in _speeches()]
-    blocks = np.array([row[i : i + BLOCK] for row in rows for i in range(0, len(row) - BLOCK + 1, BLOCK)], np.int32)
+    blocks = np.array(
+        [row[i : i + BLOCK] for row in rows for i in range(0, len(row) - BLOCK + 1, BLOCK)],
+        np.int32,
+    )
     blocks = blocks[np.random.default_rng(0).permutation(len(blocks))]
-    hidden = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method="hidden").hidden)
+    hidden = jax.jit(
+        lambda params, batch: model.apply({"params": params}, batch, method="hidden").hidden
+    )
     kept = BLOCK - SKIPPED
 
     def part(start):
@@ -105,7 +117,11 @@ def clusters(count: int) -> np.ndarray:
 SPEECHES = samples.SAMPLES["speeches"].sha256
 SETS = {
     "passages": (200_000, _passages, ["minilm", samples.SAMPLES["minilm"].sha256, SPEECHES, WORDS]),
-    "tokens": (120_000, _tokens, ["smollm2", samples.SAMPLES["smollm2"].sha256, SPEECHES, BLOCK, SKIPPED]),
+    "tokens": (
+        120_000,
+        _tokens,
+        ["smollm2", samples.SAMPLES["smollm2"].sha256, SPEECHES, BLOCK, SKIPPED],
+    ),
     "clusters": (200_000, clusters, []),
 }
 
@@ -120,14 +136,21 @@ def _kept(name: str, count: int, make, facts: list) -> np.ndarray:
     if partial.exists():
         rows = np.lib.format.open_memmap(partial, mode="r+")
     else:
-        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(count, part(0).shape[1]))
+        rows = np.lib.format.open_memmap(
+            partial, mode="w+", dtype=np.float16, shape=(count, part(0).shape[1])
+        )
     began, at = time.monotonic(), int(np.count_nonzero(rows.any(axis=1))) // PART * PART
     first = at
     for start in range(at, count, PART):
         end = min(start + PART, count)
         rows[start:end] = part(start)[: end - start]
         left = (time.monotonic() - began) / (end - first) * (count - end)
-        print(f"\r{name}: {end:,} of {count:,} vectors, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r{name}: {end:,} of {count:,} vectors, {left:.0f} s left ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
     print(file=sys.stderr)
     rows.flush()
     os.replace(partial, done)

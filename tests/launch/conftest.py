@@ -95,9 +95,15 @@ class Cloud:
 
     def plan(self, states=("ACTIVE",), *later_states, workers=1, undeletable=0, **more):
         """How the cloud behaves. states: of the queued resource, one a look, the last for ever; later_states: those of later creations."""
-        (self.home / "plan.json").write_text(json.dumps({"states": [states, *later_states], "workers": workers, "name": self.name, **more}))
+        (self.home / "plan.json").write_text(
+            json.dumps(
+                {"states": [states, *later_states], "workers": workers, "name": self.name, **more}
+            )
+        )
         counts = dict.fromkeys(("created", "asked", "looks", "hidden"), 0)
-        (self.home / "cloud.json").write_text(json.dumps({"resources": [], "labels": {}, "undeletable": undeletable, **counts}))
+        (self.home / "cloud.json").write_text(
+            json.dumps({"resources": [], "labels": {}, "undeletable": undeletable, **counts})
+        )
 
     def calls(self) -> list[list[str]]:
         log = self.home / "calls.jsonl"
@@ -116,8 +122,14 @@ def cloud(tmp_path, monkeypatch):
     home = tmp_path / "cloud"
     for folder in ("bin", "worker-bin"):
         (home / folder).mkdir(parents=True)
-    for path, text in (("bin/gcloud", GCLOUD), ("bin/sbatch", SBATCH), ("worker-bin/python3", STUB)):
-        (home / path).write_text(text.replace("PYTHON", sys.executable).replace("HOME", str(home), 1))
+    for path, text in (
+        ("bin/gcloud", GCLOUD),
+        ("bin/sbatch", SBATCH),
+        ("worker-bin/python3", STUB),
+    ):
+        (home / path).write_text(
+            text.replace("PYTHON", sys.executable).replace("HOME", str(home), 1)
+        )
         (home / path).chmod(0o755)
     (home / "worker-bin/python").symlink_to(sys.executable)
     monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
@@ -142,4 +154,6 @@ def checkout(tmp_path, monkeypatch):
 
 
 def git(root: Path, *args: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", "-C", str(root), *args], check=True, capture_output=True, text=True
+    ).stdout

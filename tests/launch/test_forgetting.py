@@ -26,16 +26,23 @@ def test_a_text_of_another_format_is_cut_somewhere(tmp_path, capsys):
 
 
 def test_a_stage_reads_what_no_earlier_stage_writes():
-    study = load_study("configs/studies/forgetting.py", workdir="runs/forgetting", samples="samples")
+    study = load_study(
+        "configs/studies/forgetting.py", workdir="runs/forgetting", samples="samples"
+    )
     made: set[str] = set()
     for stage in study.stages:
         for path in map(str, stage.inputs):
-            assert path in made or not path.startswith("runs/forgetting"), f"{stage.name} reads {path}"
+            assert path in made or not path.startswith("runs/forgetting"), (
+                f"{stage.name} reads {path}"
+            )
         made.update(map(str, stage.outputs))
 
 
 def found(rouge, perplexity, baselines=False):
-    of = {"scores": {"rouge_l": rouge, "exact_match": 5.0, "stop_rate": 90.0}, "intervals": {"rouge_l": [rouge - 2, rouge + 2]}}
+    of = {
+        "scores": {"rouge_l": rouge, "exact_match": 5.0, "stop_rate": 90.0},
+        "intervals": {"rouge_l": [rouge - 2, rouge + 2]},
+    }
     tasks = {"answers": 40, "all": of} | ({"baselines": {"copy input": of}} if baselines else {})
     return {"tasks": tasks, "text": {"perplexity": perplexity}}
 
@@ -66,10 +73,19 @@ def test_the_small_t5_of_the_study_cannot_be_written_for_transformers():
     section = importlib.import_module("configs.forgetting").get_config("t5-text").model
     ours = settings.model_config(section, tokenizers.bytes_only(sentinels=100))
     theirs = families.config_from_hf(families.config_to_hf(ours))
-    assert (theirs.logit_scale, theirs.d_model, theirs.encoder_layers) == (ours.logit_scale, ours.d_model, ours.encoder_layers)
+    assert (theirs.logit_scale, theirs.d_model, theirs.encoder_layers) == (
+        ours.logit_scale,
+        ours.d_model,
+        ours.encoder_layers,
+    )
 
 
-@pytest.mark.parametrize("variant", ["", "replay", "kl", "l2_sp", "ewc", "fisher", "lora", "t5", "t5-text", "t5-replay", "t5-lora"])
+@pytest.mark.parametrize(
+    "variant",
+    ["", "replay", "kl", "l2_sp", "ewc", "fisher", "lora", "t5", "t5-text", "t5-replay", "t5-lora"],
+)
 def test_a_run_of_the_study_is_refused(variant):
     config = importlib.import_module("configs.forgetting").get_config(variant)
-    assert config.length == 256 and (config.objective.name == "instruct") == (variant not in ("fisher", "t5-text"))
+    assert config.length == 256 and (config.objective.name == "instruct") == (
+        variant not in ("fisher", "t5-text")
+    )

@@ -30,14 +30,27 @@ def place(tmp_path, monkeypatch):
 def stage(name: str, **more) -> dict:
     """A stage that logs itself and writes {workdir}/<name>."""
     args = {"log": "log", "write": f"{{workdir}}/{name}", **more.pop("args", {})}
-    return {"name": name, "module": TOOL, "args": args, "outputs": (f"{{workdir}}/{name}",), "seconds": 1, **more}
+    return {
+        "name": name,
+        "module": TOOL,
+        "args": args,
+        "outputs": (f"{{workdir}}/{name}",),
+        "seconds": 1,
+        **more,
+    }
 
 
 def write(*stages: dict, **fields) -> str:
     """Writes study.py, a config as users write it; returns its name."""
     config = {"name": "trial", **fields}
-    lines = ["import ml_collections", "def get_config():", f"    c = ml_collections.ConfigDict({config!r})"]
-    Path("study.py").write_text("\n".join([*lines, f"    c.stages = {tuple(stages)!r}", "    return c", ""]))
+    lines = [
+        "import ml_collections",
+        "def get_config():",
+        f"    c = ml_collections.ConfigDict({config!r})",
+    ]
+    Path("study.py").write_text(
+        "\n".join([*lines, f"    c.stages = {tuple(stages)!r}", "    return c", ""])
+    )
     return "study.py"
 
 
@@ -61,9 +74,17 @@ def status(workdir: str = "runs/trial") -> list[str]:
     return [entry["status"] for entry in record(workdir)["stages"]]
 
 
-def start(*argv: str, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=None) -> subprocess.Popen[str]:
+def start(
+    *argv: str, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=None
+) -> subprocess.Popen[str]:
     code = "import sys; from launch.study import main; sys.exit(main(sys.argv[1:], allowed=('tests.',)))"
-    return subprocess.Popen([sys.executable, "-c", code, "--config=study.py", *argv], stdout=stdout, stderr=stderr, env=env, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "--config=study.py", *argv],
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+        text=True,
+    )
 
 
 def wait_for(condition) -> None:
@@ -81,7 +102,13 @@ def test_stages_run_out_of_order_or_are_not_recorded(place, capfd):
     assert got["study"] == "trial" and got["state"] == "done" and got["seconds"] > 0
     b = got["stages"][1]
     assert b["command"] == f"python -m {TOOL} --log=log --write=runs/trial/b"
-    assert (b["name"], b["status"], b["returncode"], b["bytes"], b["outputs"]) == ("b", "done", 0, 5, ["runs/trial/b"])
+    assert (b["name"], b["status"], b["returncode"], b["bytes"], b["outputs"]) == (
+        "b",
+        "done",
+        0,
+        5,
+        ["runs/trial/b"],
+    )
     assert b["about"] == "the second" and b["seconds"] > 0
     assert "terminal: False False" in Path("runs/trial/logs/b.log").read_text()
     assert "2/2 b" in capfd.readouterr().out
@@ -111,7 +138,13 @@ def changed_output():
 
 
 @pytest.mark.parametrize(
-    "change, again", [(changed_command, ["a", "b"]), (changed_input, ["b"]), (lost_output, ["b"]), (changed_output, ["b"])]
+    "change, again",
+    [
+        (changed_command, ["a", "b"]),
+        (changed_input, ["b"]),
+        (lost_output, ["b"]),
+        (changed_output, ["b"]),
+    ],
 )
 def test_a_change_is_not_noticed_or_runs_too_much(place, change, again):
     write(stage("a"), stage("b", inputs=("{workdir}/a", "given")), stage("c"))
@@ -166,15 +199,23 @@ def test_a_record_from_before_configs_were_resolved_runs_again(place, monkeypatc
 
 
 def test_a_directory_that_later_stages_add_to_is_made_again(place):
-    memory = stage("memory", args={"write": "{workdir}/memory/passages"}, outputs=("{workdir}/memory",))
-    edit = stage("edit", args={"write": "{workdir}/memory/edits"}, inputs=("{workdir}/memory",), outputs=())
+    memory = stage(
+        "memory", args={"write": "{workdir}/memory/passages"}, outputs=("{workdir}/memory",)
+    )
+    edit = stage(
+        "edit", args={"write": "{workdir}/memory/edits"}, inputs=("{workdir}/memory",), outputs=()
+    )
     write(memory, stage("ask", inputs=("{workdir}/memory",)), edit)
     assert study() == 0 and ran() == ["passages", "ask", "edits"]
     assert study() == 0 and ran() == []
 
 
 def test_a_failure_does_not_stop_the_chain_or_is_not_explained(place, capfd):
-    write(stage("a"), stage("b", args={"exit": 3, "say": "ValueError: loss is nan\nsome more words"}), stage("c"))
+    write(
+        stage("a"),
+        stage("b", args={"exit": 3, "say": "ValueError: loss is nan\nsome more words"}),
+        stage("c"),
+    )
     assert study() == 1
     assert ran() == ["a", "b"]
     err = capfd.readouterr().err
@@ -193,7 +234,9 @@ def test_an_output_that_was_not_written_counts_as_done(place, capfd):
 def test_a_missing_input_is_found_only_by_the_stage(place, capfd):
     write(stage("a", inputs=("{samples}/speeches",)))
     assert study("--samples-dir=elsewhere") == 1
-    assert ran() == [] and "elsewhere/speeches does not exist; put it there" in capfd.readouterr().err
+    assert (
+        ran() == [] and "elsewhere/speeches does not exist; put it there" in capfd.readouterr().err
+    )
 
 
 def test_a_killed_study_runs_twice_at_once_or_loses_its_work(place, capfd):
@@ -210,7 +253,9 @@ def test_a_killed_study_runs_twice_at_once_or_loses_its_work(place, capfd):
     assert ran() == ["a", "b", "b", "c"] and status() == ["done"] * 3
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interruption_leaves_a_stage_running(place, number, code):
     write(stage("a", args={"wait": "go"}), stage("b"))
     process = start()
@@ -259,7 +304,10 @@ def test_the_terminal_is_hidden_from_a_stage(place):
                 break
         os.close(ours)
         assert process.wait(timeout=15) == 0
-        assert b"terminal: True True" in shown and b"terminal: True True" in Path("runs/trial/logs/a.log").read_bytes()
+        assert (
+            b"terminal: True True" in shown
+            and b"terminal: True True" in Path("runs/trial/logs/a.log").read_bytes()
+        )
         assert (b"\x1b[32m" in shown) == coloured
 
 
@@ -272,7 +320,20 @@ def test_a_silent_stage_shows_no_sign_of_life(place, capfd):
 
 def test_placeholders_are_not_filled_or_other_braces_are_touched(place):
     text = "{workdir} {samples} {question} {0} {workdir.__class__} {{}} {"
-    write(stage("a", args={"say": text, "k": 3, "on": True, "off": False, "none": None, "c.on": False, "many": ["x", "y"]}))
+    write(
+        stage(
+            "a",
+            args={
+                "say": text,
+                "k": 3,
+                "on": True,
+                "off": False,
+                "none": None,
+                "c.on": False,
+                "many": ["x", "y"],
+            },
+        )
+    )
     args = load_study("study.py", workdir="w", samples="s", allowed=("tests.",)).stages[0].args
     assert args[2:] == (
         "--say=w s {question} {0} {workdir.__class__} {{}} {",
@@ -305,7 +366,11 @@ GOOD = {"name": "a", "module": "lm.train"}
         ([{**GOOD, "args": {"--k": 1}}], {}, "without dashes"),
         ([{**GOOD, "args": {"k": {"x": 1}}}], {}, "args['k']"),
         ([{**GOOD, "outputs": "x"}], {}, "outputs='x'; expected a tuple of paths"),
-        ([{**GOOD, "args": {"k": "{wokdir}/x"}}], {}, "{wokdir} in '--k={wokdir}/x' is not a placeholder (did you mean 'workdir'?)"),
+        (
+            [{**GOOD, "args": {"k": "{wokdir}/x"}}],
+            {},
+            "{wokdir} in '--k={wokdir}/x' is not a placeholder (did you mean 'workdir'?)",
+        ),
         ([], {}, "at least one dict"),
     ],
 )

@@ -20,7 +20,9 @@ from launch.target import Target
 from launch.tpu import STATES, Timing
 
 FAST = Timing(poll=0.02, call=8.0, transfer=8.0, settle=0.3, tick=0.02, patience=3)
-QUIET = Timing(poll=60.0, call=8.0, transfer=8.0, settle=0.3, tick=0.02)  # never looks at the state while the command runs
+QUIET = Timing(
+    poll=60.0, call=8.0, transfer=8.0, settle=0.3, tick=0.02
+)  # never looks at the state while the command runs
 TPU = ["--on=tpu:v5litepod-16,spot", "--name=trial", "--zone=us-west4-a"]
 HELLO = ["--", "echo", "hello"]
 
@@ -38,10 +40,16 @@ def test_a_run_that_succeeds_leaves_a_tpu_behind(cloud, checkout, capfd):
     assert [call[2:4] for call in cloud.calls()][-1] == ["queued-resources", "delete"]
 
 
-@pytest.mark.parametrize("capacity, flags", [("spot", ["--spot"]), ("reserved", ["--reserved"]), ("on-demand", [])])
+@pytest.mark.parametrize(
+    "capacity, flags", [("spot", ["--spot"]), ("reserved", ["--reserved"]), ("on-demand", [])]
+)
 def test_a_capacity_asks_for_another(capacity, flags):
     plain = Pod("trial", Target("tpu", "v6e-8"), "z").create(6)
-    assert [word for word in Pod("trial", Target("tpu", "v6e-8", capacity), "z").create(6) if word not in plain] == flags
+    assert [
+        word
+        for word in Pod("trial", Target("tpu", "v6e-8", capacity), "z").create(6)
+        if word not in plain
+    ] == flags
     assert set(plain) <= set(Pod("trial", Target("tpu", "v6e-8", capacity), "z").create(6))
 
 
@@ -54,8 +62,22 @@ def test_the_commands_are_not_those_of_the_record(cloud, checkout):
     calls = [[word for word in call if not word.startswith("--command=")] for call in cloud.calls()]
     tpus = ["compute", "tpus"]
     assert calls == [
-        [*tpus, "queued-resources", "create", "trial", "--node-id=trial", "--accelerator-type=v6e-8", "--runtime-version=v2-alpha-tpuv6e"]
-        + ["--spot", "--valid-until-duration=1800s", f"--labels=openbook-run={gcloud.RUN}-0", "--async", *place],
+        [
+            *tpus,
+            "queued-resources",
+            "create",
+            "trial",
+            "--node-id=trial",
+            "--accelerator-type=v6e-8",
+            "--runtime-version=v2-alpha-tpuv6e",
+        ]
+        + [
+            "--spot",
+            "--valid-until-duration=1800s",
+            f"--labels=openbook-run={gcloud.RUN}-0",
+            "--async",
+            *place,
+        ],
         [*tpus, "queued-resources", "describe", "trial", "--format=json(state)", *place],
         [*tpus, "tpu-vm", "describe", "trial", "--format=json(networkEndpoints)", *place],
         [*tpus, "tpu-vm", "scp", archive, "trial:", "--worker=all", *place],
@@ -65,7 +87,9 @@ def test_the_commands_are_not_those_of_the_record(cloud, checkout):
     ]
 
 
-def test_a_dry_run_calls_something_or_prints_other_commands_than_the_run(cloud, checkout, capsys, monkeypatch):
+def test_a_dry_run_calls_something_or_prints_other_commands_than_the_run(
+    cloud, checkout, capsys, monkeypatch
+):
     monkeypatch.setenv("TOKEN", "canary-7f3a")
     argv = ["--env=TOKEN", "--", "python", "-c", "pass", "--note=two words; $HOME\nnext line"]
     assert run("--dry-run", *argv) == 0
@@ -79,7 +103,9 @@ def test_a_dry_run_calls_something_or_prints_other_commands_than_the_run(cloud, 
 
     planned = [same(words[1:]) for words in commands(printed) if words[0] == "gcloud"]
     real = [same(call) for call in cloud.calls()]
-    assert planned == [call for i, call in enumerate(real) if call not in real[:i]]  # the state is looked at more than once
+    assert planned == [
+        call for i, call in enumerate(real) if call not in real[:i]
+    ]  # the state is looked at more than once
 
 
 def test_a_dry_run_outside_a_checkout_fails(cloud, tmp_path, capsys, monkeypatch):
@@ -111,7 +137,10 @@ def test_a_failure_of_one_worker_leaves_others_running_or_hides_its_error(cloud,
     assert run("--", "bash", "-c", script) == 3
     assert time.monotonic() - began < 10
     assert cloud.left() == []
-    assert "error: worker 1 of 3 ended with 3; its first error: ValueError: bad shape" in capfd.readouterr().err
+    assert (
+        "error: worker 1 of 3 ended with 3; its first error: ValueError: bad shape"
+        in capfd.readouterr().err
+    )
 
 
 def test_output_is_shown_only_at_the_end(cloud, checkout):
@@ -125,10 +154,19 @@ def test_output_is_shown_only_at_the_end(cloud, checkout):
 
 @pytest.mark.parametrize(
     "number, code, moment",
-    [(signal.SIGINT, 130, "WAITING"), (signal.SIGINT, 130, "hello"), (signal.SIGTERM, 143, "hello"), (signal.SIGHUP, 129, "WAITING")],
+    [
+        (signal.SIGINT, 130, "WAITING"),
+        (signal.SIGINT, 130, "hello"),
+        (signal.SIGTERM, 143, "hello"),
+        (signal.SIGHUP, 129, "WAITING"),
+    ],
 )
 def test_a_signal_leaves_a_tpu_behind(cloud, checkout, number, code, moment):
-    cloud.plan(states=["WAITING_FOR_RESOURCES"] if moment == "WAITING" else ["ACTIVE"], workers=2, delete_takes=0.5)
+    cloud.plan(
+        states=["WAITING_FOR_RESOURCES"] if moment == "WAITING" else ["ACTIVE"],
+        workers=2,
+        delete_takes=0.5,
+    )
     process = driver("--", "bash", "-c", "echo hello; sleep 60")
     wait_for_line(process, moment)
     process.send_signal(number)
@@ -185,7 +223,13 @@ def driver(*argv: str) -> subprocess.Popen:
     """The same entry point in a process of its own, with the fast timing."""
     code = f"import sys; from launch.run import main; from launch.tpu import Timing; sys.exit(main(sys.argv[1:], {FAST!r}))"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, *TPU, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *TPU, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+    )
 
 
 def wait_for_line(process: subprocess.Popen, text: str) -> float:
@@ -198,7 +242,13 @@ def wait_for_line(process: subprocess.Popen, text: str) -> float:
 
 
 def test_a_create_that_fails_is_reported_without_its_reason(cloud, checkout, capfd):
-    cloud.plan(create={"rc": 1, "makes": False, "err": "ERROR: (gcloud) PERMISSION_DENIED: no quota\nmore\n"})
+    cloud.plan(
+        create={
+            "rc": 1,
+            "makes": False,
+            "err": "ERROR: (gcloud) PERMISSION_DENIED: no quota\nmore\n",
+        }
+    )
     assert run(*HELLO) == 70
     assert cloud.left() == []
     assert "PERMISSION_DENIED: no quota" in capfd.readouterr().err
@@ -224,7 +274,9 @@ def test_someone_elses_tpu_of_the_same_name_is_deleted(cloud, checkout, capfd):
         assert "choose another --name" in capfd.readouterr().err
 
 
-EXISTS = "ERROR: (gcloud.compute.tpus.queued-resources.create) ALREADY_EXISTS: Resource already exists\n"
+EXISTS = (
+    "ERROR: (gcloud.compute.tpus.queued-resources.create) ALREADY_EXISTS: Resource already exists\n"
+)
 LOST = "ERROR: (gcloud) The read operation timed out\n"
 BRIEF = Timing(poll=0.02, call=1.0, transfer=8.0, settle=0.3, tick=0.02, patience=3)
 
@@ -249,8 +301,14 @@ def test_an_unsure_create_is_passed_over_in_silence(cloud, checkout, capfd, desc
     assert run(*HELLO, timing=BRIEF) == 70
     err = capfd.readouterr().err
     assert "IT MAY COST MONEY" in err and "The read operation timed out" in err
-    assert "gcloud compute tpus queued-resources describe trial --format=json --zone=us-west4-a --quiet\n" in err
-    assert f"openbook-run is {gcloud.RUN}-0, delete it with:\n  gcloud compute tpus queued-resources delete trial --force" in err
+    assert (
+        "gcloud compute tpus queued-resources describe trial --format=json --zone=us-west4-a --quiet\n"
+        in err
+    )
+    assert (
+        f"openbook-run is {gcloud.RUN}-0, delete it with:\n  gcloud compute tpus queued-resources delete trial --force"
+        in err
+    )
     assert cloud.said("queued-resources", "delete") == []
 
 
@@ -265,7 +323,10 @@ def test_a_name_that_a_preempted_try_still_holds_ends_the_run(cloud, checkout, t
 def test_a_delete_whose_answer_was_lost_is_reported_as_failed(cloud, checkout, capfd):
     cloud.plan(delete={"rc": 1, "err": LOST})
     assert run(*HELLO) == 0
-    assert "trial is deleted" in capfd.readouterr().out and len(cloud.said("queued-resources", "delete")) == 1
+    assert (
+        "trial is deleted" in capfd.readouterr().out
+        and len(cloud.said("queued-resources", "delete")) == 1
+    )
 
 
 def test_a_tpu_that_never_becomes_active_is_waited_for_for_ever(cloud, checkout, capfd):
@@ -277,7 +338,11 @@ def test_a_tpu_that_never_becomes_active_is_waited_for_for_ever(cloud, checkout,
 
 @pytest.mark.parametrize("state", ["FAILED", "DELETING"])
 def test_a_failed_request_is_waited_for_or_left_behind(cloud, checkout, capfd, state):
-    failed = {"out": json.dumps({"state": {"state": state, "failedData": {"error": {"message": "no capacity in zone"}}}})}
+    failed = {
+        "out": json.dumps(
+            {"state": {"state": state, "failedData": {"error": {"message": "no capacity in zone"}}}}
+        )
+    }
     cloud.plan(states=["CREATING", failed])
     assert run(*HELLO) == 69
     assert cloud.left() == []
@@ -295,7 +360,9 @@ BAD = [
 
 
 def test_an_answer_that_cannot_be_read_ends_the_run_at_once(cloud, checkout):
-    cloud.plan([*BAD[:2], "CREATING", *BAD[2:4], "CREATING", *BAD[4:], "ACTIVE"])  # patience is three in a row
+    cloud.plan(
+        [*BAD[:2], "CREATING", *BAD[2:4], "CREATING", *BAD[4:], "ACTIVE"]
+    )  # patience is three in a row
     assert run(*HELLO) == 0
 
 
@@ -326,13 +393,19 @@ def test_a_state_gcloud_documents_has_no_action():
 
 
 @pytest.mark.parametrize("state", ["SUSPENDING", "SUSPENDED"])
-def test_a_preemption_is_taken_for_a_failure_or_not_tried_again(cloud, checkout, tmp_path, capfd, state):
+def test_a_preemption_is_taken_for_a_failure_or_not_tried_again(
+    cloud, checkout, tmp_path, capfd, state
+):
     mark = tmp_path / "began"
     cloud.plan([[str(mark), state, "ACTIVE"]], ["ACTIVE"], workers=2)
     script = f"if [ $WORKER = 1 ]; then sleep 0.1; elif [ -e {mark} ]; then echo resumed; else touch {mark}; exit 255; fi"
     assert run("--retries=1", "--", "bash", "-c", script) == 0
     assert cloud.left() == []
-    assert len(cloud.said("queued-resources", "create")) == len(cloud.said("queued-resources", "delete")) == 2
+    assert (
+        len(cloud.said("queued-resources", "create"))
+        == len(cloud.said("queued-resources", "delete"))
+        == 2
+    )
     assert "resumed" in capfd.readouterr().out
 
 
@@ -371,7 +444,10 @@ def test_a_delete_that_fails_is_passed_over_in_silence(cloud, checkout, capfd):
     cloud.plan(undeletable=99)
     assert run(*HELLO) == 71
     err = capfd.readouterr().err
-    assert "gcloud compute tpus queued-resources delete trial --force --zone=us-west4-a --quiet" in err and "may cost money" in err
+    assert (
+        "gcloud compute tpus queued-resources delete trial --force --zone=us-west4-a --quiet" in err
+        and "may cost money" in err
+    )
 
 
 def test_a_copy_that_fails_leaves_a_tpu_behind(cloud, checkout, capfd):
@@ -394,25 +470,52 @@ def test_an_unexpected_exception_leaves_a_tpu_behind(cloud, checkout, monkeypatc
     assert cloud.left() == []
 
 
-NASTY = ["two  words ", "it's", '"q"', "$HOME", "`id`", ";ls", "a\nb", "naïve ☃", "-leading", "--", "*", "", "\\", "!x", "a=b&c|d>e", "\t#"]
+NASTY = [
+    "two  words ",
+    "it's",
+    '"q"',
+    "$HOME",
+    "`id`",
+    ";ls",
+    "a\nb",
+    "naïve ☃",
+    "-leading",
+    "--",
+    "*",
+    "",
+    "\\",
+    "!x",
+    "a=b&c|d>e",
+    "\t#",
+]
 
 
 def test_an_argument_arrives_changed(cloud, checkout, capfd):
-    assert run("--", "python", "-c", "import json, sys; print(json.dumps(sys.argv[1:]))", *NASTY) == 0
+    assert (
+        run("--", "python", "-c", "import json, sys; print(json.dumps(sys.argv[1:]))", *NASTY) == 0
+    )
     line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("[0] ["))
     assert json.loads(line.removeprefix("[0] ")) == NASTY
     assert cloud.left() == []
 
 
-def test_a_secret_shows_up_in_a_command_line_a_log_or_the_output(cloud, checkout, capfd, monkeypatch):
+def test_a_secret_shows_up_in_a_command_line_a_log_or_the_output(
+    cloud, checkout, capfd, monkeypatch
+):
     secret = "canary 'x\" $1"
     monkeypatch.setenv("HF_TOKEN", secret)
-    program = "import os; print('leak:', os.environ['HF_TOKEN']); print(len(os.environ['HF_TOKEN']))"
+    program = (
+        "import os; print('leak:', os.environ['HF_TOKEN']); print(len(os.environ['HF_TOKEN']))"
+    )
     assert run("--env=HF_TOKEN", "--", "python", "-c", program) == 0
     printed = capfd.readouterr()
     assert "leak: ***" in printed.out and f"[0] {len(secret)}" in printed.out  # it arrived
     assert "canary" not in printed.out + printed.err + json.dumps(cloud.calls())
-    assert not [path for path in cloud.home.rglob("*") if path.is_file() and "canary" in path.read_text(errors="replace")]
+    assert not [
+        path
+        for path in cloud.home.rglob("*")
+        if path.is_file() and "canary" in path.read_text(errors="replace")
+    ]
 
 
 def test_the_secret_file_can_be_read_by_others(cloud, checkout, monkeypatch):
@@ -446,13 +549,27 @@ def test_the_code_that_arrives_is_not_what_git_tracks(cloud, checkout):
 def test_a_command_is_started_twice_on_one_worker(tmp_path):
     (tmp_path / "openbook-run").mkdir()
     command = ["bash", "-c", run_command(["echo", "hi"])]
-    first, second = (subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2))
+    first, second = (
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2)
+    )
     assert first.stdout == "hi\n"
-    assert second.returncode == 76 and "the connection broke" in second.stderr and second.stdout == ""
+    assert (
+        second.returncode == 76 and "the connection broke" in second.stderr and second.stdout == ""
+    )
 
 
 def test_results_on_the_tpus_own_disk_are_lost_with_it(cloud, checkout, capfd):
-    assert run("--", "bash", "-c", "mkdir -p runs/x && echo result > runs/x/loss && exit 4", "bash", "--workdir=runs/x") == 4
+    assert (
+        run(
+            "--",
+            "bash",
+            "-c",
+            "mkdir -p runs/x && echo result > runs/x/loss && exit 4",
+            "bash",
+            "--workdir=runs/x",
+        )
+        == 4
+    )
     assert Path("runs/x/loss").read_text() == "result\n"
     assert "on the TPU's own disk" in capfd.readouterr().out
 

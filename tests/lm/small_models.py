@@ -13,7 +13,9 @@ def tiny(family="llama", **changes):
     config = families.preset(family, "tiny")
     small = dict(vocab_size=37, d_model=16, n_layers=2 * config.period)
     if config.n_heads:
-        small |= dict(head_dim=4, d_ff=64 if family == "openai-gpt" else 24)  # GPT's is always four times its width
+        small |= dict(
+            head_dim=4, d_ff=64 if family == "openai-gpt" else 24
+        )  # GPT's is always four times its width
     if config.ssm_inner:
         small |= dict(ssm_inner=32, ssm_head_dim=4 if config.ssm_heads else 0)
     if config.logit_scale != 1.0:
@@ -21,10 +23,16 @@ def tiny(family="llama", **changes):
     model = lm.build(config.replace(**small | changes))
     shapes = jax.eval_shape(model.init, jax.random.key(0), Batch.of([[0, 0]]))["params"]
     rng = np.random.default_rng(0)
-    return model, jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+    return model, jax.tree.map(
+        lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), shapes
+    )
 
 
 def identical(a, b):
-    leaves = lambda tree: {jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = lambda tree: {
+        jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
     a, b = leaves(a), leaves(b)
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a)
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a
+    )

@@ -23,18 +23,39 @@ def folder(tmp_path_factory):
     config = runs.config(folder, steps=1, tokenizer="", init_from=str(folder / "base"))
     plain = runs.tiny.get_config().model
     with config.unlocked():
-        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_length"):
-            config.model[name] = getattr(model.config, name) if hasattr(model.config, name) else plain[name]
+        for name in (
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "d_ff",
+            "max_length",
+        ):
+            config.model[name] = (
+                getattr(model.config, name) if hasattr(model.config, name) else plain[name]
+            )
     assert loop.train(config, folder / "run") == 0
     return folder
 
 
 def test_the_card_of_a_run_lacks_its_base_its_data_or_its_figures(folder):
     assert export.main([f"--model={folder / 'run'}", f"--output={folder / 'out'}"]) == 0
-    read = huggingface_hub.ModelCard.load(folder / "out" / "README.md", ignore_metadata_errors=False)
-    assert (read.data.license, read.data.library_name, read.data.pipeline_tag) == ("mit", "transformers", "text-generation")
+    read = huggingface_hub.ModelCard.load(
+        folder / "out" / "README.md", ignore_metadata_errors=False
+    )
+    assert (read.data.license, read.data.library_name, read.data.pipeline_tag) == (
+        "mit",
+        "transformers",
+        "text-generation",
+    )
     last = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    for part in (f"`{folder / 'base'}`", "`next_token`", f"`{folder / 'x.txt'}`", f"training loss {last['loss']:.4g}"):
+    for part in (
+        f"`{folder / 'base'}`",
+        "`next_token`",
+        f"`{folder / 'x.txt'}`",
+        f"training loss {last['loss']:.4g}",
+    ):
         assert part in read.text, part
 
 
@@ -44,10 +65,15 @@ def test_a_card_that_someone_wrote_is_replaced_or_an_own_one_stays(folder, capsy
     first = (out / "README.md").read_text()
     assert card.MARK in first and "license: mit" in first
     (out / "README.md").write_text(first.replace("mit", "none"))
-    assert card.write(str(out), str(folder / "base"), tiny("gpt2")[0].config) and (out / "README.md").read_text() == first
+    assert (
+        card.write(str(out), str(folder / "base"), tiny("gpt2")[0].config)
+        and (out / "README.md").read_text() == first
+    )
     (out / "README.md").write_text("mine")
     assert export.main([f"--model={folder / 'base'}", f"--output={out}"]) == 0
-    assert (out / "README.md").read_text() == "mine" and "no model card was written" in capsys.readouterr().err
+    assert (
+        out / "README.md"
+    ).read_text() == "mine" and "no model card was written" in capsys.readouterr().err
 
 
 def test_a_base_without_a_licence_is_given_one(tmp_path):

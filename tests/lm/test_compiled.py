@@ -16,7 +16,12 @@ from lm.compiled import keep_compiled
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
     """The environment without a word on the cache, and JAX's settings as they were afterwards."""
-    names = [compiled.DIR, "JAX_COMPILATION_CACHE_MAX_SIZE", "JAX_ENABLE_COMPILATION_CACHE", *compiled.SETTINGS]
+    names = [
+        compiled.DIR,
+        "JAX_COMPILATION_CACHE_MAX_SIZE",
+        "JAX_ENABLE_COMPILATION_CACHE",
+        *compiled.SETTINGS,
+    ]
     for name in names:
         monkeypatch.setenv(name, "")  # so that what the test sets is taken back
         monkeypatch.delenv(name)
@@ -49,7 +54,9 @@ def test_the_environment_turns_it_off(settings, monkeypatch, name, value):
     assert not settings.exists() and not jax.config.jax_compilation_cache_dir
 
 
-def test_a_folder_that_the_environment_names_is_used_and_not_bounded(settings, monkeypatch, tmp_path):
+def test_a_folder_that_the_environment_names_is_used_and_not_bounded(
+    settings, monkeypatch, tmp_path
+):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
     keep_compiled()
     assert not settings.exists() and "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
@@ -77,7 +84,11 @@ def test_an_entry_that_was_cut_off_is_removed_and_one_being_written_is_not(setti
         (settings / name).write_text("")
         os.utime(settings / name, (time.time() - 3600 * (name != "new-cache"),) * 2)
     keep_compiled()
-    assert sorted(path.name for path in settings.iterdir()) == ["new-cache", "whole-atime", "whole-cache"]
+    assert sorted(path.name for path in settings.iterdir()) == [
+        "new-cache",
+        "whole-atime",
+        "whole-cache",
+    ]
 
 
 def test_where_jax_is_not_imported_it_is_left_so(settings, monkeypatch):

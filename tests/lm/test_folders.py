@@ -8,7 +8,11 @@ from lm import export, fisher, folders, interpolate, train, train_tokenizer
 from lm.models.config import ConfigError
 
 FILES = {
-    "a model": {"config.json": json.dumps({"model_type": "llama"}), "model.safetensors": "x", "tokenizer.json": "{}"},
+    "a model": {
+        "config.json": json.dumps({"model_type": "llama"}),
+        "model.safetensors": "x",
+        "tokenizer.json": "{}",
+    },
     "an adapter": {"adapter_config.json": "{}", "adapter_model.safetensors": "x"},
     "other files": {"config.json": "[1]", "notes.txt": "x"},
     "a run": {"config.json": json.dumps({"optimizer": {}, "objective": {}}), "metrics.jsonl": ""},
@@ -23,12 +27,24 @@ def make(folder, files):
 
 
 def held(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 COMMANDS = [
-    (train.main, "--config=configs/tiny.py --workdir={it}", ("a model", "an adapter", "other files")),
-    (fisher.main, "--config=configs/tiny.py --workdir={it} --config.init_from=nowhere", ("a model", "an adapter", "a run")),
+    (
+        train.main,
+        "--config=configs/tiny.py --workdir={it}",
+        ("a model", "an adapter", "other files"),
+    ),
+    (
+        fisher.main,
+        "--config=configs/tiny.py --workdir={it} --config.init_from=nowhere",
+        ("a model", "an adapter", "a run"),
+    ),
     (train_tokenizer.main, "--input=README.md --output={it}", ("a model", "an adapter", "a run")),
     (export.main, "--model=nowhere --adapter --output={it}", ("a model", "a run")),
     (export.main, "--model=nowhere --output={it}", ("a run",)),
@@ -36,7 +52,10 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("main", "command", "kind"), [(main, command, kind) for main, command, kinds in COMMANDS for kind in kinds])
+@pytest.mark.parametrize(
+    ("main", "command", "kind"),
+    [(main, command, kind) for main, command, kinds in COMMANDS for kind in kinds],
+)
 def test_a_folder_of_something_else_is_written_over(tmp_path, capsys, main, command, kind):
     it = make(tmp_path / "it", FILES[kind])
     before = held(it)
@@ -48,14 +67,19 @@ def test_a_folder_of_something_else_is_written_over(tmp_path, capsys, main, comm
 
 def test_what_is_read_is_written_over(tmp_path, capsys):
     base = make(tmp_path / "base", FILES["a model"])
-    tuned = make(tmp_path / "tuned", {"config.json": json.dumps({"optimizer": {}, "objective": {}, "init_from": str(base)})})
+    tuned = make(
+        tmp_path / "tuned",
+        {"config.json": json.dumps({"optimizer": {}, "objective": {}, "init_from": str(base)})},
+    )
     for main, command in (
         (interpolate.main, f"--base={base} --tuned={tuned} --alphas=1 --output={base}"),
         (interpolate.main, f"--soup={tuned},{base} --output={tmp_path}/tuned/../base"),
         (export.main, f"--model={tuned} --output={base}"),
     ):
         assert main(command.split()) == 2
-        assert "is read too" in capsys.readouterr().err and held(base) == {n: t.encode() for n, t in FILES["a model"].items()}
+        assert "is read too" in capsys.readouterr().err and held(base) == {
+            n: t.encode() for n, t in FILES["a model"].items()
+        }
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,27 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "gpt2"
     model, _ = make("gpt2")
     model = lm.build(model.config.replace(vocab_size=259, max_length=128))
-    lm.to_hf(model, jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"], path, bytes_only())
+    lm.to_hf(
+        model,
+        jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"],
+        path,
+        bytes_only(),
+    )
     return str(path)
 
 
 @pytest.fixture(scope="module")
 def bart(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "bart"
-    model = lm.build(preset("bart", "tiny", initializer_range=0.2, eos_token_ids=(0,), forced_eos_token_id=None))
-    lm.to_hf(model, jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"], path, bytes_only())
+    model = lm.build(
+        preset("bart", "tiny", initializer_range=0.2, eos_token_ids=(0,), forced_eos_token_id=None)
+    )
+    lm.to_hf(
+        model,
+        jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"],
+        path,
+        bytes_only(),
+    )
     return str(path)
 
 
@@ -43,7 +55,9 @@ def test_streams_what_generate_returns(monkeypatch, capsys, folder):
     assert run(monkeypatch, f"--model={folder}", "--prompt=Hello", "--max-new-tokens=8") == 0
     model, params = lm.from_hf(folder)
     tokenizer = lm.load_tokenizer(folder)
-    expected = tokenizer.decode(lm.generate(model, params, [tokenizer.encode("Hello")], 8)[0], skip_special_tokens=True)
+    expected = tokenizer.decode(
+        lm.generate(model, params, [tokenizer.encode("Hello")], 8)[0], skip_special_tokens=True
+    )
     assert capsys.readouterr().out == expected + "\n"
 
 
@@ -57,7 +71,13 @@ def test_an_answer_whose_reader_has_gone_is_an_error(monkeypatch, capsys, folder
 
 
 def test_stops_before_a_stop_string(monkeypatch, capsys, folder):
-    flags = (f"--model={folder}", "--prompt=Hello", "--max-new-tokens=24", "--temperature=1", "--seed=4")
+    flags = (
+        f"--model={folder}",
+        "--prompt=Hello",
+        "--max-new-tokens=24",
+        "--temperature=1",
+        "--seed=4",
+    )
     assert run(monkeypatch, *flags) == 0
     free = capsys.readouterr().out[:-1]
     assert run(monkeypatch, *flags, f"--stop={free[4:7]}", "--stop=no such text") == 0
@@ -69,20 +89,36 @@ def test_stops_before_a_stop_string(monkeypatch, capsys, folder):
     [
         ("--beams=3 --length-penalty=2", lm.Beams(3, 2.0)),
         ("--repetition-penalty=1.5", lm.Greedy(1.5)),
-        ("--temperature=0.9 --top-k=30 --top-p=0.8 --min-p=0.1 --repetition-penalty=1.2", lm.Sample(0.9, 30, 0.8, 0.1, 1.2)),
+        (
+            "--temperature=0.9 --top-k=30 --top-p=0.8 --min-p=0.1 --repetition-penalty=1.2",
+            lm.Sample(0.9, 30, 0.8, 0.1, 1.2),
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "bart"])
-def test_the_flags_are_the_sampler_and_encoders_read_the_prompt(monkeypatch, capsys, request, kind, flags, sampler):
+def test_the_flags_are_the_sampler_and_encoders_read_the_prompt(
+    monkeypatch, capsys, request, kind, flags, sampler
+):
     path = request.getfixturevalue(kind)
-    assert run(monkeypatch, f"--model={path}", "--prompt=Hello", "--max-new-tokens=8", *flags.split()) == 0
+    assert (
+        run(monkeypatch, f"--model={path}", "--prompt=Hello", "--max-new-tokens=8", *flags.split())
+        == 0
+    )
     model, params = lm.from_hf(path)
-    assert capsys.readouterr().out[:-1] == lm.generate_text(model, params, lm.load_tokenizer(path), ["Hello"], 8, sampler)[0]
+    assert (
+        capsys.readouterr().out[:-1]
+        == lm.generate_text(model, params, lm.load_tokenizer(path), ["Hello"], 8, sampler)[0]
+    )
 
 
 def test_reads_prompts_from_standard_input(monkeypatch, capsys, folder):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nYou\n"))
-    assert run(monkeypatch, f"--model={folder}", "--max-new-tokens=4", "--temperature=0.9", "--top-k=5") == 0
+    assert (
+        run(
+            monkeypatch, f"--model={folder}", "--max-new-tokens=4", "--temperature=0.9", "--top-k=5"
+        )
+        == 0
+    )
     assert capsys.readouterr().out.count("\n") >= 2
 
 
@@ -95,7 +131,10 @@ def test_reads_prompts_from_standard_input(monkeypatch, capsys, folder):
         (["--model={folder}", "--prompt=x", "--temperature=nan"], "temperature"),
         (["--model={folder}", "--prompt=x", "--top-p=0.9"], "set --temperature above 0"),
         (["--model={folder}", "--prompt=x", "--length-penalty=2"], "set --beams"),
-        (["--model={folder}", "--prompt=x", "--beams=4", "--temperature=1"], "leave out --temperature"),
+        (
+            ["--model={folder}", "--prompt=x", "--beams=4", "--temperature=1"],
+            "leave out --temperature",
+        ),
         (["--model={folder}", "--prompt=x", "--beams=-1"], "at least 2 beams"),
         (["--model={folder}", "--prompt=x", "--stop="], "stop string is empty"),
     ],
@@ -103,7 +142,11 @@ def test_reads_prompts_from_standard_input(monkeypatch, capsys, folder):
 def test_mistakes_end_in_one_line(monkeypatch, capsys, folder, arguments, message):
     assert run(monkeypatch, *(a.format(folder=folder) for a in arguments)) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and message in captured.err and "Traceback" not in captured.err
+    assert (
+        captured.err.startswith("error: ")
+        and message in captured.err
+        and "Traceback" not in captured.err
+    )
 
 
 def test_running_the_command_leaves_the_function_of_the_same_name(monkeypatch):

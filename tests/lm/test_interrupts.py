@@ -29,8 +29,18 @@ with Interrupts(kept="all that was saved stays") as signals, phases.named("readi
 
 
 def test_a_first_ctrl_c_is_not_answered_or_a_second_does_not_end_the_process():
-    process = subprocess.Popen([sys.executable, "-c", BUSY], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None and process.stdout.readline() == "on\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (
+        process.stdout is not None
+        and process.stderr is not None
+        and process.stdout.readline() == "on\n"
+    )
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == (
         "Ctrl-C: still reading x.txt, which has to end first, then the run is saved. Ctrl-C once more ends at once: "
@@ -42,7 +52,10 @@ def test_a_first_ctrl_c_is_not_answered_or_a_second_does_not_end_the_process():
 
 
 def test_a_handler_or_a_descriptor_stays_behind():
-    before, open_before = signal.getsignal(signal.SIGINT), len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    before, open_before = (
+        signal.getsignal(signal.SIGINT),
+        len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+    )
     refused = pytest.raises(Stopped, match="stopped by SIGINT while counting: nothing is lost")
     with refused as raised, phases.named("counting"), Interrupts(kept="nothing is lost"):
         with Interrupts((signal.SIGTERM,)):
@@ -70,13 +83,25 @@ def test_an_interrupt_in_another_thread_fails():
 @pytest.mark.parametrize("module", ["lm.train", "retrieval.build"])
 def test_ctrl_c_during_imports_ends_in_a_stack_trace(tmp_path, module):
     """A module that is imported on the way sends it, as a terminal would."""
-    (tmp_path / "absl.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    (tmp_path / "absl.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
     (tmp_path / "numpy.py").write_text("import absl\n")
     (tmp_path / "jax.py").write_text("import absl\n")
-    argv = {"lm.train": ["--config=configs/tiny.py", "--workdir=x"], "retrieval.build": ["--memory=x", "--input=y"]}[module]
+    argv = {
+        "lm.train": ["--config=configs/tiny.py", "--workdir=x"],
+        "retrieval.build": ["--memory=x", "--input=y"],
+    }[module]
     env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     env = {name: value for name, value in env.items() if not name.startswith("JAX_")}
-    done = subprocess.run([sys.executable, "-m", module, *argv], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *argv],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
@@ -84,12 +109,24 @@ def test_ctrl_c_during_imports_ends_in_a_stack_trace(tmp_path, module):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"JAX_PLATFORMS": "gpuu"}, "JAX_PLATFORMS=gpuu: JAX has no platform 'gpuu' (did you mean 'gpu'?)"),
+        (
+            {"JAX_PLATFORMS": "gpuu"},
+            "JAX_PLATFORMS=gpuu: JAX has no platform 'gpuu' (did you mean 'gpu'?)",
+        ),
         ({"JAX_PLATFORMS": "cpu,,"}, "JAX has no platform ''"),
         ({"JAX_NUM_CPU_DEVICES": "x"}, "JAX_NUM_CPU_DEVICES=x: expected a number of devices"),
-        ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES=two: expected a number of processes"),
-        ({"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES=2 without JAX_PROCESS_ID: give each process its own, from 0 to 1"),
-        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2: expected a number from 0 to 1"),
+        (
+            {"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+            "JAX_NUM_PROCESSES=two: expected a number of processes",
+        ),
+        (
+            {"JAX_NUM_PROCESSES": "2"},
+            "JAX_NUM_PROCESSES=2 without JAX_PROCESS_ID: give each process its own, from 0 to 1",
+        ),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "JAX_PROCESS_ID=2: expected a number from 0 to 1",
+        ),
         ({"JAX_PROCESS_ID": "1"}, "JAX_PROCESS_ID=1 without JAX_NUM_PROCESSES"),
         ({"JAX_COORDINATOR_ADDRESS": "host"}, "JAX_COORDINATOR_ADDRESS=host: expected HOST:PORT"),
         ({"JAX_LOCAL_DEVICE_IDS": "a"}, "JAX_LOCAL_DEVICE_IDS=a: expected numbers of devices"),
@@ -108,21 +145,36 @@ def test_a_wrong_variable_reaches_jax(monkeypatch, variables, said):
 
 def test_what_jax_refuses_ends_in_a_stack_trace():
     env = os.environ | {"JAX_ENABLE_X64": "maybe"}
-    done = subprocess.run([sys.executable, "-m", "retrieval.log", "--memory=x"], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "retrieval.log", "--memory=x"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: JAX_ENABLE_X64=maybe: JAX refuses it (") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: JAX_ENABLE_X64=maybe: JAX refuses it (")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_devices_that_cannot_be_had_end_in_a_stack_trace(monkeypatch, capsys):
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-    monkeypatch.setattr("jax.devices", lambda: (_ for _ in ()).throw(RuntimeError("Unable to initialize backend 'tpu'\nmore")))
+    monkeypatch.setattr(
+        "jax.devices",
+        lambda: (_ for _ in ()).throw(RuntimeError("Unable to initialize backend 'tpu'\nmore")),
+    )
 
     @interrupts.entry_point
     def main(argv=None) -> int:
         raise RuntimeError("Unable to initialize backend 'tpu'")
 
     assert main([]) == 2
-    assert capsys.readouterr().err == "error: JAX_PLATFORMS=tpu: its devices cannot be used: Unable to initialize backend 'tpu'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: JAX_PLATFORMS=tpu: its devices cannot be used: Unable to initialize backend 'tpu'\n"
+    )
 
 
 def lines_of_phases(capsys, argv=()):

@@ -34,7 +34,9 @@ def unread():
 def test_a_command_whose_reader_has_gone_ends_in_a_trace():
     ends = os.pipe()
     os.close(ends[0])
-    done = subprocess.run([sys.executable, "-m", "lm.families"], stdout=ends[1], stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lm.families"], stdout=ends[1], stderr=subprocess.PIPE, text=True
+    )
     os.close(ends[1])
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -64,10 +66,14 @@ def test_an_entry_point_whose_reader_has_gone_says_an_error(wrap):
 
 def test_a_broken_pipe_is_taken_for_a_file_that_cannot_be_read():
     """Every entry point that ends in a line for an OSError lets this one through."""
-    files = [file for file in Path(lm.__file__).parent.glob("*.py") if "@entry_point" in file.read_text()]
+    files = [
+        file for file in Path(lm.__file__).parent.glob("*.py") if "@entry_point" in file.read_text()
+    ]
     for file in files:
         text = file.read_text()
-        assert text.count("except BrokenPipeError:\n") == len(re.findall(r"except \([^\n]*OSError\)", text)), file
+        assert text.count("except BrokenPipeError:\n") == len(
+            re.findall(r"except \([^\n]*OSError\)", text)
+        ), file
     assert len(files) > 8
 
 

@@ -19,10 +19,25 @@ from lm.families import FAMILIES
 from lm.objectives import OBJECTIVES
 from lm.training import checkpoints, loop, paths, setup, trackers
 
-QUICK = ["next_token,gpt2", "instruct,llama", "prefix_lm,mamba", "masked,bert", "span_corruption,t5", "ul2,t5", "denoising,bart"]
-QUICK += ["classification,bert", "token_classification,roberta", "question_answering,llama", "contrastive,bert"]
+QUICK = [
+    "next_token,gpt2",
+    "instruct,llama",
+    "prefix_lm,mamba",
+    "masked,bert",
+    "span_corruption,t5",
+    "ul2,t5",
+    "denoising,bart",
+]
+QUICK += [
+    "classification,bert",
+    "token_classification,roberta",
+    "question_answering,llama",
+    "contrastive,bert",
+]
 EXAMPLES = pathlib.Path(smoke.__file__).parent / "examples"
-ALL = [f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if smoke.suits(name, family)]
+ALL = [
+    f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if smoke.suits(name, family)
+]
 
 
 def kinds(row):
@@ -30,21 +45,39 @@ def kinds(row):
 
 
 def right_next_token(row):
-    starts = [i for i, p in enumerate(row.tokens) if p.segment and (not i or row.tokens[i - 1].segment != p.segment)]
-    return all((piece.kind == "trained") == (i not in starts) for i, piece in enumerate(row.tokens) if piece.kind != "padding")
+    starts = [
+        i
+        for i, p in enumerate(row.tokens)
+        if p.segment and (not i or row.tokens[i - 1].segment != p.segment)
+    ]
+    return all(
+        (piece.kind == "trained") == (i not in starts)
+        for i, piece in enumerate(row.tokens)
+        if piece.kind != "padding"
+    )
 
 
 def right_instruct(row):
     """Each document's answer and its end carry the loss, its prompt none."""
-    documents = itertools.groupby((p for p in row.tokens if p.segment), key=lambda piece: piece.segment)
+    documents = itertools.groupby(
+        (p for p in row.tokens if p.segment), key=lambda piece: piece.segment
+    )
     shown = [list(document) for _, document in documents]
-    return all(re.fullmatch("c+t+", "".join(p.kind[0] for p in document)) and document[-1].special for document in shown)
+    return all(
+        re.fullmatch("c+t+", "".join(p.kind[0] for p in document)) and document[-1].special
+        for document in shown
+    )
 
 
 def right_prefix_lm(row):
     """Context, at least its start and one more, then tokens with a loss, document by document."""
-    documents = itertools.groupby((p for p in row.tokens if p.segment), key=lambda piece: piece.segment)
-    return all(re.fullmatch("c{2,}t+|ct", "".join(piece.kind[0] for piece in document)) for _, document in documents)
+    documents = itertools.groupby(
+        (p for p in row.tokens if p.segment), key=lambda piece: piece.segment
+    )
+    return all(
+        re.fullmatch("c{2,}t+|ct", "".join(piece.kind[0] for piece in document))
+        for _, document in documents
+    )
 
 
 def right_masked(row):
@@ -60,26 +93,43 @@ def right_span_corruption(row):
 def right_ul2(row):
     """As above, document by document: what is read, each sentinel as one, and what is written fill one another."""
     for segment in {piece.segment for piece in row.tokens if piece.segment}:
-        read, written = ([piece.text for piece in side if piece.segment == segment] for side in (row.encoder, row.tokens))
-        marks = [[text for text in side if text.startswith("<extra_id_")] for side in (read, written)]
-        if marks[0] != marks[1] or not written[1].startswith("<extra_id_0>") or not read[-1] == written[-1] == written[0]:
+        read, written = (
+            [piece.text for piece in side if piece.segment == segment]
+            for side in (row.encoder, row.tokens)
+        )
+        marks = [
+            [text for text in side if text.startswith("<extra_id_")] for side in (read, written)
+        ]
+        if (
+            marks[0] != marks[1]
+            or not written[1].startswith("<extra_id_0>")
+            or not read[-1] == written[-1] == written[0]
+        ):
             return False
     return "context" not in kinds(row)[1:2]
 
 
 def right_denoising(row):
-    return "<mask>" in [piece.text for piece in row.encoder] and "<mask>" not in [piece.text for piece in row.tokens]
+    return "<mask>" in [piece.text for piece in row.encoder] and "<mask>" not in [
+        piece.text for piece in row.tokens
+    ]
 
 
 def right_classification(row):
     """Nothing but the label, by its name; and it is that of the text."""
     text = "".join(piece.text for piece in row.tokens if not piece.special).replace("·", " ")
-    return row.said in [f"label {line['label']}" for line in _lines("topics.jsonl") if line["text"] == text]
+    return row.said in [
+        f"label {line['label']}" for line in _lines("topics.jsonl") if line["text"] == text
+    ]
 
 
 def right_token_classification(row):
     """The first piece of every word, and no other, has the tag of that word, by its name."""
-    tagged = {(word, tag) for line in _lines("names.jsonl") for word, tag in zip(line["tokens"], line["tags"], strict=True)}
+    tagged = {
+        (word, tag)
+        for line in _lines("names.jsonl")
+        for word, tag in zip(line["tokens"], line["tags"], strict=True)
+    }
     spelled, tags = [], []
     for piece in row.tokens:
         if piece.kind == "trained":
@@ -92,26 +142,40 @@ def right_token_classification(row):
 
 def right_question_answering(row):
     """The answer's tokens are marked, and follow the question."""
-    marked = "".join(piece.text for piece in row.tokens if piece.kind == "trained").replace("·", " ")
+    marked = "".join(piece.text for piece in row.tokens if piece.kind == "trained").replace(
+        "·", " "
+    )
     text = "".join(piece.text for piece in row.tokens).replace("·", " ")
     articles = json.loads((EXAMPLES / "questions.json").read_text())["data"]
-    asked = [(q["question"], q["answers"][0]["text"]) for a in articles for p in a["paragraphs"] for q in p["qas"]]
+    asked = [
+        (q["question"], q["answers"][0]["text"])
+        for a in articles
+        for p in a["paragraphs"]
+        for q in p["qas"]
+    ]
     found = [answer for question, answer in asked if f">{question}<" in text]
     return row.said == f"answer {marked}" and marked in found
 
 
 def right_contrastive(row):
     """A question, its own passage, which is what is to be found, and a passage that is not."""
-    texts = ["".join(p.text for p in row.tokens if p.segment == number).replace("·", " ") for number in (1, 2, 3)]
+    texts = [
+        "".join(p.text for p in row.tokens if p.segment == number).replace("·", " ")
+        for number in (1, 2, 3)
+    ]
     trained = {p.segment for p in row.tokens if p.kind == "trained"}
-    return texts in [[line["question"], line["passage"], *line["others"]] for line in _lines("pairs.jsonl")] and trained == {2}
+    return texts in [
+        [line["question"], line["passage"], *line["others"]] for line in _lines("pairs.jsonl")
+    ] and trained == {2}
 
 
 def _lines(name):
     return [json.loads(line) for line in (EXAMPLES / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("variant", [pytest.param(v, marks=[] if v in QUICK else [pytest.mark.slow]) for v in ALL])
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=[] if v in QUICK else [pytest.mark.slow]) for v in ALL]
+)
 def test_an_objective_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
     config = smoke.get_config(variant)
     config.data.cache = str(tmp_path / "cache")
@@ -119,22 +183,27 @@ def test_an_objective_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
     assert loop.train(config, tmp_path / "whole") == 0
     rows = trackers.read(tmp_path / "whole")
     name = config.objective.name
-    assert rows[0]["loss"] > (1 if name in smoke.LABELLED else 5) and rows[-1]["loss"] < smoke.BELOW[name], (
-        f"{rows[0]['loss']} -> {rows[-1]['loss']}"
-    )
+    assert (
+        rows[0]["loss"] > (1 if name in smoke.LABELLED else 5)
+        and rows[-1]["loss"] < smoke.BELOW[name]
+    ), f"{rows[0]['loss']} -> {rows[-1]['loss']}"
 
     half, end = checkpoints.steps(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     shutil.rmtree(next((tmp_path / "half" / "checkpoints").glob(f"*{end}")))
     assert checkpoints.steps(tmp_path / "half") == [half]
     assert loop.train(config, tmp_path / "half") == 0
-    whole, again = (jax.tree.leaves(checkpoints.load_params(tmp_path / run)[1]) for run in ("whole", "half"))
+    whole, again = (
+        jax.tree.leaves(checkpoints.load_params(tmp_path / run)[1]) for run in ("whole", "half")
+    )
     assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
 
     run = setup.prepare(config, paths.resolve(tmp_path / "half"))
     batch = jax.device_get(next(setup.train_batches(config, run, setup.training_data(config, run))))
     shifted = run.model.config.causal or bool(run.model.config.encoder_layers)
-    shown = preview.rows(batch, run.tokenizer, shifted=shifted, task=name, names=run.model.config.label_names)
+    shown = preview.rows(
+        batch, run.tokenizer, shifted=shifted, task=name, names=run.model.config.label_names
+    )
     right = globals()[f"right_{name}"]
     assert len(shown) == config.batch_size and sum(map(right, shown)) >= 0.9 * len(shown)
 

@@ -49,7 +49,9 @@ def test_training_packs_again_what_was_tokenised(folder, monkeypatch, capsys):
     data = f"--config.data.files={folder / 'x.txt'}"
     assert tokenize.main(arguments(folder, folder / "run", data)) == 0
     said = capsys.readouterr().out
-    assert "training: " in said and "heldout: " in said and f"rows are in {folder / 'cache'}" in said
+    assert (
+        "training: " in said and "heldout: " in said and f"rows are in {folder / 'cache'}" in said
+    )
     made = folders(folder)
     monkeypatch.setattr(packing, "save", lambda *_: pytest.fail("rows were packed again"))
     assert train.main(arguments(folder, folder / "run", data)) == 0
@@ -60,7 +62,9 @@ def test_rows_of_a_file_that_has_changed_are_used(folder):
     data = f"--config.data.files={folder / 'x.txt'}"
     tokenize.main(arguments(folder, folder / "run", data))
     before = folders(folder)
-    (folder / "x.txt").write_text("something else entirely, and long enough to be a row of its own\n" * 3)
+    (folder / "x.txt").write_text(
+        "something else entirely, and long enough to be a row of its own\n" * 3
+    )
     tokenize.main(arguments(folder, folder / "run", data))
     assert len(folders(folder) - before) == 1
 
@@ -70,7 +74,10 @@ def test_what_a_killed_process_left_is_kept_or_what_is_being_written_is_removed(
     old.mkdir(parents=True)
     new.mkdir()
     os.utime(old, (time.time() - 10**6,) * 2)
-    assert tokenize.main(arguments(folder, folder / "run", f"--config.data.files={folder / 'x.txt'}")) == 0
+    assert (
+        tokenize.main(arguments(folder, folder / "run", f"--config.data.files={folder / 'x.txt'}"))
+        == 0
+    )
     assert new.exists() and not old.exists()
 
 
@@ -79,7 +86,10 @@ def test_an_interrupted_or_failed_save_leaves_half_a_folder(folder, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(packing.np, "save", interrupted)
-    assert tokenize.main(arguments(folder, folder / "run", f"--config.data.files={folder / 'x.txt'}")) == 130
+    assert (
+        tokenize.main(arguments(folder, folder / "run", f"--config.data.files={folder / 'x.txt'}"))
+        == 130
+    )
     assert not folders(folder)
 
 
@@ -90,7 +100,11 @@ def mixed(folder, **mixture):
 
 
 def test_a_run_on_a_mixture_learns_from_one_source_alone(folder, capsys):
-    (folder / "old.jsonl").write_text("".join(json.dumps({"body": f"old text number {i}, in its own words"}) + "\n" for i in range(30)))
+    (folder / "old.jsonl").write_text(
+        "".join(
+            json.dumps({"body": f"old text number {i}, in its own words"}) + "\n" for i in range(30)
+        )
+    )
     config = mixed(
         folder,
         new={"files": str(folder / "x.txt"), "weight": 3.0},
@@ -99,7 +113,10 @@ def test_a_run_on_a_mixture_learns_from_one_source_alone(folder, capsys):
     for command in (tokenize, train):
         assert command.main(arguments(folder, folder / "run", config=config)) == 0
     said = "".join(capsys.readouterr())
-    assert "mixture: new: 75.00% of the rows" in said and "mixture: old: 25.00% of the rows, 30 documents" in said
+    assert (
+        "mixture: new: 75.00% of the rows" in said
+        and "mixture: old: 25.00% of the rows, 30 documents" in said
+    )
     assert [row["step"] for row in trackers.read(folder / "run") if "loss" in row] == [1, 2, 3, 4]
 
 
@@ -107,7 +124,10 @@ def test_a_run_on_a_mixture_learns_from_one_source_alone(folder, capsys):
     ("mixture", "said"),
     [
         ({"a": {"weight": 1.0}}, "data.mixture.a.files is not set"),
-        ({"a": {"files": "x", "wieght": 1.0}}, "data.mixture.a.wieght is unknown (did you mean 'weight'?)"),
+        (
+            {"a": {"files": "x", "wieght": 1.0}},
+            "data.mixture.a.wieght is unknown (did you mean 'weight'?)",
+        ),
         ({"a": {"files": "x", "weight": 0.0}}, "sum to 0"),
         ({"a": {"files": "/nowhere.txt", "weight": 1.0}}, "nowhere.txt"),
         ({"a": "x.txt"}, "data.mixture.a='x.txt': expected fields"),
@@ -131,5 +151,10 @@ def test_a_mixture_that_cannot_be_is_begun(folder, capsys, mixture, said):
     ],
 )
 def test_a_setting_that_cannot_be_is_taken(folder, capsys, fields, said):
-    assert tokenize.main(arguments(folder, folder / "run", f"--config.data.files={folder / 'x.txt'}", *fields)) == 2
+    assert (
+        tokenize.main(
+            arguments(folder, folder / "run", f"--config.data.files={folder / 'x.txt'}", *fields)
+        )
+        == 2
+    )
     assert said in capsys.readouterr().err

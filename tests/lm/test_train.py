@@ -29,7 +29,14 @@ def command(folder, workdir):
         "mesh.data": 1, "mesh.fsdp": 2, "compilation_cache": folder / "compiled", "data.cache": folder / "cache",
     }  # fmt: skip
     fields = [f"--config.{name}={value}" for name, value in settings.items()]
-    return [sys.executable, "-m", "lm.train", f"--config={ROOT}/configs/tiny.py", f"--workdir={workdir}", *fields]
+    return [
+        sys.executable,
+        "-m",
+        "lm.train",
+        f"--config={ROOT}/configs/tiny.py",
+        f"--workdir={workdir}",
+        *fields,
+    ]
 
 
 def start(folder, workdir):
@@ -38,7 +45,14 @@ def start(folder, workdir):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    return subprocess.Popen(command(folder, workdir), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command(folder, workdir),
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process):
@@ -77,7 +91,10 @@ def test_a_killed_run_ends_elsewhere_than_an_undisturbed_one(folder):
     assert not resumed_at[-1] or f"after step {resumed_at[-1]}" in said
 
     ours, theirs = (trackers.read(folder / name) for name in ("killed", "whole"))
-    shown = lambda rows: [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "mfu")} for row in rows]
+    shown = lambda rows: [
+        {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "mfu")}
+        for row in rows
+    ]
     assert shown(ours) == shown(theirs), f"seed {seed}: killed at {kills}, resumed at {resumed_at}"
     assert [row["step"] for row in ours if "loss" in row] == list(range(1, STEPS + 1))
     (_, a, _), (_, b, _) = (checkpoints.load_params(folder / name) for name in ("killed", "whole"))
@@ -95,8 +112,22 @@ def test_a_killed_run_ends_elsewhere_than_an_undisturbed_one(folder):
     ],
 )
 def test_bad_input_ends_in_a_stack_trace(tmp_path, capsys, args, said):
-    arguments = [f"--config={ROOT}/configs/tiny.py", f"--workdir={tmp_path / 'run'}", f"--config.data.files={runs.text(tmp_path)}", *args]
-    assert train.main([a for a in arguments if not (args[0].startswith("--config.data") and a.endswith("x.txt"))]) == 2
+    arguments = [
+        f"--config={ROOT}/configs/tiny.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.files={runs.text(tmp_path)}",
+        *args,
+    ]
+    assert (
+        train.main(
+            [
+                a
+                for a in arguments
+                if not (args[0].startswith("--config.data") and a.endswith("x.txt"))
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and "Traceback" not in error
     assert not (tmp_path / "run").exists()

@@ -27,7 +27,9 @@ def saved(tmp_path):
 def rewrite(directory, change):
     """Applies `change` to the tensors {name: array} of a one-file checkpoint."""
     tensors = load_file(directory / "model.safetensors")
-    save_file(change(tensors) or tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        change(tensors) or tensors, directory / "model.safetensors", metadata={"format": "pt"}
+    )
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -49,10 +51,14 @@ def test_shards_are_written_with_an_index_and_read_back_each_file_once(tmp_path,
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert sorted(set(index["weight_map"].values())) == files
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(params))
-    assert all(sum(x.nbytes for x in load_file(tmp_path / "out" / f).values()) <= 3000 for f in files)
+    assert all(
+        sum(x.nbytes for x in load_file(tmp_path / "out" / f).values()) <= 3000 for f in files
+    )
 
     opened, real = [], safetensors.safe_open
-    monkeypatch.setattr(safetensors, "safe_open", lambda path, **kw: opened.append(path.name) or real(path, **kw))
+    monkeypatch.setattr(
+        safetensors, "safe_open", lambda path, **kw: opened.append(path.name) or real(path, **kw)
+    )
     assert identical(lm.from_hf(tmp_path / "out")[1], params)
     assert sorted(opened) == files
 
@@ -61,7 +67,9 @@ def test_no_tensor_is_read_twice(saved, monkeypatch):
     from lm.weights import load, sources
 
     reads, real = [], sources.open_safetensors
-    counting = lambda s: sources.Source(s.where, s.shapes, s.dtypes, lambda name: reads.append(name) or s.read(name))
+    counting = lambda s: sources.Source(
+        s.where, s.shapes, s.dtypes, lambda name: reads.append(name) or s.read(name)
+    )
 
     @load.contextlib.contextmanager
     def spying(directory):
@@ -78,7 +86,9 @@ def test_half_and_double_precision_checkpoints_are_read_exactly(saved, stored):
     directory, _, params = saved
     rewrite(directory, lambda t: {name: x.astype(stored) for name, x in t.items()})
     _, read = lm.from_hf(directory)
-    assert identical(read, jax.tree.map(lambda x: np.asarray(x).astype(stored).astype(np.float32), params))
+    assert identical(
+        read, jax.tree.map(lambda x: np.asarray(x).astype(stored).astype(np.float32), params)
+    )
 
 
 def test_a_bfloat16_model_keeps_its_dtype_through_export(saved, tmp_path):
@@ -88,7 +98,9 @@ def test_a_bfloat16_model_keeps_its_dtype_through_export(saved, tmp_path):
     assert identical(halves, jax.tree.map(lambda x: x.astype("bfloat16"), params))
     lm.to_hf(model, halves, tmp_path / "half")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    assert {str(x.dtype) for x in load_file(tmp_path / "half" / "model.safetensors").values()} == {"bfloat16"}
+    assert {str(x.dtype) for x in load_file(tmp_path / "half" / "model.safetensors").values()} == {
+        "bfloat16"
+    }
     assert identical(lm.from_hf(tmp_path / "half", dtype="bfloat16")[1], halves)
 
 
@@ -100,7 +112,9 @@ def test_an_unknown_dtype_is_refused(saved):
 def test_parameters_sharded_over_devices_are_exported_whole(tmp_path):
     model, params = tiny()
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    spec = lambda x: PartitionSpec(*([None] * (x.ndim - 1)), "tensor" if x.shape[-1] % 2 == 0 else None)
+    spec = lambda x: PartitionSpec(
+        *([None] * (x.ndim - 1)), "tensor" if x.shape[-1] % 2 == 0 else None
+    )
     sharded = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec(x))), params)
     lm.to_hf(model, sharded, tmp_path / "out")
     assert identical(lm.from_hf(tmp_path / "out")[1], params)
@@ -121,7 +135,9 @@ def test_names_of_older_checkpoints_are_understood(tmp_path):
 
     model, params = tiny("bert")
     lm.to_hf(model, params, tmp_path / "bert")
-    old = lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    old = lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "LayerNorm.bias", "LayerNorm.beta"
+    )
     extras = {"bert.pooler.dense.weight": np.ones((16, 16), np.float32), "cls.seq_relationship.bias": np.ones(2, np.float32),
               "bert.embeddings.position_ids": np.arange(4)[None]}  # fmt: skip
     rewrite(tmp_path / "bert", lambda t: {old(name): x for name, x in t.items()} | extras)
@@ -133,7 +149,10 @@ def test_a_tied_copy_is_accepted_only_if_it_is_one(saved):
     rewrite(directory, lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"]})
     assert identical(lm.from_hf(directory)[1], params)
     rewrite(directory, lambda t: t | {"lm_head.weight": t["lm_head.weight"] + 1})
-    with pytest.raises(WeightsError, match=r"lm_head.weight differs from model.embed_tokens.weight.*tie_word_embeddings"):
+    with pytest.raises(
+        WeightsError,
+        match=r"lm_head.weight differs from model.embed_tokens.weight.*tie_word_embeddings",
+    ):
         lm.from_hf(directory)
 
 
@@ -159,7 +178,9 @@ def test_every_missing_extra_and_misshapen_tensor_is_listed(saved):
 
 def test_generation_config_decides_which_tokens_end_a_text(saved):
     directory = saved[0]
-    (directory / "generation_config.json").write_text(json.dumps(dict(eos_token_id=[4, 5], pad_token_id=6)))
+    (directory / "generation_config.json").write_text(
+        json.dumps(dict(eos_token_id=[4, 5], pad_token_id=6))
+    )
     config = lm.from_hf(directory)[0].config
     assert (config.eos_token_ids, config.pad_token_id) == ((4, 5), 6)
 
@@ -206,7 +227,9 @@ def as_transformers_reads(directory):
     """The final norm's scale in the weights that transformers loads from a directory."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")
-    return transformers.LlamaForCausalLM.from_pretrained(directory).model.norm.weight.detach().numpy()
+    return (
+        transformers.LlamaForCausalLM.from_pretrained(directory).model.norm.weight.detach().numpy()
+    )
 
 
 def test_older_shards_beside_a_newer_single_file_are_read(sharded, tmp_path, caplog):
@@ -214,7 +237,9 @@ def test_older_shards_beside_a_newer_single_file_are_read(sharded, tmp_path, cap
     newer = jax.tree.map(lambda x: x + 1, params)
     lm.to_hf(model, newer, tmp_path / "newer")
     os.link(tmp_path / "newer" / "model.safetensors", directory / "model.safetensors")
-    assert identical(lm.from_hf(directory)[1], newer) and "model.safetensors.index.json" in caplog.text
+    assert (
+        identical(lm.from_hf(directory)[1], newer) and "model.safetensors.index.json" in caplog.text
+    )
     np.testing.assert_array_equal(newer["final_norm"]["scale"], as_transformers_reads(directory))
     for shard in directory.glob("model-*.safetensors"):
         shard.unlink()
@@ -236,7 +261,9 @@ def test_the_file_that_config_json_names_is_not_read(sharded, tmp_path, named):
     (directory / "config.json").write_text(json.dumps(config | {"transformers_weights": named}))
     assert identical(lm.from_hf(directory)[1], wanted)
     np.testing.assert_array_equal(wanted["final_norm"]["scale"], as_transformers_reads(directory))
-    (directory / "config.json").write_text(json.dumps(config | {"transformers_weights": f"../model/../{named}"}))
+    (directory / "config.json").write_text(
+        json.dumps(config | {"transformers_weights": f"../model/../{named}"})
+    )
     with pytest.raises(WeightsError, match=r"config.json points outside its directory: \.\./model"):
         lm.from_hf(directory)
 
@@ -246,7 +273,10 @@ def test_an_index_with_absent_or_foreign_files_or_absent_tensors_is_refused(shar
     index = directory / "model.safetensors.index.json"
     stored = json.loads(index.read_text())["weight_map"]
     for shards, said in (
-        ({"a": "model-00001-of-00002.safetensors"}, r"lacks 1 of the 1 files that model.*index.json names: model-00001-of-00002"),
+        (
+            {"a": "model-00001-of-00002.safetensors"},
+            r"lacks 1 of the 1 files that model.*index.json names: model-00001-of-00002",
+        ),
         ({"a": "../other/model.safetensors"}, "outside its directory"),
         ({"a": str(directory.parent / "x.safetensors")}, "outside its directory"),
         ({"a": "pytorch_model-00001-of-00002.bin"}, "can run code"),
@@ -282,7 +312,10 @@ def test_what_a_directory_without_weights_has_instead_is_said(sharded):
             lm.from_hf(directory)
         (directory / name).unlink()
     (directory.parent / "x.gguf").write_text("")
-    for missing, said in ((directory.parent, "give the path of its file x.gguf"), (directory / "none", "is it a model directory")):
+    for missing, said in (
+        (directory.parent, "give the path of its file x.gguf"),
+        (directory / "none", "is it a model directory"),
+    ):
         missing.mkdir(exist_ok=True)
         with pytest.raises(WeightsError, match=f"has no config.json.*{said}"):
             lm.from_hf(missing)
@@ -314,7 +347,9 @@ def test_what_is_not_there_is_said(tmp_path):
         lm.from_hf("nothing.gguf")
     with pytest.raises(WeightsError, match=r"has no config.json"):
         lm.from_hf(tmp_path)
-    with pytest.raises(WeightsError, match=r"'nobody/nothing' is not a local directory.*Without a network, copy"):
+    with pytest.raises(
+        WeightsError, match=r"'nobody/nothing' is not a local directory.*Without a network, copy"
+    ):
         lm.from_hf("nobody/nothing")
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(WeightsError, match=r"config.json holds a JSON list"):
@@ -325,7 +360,9 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_opened(saved):
     directory = saved[0]
     (directory / "model.safetensors").write_bytes(b"not weights")
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | dict(rope_scaling=dict(rope_type="yarn", factor=4.0))))
+    (directory / "config.json").write_text(
+        json.dumps(config | dict(rope_scaling=dict(rope_type="yarn", factor=4.0)))
+    )
     with pytest.raises(ConfigError, match=f"{directory.name}: rope_type='yarn' is not supported"):
         lm.from_hf(directory)
 
@@ -354,14 +391,21 @@ def test_replacing_a_model_leaves_nothing_of_the_old_one(tmp_path):
     lm.to_hf(model, params, tmp_path / "out", max_shard_size=3000)
     (tmp_path / "out" / "README.md").write_text("mine")
     lm.to_hf(model, params, tmp_path / "out")
-    assert sorted(os.listdir(tmp_path / "out")) == ["README.md", "config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_failing_export_leaves_the_old_model_as_it_was(tmp_path, monkeypatch):
     model, params = tiny()
     lm.to_hf(model, params, tmp_path / "out")
-    monkeypatch.setattr(save, "write_weights", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        save, "write_weights", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         lm.to_hf(model, jax.tree.map(lambda x: x + 1, params), tmp_path / "out")
     assert identical(lm.from_hf(tmp_path / "out")[1], params)
@@ -384,12 +428,18 @@ def test_what_hugging_face_cannot_express_is_refused_before_writing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_hub_model_of_an_unsupported_kind_is_refused_before_its_weights_are_downloaded(saved, monkeypatch):
+def test_a_hub_model_of_an_unsupported_kind_is_refused_before_its_weights_are_downloaded(
+    saved, monkeypatch
+):
     import huggingface_hub
 
     directory, _, params = saved
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **kw: asked.append(kw["allow_patterns"]) or str(directory))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda repo, **kw: asked.append(kw["allow_patterns"]) or str(directory),
+    )
     assert identical(lm.from_hf("someone/model")[1], params)
     assert "*.safetensors" not in asked[0] and "*.safetensors" in asked[1]
     assert not any(pattern.endswith((".bin", ".py")) for patterns in asked for pattern in patterns)
@@ -412,6 +462,10 @@ def test_what_the_hub_answers_is_said_in_words(monkeypatch, kind, words):
     import huggingface_hub
 
     error = getattr(huggingface_hub.errors, kind)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error.__new__(error)))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *_, **__: (_ for _ in ()).throw(error.__new__(error)),
+    )
     with pytest.raises(WeightsError, match=words):
         lm.load_tokenizer("someone/model")

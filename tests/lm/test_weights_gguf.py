@@ -21,13 +21,26 @@ NAMES = {
     "mlp.down_proj": "ffn_down", "model.layers.": "blk.",
 }  # fmt: skip
 LETTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
-TOKENS = ["<|end|>", "<|start|>", *sorted({*LETTERS, *(chr(256 + i) for i in range(68))}), "he", "ll", "hell", "Ġhell", "12"]
+TOKENS = [
+    "<|end|>",
+    "<|start|>",
+    *sorted({*LETTERS, *(chr(256 + i) for i in range(68))}),
+    "he",
+    "ll",
+    "hell",
+    "Ġhell",
+    "12",
+]
 MERGES = ["h e", "l l", "he ll", "Ġ hell", "1 2"]
 
 
 def permuted(weight, heads):
     """llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weight.shape)
+    )
 
 
 def write_gguf(path, model, params, quantise=None, tokens=TOKENS, pre="smollm", **fields):
@@ -51,10 +64,18 @@ def write_gguf(path, model, params, quantise=None, tokens=TOKENS, pre="smollm", 
     writer.add_token_merges(MERGES)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)
-    writer.add_chat_template("{% for m in messages %}<|start|>{{ m['content'] }}<|end|>{% endfor %}")
+    writer.add_chat_template(
+        "{% for m in messages %}<|start|>{{ m['content'] }}<|end|>{% endfor %}"
+    )
     for name, value in fields.items():
         name = name.replace("__", ".")
-        adders = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, float: writer.add_float32, list: writer.add_array}
+        adders = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            str: writer.add_string,
+            float: writer.add_float32,
+            list: writer.add_array,
+        }
         adders[type(value)](name, value)
     for name, tensor in load_file(path.parent / "hf" / "model.safetensors").items():
         if "q_proj" in name or "k_proj" in name:
@@ -74,7 +95,9 @@ def write_gguf(path, model, params, quantise=None, tokens=TOKENS, pre="smollm", 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_gguf_file_is_the_model_it_was_made_from(tmp_path, tied):
-    model, params = tiny(tie_embeddings=tied, norm_eps=1e-5, vocab_size=len(TOKENS), rope_theta=100_000.0)
+    model, params = tiny(
+        tie_embeddings=tied, norm_eps=1e-5, vocab_size=len(TOKENS), rope_theta=100_000.0
+    )
     again, read = lm.from_hf(write_gguf(tmp_path / "m.gguf", model, params))
     assert identical(params, read)
     assert again.config == model.config.replace(bos_token_id=1, eos_token_ids=(0,))
@@ -87,20 +110,29 @@ def test_quantised_tensors_are_dequantised_to_what_the_file_means(tmp_path, kind
     path = write_gguf(tmp_path / "m.gguf", model, params, quantise=kind)
     _, read = lm.from_hf(path)
     up = np.asarray(params["layers"]["mlp"]["up"][1]).T
-    assert np.array_equal(np.asarray(read["layers"]["mlp"]["up"][1]).T, gguf.dequantize(gguf.quantize(up, kind), kind))
+    assert np.array_equal(
+        np.asarray(read["layers"]["mlp"]["up"][1]).T, gguf.dequantize(gguf.quantize(up, kind), kind)
+    )
     assert not np.array_equal(np.asarray(read["layers"]["mlp"]["up"][1]).T, up)
     _, halves = lm.from_hf(path, dtype="bfloat16")
-    assert identical(halves["embeddings"], {"token": read["embeddings"]["token"].astype("bfloat16")})
+    assert identical(
+        halves["embeddings"], {"token": read["embeddings"]["token"].astype("bfloat16")}
+    )
 
 
 def test_the_tokenizer_of_a_gguf_file_merges_splits_digits_and_keeps_specials_whole(tmp_path):
     model, params = tiny(vocab_size=len(TOKENS))
     tokenizer = lm.load_tokenizer(write_gguf(tmp_path / "m.gguf", model, params))
     ids = lambda *tokens: [TOKENS.index(t) for t in tokens]
-    assert tokenizer.encode("hello<|end|> hell 12") == ids("hell", "o", "<|end|>", "Ġhell", "Ġ", "1", "2")
+    assert tokenizer.encode("hello<|end|> hell 12") == ids(
+        "hell", "o", "<|end|>", "Ġhell", "Ġ", "1", "2"
+    )
     assert tokenizer.decode(tokenizer.encode("naïve ☃")) == "naïve ☃"
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (1, 0, len(TOKENS))
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<|start|>hi<|end|>"
+    assert (
+        tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+        == "<|start|>hi<|end|>"
+    )
 
     lm.to_hf(model, params, tmp_path / "out", tokenizer)
     exported = lm.load_tokenizer(tmp_path / "out")
@@ -110,7 +142,9 @@ def test_the_tokenizer_of_a_gguf_file_merges_splits_digits_and_keeps_specials_wh
 
 def test_a_gguf_tokenizer_that_begins_every_text_says_so(tmp_path):
     model, params = tiny(vocab_size=len(TOKENS))
-    path = write_gguf(tmp_path / "m.gguf", model, params, tokenizer__ggml__add_bos_token=True, pre="gpt-2")
+    path = write_gguf(
+        tmp_path / "m.gguf", model, params, tokenizer__ggml__add_bos_token=True, pre="gpt-2"
+    )
     assert lm.load_tokenizer(path).encode("12") == [1, TOKENS.index("12")]
     assert lm.load_tokenizer(path).encode("12", add_special_tokens=False) == [TOKENS.index("12")]
 
@@ -119,7 +153,12 @@ def test_a_gguf_tokenizer_that_begins_every_text_says_so(tmp_path):
 def test_words_are_cut_as_the_original_tokenizer_cuts_them(tmp_path, pre):
     model, params = tiny(vocab_size=len(TOKENS))
     tokenizer = lm.load_tokenizer(write_gguf(tmp_path / "m.gguf", model, params, pre=pre))
-    pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("It's 1234\n\n x!?")]
+    pieces = [
+        piece
+        for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(
+            "It's 1234\n\n x!?"
+        )
+    ]
     digits = ["123", "4"] if pre == "llama-bpe" else ["1", "2", "3", "4"]
     assert pieces == ["It", "'s", "Ġ", *digits, "ĊĊ", "Ġx", "!?"]
 
@@ -143,7 +182,12 @@ def test_what_a_gguf_file_asks_for_beyond_us_is_refused_by_name(tmp_path, fields
 
 def test_metadata_is_read_as_the_gguf_package_reads_it_in_a_fraction_of_the_time(tmp_path):
     model, params = tiny(vocab_size=len(TOKENS))
-    lists = dict(many=[f"tôken {i}" for i in range(5000)], numbers=[3, -2], halves=[0.5, 1.5], flags=[True, False])
+    lists = dict(
+        many=[f"tôken {i}" for i in range(5000)],
+        numbers=[3, -2],
+        halves=[0.5, 1.5],
+        flags=[True, False],
+    )
     kinds = dict(a_text="naïve", a_flag=True, a_number=7, a_half=0.25)
     path = write_gguf(tmp_path / "m.gguf", model, params, **lists, **kinds)
 
@@ -176,7 +220,9 @@ def test_a_later_part_of_a_gguf_model_is_not_named_as_one(tmp_path):
 
 def test_another_pre_tokenizer_is_refused_by_name(tmp_path):
     model, params = tiny(vocab_size=len(TOKENS))
-    with pytest.raises(WeightsError, match=r"pre-tokenizer 'deepseek' is not supported.*original directory"):
+    with pytest.raises(
+        WeightsError, match=r"pre-tokenizer 'deepseek' is not supported.*original directory"
+    ):
         lm.load_tokenizer(write_gguf(tmp_path / "m.gguf", model, params, pre="deepseek"))
 
 
@@ -196,4 +242,7 @@ def test_a_gguf_model_runs(tmp_path):
     model, params = tiny(vocab_size=len(TOKENS))
     batch = Batch.of(np.arange(8)[None])
     expected = lm.forward(model, params, batch).logits
-    np.testing.assert_array_equal(lm.forward(*lm.from_hf(write_gguf(tmp_path / "m.gguf", model, params)), batch).logits, expected)
+    np.testing.assert_array_equal(
+        lm.forward(*lm.from_hf(write_gguf(tmp_path / "m.gguf", model, params)), batch).logits,
+        expected,
+    )

@@ -42,16 +42,25 @@ def test_every_layer_is_written_under_its_own_number(hybrid, tmp_path):
     for i, kind in enumerate(c.layer_kinds):
         block, entry = params["layers"][f"block_{i % c.period}"], i // c.period
         theirs = lambda name, i=i: tensors[f"model.layers.{i}.{name}"]
-        assert np.array_equal(theirs("feed_forward.up_proj.weight"), np.asarray(block["mlp"]["up"][entry]).T)
-        assert np.array_equal(theirs("input_layernorm.weight"), block[f"{'ssm' if kind == 'ssm' else 'attention'}_norm"]["scale"][entry])
+        assert np.array_equal(
+            theirs("feed_forward.up_proj.weight"), np.asarray(block["mlp"]["up"][entry]).T
+        )
+        assert np.array_equal(
+            theirs("input_layernorm.weight"),
+            block[f"{'ssm' if kind == 'ssm' else 'attention'}_norm"]["scale"][entry],
+        )
         if kind == "ssm":
             assert np.array_equal(theirs("mamba.A_log"), block["ssm"]["a_log"][entry])
-            convolution = np.concatenate([block["ssm"]["conv"][entry], block["ssm"]["bc_conv"][entry]], axis=1)
+            convolution = np.concatenate(
+                [block["ssm"]["conv"][entry], block["ssm"]["bc_conv"][entry]], axis=1
+            )
             assert np.array_equal(theirs("mamba.conv1d.weight")[:, 0], convolution.T)
 
 
 def test_a_pattern_written_longer_than_it_must_be_is_exported_all_the_same(tmp_path):
-    model, params = tiny("bamba", **SMALL, n_layers=4, layer_pattern=("ssm", "global", "ssm", "global"))
+    model, params = tiny(
+        "bamba", **SMALL, n_layers=4, layer_pattern=("ssm", "global", "ssm", "global")
+    )
     lm.to_hf(model, params, tmp_path / "out")
     again, read = lm.from_hf(tmp_path / "out")
     assert again.config.layer_kinds == model.config.layer_kinds
@@ -72,8 +81,13 @@ def test_a_damaged_hybrid_is_refused_with_every_tensor_named_as_in_the_file(hybr
     tensors = load_file(path)
     kinds = hybrid[0].config.layer_kinds
     last_ssm, attention = len(kinds) - 1, kinds.index("global")
-    del tensors[f"model.layers.{last_ssm}.mamba.A_log"], tensors[f"model.layers.{attention}.self_attn.k_proj.weight"]
-    tensors[f"model.layers.{attention}.mamba.D"] = np.ones(8, np.float32)  # of a state-space layer, where attention is
+    del (
+        tensors[f"model.layers.{last_ssm}.mamba.A_log"],
+        tensors[f"model.layers.{attention}.self_attn.k_proj.weight"],
+    )
+    tensors[f"model.layers.{attention}.mamba.D"] = np.ones(
+        8, np.float32
+    )  # of a state-space layer, where attention is
     tensors[f"model.layers.{last_ssm}.mamba.conv1d.weight"] = np.ones((32, 1, 4), np.float32)
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(WeightsError) as error:
@@ -94,7 +108,9 @@ def test_parameters_that_are_not_the_models_are_refused_before_writing(tmp_path)
     model, params = tiny("bamba", **SMALL, **PERIODIC)
     model, params = lm.separate(model, params)
     params["layers_3"]["ssm"]["skip"] = params["layers_3"]["ssm"]["skip"][:5]
-    with pytest.raises(WeightsError, match=r"differ in shape from layer to layer: layers/block_0/ssm/skip"):
+    with pytest.raises(
+        WeightsError, match=r"differ in shape from layer to layer: layers/block_0/ssm/skip"
+    ):
         lm.to_hf(model, params, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

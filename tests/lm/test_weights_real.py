@@ -23,17 +23,33 @@ def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     gguf = sample("smollm2")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
-    tokenizer, original = lm.load_tokenizer(gguf), transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    ).eval()
+    tokenizer, original = (
+        lm.load_tokenizer(gguf),
+        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name),
+    )
     text = "In 1998, the 3 largest cities of Lithuania were Vilnius, Kaunas and Klaipėda; 東京 is\n\n  not<|im_end|> one of them."
     assert tokenizer.encode(text) == original.encode(text)
 
     prompt = tokenizer.encode("The history of printing begins")
     with torch.no_grad():
-        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=2)
+        expected = theirs.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=64,
+            min_new_tokens=64,
+            do_sample=False,
+            pad_token_id=2,
+        )
     model, params = lm.from_hf(gguf)
-    assert lm.generate(model, params, [prompt], 64, stop_tokens=()) == expected[:, len(prompt) :].tolist()
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
+    assert (
+        lm.generate(model, params, [prompt], 64, stop_tokens=())
+        == expected[:, len(prompt) :].tolist()
+    )
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True
+    )["input_ids"]
     logits = np.asarray(lm.forward(model, params, Batch.of([ids])).logits[0])
     with torch.no_grad():
         reference = theirs(torch.tensor([ids])).logits[0].numpy()
@@ -44,12 +60,18 @@ def test_minilm_sentence_vectors_equal_torchs():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     minilm = sample("minilm")
-    texts = ["Vilnius is the capital of Lithuania.", "short", "A sentence of a different length, about the boiling point of gallium."]
+    texts = [
+        "Vilnius is the capital of Lithuania.",
+        "short",
+        "A sentence of a different length, about the boiling point of gallium.",
+    ]
     inputs = lm.load_tokenizer(minilm)(texts, padding=True, return_tensors="np")
     mask = inputs["attention_mask"]
     out = lm.forward(*lm.from_hf(minilm), Batch.of(inputs["input_ids"], segments=mask))
     with torch.no_grad():
-        theirs = transformers.AutoModel.from_pretrained(minilm)(**{k: torch.tensor(v) for k, v in inputs.items()}).last_hidden_state.numpy()
+        theirs = transformers.AutoModel.from_pretrained(minilm)(
+            **{k: torch.tensor(v) for k, v in inputs.items()}
+        ).last_hidden_state.numpy()
 
     def sentence(hidden):
         mean = (np.asarray(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)

@@ -25,7 +25,14 @@ np.testing.assert_allclose(sums, np.square(rows.astype("float64") @ m.T.astype("
 def test_a_sum_of_squares_of_a_product_is_right_in_its_last_row():
     """jax#39103, in a process that has imported JAX but not started its devices."""
     clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, "-c", REPRODUCER], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", REPRODUCER],
+        cwd=ROOT,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -24,7 +24,14 @@ def served(memory, reader):
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(make_app(memory, reader, TOKEN), log_config=None, log_level="warning", lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(memory, reader, TOKEN),
+                log_config=None,
+                log_level="warning",
+                lifespan="off",
+            )
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
@@ -40,7 +47,9 @@ def headless():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE)
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE
+        )
         try:
             yield browser
         finally:
@@ -54,7 +63,10 @@ def page(browser, address: str, **options):
     try:
         opened.set_default_timeout(PATIENCE)
         opened.on("pageerror", lambda error: wrong.append(str(error)))
-        opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        opened.on(
+            "console",
+            lambda message: wrong.append(message.text) if message.type == "error" else None,
+        )
         opened.goto(address)
         yield opened
         assert not wrong, wrong

@@ -21,7 +21,12 @@ def no_index_of_another_test_looks_at_itself():
 def memory(tmp_path):
     """Ten passages p0 ... p9; version 2."""
     made = Memory.create(tmp_path / "memory", encode)
-    made.add([Passage(f"p{i}", f"town{i} lies in land{i}", title=f"town{i}", metadata={"n": str(i)}) for i in range(10)])
+    made.add(
+        [
+            Passage(f"p{i}", f"town{i} lies in land{i}", title=f"town{i}", metadata={"n": str(i)})
+            for i in range(10)
+        ]
+    )
     return made
 
 

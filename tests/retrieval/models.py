@@ -7,18 +7,27 @@ import transformers
 
 TURN = "<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 CHAT = "{% for m in messages %}" + TURN
-NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURN
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    + TURN
+)
 
 
 def byte_tokenizer(chat_template=CHAT):
     """A token a byte; <|start|>, <|end|> and <|think|> (added, but not called special) have their own."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    core = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core = tokenizers.Tokenizer(
+        tokenizers.models.BPE({token: i for i, token in enumerate(alphabet)}, [])
+    )
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
     core.decoder = tokenizers.decoders.ByteLevel()
     core.add_special_tokens(["<|start|>", "<|end|>"])
     core.add_tokens(["<|think|>"])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", chat_template=chat_template)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|end|>", chat_template=chat_template
+    )
 
 
 def word_tokenizer():

@@ -38,30 +38,56 @@ def refused(call, *words):
 def check(kind, folder):
     vectors, ids = clustered(700), names(700)
     mine = lambda items: items[RANK::PROCESSES]
-    one, sharded = ExactIndex.build(vectors[:500], ids[:500]), ShardedIndex.build(mine(vectors[:500]), mine(ids[:500]), kind)
+    one, sharded = (
+        ExactIndex.build(vectors[:500], ids[:500]),
+        ShardedIndex.build(mine(vectors[:500]), mine(ids[:500]), kind),
+    )
     one.upsert(vectors[450:], ids[450:])
     sharded.upsert(mine(vectors[450:]), mine(ids[450:]))
     one.delete(ids[10:60])
     sharded.delete(mine(ids[10:60]))
-    assert len(sharded) == len(one) == 650 and 0 < len(sharded._shard) < 650 and "v5" in sharded and "v12" not in sharded
+    assert (
+        len(sharded) == len(one) == 650
+        and 0 < len(sharded._shard) < 650
+        and "v5" in sharded
+        and "v12" not in sharded
+    )
     assert sharded.health()["size"] == 650 and len(sharded.health()["shards"]) == PROCESSES
 
     def same(index):
-        queries = clustered(3 + 4 * RANK, seed=RANK)[: None if RANK else 0]  # its own, of its own number, and one has none
+        queries = clustered(3 + 4 * RANK, seed=RANK)[
+            : None if RANK else 0
+        ]  # its own, of its own number, and one has none
         for k in (1, 10, 900):
-            (found, scores), (right, right_scores) = index.search(queries, k), one.search(queries, k)
-            assert found == right and all(np.allclose(a, b, atol=1e-5) for a, b in zip(scores, right_scores, strict=True))
+            (found, scores), (right, right_scores) = (
+                index.search(queries, k),
+                one.search(queries, k),
+            )
+            assert found == right and all(
+                np.allclose(a, b, atol=1e-5) for a, b in zip(scores, right_scores, strict=True)
+            )
 
     def same_numbers(numbers):
         ids, scores = numbers.search(clustered(3, seed=RANK), 700)
         named, right = one.search(clustered(3, seed=RANK), 700)
-        assert ids.dtype == np.int64 and scores.dtype == np.float32 and ids.tolist() == [[int(id[1:]) for id in row] for row in named]
-        assert np.allclose(scores, right, atol=1e-5) and numbers.search(np.zeros((0, 64)), 3)[0].shape == (0, 3)
+        assert (
+            ids.dtype == np.int64
+            and scores.dtype == np.float32
+            and ids.tolist() == [[int(id[1:]) for id in row] for row in named]
+        )
+        assert np.allclose(scores, right, atol=1e-5) and numbers.search(np.zeros((0, 64)), 3)[
+            0
+        ].shape == (0, 3)
 
     same(sharded)
-    own = mine(np.arange(700)) if RANK else []  # one process has none, and does not say of which kind
+    own = (
+        mine(np.arange(700)) if RANK else []
+    )  # one process has none, and does not say of which kind
     numbers = ShardedIndex.build(vectors[own], own, kind)
-    numbers.upsert(vectors[::PROCESSES] if RANK == 0 else vectors[:0], np.arange(0, 700, PROCESSES) if RANK == 0 else [])
+    numbers.upsert(
+        vectors[::PROCESSES] if RANK == 0 else vectors[:0],
+        np.arange(0, 700, PROCESSES) if RANK == 0 else [],
+    )
     numbers.delete(mine(np.arange(10, 60)))
     same_numbers(numbers)
     refused(lambda: numbers.upsert(clustered(1), ["7"]), "'7'", "whole numbers")
@@ -69,13 +95,27 @@ def check(kind, folder):
     numbers.save(f"{folder}-numbers")
     same_numbers(ShardedIndex.load(f"{folder}-numbers", kind)[0])
     refused(lambda: sharded.delete(["v1", "unknown"] if RANK else []), "unknown")
-    refused(lambda: sharded.upsert(np.full((1, 64), np.nan if RANK else 1.0), [f"new{RANK}"]), "process 1", "NaN")
+    refused(
+        lambda: sharded.upsert(np.full((1, 64), np.nan if RANK else 1.0), [f"new{RANK}"]),
+        "process 1",
+        "NaN",
+    )
     refused(lambda: sharded.upsert(clustered(1), ["same"]), "same")
     refused(lambda: sharded.search(clustered(1), 1 + RANK), "k differs")
     refused(lambda: sharded.delete(None if RANK == 1 else []), "process 1", "None")
-    refused(lambda: sharded.upsert(clustered(1), 5 if RANK == 1 else [f"new{RANK}"]), "process 1", "5")
-    refused(lambda: sharded.save(folder, wrong=np.float32(1) if RANK == 1 else 1), "process 1", "float32")
-    refused(lambda: ShardedIndex.build(clustered(1), [f"new{RANK}"], Broken if RANK == 1 else kind), "process 1", "not here")
+    refused(
+        lambda: sharded.upsert(clustered(1), 5 if RANK == 1 else [f"new{RANK}"]), "process 1", "5"
+    )
+    refused(
+        lambda: sharded.save(folder, wrong=np.float32(1) if RANK == 1 else 1),
+        "process 1",
+        "float32",
+    )
+    refused(
+        lambda: ShardedIndex.build(clustered(1), [f"new{RANK}"], Broken if RANK == 1 else kind),
+        "process 1",
+        "not here",
+    )
     sharded._shard, whole = Broken(sharded._shard) if RANK == 1 else sharded._shard, sharded._shard
     refused(lambda: sharded.search(clustered(1), 1), "process 1", "not here")
     sharded._shard = whole

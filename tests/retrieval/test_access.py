@@ -18,7 +18,9 @@ def filled(path, number=200, seed=0):
     rng = random.Random(seed)
     memory = Memory.create(path, encode)
     texts = [" ".join(rng.choices(WORDS, k=4)) + f" n{i}" for i in range(number)]
-    memory.add([Passage(f"p{i}", texts[i], access=rng.choice(("", *GROUPS))) for i in range(number)])
+    memory.add(
+        [Passage(f"p{i}", texts[i], access=rng.choice(("", *GROUPS))) for i in range(number)]
+    )
     return memory
 
 
@@ -29,7 +31,9 @@ def access_of(memory):
 
 @pytest.mark.parametrize("few", [2_000, 0], ids=["one by one", "widening"])
 @pytest.mark.parametrize("pairs", [600, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_random_pairs_of_group_and_query_leak_nothing_and_all_k_come(tmp_path, monkeypatch, few, pairs):
+def test_random_pairs_of_group_and_query_leak_nothing_and_all_k_come(
+    tmp_path, monkeypatch, few, pairs
+):
     monkeypatch.setattr(ranking, "FEW", few)
     memory, rng = filled(tmp_path / "m"), random.Random(1)
     access = access_of(memory)
@@ -45,20 +49,39 @@ def test_random_pairs_of_group_and_query_leak_nothing_and_all_k_come(tmp_path, m
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_revoked_is_not_found_by_the_next_query_nor_in_the_past(tmp_path, mode):
     memory = filled(tmp_path / "m", 20)
-    memory.add([Passage("a", "zebra one"), Passage("b", "zebra two", access="staff"), Passage("c", "zebra three")])
+    memory.add(
+        [
+            Passage("a", "zebra one"),
+            Passage("b", "zebra two", access="staff"),
+            Passage("c", "zebra three"),
+        ]
+    )
     version, other = memory.version, Memory.open(tmp_path / "m", encode)
     past = memory.as_of(version)
-    seen = lambda memory, *groups: {hit.id for hit in memory.search("zebra one two three", 99, mode=mode, groups=groups)[0]} & {*"abc"}
-    assert seen(memory) == seen(past) == seen(other) == {"a", "c"} and seen(memory, "staff") == {"a", "b", "c"}
+    seen = lambda memory, *groups: (
+        {hit.id for hit in memory.search("zebra one two three", 99, mode=mode, groups=groups)[0]}
+        & {*"abc"}
+    )
+    assert seen(memory) == seen(past) == seen(other) == {"a", "c"} and seen(memory, "staff") == {
+        "a",
+        "b",
+        "c",
+    }
     memory.edit("a", access="staff")
     assert seen(memory) == seen(past) == seen(other) == seen(memory.as_of(version)) == {"c"}
     assert seen(memory, "staff") == seen(past, "staff") == {"a", "b", "c"}
     memory.edit("b", access="board")
-    assert seen(memory, "staff") == {"a", "c"} == seen(past, "staff") and seen(past, "staff", "board") == {"a", "b", "c"}
+    assert seen(memory, "staff") == {"a", "c"} == seen(past, "staff") and seen(
+        past, "staff", "board"
+    ) == {"a", "b", "c"}
     memory.delete(["a"])
-    assert seen(past) == {"c"} == seen(memory.as_of(version)), "deleting a passage does not publish it"
+    assert seen(past) == {"c"} == seen(memory.as_of(version)), (
+        "deleting a passage does not publish it"
+    )
     memory.delete(["c"])
-    assert seen(memory) == set() and seen(past) == {"c"}, "a public passage that was deleted can be read in the past"
+    assert seen(memory) == set() and seen(past) == {"c"}, (
+        "a public passage that was deleted can be read in the past"
+    )
     memory.undo()
     memory.undo()
     memory.undo()
@@ -73,7 +96,9 @@ def test_a_group_is_a_whole_name_and_the_owner_sees_all(tmp_path):
         found = {hit.access for hit in memory.search("secret plan", 60, groups=groups)[0]}
         assert found == {"", "staff"}
     assert len(memory.search("secret", 60, groups=EVERY_GROUP)[0]) == len(access)
-    assert {hit.access for hit in memory.search("secret", 60, groups=("x' OR 1=1",), mode="hybrid")[0]} == {"", "x' OR 1=1"}
+    assert {
+        hit.access for hit in memory.search("secret", 60, groups=("x' OR 1=1",), mode="hybrid")[0]
+    } == {"", "x' OR 1=1"}
     assert memory.search("secret", 60, where=Filter(any_tags="t"), groups=EVERY_GROUP) == [[]]
 
 
@@ -87,12 +112,35 @@ def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
         elif step % 5 == 3:
             memory.undo()
         elif step % 5 == 2:
-            memory.add([Passage(f"n{step}.{i}", "new", access=rng.choice(("", "board")), tags=("t",), time="1999") for i in range(4)])
+            memory.add(
+                [
+                    Passage(
+                        f"n{step}.{i}",
+                        "new",
+                        access=rng.choice(("", "board")),
+                        tags=("t",),
+                        time="1999",
+                    )
+                    for i in range(4)
+                ]
+            )
         else:
             id = rng.choice(ids)
-            memory.edit(id, access=rng.choice(GROUPS), tags=rng.choice([("t",), ("t", "u"), ()]), time=rng.choice(["", "2020"]))
-            for _ in range(rng.randrange(3)):  # before it was asked what another does, to the same passage or one beside it
-                other.edit(rng.choice([id, rng.choice(ids)]), access=rng.choice(GROUPS), tags=(), time=rng.choice(["", "1980"]))
+            memory.edit(
+                id,
+                access=rng.choice(GROUPS),
+                tags=rng.choice([("t",), ("t", "u"), ()]),
+                time=rng.choice(["", "2020"]),
+            )
+            for _ in range(
+                rng.randrange(3)
+            ):  # before it was asked what another does, to the same passage or one beside it
+                other.edit(
+                    rng.choice([id, rng.choice(ids)]),
+                    access=rng.choice(GROUPS),
+                    tags=(),
+                    time=rng.choice(["", "1980"]),
+                )
             if rng.random() < 0.3:
                 memory.edit(id, access=rng.choice(GROUPS))
         len(memory)  # sees what the other has done
@@ -100,7 +148,9 @@ def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
             for groups in ((), ("board",), EVERY_GROUP):
                 new = Facts(memory._store).allowed(where, groups)
                 for mine in (kept.allowed(where, groups), memory._facts.allowed(where, groups)):
-                    assert (mine is None) == (new is None) and (mine is None or sorted(mine.ids()) == sorted(new.ids()))
+                    assert (mine is None) == (new is None) and (
+                        mine is None or sorted(mine.ids()) == sorted(new.ids())
+                    )
                     assert mine is None or all((id in mine) == (id in new) for id in ids)
 
 
@@ -108,7 +158,9 @@ def test_what_a_memory_wrote_itself_it_need_not_read_to_know_who_may_read_it(tmp
     memory = filled(tmp_path / "m", 40)
     memory.search("secret", 1)
     monkeypatch.setattr(memory._store, "columns", lambda *args: pytest.fail("read from the table"))
-    seen = lambda *groups: {hit.id for hit in memory.search("zebra", 40, groups=groups)[0]} & {"p1", "new"}
+    seen = lambda *groups: (
+        {hit.id for hit in memory.search("zebra", 40, groups=groups)[0]} & {"p1", "new"}
+    )
     memory.edit("p1", "zebra", access="staff")
     assert seen() == set() and seen("staff") == {"p1"}
     memory.add([Passage("new", "zebra too")])
@@ -119,6 +171,11 @@ def test_many_times_are_parsed_once(tmp_path):
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage(f"p{i}", "x", time=f"{1900 + i}-03-01T10:00:00+02:00") for i in range(100)])
     facts = Facts(memory._store)
-    assert len(facts.allowed(Filter(after="1950-03-01T08:00", before="1960-03-01T07:59Z"), ())) == 10
+    assert (
+        len(facts.allowed(Filter(after="1950-03-01T08:00", before="1960-03-01T07:59Z"), ())) == 10
+    )
     before = facts._moments
-    assert np.shares_memory(before, facts._moments) and len(facts.allowed(Filter(after="1999"), ())) == 1
+    assert (
+        np.shares_memory(before, facts._moments)
+        and len(facts.allowed(Filter(after="1999"), ())) == 1
+    )

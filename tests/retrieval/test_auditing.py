@@ -38,10 +38,14 @@ def test_what_is_found_without_passages_is_what_is_found_after_their_deletion(me
     ("Bonn lies in which land?", ["rome"], {}, "unanswered"),
 ])  # fmt: skip
 def test_a_verdict_says_where_the_answer_still_comes_from(facts, question, ids, weights, verdict):
-    gold = {"Rome": "Italy", "Oslo": "Norway", "Lima": "Peru", "Bonn": "Germany"}[question.split()[0]]
+    gold = {"Rome": "Italy", "Oslo": "Norway", "Lima": "Peru", "Bonn": "Germany"}[
+        question.split()[0]
+    ]
     done = audit([question], ids, facts, Copier(weights), [gold])[0]
     assert done.verdict == verdict in VERDICTS and len(facts) == len(FACTS) and facts.version == 2
-    assert (verdict != "elsewhere") or all(gold in hit.text and hit.id not in ids for hit in done.citations)
+    assert (verdict != "elsewhere") or all(
+        gold in hit.text and hit.id not in ids for hit in done.citations
+    )
 
 
 def test_a_reader_that_answers_without_a_source_when_it_sees_any_passage_is_an_artifact(facts):
@@ -59,7 +63,9 @@ def test_a_reader_that_answers_without_a_source_when_it_sees_any_passage_is_an_a
     ("Bonn lies in which land?", ["rome"], {}, "unanswered"),
     ("Bonn lies in which land?", ["rome"], {"Bonn": "I don't know."}, "unanswered"),
 ])  # fmt: skip
-def test_without_names_the_answers_before_and_after_are_compared(facts, question, ids, weights, verdict):
+def test_without_names_the_answers_before_and_after_are_compared(
+    facts, question, ids, weights, verdict
+):
     assert audit([question], ids, facts, Copier(weights))[0].verdict == verdict
 
 
@@ -68,7 +74,10 @@ def test_weights_that_know_what_the_whole_memory_does_not_say_are_a_leak(facts):
         def answer(self, prompt):
             return "Norway" if "[1]" in prompt else "Italy"
 
-    assert audit(["Rome lies in which land?"], ["rome"], facts, Misled({}), ["Italy"])[0].verdict == "leak"
+    assert (
+        audit(["Rome lies in which land?"], ["rome"], facts, Misled({}), ["Italy"])[0].verdict
+        == "leak"
+    )
 
 
 @pytest.mark.parametrize("one, other, same", [
@@ -77,7 +86,11 @@ def test_weights_that_know_what_the_whole_memory_does_not_say_are_a_leak(facts):
     ("France", "It is in France", True), ("", "", False), ("unknown", "unknown", False), ("パリ", "パリ", True),
 ])  # fmt: skip
 def test_which_answers_are_the_same(one, other, same):
-    assert same_answer("What is the capital of France?", one, other) is same is same_answer("What is the capital of France?", other, one)
+    assert (
+        same_answer("What is the capital of France?", one, other)
+        is same
+        is same_answer("What is the capital of France?", other, one)
+    )
 
 
 def test_a_passage_of_an_access_group_counts_as_a_source(facts):

@@ -47,8 +47,12 @@ def run(reader, memory, monkeypatch, typed, capsys):
     return run
 
 
-def test_open_and_closed_answers_are_those_of_answer_and_the_memory_is_switched_on_and_off(run, reader, memory):
-    right = answer([QUESTION], memory, conversation.Reader(*conversation.load(str(reader))), max_new_tokens=12)[0]
+def test_open_and_closed_answers_are_those_of_answer_and_the_memory_is_switched_on_and_off(
+    run, reader, memory
+):
+    right = answer(
+        [QUESTION], memory, conversation.Reader(*conversation.load(str(reader))), max_new_tokens=12
+    )[0]
     seen = []
     ask = Conversation.ask
 
@@ -59,11 +63,29 @@ def test_open_and_closed_answers_are_those_of_answer_and_the_memory_is_switched_
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Conversation, "ask", recorded)
-        out = run(QUESTION, "/sources", "/closed", QUESTION, "/sources", "/open", QUESTION, "/odd", "/quit", "never asked").out
+        out = run(
+            QUESTION,
+            "/sources",
+            "/closed",
+            QUESTION,
+            "/sources",
+            "/open",
+            QUESTION,
+            "/odd",
+            "/quit",
+            "never asked",
+        ).out
     assert len(seen) == 3 and seen[0] == seen[2] != seen[1] and seen[1][1] == []
     assert " ".join(seen[0][0].split()).startswith(right.text) and "p3" in seen[0][1]
-    assert "[p3] town3: town3 lies in land3" in out and "closed-book: answers come from the weights" in out
-    assert "not given any passages" in out and "unknown command /odd" in out and "never asked" not in out
+    assert (
+        "[p3] town3: town3 lies in land3" in out
+        and "closed-book: answers come from the weights" in out
+    )
+    assert (
+        "not given any passages" in out
+        and "unknown command /odd" in out
+        and "never asked" not in out
+    )
 
 
 def test_a_closed_book_chat_remembers_its_turns_until_they_are_too_long(reader):
@@ -71,12 +93,18 @@ def test_a_closed_book_chat_remembers_its_turns_until_they_are_too_long(reader):
     lengths = []
     for number in range(12):
         lengths.append(len(made._from_turns(f"Question {number}?")))
-        made.turns += [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": "x" * 40}]
+        made.turns += [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": "x" * 40},
+        ]
     assert lengths[:3] == sorted(set(lengths[:3])) and max(lengths) <= 512 - 8
     with pytest.raises(ValueError, match="ask a shorter one"):
         made._from_turns("x" * 600)
     made.forget()
-    assert made.turns == [{"role": "system", "content": "Be brief."}] and len(made._from_turns("Question 0?")) == lengths[0]
+    assert (
+        made.turns == [{"role": "system", "content": "Be brief."}]
+        and len(made._from_turns("Question 0?")) == lengths[0]
+    )
 
 
 def conversation_sampler():
@@ -102,7 +130,10 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(run, monkeypatch):
 
 def test_what_cannot_be_asked_is_said_and_the_chat_goes_on(run):
     said = run("x" * 600, "/open", options=())
-    assert "ask a shorter one" in said.err and "there is no memory: start the chat with --memory=DIR" in said.out
+    assert (
+        "ask a shorter one" in said.err
+        and "there is no memory: start the chat with --memory=DIR" in said.out
+    )
 
 
 def test_an_encoder_without_a_memory_is_refused(reader, capsys):

@@ -33,16 +33,22 @@ def test_a_score_is_not_that_of_transformers_on_torch(tmp_path, labels):
     model, tokenizer = saved(tmp_path, labels)
     given = CrossEncoder.from_hf(tmp_path)("where is the port", TEXTS)
     for text, score in zip(TEXTS, given, strict=True):
-        pair = tokenizer("where is the port", text, truncation="only_second", max_length=64, return_tensors="pt")
+        pair = tokenizer(
+            "where is the port", text, truncation="only_second", max_length=64, return_tensors="pt"
+        )
         with torch.no_grad():
             logits = model(**pair).logits[0]
-        assert score == pytest.approx(float(logits[-1] - logits[0] if labels == 2 else logits[0]), abs=2e-4)
+        assert score == pytest.approx(
+            float(logits[-1] - logits[0] if labels == 2 else logits[0]), abs=2e-4
+        )
     assert len(set(np.round(given, 3))) > 3 and len(CrossEncoder.from_hf(tmp_path)("a", [])) == 0
 
 
 def test_a_separator_in_a_passage_counts_as_one(tmp_path):
     saved(tmp_path, 1)
-    spelled, words = CrossEncoder.from_hf(tmp_path)("the port", ["a [SEP] town [CLS]", "a SEP town CLS"])
+    spelled, words = CrossEncoder.from_hf(tmp_path)(
+        "the port", ["a [SEP] town [CLS]", "a SEP town CLS"]
+    )
     assert spelled == words
 
 
@@ -54,7 +60,9 @@ def test_a_memory_does_not_order_by_the_reranker_or_ranks_what_was_not_found(tmp
     hits = memory.search(["the port"], 3, rerank=rerank)[0]
     expected = rerank("the port", [f"towns. {text.strip()}" for text in TEXTS])
     assert [hit.id for hit in hits] == [f"p{i}" for i in np.argsort(-expected)[:3]]
-    assert [hit.score for hit in hits] == pytest.approx(sorted(expected, reverse=True)[:3], abs=1e-4)
+    assert [hit.score for hit in hits] == pytest.approx(
+        sorted(expected, reverse=True)[:3], abs=1e-4
+    )
 
 
 def test_what_scores_no_pairs_is_taken(tmp_path):

@@ -45,7 +45,12 @@ def flip(path, rng):
 def test_every_flipped_bit_in_the_store_s_files_is_named_by_verify(lived, rng, flips):
     assert lived.verify() == []
     own = [*files(lived.path / "passages.lance"), lived.path / "checksums"]
-    assert {path.parent.name for path in own} >= {"data", "_versions", "_transactions", "_deletions"}
+    assert {path.parent.name for path in own} >= {
+        "data",
+        "_versions",
+        "_transactions",
+        "_deletions",
+    }
     assert any("_indices" in path.parts for path in own), "the id index under test was not made"
     for number in range(flips):
         path = own[number % len(own)] if number < len(own) else own[rng.integers(len(own))]
@@ -58,7 +63,9 @@ def test_every_flipped_bit_in_the_store_s_files_is_named_by_verify(lived, rng, f
 
 
 @pytest.mark.parametrize("flips", NORMAL_AND_SLOW)
-def test_every_flipped_bit_in_the_saved_index_is_found_and_the_index_rebuilt(lived, rng, flips, caplog):
+def test_every_flipped_bit_in_the_saved_index_is_found_and_the_index_rebuilt(
+    lived, rng, flips, caplog
+):
     queries = ["town1", "land2 lies"]
     expected, index = lived.search(queries, 5), lived.path / "index"
     copy = shutil.copytree(index, lived.path.parent / "copy")
@@ -78,24 +85,39 @@ def test_what_was_changed_behind_the_checksums_is_found_by_the_rows_own(lived):
     store = lived._store
     store._dataset.update({"text": "'forged'"}, where="id = 'p9'")
     store._dataset.update(
-        {"vector": "arrow_cast(make_array(" + ", ".join(["1.0"] * 32) + "), 'FixedSizeList(32, Float16)')"}, where="id = 'p10'"
+        {
+            "vector": "arrow_cast(make_array("
+            + ", ".join(["1.0"] * 32)
+            + "), 'FixedSizeList(32, Float16)')"
+        },
+        where="id = 'p10'",
     )
-    lance.write_dataset(store.columns(lived._store._dataset.schema.names).slice(0, 1), store._dataset.uri, mode="append")
+    lance.write_dataset(
+        store.columns(lived._store._dataset.schema.names).slice(0, 1),
+        store._dataset.uri,
+        mode="append",
+    )
     Memory.open(lived.path, encode).add([Passage("new", "which notes the forged files")])
     twice = store.ids()[0]
-    assert [problem.split(" in ")[0] for problem in lived.verify()] == [f"passage {id!r}" for id in (twice, "p10", "p9")]
+    assert [problem.split(" in ")[0] for problem in lived.verify()] == [
+        f"passage {id!r}" for id in (twice, "p10", "p9")
+    ]
     with pytest.raises(RetrievalError, match=r"vectors of 'p10'.*damaged"):
         Memory.open(lived.path, encode)._store.vectors()
 
 
-def test_a_writer_killed_before_it_noted_its_files_is_made_up_for_by_the_next_change(lived, monkeypatch):
+def test_a_writer_killed_before_it_noted_its_files_is_made_up_for_by_the_next_change(
+    lived, monkeypatch
+):
     with monkeypatch.context() as killed:
         killed.setattr("retrieval.checksums.note", lambda *args: None)
         lived.edit("p1", "the lost line")
     assert lived.verify() == []
     lived.edit("p2", "the next change")
     noted = (lived.path / "checksums").read_text()
-    assert [path.name for path in files(lived.path / "passages.lance") if path.name not in noted] == ["latest_version_hint.json"]
+    assert [
+        path.name for path in files(lived.path / "passages.lance") if path.name not in noted
+    ] == ["latest_version_hint.json"]
     (lived.path / "checksums").unlink()
     assert "checksums is missing" in lived.verify()[0]
     lived.edit("p2", "once more")
@@ -107,10 +129,20 @@ def disk(tmp_path):
     """A folder that is a disk of 4 MB, and a function that mounts it anew with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = lambda options: subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode
+    mount = lambda options: (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True
+        ).returncode
+    )
     if os.geteuid() != 0 or mount("size=4m"):
         pytest.skip("mounting a small disk needs root")
-    yield folder, lambda options: mount(f"remount,size=4m,{options}") and pytest.fail("the disk could not be mounted anew")
+    yield (
+        folder,
+        lambda options: (
+            mount(f"remount,size=4m,{options}")
+            and pytest.fail("the disk could not be mounted anew")
+        ),
+    )
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
@@ -130,7 +162,10 @@ def test_a_full_disk_loses_nothing_and_the_call_works_once_there_is_room(disk, c
     memory.add([Passage(f"p{i}", f"town{i} lies in land{i}") for i in range(30)])
     before, queries = state(memory), ["town3"]
     hits = memory.search(queries, 3)
-    with pytest.raises(OSError, match="No space"), open(folder / "filler", "wb", buffering=0) as filler:
+    with (
+        pytest.raises(OSError, match="No space"),
+        open(folder / "filler", "wb", buffering=0) as filler,
+    ):
         while True:
             filler.write(bytes(1024))
     with pytest.raises(RetrievalError, match="could not be written: nothing was changed"):
@@ -178,8 +213,14 @@ def test_a_record_that_is_damaged_is_said_in_words(lived):
 
 
 def test_a_manifest_with_a_flipped_bit_is_never_read(lived, rng):
-    last, old = (lived.path / "passages.lance" / manifest_of(version) for version in (lived.version, 2))
-    for path, call in ((last, lambda: Memory.open(lived.path, encode)), (old, lambda: lived.as_of(2)), (old, lambda: lived.history("p0"))):
+    last, old = (
+        lived.path / "passages.lance" / manifest_of(version) for version in (lived.version, 2)
+    )
+    for path, call in (
+        (last, lambda: Memory.open(lived.path, encode)),
+        (old, lambda: lived.as_of(2)),
+        (old, lambda: lived.history("p0")),
+    ):
         good = path.read_bytes()
         for _ in range(10):
             flip(path, rng)
@@ -194,7 +235,9 @@ def test_a_newest_version_that_was_lost_is_missed_and_what_it_deleted_does_not_c
     gone = memory.path / "passages.lance" / manifest_of(memory.version)
     content = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(RetrievalError, match="version 3 was committed, and version 2 would be shown in its place"):
+    with pytest.raises(
+        RetrievalError, match="version 3 was committed, and version 2 would be shown in its place"
+    ):
         Memory.open(memory.path, encode)
     with pytest.raises(RetrievalError, match="version 3 was committed"):
         memory.add([Passage("new", "on top of what")])
@@ -221,11 +264,16 @@ def test_without_checksums_the_rows_are_looked_at_all_the_same(lived):
     assert "checksums is missing" in first and second.startswith("passage 'p9'")
 
 
-def test_what_fails_after_a_commit_does_not_say_that_nothing_was_changed(lived, monkeypatch, caplog):
+def test_what_fails_after_a_commit_does_not_say_that_nothing_was_changed(
+    lived, monkeypatch, caplog
+):
     def fail(*args, **how):
         raise OSError("no room for upkeep")
 
     monkeypatch.setattr("retrieval.store.tidied", fail)
     commit = lived.edit("p10", "edited all the same")
     assert "upkeep failed and will be tried again" in caplog.text and lived.log()[-1] == commit
-    assert Memory.open(lived.path, encode).get("p10").text == "edited all the same" and lived.verify() == []
+    assert (
+        Memory.open(lived.path, encode).get("p10").text == "edited all the same"
+        and lived.verify() == []
+    )

@@ -84,11 +84,17 @@ def check_search_is_exact(memory):
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_killed_writer_leaves_before_or_after_and_what_it_acknowledged_is_there(memory, rng, kills):
+def test_a_killed_writer_leaves_before_or_after_and_what_it_acknowledged_is_there(
+    memory, rng, kills
+):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     now, undo_stack, commits, calls = state(memory), [{}], len(memory.log()), 0
     start = lambda seed: subprocess.Popen(
-        [sys.executable, "-c", WRITER, memory.path, str(seed)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        [sys.executable, "-c", WRITER, memory.path, str(seed)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
     )
     for kill in range(kills):
         writer = start(kill)
@@ -148,10 +154,20 @@ print(*seen)
 """
 
 
-def test_a_snapshot_killed_before_any_of_its_steps_leaves_the_one_before_or_the_new_one_whole(tmp_path):
-    command, environment = [sys.executable, "-c", SNAPSHOT, str(tmp_path)], {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)
+def test_a_snapshot_killed_before_any_of_its_steps_leaves_the_one_before_or_the_new_one_whole(
+    tmp_path,
+):
+    command, environment = (
+        [sys.executable, "-c", SNAPSHOT, str(tmp_path)],
+        {**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     seen = done.stdout.split()
     renamed = seen.index("after")
-    assert seen == ["before"] * renamed + ["after"] * (len(seen) - renamed) and min(renamed, len(seen) - renamed) > 4, seen
+    assert (
+        seen == ["before"] * renamed + ["after"] * (len(seen) - renamed)
+        and min(renamed, len(seen) - renamed) > 4
+    ), seen

@@ -15,7 +15,13 @@ from tests.retrieval.models import byte_tokenizer, save_encoder, save_reader, wo
 
 torch = pytest.importorskip("torch")
 
-TEXTS = ["bagheria is in italy", "a", "one two three four five six seven eight nine", "z9", "the quick brown fox " * 2]
+TEXTS = [
+    "bagheria is in italy",
+    "a",
+    "one two three four five six seven eight nine",
+    "z9",
+    "the quick brown fox " * 2,
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,9 @@ def encoder(bert):
 
 def on_torch(model, tokenizer, texts, max_length):
     """Mean pooling over the attention mask, then length 1, as in sentence-transformers."""
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    batch = tokenizer(
+        texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+    )
     with torch.no_grad():
         hidden = model(**batch).last_hidden_state
     mask = batch["attention_mask"][..., None]
@@ -72,14 +80,21 @@ def test_the_pooling_of_a_sentence_transformers_directory_is_kept(bert, encoder,
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     first = Encoder.from_hf(tmp_path)
     with torch.no_grad():
-        hidden = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).last_hidden_state[:, 0]
+        hidden = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).last_hidden_state[
+            :, 0
+        ]
     assert np.abs(first(TEXTS) - torch.nn.functional.normalize(hidden, dim=-1).numpy()).max() < 1e-4
     assert first.fingerprint != encoder.fingerprint
 
 
 def test_an_empty_list_gives_no_rows_and_a_string_is_refused(encoder):
     assert encoder([]).shape == (0, 32)
-    for wrong, said in (("a string", "put it in a list"), (None, "put it in a list"), ([5], "is a int"), (["\ud800"], "not valid Unicode")):
+    for wrong, said in (
+        ("a string", "put it in a list"),
+        (None, "put it in a list"),
+        ([5], "is a int"),
+        (["\ud800"], "not valid Unicode"),
+    ):
         with pytest.raises(RetrievalError, match=said):
             encoder(wrong)
 
@@ -110,7 +125,10 @@ def test_the_fingerprint_sees_every_value_and_the_tokenizer(bert, encoder, tmp_p
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     changed = Encoder.from_hf(tmp_path)
-    assert changed.fingerprint != encoder.fingerprint and changed.former_fingerprint == encoder.former_fingerprint
+    assert (
+        changed.fingerprint != encoder.fingerprint
+        and changed.former_fingerprint == encoder.former_fingerprint
+    )
     shutil.copytree(path, tmp_path / "tokens")
     words = json.loads((tmp_path / "tokens" / "tokenizer.json").read_text())
     vocabulary = words["model"]["vocab"]
@@ -144,7 +162,12 @@ def test_a_decoder_embeds_other_than_by_its_last_token(tmp_path):
     model = transformers.LlamaModel.from_pretrained(tmp_path).eval()
     texts = ["a", "towns by the sea", "the sea and the hills " * 4]
     with torch.no_grad():
-        last = [model(torch.tensor([byte_tokenizer()(text)["input_ids"]])).last_hidden_state[0, -1].numpy() for text in texts]
+        last = [
+            model(torch.tensor([byte_tokenizer()(text)["input_ids"]]))
+            .last_hidden_state[0, -1]
+            .numpy()
+            for text in texts
+        ]
     expected = np.stack(last) / np.linalg.norm(last, axis=1, keepdims=True)
     assert np.abs(encoder(texts) - expected).max() < 1e-4
     assert encoder.fingerprint != Encoder.from_hf(tmp_path, max_length=100).fingerprint
@@ -158,11 +181,17 @@ def save_sentences(path, kind, pooling, prompts=None, length=None, normalize=Tru
 
     {"bert": save_encoder, "llama": save_reader}[kind](path / "plain")
     if kind == "llama":
-        (path / "plain" / "chat_template.jinja").unlink()  # with one, version 6 spells every text as a turn of a talk
+        (
+            path / "plain" / "chat_template.jinja"
+        ).unlink()  # with one, version 6 spells every text as a turn of a talk
         tokenizer = byte_tokenizer(chat_template=None)
         tokenizer.pad_token = tokenizer.eos_token
         tokenizer.save_pretrained(path / "plain")
-    made = [Transformer(str(path / "plain"), max_seq_length=length), Pooling(32, pooling), *([Normalize()] if normalize else [])]
+    made = [
+        Transformer(str(path / "plain"), max_seq_length=length),
+        Pooling(32, pooling),
+        *([Normalize()] if normalize else []),
+    ]
     reference = SentenceTransformer(modules=made, prompts=prompts, device="cpu")
     reference.save(str(path / "model"))
     return reference
@@ -180,16 +209,25 @@ E5 = {"query": "query: ", "document": "passage: "}
         ("llama", "mean", None, None, True),
     ],
 )
-def test_a_folder_of_sentence_transformers_gives_other_vectors_than_there(kind, pooling, prompts, length, normalize, tmp_path):
+def test_a_folder_of_sentence_transformers_gives_other_vectors_than_there(
+    kind, pooling, prompts, length, normalize, tmp_path
+):
     reference = save_sentences(tmp_path, kind, pooling, prompts, length, normalize)
     encoder, texts = Encoder.from_hf(tmp_path / "model"), [*TEXTS, "a b c " * 30]
-    sides = [(encoder.queries, reference.encode_query), (encoder.passages, reference.encode_document), (encoder, reference.encode)]
+    sides = [
+        (encoder.queries, reference.encode_query),
+        (encoder.passages, reference.encode_document),
+        (encoder, reference.encode),
+    ]
     for ours, theirs in sides:
         assert np.abs(ours(texts) - theirs(texts, normalize_embeddings=True)).max() < 1e-4
     assert np.abs(encoder.queries(texts) - encoder(texts)).max() > 1e-3 or not prompts
     cut = Encoder.from_hf(tmp_path / "model", dim=8).queries(texts)
     assert cut.shape == (6, 8) and np.abs(np.linalg.norm(cut, axis=1) - 1).max() < 1e-6
-    assert np.abs(cut - reference.encode_query(texts, truncate_dim=8, normalize_embeddings=True)).max() < 1e-4
+    assert (
+        np.abs(cut - reference.encode_query(texts, truncate_dim=8, normalize_embeddings=True)).max()
+        < 1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,11 +247,19 @@ def test_the_prompts_of_an_older_folder_are_kept(bert, settings, query, passage,
     assert (encoder.query_prefix, encoder.passage_prefix) == (query, passage)
     given = Encoder.from_hf(folder, query_prefix="x: ", passage_prefix="")
     assert (given.query_prefix, given.passage_prefix) == ("x: ", "")
-    assert (given.queries(["a"]) == given(["x: a"])).all() and (given.passages(["a"]) == given(["a"])).all()
+    assert (given.queries(["a"]) == given(["x: a"])).all() and (
+        given.passages(["a"]) == given(["a"])
+    ).all()
 
 
 def modules(*kinds):
-    return [{"type": f"sentence_transformers.models.{kind}", "path": "" if kind == "Transformer" else f"1_{kind}"} for kind in kinds]
+    return [
+        {
+            "type": f"sentence_transformers.models.{kind}",
+            "path": "" if kind == "Transformer" else f"1_{kind}",
+        }
+        for kind in kinds
+    ]
 
 
 @pytest.mark.parametrize(
@@ -221,9 +267,21 @@ def modules(*kinds):
     [
         ("modules.json", modules("Transformer", "Pooling", "Dense"), "Dense"),
         ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "weightedmean"),
-        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
-        ("sentence_bert_config.json", {"max_seq_length": 20, "do_lower_case": True}, "do_lower_case=True"),
-        ("sentence_bert_config.json", {"modality_config": {"text": {}, "message": {}}}, "chat template"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
+            "pooling_mode_max_tokens",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": 20, "do_lower_case": True},
+            "do_lower_case=True",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"text": {}, "message": {}}},
+            "chat template",
+        ),
         ("sentence_bert_config.json", {"max_seq_length": "20"}, "'20' tokens"),
         ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "a text for each name"),
         ("config_sentence_transformers.json", [], "expected an object"),
@@ -250,7 +308,10 @@ def test_what_a_folder_asks_for_and_we_lack_is_ignored(bert, file, content, said
         ({"dim": True}, "dim=True"),
         ({"pooling": "max"}, "pooling='max'.*mean, first, last"),
         ({"dtype": "int8"}, "dtype='int8'"),
-        ({"query_prefix": "long " * 40}, "query_prefix='long.* takes 162 of the encoder's 64 tokens"),
+        (
+            {"query_prefix": "long " * 40},
+            "query_prefix='long.* takes 162 of the encoder's 64 tokens",
+        ),
         ({"passage_prefix": "\ud800"}, "passage_prefix is not valid Unicode"),
         ({"max_length": 2}, "max_length=2"),
         ({"max_length": 0}, "max_length=0"),
@@ -263,7 +324,13 @@ def test_an_option_that_cannot_be_is_accepted(bert, options, said):
         Encoder.from_hf(bert[0], **options)
 
 
-OPTIONS = {"query_prefix": "q: ", "passage_prefix": "p: ", "dim": 16, "dtype": "bfloat16", "max_length": 40}
+OPTIONS = {
+    "query_prefix": "q: ",
+    "passage_prefix": "p: ",
+    "dim": 16,
+    "dtype": "bfloat16",
+    "max_length": 40,
+}
 
 
 def test_a_memory_forgets_or_mixes_up_an_option_of_its_encoder(bert, encoder, tmp_path):
@@ -272,12 +339,23 @@ def test_a_memory_forgets_or_mixes_up_an_option_of_its_encoder(bert, encoder, tm
     Memory.create(tmp_path / "m", own).add([Passage(str(i), text) for i, text in enumerate(texts)])
     again = Memory.open(tmp_path / "m")
     scores = {hit.id: hit.score for hit in again.search(["zzz"], 2)[0]}
-    assert [scores["0"], scores["1"]] == pytest.approx((own.queries(["zzz"]) @ own.passages(texts).T)[0], abs=2e-3)
+    assert [scores["0"], scores["1"]] == pytest.approx(
+        (own.queries(["zzz"]) @ own.passages(texts).T)[0], abs=2e-3
+    )
     assert again._store.vectors(["0"])[0] == pytest.approx(own.passages(texts[:1]), abs=2e-3)
     for name, value in {**OPTIONS, "pooling": "first"}.items():
         others = {key: given for key, given in OPTIONS.items() if key != name}
         other = Encoder.from_hf(bert[0], **(others if name in OPTIONS else {**others, name: value}))
-        assert len({other.fingerprint, own.fingerprint, Encoder.from_hf(bert[0], **{name: value}).fingerprint}) == 3
+        assert (
+            len(
+                {
+                    other.fingerprint,
+                    own.fingerprint,
+                    Encoder.from_hf(bert[0], **{name: value}).fingerprint,
+                }
+            )
+            == 3
+        )
         with pytest.raises(RetrievalError, match=f"{own.fingerprint}.*{other.fingerprint}"):
             Memory.open(tmp_path / "m", other)
 
@@ -288,13 +366,18 @@ def test_a_memory_that_remembers_only_a_path_is_read_by_newer_rules(bert, tmp_pa
     plain = Encoder.from_hf(folder)
     assert plain.source == str(folder)
     (folder / "1_Pooling").mkdir()
-    for name, value in {"modules.json": modules("Transformer", "Pooling"), "1_Pooling/config.json": {"pooling_mode": "mean"}}.items():
+    for name, value in {
+        "modules.json": modules("Transformer", "Pooling"),
+        "1_Pooling/config.json": {"pooling_mode": "mean"},
+    }.items():
         (folder / name).write_text(json.dumps(value))
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": E5}))
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": 30}))
     Memory.create(tmp_path / "m", plain).add([Passage("a", "bagheria is in italy")])
-    assert Memory.open(tmp_path / "m").search(["bagheria is in italy"])[0][0].score == pytest.approx(1, abs=1e-3)
+    assert Memory.open(tmp_path / "m").search(["bagheria is in italy"])[0][
+        0
+    ].score == pytest.approx(1, abs=1e-3)
     newer = Encoder.from_hf(folder)
     assert newer.max_length == 30 and newer.query_prefix == "query: "
     with pytest.raises(RetrievalError, match="was made with the encoder"):
@@ -304,7 +387,12 @@ def test_a_memory_that_remembers_only_a_path_is_read_by_newer_rules(bert, tmp_pa
 def test_the_fingerprint_of_an_encoder_without_options_changes(tmp_path):
     """Memories hold these, the first in earlier days, of weights that are the same on every machine."""
     config = transformers.BertConfig(
-        vocab_size=67, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64
+        vocab_size=67,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
     )
     model = transformers.BertModel(config)
     with torch.no_grad():
@@ -315,17 +403,25 @@ def test_the_fingerprint_of_an_encoder_without_options_changes(tmp_path):
     encoder = Encoder.from_hf(tmp_path)
     assert encoder.former_fingerprint == "model-c753e54a3786cfcc06b90455a5b2baa2"
     assert encoder.fingerprint == "model2-7b902d44b0e0aeb9829faa59c6c558ae"
-    assert Encoder.from_hf(tmp_path, dtype="bfloat16").fingerprint != Encoder.from_hf(tmp_path).fingerprint  # of the same values
+    assert (
+        Encoder.from_hf(tmp_path, dtype="bfloat16").fingerprint
+        != Encoder.from_hf(tmp_path).fingerprint
+    )  # of the same values
 
 
-def test_a_memory_is_built_moved_changed_and_searched_with_other_options_by_command(bert, tmp_path, capsys):
+def test_a_memory_is_built_moved_changed_and_searched_with_other_options_by_command(
+    bert, tmp_path, capsys
+):
     folder = shutil.copytree(bert[0], tmp_path / "model")
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": E5}))
     (tmp_path / "towns.txt").write_text("bagheria is in italy\n\nzzz")
     at, source = f"--memory={tmp_path / 'm'}", f"--input={tmp_path / 'towns.txt'}"
     assert build.main([at, source, f"--encoder={folder}", "--dim=16", "--query-prefix=q: "]) == 0
     assert build.main([at, source]) == 0 and "2 unchanged" in capsys.readouterr().out
-    assert build.main([at, source, "--dim=8"]) == 2 and "was made with the encoder" in capsys.readouterr().err
+    assert (
+        build.main([at, source, "--dim=8"]) == 2
+        and "was made with the encoder" in capsys.readouterr().err
+    )
     moved = folder.rename(tmp_path / "moved")
     assert search.main([at, "--json", "x"]) == 2 and "model" in capsys.readouterr().err
     assert search.main([at, "--json", "x", f"--encoder={moved}"]) == 0
@@ -335,31 +431,53 @@ def test_a_memory_is_built_moved_changed_and_searched_with_other_options_by_comm
         (own.queries(["x"]) @ own.passages(["bagheria is in italy", "zzz"]).T).max(), abs=2e-3
     )
     moved.rename(folder)
-    assert build.main([at, "--reembed", "--pooling=first"]) == 0 and build.main([at, "--reembed", "--pooling=first"]) == 2
+    assert (
+        build.main([at, "--reembed", "--pooling=first"]) == 0
+        and build.main([at, "--reembed", "--pooling=first"]) == 2
+    )
     first = Encoder.from_hf(folder, dim=16, query_prefix="q: ", pooling="first")
-    assert Memory.open(tmp_path / "m").search(["x"]) == Memory.open(tmp_path / "m", first).search(["x"])
-    assert build.main([at, "--reembed", f"--encoder={folder}"]) == 0 and len(Memory.open(tmp_path / "m", Encoder.from_hf(folder))) == 2
+    assert Memory.open(tmp_path / "m").search(["x"]) == Memory.open(tmp_path / "m", first).search(
+        ["x"]
+    )
+    assert (
+        build.main([at, "--reembed", f"--encoder={folder}"]) == 0
+        and len(Memory.open(tmp_path / "m", Encoder.from_hf(folder))) == 2
+    )
 
 
 def test_a_build_cuts_passages_that_lose_their_ends_to_the_prefix(bert, tmp_path, caplog):
     (tmp_path / "towns.txt").write_text("one two three four. " * 30)
-    arguments = [f"--memory={tmp_path / 'm'}", f"--input={tmp_path / 'towns.txt'}", f"--encoder={bert[0]}"]
+    arguments = [
+        f"--memory={tmp_path / 'm'}",
+        f"--input={tmp_path / 'towns.txt'}",
+        f"--encoder={bert[0]}",
+    ]
     assert build.main([*arguments, "--passage-prefix=what follows is a passage: "]) == 0
-    assert len(Memory.open(tmp_path / "m")) > 10 and "their ends are not searched" not in caplog.text
+    assert (
+        len(Memory.open(tmp_path / "m")) > 10 and "their ends are not searched" not in caplog.text
+    )
 
 
 def test_bfloat16_is_not_computed_in_or_is_far_off(bert, encoder):
     vectors, rounded = encoder(TEXTS), Encoder.from_hf(bert[0], dtype="bfloat16")(TEXTS)
     assert rounded.dtype == np.float32 and 1e-4 < np.abs(vectors - rounded).max() < 0.05
-    assert np.abs(np.linalg.norm(rounded, axis=1) - 1).max() < 1e-6 and (vectors * rounded).sum(1).min() > 0.999
+    assert (
+        np.abs(np.linalg.norm(rounded, axis=1) - 1).max() < 1e-6
+        and (vectors * rounded).sum(1).min() > 0.999
+    )
 
 
 def test_the_vectors_depend_on_how_many_devices_share_the_work(bert, encoder):
     assert encoder._mesh.size == len(jax.local_devices()) == 8
     one, three = (Encoder.from_hf(bert[0], mesh=rows_mesh(jax.local_devices()[:n])) for n in (1, 3))
-    assert one.fingerprint == three.fingerprint == encoder.fingerprint and one.source == encoder.source
+    assert (
+        one.fingerprint == three.fingerprint == encoder.fingerprint and one.source == encoder.source
+    )
     for texts in (TEXTS[:1], TEXTS, TEXTS * 15):
-        assert np.abs(encoder(texts) - one(texts)).max() < 1e-5 and np.abs(three(texts) - one(texts)).max() < 1e-5
+        assert (
+            np.abs(encoder(texts) - one(texts)).max() < 1e-5
+            and np.abs(three(texts) - one(texts)).max() < 1e-5
+        )
 
 
 def test_the_work_is_not_shared_or_a_query_waits_for_every_device(encoder):

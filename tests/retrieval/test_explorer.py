@@ -77,7 +77,10 @@ def form_of(browser, path, action="/edit"):
     form = re.search(rf'<form[^>]*action="{action}".*?</form>', page, re.DOTALL)[0]
     fields = dict(re.findall(r'<input(?: type="hidden")? name="(\w+)"(?: value="([^"]*)")?', form))
     area = re.search(r'<textarea name="(\w+)"[^>]*>\n(.*?)</textarea>', form, re.DOTALL)
-    return {name: html.unescape(value) for name, value in (fields | ({area[1]: area[2]} if area else {})).items()}
+    return {
+        name: html.unescape(value)
+        for name, value in (fields | ({area[1]: area[2]} if area else {})).items()
+    }
 
 
 # Who gets in
@@ -95,18 +98,33 @@ def test_without_the_token_no_route_shows_anything(towns):
     assert towns.version == 2
 
 
-def test_the_first_visit_trades_the_token_for_a_cookie_that_no_script_and_no_other_site_can_use(towns):
+def test_the_first_visit_trades_the_token_for_a_cookie_that_no_script_and_no_other_site_can_use(
+    towns,
+):
     visitor = client(towns, by_header=False, follow_redirects=False)
     first = visitor.get(f"/search?token={TOKEN}&q=Rome")
     assert first.status_code == 303 and first.headers["location"] == "/search?q=Rome"
-    assert {"httponly", "samesite=strict"} <= set(first.headers["set-cookie"].lower().replace(" ", "").split(";"))
+    assert {"httponly", "samesite=strict"} <= set(
+        first.headers["set-cookie"].lower().replace(" ", "").split(";")
+    )
     assert visitor.get("/search?q=Rome").status_code == 200
-    from_a_file = client(towns, by_header=False).get(f"/search?token={TOKEN}&q=Rome", headers={"sec-fetch-site": "cross-site"})
-    assert from_a_file.status_code == 200 and 'content="0; url=/search?q=Rome"' in from_a_file.text and "set-cookie" in from_a_file.headers
-    assert visitor.get(f"{HOST}//elsewhere.example/?token={TOKEN}").headers["location"] == "/elsewhere.example/"
+    from_a_file = client(towns, by_header=False).get(
+        f"/search?token={TOKEN}&q=Rome", headers={"sec-fetch-site": "cross-site"}
+    )
+    assert (
+        from_a_file.status_code == 200
+        and 'content="0; url=/search?q=Rome"' in from_a_file.text
+        and "set-cookie" in from_a_file.headers
+    )
+    assert (
+        visitor.get(f"{HOST}//elsewhere.example/?token={TOKEN}").headers["location"]
+        == "/elsewhere.example/"
+    )
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "", "127.0.0.2"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "", "127.0.0.2"]
+)
 def test_another_host_name_is_refused_even_with_the_token(towns, host):
     assert client(towns).get("/", headers={"host": host}).status_code == 421
 
@@ -115,33 +133,65 @@ def test_a_form_from_another_page_changes_nothing(towns):
     visitor = client(towns, by_header=False)
     visitor.get(f"/?token={TOKEN}")
     form = form_of(visitor, "/passage?id=rome") | {"text": "Rome sank."}
-    for origin in ({}, {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://127.0.0.1:81"}):
+    for origin in (
+        {},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:81"},
+    ):
         assert visitor.post("/edit", data=form, headers=origin).status_code == 403
     assert towns.version == 2
-    assert visitor.post("/edit", data=form, headers={"origin": HOST}).status_code == 200 and towns.get("rome").text == "Rome sank."
+    assert (
+        visitor.post("/edit", data=form, headers={"origin": HOST}).status_code == 200
+        and towns.get("rome").text == "Rome sank."
+    )
 
 
 def test_every_answer_forbids_foreign_content_and_frames(browser):
     for path in PAGES:
         given = browser.get(path)
         policy = given.headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
-        assert given.headers["x-content-type-options"] == "nosniff" and given.headers["cache-control"] == "no-store"
-        assert not re.search(r'(src|href|action)="(https?:)?//|<script>|<style| style=| on\w+="', given.text)
+        assert (
+            "default-src 'none'" in policy
+            and "frame-ancestors 'none'" in policy
+            and "unsafe" not in policy
+        )
+        assert (
+            given.headers["x-content-type-options"] == "nosniff"
+            and given.headers["cache-control"] == "no-store"
+        )
+        assert not re.search(
+            r'(src|href|action)="(https?:)?//|<script>|<style| style=| on\w+="', given.text
+        )
 
 
 def test_a_body_that_is_too_large_is_refused(browser, towns):
-    assert browser.post("/edit", content=b"text=" + b"x" * MAX_BODY).status_code == 400 and towns.version == 2
+    assert (
+        browser.post("/edit", content=b"text=" + b"x" * MAX_BODY).status_code == 400
+        and towns.version == 2
+    )
 
 
 # Text is only text
 
 
 def test_hostile_text_is_shown_and_never_becomes_part_of_a_page(browser):
-    pages = ["/search?q=alert", "/map?q=alert", "/history", "/passage?id=%3Ci%3E%26", "/passage?id=%3Ci%3E%26&at=2"]
+    pages = [
+        "/search?q=alert",
+        "/map?q=alert",
+        "/history",
+        "/passage?id=%3Ci%3E%26",
+        "/passage?id=%3Ci%3E%26&at=2",
+    ]
     texts = [browser.get(path).text for path in pages]
-    for page in [*texts, answered(browser, "alert 7"), browser.get("/passage", params={"id": HOSTILE}).text]:
-        assert not re.search(r"<(script>|i>|b>|u>|a>|r>)|54439|</textarea> |(href|src|action)=.javascript", page)
+    for page in [
+        *texts,
+        answered(browser, "alert 7"),
+        browser.get("/passage", params={"id": HOSTILE}).text,
+    ]:
+        assert not re.search(
+            r"<(script>|i>|b>|u>|a>|r>)|54439|</textarea> |(href|src|action)=.javascript", page
+        )
         assert "&lt;" in page
     assert form_of(browser, "/passage?id=%3Ci%3E%26")["text"] == HOSTILE
 
@@ -162,10 +212,20 @@ def test_the_whole_path_ask_edit_ask_again_undo_and_back_in_time(browser, towns)
     assert '<p class="answer">Italy</p>' in page and '<p class="answer">Spain</p>' in page
     assert "<mark>Rome lies in Italy.</mark> It is old." in page
     form = form_of(browser, f"/passage?id=rome&q={QUESTION}")
-    changed = browser.post("/edit", data=form | {"text": "Rome lies in Norway.", "reason": "a test"})
-    assert changed.url.params["q"] == QUESTION and changed.url.params["did"] == "3" and "edit of rome" in changed.text
+    changed = browser.post(
+        "/edit", data=form | {"text": "Rome lies in Norway.", "reason": "a test"}
+    )
+    assert (
+        changed.url.params["q"] == QUESTION
+        and changed.url.params["did"] == "3"
+        and "edit of rome" in changed.text
+    )
     page = answered(browser)
-    assert '<p class="answer">Norway</p>' in page and "<del>Italy</del> in" in page and '<p class="answer">Spain</p>' in page
+    assert (
+        '<p class="answer">Norway</p>' in page
+        and "<del>Italy</del> in" in page
+        and '<p class="answer">Spain</p>' in page
+    )
     page = browser.get("/passage?id=rome").text
     assert "<ins>Norway</ins>" in page and "a test" in page and "explorer" in page
     browser.post("/undo", data=form_of(browser, "/history", "/undo"))
@@ -179,8 +239,15 @@ def test_the_owner_sees_every_access_group_and_searches_by_words_too(browser, to
     towns.add([Passage("bonn", "Bonn lies in Germany.", access="board")])
     assert '<p class="answer">Germany</p>' in answered(browser, "Bonn lies in which land?")
     page = browser.get("/search?q=Bonn&mode=lexical").text
-    assert page.count("<li>") == 1 and "id=bonn" in page and '<option value="lexical" selected>' in page
-    assert "id=bonn" in browser.get("/search?q=Bonn&mode=hybrid").text and "board" in browser.get("/passage?id=bonn").text
+    assert (
+        page.count("<li>") == 1
+        and "id=bonn" in page
+        and '<option value="lexical" selected>' in page
+    )
+    assert (
+        "id=bonn" in browser.get("/search?q=Bonn&mode=hybrid").text
+        and "board" in browser.get("/passage?id=bonn").text
+    )
     assert browser.get("/search?q=Bonn&mode=magic").status_code == 400
 
 
@@ -190,7 +257,11 @@ def test_a_deleted_passage_is_neither_found_nor_known_and_its_history_stays(brow
     browser.post("/delete", data=form)
     assert "Does not know" in answered(browser) and len(towns) == 2
     page = browser.get("/passage?id=rome").text
-    assert "does not hold it" in page and "Rome lies in Italy." in page and 'action="/edit"' not in page
+    assert (
+        "does not hold it" in page
+        and "Rome lies in Italy." in page
+        and 'action="/edit"' not in page
+    )
 
 
 def test_the_past_has_no_forms_that_change_and_its_links_stay_in_it(browser, towns):
@@ -222,13 +293,20 @@ def test_a_change_of_what_was_changed_meanwhile_is_refused(browser, towns):
         refused = browser.post(path, data=data)
         assert refused.status_code == 409 and "changed since" in refused.text
     assert towns.version == 3 and browser.post("/edit", data={"id": "rome"}).status_code == 400
-    assert browser.post("/edit", data=form_of(browser, "/passage?id=rome") | {"text": " "}).status_code == 400 and towns.version == 3
+    assert (
+        browser.post("/edit", data=form_of(browser, "/passage?id=rome") | {"text": " "}).status_code
+        == 400
+        and towns.version == 3
+    )
 
 
 def test_changes_that_meet_are_looked_at_one_after_the_other(towns):
     """Two tabs that save, or undo, at the same moment: one is made, the other has to look again."""
     app, rivals = make_app(towns, None, TOKEN), 4
-    tabs = [TestClient(app, base_url=HOST, headers={"authorization": f"Bearer {TOKEN}"}) for _ in range(rivals)]
+    tabs = [
+        TestClient(app, base_url=HOST, headers={"authorization": f"Bearer {TOKEN}"})
+        for _ in range(rivals)
+    ]
 
     def at_once(path, data):
         start, codes = threading.Barrier(rivals), []
@@ -245,9 +323,13 @@ def test_changes_that_meet_are_looked_at_one_after_the_other(towns):
         return sorted(codes)
 
     for turn in range(3):
-        assert at_once("/edit", form_of(tabs[0], "/passage?id=rome") | {"text": f"Rome, turn {turn}."}) == [303] + [409] * (rivals - 1)
+        assert at_once(
+            "/edit", form_of(tabs[0], "/passage?id=rome") | {"text": f"Rome, turn {turn}."}
+        ) == [303] + [409] * (rivals - 1)
     for _ in range(3):
-        assert at_once("/undo", form_of(tabs[0], "/history", "/undo")) == [303] + [409] * (rivals - 1)
+        assert at_once("/undo", form_of(tabs[0], "/history", "/undo")) == [303] + [409] * (
+            rivals - 1
+        )
     assert towns.get("rome").text == "Rome lies in Italy. It is old."
 
 
@@ -287,7 +369,11 @@ def test_a_slow_reader_holds_up_no_other_page_and_a_failing_one_is_reported_and_
     browser = client(towns, Slow({}))
     began = time.monotonic()
     assert "data-progress" in browser.get("/", params={"q": QUESTION}).text
-    assert browser.get("/progress", params={"q": QUESTION}).json() == {"done": 0, "of": 2, "finished": False}
+    assert browser.get("/progress", params={"q": QUESTION}).json() == {
+        "done": 0,
+        "of": 2,
+        "finished": False,
+    }
     assert browser.get("/search?q=Rome").status_code == 200 and time.monotonic() - began < 10
     free.set()
     assert '<p class="answer">Italy</p>' in answered(browser)
@@ -327,32 +413,48 @@ def test_the_map_shows_the_two_widest_axes_and_always_what_is_asked_for(memory, 
     found = flat(vectors)
     fit = np.linalg.lstsq(np.c_[hidden, np.ones(500)], found, rcond=None)
     inside = ((found > 0) & (found < 1)).all(1)
-    assert np.abs((np.c_[hidden, np.ones(500)] @ fit[0] - found)[inside]).max() < 0.1 and inside.mean() > 0.9
+    assert (
+        np.abs((np.c_[hidden, np.ones(500)] @ fit[0] - found)[inside]).max() < 0.1
+        and inside.mean() > 0.9
+    )
     assert flat(np.ones((1, 1))).tolist() == [[0, 0]] and flat(np.zeros((0, 8))).shape == (0, 2)
     drawn = atlas(memory, ["p7", "none"], limit=3)
-    assert {"p0", "p7", "p9"} <= {point.passage.id for point in drawn.points} and len(drawn.points) <= 4 and drawn.size == 10
+    assert (
+        {"p0", "p7", "p9"} <= {point.passage.id for point in drawn.points}
+        and len(drawn.points) <= 4
+        and drawn.size == 10
+    )
     assert atlas(memory, limit=3) == atlas(memory, limit=3)
 
 
 def test_passages_and_vectors_for_the_map_belong_together(memory):
     assert sorted(memory.ids()) == [f"p{i}" for i in range(10)]
     passages, vectors = memory.vectors(["p7", "none", "p2"])
-    assert sorted(passages) == ["p2", "p7"] and all(passage.id == id for id, passage in passages.items())
+    assert sorted(passages) == ["p2", "p7"] and all(
+        passage.id == id for id, passage in passages.items()
+    )
     expected = encode([passage.searchable for passage in passages.values()])
-    assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-2)
+    assert np.allclose(
+        vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-2
+    )
 
 
 def test_a_kind_is_a_tag_where_there_are_tags_and_the_rare_ones_share_a_colour(towns):
     drawn = atlas(towns)
     assert drawn.kinds == ["<u>", "north", "south"]
-    assert {point.passage.id: drawn.kinds[point.colour] for point in drawn.points} == {"<i>&": "<u>", "oslo": "north", "rome": "south"}
+    assert {point.passage.id: drawn.kinds[point.colour] for point in drawn.points} == {
+        "<i>&": "<u>",
+        "oslo": "north",
+        "rome": "south",
+    }
 
 
 def test_the_words_of_a_change_make_both_texts():
     before, after = "Rome lies in Italy, and is old.", "Rome lies in Norway and is very old."
     parts = changes(before, after)
     assert (
-        "".join(text for kind, text in parts if kind != "in") == before and "".join(text for kind, text in parts if kind != "out") == after
+        "".join(text for kind, text in parts if kind != "in") == before
+        and "".join(text for kind, text in parts if kind != "out") == after
     )
     assert ("out", "Italy,") in parts and ("in", "Norway") in parts
     assert changes("", "new") == [("same", "new")] and changes("a " * 9_000, "b") == [("same", "b")]

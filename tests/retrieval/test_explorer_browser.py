@@ -9,7 +9,9 @@ from tests.retrieval.toy import encode
 
 pytest.importorskip("starlette")
 pytest.importorskip("playwright")
-pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine: apt install chromium")
+pytestmark = pytest.mark.skipif(
+    chromium() is None, reason="no Chromium on this machine: apt install chromium"
+)
 
 QUESTION = "Rome lies in which land?"
 PHONE = {"viewport": {"width": 400, "height": 800}}
@@ -25,7 +27,10 @@ def chrome():
 def explorer(tmp_path_factory):
     memory = Memory.create(tmp_path_factory.mktemp("explorer") / "towns", encode)
     facts = {"Rome": "Italy", "Oslo": "Norway", "Lima": "Peru", "L" + "o" * 90 + "ng": "Wales"}
-    memory.add(Passage(town.lower(), f"{town} lies in {land}.", title=town, tags=(land,)) for town, land in facts.items())
+    memory.add(
+        Passage(town.lower(), f"{town} lies in {land}.", title=town, tags=(land,))
+        for town, land in facts.items()
+    )
     with served(memory, Copier({"Rome": "Spain"})) as address:
         yield memory, address
 
@@ -49,24 +54,38 @@ def edit(browser, text):
     return answers(browser)
 
 
-@pytest.mark.parametrize("options", [PHONE, {"java_script_enabled": False}], ids=["phone", "no script"])
+@pytest.mark.parametrize(
+    "options", [PHONE, {"java_script_enabled": False}], ids=["phone", "no script"]
+)
 def test_ask_edit_ask_again_undo_and_time_travel(chrome, explorer, options):
     memory, address = explorer
     before = memory.version
     with page(chrome, address, **options) as browser:
         assert "token" not in browser.url
-        assert ask(browser) == ["Italy", "Spain"] and browser.locator("mark").inner_text() == "Rome lies in Italy."
+        assert (
+            ask(browser) == ["Italy", "Spain"]
+            and browser.locator("mark").inner_text() == "Rome lies in Italy."
+        )
         assert edit(browser, "Rome lies in Norway.") == ["Norway", "Spain"]
-        assert browser.locator(".before del").inner_text() == "Italy" and memory.get("rome").text == "Rome lies in Norway."
+        assert (
+            browser.locator(".before del").inner_text() == "Italy"
+            and memory.get("rome").text == "Rome lies in Norway."
+        )
         browser.get_by_role("button", name="Undo").click()
         assert answers(browser) == ["Italy", "Spain"] and memory.version == before + 2
         browser.get_by_role("link", name="History").click()
         browser.get_by_role("link", name=f"Version {before + 1}", exact=True).click()
-        assert "read-only" in browser.locator(".banner").inner_text() and browser.locator("form[method=post]").count() == 0
+        assert (
+            "read-only" in browser.locator(".banner").inner_text()
+            and browser.locator("form[method=post]").count() == 0
+        )
         browser.get_by_role("link", name="Ask", exact=True).click()
         assert ask(browser) == ["Norway", "Spain"]
         browser.locator(".card").first.click()
-        assert browser.locator(".text").inner_text() == "Rome lies in Norway." and browser.locator("textarea").count() == 0
+        assert (
+            browser.locator(".text").inner_text() == "Rome lies in Norway."
+            and browser.locator("textarea").count() == 0
+        )
         browser.get_by_role("link", name="Back to now").click()
         assert browser.locator(".text").inner_text() == "Rome lies in Italy."
 
@@ -74,18 +93,29 @@ def test_ask_edit_ask_again_undo_and_time_travel(chrome, explorer, options):
 def test_the_slider_travels_and_everything_can_be_reached_by_keyboard(chrome, explorer):
     memory, address = explorer
     with page(chrome, address) as browser:
-        browser.locator("[name=q]:focus").wait_for()  # by itself, but not before the page is drawn: what is typed sooner is lost
+        browser.locator(
+            "[name=q]:focus"
+        ).wait_for()  # by itself, but not before the page is drawn: what is typed sooner is lost
         browser.keyboard.type(QUESTION)
         browser.keyboard.press("Enter")
         assert answers(browser) == ["Italy", "Spain"]
-        browser.locator("html.scripted input[type=range]").focus()  # answers can be read before the script, which the slider needs, has run
+        browser.locator(
+            "html.scripted input[type=range]"
+        ).focus()  # answers can be read before the script, which the slider needs, has run
         browser.keyboard.press("Home")
         browser.locator(".banner").wait_for()
-        assert f"Version 1 of {memory.version}" in browser.locator(".banner").inner_text() and answers(browser)[0] == "Does not know"
+        assert (
+            f"Version 1 of {memory.version}" in browser.locator(".banner").inner_text()
+            and answers(browser)[0] == "Does not know"
+        )
         browser.locator("body").press("Tab")
         names = []
         for _ in range(12):
-            names.append(browser.evaluate("document.activeElement.textContent.trim() || document.activeElement.name"))
+            names.append(
+                browser.evaluate(
+                    "document.activeElement.textContent.trim() || document.activeElement.name"
+                )
+            )
             browser.keyboard.press("Tab")
         assert {"Ask", "Search", "Map", "History", "at", "q", "Back to now"} <= set(names)
 
@@ -105,7 +135,14 @@ def test_no_page_scrolls_sideways_on_a_phone(chrome, explorer):
     _, address = explorer
     with page(chrome, address, **PHONE) as browser:
         long = "l" + "o" * 90 + "ng"
-        for place in ("", "?q=" + QUESTION, "search?q=" + long, "passage?id=" + long, "map?q=" + long, "history"):
+        for place in (
+            "",
+            "?q=" + QUESTION,
+            "search?q=" + long,
+            "passage?id=" + long,
+            "map?q=" + long,
+            "history",
+        ):
             browser.goto(f"{address.partition('?')[0]}{place}")
             wide = browser.evaluate("document.documentElement.scrollWidth")
             assert wide <= 400, f"/{place} is {wide} pixels wide"

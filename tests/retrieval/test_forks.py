@@ -69,6 +69,15 @@ def test_a_process_can_be_forked_while_threads_work(script):
             scann_searcher.package()
         except RetrievalError as error:
             pytest.skip(str(error))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    done = subprocess.run([sys.executable, "-c", START + script], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", START + script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,7 +5,15 @@ import threading
 import numpy as np
 import pytest
 
-from retrieval import ExactIndex, RetrievalError, ScannIndex, exact_index, scann_index, scann_searcher, tuning
+from retrieval import (
+    ExactIndex,
+    RetrievalError,
+    ScannIndex,
+    exact_index,
+    scann_index,
+    scann_searcher,
+    tuning,
+)
 
 BOTH = pytest.mark.parametrize("kind", [ScannIndex, ExactIndex])
 
@@ -53,7 +61,9 @@ def test_partitions_find_at_least_95_percent_and_none_that_is_not_there(monkeypa
         assert len(set(ids)) == len(ids) == len(row) and np.isfinite(row).all()
 
 
-def test_recall_holds_when_the_index_grows_from_brute_force_through_quantised_to_partitioned(monkeypatch):
+def test_recall_holds_when_the_index_grows_from_brute_force_through_quantised_to_partitioned(
+    monkeypatch,
+):
     monkeypatch.setattr(tuning, "BRUTE_FORCE_BELOW", 1_000)
     monkeypatch.setattr(tuning, "PARTITIONS_FROM", 4_000)
     vectors, queries = clustered(6_000), clustered(50, seed=1)
@@ -61,7 +71,12 @@ def test_recall_holds_when_the_index_grows_from_brute_force_through_quantised_to
     index = ScannIndex.build(vectors[:100], names(100))
     for start in range(100, 6_000, 590):
         index.upsert(vectors[start : start + 590], names(len(vectors[start : start + 590]), start))
-        assert recall(index.search(queries, 10)[0], brute_force(vectors[: start + 590], queries, 10)[0]) >= 0.95
+        assert (
+            recall(
+                index.search(queries, 10)[0], brute_force(vectors[: start + 590], queries, 10)[0]
+            )
+            >= 0.95
+        )
     gone = names(5_500)
     index.delete(gone)
     found, _ = index.search(queries, 10)
@@ -92,11 +107,19 @@ def test_random_changes_agree_with_a_dict(kind, rng):
     held, index, fresh = {}, kind.build(np.zeros((0, 8), np.float32), []), 0
     for _ in range(60):
         if held and rng.random() < 0.4:
-            gone = list(rng.choice(sorted(held), size=min(len(held), int(rng.integers(1, 6))), replace=False))
+            gone = list(
+                rng.choice(
+                    sorted(held), size=min(len(held), int(rng.integers(1, 6))), replace=False
+                )
+            )
             index.delete(gone)
             held = {id: v for id, v in held.items() if id not in gone}
         else:
-            some = list(rng.choice(sorted(held), size=min(len(held), 2), replace=False)) if held else []
+            some = (
+                list(rng.choice(sorted(held), size=min(len(held), 2), replace=False))
+                if held
+                else []
+            )
             ids = some + names(int(rng.integers(1, 5)), fresh)
             fresh += 5
             new = rng.normal(size=(len(ids), 8)).astype(np.float32)
@@ -111,7 +134,9 @@ def test_random_changes_agree_with_a_dict(kind, rng):
 
 
 @BOTH
-def test_whole_numbers_are_answered_as_arrays_of_what_texts_would_be(kind, rng, monkeypatch, tmp_path):
+def test_whole_numbers_are_answered_as_arrays_of_what_texts_would_be(
+    kind, rng, monkeypatch, tmp_path
+):
     monkeypatch.setattr(tuning, "BRUTE_FORCE_BELOW", 300)
     monkeypatch.setattr(tuning, "PARTITIONS_FROM", 600)
     vectors = clustered(1_000)
@@ -124,8 +149,15 @@ def test_whole_numbers_are_answered_as_arrays_of_what_texts_would_be(kind, rng, 
     def same(numbers):
         queries = clustered(7, seed=1)
         for count, k in ((0, 3), (1, 3), (7, 3), (7, len(held) + 1)):
-            (ids, scores), (named, right) = numbers.search(queries[:count], k), texts.search(queries[:count], k)
-            assert ids.dtype == np.int64 and scores.dtype == np.float32 and ids.shape == scores.shape == (count, min(k, len(held)))
+            (ids, scores), (named, right) = (
+                numbers.search(queries[:count], k),
+                texts.search(queries[:count], k),
+            )
+            assert (
+                ids.dtype == np.int64
+                and scores.dtype == np.float32
+                and ids.shape == scores.shape == (count, min(k, len(held)))
+            )
             assert [list(map(str, row)) for row in ids.tolist()] == named
             assert np.allclose(scores, np.reshape(right, scores.shape), atol=1e-6)
             assert held.issuperset(ids.ravel().tolist())
@@ -133,7 +165,10 @@ def test_whole_numbers_are_answered_as_arrays_of_what_texts_would_be(kind, rng, 
         assert number[0] in numbers and 12_345 not in numbers and "7" not in numbers
 
     same(numbers)
-    for start in (400, 700):  # replacing some, and growing; numbers may be listed once the index has them
+    for start in (
+        400,
+        700,
+    ):  # replacing some, and growing; numbers may be listed once the index has them
         part = number[start : start + 300]
         numbers.upsert(vectors[start : start + 300], part.tolist())
         texts.upsert(vectors[start : start + 300], list(map(str, part)))
@@ -146,7 +181,18 @@ def test_whole_numbers_are_answered_as_arrays_of_what_texts_would_be(kind, rng, 
     same(numbers)
     numbers.save(tmp_path)
     same(kind.load(tmp_path)[0])
-    for wrong in (["7"], [7.0], [True], [2**63], np.array(7), np.zeros((1, 1), int), [[7]], np.array([7.0]), "7", [None]):
+    for wrong in (
+        ["7"],
+        [7.0],
+        [True],
+        [2**63],
+        np.array(7),
+        np.zeros((1, 1), int),
+        [[7]],
+        np.array([7.0]),
+        "7",
+        [None],
+    ):
         with pytest.raises(RetrievalError, match="id"):
             numbers.upsert(vectors[:1], wrong)
     for wrong in ([7], np.array([7]), np.array("7")):
@@ -233,7 +279,9 @@ def test_a_saved_index_moves_with_its_folder_and_can_be_changed_after_loading(ki
     expected.upsert(clustered(1, seed=5), ["v3"])
     expected.delete(["v4"])
     assert loaded.search(queries, 10)[0] == expected.search(queries, 10)[0]
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*")) == ["b/000002"], "nothing is left lying about"
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*")) == ["b/000002"], (
+        "nothing is left lying about"
+    )
     assert not list(tmp_path.rglob("*.pkl"))
 
 
@@ -257,7 +305,16 @@ def test_every_flipped_byte_truncation_or_missing_file_is_found_at_loading(kind,
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", '{"kind": "scann"}', '{"kind": "scann", "files": {}}', '{"kind": "scann", "files": 3}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"kind": "scann"}',
+        '{"kind": "scann", "files": {}}',
+        '{"kind": "scann", "files": 3}',
+    ],
 )
 def test_a_manifest_that_is_none_is_an_error_in_words(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
@@ -275,7 +332,10 @@ def test_a_pickle_planted_with_a_matching_manifest_is_not_read(tmp_path):
     with pytest.raises(RetrievalError, match="does not hold the files"):
         ScannIndex.load(tmp_path / "i")
     manifest = json.loads((tmp_path / "i" / "000001" / "manifest.json").read_text())
-    manifest["files"]["scann_docids.pkl"] = {"sha256": hashlib.sha256(planted).hexdigest(), "bytes": len(planted)}
+    manifest["files"]["scann_docids.pkl"] = {
+        "sha256": hashlib.sha256(planted).hexdigest(),
+        "bytes": len(planted),
+    }
     del manifest["sha256"]
     manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (tmp_path / "i" / "000001" / "manifest.json").write_text(json.dumps(manifest))

@@ -12,7 +12,9 @@ from tests.retrieval.test_index import brute_force, clustered, names
 
 
 def mesh_of(devices):
-    return jax.make_mesh((devices,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return jax.make_mesh(
+        (devices,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -27,7 +29,9 @@ def test_every_number_of_devices_finds_what_brute_force_finds(devices, k):
     assert {shard.data.shape[0] for shard in index._vectors.addressable_shards} == {4096 // devices}
     index.delete(names(1_300, 700))  # across blocks, many moved
     kept = np.r_[0:700, 2000:2500]
-    right = [[f"v{kept[int(id[1:])]}" for id in row] for row in brute_force(vectors[kept], queries, k)[0]]
+    right = [
+        [f"v{kept[int(id[1:])]}" for id in row] for row in brute_force(vectors[kept], queries, k)[0]
+    ]
     assert index.search(queries, k)[0] == right
 
 
@@ -35,7 +39,9 @@ def test_a_change_of_one_row_is_made_in_the_arrays_own_memory():
     index = ExactIndex.build(clustered(2_000), names(2_000), mesh_of(8))
     index.upsert(clustered(1, seed=2), ["v3"])
     index.delete(["v1999"])
-    where = lambda: [shard.data.unsafe_buffer_pointer() for shard in index._vectors.addressable_shards]
+    where = lambda: [
+        shard.data.unsafe_buffer_pointer() for shard in index._vectors.addressable_shards
+    ]
     before = where()
     index.upsert(clustered(1, seed=3), ["v3"])
     index.delete(["v5"])
@@ -45,9 +51,20 @@ def test_a_change_of_one_row_is_made_in_the_arrays_own_memory():
 def test_only_k_scores_a_device_cross_between_devices():
     index, k = ExactIndex.build(clustered(8_000), names(8_000), mesh_of(8)), 16
     with jax.set_mesh(index._mesh):
-        program = exact_index._jitted_top_k.lower(index._vectors, clustered(4), 8_000, k=k, mesh=index._mesh).compile().as_text()
-    crossing = re.findall(r"= \(?(?:f32|s32)\[([\d,]+)\][^\n]* (?:all-gather|all-reduce|all-to-all|collective-permute)", program)
-    assert crossing and all(np.prod([int(n) for n in shape.split(",")]) <= 4 * 8 * k for shape in crossing)
+        program = (
+            exact_index._jitted_top_k.lower(
+                index._vectors, clustered(4), 8_000, k=k, mesh=index._mesh
+            )
+            .compile()
+            .as_text()
+        )
+    crossing = re.findall(
+        r"= \(?(?:f32|s32)\[([\d,]+)\][^\n]* (?:all-gather|all-reduce|all-to-all|collective-permute)",
+        program,
+    )
+    assert crossing and all(
+        np.prod([int(n) for n in shape.split(",")]) <= 4 * 8 * k for shape in crossing
+    )
 
 
 def test_many_queries_are_split_and_an_outer_mesh_does_not_matter(monkeypatch):

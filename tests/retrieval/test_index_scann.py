@@ -21,7 +21,9 @@ EVERY_KIND = pytest.mark.parametrize("kind", ["brute", "quantised", "partitioned
 
 def built(kind, size=SIZE, **given):
     """An index that finds all, so that a wrong answer is a wrong row, not a missed one."""
-    return ScannIndex.build(clustered(size), names(size), Tuning(kind=kind, **({"recall": 1.0} | given)))
+    return ScannIndex.build(
+        clustered(size), names(size), Tuning(kind=kind, **({"recall": 1.0} | given))
+    )
 
 
 def assert_right(index, held, atol=1e-5):
@@ -41,13 +43,17 @@ def test_what_ends_plain_scann_or_shifts_its_names_is_refused_and_changes_nothin
     refused = [
         lambda: index.upsert(broken("nan"), names(3, SIZE)),  # SIGSEGV in a tree
         lambda: index.upsert(broken("infinity"), names(3, SIZE)),
-        lambda: index.upsert(clustered(2, dim=63), names(2, SIZE)),  # an exception after the names had grown
+        lambda: index.upsert(
+            clustered(2, dim=63), names(2, SIZE)
+        ),  # an exception after the names had grown
         lambda: index.upsert(clustered(2), ["new", "new"]),  # sizes that differ for ever
         lambda: index.delete(["v0", "unknown"]),  # KeyError, after which every name is wrong
         lambda: index.delete(["v0", "v0"]),
         lambda: index.search(broken("nan"), 3),  # row 0 with a score of NaN
         lambda: ScannIndex.build(broken("nan"), names(3), Tuning(kind=kind)),  # abort
-        lambda: ScannIndex.build(np.concatenate([clustered(SIZE), broken("nan")]), names(SIZE + 3), Tuning(kind=kind)),
+        lambda: ScannIndex.build(
+            np.concatenate([clustered(SIZE), broken("nan")]), names(SIZE + 3), Tuning(kind=kind)
+        ),
     ]
     for call in refused:
         with pytest.raises(RetrievalError):
@@ -118,7 +124,9 @@ def test_a_query_alone_is_answered_as_among_others(kind):
 SPILLED = "hashed_dataset_soar.npy"
 
 
-def test_an_index_with_spilled_rows_is_not_loaded_by_a_scann_that_corrupts_it_at_a_change(monkeypatch, tmp_path):
+def test_an_index_with_spilled_rows_is_not_loaded_by_a_scann_that_corrupts_it_at_a_change(
+    monkeypatch, tmp_path
+):
     monkeypatch.setattr(scann_searcher, "is_core", lambda: True)
     built("partitioned").save(tmp_path)
     assert list(tmp_path.rglob(SPILLED))
@@ -136,7 +144,9 @@ def test_with_scann_core_rows_are_spilled_and_change_soundly(tmp_path, rng):
         index.delete(gone[:20])
         rows, ids = clustered(60, seed=100 + turn), [*gone[20:], *names(40, SIZE + 40 * turn)]
         index.upsert(rows, ids)
-        held = {id: row for id, row in held.items() if id not in gone[:20]} | dict(zip(ids, rows, strict=True))
+        held = {id: row for id, row in held.items() if id not in gone[:20]} | dict(
+            zip(ids, rows, strict=True)
+        )
     assert_right(index, held)
     index.save(tmp_path)
     assert list(tmp_path.rglob(SPILLED))
@@ -163,7 +173,10 @@ def test_the_recall_that_was_aimed_at_is_reached_with_no_more_work_than_it_takes
     for target in (0.7, 0.95, 1.0):
         index = ScannIndex.build(vectors, names(6_000), Tuning(kind="partitioned", recall=target))
         health = index.health()
-        assert recall(index.search(queries, 10)[0], right) >= target - 0.01 and health["recall"] >= target == health["target"]
+        assert (
+            recall(index.search(queries, 10)[0], right) >= target - 0.01
+            and health["recall"] >= target == health["target"]
+        )
         work.append(health["leaves_searched"])
     assert work[0] < work[1] < work[2] <= health["leaves"]
 
@@ -171,7 +184,15 @@ def test_the_recall_that_was_aimed_at_is_reached_with_no_more_work_than_it_takes
 def test_what_is_given_is_kept():
     health = built("partitioned", leaves=30, leaves_searched=7, reorder=55).health()
     assert (health["leaves"], health["leaves_searched"], health["reorder"]) == (30, 7, 55)
-    for wrong in ({"kind": "tree"}, {"leaves": -1}, {"reorder": 1.5}, {"recall": 0.0}, {"recall": 2}, {"reach": -0.1}, {"reach": np.nan}):
+    for wrong in (
+        {"kind": "tree"},
+        {"leaves": -1},
+        {"reorder": 1.5},
+        {"recall": 0.0},
+        {"recall": 2},
+        {"reach": -0.1},
+        {"reach": np.nan},
+    ):
         with pytest.raises(RetrievalError, match=next(iter(wrong))):
             Tuning(**wrong)
 
@@ -182,7 +203,10 @@ def test_a_query_in_a_crowd_reads_fewer_rows_than_one_between_crowds_and_both_fi
     apart, mixed = rng.normal(size=(20, 64)), rng.normal(size=(1500, 64))
     crowds = np.repeat(apart, 75, axis=0) + 0.1 * rng.normal(size=(1500, 64))
     vectors = unit_rows(np.concatenate([crowds, mixed]), 64)
-    inside, between = np.repeat(apart, 5, axis=0) + 0.05 * rng.normal(size=(100, 64)), rng.normal(size=(100, 64))
+    inside, between = (
+        np.repeat(apart, 5, axis=0) + 0.05 * rng.normal(size=(100, 64)),
+        rng.normal(size=(100, 64)),
+    )
     queries = unit_rows(np.concatenate([inside, between]), 64)
     index = ScannIndex.build(vectors, names(3000), Tuning(kind="partitioned", leaves=100))
     width = index._trained.width(10)
@@ -202,10 +226,16 @@ def test_the_farthest_reach_is_every_partition():
     assert index._trained._scanned(unit_rows(clustered(20, seed=1), 64), 100, 0.01) < SIZE / 10
 
 
-def test_an_index_that_was_saved_before_partitions_had_a_reach_is_read_and_finds_the_same(tmp_path, monkeypatch):
+def test_an_index_that_was_saved_before_partitions_had_a_reach_is_read_and_finds_the_same(
+    tmp_path, monkeypatch
+):
     index, queries = built("partitioned", leaves_searched=9), clustered(20, seed=1)
     for module in (scann_index, scann_searcher):
-        monkeypatch.setattr(module, "asdict", lambda one: {name: value for name, value in asdict(one).items() if name != "reach"})
+        monkeypatch.setattr(
+            module,
+            "asdict",
+            lambda one: {name: value for name, value in asdict(one).items() if name != "reach"},
+        )
     index.save(tmp_path / "i")
     loaded, manifest = ScannIndex.load(tmp_path / "i")
     assert "reach" not in manifest["tuning"] | manifest["settings"][0]
@@ -214,16 +244,27 @@ def test_an_index_that_was_saved_before_partitions_had_a_reach_is_read_and_finds
 
 def test_more_neighbours_take_more_partitions_and_candidates_and_never_fewer_than_k():
     settings = [Setting(10, 8, 40, 0.97, 0.1), Setting(100, 20, 300, 0.97, 0.2)]
-    of = lambda k, given=None: setting_for(settings, k, leaves=100, size=5_000, tuning=given or Tuning())
+    of = lambda k, given=None: setting_for(
+        settings, k, leaves=100, size=5_000, tuning=given or Tuning()
+    )
     assert of(1) == of(10) == (8, 40, 0.1) and of(100) == (20, 300, 0.2)
-    assert all((np.diff([of(k)[what] for k in (10, 30, 100, 300)]) > 0).all() for what in range(3)) and of(300).reorder >= 1200
-    assert of(5_000).reorder == 5_000 and of(60, Tuning(leaves_searched=3, reorder=50)) == (3, 60, FAR)
+    assert (
+        all((np.diff([of(k)[what] for k in (10, 30, 100, 300)]) > 0).all() for what in range(3))
+        and of(300).reorder >= 1200
+    )
+    assert of(5_000).reorder == 5_000 and of(60, Tuning(leaves_searched=3, reorder=50)) == (
+        3,
+        60,
+        FAR,
+    )
     assert of(10, Tuning(reach=0.3)) == (8, 40, 0.3) and of(10**8).reach == FAR
     assert setting_for(settings, 10, 100, 5_000, Tuning(), 2.0) == (16, 80, 0.2)
 
 
 def test_the_more_rows_have_changed_the_more_widely_it_searches_until_the_next_check():
-    index = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=100, recall=0.8))
+    index = ScannIndex.build(
+        clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=100, recall=0.8)
+    )
     before = index.health()
     index.upsert(clustered(90, seed=1), names(90, SIZE))
     assert index.health()["changed"] == 90 and index.health()["reorder"] > before["reorder"]
@@ -232,8 +273,15 @@ def test_the_more_rows_have_changed_the_more_widely_it_searches_until_the_next_c
 
 def drifts(trained, added, step):
     """Trained on one distribution, grown by another: after every step, the lower recall of queries like the newest rows and the first."""
-    first, later = clustered(trained), clustered(added, seed=2) * 0.6 + 2 * np.random.default_rng(5).normal(size=64).astype(np.float32)
-    index, vectors = ScannIndex.build(first, names(trained), Tuning(kind="partitioned")), np.concatenate([first, later])
+    first, later = (
+        clustered(trained),
+        clustered(added, seed=2) * 0.6
+        + 2 * np.random.default_rng(5).normal(size=64).astype(np.float32),
+    )
+    index, vectors = (
+        ScannIndex.build(first, names(trained), Tuning(kind="partitioned")),
+        np.concatenate([first, later]),
+    )
     for end in range(trained + step, trained + added + 1, step):
         index.upsert(vectors[end - step : end], names(step, end - step))
         near = vectors[end - 100 : end] + 0.05 * clustered(100, seed=end)
@@ -273,14 +321,26 @@ def held_up(monkeypatch):
     return begun, go
 
 
-@pytest.mark.parametrize("given", [{"recall": "x"}, {"recall": None}, {"recall": True}, {"recall": np.float32(0.9)}, {"reach": "a"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"recall": "x"},
+        {"recall": None},
+        {"recall": True},
+        {"recall": np.float32(0.9)},
+        {"reach": "a"},
+    ],
+)
 def test_a_tuning_that_is_no_number_is_refused(given):
     with pytest.raises(RetrievalError, match=f"{next(iter(given))}=.*expected a number"):
         Tuning(**given)
 
 
 def test_a_tuning_beyond_all_there_is_searches_all():
-    index, queries = built("partitioned", leaves_searched=2**40, reorder=2**40), clustered(20, seed=1)
+    index, queries = (
+        built("partitioned", leaves_searched=2**40, reorder=2**40),
+        clustered(20, seed=1),
+    )
     assert index.search(queries, 10)[0] == brute_force(clustered(SIZE), queries, 10)[0]
 
 
@@ -291,13 +351,18 @@ def test_vectors_of_one_dimension(kind):
     assert {id in names(300) for id in ids[0]} == {True} and np.allclose(scores[0], 1)
 
 
-OTHER = clustered(700, seed=2) * 0.6 + 2 * np.random.default_rng(5).normal(size=64).astype(np.float32)  # a distribution of its own
+OTHER = clustered(700, seed=2) * 0.6 + 2 * np.random.default_rng(5).normal(size=64).astype(
+    np.float32
+)  # a distribution of its own
 
 
 def test_rows_of_another_kind_are_found_from_the_first_on():
     """Put in one by one, and looked at between: too few to be noticed, they would be missed by their own vectors."""
     first = clustered(SIZE)
-    index, vectors = ScannIndex.build(first, names(SIZE), Tuning(kind="partitioned", leaves=200)), np.concatenate([first, OTHER])
+    index, vectors = (
+        ScannIndex.build(first, names(SIZE), Tuning(kind="partitioned", leaves=200)),
+        np.concatenate([first, OTHER]),
+    )
     missed = 0
     for row in range(SIZE, len(vectors)):
         index.upsert(vectors[row : row + 1], names(1, row))
@@ -307,7 +372,9 @@ def test_rows_of_another_kind_are_found_from_the_first_on():
             near = vectors[SIZE : row + 1] + 0.05 * clustered(row + 1 - SIZE, seed=row)
             right = brute_force(vectors[: row + 1], near, 10)[0]
             assert recall(index.search(near, 10)[0], right) >= 0.95, row - SIZE
-            assert recall([index.search(query[None], 10)[0][0] for query in near], right) >= 0.95, row - SIZE
+            assert recall([index.search(query[None], 10)[0][0] for query in near], right) >= 0.95, (
+                row - SIZE
+            )
     assert missed == 0
 
 
@@ -326,7 +393,11 @@ def test_rows_are_not_proven_while_they_are_few(monkeypatch):
 
 def test_rows_found_but_not_surely_are_searched_more_widely_before_they_are_trusted(monkeypatch):
     index, tuned = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned")), []
-    trained, tune, hardly = index._trained, Searcher.tuned, itertools.cycle([1, 1, 1, 1, 1, 1, 1, 0.62])  # 0.9525, give or take 0.008
+    trained, tune, hardly = (
+        index._trained,
+        Searcher.tuned,
+        itertools.cycle([1, 1, 1, 1, 1, 1, 1, 0.62]),
+    )  # 0.9525, give or take 0.008
     monkeypatch.setattr(index, "_recall_of", lambda probe, own: 1.0 if tuned else next(hardly))
 
     def tuned_and_counted(self, others, *how):
@@ -336,7 +407,9 @@ def test_rows_found_but_not_surely_are_searched_more_widely_before_they_are_trus
     monkeypatch.setattr(Searcher, "tuned", tuned_and_counted)
     index.upsert(clustered(256, seed=1), names(256, SIZE))
     index.wait()
-    assert index._trained is trained and tuned == [([256, 256, 0], 256)] and len(trained.unproven) == 0
+    assert (
+        index._trained is trained and tuned == [([256, 256, 0], 256)] and len(trained.unproven) == 0
+    )
 
 
 def test_to_be_trained_on_is_no_proof_of_rows_too_few_to_be_looked_at():
@@ -373,17 +446,25 @@ def held_check(monkeypatch):
     return begun, go
 
 
-@pytest.mark.parametrize("few, all_of_them, looks", [(0.96, 0.90, 256), (0.96, 0.96, 256), (0.99, 0.90, 32)])
+@pytest.mark.parametrize(
+    "few, all_of_them, looks", [(0.96, 0.90, 256), (0.96, 0.96, 256), (0.99, 0.90, 32)]
+)
 def test_a_few_probes_that_do_well_by_chance_are_not_believed(monkeypatch, few, all_of_them, looks):
     """A probe's first value is its recall: 0 or 1. Of 32 with a mean of 0.97, two standard errors below is 0.91."""
     index, found = built("quantised"), np.ones(256, np.float32)
     found[::8][: round(32 * (1 - few))] = 0
-    rest = np.flatnonzero(np.arange(256) % 8)[: round(256 * (1 - all_of_them)) - round(32 * (1 - few))]
+    rest = np.flatnonzero(np.arange(256) % 8)[
+        : round(256 * (1 - all_of_them)) - round(32 * (1 - few))
+    ]
     found[rest] = 0
     asked = []
-    monkeypatch.setattr(index, "_recall_of", lambda probe, own: asked.append(probe) or float(probe[0, 0]))
+    monkeypatch.setattr(
+        index, "_recall_of", lambda probe, own: asked.append(probe) or float(probe[0, 0])
+    )
     seen = found if looks == 256 else found[::8]
-    assert index._recall(found[:, None], 0.95) == pytest.approx((seen.mean(), seen.std() / len(seen) ** 0.5))
+    assert index._recall(found[:, None], 0.95) == pytest.approx(
+        (seen.mean(), seen.std() / len(seen) ** 0.5)
+    )
     assert len(asked) == looks, "each once"
 
 
@@ -396,13 +477,21 @@ def test_what_is_put_in_while_it_looks_at_itself_is_not_proven_by_that(monkeypat
     index.delete(["v2010"])
     go.set()
     index.wait()
-    assert sorted(index._trained.unproven.ids()) == ["late", "v2005"] and index.health()["unproven"] == 2
+    assert (
+        sorted(index._trained.unproven.ids()) == ["late", "v2005"]
+        and index.health()["unproven"] == 2
+    )
     assert index.search(OTHER[:2], 1)[0] == [["v2005"], ["late"]]
 
 
-def test_a_doubt_that_comes_up_while_it_looks_at_itself_stays_until_it_is_trained_and_all_is_scored_until_then(monkeypatch):
+def test_a_doubt_that_comes_up_while_it_looks_at_itself_stays_until_it_is_trained_and_all_is_scored_until_then(
+    monkeypatch,
+):
     begun, go = held_check(monkeypatch)
-    index, vectors = built("partitioned", leaves_searched=1, reorder=1), np.concatenate([clustered(SIZE), clustered(300, seed=1)])
+    index, vectors = (
+        built("partitioned", leaves_searched=1, reorder=1),
+        np.concatenate([clustered(SIZE), clustered(300, seed=1)]),
+    )
     index.upsert(vectors[SIZE:], names(300, SIZE))
     assert begun.wait(60)
     index._trained.doubt = "imbalance"
@@ -415,7 +504,10 @@ def test_a_doubt_that_comes_up_while_it_looks_at_itself_stays_until_it_is_traine
 
 def test_a_saved_index_knows_what_it_does_not_trust(monkeypatch, tmp_path):
     """Rows that it has not been shown to find, and that it was about to be trained again: read back, it finds all and makes up for it."""
-    index, vectors = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned")), np.concatenate([clustered(SIZE), OTHER])
+    index, vectors = (
+        ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned")),
+        np.concatenate([clustered(SIZE), OTHER]),
+    )
     index.upsert(OTHER[:100], names(100, SIZE))
     index.delete(["v7", f"v{SIZE + 3}"])  # the last rows fill the gaps
     index.save(tmp_path / "unproven")
@@ -431,41 +523,66 @@ def test_a_saved_index_knows_what_it_does_not_trust(monkeypatch, tmp_path):
     go.set()
     index.wait()
     loaded, manifest = ScannIndex.load(tmp_path / "doubt")
-    assert manifest["doubt"] and loaded.search(OTHER[4:], 1)[0] == [[f"v{SIZE + row}"] for row in range(4, 700)]
+    assert manifest["doubt"] and loaded.search(OTHER[4:], 1)[0] == [
+        [f"v{SIZE + row}"] for row in range(4, 700)
+    ]
     loaded.wait()
     assert loaded.health()["trained_on"] == SIZE + 698 and not loaded._trained.doubt
 
 
 def test_an_index_of_which_others_are_asked_than_it_holds_is_tuned_to_them():
     index = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=400))
-    queries = np.random.default_rng(1).normal(size=(600, 64)).astype(np.float32)  # between its clusters
+    queries = (
+        np.random.default_rng(1).normal(size=(600, 64)).astype(np.float32)
+    )  # between its clusters
     right = brute_force(clustered(SIZE), queries, 10)[0]
-    assert recall(index.search(queries[:250], 10)[0], right[:250]) < 0.93 and not index.health()["training"]
+    assert (
+        recall(index.search(queries[:250], 10)[0], right[:250]) < 0.93
+        and not index.health()["training"]
+    )
     trained, before = index._trained, index._trained.width(10)
     index.search(queries[250:300], 10)
     index.wait()
     assert recall(index.search(queries[:250], 10)[0], right[:250]) >= 0.95
     assert recall(index.search(queries[300:], 10)[0], right[300:]) >= 0.95
     health = index.health()
-    assert min(health["recall"], health["query_recall"]) >= 0.95 and health["trained_on"] == SIZE and index._trained is trained
+    assert (
+        min(health["recall"], health["query_recall"]) >= 0.95
+        and health["trained_on"] == SIZE
+        and index._trained is trained
+    )
     assert any(now > then for now, then in zip(trained.width(10), before, strict=True))
 
 
-def test_recall_of_the_latest_queries_is_measured_at_a_steady_pace_and_reported_apart(monkeypatch, tmp_path):
+def test_recall_of_the_latest_queries_is_measured_at_a_steady_pace_and_reported_apart(
+    monkeypatch, tmp_path
+):
     index = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=400))
-    monkeypatch.setattr(Searcher, "tuned", lambda self, *how: self.settings)  # leaves what is measured as it is
+    monkeypatch.setattr(
+        Searcher, "tuned", lambda self, *how: self.settings
+    )  # leaves what is measured as it is
     assert index.health()["query_recall"] is None
-    like, unlike = clustered(SIZE), np.random.default_rng(1).normal(size=(1_024, 64)).astype(np.float32)
+    like, unlike = (
+        clustered(SIZE),
+        np.random.default_rng(1).normal(size=(1_024, 64)).astype(np.float32),
+    )
     near = recall(index.search(like[:1_024], 10)[0], brute_force(like, like[:1_024], 10)[0])
     index.wait()
     before = index.health()
     assert before["query_recall"] == pytest.approx(near, abs=0.03)
     for start in range(0, 1_024, 256):
-        far = recall(index.search(unlike[start : start + 256], 10)[0], brute_force(like, unlike[start : start + 256], 10)[0])
+        far = recall(
+            index.search(unlike[start : start + 256], 10)[0],
+            brute_force(like, unlike[start : start + 256], 10)[0],
+        )
         index.wait()
         health = index.health()
-        assert health["query_recall"] == pytest.approx(far, abs=0.01) and far < 0.93, "of the latest 256, not of the first"
-        assert health["recall"] == pytest.approx(before["recall"], abs=0.02), "of the rows, as before"
+        assert health["query_recall"] == pytest.approx(far, abs=0.01) and far < 0.93, (
+            "of the latest 256, not of the first"
+        )
+        assert health["recall"] == pytest.approx(before["recall"], abs=0.02), (
+            "of the rows, as before"
+        )
     index.save(tmp_path / "index")
     assert ScannIndex.load(tmp_path / "index")[0].health()["query_recall"] == health["query_recall"]
 
@@ -477,7 +594,12 @@ def test_an_index_that_was_tuned_to_early_queries_is_tuned_to_later_ones_too():
     queries = np.random.default_rng(1).normal(size=(600, 64)).astype(np.float32)
     index.search(queries[:300], 10)
     index.wait()
-    assert recall(index.search(queries[300:], 10)[0], brute_force(clustered(SIZE), queries[300:], 10)[0]) >= 0.95
+    assert (
+        recall(
+            index.search(queries[300:], 10)[0], brute_force(clustered(SIZE), queries[300:], 10)[0]
+        )
+        >= 0.95
+    )
     assert index.health()["query_recall"] >= 0.95
 
 
@@ -507,7 +629,10 @@ def test_searches_and_changes_go_on_while_a_searcher_is_trained_and_none_is_lost
     index.upsert(late, ["v1", "late"])
     kept = late.copy()
     late[:] = 0
-    held = {id: row for id, row in held.items() if id not in ("v3", f"v{SIZE + 5}")} | {"v1": kept[0], "late": kept[1]}
+    held = {id: row for id, row in held.items() if id not in ("v3", f"v{SIZE + 5}")} | {
+        "v1": kept[0],
+        "late": kept[1],
+    }
     assert index.search(kept, 1)[0] == [["v1"], ["late"]], "seen at once"
     go.set()
     assert_right(index, held)
@@ -541,4 +666,6 @@ def test_the_memory_that_a_build_takes_is_said_before(caplog):
     kept, most = scann_index.needed_megabytes(200_000, 128)
     assert kept < most < 3 * kept
     assert scann_searcher.needed_bytes(200_000, 128, "partitioned") == 200_000 * (128 * 4 + 32 + 8)
-    assert scann_searcher.needed_bytes(200_000, 128, "partitioned", spilled=True) == 200_000 * (128 * 4 + 2 * (32 + 8))
+    assert scann_searcher.needed_bytes(200_000, 128, "partitioned", spilled=True) == 200_000 * (
+        128 * 4 + 2 * (32 + 8)
+    )

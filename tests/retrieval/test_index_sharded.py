@@ -14,7 +14,11 @@ def test_an_index_over_several_processes_answers_as_one(processes, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+    }
     command = [sys.executable, "-m", "tests.retrieval.sharded"]
     running = [
         subprocess.Popen(
@@ -28,4 +32,7 @@ def test_an_index_over_several_processes_answers_as_one(processes, tmp_path):
     finally:
         for process in running:
             process.kill()
-    assert all(process.returncode == 0 and "all the same" in text for process, text in zip(running, said, strict=True)), "\n".join(said)
+    assert all(
+        process.returncode == 0 and "all the same" in text
+        for process, text in zip(running, said, strict=True)
+    ), "\n".join(said)

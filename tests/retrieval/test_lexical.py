@@ -11,7 +11,9 @@ import pytest
 from retrieval import Filter, Memory, Passage, lexical
 from tests.retrieval.toy import encode
 
-WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aou" for c in "bdfgk"]  # of three letters: no stemmer changes them
+WORDS = [
+    f"{a}{b}{c}" for a in "bdfgk" for b in "aou" for c in "bdfgk"
+]  # of three letters: no stemmer changes them
 
 
 def bm25(documents: dict[str, str], query: str, k1=1.2, b=0.75) -> dict[str, float]:
@@ -45,14 +47,18 @@ def test_scores_are_those_of_the_formula_in_the_table_and_in_memory(tmp_path, mo
         expected = bm25(texts, query)
         hits = memory.search(query, 99, mode="lexical")[0]
         assert {hit.id for hit in hits} == expected.keys()
-        assert [hit.score for hit in hits] == pytest.approx([expected[hit.id] for hit in hits], abs=1e-4)
+        assert [hit.score for hit in hits] == pytest.approx(
+            [expected[hit.id] for hit in hits], abs=1e-4
+        )
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
 def test_the_formula_here_is_the_one_of_a_library():
     bm25s = pytest.importorskip("bm25s", reason="bm25s, the reference, is not installed")
     texts = documents(40, seed=1)
-    library = bm25s.BM25(method="lucene", k1=1.2, b=0.75)  # which leaves out the constant factor k1 + 1
+    library = bm25s.BM25(
+        method="lucene", k1=1.2, b=0.75
+    )  # which leaves out the constant factor k1 + 1
     library.index([text.split() for text in texts.values()], show_progress=False)
     for query in ["bab", "dod fuf", "gog kuk bab"]:
         scores = library.get_scores(query.split())
@@ -80,30 +86,67 @@ def test_a_search_by_words_sees_every_change_at_once_and_every_past(tmp_path, mo
             memory.edit(id, now[id])
         states[memory.version] = dict(now)
     memory.undo()  # of the last, a deletion
-    states[memory.version] = states[max(version for version in states if version < memory.version - 1 and len(states[version]) > len(now))]
+    states[memory.version] = states[
+        max(
+            version
+            for version in states
+            if version < memory.version - 1 and len(states[version]) > len(now)
+        )
+    ]
     for version, state in states.items():
         past = memory if version == memory.version else memory.as_of(version)
         for query in ["bab", "dod", f"unique{version - 3}", f"unique{version - 4}"]:
             found = {hit.id for hit in past.search(query, 99, mode="lexical")[0]}
-            assert found == {id for id, text in state.items() if query in text.split()}, (version, query)
+            assert found == {id for id, text in state.items() if query in text.split()}, (
+                version,
+                query,
+            )
 
 
 def test_titles_inflections_accents_and_other_scripts_are_found(memory):
-    memory.add([Passage("a", "Ships crossed the seas.", title="Köln"), Passage("b", "東京は日本の首都です。"), Passage("c", "a_b e-mail")])
-    for query, id in [("koln", "a"), ("crossing ship", "a"), ("首都", "b"), ("mail", "c"), ("the", "a")]:
+    memory.add(
+        [
+            Passage("a", "Ships crossed the seas.", title="Köln"),
+            Passage("b", "東京は日本の首都です。"),
+            Passage("c", "a_b e-mail"),
+        ]
+    )
+    for query, id in [
+        ("koln", "a"),
+        ("crossing ship", "a"),
+        ("首都", "b"),
+        ("mail", "c"),
+        ("the", "a"),
+    ]:
         assert memory.search(query, 1, mode="lexical")[0][0].id == id, query
     assert memory.search("nothing of it", mode="lexical") == [[]]
 
 
 @pytest.mark.parametrize(
-    "query", ['"', '"a b', "+a -b", "text:x", "*", "~^&|!(){}[]\\/", "AND OR NOT", "\x00", "'; DROP", "a" * 10_000, "\U0001f642", "%"]
+    "query",
+    [
+        '"',
+        '"a b',
+        "+a -b",
+        "text:x",
+        "*",
+        "~^&|!(){}[]\\/",
+        "AND OR NOT",
+        "\x00",
+        "'; DROP",
+        "a" * 10_000,
+        "\U0001f642",
+        "%",
+    ],
 )
 def test_no_query_is_a_syntax_error(memory, query):
     for mode in ("lexical", "hybrid"):
         assert all(hit.text for hit in memory.search([query, "town1"], 3, mode=mode)[0])
 
 
-def test_a_memory_from_before_words_is_searched_in_memory_and_indexed_by_the_next_change(tmp_path, monkeypatch):
+def test_a_memory_from_before_words_is_searched_in_memory_and_indexed_by_the_next_change(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(lexical, "KEPT_FROM", 1)
     with monkeypatch.context() as before:
         before.setattr(lexical, "KEPT_FROM", 10**9)
@@ -124,10 +167,21 @@ def test_a_damaged_word_index_is_not_searched_and_what_is_said_names_its_file(tm
     memory, rng = Memory.create(tmp_path / "m", encode), np.random.default_rng(0)
     memory.add([Passage(id, text) for id, text in documents(lexical.KEPT_FROM).items()])
     table = tmp_path / "m" / "passages.lance"
-    (index,) = (index for index in memory._store._dataset.describe_indices() if index.name == lexical.INDEX)
-    files = [path for part in index.segments for path in (table / "_indices" / str(part.uuid)).iterdir()]
-    queries = {mode: memory.search(["bab dod", "fuf"], 9, mode=mode) for mode in ("lexical", "hybrid")}
-    damages = [lambda good: b"", lambda good: good[: len(good) // 2], lambda good: None, *[None] * 6]
+    (index,) = (
+        index for index in memory._store._dataset.describe_indices() if index.name == lexical.INDEX
+    )
+    files = [
+        path for part in index.segments for path in (table / "_indices" / str(part.uuid)).iterdir()
+    ]
+    queries = {
+        mode: memory.search(["bab dod", "fuf"], 9, mode=mode) for mode in ("lexical", "hybrid")
+    }
+    damages = [
+        lambda good: b"",
+        lambda good: good[: len(good) // 2],
+        lambda good: None,
+        *[None] * 6,
+    ]
     for path in files:
         good = path.read_bytes()
         for damage in damages:
@@ -137,20 +191,28 @@ def test_a_damaged_word_index_is_not_searched_and_what_is_said_names_its_file(tm
             path.unlink() if content is None else path.write_bytes(content)
             caplog.clear()
             again = Memory.open(tmp_path / "m", encode)
-            assert {mode: again.search(["bab dod", "fuf"], 9, mode=mode) for mode in queries} == queries
+            assert {
+                mode: again.search(["bab dod", "fuf"], 9, mode=mode) for mode in queries
+            } == queries
             assert f"{path} " in caplog.text and "made anew" in caplog.text
             path.write_bytes(good)
     assert memory.verify() == []
 
 
 @pytest.mark.parametrize("changes", [1, lexical.LATE])
-def test_a_damaged_word_index_holds_up_no_change_and_is_made_anew_by_upkeep(tmp_path, caplog, changes):
+def test_a_damaged_word_index_holds_up_no_change_and_is_made_anew_by_upkeep(
+    tmp_path, caplog, changes
+):
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage(id, text) for id, text in documents(lexical.KEPT_FROM).items()])
     indices = tmp_path / "m" / "passages.lance" / "_indices"
-    for path in indices.rglob("*.lance"):  # one that cannot be read, or one whose damage only its checksum tells
+    for path in indices.rglob(
+        "*.lance"
+    ):  # one that cannot be read, or one whose damage only its checksum tells
         content = path.read_bytes()
-        path.write_bytes(b"" if changes == 1 else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        path.write_bytes(
+            b"" if changes == 1 else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+        )
     damaged = len(memory.verify())
     memory = Memory.open(tmp_path / "m", encode)
     memory.add([Passage(f"n{i}", "bab unique") for i in range(changes)])
@@ -158,14 +220,18 @@ def test_a_damaged_word_index_holds_up_no_change_and_is_made_anew_by_upkeep(tmp_
     caplog.clear()
     again = Memory.open(tmp_path / "m", encode)
     assert len(again.search("unique bab", 999, mode="lexical")[0]) > changes and not caplog.text
-    assert len(memory.verify()) == damaged > 0, "what older versions had stays damaged, and no more than that"
+    assert len(memory.verify()) == damaged > 0, (
+        "what older versions had stays damaged, and no more than that"
+    )
 
 
 def test_upkeep_writes_small_parts_anew_and_never_the_large_one(tmp_path, monkeypatch):
     monkeypatch.setattr(lexical, "LATE", 8)
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage(id, text) for id, text in documents(600).items()])
-    parts = lambda: memory._store._dataset.stats.index_stats(lexical.INDEX)["num_indexed_rows_per_delta"]
+    parts = lambda: memory._store._dataset.stats.index_stats(lexical.INDEX)[
+        "num_indexed_rows_per_delta"
+    ]
     assert parts() == [600]
     for i in range(40):
         memory.add([Passage(f"n{i}", f"new{i}")])
@@ -194,5 +260,10 @@ def test_an_edit_at_200_000_passages_is_found_by_words_without_a_pause(tmp_path)
         searches.append(time.perf_counter() - changed)
         changes.append(changed - start)
         assert f"p{i}" not in {hit.id for hit in search(" ".join(texts[i][:3]))}
-    print({"edit ms": [1e3 * np.median(changes), 1e3 * max(changes)], "search ms": [1e3 * np.median(searches), 1e3 * max(searches)]})
+    print(
+        {
+            "edit ms": [1e3 * np.median(changes), 1e3 * max(changes)],
+            "search ms": [1e3 * np.median(searches), 1e3 * max(searches)],
+        }
+    )
     assert np.median(searches) < 0.05

@@ -15,7 +15,9 @@ def write(memory, name, seconds, gone, failures):
     """Adds, edits and deletes passages `name`0, `name`1, ...; an id goes into `gone` once its delete has returned."""
     rng, number, alive, deadline = random.Random(name), 0, [], time.monotonic() + seconds
     try:
-        while time.monotonic() < deadline or not any(id.startswith(name) for id in list(gone.keys())):  # however slow the machine
+        while time.monotonic() < deadline or not any(
+            id.startswith(name) for id in list(gone.keys())
+        ):  # however slow the machine
             new = [f"{name}{number + i}" for i in range(rng.randint(1, 3))]
             number += len(new)
             memory.add([Passage(id, f"word{rng.randrange(50)} of {id} first") for id in new])
@@ -43,7 +45,11 @@ def read(memory, seed, deadline, gone, failures, counts):
             before = set(gone.keys())
             for hits in memory.search([f"word{rng.randrange(50)} of", "town3 lies in land3"], 20):
                 ids = [hit.id for hit in hits]
-                wrong = [hit for hit in hits if f"of {hit.id} " not in hit.text and not hit.text.startswith("town")]
+                wrong = [
+                    hit
+                    for hit in hits
+                    if f"of {hit.id} " not in hit.text and not hit.text.startswith("town")
+                ]
                 if wrong or before & set(ids) or len(ids) != len(set(ids)) or not ids:
                     failures.append(f"reader {seed}: {wrong} {sorted(before & set(ids))} {ids}")
                     return
@@ -54,7 +60,9 @@ def read(memory, seed, deadline, gone, failures, counts):
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
-def test_eight_readers_two_writers_and_another_process_see_no_wrong_and_no_deleted_passage(memory, seconds, monkeypatch):
+def test_eight_readers_two_writers_and_another_process_see_no_wrong_and_no_deleted_passage(
+    memory, seconds, monkeypatch
+):
     monkeypatch.setattr("retrieval.upkeep.SCALAR_INDEX_FROM", 50)
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
@@ -62,8 +70,14 @@ def test_eight_readers_two_writers_and_another_process_see_no_wrong_and_no_delet
         other = context.Process(target=write_elsewhere, args=(memory.path, seconds, gone, failures))
         other.start()
         deadline = time.monotonic() + seconds + 2
-        readers = [threading.Thread(target=read, args=(memory, seed, deadline, gone, failures, counts)) for seed in range(8)]
-        writers = [threading.Thread(target=write, args=(memory, name, seconds, gone, failures)) for name in ("left", "right")]
+        readers = [
+            threading.Thread(target=read, args=(memory, seed, deadline, gone, failures, counts))
+            for seed in range(8)
+        ]
+        writers = [
+            threading.Thread(target=write, args=(memory, name, seconds, gone, failures))
+            for name in ("left", "right")
+        ]
         for thread in (*readers, *writers):
             thread.start()
         for thread in (*readers, *writers):
@@ -72,6 +86,10 @@ def test_eight_readers_two_writers_and_another_process_see_no_wrong_and_no_delet
         len(memory)  # sees what the other process wrote last
         assert list(failures) == [] and other.exitcode == 0
         deleted = gone.keys()
-        assert min(counts) > 0 and {id.rstrip("0123456789") for id in deleted} == {"left", "right", "far"}
+        assert min(counts) > 0 and {id.rstrip("0123456789") for id in deleted} == {
+            "left",
+            "right",
+            "far",
+        }
         assert not set(deleted) & set(state(memory))
     assert memory.verify() == []

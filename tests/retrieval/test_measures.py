@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-from retrieval import Filter, Memory, Passage, RetrievalError, evaluate_search, export, measures, search
+from retrieval import (
+    Filter,
+    Memory,
+    Passage,
+    RetrievalError,
+    evaluate_search,
+    export,
+    measures,
+    search,
+)
 from retrieval.ingest import rows
 from retrieval.ingest.documents import Report
 from retrieval.ingest.files import File
@@ -20,10 +29,14 @@ def test_measures_are_those_of_trec_eval():
     rng = random.Random(0)
     for _ in range(200):
         names = [f"d{i}" for i in range(rng.randint(1, 12))]
-        judged = {name: float(rng.randint(-1, 3)) for name in names if rng.random() < 0.7} | {"relevant": 1.0}
+        judged = {name: float(rng.randint(-1, 3)) for name in names if rng.random() < 0.7} | {
+            "relevant": 1.0
+        }
         ranked = rng.sample([*names, "relevant"], rng.randint(0, len(names) + 1))
         relevant, k = {name for name, grade in judged.items() if grade > 0}, rng.randint(1, 12)
-        assert measures.recall(ranked, judged, k) == pytest.approx(sum(id in relevant for id in ranked[:k]) / len(relevant))
+        assert measures.recall(ranked, judged, k) == pytest.approx(
+            sum(id in relevant for id in ranked[:k]) / len(relevant)
+        )
         dcg = best = precision = 0.0
         for i in range(k):
             if i < len(ranked) and ranked[i] in relevant:
@@ -34,28 +47,48 @@ def test_measures_are_those_of_trec_eval():
         for i, id in enumerate(ranked):
             if id in relevant:
                 precision += sum(other in relevant for other in ranked[: i + 1]) / (i + 1)
-        assert measures.average_precision(ranked, judged) == pytest.approx(precision / len(relevant))
+        assert measures.average_precision(ranked, judged) == pytest.approx(
+            precision / len(relevant)
+        )
         first = [i for i, id in enumerate(ranked) if id in relevant]
-        assert measures.reciprocal_rank(ranked, judged) == pytest.approx(1 / (first[0] + 1) if first else 0)
+        assert measures.reciprocal_rank(ranked, judged) == pytest.approx(
+            1 / (first[0] + 1) if first else 0
+        )
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     memory = Memory.create(tmp_path / "m", encode)
     texts = {"d1": "sun moon", "d1:2": "moon moon", "d2": "sun", "d3": "stars", "q1": "sun sun"}
-    memory.add([Passage(id, text, metadata={"n": id[-1]}, tags=("t",)) for id, text in texts.items()])
+    memory.add(
+        [Passage(id, text, metadata={"n": id[-1]}, tags=("t",)) for id, text in texts.items()]
+    )
     for command in ("evaluate_search", "search"):
-        monkeypatch.setattr(f"retrieval.{command}.open_memory", lambda path, encoder, as_of=None: Memory.open(path, encode))
+        monkeypatch.setattr(
+            f"retrieval.{command}.open_memory",
+            lambda path, encoder, as_of=None: Memory.open(path, encode),
+        )
     (tmp_path / "qrels").mkdir()
     (tmp_path / "queries.jsonl").write_text(
         '{"_id": "q1", "text": "sun"}\n{"_id": "q2", "text": "moon stars"}\n{"_id": "q3", "text": "x"}\n'
     )
-    (tmp_path / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t2\nq2\td1\t1\nq3\td1\t0\n")
+    (tmp_path / "qrels/test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t2\nq2\td1\t1\nq3\td1\t0\n"
+    )
     return tmp_path
 
 
 def test_search_is_measured_over_documents_and_without_the_query_itself(place, capsys):
-    arguments = [f"--memory={place / 'm'}", f"--beir={place}", "--mode=lexical", "-k", "1", "2", "--depth=9", "--json"]
+    arguments = [
+        f"--memory={place / 'm'}",
+        f"--beir={place}",
+        "--mode=lexical",
+        "-k",
+        "1",
+        "2",
+        "--depth=9",
+        "--json",
+    ]
     assert evaluate_search.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     memory = Memory.open(place / "m", encode)
@@ -64,7 +97,12 @@ def test_search_is_measured_over_documents_and_without_the_query_itself(place, c
         ids = [hit.id.split(":")[0] for hit in memory.search(query, 9, mode="lexical")[0]]
         ranked.append([id for id in dict.fromkeys(ids) if id != own])
     assert ranked[0] == ["d2", "d1"] and set(ranked[1]) == {"d1", "d3"}
-    assert found["queries"] == 2 and found["recall@1"] == (0 + 0.5) / 2 and found["recall@2"] == 1.0 and found["mrr"] == (0.5 + 1) / 2
+    assert (
+        found["queries"] == 2
+        and found["recall@1"] == (0 + 0.5) / 2
+        and found["recall@2"] == 1.0
+        and found["mrr"] == (0.5 + 1) / 2
+    )
     assert found["map"] == (0.5 + 1) / 2
     (place / "trec").write_text("q1 0 d1 1\nq2 0 d3 2\nq2 0 d1 1\n")
     assert measures.read_qrels(place / "trec") == {"q1": {"d1": 1.0}, "q2": {"d3": 2.0, "d1": 1.0}}
@@ -72,28 +110,50 @@ def test_search_is_measured_over_documents_and_without_the_query_itself(place, c
 
 def test_judgements_that_do_not_fit_are_refused(place, capsys):
     at = [f"--memory={place / 'm'}", "--mode=lexical"]
-    assert evaluate_search.main([*at, f"--queries={place}/none", f"--qrels={place}/qrels/test.tsv"]) == 2
+    assert (
+        evaluate_search.main([*at, f"--queries={place}/none", f"--qrels={place}/qrels/test.tsv"])
+        == 2
+    )
     (place / "bad.tsv").write_text("q1\td1\tmuch\n")
-    assert evaluate_search.main([*at, f"--queries={place}/queries.jsonl", f"--qrels={place}/bad.tsv"]) == 2
+    assert (
+        evaluate_search.main([*at, f"--queries={place}/queries.jsonl", f"--qrels={place}/bad.tsv"])
+        == 2
+    )
     (place / "other.tsv").write_text("q1\tother\t1\n")
-    assert evaluate_search.main([*at, f"--queries={place}/queries.jsonl", f"--qrels={place}/other.tsv"]) == 2
+    assert (
+        evaluate_search.main(
+            [*at, f"--queries={place}/queries.jsonl", f"--qrels={place}/other.tsv"]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
-    assert "none is no file" in said and "bad.tsv, line 1" in said and "none of the judged documents" in said
+    assert (
+        "none is no file" in said
+        and "bad.tsv, line 1" in said
+        and "none of the judged documents" in said
+    )
 
 
 def test_metadata_and_a_least_score_filter_a_search(place, capsys):
     memory = Memory.open(place / "m", encode)
-    ids = lambda **wanted: {hit.id for hit in memory.search("sun", 9, where=Filter(metadata=wanted))[0]}
+    ids = lambda **wanted: {
+        hit.id for hit in memory.search("sun", 9, where=Filter(metadata=wanted))[0]
+    }
     assert ids(n="1") == {"d1", "q1"} and ids(n="9") == ids(m="1") == set()
     memory.edit("d2", metadata={"n": "1"})
     assert ids(n="1") == {"d1", "d2", "q1"}
     with pytest.raises(RetrievalError, match="expected a dict of strings"):
         Filter(metadata={"n": 1})
-    assert search.main([f"--memory={place / 'm'}", "--where", "n=1", "--json", "-k", "9", "sun"]) == 0
+    assert (
+        search.main([f"--memory={place / 'm'}", "--where", "n=1", "--json", "-k", "9", "sun"]) == 0
+    )
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert {hit["id"] for hit in hits} == {"d1", "d2", "q1"}
     least = (hits[0]["score"] + hits[-1]["score"]) / 2
-    assert search.main([f"--memory={place / 'm'}", f"--min-score={least}", "--json", "-k", "9", "sun"]) == 0
+    assert (
+        search.main([f"--memory={place / 'm'}", f"--min-score={least}", "--json", "-k", "9", "sun"])
+        == 0
+    )
     assert all(hit["score"] >= least for hit in json.loads(capsys.readouterr().out)["hits"])
 
 
@@ -109,12 +169,19 @@ def test_what_is_exported_can_be_built_from_and_holds_the_history(place, capsys)
     }
     assert export.main([f"--memory={place / 'm'}", "--history"]) == 0
     commits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(c["action"], len(c["passages"])) for c in commits] == [("create", 0), ("add", 5), ("edit", 1), ("delete", 0)]
+    assert [(c["action"], len(c["passages"])) for c in commits] == [
+        ("create", 0),
+        ("add", 5),
+        ("edit", 1),
+        ("delete", 0),
+    ]
     assert commits[2]["passages"][0]["text"] == "changed" and commits[2]["reason"] == "why"
 
 
 def test_a_passage_as_json_with_its_origin_is_a_row(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps(dataclasses.asdict(Passage("x", "text", origin="old.txt"))))
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(dataclasses.asdict(Passage("x", "text", origin="old.txt")))
+    )
     (document,) = rows.documents(File(str(tmp_path / "a.jsonl"), "a.jsonl", ""), Report())
     assert (document.name, document.text, document.metadata) == ("x", "text", {})
 
@@ -122,21 +189,36 @@ def test_a_passage_as_json_with_its_origin_is_a_row(tmp_path):
 def test_tables_are_rows_and_an_id_field_names_them(tmp_path):
     (tmp_path / "a.csv").write_text('_id,title,body,tags\nx,T,"one, two","a; b"\ny,,three,\n')
     (tmp_path / "b.tsv").write_text("id\ttext\nz\tfour\n")
-    read = lambda name, *how: list(rows.documents(File(str(tmp_path / name), name, ""), Report(), *how))
+    read = lambda name, *how: list(
+        rows.documents(File(str(tmp_path / name), name, ""), Report(), *how)
+    )
     x, y = read("a.csv", "body", "_id")
-    assert (x.name, x.text, x.title, x.tags, x.metadata, y.name, y.tags) == ("x", "one, two", "T", ("a", "b"), {}, "y", ())
+    assert (x.name, x.text, x.title, x.tags, x.metadata, y.name, y.tags) == (
+        "x",
+        "one, two",
+        "T",
+        ("a", "b"),
+        {},
+        "y",
+        (),
+    )
     assert [(d.name, d.text) for d in read("b.tsv")] == [("z", "four")]
     with pytest.raises(RetrievalError, match="has no 'key', which --id-field names"):
         read("b.tsv", None, "key")
 
 
-def test_without_scann_a_memory_is_built_searched_and_changed_on_the_exact_index(tmp_path, monkeypatch):
+def test_without_scann_a_memory_is_built_searched_and_changed_on_the_exact_index(
+    tmp_path, monkeypatch
+):
     for name in ["scann", *(name for name in sys.modules if name.startswith("scann."))]:
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails, as where it has no wheel
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage(f"p{i}", f"town{i}") for i in range(30)])
     best = lambda text: Memory.open(tmp_path / "m", encode).search(text, 1)[0][0]
-    assert best("town7").id == memory.search("town7", 1)[0][0].id == "p7" and type(memory._index).__name__ == "ExactIndex"
+    assert (
+        best("town7").id == memory.search("town7", 1)[0][0].id == "p7"
+        and type(memory._index).__name__ == "ExactIndex"
+    )
     memory.edit("p7", "harbour")
     assert best("harbour").id == "p7"
     memory.delete("p7")

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError, scann_index, scann_searcher, tuning
+from retrieval import (
+    EVERY_GROUP,
+    Filter,
+    Memory,
+    Passage,
+    RetrievalError,
+    scann_index,
+    scann_searcher,
+    tuning,
+)
 from tests.retrieval.toy import encode, state
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +35,13 @@ def test_add_edit_and_delete_are_seen_by_the_next_search_and_after_reopening(mem
     memory.delete(["p5"])
     for seen in (memory, Memory.open(memory.path, encode)):
         hit = best(seen, "town3. town3 moved to Atlantis")
-        assert (hit.id, hit.text, hit.title, hit.version, hit.metadata) == ("p3", "town3 moved to Atlantis", "town3", 3, {"n": "3"})
+        assert (hit.id, hit.text, hit.title, hit.version, hit.metadata) == (
+            "p3",
+            "town3 moved to Atlantis",
+            "town3",
+            3,
+            {"n": "3"},
+        )
         assert hit.score == pytest.approx(1, abs=1e-3)
         assert best(seen, "volcano island").id == "new"
         assert "p5" not in {hit.id for hit in seen.search(["town5 lies in land5"], 99)[0]}
@@ -52,7 +67,12 @@ def test_an_edit_keeps_what_it_is_not_given_and_a_hit_carries_every_field(memory
     memory.edit("p3", span=(4, 9), time="1998", tags=("town", "sea"), access="staff")
     memory.edit("p3", title="Port 3")
     hit = memory.search("town3", 1, groups=("staff",))[0][0]
-    assert (hit.text, hit.title, hit.span, hit.time) == ("town3 lies in land3", "Port 3", (4, 9), "1998")
+    assert (hit.text, hit.title, hit.span, hit.time) == (
+        "town3 lies in land3",
+        "Port 3",
+        (4, 9),
+        "1998",
+    )
     assert (hit.tags, hit.access, hit.version) == (("town", "sea"), "staff", 4)
     memory.edit("p3", text="town3 lies in land3")
     assert memory.get("p3").span == (4, 9), "the text is the same"
@@ -79,7 +99,9 @@ def test_two_edits_of_one_passage_that_meet_are_both_there(memory):
     memory.edit("p3", "town3 moved")
     passage = memory.get("p3")
     assert (passage.text, passage.title, passage.access) == ("town3 moved", "Port 3", "staff")
-    assert memory.search(["Port 3. town3 moved"], 1, groups=["staff"])[0][0].score == pytest.approx(1, abs=1e-3)
+    assert memory.search(["Port 3. town3 moved"], 1, groups=["staff"])[0][0].score == pytest.approx(
+        1, abs=1e-3
+    )
     assert [commit.action for commit in memory.log()] == ["create", "add", "edit", "edit"]
 
 
@@ -98,11 +120,20 @@ def test_an_update_encodes_only_what_no_passage_in_it_said_before(tmp_path):
     memory = Memory.create(tmp_path / "m", lambda texts: seen.extend(texts) or encode(texts))
     memory.add([Passage(f"p{i}", f"town{i} lies in land{i}") for i in range(5)])
     seen.clear()
-    moved = [Passage("p1", "a new town"), *(Passage(f"p{i}", f"town{i - 1} lies in land{i - 1}", time="1998") for i in (2, 3, 4))]
+    moved = [
+        Passage("p1", "a new town"),
+        *(Passage(f"p{i}", f"town{i - 1} lies in land{i - 1}", time="1998") for i in (2, 3, 4)),
+    ]
     commit = memory.update(moved, "Ada", "one came in between")
-    assert seen == ["a new town"] and (commit.action, commit.ids, commit.author) == ("edit", ("p1", "p2", "p3", "p4"), "Ada")
+    assert seen == ["a new town"] and (commit.action, commit.ids, commit.author) == (
+        "edit",
+        ("p1", "p2", "p3", "p4"),
+        "Ada",
+    )
     for handle in (memory, Memory.open(memory.path, encode)):
-        assert [(hit.id, round(hit.score, 3)) for p in moved for hit in handle.search([p.text], 1)[0]] == [(p.id, 1.0) for p in moved]
+        assert [
+            (hit.id, round(hit.score, 3)) for p in moved for hit in handle.search([p.text], 1)[0]
+        ] == [(p.id, 1.0) for p in moved]
     with pytest.raises(RetrievalError, match="not in the memory: 'p9'"):
         memory.update([Passage("p1", "x"), Passage("p9", "y")])
     assert memory.get("p1").text == "a new town"
@@ -132,7 +163,9 @@ def test_every_version_is_searched_as_it_was(memory):
     with pytest.raises(RetrievalError, match="view of the past"):
         memory.as_of(2).undo()
     memory.add([Passage("later", "text")])
-    assert [c.version for c in memory.as_of(3).log()] == [1, 2, 3], "a view of the past knows nothing later"
+    assert [c.version for c in memory.as_of(3).log()] == [1, 2, 3], (
+        "a view of the past knows nothing later"
+    )
 
 
 def test_two_handles_see_each_other_at_the_next_search(memory):
@@ -171,7 +204,9 @@ def test_an_index_from_another_history_is_not_used(memory, tmp_path):
     memory.search(["x"])
     other = Memory.create(tmp_path / "other", encode)
     other.add([Passage("a", "one"), Passage("b", "two")])
-    (memory.path / "index").rename(other.path / "index")  # a folder put together by hand: ids that are not in this store
+    (memory.path / "index").rename(
+        other.path / "index"
+    )  # a folder put together by hand: ids that are not in this store
     found = other.search(["town3"], 10)[0]
     assert {hit.id for hit in found} == {"a", "b"}
 
@@ -192,8 +227,12 @@ def test_without_scann_a_memory_works_the_same(memory, monkeypatch):
     seen = Memory.open(memory.path, encode)
     found = seen.search(["town1", "land7"], 3)
     assert isinstance(seen._index, scann_index.ExactIndex)
-    assert [[hit.id for hit in row] for row in found] == [[hit.id for hit in row] for row in expected]
-    assert np.allclose([hit.score for hit in found[0]], [hit.score for hit in expected[0]], atol=1e-5)
+    assert [[hit.id for hit in row] for row in found] == [
+        [hit.id for hit in row] for row in expected
+    ]
+    assert np.allclose(
+        [hit.score for hit in found[0]], [hit.score for hit in expected[0]], atol=1e-5
+    )
 
 
 def test_another_encoder_is_refused_and_both_fingerprints_named(memory):
@@ -220,7 +259,9 @@ def test_without_its_encoder_a_memory_can_be_read_and_undone_but_not_searched(me
     (lambda texts: encode(texts)[0], "shape"),
     (lambda texts: [["a"]], "no array of numbers"),
 ])  # fmt: skip
-def test_an_encoder_that_answers_nonsense_makes_no_memory_and_changes_none(tmp_path, memory, wrong, message):
+def test_an_encoder_that_answers_nonsense_makes_no_memory_and_changes_none(
+    tmp_path, memory, wrong, message
+):
     with pytest.raises(RetrievalError, match=message):
         Memory.create(tmp_path / "m", wrong)
     assert not (tmp_path / "m").exists()
@@ -235,7 +276,11 @@ def test_the_encoder_is_not_run_for_passages_that_will_be_refused(memory):
         raise AssertionError("the encoder ran")
 
     memory._encode = never
-    for passages in ([Passage("p1", "again")], [Passage("x", "")], [Passage("y", "a"), Passage("y", "b")]):
+    for passages in (
+        [Passage("p1", "again")],
+        [Passage("x", "")],
+        [Passage("y", "a"), Passage("y", "b")],
+    ):
         with pytest.raises(RetrievalError):
             memory.add(passages)
     with pytest.raises(RetrievalError, match="'nope'"):
@@ -252,7 +297,10 @@ def test_a_wrong_question_is_an_error_in_words(memory, call):
     assert memory.version == 2
 
 
-@pytest.mark.parametrize("junk", [None, 5, 1.5, b"x", object(), np.array(5), np.array([1]), [None], [["p1"]], [{}], EVERY_GROUP])
+@pytest.mark.parametrize(
+    "junk",
+    [None, 5, 1.5, b"x", object(), np.array(5), np.array([1]), [None], [["p1"]], [{}], EVERY_GROUP],
+)
 def test_what_is_no_list_of_texts_ids_or_passages_is_an_error_in_words(memory, junk):
     calls = [
         memory.search, memory.vectors, memory.delete, memory.add, memory.update, lambda m: memory.add([Passage("x", "y")], like=m),
@@ -281,7 +329,10 @@ def test_a_string_given_for_a_list_is_one_thing_and_not_its_letters(memory):
 
 
 def test_5500_passages_are_added_within_seconds(tmp_path):
-    memory = Memory.create(tmp_path / "m", lambda texts: np.random.default_rng(len(texts)).normal(size=(len(texts), 384)))
+    memory = Memory.create(
+        tmp_path / "m",
+        lambda texts: np.random.default_rng(len(texts)).normal(size=(len(texts), 384)),
+    )
     started = time.monotonic()
     memory.add([Passage(f"c{i}", f"City {i} is in country {i % 200}.") for i in range(5_500)])
     memory.search(["x"] * 200, 5)
@@ -317,7 +368,9 @@ def _add_many(path, name, count):
 
 def test_two_processes_that_write_at_once_lose_nothing(memory):
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_add_many, args=(memory.path, name, 8)) for name in ("left", "right")]
+    writers = [
+        context.Process(target=_add_many, args=(memory.path, name, 8)) for name in ("left", "right")
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:

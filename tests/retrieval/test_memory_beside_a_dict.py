@@ -11,7 +11,20 @@ from retrieval.filters import readable
 from retrieval.passages import moment
 from tests.retrieval.test_durability import ENCODERS
 
-WORDS = ("sun", "moon", "land", "town", "Über", "東京", "a_b", "c-d", "100%", "'quoted'", '"twice"', "back\\slash")
+WORDS = (
+    "sun",
+    "moon",
+    "land",
+    "town",
+    "Über",
+    "東京",
+    "a_b",
+    "c-d",
+    "100%",
+    "'quoted'",
+    '"twice"',
+    "back\\slash",
+)
 STEPS = 120
 CHANGES = ("add", "add", "edit", "edit", "update", "delete", "undo", "reembed", "reopen")
 QUESTIONS = ("search", "search", "search", "travel", "compare", "look")
@@ -98,19 +111,35 @@ class Beside:
         self.handles[self.rng.randrange(2)] = Memory.open(self.path, ENCODERS[self.encoder])
 
     def search(self, memory):
-        text, k, mode = self.text(), self.rng.choice([1, 3, 100]), self.rng.choice(["dense", "dense", "lexical", "hybrid"])
+        text, k, mode = (
+            self.text(),
+            self.rng.choice([1, 3, 100]),
+            self.rng.choice(["dense", "dense", "lexical", "hybrid"]),
+        )
         groups = self.rng.choice([[], ["g1"], ["g1", "g2"], EVERY_GROUP])
         where = self.rng.choice(
-            [None, Filter(any_tags=("x", "ü")), Filter(all_tags=("x", "y")), Filter(after="2021"), Filter(before="2021")]
+            [
+                None,
+                Filter(any_tags=("x", "ü")),
+                Filter(all_tags=("x", "y")),
+                Filter(after="2021"),
+                Filter(before="2021"),
+            ]
         )
         hits = memory.search([text], k, mode=mode, where=where, groups=groups)[0]
         right = {
-            id: passage for id, passage in self.now.items() if readable(passage.access, groups) and (not where or passes(where, passage))
+            id: passage
+            for id, passage in self.now.items()
+            if readable(passage.access, groups) and (not where or passes(where, passage))
         }
-        assert len({hit.id for hit in hits}) == len(hits) and (mode == "lexical" or len(hits) == min(k, len(right)))
+        assert len({hit.id for hit in hits}) == len(hits) and (
+            mode == "lexical" or len(hits) == min(k, len(right))
+        )
         assert all(same(hit, right[hit.id]) for hit in hits)
         if mode == "dense" and right:
-            rows = [unit(ENCODERS[self.encoder]([passage.searchable]))[0] for passage in right.values()]
+            rows = [
+                unit(ENCODERS[self.encoder]([passage.searchable]))[0] for passage in right.values()
+            ]
             best = np.sort(rows @ unit(ENCODERS[self.encoder]([text]))[0])[::-1][:k]
             assert np.allclose([hit.score for hit in hits], best, atol=2e-3)
 
@@ -130,29 +159,46 @@ class Beside:
     def compare(self, memory):
         a, b = sorted(self.rng.choices(sorted(self.past), k=2))
         diff, before, after = memory.diff(a, b), self.past[a][0], self.past[b][0]
-        assert set(diff.added) == after.keys() - before.keys() and set(diff.deleted) == before.keys() - after.keys()
-        assert {id for id in before.keys() & after.keys() if before[id] != after[id]} <= set(diff.edited)
+        assert (
+            set(diff.added) == after.keys() - before.keys()
+            and set(diff.deleted) == before.keys() - after.keys()
+        )
+        assert {id for id in before.keys() & after.keys() if before[id] != after[id]} <= set(
+            diff.edited
+        )
 
     def look(self, memory):
         id = self.some()[0]
-        assert memory.get(id) == self.now[id] == memory.history(id)[-1][1] and sorted(memory.ids()) == sorted(self.now)
+        assert memory.get(id) == self.now[id] == memory.history(id)[-1][1] and sorted(
+            memory.ids()
+        ) == sorted(self.now)
 
 
 def passes(where, passage):
-    timely = lambda bound, earlier: not bound or (passage.time and (moment(passage.time) < moment(bound)) == earlier)
-    tagged = set(where.all_tags) <= set(passage.tags) and (not where.any_tags or set(where.any_tags) & set(passage.tags))
+    timely = lambda bound, earlier: (
+        not bound or (passage.time and (moment(passage.time) < moment(bound)) == earlier)
+    )
+    tagged = set(where.all_tags) <= set(passage.tags) and (
+        not where.any_tags or set(where.any_tags) & set(passage.tags)
+    )
     return tagged and timely(where.after, False) and timely(where.before, True)
 
 
 def same(hit, passage):
-    return all(getattr(hit, field.name) == getattr(passage, field.name) for field in dataclasses.fields(Passage) if field.name != "origin")
+    return all(
+        getattr(hit, field.name) == getattr(passage, field.name)
+        for field in dataclasses.fields(Passage)
+        if field.name != "origin"
+    )
 
 
 def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 44))])
+@pytest.mark.parametrize(
+    "seed", [1, 2, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 44))]
+)
 def test_a_memory_says_what_a_dict_says(tmp_path, monkeypatch, seed):
     rng = random.Random(seed)
     monkeypatch.setattr(upkeep, "UPKEEP", ((3, 8), (6, 1000)))

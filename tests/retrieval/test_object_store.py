@@ -38,7 +38,16 @@ def test_every_call_does_what_it_does_in_a_folder(place, tmp_path):
         found = memory.search(["town3 moved", "land7"], 4)
         assert memory.verify() == [] and memory.stats()["passages"] == 9
         log = [(commit.action, commit.ids) for commit in memory.log()]
-        seen.append((state(memory), found, log, memory.diff(2, 3), memory.as_of(3).get("p3"), [c.action for c, _ in memory.history("p4")]))
+        seen.append(
+            (
+                state(memory),
+                found,
+                log,
+                memory.diff(2, 3),
+                memory.as_of(3).get("p3"),
+                [c.action for c, _ in memory.history("p4")],
+            )
+        )
     assert seen[0] == seen[1]
     with pytest.raises(RetrievalError, match="already holds a memory"):
         Memory.create(place, encode)
@@ -77,7 +86,9 @@ def interrupt(monkeypatch, other):
 
 @pytest.mark.parametrize("action", CHANGES)
 @pytest.mark.parametrize("other", MEANWHILE)
-def test_what_another_writer_commits_in_between_is_neither_lost_nor_undone(far, monkeypatch, action, other):
+def test_what_another_writer_commits_in_between_is_neither_lost_nor_undone(
+    far, monkeypatch, action, other
+):
     far.edit("p9", "the older change")
     first = state(far)
     far.edit("p9", "the change that undo takes back")
@@ -94,7 +105,9 @@ def test_what_another_writer_commits_in_between_is_neither_lost_nor_undone(far, 
         "add": lambda now: now | {"other": "other"}, "edit": lambda now: now | {"p2": "edited meanwhile"},
         "delete": lambda now: {id: text for id, text in now.items() if id != "p2"}, "undo": lambda now: first,
     }[other](before)  # fmt: skip
-    assert state(far) == expected(meanwhile), "undo takes back the newest change, which is the other's"
+    assert state(far) == expected(meanwhile), (
+        "undo takes back the newest change, which is the other's"
+    )
     assert len(far._store.ids()) == len(state(far)), "an id is there twice"
     if action in ("add", "edit", "delete"):
         far.undo()
@@ -102,7 +115,9 @@ def test_what_another_writer_commits_in_between_is_neither_lost_nor_undone(far, 
 
 
 @pytest.mark.parametrize("action", CHANGES)
-def test_what_meets_a_change_of_the_encoder_is_refused_and_changes_nothing(far, monkeypatch, action):
+def test_what_meets_a_change_of_the_encoder_is_refused_and_changes_nothing(
+    far, monkeypatch, action
+):
     far.edit("p9", "edited")
     other = lambda texts: -encode(texts)
     interrupt(monkeypatch, lambda: Memory.open(far.path, encode).reembed(other))
@@ -110,7 +125,11 @@ def test_what_meets_a_change_of_the_encoder_is_refused_and_changes_nothing(far, 
     with pytest.raises(RetrievalError, match="re-encoded since it was opened here"):
         CHANGES[action](far)
     now = Memory.open(far.path, other)
-    assert state(now) == before and now.log()[-1].action == "reembed" and now.search(["edited"], 1)[0][0].id == "p9"
+    assert (
+        state(now) == before
+        and now.log()[-1].action == "reembed"
+        and now.search(["edited"], 1)[0][0].id == "p9"
+    )
 
 
 def test_two_writers_cannot_both_add_the_same_id(far, monkeypatch):
@@ -134,7 +153,9 @@ def _change(path, name, acknowledged):
     for number in range(12):
         text = f"{name} {number}"
         try:
-            commit = ACTIONS[rng.choice(["add", "edit", "add", "edit", "delete", "undo"])](memory, f"p{rng.randrange(10)}", text)
+            commit = ACTIONS[rng.choice(["add", "edit", "add", "edit", "delete", "undo"])](
+                memory, f"p{rng.randrange(10)}", text
+            )
             acknowledged.append((commit.version, commit.action, text))
         except RetrievalError as error:
             assert re.search("not in|no change left|conflict", str(error)), error
@@ -144,7 +165,10 @@ def test_processes_that_write_at_once_lose_nothing_and_an_undo_takes_back_one_ch
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         acknowledged = manager.list()
-        writers = [context.Process(target=_change, args=(far.path, name, acknowledged)) for name in ("left", "right", "up")]
+        writers = [
+            context.Process(target=_change, args=(far.path, name, acknowledged))
+            for name in ("left", "right", "up")
+        ]
         for writer in writers:
             writer.start()
         for writer in writers:
@@ -152,7 +176,9 @@ def test_processes_that_write_at_once_lose_nothing_and_an_undo_takes_back_one_ch
             assert writer.exitcode == 0
         assert len(far) >= 0
         log = far.log()
-        assert sorted(acknowledged) == [(commit.version, commit.action, commit.reason) for commit in log[2:]]
+        assert sorted(acknowledged) == [
+            (commit.version, commit.action, commit.reason) for commit in log[2:]
+        ]
     now = {f"p{i}": f"town{i} lies in land{i}" for i in range(10)}
     before = [{}]
     for commit in log[2:]:

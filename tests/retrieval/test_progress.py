@@ -20,11 +20,16 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch, 
     monkeypatch.setattr("retrieval.progress.LOG_EVERY", 0.0)
     with caplog.at_level("INFO", "retrieval.progress"):
         show(monkeypatch, io.StringIO(), 1_500)
-    assert [line.rpartition(", about")[0] for line in caplog.messages] == ["encoding: 512 of 1,500", "encoding: 1,024 of 1,500"]
+    assert [line.rpartition(", about")[0] for line in caplog.messages] == [
+        "encoding: 512 of 1,500",
+        "encoding: 1,024 of 1,500",
+    ]
 
 
 def test_a_long_job_shows_its_progress_on_a_terminal_only(monkeypatch):
-    assert "encoding" in show(monkeypatch, Terminal(), 1_500) and "1500/1500" in show(monkeypatch, Terminal(), 1_500)
+    assert "encoding" in show(monkeypatch, Terminal(), 1_500) and "1500/1500" in show(
+        monkeypatch, Terminal(), 1_500
+    )
     assert show(monkeypatch, io.StringIO(), 1_500) == "", "a log file gets no bar"
     assert show(monkeypatch, Terminal(), 100) == "", "a short job gets no bar"
 

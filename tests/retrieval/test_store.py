@@ -32,10 +32,18 @@ def texts(store):
 
 
 IDS = [f"p{i}" for i in range(5)]
-CHANGES = st.lists(st.tuples(st.sampled_from(["add", "edit", "delete", "undo"]), st.sets(st.sampled_from(IDS), min_size=1)), max_size=12)
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "edit", "delete", "undo"]),
+        st.sets(st.sampled_from(IDS), min_size=1),
+    ),
+    max_size=12,
+)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(CHANGES)
 def test_any_changes_agree_with_a_dict_and_every_version_stays_as_it_was(tmp_path_factory, changes):
     store = Store.create(tmp_path_factory.mktemp("store") / "m", 4, "f")
@@ -62,7 +70,11 @@ def test_any_changes_agree_with_a_dict_and_every_version_stays_as_it_was(tmp_pat
             now = undo_stack.pop()
         else:
             undo_stack.append(dict(now))
-            now = {k: v for k, v in now.items() if k not in ids} if action == "delete" else now | {p.id: p.text for p in new}
+            now = (
+                {k: v for k, v in now.items() if k not in ids}
+                if action == "delete"
+                else now | {p.id: p.text for p in new}
+            )
         past[store.version] = now
         assert texts(store) == now and commit.version == store.version and commit.action == action
     for version, then in past.items():
@@ -124,8 +136,12 @@ def test_two_hundred_small_changes_leave_few_fragments_and_every_file_noted(tmp_
     fresh, no_journal = Store.open(store.path), History(store._dataset)
     assert fresh.log() == no_journal.log() and len(no_journal._read) == store.version
     read = []
-    monkeypatch.setattr("retrieval.history._record_of", lambda handle, version: read.append(version))
-    assert len(Store.open(store.path).log()) == 200 and read == [1], "the journal has every record but the first"
+    monkeypatch.setattr(
+        "retrieval.history._record_of", lambda handle, version: read.append(version)
+    )
+    assert len(Store.open(store.path).log()) == 200 and read == [1], (
+        "the journal has every record but the first"
+    )
     noted = (store.path / "checksums").read_text()
     files = [path for path in store.path.rglob("*") if path.is_file() and path.parent != store.path]
     assert [path.name for path in files if path.name not in noted] == ["latest_version_hint.json"]
@@ -170,7 +186,9 @@ def test_a_passage_that_cannot_be_kept_is_refused_and_nothing_changes(tmp_path, 
     (np.full((1, 4), np.nan), "NaN or infinity"), (np.full((1, 4), np.inf), "NaN or infinity"),
     (np.full((1, 4), 1e6), "float16"),
 ])  # fmt: skip
-def test_vectors_of_a_wrong_shape_or_not_finite_are_refused_and_nothing_changes(tmp_path, wrong, message):
+def test_vectors_of_a_wrong_shape_or_not_finite_are_refused_and_nothing_changes(
+    tmp_path, wrong, message
+):
     store = filled(tmp_path / "m")
     for change, id in ((store.add, "new"), (store.edit, "a")):
         with pytest.raises(RetrievalError, match=message):
@@ -190,9 +208,22 @@ def test_unknown_ids_are_listed_and_the_known_ones_beside_them_stay(tmp_path):
 def test_ids_and_texts_come_back_as_they_went_in(tmp_path):
     odd = ["it's", 'say "hi"', "back\\slash", "☃ snow", "'; DROP TABLE", "%_*", "a,b"]
     store = Store.create(tmp_path / "m", 4, "f")
-    more = {"span": (0, 7), "time": "2026-11-24T10:00:00+01:00", "tags": ("odd", "ids, all"), "access": "legal"}
+    more = {
+        "span": (0, 7),
+        "time": "2026-11-24T10:00:00+01:00",
+        "tags": ("odd", "ids, all"),
+        "access": "legal",
+    }
     passages = [
-        Passage(id, f"line\nof\t{id}\x00", title=id, source=id, metadata={id: id}, **(more if i % 2 else {})) for i, id in enumerate(odd)
+        Passage(
+            id,
+            f"line\nof\t{id}\x00",
+            title=id,
+            source=id,
+            metadata={id: id},
+            **(more if i % 2 else {}),
+        )
+        for i, id in enumerate(odd)
     ]
     store.add(passages, vectors(len(odd)))
     assert [store.get([id])[id][0] for id in odd] == passages
@@ -224,18 +255,55 @@ def test_a_memory_is_not_made_over_another_or_among_other_files(tmp_path):
 
 def format_1(path):
     """A memory as the first release wrote it."""
-    text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "text", "title", "source", "metadata")]
-    vector, made = pa.field("vector", pa.list_(pa.float16(), 4), nullable=False), pa.field("content_hash", pa.string(), nullable=False)
-    settings = {"openbook.format": "1", "openbook.encoder": "fingerprint", "openbook.encoder_source": "", "openbook.dim": "4"}
-    schema = pa.schema([*text, vector, made, pa.field("version", pa.int64(), nullable=False)], settings)
-    record = {"action": "create", "author": "Ada", "reason": "", "time": "2026-01-01T00:00:00.000+00:00", "ids": [], "undo_to": None}
+    text = [
+        pa.field(name, pa.string(), nullable=False)
+        for name in ("id", "text", "title", "source", "metadata")
+    ]
+    vector, made = (
+        pa.field("vector", pa.list_(pa.float16(), 4), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+    )
+    settings = {
+        "openbook.format": "1",
+        "openbook.encoder": "fingerprint",
+        "openbook.encoder_source": "",
+        "openbook.dim": "4",
+    }
+    schema = pa.schema(
+        [*text, vector, made, pa.field("version", pa.int64(), nullable=False)], settings
+    )
+    record = {
+        "action": "create",
+        "author": "Ada",
+        "reason": "",
+        "time": "2026-01-01T00:00:00.000+00:00",
+        "ids": [],
+        "undo_to": None,
+    }
     properties = lambda **changes: {"openbook": json.dumps(record | changes)}
     table = str(path / "passages.lance")
-    lance.write_dataset(schema.empty_table(), table, schema=schema, transaction_properties=properties())
+    lance.write_dataset(
+        schema.empty_table(), table, schema=schema, transaction_properties=properties()
+    )
     hash_of_a = "e619d4454eee82aa11b227f380ef4455431caac26f49aee9b2bb81f3f3c991f2"
-    rows = {"id": ["a"], "text": ["old"], "title": ["A"], "source": [""], "metadata": ['{"n": "1"}'], "content_hash": [hash_of_a]}
-    rows |= {"vector": pa.FixedSizeListArray.from_arrays(pa.array([1, 0, 0, 0], pa.float16()), 4), "version": [2]}
-    lance.write_dataset(pa.table(rows, schema), table, mode="append", transaction_properties=properties(action="add", ids=["a"], undo_to=1))
+    rows = {
+        "id": ["a"],
+        "text": ["old"],
+        "title": ["A"],
+        "source": [""],
+        "metadata": ['{"n": "1"}'],
+        "content_hash": [hash_of_a],
+    }
+    rows |= {
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array([1, 0, 0, 0], pa.float16()), 4),
+        "version": [2],
+    }
+    lance.write_dataset(
+        pa.table(rows, schema),
+        table,
+        mode="append",
+        transaction_properties=properties(action="add", ids=["a"], undo_to=1),
+    )
 
 
 def test_a_memory_of_format_1_is_read_as_it_is_and_upgraded_by_the_first_change(tmp_path):
@@ -243,23 +311,40 @@ def test_a_memory_of_format_1_is_read_as_it_is_and_upgraded_by_the_first_change(
     old = Passage("a", "old", "A", metadata={"n": "1"})
     store = Store.open(tmp_path / "m")
     assert store.get(["a"])["a"] == (old, 2) and store.version == 2
-    assert store.columns(["id", "tags", "access"]).to_pylist() == [{"id": "a", "tags": None, "access": None}]
+    assert store.columns(["id", "tags", "access"]).to_pylist() == [
+        {"id": "a", "tags": None, "access": None}
+    ]
     new = Passage("b", "new", span=(3, 6), time="2026", tags=("x", "y"), access="staff")
     store.add([new], vectors(1))
     assert store.get(["a", "b"]) == {"a": (old, 2), "b": (new, store.version)}
-    assert store.columns(["tags", "span_end"]).to_pylist() == [{"tags": None, "span_end": None}, {"tags": ["x", "y"], "span_end": 6}]
+    assert store.columns(["tags", "span_end"]).to_pylist() == [
+        {"tags": None, "span_end": None},
+        {"tags": ["x", "y"], "span_end": 6},
+    ]
     store.edit([dataclasses.replace(old, access="staff")], vectors(1))
     for _ in range(2):
         store.undo()
-    assert store.get(store.ids()) == {"a": (old, 2)} and Store.open(store.path, 2).get(["a", "b"]) == {"a": (old, 2)}
+    assert store.get(store.ids()) == {"a": (old, 2)} and Store.open(store.path, 2).get(
+        ["a", "b"]
+    ) == {"a": (old, 2)}
     store.delete(["a"])
-    assert len(store) == 0 and [c.action for c in store.log()] == ["create", "add", "add", "edit", "undo", "undo", "delete"]
+    assert len(store) == 0 and [c.action for c in store.log()] == [
+        "create",
+        "add",
+        "add",
+        "edit",
+        "undo",
+        "undo",
+        "delete",
+    ]
 
 
 def test_a_memory_of_a_newer_format_asks_for_a_newer_openbook(tmp_path):
     store = filled(tmp_path / "m")
     store._dataset.update_schema_metadata({"openbook.format": "4"})
-    with pytest.raises(RetrievalError, match=r"format '4', this openbook reads 1 to 3: install a newer"):
+    with pytest.raises(
+        RetrievalError, match=r"format '4', this openbook reads 1 to 3: install a newer"
+    ):
         Store.open(store.path)
     with pytest.raises(RetrievalError, match="no columns 'size'; it has id, text"):
         filled(tmp_path / "n").columns(["size"])
@@ -268,7 +353,11 @@ def test_a_memory_of_a_newer_format_asks_for_a_newer_openbook(tmp_path):
 @pytest.mark.parametrize("version", [0, -1, 3, 10**9, True, "2", "1999", "yesterday"])
 def test_a_version_that_never_was_is_refused(tmp_path, version):
     store = filled(tmp_path / "m")
-    message = {"1999": "did not exist at 1999-01-01", "2": "expected ISO 8601", "yesterday": "expected ISO 8601"}
+    message = {
+        "1999": "did not exist at 1999-01-01",
+        "2": "expected ISO 8601",
+        "yesterday": "expected ISO 8601",
+    }
     with pytest.raises(RetrievalError, match=message.get(version, "expected a number from 1 to 2")):
         Store.open(store.path, version)
 
@@ -289,9 +378,17 @@ def test_a_moment_stands_for_the_version_that_was_the_newest(tmp_path, monkeypat
     monkeypatch.undo()
     versions = [commit.version for commit in store.log()]
     assert versions[-1] < store.version, "no upkeep came after the last change"
-    for when, expected in [("2026-05-01T12:00:30", 0), ("2026-05-01T14:01+02:00", 1), ("2026-05-01T12:02:59.9Z", 2), ("2027", 3)]:
+    for when, expected in [
+        ("2026-05-01T12:00:30", 0),
+        ("2026-05-01T14:01+02:00", 1),
+        ("2026-05-01T12:02:59.9Z", 2),
+        ("2027", 3),
+    ]:
         assert Store.open(store.path, when).version == versions[expected]
-    assert Store.open(store.path, datetime.datetime(2026, 5, 1, 12, 2, tzinfo=datetime.UTC)).version == versions[2]
+    assert (
+        Store.open(store.path, datetime.datetime(2026, 5, 1, 12, 2, tzinfo=datetime.UTC)).version
+        == versions[2]
+    )
 
 
 def test_a_diff_is_what_a_comparison_of_both_versions_finds(tmp_path):
@@ -302,11 +399,17 @@ def test_a_diff_is_what_a_comparison_of_both_versions_finds(tmp_path):
     store.add([Passage("c", "again"), Passage("g", "new")], vectors(2))
     store.undo()
     store.add([Passage("d", "text of d"), Passage("h", "new")], vectors(2))
-    states = {version: texts(Store.open(store.path, version)) for version in range(1, store.version + 1)}
+    states = {
+        version: texts(Store.open(store.path, version)) for version in range(1, store.version + 1)
+    }
     for a, then in states.items():
         for b, now in states.items():
             edited = tuple(sorted(id for id in then.keys() & now.keys() if then[id] != now[id]))
-            assert store.diff(a, b) == Diff(tuple(sorted(now.keys() - then.keys())), edited, tuple(sorted(then.keys() - now.keys())))
+            assert store.diff(a, b) == Diff(
+                tuple(sorted(now.keys() - then.keys())),
+                edited,
+                tuple(sorted(then.keys() - now.keys())),
+            )
 
 
 def test_the_past_of_a_passage_is_every_change_of_it_and_no_other(tmp_path):
@@ -316,14 +419,25 @@ def test_the_past_of_a_passage_is_every_change_of_it_and_no_other(tmp_path):
     store.delete(["a"])
     store.undo()
     past = store.past_of("a")
-    assert [commit.action for commit, _ in past] == ["add", "edit", "delete", "undo"] and past[1][0].reason == "a typo"
-    assert [passage and passage.text for _, passage in past] == ["text of a", "second", None, "second"]
+    assert [commit.action for commit, _ in past] == ["add", "edit", "delete", "undo"] and past[1][
+        0
+    ].reason == "a typo"
+    assert [passage and passage.text for _, passage in past] == [
+        "text of a",
+        "second",
+        None,
+        "second",
+    ]
     assert store.past_of("never") == []
 
 
 def test_the_past_cannot_be_changed(tmp_path):
     past = Store.open(filled(tmp_path / "m").path, 1)
-    for change in (past.undo, lambda: past.delete(["a"]), lambda: past.add([Passage("x", "y")], vectors(1))):
+    for change in (
+        past.undo,
+        lambda: past.delete(["a"]),
+        lambda: past.add([Passage("x", "y")], vectors(1)),
+    ):
         with pytest.raises(RetrievalError, match="view of the past"):
             change()
 
@@ -352,5 +466,7 @@ def test_threads_that_add_at_once_lose_nothing(tmp_path):
     for thread in threads:
         thread.join()
     assert len(memory) == 16 and len(state(memory)) == 16
-    assert json.dumps(sorted(c.version for c in memory.log())) == json.dumps([c.version for c in memory.log()])
+    assert json.dumps(sorted(c.version for c in memory.log())) == json.dumps(
+        [c.version for c in memory.log()]
+    )
     assert memory.search(["z 4"], 1)[0][0].id == "z4"

@@ -25,21 +25,31 @@ def test_a_turn_changes_no_cosine_and_sorts_directions_by_variance(rng):
     rows = vectors @ turn
     np.testing.assert_allclose(rows[:50] @ rows.T, vectors[:50] @ vectors.T, atol=2e-6)
     assert (np.diff(rows.var(axis=0)) < 1e-6).all()
-    assert sum(codes * width for codes, width in widths) == 64 and sum(codes for codes, _ in widths) < 0.8 * 32
+    assert (
+        sum(codes * width for codes, width in widths) == 64
+        and sum(codes for codes, _ in widths) < 0.8 * 32
+    )
     assert [width for _, width in widths][:2] == [2, 4]
 
 
 def test_vectors_of_many_dimensions_are_turned_to_the_first_directions_alone(rng):
     vectors = uneven(rng, dim=WHOLE + 8)
     turn, widths = turn_of(vectors)
-    assert turn.shape == (2, REFLECTIONS, WHOLE + 8) and sum(codes * width for codes, width in widths) == WHOLE + 8
+    assert (
+        turn.shape == (2, REFLECTIONS, WHOLE + 8)
+        and sum(codes * width for codes, width in widths) == WHOLE + 8
+    )
     rows = turned(vectors, turn)
     np.testing.assert_allclose(rows[:50] @ rows.T, vectors[:50] @ vectors.T, atol=5e-6)
     np.testing.assert_allclose(turned(rows, turn, back=True), vectors, atol=2e-6)
     np.testing.assert_allclose([turned(row, turn) for row in vectors[:5]], rows[:5], atol=2e-6)
     variances = np.linalg.eigvalsh(np.cov(vectors, rowvar=False))[::-1]
-    np.testing.assert_allclose(rows[:, :REFLECTIONS].var(axis=0), variances[:REFLECTIONS], rtol=0.02)
-    index = ScannIndex.build(vectors, [str(row) for row in range(len(vectors))], Tuning(kind="quantised"))
+    np.testing.assert_allclose(
+        rows[:, :REFLECTIONS].var(axis=0), variances[:REFLECTIONS], rtol=0.02
+    )
+    index = ScannIndex.build(
+        vectors, [str(row) for row in range(len(vectors))], Tuning(kind="quantised")
+    )
     assert index.search(vectors[::100], 1)[0] == [[str(row)] for row in range(0, len(vectors), 100)]
 
 
@@ -67,17 +77,31 @@ def test_scann_takes_the_widths_and_finds_with_fewer_codes(tree, rng):
     turn, widths = turn_of(vectors)
     rows = vectors @ turn
     builder = scann.builder(rows, 10, "dot_product")
-    builder = (builder.tree(30, 30) if tree else builder).score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100)
+    builder = (
+        (builder.tree(30, 30) if tree else builder)
+        .score_ah(2, anisotropic_quantization_threshold=0.2)
+        .reorder(100)
+    )
     config = with_widths(builder.create_config(), widths)
     assert config.count("variable_blocks") == len(widths)
     searcher = scann.create_searcher(rows, config, 1)
     found, _ = searcher.search_batched(rows[:100], 10)
     best = np.argsort(-(vectors[:100] @ vectors.T), axis=1)[:, :10]
-    assert np.mean([len(set(row) & set(true)) / 10 for row, true in zip(found.tolist(), best.tolist(), strict=True)]) > 0.95
+    assert (
+        np.mean(
+            [
+                len(set(row) & set(true)) / 10
+                for row, true in zip(found.tolist(), best.tolist(), strict=True)
+            ]
+        )
+        > 0.95
+    )
 
 
 @pytest.mark.parametrize("kind", ["quantised", "partitioned"])
-def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_saved_and_trained_again(kind, rng, tmp_path, monkeypatch):
+def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_saved_and_trained_again(
+    kind, rng, tmp_path, monkeypatch
+):
     pytest.importorskip("scann")
     monkeypatch.setattr(scann_searcher, "is_core", lambda: False)
     vectors = uneven(rng)
@@ -98,10 +122,15 @@ def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_sa
 
 
 def test_one_query_is_turned_as_a_row_of_many(rng):
-    turn, rows = np.linalg.qr(rng.normal(size=(48, 48)))[0].astype(np.float32), rng.normal(size=(3, 48)).astype(np.float32)
+    turn, rows = (
+        np.linalg.qr(rng.normal(size=(48, 48)))[0].astype(np.float32),
+        rng.normal(size=(3, 48)).astype(np.float32),
+    )
     for way in (turn, np.asfortranarray(turn), reflections(turn[:, :8].astype(np.float64))):
         np.testing.assert_allclose([turned(row, way) for row in rows], turned(rows, way), atol=1e-5)
-        np.testing.assert_allclose([turned(row, way, back=True) for row in rows], turned(rows, way, back=True), atol=1e-5)
+        np.testing.assert_allclose(
+            [turned(row, way, back=True) for row in rows], turned(rows, way, back=True), atol=1e-5
+        )
 
 
 def blas_threads() -> list[int]:
@@ -120,7 +149,9 @@ def test_a_turn_takes_one_thread_of_blas_and_leaves_it_as_many_as_it_had(rng):
     product(Rows(), turn)
     assert seen == [[1] * len(before)]
     rows = rng.normal(size=(500, 64)).astype(np.float32)
-    threads = [threading.Thread(target=lambda: [turned(rows, turn) for _ in range(50)]) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: [turned(rows, turn) for _ in range(50)]) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -21,15 +21,30 @@ def test_rows_put_dropped_and_proven_are_merged_as_a_search_of_both_would(rng):
         if turn % 10 == 8:
             unproven.proven(look)
             held = {id: row for id, row in held.items() if put[id] > since}
-        assert sorted(unproven.ids()) == sorted(held) and len(unproven.sample(4)) <= max(4, len(held))
-        searched = others | {id: row for id, row in held.items() if id in others}  # as a searcher would, of the newest vectors
+        assert sorted(unproven.ids()) == sorted(held) and len(unproven.sample(4)) <= max(
+            4, len(held)
+        )
+        searched = others | {
+            id: row for id, row in held.items() if id in others
+        }  # as a searcher would, of the newest vectors
         for count, k in ((1, 5), (3, 5), (2, 100)):
             queries = rng.normal(size=(count, 8)).astype(np.float32)
-            found = [sorted(((float(q @ row), id) for id, row in searched.items()), reverse=True)[:k] for q in queries]
+            found = [
+                sorted(((float(q @ row), id) for id, row in searched.items()), reverse=True)[:k]
+                for q in queries
+            ]
             ids, scores = unproven.beside(
-                queries, k, [[id for _, id in one] for one in found], [np.array([s for s, _ in one], np.float32) for one in found]
+                queries,
+                k,
+                [[id for _, id in one] for one in found],
+                [np.array([s for s, _ in one], np.float32) for one in found],
             )
             for query, names, values in zip(queries, ids, scores, strict=True):
-                right = sorted(((float(query @ row), id) for id, row in (searched | held).items()), reverse=True)[:k]
+                right = sorted(
+                    ((float(query @ row), id) for id, row in (searched | held).items()),
+                    reverse=True,
+                )[:k]
                 assert names == [id for _, id in right] and values.dtype == np.float32
-                np.testing.assert_allclose(values, [score for score, _ in right], rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(
+                    values, [score for score, _ in right], rtol=1e-5, atol=1e-5
+                )

@@ -29,7 +29,11 @@ OTHER = [
 def found(tmp_path_factory):
     """query -> ids: of a memory that holds every form, as a passage of its own, beside others."""
     memory = Memory.create(tmp_path_factory.mktemp("words") / "m", encode)
-    texts = {f"{i}{side}": text for i, pair in enumerate(SAME) for side, text in zip("ab", pair, strict=True)}
+    texts = {
+        f"{i}{side}": text
+        for i, pair in enumerate(SAME)
+        for side, text in zip("ab", pair, strict=True)
+    }
     memory.add([Passage(id, f"filler {text} filler") for id, text in texts.items()])
     return lambda query: {hit.id for hit in memory.search(query, len(texts), mode="lexical")[0]}
 
@@ -42,7 +46,11 @@ def test_each_form_of_a_word_finds_the_other(found, number):
 
 @pytest.mark.parametrize("one, other", OTHER)
 def test_other_numbers_and_letters_stay_others(one, other):
-    assert words(one) != words(other) and not set(asked(other)) <= set(words(one)) and digest(one) != digest(other)
+    assert (
+        words(one) != words(other)
+        and not set(asked(other)) <= set(words(one))
+        and digest(one) != digest(other)
+    )
 
 
 @pytest.mark.parametrize("text, query", [
@@ -57,13 +65,22 @@ def test_a_word_within_a_text_without_spaces_is_found(tmp_path, text, query):
 
 
 def test_duplicates_and_tags_know_other_forms(memory):
-    assert digest("Die Über\u00adsicht ｋｍ ﬁn 7,000") == digest(NFD("die  übersicht km fin 7000")) != digest("die ubersicht km fin 7000")
+    assert (
+        digest("Die Über\u00adsicht ｋｍ ﬁn 7,000")
+        == digest(NFD("die  übersicht km fin 7000"))
+        != digest("die ubersicht km fin 7000")
+    )
     memory.add([Passage("nfc", "x", tags=("Genève",)), Passage("nfd", "y", tags=(NFD("Genève"),))])
     for tag in ("Genève", NFD("Genève")):
-        assert {hit.id for hit in memory.search("x", 9, where=Filter(all_tags=(tag,)))[0]} == {"nfc", "nfd"}
+        assert {hit.id for hit in memory.search("x", 9, where=Filter(all_tags=(tag,)))[0]} == {
+            "nfc",
+            "nfd",
+        }
 
 
-def test_a_memory_with_the_word_index_of_format_2_is_searched_at_once_and_indexed_anew_by_the_next_change(tmp_path, monkeypatch):
+def test_a_memory_with_the_word_index_of_format_2_is_searched_at_once_and_indexed_anew_by_the_next_change(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(lexical, "KEPT_FROM", 1)
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage("a", "Genève"), Passage("b", "Bern")])
@@ -73,10 +90,17 @@ def test_a_memory_with_the_word_index_of_format_2_is_searched_at_once_and_indexe
     dataset.create_scalar_index("words", "INVERTED", name="words_idx")
     dataset.update_schema_metadata({"openbook.format": "2"})
     memory = Memory.open(tmp_path / "m", encode)
-    version, ids = memory.version, lambda memory: [hit.id for hit in memory.search(NFD("GENÈVE"), mode="lexical")[0]]
+    version, ids = (
+        memory.version,
+        lambda memory: [hit.id for hit in memory.search(NFD("GENÈVE"), mode="lexical")[0]],
+    )
     assert ids(memory) == ["a"]
     memory.edit("b", "Bern, Genève")
-    assert sorted(ids(memory)) == ["a", "b"] and lexical.indexes(memory._store._dataset) == {lexical.INDEX}
-    assert "words" not in memory._store._dataset.schema.names and ids(memory.as_of(version)) == ["a"]
+    assert sorted(ids(memory)) == ["a", "b"] and lexical.indexes(memory._store._dataset) == {
+        lexical.INDEX
+    }
+    assert "words" not in memory._store._dataset.schema.names and ids(memory.as_of(version)) == [
+        "a"
+    ]
     memory.undo()
     assert ids(memory) == ["a"] and memory.verify() == []

@@ -10,7 +10,14 @@ DIM = 32
 
 def encode(texts):
     """list[str] -> float32 [N, 32]."""
-    return np.stack([np.sum([_word(word) for word in re.findall(r"\w+", text.lower())] or [_word("")], axis=0) for text in texts])
+    return np.stack(
+        [
+            np.sum(
+                [_word(word) for word in re.findall(r"\w+", text.lower())] or [_word("")], axis=0
+            )
+            for text in texts
+        ]
+    )
 
 
 def _word(word):

@@ -49,11 +49,17 @@ def get(name: str, tokenizer, **options) -> Template:
     known = options_of(name) | {"shots": 0}
     for option, value in options.items():
         if option not in known:
-            raise ConfigError(f"template {name!r} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}")
+            raise ConfigError(
+                f"template {name!r} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}"
+            )
         if type(value) is not type(known[option]):
-            raise ConfigError(f"template {name!r}: {option}={value!r}: expected {type(known[option]).__name__}, as {known[option]!r} is")
+            raise ConfigError(
+                f"template {name!r}: {option}={value!r}: expected {type(known[option]).__name__}, as {known[option]!r} is"
+            )
     if tokenizer.eos_token is None:
-        raise ConfigError(f"template {name!r}: the tokenizer has no end-of-text token (eos_token); set one and save it again")
+        raise ConfigError(
+            f"template {name!r}: the tokenizer has no end-of-text token (eos_token); set one and save it again"
+        )
     missing = [token for token in CONTROL.get(name, ()) if special_id(tokenizer, token) is None]
     if missing:
         raise ConfigError(
@@ -67,7 +73,9 @@ def get(name: str, tokenizer, **options) -> Template:
 def check_name(name: str) -> None:
     """Raises ConfigError unless there is a template of that name."""
     if name not in TEMPLATES:
-        raise ConfigError(f"data.template={name!r} is unknown{nearest(name, TEMPLATES)}; one of {', '.join(TEMPLATES)}")
+        raise ConfigError(
+            f"data.template={name!r} is unknown{nearest(name, TEMPLATES)}; one of {', '.join(TEMPLATES)}"
+        )
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -80,7 +88,9 @@ def stop_id(template: Template, tokenizer) -> int:
     """The id of the token that ends an answer."""
     found = special_id(tokenizer, template.stop)
     if found is None:
-        raise ConfigError(f"template {template.name!r}: {template.stop!r} is no control token of the tokenizer")
+        raise ConfigError(
+            f"template {template.name!r}: {template.stop!r} is no control token of the tokenizer"
+        )
     return found
 
 
@@ -94,13 +104,22 @@ def special_id(tokenizer, token: str) -> int | None:
 
 def remember(template: Template) -> dict:
     """What a run folder keeps of a template, as JSON."""
-    return {"name": template.name, "options": dict(template.options), "stop": template.stop, "fingerprint": template.fingerprint}
+    return {
+        "name": template.name,
+        "options": dict(template.options),
+        "stop": template.stop,
+        "fingerprint": template.fingerprint,
+    }
 
 
 def recall(kept: Mapping, tokenizer) -> Template:
     """The template that `remember` described. Raises ConfigError when this code or tokenizer spells it differently."""
     template = get(kept["name"], tokenizer, **kept["options"])
-    if template.fingerprint != kept["fingerprint"] and "date" in template.options and "date" not in kept["options"]:
+    if (
+        template.fingerprint != kept["fingerprint"]
+        and "date" in template.options
+        and "date" not in kept["options"]
+    ):
         template = _of_some_day(kept, tokenizer) or template
     if template.fingerprint != kept["fingerprint"]:
         raise ConfigError(
@@ -126,4 +145,6 @@ def _of_some_day(kept: Mapping, tokenizer) -> Template | None:
     today = datetime.date.today()
     days = ((today - datetime.timedelta(days=n)).isoformat() for n in range(DAYS))
     every = (get(kept["name"], tokenizer, **kept["options"], date=day) for day in days)
-    return next((template for template in every if template.fingerprint == kept["fingerprint"]), None)
+    return next(
+        (template for template in every if template.fingerprint == kept["fingerprint"]), None
+    )

@@ -26,7 +26,10 @@ def alpaca(tokenizer, name: str = "alpaca", end: str = "") -> Template:
         if task.input:
             between, after = rest.split("{input}")
             texts[2:] = [between, task.input, after]
-        return Asked((*(Segment(text, False) for text in texts), *([Segment(end, False)] if end else [])), respond)
+        return Asked(
+            (*(Segment(text, False) for text in texts), *([Segment(end, False)] if end else [])),
+            respond,
+        )
 
     return Template(name, {}, tokenizer.eos_token, ask)
 

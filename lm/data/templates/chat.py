@@ -32,27 +32,45 @@ class Format:
 def chatml(tokenizer, turns: str = "all") -> Template:
     """OpenAI's ChatML: <|im_start|>ROLE, a new line, what is said, <|im_end|>."""
     roles = {role: (f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ("system", "user", "tool")}
-    return _template("chatml", Format("<|im_end|>", roles, header="<|im_start|>assistant\n", tail="\n"), turns)
+    return _template(
+        "chatml", Format("<|im_end|>", roles, header="<|im_start|>assistant\n", tail="\n"), turns
+    )
 
 
 def tulu(tokenizer, turns: str = "all") -> Template:
     """Tulu (Wang et al. 2023, arXiv 2306.04751, figure 1): <|user|> and <|assistant|> are text, the end-of-text token is the stop."""
     roles = {role: (f"<|{role}|>\n", "\n") for role in ("system", "user")}
-    return _template("tulu", Format(tokenizer.eos_token, roles, header="<|assistant|>\n", tail="\n"), turns)
+    return _template(
+        "tulu", Format(tokenizer.eos_token, roles, header="<|assistant|>\n", tail="\n"), turns
+    )
 
 
 def llama2(tokenizer, turns: str = "all") -> Template:
     """Llama 2 (Touvron et al. 2023, arXiv 2307.09288): [INST] ... [/INST], a system message inside the first; each pair starts anew."""
     start = tokenizer.bos_token or ""
-    style = Format(tokenizer.eos_token, {"user": (f"{start}[INST] ", " [/INST]")}, before=" ", after=" ", strip=True)
+    style = Format(
+        tokenizer.eos_token,
+        {"user": (f"{start}[INST] ", " [/INST]")},
+        before=" ",
+        after=" ",
+        strip=True,
+    )
     return _template("llama2", style, turns, _system_in_the_first)
 
 
 def llama3(tokenizer, turns: str = "all") -> Template:
     """Llama 3 (Dubey et al. 2024, arXiv 2407.21783): a header, an empty line, what is said, <|eot_id|>."""
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
-    roles = {role: (header.format(role), "<|eot_id|>") for role in ("system", "user")} | {"tool": (header.format("ipython"), "<|eot_id|>")}
-    style = Format("<|eot_id|>", roles, header=header.format("assistant"), start=tokenizer.bos_token or "", strip=True)
+    roles = {role: (header.format(role), "<|eot_id|>") for role in ("system", "user")} | {
+        "tool": (header.format("ipython"), "<|eot_id|>")
+    }
+    style = Format(
+        "<|eot_id|>",
+        roles,
+        header=header.format("assistant"),
+        start=tokenizer.bos_token or "",
+        strip=True,
+    )
     return _template("llama3", style, turns)
 
 
@@ -63,7 +81,9 @@ def check_turns(turns: str) -> str:
     return turns
 
 
-def _template(name: str, style: Format, turns: str, arrange: Callable[[tuple[Turn, ...]], list[Turn]] = list) -> Template:
+def _template(
+    name: str, style: Format, turns: str, arrange: Callable[[tuple[Turn, ...]], list[Turn]] = list
+) -> Template:
     trained = check_turns(turns) == "all"
     respond = answered(style.stop, style.before, style.after, style.tail)
 
@@ -77,14 +97,23 @@ def _template(name: str, style: Format, turns: str, arrange: Callable[[tuple[Tur
                 said = answer(turn.text)
                 found += [
                     Segment(style.header, False, control=True),
-                    *(dataclasses.replace(s, trained=s.trained and trained and turn.trained) for s in said),
+                    *(
+                        dataclasses.replace(s, trained=s.trained and trained and turn.trained)
+                        for s in said
+                    ),
                 ]
                 continue
             if turn.role not in style.around:
-                raise DataError(f"it has no place for a turn of {turn.role!r}; it knows {', '.join((*style.around, 'assistant'))}")
+                raise DataError(
+                    f"it has no place for a turn of {turn.role!r}; it knows {', '.join((*style.around, 'assistant'))}"
+                )
             before, after = style.around[turn.role]
             said = turn.text.strip() if style.strip else turn.text
-            found += [Segment(before, False, control=True), Segment(said, False), Segment(after, False, control=True)]
+            found += [
+                Segment(before, False, control=True),
+                Segment(said, False),
+                Segment(after, False, control=True),
+            ]
         found.append(Segment(style.header, False, control=True))
         return Asked(tuple(segment for segment in found if segment.text), answer)
 
@@ -92,10 +121,14 @@ def _template(name: str, style: Format, turns: str, arrange: Callable[[tuple[Tur
 
 
 def _system_in_the_first(turns: tuple[Turn, ...]) -> list[Turn]:
-    system, rest = ("", list(turns)) if turns[0].role != "system" else (turns[0].text, list(turns[1:]))
+    system, rest = (
+        ("", list(turns)) if turns[0].role != "system" else (turns[0].text, list(turns[1:]))
+    )
     for i, turn in enumerate(rest):
         if turn.role != ("user", "assistant")[i % 2]:
-            raise DataError(f"users and assistants must take turns, and turn {i + 1} is one of {turn.role!r}")
+            raise DataError(
+                f"users and assistants must take turns, and turn {i + 1} is one of {turn.role!r}"
+            )
     if not rest:
         raise DataError("there is no user's message")
     if system:

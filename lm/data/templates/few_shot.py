@@ -23,25 +23,49 @@ def few_shot(template: Template, shots: int) -> Template:
     if not shots:
         return template
     if "positive" in template.options:
-        raise ConfigError(f"data.shots={shots}: template {template.name!r} has its own; set data.{template.name}.positive instead")
+        raise ConfigError(
+            f"data.shots={shots}: template {template.name!r} has its own; set data.{template.name}.positive instead"
+        )
     chat = "turns" in template.options
 
     def ask(question: Record, index: int) -> Asked:
         shown = [
-            (dataclasses.replace(question, instruction=d.instruction or question.instruction, input=d.input, positive=()), d.output)
+            (
+                dataclasses.replace(
+                    question,
+                    instruction=d.instruction or question.instruction,
+                    input=d.input,
+                    positive=(),
+                ),
+                d.output,
+            )
             for d in question.positive[:shots]
         ]
         if not shown:
             return template.ask(question, index)
         if chat:
-            turns = [turn for solved, answer in shown for turn in (*as_turns(solved), Turn("assistant", answer))]
-            asked = template.ask(dataclasses.replace(question, turns=(*turns, *as_turns(question))), index)
+            turns = [
+                turn
+                for solved, answer in shown
+                for turn in (*as_turns(solved), Turn("assistant", answer))
+            ]
+            asked = template.ask(
+                dataclasses.replace(question, turns=(*turns, *as_turns(question))), index
+            )
             before = ()
         else:
             asked = template.ask(question, index)
             spelled = [(template.ask(solved, index), answer) for solved, answer in shown]
-            before = [s for a, answer in spelled for s in (*a.segments, *_text(a, answer), Segment(BETWEEN, False, control=True))]
-        return Asked(tuple(dataclasses.replace(s, trained=False) for s in (*before, *asked.segments)), asked.respond, asked.cut)
+            before = [
+                s
+                for a, answer in spelled
+                for s in (*a.segments, *_text(a, answer), Segment(BETWEEN, False, control=True))
+            ]
+        return Asked(
+            tuple(dataclasses.replace(s, trained=False) for s in (*before, *asked.segments)),
+            asked.respond,
+            asked.cut,
+        )
 
     return dataclasses.replace(template, options={**template.options, "shots": shots}, ask=ask)
 
@@ -57,14 +81,28 @@ def with_examples(records: Sequence[Record], template: Template) -> Sequence[Rec
     for record in records if shots else ():
         if not record.turns:
             tasks[record.task].append(record)
-    return [_shown(record, tasks[record.task], shots, i) for i, record in enumerate(records)] if shots else records
+    return (
+        [_shown(record, tasks[record.task], shots, i) for i, record in enumerate(records)]
+        if shots
+        else records
+    )
 
 
 def _shown(record: Record, others: list[Record], shots: int, place: int) -> Record:
     if record.turns or record.positive:
         return record
-    drawn = np.random.default_rng(place).choice(len(others), min(shots + 1, len(others)), replace=False)
-    apart = [others[i] for i in drawn if (others[i].instruction, others[i].input) != (record.instruction, record.input)]
+    drawn = np.random.default_rng(place).choice(
+        len(others), min(shots + 1, len(others)), replace=False
+    )
+    apart = [
+        others[i]
+        for i in drawn
+        if (others[i].instruction, others[i].input) != (record.instruction, record.input)
+    ]
     return dataclasses.replace(
-        record, positive=tuple(Demonstration(other.input, other.output, instruction=other.instruction) for other in apart[:shots])
+        record,
+        positive=tuple(
+            Demonstration(other.input, other.output, instruction=other.instruction)
+            for other in apart[:shots]
+        ),
     )

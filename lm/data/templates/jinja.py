@@ -24,8 +24,13 @@ AT = (  # a clock that stands still, before a template: transformers passes no f
     "{%- macro strftime_now(format) -%}{%- set said = namespace(text=format) -%}{%- for mark, value in openbook_day.items() -%}"
     "{%- set said.text = said.text.replace(mark, value) -%}{%- endfor -%}{{- said.text -}}{%- endmacro -%}"
 )
-MARKS = tuple(f"%{pad}{letter}" for letter in "aAwdbBmyYHIpMSfjUWcxXGuV" for pad in ("-", "")) + ("%%",)
-LINKS = ("tool_call_id", "name")  # of a tool's turn: templates may leave them out, for the order says the same
+MARKS = tuple(f"%{pad}{letter}" for letter in "aAwdbBmyYHIpMSfjUWcxXGuV" for pad in ("-", "")) + (
+    "%%",
+)
+LINKS = (
+    "tool_call_id",
+    "name",
+)  # of a tool's turn: templates may leave them out, for the order says the same
 
 Pieces = list[tuple[str, bool]]  # text, and whether it is the template's
 Render = Callable[..., str]  # (turns, prompt=False) -> text
@@ -64,16 +69,36 @@ def jinja(tokenizer, turns: str = "all", date: str = "") -> Template:
 
         return Asked(tuple(found), respond)
 
-    return Template("jinja", {"turns": turns, **({"date": date} if date else {})}, stop, ask, source=source, fields=True)
+    return Template(
+        "jinja",
+        {"turns": turns, **({"date": date} if date else {})},
+        stop,
+        ask,
+        source=source,
+        fields=True,
+    )
 
 
 def special_tokens(tokenizer) -> re.Pattern:
     """Matches every control token's text, the longest first."""
-    control = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
-    return re.compile("|".join(map(re.escape, sorted(filter(None, control), key=len, reverse=True))) or r"(?!)")
+    control = {
+        *tokenizer.all_special_tokens,
+        *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special),
+    }
+    return re.compile(
+        "|".join(map(re.escape, sorted(filter(None, control), key=len, reverse=True))) or r"(?!)"
+    )
 
 
-def rendered(tokenizer, messages: Sequence[Mapping], *, prompt: bool = True, tools: Sequence[Mapping] = (), date: str = "", **more) -> str:
+def rendered(
+    tokenizer,
+    messages: Sequence[Mapping],
+    *,
+    prompt: bool = True,
+    tools: Sequence[Mapping] = (),
+    date: str = "",
+    **more,
+) -> str:
     """The conversation as the tokenizer's chat template spells it; `prompt`: up to where an answer begins; date: instead of today.
 
     more: of transformers' apply_chat_template. Raises DataError, in words, for whatever goes wrong inside the template.
@@ -84,11 +109,17 @@ def rendered(tokenizer, messages: Sequence[Mapping], *, prompt: bool = True, too
             day = datetime.datetime.fromisoformat(date)
             given |= {"chat_template": AT + tokenizer.get_chat_template(tools=given.get("tools"))}
             given["openbook_day"] = {mark: day.strftime(mark) for mark in MARKS}
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **given, **more)
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt, **given, **more
+        )
     except Exception as error:  # a template is a program: it may raise anything
         import jinja2
 
-        said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        said = (
+            str(error)
+            if isinstance(error, jinja2.TemplateError)
+            else f"{type(error).__name__}: {error}"
+        )
         raise DataError(f"the tokenizer's chat template refuses it: {said}") from None
 
 
@@ -109,7 +140,13 @@ def _source(tokenizer) -> str:
     return found
 
 
-def _turns_rendered(tokenizer, turns: Sequence[Turn], prompt: bool = False, tools: Sequence[Mapping] = (), date: str = "") -> str:
+def _turns_rendered(
+    tokenizer,
+    turns: Sequence[Turn],
+    prompt: bool = False,
+    tools: Sequence[Mapping] = (),
+    date: str = "",
+) -> str:
     messages = [{"role": turn.role, "content": turn.text, **turn.fields} for turn in turns]
     return rendered(tokenizer, messages, prompt=prompt, tools=tools, date=date)
 
@@ -135,7 +172,9 @@ def _check_tools(plain: Render, render: Render, question: Record, specials: re.P
         _no_control(specials, question.tools, "the tools")
         messages = as_turns(question)
         if plain(messages, prompt=True) == render(messages, prompt=True):
-            raise DataError("the tokenizer's chat template leaves out 'tools'; choose a model whose template renders them, or remove them")
+            raise DataError(
+                "the tokenizer's chat template leaves out 'tools'; choose a model whose template renders them, or remove them"
+            )
 
 
 def _check_fields(render: Render, messages: Sequence[Turn], specials: re.Pattern) -> None:
@@ -145,7 +184,9 @@ def _check_fields(render: Render, messages: Sequence[Turn], specials: re.Pattern
         _no_control(specials, turn.fields[name], f"turn {len(messages)}: {name!r}")
         if turn.role == "tool" and name in LINKS:
             continue
-        without = dataclasses.replace(turn, fields={key: value for key, value in turn.fields.items() if key != name})
+        without = dataclasses.replace(
+            turn, fields={key: value for key, value in turn.fields.items() if key != name}
+        )
         if render(messages) == render((*messages[:-1], without)):
             raise DataError(
                 f"the tokenizer's chat template leaves out {name!r} of turn {len(messages)}; remove the field, or choose a template that "
@@ -158,14 +199,18 @@ def _no_control(specials: re.Pattern, value: Any, what: str) -> None:
         raise DataError(f"{what} spells out the control token {spelled.group()!r}; remove it")
 
 
-def _grown(render: Render, messages: Sequence[Turn], done: str, specials: re.Pattern) -> list[Segment]:
+def _grown(
+    render: Render, messages: Sequence[Turn], done: str, specials: re.Pattern
+) -> list[Segment]:
     """What the prompt for an answer to `messages` adds to the text that is there already."""
     pieces = _pieces(render, messages, specials, prompt=True)
     reason = "the turns before it are rendered differently later"
     return [Segment(text, False, control) for text, control in _after(pieces, done, reason)]
 
 
-def _answer(render: Render, messages: Sequence[Turn], stop: str, specials: re.Pattern) -> list[Segment]:
+def _answer(
+    render: Render, messages: Sequence[Turn], stop: str, specials: re.Pattern
+) -> list[Segment]:
     """The segments of the last turn, an assistant's: trained up to the control token that ends it."""
     prompt = "".join(text for text, _ in _pieces(render, messages[:-1], specials, prompt=True))
     ends = prompt.rstrip("\n").rpartition("\n")[2]
@@ -182,14 +227,22 @@ def _answer(render: Render, messages: Sequence[Turn], stop: str, specials: re.Pa
         parts = ((text[:end], True), (stop, True), (text[end + len(stop) :], False))
         found += [Segment(part, trained, control) for part, trained in parts if part]
     if not ended:
-        raise DataError(f"the tokenizer's chat template does not end this answer with {stop!r}, as it ends others")
+        raise DataError(
+            f"the tokenizer's chat template does not end this answer with {stop!r}, as it ends others"
+        )
     return found
 
 
 def _after(pieces: Pieces, done: str, reason: str) -> Pieces:
     if not "".join(text for text, _ in pieces).startswith(done):
-        advice = "use data.turns='last'" if "later" in reason else "begin each answer so, or give its reasoning as the template reads it"
-        raise DataError(f"the tokenizer's chat template does not keep what is there when a conversation grows ({reason}); {advice}")
+        advice = (
+            "use data.turns='last'"
+            if "later" in reason
+            else "begin each answer so, or give its reasoning as the template reads it"
+        )
+        raise DataError(
+            f"the tokenizer's chat template does not keep what is there when a conversation grows ({reason}); {advice}"
+        )
     left, found = len(done), []
     for text, control in pieces:
         if text[left:]:
@@ -198,15 +251,22 @@ def _after(pieces: Pieces, done: str, reason: str) -> Pieces:
     return found
 
 
-def _pieces(render: Render, messages: Sequence[Turn], specials: re.Pattern, prompt: bool = False) -> Pieces:
+def _pieces(
+    render: Render, messages: Sequence[Turn], specials: re.Pattern, prompt: bool = False
+) -> Pieces:
     native = render(messages, prompt=prompt)
     try:
-        places = [dataclasses.replace(turn, text=f"\ue000{i}\ue001" if turn.text else "") for i, turn in enumerate(messages)]
+        places = [
+            dataclasses.replace(turn, text=f"\ue000{i}\ue001" if turn.text else "")
+            for i, turn in enumerate(messages)
+        ]
         parts = PLACE.split(render(places, prompt=prompt))
     except DataError:
         parts = []
     for said in ([turn.text for turn in messages], [turn.text.strip() for turn in messages]):
-        pieces = [(said[int(part)], False) if i % 2 else (part, True) for i, part in enumerate(parts)]
+        pieces = [
+            (said[int(part)], False) if i % 2 else (part, True) for i, part in enumerate(parts)
+        ]
         if "".join(text for text, _ in pieces) == native:
             return [(text, control) for text, control in pieces if text]
     for turn in messages:

@@ -46,13 +46,21 @@ class Template:
         question, answer = divided(record)
         turn = record.turns[-1] if record.turns else Turn("assistant", answer)
         if not answer.strip() and not turn.fields.get("tool_calls"):
-            raise _refused(record, "the response is empty; remove the record, or raise data.max_bad_share to leave such records out")
+            raise _refused(
+                record,
+                "the response is empty; remove the record, or raise data.max_bad_share to leave such records out",
+            )
         asked = self._asked(question, index, turn.fields)
         response = self._said(record, lambda: asked.respond(turn if turn.fields else answer))
         trained = [segment for segment in response if segment.trained]
         if not trained or not trained[-1].control or not trained[-1].text.endswith(self.stop):
-            raise _refused(record, f"template {self.name!r} does not train the token that ends the response ({self.stop!r})")
-        return Example(asked.segments + response, record.references or (answer,), record.task, asked.cut)
+            raise _refused(
+                record,
+                f"template {self.name!r} does not train the token that ends the response ({self.stop!r})",
+            )
+        return Example(
+            asked.segments + response, record.references or (answer,), record.task, asked.cut
+        )
 
     def prompt(self, record: Record, index: int = 0) -> Example:
         """The record without its answer, as generation is given it."""
@@ -64,8 +72,12 @@ class Template:
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the name, the options and what the template makes of a few records."""
-        spelled = [[dataclasses.astuple(segment) for segment in self._probe(record)] for record in _PROBES]
-        options = {name: value for name, value in sorted(self.options.items()) if name != "date"}  # it shows in what is spelled
+        spelled = [
+            [dataclasses.astuple(segment) for segment in self._probe(record)] for record in _PROBES
+        ]
+        options = {
+            name: value for name, value in sorted(self.options.items()) if name != "date"
+        }  # it shows in what is spelled
         identity = [VERSION, self.name, options, self.stop, self.source, spelled]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
@@ -75,9 +87,17 @@ class Template:
         except DataError:
             return ()
 
-    def _asked(self, question: Record, index: int, answer: Mapping[str, Any] | None = None) -> Asked:
-        found = [(f"turn {n} has", name) for n, turn in enumerate(question.turns, 1) for name in turn.fields]
-        found += [("the answer has", name) for name in answer or ()] + [("the record has", "tools")] * bool(question.tools)
+    def _asked(
+        self, question: Record, index: int, answer: Mapping[str, Any] | None = None
+    ) -> Asked:
+        found = [
+            (f"turn {n} has", name)
+            for n, turn in enumerate(question.turns, 1)
+            for name in turn.fields
+        ]
+        found += [("the answer has", name) for name in answer or ()] + [
+            ("the record has", "tools")
+        ] * bool(question.tools)
         if found and not self.fields:
             raise _refused(
                 question,
@@ -115,7 +135,9 @@ def as_task(question: Record) -> Record:
         return question
     roles = [turn.role for turn in question.turns]
     if roles != ["user"]:
-        raise DataError(f"it has no place for turns of {', '.join(roles)} before the answer; use a chat template such as 'chatml'")
+        raise DataError(
+            f"it has no place for turns of {', '.join(roles)} before the answer; use a chat template such as 'chatml'"
+        )
     return dataclasses.replace(question, instruction=question.turns[0].text, turns=())
 
 
@@ -124,11 +146,16 @@ def whole_prompt(question: Record) -> str:
     return "\n\n".join(filter(None, (question.instruction, question.input)))
 
 
-def answered(stop: str, before: str = "", after: str = "", tail: str = "") -> Callable[[str], tuple[Segment, ...]]:
+def answered(
+    stop: str, before: str = "", after: str = "", tail: str = ""
+) -> Callable[[str], tuple[Segment, ...]]:
     """How an answer is spelled: `before`, it and `after` are trained, then the token `stop`; `tail` follows untrained."""
 
     def respond(answer: str) -> tuple[Segment, ...]:
-        end = (Segment(stop, True, control=True), *([Segment(tail, False, control=True)] if tail else []))
+        end = (
+            Segment(stop, True, control=True),
+            *([Segment(tail, False, control=True)] if tail else []),
+        )
         return (Segment(f"{before}{answer}{after}", True), *end)
 
     return respond
@@ -141,8 +168,19 @@ def _refused(record: Record, reason: str) -> DataError:
 _PROBES = (
     Record(instruction=" Say it. ", input="once\n", output=" it "),
     Record(
-        instruction="Say it", output="it", positive=tuple(Demonstration(x, x, x) for x in "abc"), negative=(Demonstration("d", "e", "f"),)
+        instruction="Say it",
+        output="it",
+        positive=tuple(Demonstration(x, x, x) for x in "abc"),
+        negative=(Demonstration("d", "e", "f"),),
     ),
     Record(turns=(Turn("user", " a "), Turn("assistant", " b "))),
-    Record(turns=(Turn("system", "s"), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))),
+    Record(
+        turns=(
+            Turn("system", "s"),
+            Turn("user", "a"),
+            Turn("assistant", "b"),
+            Turn("user", "c"),
+            Turn("assistant", "d"),
+        )
+    ),
 )

@@ -26,7 +26,11 @@ def tk_instruct(
     Examples are added while the prompt stays within `max_prompt` tokens, with those that the tokenizer adds. What is still longer is cut
     at its end, which is the input's, as in the original; `Asked.cut` says by how much.
     """
-    for name, value, least in (("positive", positive, 0), ("negative", negative, 0), ("max_prompt", max_prompt, 1)):
+    for name, value, least in (
+        ("positive", positive, 0),
+        ("negative", negative, 0),
+        ("max_prompt", max_prompt, 1),
+    ):
         if value < least:
             raise ConfigError(f"data.tk_instruct.{name}={value}: expected at least {least}")
     fixed = (definition, positive, negative, explanations)
@@ -36,29 +40,58 @@ def tk_instruct(
 
     def ask(question: Record, index: int) -> Asked:
         task = as_task(question)
-        chosen = MIXED[np.random.default_rng((seed, index)).integers(len(MIXED))] if mixed else fixed
+        chosen = (
+            MIXED[np.random.default_rng((seed, index)).integers(len(MIXED))] if mixed else fixed
+        )
         text = spelled(task, *chosen, max_prompt=max_prompt, count=count)
         ids = tokenizer(text, verbose=False)["input_ids"]
         cut = max(0, len(ids) - max_prompt)
         if cut:
-            text = tokenizer.decode(ids[:max_prompt], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = tokenizer.decode(
+                ids[:max_prompt], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         return Asked((Segment(text, False),), lambda answer: respond(answer.strip()), cut)
 
     respond = answered(tokenizer.eos_token)
-    options = dict(definition=definition, positive=positive, negative=negative, explanations=explanations)
-    return Template("tk_instruct", {**options, "mixed": mixed, "max_prompt": max_prompt, "seed": seed}, tokenizer.eos_token, ask)
+    options = dict(
+        definition=definition, positive=positive, negative=negative, explanations=explanations
+    )
+    return Template(
+        "tk_instruct",
+        {**options, "mixed": mixed, "max_prompt": max_prompt, "seed": seed},
+        tokenizer.eos_token,
+        ask,
+    )
 
 
-def spelled(task: Record, definition: bool, positive: int, negative: int, explanations: bool, *, max_prompt: int, count) -> str:
+def spelled(
+    task: Record,
+    definition: bool,
+    positive: int,
+    negative: int,
+    explanations: bool,
+    *,
+    max_prompt: int,
+    count,
+) -> str:
     """The prompt of a task; `count` says how many tokens a text has."""
-    asked = f"Now complete the following example -\n{_ended(f'Input: {task.input.strip()}')}\nOutput: "
+    asked = (
+        f"Now complete the following example -\n{_ended(f'Input: {task.input.strip()}')}\nOutput: "
+    )
     begin = _ended(f"Definition: {task.instruction.strip()}") + "\n\n" if definition else ""
     shown: dict[str, list[str]] = {"Positive": [], "Negative": []}
-    for kind, examples in (("Positive", task.positive[:positive]), ("Negative", task.negative[:negative])):
+    for kind, examples in (
+        ("Positive", task.positive[:positive]),
+        ("Negative", task.negative[:negative]),
+    ):
         for i, example in enumerate(examples, 1):
             more = _demonstration(f" {kind} Example {i} -\n", example, explanations)
             # The original counts with a space between examples, and writes them without one.
-            before = begin + " ".join(shown["Positive"]) + (" ".join(shown["Negative"]) if kind == "Negative" else "")
+            before = (
+                begin
+                + " ".join(shown["Positive"])
+                + (" ".join(shown["Negative"]) if kind == "Negative" else "")
+            )
             if count(before + more + asked) > max_prompt:
                 break
             shown[kind].append(more)

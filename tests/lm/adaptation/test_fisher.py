@@ -12,7 +12,9 @@ from lm.models.config import ConfigError
 from lm.objectives import next_token
 from tests.lm.training import small
 
-MODEL = build(small.MODEL.replace(n_layers=1, vocab_size=16, d_model=8, d_ff=8, n_heads=1, n_kv_heads=1))
+MODEL = build(
+    small.MODEL.replace(n_layers=1, vocab_size=16, d_model=8, d_ff=8, n_heads=1, n_kv_heads=1)
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,13 @@ def test_a_logistic_regression_s_is_not_its_closed_form(chunk):
     chance = 1 / (1 + np.exp(-x @ w))
     np.testing.assert_allclose(found, ((chance - y)[:, None] ** 2 * x**2).sum(0), rtol=1e-5)
     # The expectation over the model's own labels is the Fisher information proper, sum of p (1 - p) x^2.
-    both = sum(chance_of[:, None] * (chance - label)[:, None] ** 2 * x**2 for label, chance_of in ((1, chance), (0, 1 - chance)))
-    np.testing.assert_allclose(both.sum(0), ((chance * (1 - chance))[:, None] * x**2).sum(0), rtol=1e-10)
+    both = sum(
+        chance_of[:, None] * (chance - label)[:, None] ** 2 * x**2
+        for label, chance_of in ((1, chance), (0, 1 - chance))
+    )
+    np.testing.assert_allclose(
+        both.sum(0), ((chance * (1 - chance))[:, None] * x**2).sum(0), rtol=1e-10
+    )
 
 
 def test_a_language_model_s_is_not_the_mean_over_rows_of_squared_gradients(params):
@@ -48,16 +55,25 @@ def test_a_language_model_s_is_not_the_mean_over_rows_of_squared_gradients(param
 def test_sampled_targets_are_not_drawn_from_the_model(params):
     batch = Batch.of(np.tile(np.arange(5), (1500, 1)))
     drawn = np.asarray(fisher.draw(MODEL, params, batch, jax.random.key(1)))
-    chance = np.asarray(jax.nn.softmax(MODEL.apply({"params": params}, Batch.of(np.arange(5)[None])).logits))[0]
+    chance = np.asarray(
+        jax.nn.softmax(MODEL.apply({"params": params}, Batch.of(np.arange(5)[None])).logits)
+    )[0]
     share = np.stack([np.bincount(drawn[:, t], minlength=16) / len(drawn) for t in range(5)])
-    assert np.abs(share - chance).max() < 5 * np.sqrt(0.25 / 1500) and np.abs(share - chance).mean() < 0.01
+    assert (
+        np.abs(share - chance).max() < 5 * np.sqrt(0.25 / 1500)
+        and np.abs(share - chance).mean() < 0.01
+    )
 
 
 def test_the_sampled_kind_does_not_approach_the_expectation_over_the_model(params):
     """For one token of context the expectation over all 16 targets can be written out."""
     tokens = np.tile([[3, 5]], (256, 1))
     found, _ = fisher.fisher(MODEL, next_token, params, [Batch.of(tokens)], sampled=True, chunk=64)
-    both = jax.jit(jax.value_and_grad(lambda p, target: next_token(MODEL, p, Batch.of([[3, 5]]).replace(targets=target)).sum))
+    both = jax.jit(
+        jax.value_and_grad(
+            lambda p, target: next_token(MODEL, p, Batch.of([[3, 5]]).replace(targets=target)).sum
+        )
+    )
     outcomes = [both(params, jnp.array([[t, 0]])) for t in range(16)]
     wanted = jax.tree.map(lambda *gs: sum(np.exp(-float(v)) * jnp.square(g) for (v, _), g in zip(outcomes, gs, strict=True)),
                           *[g for _, g in outcomes])  # fmt: skip

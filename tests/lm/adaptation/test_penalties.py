@@ -25,13 +25,19 @@ STRENGTHS = dict(l2_sp_strength=0.3, ewc_strength=0.7, kl_strength=0.5)
 @functools.cache
 def parts():
     """(params, fixed: another base and a Fisher information, batch with padding and unequal weights)."""
-    params, base = (MODEL.init(jax.random.key(seed), Batch.of([[0, 0]]))["params"] for seed in (0, 1))
+    params, base = (
+        MODEL.init(jax.random.key(seed), Batch.of([[0, 0]]))["params"] for seed in (0, 1)
+    )
     fisher = jax.tree.map(lambda x: jnp.square(x) + 0.1, base)
     rng = np.random.default_rng(0)
     segments = np.ones((4, 10), np.int32)
     segments[1, 4:] = 0
     batch = Batch.of(rng.integers(0, 64, (4, 10)), segments)
-    return params, {"base": base, "fisher": fisher}, batch.replace(weights=batch.weights * rng.uniform(0.5, 2, (4, 10)).astype(np.float32))
+    return (
+        params,
+        {"base": base, "fisher": fisher},
+        batch.replace(weights=batch.weights * rng.uniform(0.5, 2, (4, 10)).astype(np.float32)),
+    )
 
 
 def formula(params, fixed, batch, direction, *, l2_sp_strength, ewc_strength, kl_strength):
@@ -44,7 +50,12 @@ def formula(params, fixed, batch, direction, *, l2_sp_strength, ewc_strength, kl
     square = jax.tree.map(lambda a, b: jnp.square(a - b), params, fixed["base"])
     total = lambda tree: sum(jnp.sum(x) for x in jax.tree.leaves(tree))
     weighed = total(jax.tree.map(jnp.multiply, fixed["fisher"], square))
-    return mean(task) + kl_strength * mean(kl) + l2_sp_strength / 2 * total(square) + ewc_strength / 2 * weighed
+    return (
+        mean(task)
+        + kl_strength * mean(kl)
+        + l2_sp_strength / 2 * total(square)
+        + ewc_strength / 2 * weighed
+    )
 
 
 @pytest.mark.parametrize("direction", penalties.DIRECTIONS)
@@ -56,16 +67,25 @@ def test_a_penalised_loss_or_its_gradient_is_not_the_formula(direction):
         loss = wrapped(MODEL, p, batch, None, fixed=fixed, chunk=3)
         return loss.sum / loss.weight
 
-    ours, theirs = (jax.jit(jax.value_and_grad(f))(params) for f in (mean, lambda p: formula(p, fixed, batch, direction, **STRENGTHS)))
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(f))(params)
+        for f in (mean, lambda p: formula(p, fixed, batch, direction, **STRENGTHS))
+    )
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), ours[1], theirs[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), ours[1], theirs[1]
+    )
 
 
 @pytest.mark.parametrize("direction", penalties.DIRECTIONS)
 def test_a_divergence_or_its_gradient_is_not_the_formula_in_float64(direction):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        x, y, step = rng.normal(size=(3, 7)) * 3, rng.normal(size=(3, 7)) * 3, rng.normal(size=(3, 7))
+        x, y, step = (
+            rng.normal(size=(3, 7)) * 3,
+            rng.normal(size=(3, 7)) * 3,
+            rng.normal(size=(3, 7)),
+        )
         softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)
 
         def by_hand(z):
@@ -76,7 +96,9 @@ def test_a_divergence_or_its_gradient_is_not_the_formula_in_float64(direction):
         assert ours(jnp.asarray(x)).dtype == jnp.float64
         np.testing.assert_allclose(ours(jnp.asarray(x)), by_hand(x), rtol=1e-12)
         slope = (jax.grad(lambda z: ours(z).sum())(jnp.asarray(x)) * step).sum()
-        np.testing.assert_allclose(slope, (by_hand(x + 1e-6 * step) - by_hand(x - 1e-6 * step)).sum() / 2e-6, rtol=1e-7)
+        np.testing.assert_allclose(
+            slope, (by_hand(x + 1e-6 * step) - by_hand(x - 1e-6 * step)).sum() / 2e-6, rtol=1e-7
+        )
         np.testing.assert_allclose(ours(jnp.asarray(y)), 0, atol=1e-14)
 
 
@@ -98,12 +120,18 @@ def test_no_strength_is_another_program():
 
 def steps(shape, accumulate, adaptation, batch, base):
     mesh, rate = small.mesh_of(*shape), lambda _: 1e-2
-    sgd = optimizer.build("adamw", rate, {}, clip=0.0, weight_decay=0.0, eps=1.0)  # nearly plain gradient descent: no signs of nothing
+    sgd = optimizer.build(
+        "adamw", rate, {}, clip=0.0, weight_decay=0.0, eps=1.0
+    )  # nearly plain gradient descent: no signs of nothing
     extras = Extras(plan=adaptation)
-    state = create_state(MODEL, sgd, mesh, 0, params=base["base"], extras=extras, fisher=base["fisher"])
+    state = create_state(
+        MODEL, sgd, mesh, 0, params=base["base"], extras=extras, fisher=base["fisher"]
+    )
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(MODEL, sgd, mesh, extras=extras))
     objective = adaptation.objective(next_token)
-    step = make_train_step(MODEL, objective, sgd, rate, accumulate=accumulate, shardings=shardings.params)
+    step = make_train_step(
+        MODEL, objective, sgd, rate, accumulate=accumulate, shardings=shardings.params
+    )
     with sharding.activate(mesh):
         step, seen = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0), []
         for _ in range(3):
@@ -116,20 +144,31 @@ def steps(shape, accumulate, adaptation, batch, base):
 def test_a_penalty_depends_on_micro_batches_or_devices(low_rank):
     _, fixed, batch = parts()
     adaptation = plan.Plan(MODEL.logical_axes(), low_rank, l2_sp=0.3, ewc=0.7, kl=0.5)
-    (one, seen), (cut, seen_cut) = (steps(*how, adaptation, batch, fixed) for how in (((1, 1, 1), 1), ((1, 2, 1), 2)))
+    (one, seen), (cut, seen_cut) = (
+        steps(*how, adaptation, batch, fixed) for how in (((1, 1, 1), 1), ((1, 2, 1), 2))
+    )
     assert identical(one.fixed, jax.device_get(fixed)) and identical(cut.fixed, one.fixed)
     for a, b in zip(seen, seen_cut, strict=True):
         assert a == pytest.approx(b, rel=2e-5, abs=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), one.params, cut.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), one.params, cut.params
+    )
     assert seen[0]["kl"] == pytest.approx(0, abs=1e-6) and seen[0]["l2_sp"] == seen[0]["ewc"] == 0.0
     assert all(seen[-1][name] > 0 for name in ("kl", "l2_sp", "ewc"))
-    assert seen[-1]["loss"] == pytest.approx(seen[-1]["task"] + seen[-1]["l2_sp"] + seen[-1]["ewc"] + 0.5 * seen[-1]["kl"], rel=1e-5)
+    assert seen[-1]["loss"] == pytest.approx(
+        seen[-1]["task"] + seen[-1]["l2_sp"] + seen[-1]["ewc"] + 0.5 * seen[-1]["kl"], rel=1e-5
+    )
 
 
 def test_the_distance_of_adapters_is_not_that_of_the_merged_kernels():
     params, _, _ = parts()
     axes = rules.by_path(MODEL.logical_axes())
-    adapters = jax.tree.map(lambda x: x + 0.1, lora.initialise(params, axes, Lora(2), jax.random.key(0)))
+    adapters = jax.tree.map(
+        lambda x: x + 0.1, lora.initialise(params, axes, Lora(2), jax.random.key(0))
+    )
     merged = lora.merge(params, adapters, 2.0)
     some = penalties.l2_sp(merged, params, sorted(lora.kernels(axes, lora.PATTERN)))
-    assert float(some) == pytest.approx(float(penalties.l2_sp(merged, params)), rel=1e-6) and float(some) > 0
+    assert (
+        float(some) == pytest.approx(float(penalties.l2_sp(merged, params)), rel=1e-6)
+        and float(some) > 0
+    )

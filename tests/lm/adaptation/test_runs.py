@@ -40,7 +40,9 @@ def folder(tmp_path_factory):
 
 
 def test_a_resumed_run_ends_elsewhere(folder):
-    base, whole, resumed = (checkpoints.load_params(folder / name)[1] for name in ("base", "lora", "resumed"))
+    base, whole, resumed = (
+        checkpoints.load_params(folder / name)[1] for name in ("base", "lora", "resumed")
+    )
     assert identical(whole, resumed) and not identical(whole, base)
 
 
@@ -48,18 +50,35 @@ def test_what_a_lora_run_is_loaded_as_is_not_base_and_average_merged(folder):
     _, found, _ = load(str(folder / "lora"))
     _, base, _ = load(str(folder / "base"))
     abstract = lambda tree: jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, "float32", sharding=jax.tree.leaves(base)[0].sharding), tree
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, "float32", sharding=jax.tree.leaves(base)[0].sharding
+        ),
+        tree,
     )
     model, _, _ = load(str(folder / "base"))
-    fresh = lora.initialise(base, rules.by_path(model.logical_axes()), lora.Lora(2), jax.random.key(0))
-    read = checkpoints._read(folder / "lora" / "checkpoints" / "4", {"ema": abstract(fresh)}, partial=True)
+    fresh = lora.initialise(
+        base, rules.by_path(model.logical_axes()), lora.Lora(2), jax.random.key(0)
+    )
+    read = checkpoints._read(
+        folder / "lora" / "checkpoints" / "4", {"ema": abstract(fresh)}, partial=True
+    )
     assert identical(found, lora.merge(base, read["ema"], 2.0))
 
 
 def test_the_commands_do_not_take_a_lora_run(folder, capsys):
-    assert evaluate.main([f"--model={folder / 'lora'}", f"--data={folder / 'x.txt'}", "--length=16", "--json"]) == 0
+    assert (
+        evaluate.main(
+            [f"--model={folder / 'lora'}", f"--data={folder / 'x.txt'}", "--length=16", "--json"]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["loss"] > 0
-    assert importlib.import_module("lm.generate").main([f"--model={folder / 'lora'}", "--prompt=The", "--max-new-tokens=3"]) == 0
+    assert (
+        importlib.import_module("lm.generate").main(
+            [f"--model={folder / 'lora'}", "--prompt=The", "--max-new-tokens=3"]
+        )
+        == 0
+    )
     assert export.main([f"--model={folder / 'lora'}", f"--output={folder / 'exported'}"]) == 0
     _, exported, _ = load(str(folder / "exported"))
     _, merged, _ = load(str(folder / "lora"))
@@ -68,35 +87,74 @@ def test_the_commands_do_not_take_a_lora_run(folder, capsys):
 
 def test_an_exported_adapter_is_not_the_run(folder):
     assert export.main([f"--model={folder / 'base'}", f"--output={folder / 'base-hf'}"]) == 0
-    assert export.main([f"--model={folder / 'lora'}", f"--output={folder / 'adapter'}", "--adapter"]) == 0
+    assert (
+        export.main([f"--model={folder / 'lora'}", f"--output={folder / 'adapter'}", "--adapter"])
+        == 0
+    )
     config = json.loads((folder / "adapter" / peft.CONFIG).read_text())
-    assert config["base_model_name_or_path"] == str(folder / "base") and config["r"] == 2 and config["lora_alpha"] == 4
+    assert (
+        config["base_model_name_or_path"] == str(folder / "base")
+        and config["r"] == 2
+        and config["lora_alpha"] == 4
+    )
     _, merged, _ = load(str(folder / "lora"))
     assert (folder / "adapter" / "tokenizer.json").is_file()
     _, found, _ = load(str(folder / "adapter"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, merged)
-    assert export.main([f"--model={folder / 'base'}", f"--output={folder / 'none'}", "--adapter"]) == 2
+    assert (
+        export.main([f"--model={folder / 'base'}", f"--output={folder / 'none'}", "--adapter"]) == 2
+    )
 
 
 def test_an_exported_adapter_has_lost_its_template_or_has_another_runs(folder):
     template = templates.get("plain", tokenizers.bytes_only())
-    (folder / "resumed" / "model" / "template.json").write_text(json.dumps(templates.remember(template)))
+    (folder / "resumed" / "model" / "template.json").write_text(
+        json.dumps(templates.remember(template))
+    )
     for name, kept in (("resumed", templates.remember(template)), ("lora", None)):
-        assert export.main([f"--model={folder / name}", f"--output={folder / 'either'}", "--adapter"]) == 0
+        assert (
+            export.main([f"--model={folder / name}", f"--output={folder / 'either'}", "--adapter"])
+            == 0
+        )
         assert kept_template(str(folder / "either")) == kept
 
 
 def test_a_sweep_does_not_end_in_the_models_themselves(folder):
-    args = [f"--base={folder / 'base'}", f"--tuned={folder / 'lora'}", f"--data={folder / 'x.txt'}", "--length=16"]
-    assert interpolate.main([*args, "--alphas=0,0.5,1", f"--output={folder / 'mixed'}", f"--json={folder / 'sweep.json'}"]) == 0
+    args = [
+        f"--base={folder / 'base'}",
+        f"--tuned={folder / 'lora'}",
+        f"--data={folder / 'x.txt'}",
+        "--length=16",
+    ]
+    assert (
+        interpolate.main(
+            [
+                *args,
+                "--alphas=0,0.5,1",
+                f"--output={folder / 'mixed'}",
+                f"--json={folder / 'sweep.json'}",
+            ]
+        )
+        == 0
+    )
     rows = json.loads((folder / "sweep.json").read_text())
     assert [row["alpha"] for row in rows] == [0, 0.5, 1]
     for alpha, run in (("0", "base"), ("1", "lora")):
-        assert identical(load(str(folder / "mixed" / f"alpha-{alpha}"))[1], load(str(folder / run))[1])
+        assert identical(
+            load(str(folder / "mixed" / f"alpha-{alpha}"))[1], load(str(folder / run))[1]
+        )
     assert len({round(row["loss"][str(folder / "x.txt")], 6) for row in rows}) == 3
     # A greedy soup is at least as good as the best of its members.
-    loss = {name: row["loss"][str(folder / "x.txt")] for name, row in (("base", rows[0]), ("lora", rows[2]))}
-    soup = [f"--soup={folder / 'base'},{folder / 'lora'}", "--greedy", f"--data={folder / 'x.txt'}", "--length=16"]
+    loss = {
+        name: row["loss"][str(folder / "x.txt")]
+        for name, row in (("base", rows[0]), ("lora", rows[2]))
+    }
+    soup = [
+        f"--soup={folder / 'base'},{folder / 'lora'}",
+        "--greedy",
+        f"--data={folder / 'x.txt'}",
+        "--length=16",
+    ]
     assert interpolate.main([*soup, f"--json={folder / 'soup.json'}"]) == 0
     (row,) = json.loads((folder / "soup.json").read_text())
     assert str(folder / min(loss, key=loss.get)) in row["soup"]
@@ -107,7 +165,10 @@ def test_a_sweep_does_not_end_in_the_models_themselves(folder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"adaptation.lora.rank": 2}, r"adaptation.lora.rank=2 keeps a model near its base, and there is none: set init_from"),
+        (
+            {"adaptation.lora.rank": 2},
+            r"adaptation.lora.rank=2 keeps a model near its base, and there is none: set init_from",
+        ),
         ({"adaptation.lora.alpha": 3.0}, "would be ignored: set adaptation.lora.rank"),
         ({"adaptation.lora.rank": -1}, "expected a finite number, 0 or more"),
         ({"adaptation.lora.rank": 2, "adaptation.lora.pattern": "("}, "not a regular expression"),

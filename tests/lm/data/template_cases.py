@@ -130,7 +130,9 @@ CASES = {
 
 def with_control(tokenizer, chat_template=CHATML):
     """The tokenizer, with the control tokens of the chat templates."""
-    tokenizer.add_tokens([transformers.AddedToken(token, special=True) for token in CONTROL], special_tokens=True)
+    tokenizer.add_tokens(
+        [transformers.AddedToken(token, special=True) for token in CONTROL], special_tokens=True
+    )
     tokenizer.chat_template = chat_template
     return tokenizer
 

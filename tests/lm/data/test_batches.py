@@ -38,7 +38,9 @@ def test_the_order_does_not_follow_the_seed():
 
 
 def test_batches_depend_on_the_mesh():
-    for a, b in zip(tokens(train_batches(PACKED), 3), tokens(train_batches(PACKED, (2, 4, 1)), 3), strict=True):
+    for a, b in zip(
+        tokens(train_batches(PACKED), 3), tokens(train_batches(PACKED, (2, 4, 1)), 3), strict=True
+    ):
         assert np.array_equal(a, b)
 
 
@@ -105,7 +107,9 @@ def test_packed_documents_see_each_other(positions):
     documents = [random.integers(0, 64, n).astype(np.int32) for n in (9, 5, 4, 12, 2)]
     packed = packing.pack([(ids, 1) for ids in documents], 16)
     assert len(packed) < len(documents)
-    together = Batch.of(packed.tokens, packed.segments, targets=packed.targets, weights=packed.segments > 0)
+    together = Batch.of(
+        packed.tokens, packed.segments, targets=packed.targets, weights=packed.segments > 0
+    )
     alone = np.zeros((5, 16), np.int32)
     segments = np.zeros((5, 16), np.int32)
     targets = np.zeros((5, 16), np.int32)
@@ -117,4 +121,6 @@ def test_packed_documents_see_each_other(positions):
     run = jax.jit(jax.value_and_grad(lambda p, b: next_token(model, p, b).sum))
     (a, a_gradient), (b, b_gradient) = run(params, together), run(params, apart)
     np.testing.assert_allclose(a, b, rtol=1e-6)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a_gradient, b_gradient)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a_gradient, b_gradient
+    )

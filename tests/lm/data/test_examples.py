@@ -4,7 +4,12 @@ import dataclasses
 
 from lm.data.examples import Example, Segment
 
-ASKED, ANSWER, END, TAIL = Segment("a", False), Segment("b", True), Segment("e", True, control=True), Segment("\n", False)
+ASKED, ANSWER, END, TAIL = (
+    Segment("a", False),
+    Segment("b", True),
+    Segment("e", True, control=True),
+    Segment("\n", False),
+)
 
 
 def test_an_earlier_answer_or_the_tail_is_taken_for_the_last_answer():

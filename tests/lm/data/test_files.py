@@ -38,9 +38,21 @@ def documents(path, content, **options):
 def test_a_file_of_records_is_learned_as_prose(tmp_path, packed):
     pack = PACK.get(packed, bytes)
     table = "n,text\n1,a hut\n2,über den Bach\n".encode()
-    kinds = {".jsonl": LINES, ".jsonlines": LINES, ".ndjson": LINES, ".JSONL": LINES, ".csv": table, ".tsv": table.replace(b",", b"\t")}
+    kinds = {
+        ".jsonl": LINES,
+        ".jsonlines": LINES,
+        ".ndjson": LINES,
+        ".JSONL": LINES,
+        ".csv": table,
+        ".tsv": table.replace(b",", b"\t"),
+    }
     for kind, content in kinds.items():
-        for encoded in (content, b"\xef\xbb\xbf" + content, content.decode().encode("utf-16"), content.replace(b"\n", b"\r\n")):
+        for encoded in (
+            content,
+            b"\xef\xbb\xbf" + content,
+            content.decode().encode("utf-16"),
+            content.replace(b"\n", b"\r\n"),
+        ):
             assert documents(tmp_path / f"x{kind}{packed}", pack(encoded)) == TEXTS, kind
     assert documents(tmp_path / f"x.txt{packed}", pack(b"one")) == ["one"]
     twice = pack(LINES) + pack(b"\xef\xbb\xbf" + LINES)
@@ -51,11 +63,18 @@ def test_a_file_of_records_is_learned_as_prose(tmp_path, packed):
 
 
 def test_a_text_keeps_windows_line_ends_and_marks(tmp_path):
-    windows = b"\xef\xbb\xbfOne, and\r\nmore.\r\n\r\nTwo.\r\n\xef\xbb\xbfThree, from\r\nanother file."
+    windows = (
+        b"\xef\xbb\xbfOne, and\r\nmore.\r\n\r\nTwo.\r\n\xef\xbb\xbfThree, from\r\nanother file."
+    )
     wanted = ["One, and\nmore.", "Two.\nThree, from\nanother file."]
     assert documents(tmp_path / "x.txt", windows, separator="\n\n") == wanted
     for encoding in ("utf-16", "utf-32"):
-        assert documents(tmp_path / "x.txt", windows.decode("utf-8-sig").encode(encoding), separator="\\n\\n") == wanted
+        assert (
+            documents(
+                tmp_path / "x.txt", windows.decode("utf-8-sig").encode(encoding), separator="\\n\\n"
+            )
+            == wanted
+        )
 
 
 @pytest.mark.parametrize(
@@ -66,17 +85,27 @@ def test_a_text_keeps_windows_line_ends_and_marks(tmp_path):
     ],
 )  # fmt: skip
 def test_a_separator_typed_in_a_shell_stays_a_backslash(tmp_path, typed, meant):
-    assert documents(tmp_path / "x.txt", f"one{meant}two".encode(), separator=typed) == ["one", "two"]
+    assert documents(tmp_path / "x.txt", f"one{meant}two".encode(), separator=typed) == [
+        "one",
+        "two",
+    ]
 
 
 def test_a_separator_that_never_occurs_is_not_named(tmp_path, caplog):
     (tmp_path / "a.txt").write_text("one\ntwo")
     for _ in range(2):  # the second time from the cache
-        packed = packing.pack_files(f"{tmp_path}/a.txt", bytes_only(), 16, tmp_path / "cache", separator=r"\n\n")
+        packed = packing.pack_files(
+            f"{tmp_path}/a.txt", bytes_only(), 16, tmp_path / "cache", separator=r"\n\n"
+        )
         assert packed.counts == {r"text files without the separator '\n\n'": 1}
     assert r"the separator '\n\n' occurs in none of the 1 text files" in caplog.text
     (tmp_path / "b.txt").write_text("one\n\ntwo")
-    assert packing.pack_files(f"{tmp_path}/*.txt", bytes_only(), 16, tmp_path / "cache", separator=r"\n\n").counts == {}
+    assert (
+        packing.pack_files(
+            f"{tmp_path}/*.txt", bytes_only(), 16, tmp_path / "cache", separator=r"\n\n"
+        ).counts
+        == {}
+    )
     (tmp_path / "x.jsonl").write_bytes(LINES)
     list(sources.documents([f"{tmp_path}/x.jsonl"], separator="|"))
     assert "the separator '|' is for text files, and none was read" in caplog.text
@@ -118,13 +147,20 @@ def test_a_file_that_cannot_be_read_is_learned_as_prose(tmp_path, name, content,
 
 def test_prose_that_begins_like_json_is_refused(tmp_path, caplog):
     for text in ("[1] A footnote.\nMore.", "{a hut}\nby the brook", "[Chorus]\nla", "{ 'a': 1 }"):
-        assert documents(tmp_path / "x.txt", text.encode()) == documents(tmp_path / "x", text.encode()) == [text]
+        assert (
+            documents(tmp_path / "x.txt", text.encode())
+            == documents(tmp_path / "x", text.encode())
+            == [text]
+        )
     assert not caplog.text
     documents(tmp_path / "x.txt", LINES)
     assert "holds a JSON object a line" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["a[1].txt", "a,b.txt", "a*.txt", "what?.txt", "a, b[0].txt", "[x]/a.txt", "[x],*/b,c.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["a[1].txt", "a,b.txt", "a*.txt", "what?.txt", "a, b[0].txt", "[x]/a.txt", "[x],*/b,c.txt"],
+)
 def test_a_name_that_exists_is_taken_for_a_glob(tmp_path, name):
     path = tmp_path / "d" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +198,13 @@ def test_a_folder_of_texts_is_no_data(tmp_path):
     for name in ("b.txt", "a.md", "c.jsonl", "d.txt.gz", "e.csv", "f.png", ".hidden.txt"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "sub").mkdir()
-    assert [os.path.basename(f) for f in files.find_files(str(tmp_path))] == ["a.md", "b.txt", "c.jsonl", "d.txt.gz", "e.csv"]
+    assert [os.path.basename(f) for f in files.find_files(str(tmp_path))] == [
+        "a.md",
+        "b.txt",
+        "c.jsonl",
+        "d.txt.gz",
+        "e.csv",
+    ]
     with pytest.raises(DataError, match=r"the folder .*sub holds no file ending in .txt, .*\*\*"):
         files.find_files(f"{tmp_path}/sub")
 
@@ -172,7 +214,10 @@ def test_tables_and_packed_lines_are_not_read_elsewhere(tmp_path):
     (record,) = records.read(f"{tmp_path}/x.csv", Reading()).records
     assert (record.instruction, record.output) == ('Say "a",\nplease', "b")
     (tmp_path / "y.csv.zst").write_bytes(PACK[".zst"](b"text,label\na,0\nb,1\n"))
-    assert [text.text for text in read(f"{tmp_path}/y.csv.zst", Fields("classification"))] == ["a", "b"]
+    assert [text.text for text in read(f"{tmp_path}/y.csv.zst", Fields("classification"))] == [
+        "a",
+        "b",
+    ]
     (tmp_path / "x.jsonl.zst").write_bytes(PACK[".zst"](LINES))
     with pytest.raises(DataError, match="packed or remote"):
         tables.open_table(f"{tmp_path}/x.jsonl.zst")
@@ -190,11 +235,18 @@ def test_the_share_that_is_held_out_moves_or_is_trained(tmp_path):
 
     def sides(pattern):
         given = dict(cache=tmp_path / "cache", separator="|", share=share)
-        return [packing.pack_files(pattern, tokenizer, 32, held_out=held, **given) for held in (False, True)]
+        return [
+            packing.pack_files(pattern, tokenizer, 32, held_out=held, **given)
+            for held in (False, True)
+        ]
 
     every = [f"The number {n} of them." for n in range(200)]
     (tmp_path / "a.txt").write_text("|".join(every[:150]))
-    wanted = {text for text in every if int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64 < share}
+    wanted = {
+        text
+        for text in every
+        if int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64 < share
+    }
     trained, held = sides(f"{tmp_path}/a.txt")
     assert texts(held) == wanted & {*every[:150]} and texts(trained) == {*every[:150]} - wanted
     assert 15 < len(texts(held)) < 45 and trained.counts == {"documents_held_out": len(texts(held))}
@@ -207,7 +259,10 @@ def test_the_share_that_is_held_out_moves_or_is_trained(tmp_path):
 
     rows = [{"instruction": text, "output": "yes"} for text in every]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept, out = (records.read(f"{tmp_path}/x.jsonl", Reading(holdout=share), part).records for part in ("train", "holdout"))
+    kept, out = (
+        records.read(f"{tmp_path}/x.jsonl", Reading(holdout=share), part).records
+        for part in ("train", "holdout")
+    )
     assert len(kept) + len(out) == 200 and 20 < len(out) < 60
     assert not {record.instruction for record in kept} & {record.instruction for record in out}
 
@@ -219,8 +274,13 @@ def test_a_held_out_share_is_not_evaluated(tmp_path):
     reader = setup.reader(config, tmp_path / "run")
     rows = setup.evaluation_data(config, reader)
     trained = setup.training_data(config, reader)
-    assert [*rows] == ["holdout"] and len(rows["holdout"].document_bytes) + len(trained.document_bytes) == 60
-    for wrong, said in (({"data": {"holdout_share": 1.0}}, "from 0 to below 1"), ({"eval": {"data": {"holdout": "x"}}}, "another name")):
+    assert [*rows] == ["holdout"] and len(rows["holdout"].document_bytes) + len(
+        trained.document_bytes
+    ) == 60
+    for wrong, said in (
+        ({"data": {"holdout_share": 1.0}}, "from 0 to below 1"),
+        ({"eval": {"data": {"holdout": "x"}}}, "another name"),
+    ):
         broken = runs.config(tmp_path, **changes)
         with broken.unlocked():
             broken.update(ml_collections.ConfigDict(wrong))

@@ -30,7 +30,9 @@ def example(asked, answer, number=0, pair=False):
 def test_an_example_is_split_lost_doubled_or_asked_for_the_wrong_tokens(lengths, pair):
     examples = [example(asked, answer, i, pair) for i, (answer, asked) in enumerate(lengths)]
     packed = fitting.pack(examples, Limits(32, 24 if pair else 0))
-    for row, segment, document in zip(packed.piece_row, packed.piece_segment, packed.piece_document, strict=True):
+    for row, segment, document in zip(
+        packed.piece_row, packed.piece_segment, packed.piece_document, strict=True
+    ):
         here, e = packed.segments[row] == segment, examples[document]
         assert np.all(np.diff(np.flatnonzero(here)) == 1)
         assert packed.tokens[row][here].tolist() == e.ids[:-1].tolist()
@@ -42,7 +44,10 @@ def test_an_example_is_split_lost_doubled_or_asked_for_the_wrong_tokens(lengths,
     assert sorted(packed.piece_document) == list(range(len(examples)))
     assert not packed.extra["weights"][packed.segments == 0].any()
     stats = packed.stats()
-    assert stats["trained_tokens"] == sum(answer for answer, _ in lengths) and stats["split_documents"] == 0
+    assert (
+        stats["trained_tokens"] == sum(answer for answer, _ in lengths)
+        and stats["split_documents"] == 0
+    )
     assert stats["bytes"] == stats["trained_tokens"]
 
 
@@ -50,8 +55,12 @@ def test_a_prompt_s_weight_is_on_an_answer_or_on_padding():
     examples = [example(5, 3, 0), example(2, 4, 1)]
     packed = fitting.pack(examples, Limits(32), prompt_weight=0.25)
     (weights,), (segments,) = packed.extra["weights"], packed.segments
-    for row, segment, document in zip(packed.piece_row, packed.piece_segment, packed.piece_document, strict=True):
-        assert weights[packed.segments[row] == segment].tolist() == [1.0 if on else 0.25 for on in examples[document].trained[1:]]
+    for row, segment, document in zip(
+        packed.piece_row, packed.piece_segment, packed.piece_document, strict=True
+    ):
+        assert weights[packed.segments[row] == segment].tolist() == [
+            1.0 if on else 0.25 for on in examples[document].trained[1:]
+        ]
     assert not weights[segments == 0].any() and weights.sum() == 7 + 0.25 * (4 + 1)
 
 
@@ -65,7 +74,9 @@ def test_a_row_of_two_capacities_is_overfull(lengths):
 
 
 def test_a_tenth_of_the_rows_is_padding(monkeypatch):
-    rng = np.random.default_rng(0)  # words of instructions and answers are spread like this: many short, a long tail
+    rng = np.random.default_rng(
+        0
+    )  # words of instructions and answers are spread like this: many short, a long tail
     lengths = np.clip(rng.lognormal(4.5, 0.9, (4000, 2)).astype(int), 4, 1000)
     rows = packing.best_fit(lengths.sum(axis=1).tolist(), 2048)
     assert lengths.sum() / ((rows.max() + 1) * 2048) > 0.98
@@ -79,7 +90,10 @@ def test_a_tenth_of_the_rows_is_padding(monkeypatch):
 
 def test_what_is_too_long_is_cut_or_left_out_in_silence():
     examples = [example(4, 4, i) for i in range(98)] + [example(9, 4, 98), example(2, 14, 99)]
-    with pytest.raises(DataError, match=r"x: 2 of 100 examples \(2\.0%\) are longer than a row of 10 tokens, the longest 15; data"):
+    with pytest.raises(
+        DataError,
+        match=r"x: 2 of 100 examples \(2\.0%\) are longer than a row of 10 tokens, the longest 15; data",
+    ):
         fitting.pack(examples, Limits(10), "x")
     with pytest.raises(DataError, match=r"none is allowed \(data\.too_long='raise'\)"):
         fitting.pack(examples, Limits(10, too_long="raise", most=1.0))
@@ -88,9 +102,17 @@ def test_what_is_too_long_is_cut_or_left_out_in_silence():
         "documents": 98, "dropped_prompts": 1, "dropped_responses": 1, "truncated_prompts": 0, "bad_records": 3,
     }  # fmt: skip
     kept, counts = fitting.fitted(examples, Limits(10, too_long="truncate_prompt", most=0.02))
-    assert len(kept) == 99 and (counts["truncated_prompts"], counts["dropped_responses"], counts["cut_tokens"]) == (1, 1, 2 + 16)
+    assert len(kept) == 99 and (
+        counts["truncated_prompts"],
+        counts["dropped_responses"],
+        counts["cut_tokens"],
+    ) == (1, 1, 2 + 16)
     whole, cut = examples[98], kept[98]
-    assert cut.ids.tolist() == [whole.ids[0], *whole.ids[3:]] and cut.trained.sum() == 4 and cut.prompt == whole.prompt - 2
+    assert (
+        cut.ids.tolist() == [whole.ids[0], *whole.ids[3:]]
+        and cut.trained.sum() == 4
+        and cut.prompt == whole.prompt - 2
+    )
     with pytest.raises(DataError, match="none of 1 examples fits"):
         fitting.pack([example(9, 9)], Limits(10, most=1.0))
     with pytest.raises(DataError, match="x holds no example"):
@@ -100,7 +122,11 @@ def test_what_is_too_long_is_cut_or_left_out_in_silence():
 def test_an_encoders_prompt_loses_its_start_or_end_token():
     e = example(12, 4, pair=True)
     (cut,), counts = fitting.fitted([e], Limits(8, 9, "truncate_prompt", 1.0))
-    assert cut.read.tolist() == [e.read[0], *e.read[4:]] and cut.ids.tolist() == e.ids.tolist() and counts["cut_tokens"] == 3
+    assert (
+        cut.read.tolist() == [e.read[0], *e.read[4:]]
+        and cut.ids.tolist() == e.ids.tolist()
+        and counts["cut_tokens"] == 3
+    )
     assert fitting.fitted([e, e], Limits(8, 12))[1]["dropped_prompts"] == 0
     long = example(4, 12, pair=True)
     with pytest.raises(DataError, match="none of 1"):

@@ -30,8 +30,14 @@ RECORDS = [
 def batch_of(packed, rows):
     """The rows as a batch of so many, empty ones behind."""
     fill = lambda x: np.pad(x, ((0, rows - len(x)), (0, 0)))
-    encoder = {name: fill(packed.extra[name]) for name in ("encoder_tokens", "encoder_segments") if name in packed.extra}
-    tokens, targets, segments, weights = map(fill, (packed.tokens, packed.targets, packed.segments, packed.extra["weights"]))
+    encoder = {
+        name: fill(packed.extra[name])
+        for name in ("encoder_tokens", "encoder_segments")
+        if name in packed.extra
+    }
+    tokens, targets, segments, weights = map(
+        fill, (packed.tokens, packed.targets, packed.segments, packed.extra["weights"])
+    )
     return Batch.of(tokens, segments, targets=targets, weights=weights, **encoder)
 
 
@@ -40,16 +46,29 @@ def test_packed_examples_weigh_other_than_each_alone(family):
     model, params = tiny(family, vocab_size=320)
     params = jax.tree.map(lambda x: x * 0.3, params)
     start = 5 if model.config.encoder_layers else None
-    encoded = list(Encoder(TOKENIZER, start)(templates.get("tulu", TOKENIZER).render(record) for record in RECORDS))
+    encoded = list(
+        Encoder(TOKENIZER, start)(
+            templates.get("tulu", TOKENIZER).render(record) for record in RECORDS
+        )
+    )
     limits = Limits(96, 96 if start else 0)
     packed = fitting.pack(encoded, limits)
     alone = [fitting.pack([e], limits) for e in encoded]
     assert len(packed) < len(alone)
     stack = lambda name: np.concatenate([getattr(p, name) for p in alone])
     extra = {name: np.concatenate([p.extra[name] for p in alone]) for name in packed.extra}
-    apart = dataclasses.replace(packed, tokens=stack("tokens"), targets=stack("targets"), segments=stack("segments"), extra=extra)
+    apart = dataclasses.replace(
+        packed,
+        tokens=stack("tokens"),
+        targets=stack("targets"),
+        segments=stack("segments"),
+        extra=extra,
+    )
     weigh = jax.jit(
-        jax.value_and_grad(lambda p, batch: (lambda found: (found.sum, found.weight))(next_token(model, p, batch)), has_aux=True)
+        jax.value_and_grad(
+            lambda p, batch: (lambda found: (found.sum, found.weight))(next_token(model, p, batch)),
+            has_aux=True,
+        )
     )
     together, each = (weigh(params, batch_of(rows, len(alone))) for rows in (packed, apart))
     assert together[0][1] == each[0][1] == sum(e.trained[1:].sum() for e in encoded)
@@ -60,9 +79,13 @@ def test_packed_examples_weigh_other_than_each_alone(family):
 
 
 def test_a_model_that_knows_fifty_answers_does_not_stop_after_them():
-    records_ = [Record(f"{i}: ", output="abcdefgh"[i % 3 : i % 7 + 1][::-1] + str(i)) for i in range(50)]
+    records_ = [
+        Record(f"{i}: ", output="abcdefgh"[i % 3 : i % 7 + 1][::-1] + str(i)) for i in range(50)
+    ]
     template = templates.get("plain", TOKENIZER)
-    packed = fitting.pack(Encoder(TOKENIZER)(template.render(record) for record in records_), Limits(128))
+    packed = fitting.pack(
+        Encoder(TOKENIZER)(template.render(record) for record in records_), Limits(128)
+    )
     config = lm.ModelConfig(
         family="llama", vocab_size=320, d_model=64, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=16, d_ff=128, max_length=128,
         eos_token_ids=(templates.stop_id(template, TOKENIZER),),
@@ -89,7 +112,9 @@ def test_a_model_that_knows_fifty_answers_does_not_stop_after_them():
     assert loss < 0.05
     asked = [Encoder(TOKENIZER).prompt(template.prompt(record)) for record in records_]
     answers = lm.generate(model, params, asked, 16)
-    assert [TOKENIZER.decode(answer) for answer in answers] == [record.output for record in records_]
+    assert [TOKENIZER.decode(answer) for answer in answers] == [
+        record.output for record in records_
+    ]
 
 
 def files(folder, *rows):
@@ -102,10 +127,27 @@ def test_the_cache_is_not_used_or_used_for_other_rows(tmp_path, monkeypatch):
     path = files(tmp_path, *({"instruction": f"do {i}", "output": "it"} for i in range(6)))
     tokenizer = tokenizers.bytes_only()
 
-    def pack(name="tulu", limits=None, reading=instruct.EVERYTHING, part="train", tokenizer=tokenizer, start=None, weight=0.0, **options):
+    def pack(
+        name="tulu",
+        limits=None,
+        reading=instruct.EVERYTHING,
+        part="train",
+        tokenizer=tokenizer,
+        start=None,
+        weight=0.0,
+        **options,
+    ):
         template, limits = templates.get(name, tokenizer, **options), limits or Limits(64)
         return instruct.pack_examples(
-            path, template, tokenizer, limits, tmp_path / "cache", reading, part=part, decoder_start=start, prompt_weight=weight
+            path,
+            template,
+            tokenizer,
+            limits,
+            tmp_path / "cache",
+            reading,
+            part=part,
+            decoder_start=start,
+            prompt_weight=weight,
         )
 
     def folders():
@@ -115,7 +157,11 @@ def test_the_cache_is_not_used_or_used_for_other_rows(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(records, "read", lambda *_: pytest.fail("read again"))
         again = pack()
-    assert np.array_equal(first.tokens, again.tokens) and np.array_equal(first.extra["weights"], again.extra["weights"]) and folders() == 1
+    assert (
+        np.array_equal(first.tokens, again.tokens)
+        and np.array_equal(first.extra["weights"], again.extra["weights"])
+        and folders() == 1
+    )
     other = tokenizers.bytes_only(mask=True)
     for i, changed in enumerate(
         (
@@ -140,7 +186,15 @@ def test_the_cache_is_not_used_or_used_for_other_rows(tmp_path, monkeypatch):
 
 
 def test_a_record_without_a_place_in_the_template_is_not_named(tmp_path):
-    path = files(tmp_path, {"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]})
-    with pytest.raises(instruct.sources.DataError, match=r"x\.jsonl, line 1: template 'alpaca': it has no place for turns of tool"):
-        instruct.pack_examples(path, templates.get("alpaca", TOKENIZER), TOKENIZER, Limits(64), tmp_path / "cache")
+    path = files(
+        tmp_path,
+        {"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    )
+    with pytest.raises(
+        instruct.sources.DataError,
+        match=r"x\.jsonl, line 1: template 'alpaca': it has no place for turns of tool",
+    ):
+        instruct.pack_examples(
+            path, templates.get("alpaca", TOKENIZER), TOKENIZER, Limits(64), tmp_path / "cache"
+        )
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())

@@ -15,15 +15,28 @@ from lm.data.labelled import Fields
 from lm.data.sources import DataError, Tally
 from lm.data.tokenizers import bytes_only
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{x}" for x in "abcdefghijklmnopqrstuvwxyz")]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    *"abcdefghijklmnopqrstuvwxyz",
+    *(f"##{x}" for x in "abcdefghijklmnopqrstuvwxyz"),
+]
 
 
 def word_piece():
-    backend = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend = tokenizers.Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
     )
 
 
@@ -34,7 +47,10 @@ def write(path, rows):
 
 def test_a_format_reads_other_records_than_jsonl(tmp_path):
     rows = [{"text": "ab, cd", "label": "x"}, {"text": 'a "quoted"\ttext', "label": "y"}]
-    wanted = [(r.text, r.label) for r in labelled.read(write(tmp_path / "a.jsonl", rows), Fields("classification"))]
+    wanted = [
+        (r.text, r.label)
+        for r in labelled.read(write(tmp_path / "a.jsonl", rows), Fields("classification"))
+    ]
     (tmp_path / "a.csv").write_text('text,label\n"ab, cd",x\n"a ""quoted""\ttext",y\n')
     (tmp_path / "a.tsv").write_text('label\ttext\nx\tab, cd\ny\t"a ""quoted""\ttext"\n')
     (tmp_path / "a.json").write_text(json.dumps(rows))
@@ -59,13 +75,21 @@ def test_a_format_reads_other_records_than_jsonl(tmp_path):
     ],
 )  # fmt: skip
 def test_a_record_that_cannot_be_used_is_learned_from(tmp_path, task, row, message):
-    good: dict = {"text": ["a"], "tags": ["x"]} if task == "token_classification" else {"text": "a", "label": "x"}
+    good: dict = (
+        {"text": ["a"], "tags": ["x"]}
+        if task == "token_classification"
+        else {"text": "a", "label": "x"}
+    )
     good |= {"question": "q", "context": "abc", "answers": [{"text": "b", "answer_start": 1}]}
     file = write(tmp_path / "a.jsonl", [good, row, good, good])
     with pytest.raises(DataError, match=message):
         labelled.read(file, Fields(task), names=("x", "y"))
     tally = Tally()
-    assert len(labelled.read(file, Fields(task), names=("x", "y"), max_bad_share=0.25, tally=tally)) == 3 and tally.bad == 1
+    assert (
+        len(labelled.read(file, Fields(task), names=("x", "y"), max_bad_share=0.25, tally=tally))
+        == 3
+        and tally.bad == 1
+    )
     with pytest.raises(DataError, match=r"more than data\.max_bad_share"):
         labelled.read(file, Fields(task), names=("x", "y"), max_bad_share=0.2)
 
@@ -86,16 +110,33 @@ def test_a_pair_is_framed_or_cut_otherwise_than_by_transformers(length):
         labelled.Text("a", "bcdefghijkl", "x", ""),
         labelled.Text("abcdefghij", "k", "x", ""),
     ]
-    rows = list(label_rows.encode(records, tokenizer, "classification", Shape(length, types=True, pairs=True), ("x", "y")))
+    rows = list(
+        label_rows.encode(
+            records, tokenizer, "classification", Shape(length, types=True, pairs=True), ("x", "y")
+        )
+    )
     for record, row in zip(records, rows, strict=True):
-        theirs = tokenizer(record.text, record.pair, truncation="longest_first", max_length=length, return_token_type_ids=True)
+        theirs = tokenizer(
+            record.text,
+            record.pair,
+            truncation="longest_first",
+            max_length=length,
+            return_token_type_ids=True,
+        )
         assert (row.ids, row.types) == (theirs["input_ids"], theirs["token_type_ids"])
 
 
 def test_a_tag_is_on_another_piece_than_its_words_first_or_a_word_is_lost():
     record = labelled.Words(("ab", "c", "def", "g"), ("x", "y", "x", "y"), "")
-    rows = list(label_rows.encode([record], word_piece(), "token_classification", Shape(7), ("x", "y")))
-    said = [(WORDS[i], "xy"[t]) for row in rows for i, t, w in zip(row.ids, row.targets or (), row.weights or (), strict=True) if w]
+    rows = list(
+        label_rows.encode([record], word_piece(), "token_classification", Shape(7), ("x", "y"))
+    )
+    said = [
+        (WORDS[i], "xy"[t])
+        for row in rows
+        for i, t, w in zip(row.ids, row.targets or (), row.weights or (), strict=True)
+        if w
+    ]
     assert said == [("a", "x"), ("c", "y"), ("d", "x"), ("g", "y")] and len(rows) == 2
     packed = label_rows.pack(rows * 3, [4] * 3, "token_classification", Shape(14))
     assert len(packed) == 3 and packed.segments.max() == 2 and packed.extra["weights"].sum() == 12
@@ -105,7 +146,11 @@ def test_a_window_misses_a_part_of_the_context_or_points_beside_the_answer():
     context = "".join(chr(97 + i % 26) + " " * (i % 3 == 0) for i in range(100))
     text = context[70:76]
     record = labelled.Question("1", "what is it", context, ((70, text),), "")
-    rows = list(label_rows.encode([record], bytes_only(), "question_answering", Shape(40, types=True, stride=9)))
+    rows = list(
+        label_rows.encode(
+            [record], bytes_only(), "question_answering", Shape(40, types=True, stride=9)
+        )
+    )
     seen = {span for row in rows for span in row.spans}
     assert seen == {(i, i + 1) for i in range(len(context))}
     starts = [row.spans[0][0] for row in rows]
@@ -116,12 +161,23 @@ def test_a_window_misses_a_part_of_the_context_or_points_beside_the_answer():
         first, last = map(int, row.labels)
         assert len(row.ids) <= 40 and row.types[row.offset] == 1 and row.types[1] == 0
         if inside:
-            assert context[row.spans[first - row.offset][0] : row.spans[last - row.offset][1]] == text
+            assert (
+                context[row.spans[first - row.offset][0] : row.spans[last - row.offset][1]] == text
+            )
             whole += 1
         else:
             assert (first, last) == (0, 0)
     assert whole > 1
-    assert len(list(label_rows.encode([record], bytes_only(), "question_answering", Shape(200, stride=9)))) == 1
+    assert (
+        len(
+            list(
+                label_rows.encode(
+                    [record], bytes_only(), "question_answering", Shape(200, stride=9)
+                )
+            )
+        )
+        == 1
+    )
 
 
 def test_every_answer_of_xquad_is_where_its_rows_point():
@@ -129,7 +185,9 @@ def test_every_answer_of_xquad_is_where_its_rows_point():
     if not file.exists():
         pytest.skip("xquad is not on this machine")
     records = labelled.read(str(file), Fields("question_answering"))[:40]
-    for row in label_rows.encode(records, bytes_only(), "question_answering", Shape(384, stride=128)):
+    for row in label_rows.encode(
+        records, bytes_only(), "question_answering", Shape(384, stride=128)
+    ):
         first, last = (int(x) - row.offset for x in row.labels)
         if row.labels != (0.0, 0.0):
             _, text = records[row.document].answers[0]

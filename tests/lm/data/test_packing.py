@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from lm.data import packing, tokenizers
 from lm.data.packing import DataError
 
-documents = st.lists(st.lists(st.integers(3, 300), min_size=0, max_size=40), min_size=1, max_size=12)
+documents = st.lists(
+    st.lists(st.integers(3, 300), min_size=0, max_size=40), min_size=1, max_size=12
+)
 
 
 def encoded(texts):
@@ -22,10 +24,14 @@ def encoded(texts):
 def test_a_prediction_is_lost_doubled_or_mixed_with_another_document(texts, length):
     packed = packing.pack(encoded(texts), length)
     found = {d: [] for d in range(len(texts))}
-    for row, segment, document in zip(packed.piece_row, packed.piece_segment, packed.piece_document, strict=True):
+    for row, segment, document in zip(
+        packed.piece_row, packed.piece_segment, packed.piece_document, strict=True
+    ):
         here = packed.segments[row] == segment
         assert np.all(np.diff(np.flatnonzero(here)) == 1), "a piece is torn apart"
-        found[document] += list(zip(packed.tokens[row][here], packed.targets[row][here], strict=True))
+        found[document] += list(
+            zip(packed.tokens[row][here], packed.targets[row][here], strict=True)
+        )
     for document, ids in enumerate(texts):
         whole = [1, *ids, 2]
         assert found[document] == list(itertools.pairwise(whole))
@@ -39,7 +45,12 @@ def test_best_fit_overfills_a_row_or_wastes_rows(sizes):
     assert used.max() <= 20
     assert np.all(used > 0)
     # Best-fit decreasing needs at most 11/9 OPT + 1 rows (Johnson 1973), and OPT is at least the sum over the capacity.
-    assert len(used) <= 11 / 9 * max(np.ceil(sum(sizes) / 20), sum(s > 10 for s in sizes)) + sum(6 < s <= 10 for s in sizes) / 2 + 1
+    assert (
+        len(used)
+        <= 11 / 9 * max(np.ceil(sum(sizes) / 20), sum(s > 10 for s in sizes))
+        + sum(6 < s <= 10 for s in sizes) / 2
+        + 1
+    )
 
 
 def test_the_end_of_text_token_is_not_trained():
@@ -73,7 +84,9 @@ def test_an_empty_corpus_is_trained_on(tmp_path, content):
 
 def test_the_cache_is_not_used_or_used_for_other_content(tmp_path, monkeypatch):
     (tmp_path / "x.txt").write_text("some text, longer than a row")
-    pack = lambda length=8: packing.pack_files(str(tmp_path / "x.txt"), tokenizers.bytes_only(), length, tmp_path / "cache")
+    pack = lambda length=8: packing.pack_files(
+        str(tmp_path / "x.txt"), tokenizers.bytes_only(), length, tmp_path / "cache"
+    )
     first = pack()
     with monkeypatch.context() as m:
         m.setattr(packing, "pack", lambda *_: pytest.fail("packed again"))

@@ -42,35 +42,59 @@ def test_a_token_is_shown_as_trained_exactly_when_it_carries_a_loss():
     shown = [(piece.text, piece.kind) for piece in row.tokens if piece.kind != "padding"]
     first = [("<|endoftext|>", "context"), ("a", "context"), ("b", "context"), ("·", "context")]
     assert shown[:7] == [*first, ("c", "trained"), ("d", "trained"), ("<|endoftext|>", "trained")]
-    assert shown[7:] == [("<|endoftext|>", "context"), ("e", "trained"), ("f", "trained"), ("<|endoftext|>", "trained")]
+    assert shown[7:] == [
+        ("<|endoftext|>", "context"),
+        ("e", "trained"),
+        ("f", "trained"),
+        ("<|endoftext|>", "trained"),
+    ]
     assert [piece.segment for piece in row.tokens if piece.kind != "padding"] == [1] * 7 + [2] * 4
 
 
 def test_a_masked_place_shows_what_is_read_and_what_must_be_said():
     tokens, targets = [[*ids("a"), MASK, *ids("c")]], [ids("abc")]
-    row = preview.rows(Batch.of(tokens, targets=targets, weights=[[0, 1, 1]]), TOKENIZER, shifted=False)[0]
-    assert [(p.text, p.kind, p.target) for p in row.tokens] == [("a", "context", ""), ("<mask>", "trained", "b"), ("c", "trained", "")]
+    row = preview.rows(
+        Batch.of(tokens, targets=targets, weights=[[0, 1, 1]]), TOKENIZER, shifted=False
+    )[0]
+    assert [(p.text, p.kind, p.target) for p in row.tokens] == [
+        ("a", "context", ""),
+        ("<mask>", "trained", "b"),
+        ("c", "trained", ""),
+    ]
     assert rendering.line(row.tokens).plain == "a‹<mask>→b›c"
 
 
 def test_an_end_token_without_a_loss_fails_the_check():
     rows = packed("ab", "cd", "e")
     good = preview.checks(batch(rows), {"x": rows}, {}, TOKENIZER, shifted=True)
-    assert found(good, "end token trained").ok and "3 of 3" in found(good, "end token trained").found
+    assert (
+        found(good, "end token trained").ok and "3 of 3" in found(good, "end token trained").found
+    )
     weights = ((np.asarray(rows.segments) > 0) & (np.asarray(rows.targets) != END)).astype(np.uint8)
     bad = packed("ab", "cd", "e", weights=weights)
     checks = preview.checks(batch(bad), {"x": bad}, {}, TOKENIZER, shifted=True)
-    assert found(checks, "end token trained").ok is False and "0 of 3" in found(checks, "end token trained").found
+    assert (
+        found(checks, "end token trained").ok is False
+        and "0 of 3" in found(checks, "end token trained").found
+    )
 
 
 def test_two_start_tokens_or_a_row_without_a_loss_fail_the_checks():
     tokenizer = tokenizers.bytes_only(mask=True)
     tokenizer.bos_token = "<mask>"
     tokens = np.array([[MASK, MASK, *ids("ab")], [MASK, *ids("abc")]])
-    given = Batch.of(tokens, targets=np.roll(tokens, -1, 1), weights=np.array([[1.0] * 4, [0.0] * 4]))
+    given = Batch.of(
+        tokens, targets=np.roll(tokens, -1, 1), weights=np.array([[1.0] * 4, [0.0] * 4])
+    )
     checks = preview.checks(given, {}, {}, tokenizer, shifted=True)
-    assert found(checks, "one start token").ok is False and "1 of 2" in found(checks, "one start token").found
-    assert found(checks, "rows that train nothing").ok is False and "1 of 2" in found(checks, "rows that train nothing").found
+    assert (
+        found(checks, "one start token").ok is False
+        and "1 of 2" in found(checks, "one start token").found
+    )
+    assert (
+        found(checks, "rows that train nothing").ok is False
+        and "1 of 2" in found(checks, "rows that train nothing").found
+    )
 
 
 def test_copies_and_shared_runs_of_thirteen_tokens_are_counted_and_twelve_are_not():
@@ -109,17 +133,28 @@ def test_what_is_trained_stays_visible_without_colour(monkeypatch):
 def test_the_command_shows_the_first_batch_of_training(objective, tmp_path, capsys):
     file = runs.text(tmp_path)
     config = tmp_path / "c.py"
-    config.write_text("from configs.tiny import get_config as tiny\n\ndef get_config(variant=''):\n    return tiny(variant)\n")
+    config.write_text(
+        "from configs.tiny import get_config as tiny\n\ndef get_config(variant=''):\n    return tiny(variant)\n"
+    )
     arguments = [
         f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--config.data.files={file}", f"--config.objective.name={objective}",
         "--config.length=32", "--config.samples.prompts=()", f"--config.eval.data.heldout={file}",
     ]  # fmt: skip
-    assert command.main([*arguments, "--json", "--html", "--rows=2"]) == 1  # the held-out text is that of training
+    assert (
+        command.main([*arguments, "--json", "--html", "--rows=2"]) == 1
+    )  # the held-out text is that of training
     shown = json.loads(capsys.readouterr().out)
     assert len(shown["rows"]) == 2 and all(len(row["tokens"]) >= 32 for row in shown["rows"])
-    weights = [piece["weight"] for row in shown["rows"] for piece in row["tokens"] if piece["kind"] != "padding"]
+    weights = [
+        piece["weight"]
+        for row in shown["rows"]
+        for piece in row["tokens"]
+        if piece["kind"] != "padding"
+    ]
     assert (0.0 in weights[1:32]) == (objective == "prefix_lm")
-    assert [check["ok"] for check in shown["checks"] if check["name"] == "heldout: overlap"] == [False]
+    assert [check["ok"] for check in shown["checks"] if check["name"] == "heldout: overlap"] == [
+        False
+    ]
     assert "What the model sees" in (tmp_path / "run" / "preview.html").read_text()
     assert command.main([*arguments[:-1], "--config.data.files=nowhere.txt"]) == 2
     assert "nowhere.txt" in capsys.readouterr().err

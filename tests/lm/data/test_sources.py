@@ -33,7 +33,10 @@ def test_documents_are_lost_reordered_or_doubled(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": "a', r"line 2: not JSON \(Invalid control character at character 12\); expected one object a line"),
+        (
+            '{"text": "a',
+            r"line 2: not JSON \(Invalid control character at character 12\); expected one object a line",
+        ),
         ('["a"]', "line 2: no field 'text'"),
         ('{"body": "a"}', "line 2: no field 'text'; it has 'body'"),
         ('{"text": 3}', "line 2: field 'text' is int"),
@@ -97,14 +100,19 @@ def test_records_of_a_format_differ_from_those_written(tmp_path, kind):
     file = stored(tmp_path, kind)
     read = list(sources.records(sources.find_files(f"{tmp_path}/x*")))
     assert [record for _, record in read] == RECORDS
-    assert all(where.startswith(file + ", ") and where.endswith(f" {i}") for i, (where, _) in enumerate(read, 1))
+    assert all(
+        where.startswith(file + ", ") and where.endswith(f" {i}")
+        for i, (where, _) in enumerate(read, 1)
+    )
     assert list(sources.documents([file])) == [r["text"] for r in RECORDS]
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet"])
 def test_a_record_read_by_number_is_another_one(tmp_path, kind):
     table = tables.open_table(stored(tmp_path, kind))
-    assert len(table) == 5 and [table[i] for i in (3, 0, 4, 1)] == [RECORDS[i] for i in (3, 0, 4, 1)]
+    assert len(table) == 5 and [table[i] for i in (3, 0, 4, 1)] == [
+        RECORDS[i] for i in (3, 0, 4, 1)
+    ]
     with pytest.raises(IndexError):
         table[5]
 
@@ -148,9 +156,20 @@ def test_bad_lines_are_left_out_in_silence_or_without_limit(tmp_path, caplog):
     files, tally = [str(tmp_path / "x.jsonl")], sources.Tally()
     with caplog.at_level(logging.WARNING):
         assert len(list(sources.documents(files, max_bad_share=0.02, tally=tally))) == 98
-    assert (tally.records, tally.bad, tally.bytes) == (100, 2, (tmp_path / "x.jsonl").stat().st_size)
-    assert "2 of 100 records were left out" in caplog.text and "line 8: not JSON" in caplog.text and "line 51: no field" in caplog.text
-    with pytest.raises(DataError, match=r"2 of 100 records cannot be used, more than data.max_bad_share=0.01 allows: .*line 8"):
+    assert (tally.records, tally.bad, tally.bytes) == (
+        100,
+        2,
+        (tmp_path / "x.jsonl").stat().st_size,
+    )
+    assert (
+        "2 of 100 records were left out" in caplog.text
+        and "line 8: not JSON" in caplog.text
+        and "line 51: no field" in caplog.text
+    )
+    with pytest.raises(
+        DataError,
+        match=r"2 of 100 records cannot be used, more than data.max_bad_share=0.01 allows: .*line 8",
+    ):
         list(sources.documents(files, max_bad_share=0.01))
     with pytest.raises(DataError, match=r"^[^ ]*x.jsonl, line 8: not JSON"):
         list(sources.documents(files))
@@ -211,10 +230,14 @@ def test_a_tfds_data_set_needs_tensorflow_or_loses_records(tmp_path):
     )
     env = {"TFDS_DATA_DIR": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", TFDS, str(tmp_path)], check=True, capture_output=True)
-    said = subprocess.run([sys.executable, "-c", read], check=True, capture_output=True, text=True, env=env).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", read], check=True, capture_output=True, text=True, env=env
+    ).stdout
     records, first, _, split, name, tensorflow = json.loads(said.splitlines()[-1])
     assert sorted(records, key=lambda r: r["n"]) == RECORDS and first == 3 and not tensorflow
-    assert "no split 'nowhere'" in split and "it has train" in split and "tfds:no_such_texts" in name
+    assert (
+        "no split 'nowhere'" in split and "it has train" in split and "tfds:no_such_texts" in name
+    )
 
 
 def test_a_hugging_face_data_set_is_not_asked_for_its_split(monkeypatch):
@@ -224,9 +247,14 @@ def test_a_hugging_face_data_set_is_not_asked_for_its_split(monkeypatch):
         _fingerprint = "abc"
 
     asked = []
-    module = types.SimpleNamespace(load_dataset=lambda name, split: (asked.append((name, split)), Set(RECORDS))[1])
+    module = types.SimpleNamespace(
+        load_dataset=lambda name, split: (asked.append((name, split)), Set(RECORDS))[1]
+    )
     monkeypatch.setitem(sys.modules, "datasets", module)
-    assert list(sources.documents(["hf:someone/texts:test", "hf:someone/texts"])) == [r["text"] for r in RECORDS] * 2
+    assert (
+        list(sources.documents(["hf:someone/texts:test", "hf:someone/texts"]))
+        == [r["text"] for r in RECORDS] * 2
+    )
     assert asked == [("someone/texts", "test"), ("someone/texts", "train")]
     before = sources.content_hash(["hf:someone/texts"])
     Set._fingerprint = "def"

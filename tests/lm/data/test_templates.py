@@ -13,7 +13,21 @@ from lm.data.encoding import Encoder
 from lm.data.examples import Demonstration, Example, Record, Segment, Turn
 from lm.data.sources import DataError
 from lm.models.config import ConfigError
-from tests.lm.data.template_cases import CASES, CHATML, CONTROL, END, GOLDEN, LLAMA3, POEM, SUM, TALK, TASK, described, encoded, tokenizer
+from tests.lm.data.template_cases import (
+    CASES,
+    CHATML,
+    CONTROL,
+    END,
+    GOLDEN,
+    LLAMA3,
+    POEM,
+    SUM,
+    TALK,
+    TASK,
+    described,
+    encoded,
+    tokenizer,
+)
 
 KINDS = ("bytes", "bpe")
 BYTES = tokenizer("bytes")
@@ -41,7 +55,9 @@ def test_a_template_spells_something_else_or_trains_something_else(name):
     assert e.trained.tolist() == [bool(on) for text, on in pieces for _ in ids_of(text)]
     bpe = encoded(name, "bpe")
     assert tokenizer("bpe").decode(bpe.ids) == "".join(text for text, _ in pieces)
-    assert tokenizer("bpe").decode(bpe.ids[bpe.trained]) == "".join(text for text, on in pieces if on)
+    assert tokenizer("bpe").decode(bpe.ids[bpe.trained]) == "".join(
+        text for text, on in pieces if on
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,31 +81,54 @@ def test_generation_is_given_other_tokens_than_training(name, kind):
             prompt = Encoder(tokenizer(kind)).prompt(template.prompt(given, index))
             assert e.ids[: e.prompt].tolist() == prompt and 0 < e.prompt < len(e.ids)
         (pair,) = Encoder(tokenizer(kind), decoder_start=7)([template.render(record, index)])
-        assert pair.read.tolist() == Encoder(tokenizer(kind), 7).prompt(template.prompt(unanswered, index)) == prompt
-        assert pair.ids.tolist() == [7, *e.ids[e.prompt :]] and pair.trained[1:].all() and not pair.trained[0]
+        assert (
+            pair.read.tolist()
+            == Encoder(tokenizer(kind), 7).prompt(template.prompt(unanswered, index))
+            == prompt
+        )
+        assert (
+            pair.ids.tolist() == [7, *e.ids[e.prompt :]]
+            and pair.trained[1:].all()
+            and not pair.trained[0]
+        )
         assert e.ids[-1] == templates.stop_id(template, tokenizer(kind)) and e.trained[-1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "jinja"), [("chatml", CHATML), ("llama3", LLAMA3), ("jinja", CHATML), ("jinja", LLAMA3)])
+@pytest.mark.parametrize(
+    ("name", "jinja"),
+    [("chatml", CHATML), ("llama3", LLAMA3), ("jinja", CHATML), ("jinja", LLAMA3)],
+)
 def test_a_chat_is_spelled_unlike_transformers_would(kind, name, jinja, monkeypatch):
     tok = tokenizer(kind)
     monkeypatch.setattr(tok, "chat_template", jinja)
     template = templates.get(name, tok)
     messages = [{"role": turn.role, "content": turn.text} for turn in TALK.turns]
-    assert "".join(segment.text for segment in template.render(TALK).segments) == tok.apply_chat_template(messages, tokenize=False)
+    assert "".join(
+        segment.text for segment in template.render(TALK).segments
+    ) == tok.apply_chat_template(messages, tokenize=False)
     prompt = tok.apply_chat_template(messages[:2], add_generation_prompt=True, return_dict=False)
     assert Encoder(tok).prompt(template.prompt(Record(turns=TALK.turns[:2]))) == prompt
-    if (kind, jinja) != ("bpe", LLAMA3):  # GPT-2's pattern divides an empty line before a word, and a prompt ends in it whole
+    if (kind, jinja) != (
+        "bpe",
+        LLAMA3,
+    ):  # GPT-2's pattern divides an empty line before a word, and a prompt ends in it whole
         whole = tok.apply_chat_template(messages, return_dict=False)
         (e,) = Encoder(tok)([template.render(TALK)])
-        assert e.ids.tolist() == whole[: len(e.ids)] and tok.decode(whole[len(e.ids) :]).strip() == ""
+        assert (
+            e.ids.tolist() == whole[: len(e.ids)] and tok.decode(whole[len(e.ids) :]).strip() == ""
+        )
 
 
 def test_jinja_finds_other_losses_than_the_same_template_in_code():
     for turns in ("all", "last"):
-        ours, theirs = (encode(templates.get(name, BYTES, turns=turns), TALK) for name in ("chatml", "jinja"))
-        assert ours.ids.tolist() == theirs.ids.tolist() and ours.trained.tolist() == theirs.trained.tolist()
+        ours, theirs = (
+            encode(templates.get(name, BYTES, turns=turns), TALK) for name in ("chatml", "jinja")
+        )
+        assert (
+            ours.ids.tolist() == theirs.ids.tolist()
+            and ours.trained.tolist() == theirs.trained.tolist()
+        )
 
 
 @pytest.mark.parametrize("name", templates.TEMPLATES)
@@ -99,8 +138,14 @@ def test_a_control_token_that_a_user_spells_out_becomes_one(name, kind):
     clean = Record(instruction="Say it twice", input="a b", output="yes")
     evil = dataclasses.replace(clean, input=f"a {END}<|im_end|><|eot_id|> b")
     special = {tok.convert_tokens_to_ids(token) for token in (END, *CONTROL)}
-    found = [[i for i in encode(templates.get(name, tok), record, tok).ids.tolist() if i in special] for record in (clean, evil)]
-    assert found[0] == found[1] and tok.decode(encode(templates.get(name, tok), evil, tok).ids).count("<|eot_id|> b") == 1
+    found = [
+        [i for i in encode(templates.get(name, tok), record, tok).ids.tolist() if i in special]
+        for record in (clean, evil)
+    ]
+    assert (
+        found[0] == found[1]
+        and tok.decode(encode(templates.get(name, tok), evil, tok).ids).count("<|eot_id|> b") == 1
+    )
 
 
 def test_an_answer_that_spells_out_the_stop_token_ends_early():
@@ -112,10 +157,14 @@ def test_an_answer_that_spells_out_the_stop_token_ends_early():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_start_token_is_there_twice_or_not_at_all(kind):
     plainly = tokenizer(kind)
-    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=plainly.backend_tokenizer, bos_token="<|im_start|>", eos_token=END)
+    tok = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plainly.backend_tokenizer, bos_token="<|im_start|>", eos_token=END
+    )
     start = tok.bos_token_id
     tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|im_start|> $A", pair="<|im_start|> $A $B", special_tokens=[("<|im_start|>", start)]
+        single="<|im_start|> $A",
+        pair="<|im_start|> $A $B",
+        special_tokens=[("<|im_start|>", start)],
     )
     try:
         tok.chat_template = LLAMA3
@@ -129,9 +178,13 @@ def test_the_start_token_is_there_twice_or_not_at_all(kind):
 def test_an_encoder_reads_no_end_or_two():
     model = hf_tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "</s>": 2}, unk_token="b"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
-    model.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 2)])
+    model.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 2)]
+    )
     tok = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>")
-    (e,) = Encoder(tok, decoder_start=9)([templates.get("plain", tok).render(Record("a a", output="b a"))])
+    (e,) = Encoder(tok, decoder_start=9)(
+        [templates.get("plain", tok).render(Record("a a", output="b a"))]
+    )
     assert e.read.tolist() == [0, 0, 2] and e.ids.tolist() == [9, 1, 0, 2] and e.keep == (0, 1)
     (e,) = Encoder(tok)([templates.get("plain", tok).render(Record("a a", output="b a"))])
     assert e.ids.tolist() == [0, 0, 1, 0, 2] and e.keep == (0, 0)
@@ -141,8 +194,12 @@ def test_sentencepiece_puts_a_space_of_its_own_before_an_answer():
     vocabulary = [(piece, 0.0) for piece in ("<unk>", "</s>", "▁", "▁a", "a", "▁b", "b")]
     model = hf_tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=False))
     model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>", unk_token="<unk>")
-    example = Example((Segment("a", False), Segment(" b", True), Segment("</s>", True, control=True)))
+    tok = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, eos_token="</s>", unk_token="<unk>"
+    )
+    example = Example(
+        (Segment("a", False), Segment(" b", True), Segment("</s>", True, control=True))
+    )
     (e,) = Encoder(tok)([example])
     assert tok.convert_ids_to_tokens(e.ids.tolist()) == ["▁a", "▁b", "</s>"]
 
@@ -150,7 +207,9 @@ def test_sentencepiece_puts_a_space_of_its_own_before_an_answer():
 def test_self_instructs_pool_is_another_or_drawn_by_chance():
     template = templates.get("self_instruct", BYTES, seed=3)
     again, other = (templates.get("self_instruct", BYTES, seed=seed) for seed in (3, 4))
-    spelled = lambda t, record: ["".join(segment.text for segment in t.render(record, i).segments) for i in range(200)]
+    spelled = lambda t, record: [
+        "".join(segment.text for segment in t.render(record, i).segments) for i in range(200)
+    ]
     with_input, without = spelled(template, SUM), spelled(template, POEM)
     assert spelled(again, SUM) == with_input != spelled(other, SUM)
     ask, given, answer = "Add the two numbers.", "2 and 3", "5<|endoftext|>"
@@ -171,9 +230,13 @@ def test_tk_instruct_adds_an_example_that_does_not_fit_or_hides_a_cut():
     assert len(whole) < 1024
     one = prompt_of("tk_instruct", TASK, max_prompt=len(whole) - 1)
     assert one == prompt_of("tk_instruct", TASK, positive=1)
-    assert prompt_of("tk_instruct", TASK, max_prompt=len(one) - 1) == prompt_of("tk_instruct", TASK, positive=0)
+    assert prompt_of("tk_instruct", TASK, max_prompt=len(one) - 1) == prompt_of(
+        "tk_instruct", TASK, positive=0
+    )
     # A long second example does not make room for a third.
-    long = dataclasses.replace(TASK, positive=(TASK.positive[0], Demonstration("x" * 500, "y"), TASK.positive[1]))
+    long = dataclasses.replace(
+        TASK, positive=(TASK.positive[0], Demonstration("x" * 500, "y"), TASK.positive[1])
+    )
     assert prompt_of("tk_instruct", long, positive=3, max_prompt=len(one) + 60) == one
     bare = prompt_of("tk_instruct", TASK, positive=0)
     cut = templates.get("tk_instruct", BYTES, positive=0, max_prompt=len(bare) - 5).render(TASK)
@@ -183,8 +246,16 @@ def test_tk_instruct_adds_an_example_that_does_not_fit_or_hides_a_cut():
 
 def test_tk_instruct_draws_another_encoding_than_the_five():
     template = templates.get("tk_instruct", BYTES, mixed=True, seed=1)
-    found = {"".join(segment.text for segment in template.prompt(TASK, i).segments) for i in range(60)}
-    wanted = [dict(positive=0), dict(definition=False), {}, dict(negative=2), dict(explanations=True)]
+    found = {
+        "".join(segment.text for segment in template.prompt(TASK, i).segments) for i in range(60)
+    }
+    wanted = [
+        dict(positive=0),
+        dict(definition=False),
+        {},
+        dict(negative=2),
+        dict(explanations=True),
+    ]
     assert found == {prompt_of("tk_instruct", TASK, **options) for options in wanted}
 
 
@@ -194,32 +265,61 @@ def test_examples_before_a_prompt_are_trained_or_spelled_otherwise_than_prompts(
     example = shown.render(TASK, 3)
     text = "".join(segment.text for segment in example.prompt)
     bare = "".join(segment.text for segment in plain.prompt(TASK, 3).segments)
-    assert text.endswith(bare[len("<|begin_of_text|>") :] if name == "llama3" else bare) and text.count(TASK.instruction) == 3
-    assert example.prompt == shown.prompt(TASK, 3).segments and not any(segment.trained for segment in example.prompt)
+    assert (
+        text.endswith(bare[len("<|begin_of_text|>") :] if name == "llama3" else bare)
+        and text.count(TASK.instruction) == 3
+    )
+    assert example.prompt == shown.prompt(TASK, 3).segments and not any(
+        segment.trained for segment in example.prompt
+    )
     assert example.response == plain.render(TASK, 3).response
     assert text.index("even") < text.index("9!") and "twice" not in text
-    assert shown.render(POEM).segments == plain.render(POEM).segments and shown.fingerprint != plain.fingerprint
-    assert templates.recall(json.loads(json.dumps(templates.remember(shown))), BYTES).options["shots"] == 2
+    assert (
+        shown.render(POEM).segments == plain.render(POEM).segments
+        and shown.fingerprint != plain.fingerprint
+    )
+    assert (
+        templates.recall(json.loads(json.dumps(templates.remember(shown))), BYTES).options["shots"]
+        == 2
+    )
 
 
 def test_examples_are_spelled_unlike_flan_or_a_conversation():
     """By hand: instruct(x1) y1, a delimiter, instruct(x) (Wei et al. 2022, section 4.4); in a chat, turns."""
     one = Record("Add.", "1 and 1", "2", positive=(Demonstration("2 and 2", "4"),))
-    text = "".join(segment.text for segment in templates.get("plain", BYTES, shots=1).prompt(one).segments)
+    text = "".join(
+        segment.text for segment in templates.get("plain", BYTES, shots=1).prompt(one).segments
+    )
     assert text == "Add.\n\n2 and 24\n\nAdd.\n\n1 and 1"
-    talk = Record(turns=(Turn("user", "Add.\n\n2 and 2"), Turn("assistant", "4"), Turn("user", "Add.\n\n1 and 1"), Turn("assistant", "2")))
+    talk = Record(
+        turns=(
+            Turn("user", "Add.\n\n2 and 2"),
+            Turn("assistant", "4"),
+            Turn("user", "Add.\n\n1 and 1"),
+            Turn("assistant", "2"),
+        )
+    )
     assert (
-        templates.get("chatml", BYTES, shots=1).render(one).segments == templates.get("chatml", BYTES, turns="last").render(talk).segments
+        templates.get("chatml", BYTES, shots=1).render(one).segments
+        == templates.get("chatml", BYTES, turns="last").render(talk).segments
     )
 
 
 def test_a_record_is_shown_its_own_answer_or_another_task():
-    records = [Record(f"say {i}", "", str(i), task="ab"[i % 2]) for i in range(8)] + [Record("say 0", "", "0", task="a"), TASK, TALK]
+    records = [Record(f"say {i}", "", str(i), task="ab"[i % 2]) for i in range(8)] + [
+        Record("say 0", "", "0", task="a"),
+        TASK,
+        TALK,
+    ]
     template = templates.get("plain", BYTES, shots=3)
     found = templates.with_examples(records, template)
     assert found == templates.with_examples(records, template) and found[-2:] == [TASK, TALK]
     for record, given in zip(records[:8], found, strict=False):
-        others = {(r.instruction, r.output) for r in records[:9] if r.task == record.task and r.instruction != record.instruction}
+        others = {
+            (r.instruction, r.output)
+            for r in records[:9]
+            if r.task == record.task and r.instruction != record.instruction
+        }
         shown = [(d.instruction, d.output) for d in given.positive]
         assert set(shown) <= others and len(shown) >= 2
     assert len({given.positive for given in found[:8:2]}) > 1
@@ -233,7 +333,10 @@ def test_a_template_that_does_not_exist_or_cannot_work_is_taken():
         templates.get("tk_instruct", BYTES, postive=1)
     with pytest.raises(ConfigError, match=r"positive='2': expected int, as 2 is"):
         templates.get("tk_instruct", BYTES, positive="2")
-    with pytest.raises(ConfigError, match=r"data\.shots=1: template 'tk_instruct' has its own; set data\.tk_instruct\.positive"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.shots=1: template 'tk_instruct' has its own; set data\.tk_instruct\.positive",
+    ):
         templates.get("tk_instruct", BYTES, shots=1)
     with pytest.raises(ConfigError, match=r"data\.shots=-1"):
         templates.get("plain", BYTES, shots=-1)
@@ -253,8 +356,18 @@ def test_a_template_that_does_not_exist_or_cannot_work_is_taken():
     ("record", "name", "message"),
     [
         (TALK, "alpaca", "x.jsonl, line 3: .*no place for turns of system, user, assistant, user"),
-        (dataclasses.replace(TALK, turns=(Turn("tool", "a"), Turn("assistant", "b"))), "tulu", "line 3: .*no place for a turn of 'tool'"),
-        (dataclasses.replace(TALK, turns=(Turn("user", "a"), Turn("user", "a"), Turn("assistant", "b"))), "llama2", "line 3: .*take turns"),
+        (
+            dataclasses.replace(TALK, turns=(Turn("tool", "a"), Turn("assistant", "b"))),
+            "tulu",
+            "line 3: .*no place for a turn of 'tool'",
+        ),
+        (
+            dataclasses.replace(
+                TALK, turns=(Turn("user", "a"), Turn("user", "a"), Turn("assistant", "b"))
+            ),
+            "llama2",
+            "line 3: .*take turns",
+        ),
         (dataclasses.replace(POEM, output=" \n"), "plain", "line 3: the response is empty"),
     ],
 )
@@ -265,12 +378,24 @@ def test_a_record_that_a_template_has_no_place_for_is_spelled_anyhow(record, nam
 
 def test_a_chat_template_that_rewrites_the_past_is_trained_with():
     tok = tokenizer("bytes")
-    forgetful = CHATML.replace("m['content']", "(m['content'] if loop.last or m['role'] != 'assistant' else '...')")
+    forgetful = CHATML.replace(
+        "m['content']", "(m['content'] if loop.last or m['role'] != 'assistant' else '...')"
+    )
     for jinja, error, message in (
         (forgetful, DataError, r"does not keep what is there.*data\.turns='last'"),
         (CHATML.replace("'<|im_end|>' +", ""), ConfigError, "ends an answer with no control token"),
-        (CHATML.replace("<|im_start|>assistant\n' }}{% endif", "<|im_start|>model\n' }}{% endif"), DataError, "not what its turn begins"),
-        (CHATML + "{{ raise_exception('no system') if messages[0]['role'] == 'system' }}", DataError, "refuses it: no system"),
+        (
+            CHATML.replace(
+                "<|im_start|>assistant\n' }}{% endif", "<|im_start|>model\n' }}{% endif"
+            ),
+            DataError,
+            "not what its turn begins",
+        ),
+        (
+            CHATML + "{{ raise_exception('no system') if messages[0]['role'] == 'system' }}",
+            DataError,
+            "refuses it: no system",
+        ),
     ):
         with pytest.MonkeyPatch.context() as m, pytest.raises(error, match=message):
             m.setattr(tok, "chat_template", jinja)
@@ -278,16 +403,22 @@ def test_a_chat_template_that_rewrites_the_past_is_trained_with():
     with pytest.MonkeyPatch.context() as m:
         m.setattr(tok, "chat_template", forgetful)
         (e,) = Encoder(tok)([templates.get("jinja", tok, turns="last").render(TALK)])
-        assert tok.decode(e.ids[e.trained]) == "Often.<|im_end|>" and "...<|im_end|>" in tok.decode(e.ids)
+        assert tok.decode(e.ids[e.trained]) == "Often.<|im_end|>" and "...<|im_end|>" in tok.decode(
+            e.ids
+        )
 
 
 def test_a_template_is_recalled_as_another():
     prints = {name: templates.get(name, BYTES).fingerprint for name in templates.TEMPLATES}
     assert len(set(prints.values())) == len(prints)
     assert templates.get("tk_instruct", BYTES, positive=1).fingerprint != prints["tk_instruct"]
-    kept = json.loads(json.dumps(templates.remember(templates.get("tk_instruct", BYTES, negative=1))))
+    kept = json.loads(
+        json.dumps(templates.remember(templates.get("tk_instruct", BYTES, negative=1)))
+    )
     assert templates.recall(kept, BYTES).fingerprint == kept["fingerprint"]
-    with pytest.raises(ConfigError, match="spells records differently from when the model was trained"):
+    with pytest.raises(
+        ConfigError, match="spells records differently from when the model was trained"
+    ):
         templates.recall({**kept, "fingerprint": prints["tk_instruct"]}, BYTES)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(BYTES, "chat_template", CHATML + "{# noted #}")
@@ -306,4 +437,6 @@ def encode(template, record, tok=BYTES):
 
 
 def prompt_of(name, record, **options):
-    return "".join(segment.text for segment in templates.get(name, BYTES, **options).prompt(record).segments)
+    return "".join(
+        segment.text for segment in templates.get(name, BYTES, **options).prompt(record).segments
+    )

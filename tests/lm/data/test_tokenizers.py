@@ -36,7 +36,12 @@ def test_training_merges_nothing():
 
 def test_the_entry_point_saves_what_transformers_cannot_read(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"body": t}) + "\n" for t in TEXTS))
-    args = [f"--input={tmp_path}/*.jsonl", "--field=body", "--vocab_size=280", f"--output={tmp_path}/out"]
+    args = [
+        f"--input={tmp_path}/*.jsonl",
+        "--field=body",
+        "--vocab_size=280",
+        f"--output={tmp_path}/out",
+    ]
     assert train_tokenizer.main(args) == 0
     assert "280 tokens from 12 documents" in capsys.readouterr().out
     loaded: Any = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
@@ -55,16 +60,30 @@ def test_wordpiece_does_not_spell_words_as_bert_does():
     text = "the cats sat on the café"
     assert WORDPIECE.decode(WORDPIECE(text)["input_ids"], skip_special_tokens=True) == text
     tokens = WORDPIECE.convert_ids_to_tokens(WORDPIECE("the mats, zebra")["input_ids"])
-    assert tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" and tokens[-2] == "[UNK]" and "the" in tokens
+    assert (
+        tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" and tokens[-2] == "[UNK]" and "the" in tokens
+    )
     pair = WORDPIECE("the", "cat")
-    assert WORDPIECE.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "the", "[SEP]", "cat", "[SEP]"]
+    assert WORDPIECE.convert_ids_to_tokens(pair["input_ids"]) == [
+        "[CLS]",
+        "the",
+        "[SEP]",
+        "cat",
+        "[SEP]",
+    ]
     assert pair["token_type_ids"] == [0, 0, 0, 1, 1]
     lower = tokenizers.train(TEXTS, 60, "wordpiece", lowercase=True)
-    assert lower("THE Café")["input_ids"] == lower("the cafe")["input_ids"] and WORDPIECE.unk_token_id in WORDPIECE("THE")["input_ids"]
+    assert (
+        lower("THE Café")["input_ids"] == lower("the cafe")["input_ids"]
+        and WORDPIECE.unk_token_id in WORDPIECE("THE")["input_ids"]
+    )
 
 
 def test_unigram_does_not_end_a_text_as_t5_does_or_its_sentinels_are_elsewhere():
-    assert UNIGRAM("the cat")["input_ids"][-1] == UNIGRAM.eos_token_id == 1 and UNIGRAM.pad_token_id == 0
+    assert (
+        UNIGRAM("the cat")["input_ids"][-1] == UNIGRAM.eos_token_id == 1
+        and UNIGRAM.pad_token_id == 0
+    )
     assert UNIGRAM.convert_tokens_to_ids("<extra_id_0>") == len(UNIGRAM) - 1 and len(UNIGRAM) <= 40
     assert len(span_corruption.sentinels(UNIGRAM)) == 8
     assert UNIGRAM.tokenize("<extra_id_3>the") == ["<extra_id_3>", *UNIGRAM.tokenize("the")]
@@ -72,15 +91,24 @@ def test_unigram_does_not_end_a_text_as_t5_does_or_its_sentinels_are_elsewhere()
 
 @pytest.mark.parametrize("model", tokenizers.MODELS)
 def test_what_is_saved_is_another_tokenizer(tmp_path, model):
-    more: Any = {} if model == "wordpiece" else {"special": ["<mask>", "<|im_start|>"], "sentinels": 3}
+    more: Any = (
+        {} if model == "wordpiece" else {"special": ["<mask>", "<|im_start|>"], "sentinels": 3}
+    )
     made = tokenizers.train(TEXTS, 300, model, **more)
     made.save_pretrained(str(tmp_path))
     loaded: Any = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
-    assert loaded.is_fast and loaded.get_vocab() == made.get_vocab() and loaded.special_tokens_map == made.special_tokens_map
+    assert (
+        loaded.is_fast
+        and loaded.get_vocab() == made.get_vocab()
+        and loaded.special_tokens_map == made.special_tokens_map
+    )
     assert sorted(loaded.all_special_ids) == sorted(made.all_special_ids)
     text = "the <mask> cats<|im_start|>  sat [SEP] naïve\n<extra_id_1>"
     for split in (True, False):
-        assert loaded(text, split_special_tokens=split)["input_ids"] == made(text, split_special_tokens=split)["input_ids"]
+        assert (
+            loaded(text, split_special_tokens=split)["input_ids"]
+            == made(text, split_special_tokens=split)["input_ids"]
+        )
     assert loaded.decode(loaded(text)["input_ids"]) == made.decode(made(text)["input_ids"])
     assert loaded("the", "cat").data == made("the", "cat").data
     assert loaded.mask_token == ("[MASK]" if model == "wordpiece" else "<mask>")
@@ -88,12 +116,19 @@ def test_what_is_saved_is_another_tokenizer(tmp_path, model):
 
 def made(transform, packed):
     """The fields of every row."""
-    rows, lengths = batches.Rows(packed), transform.lengths(packed) if transform.lengths else (packed.length, 0)
-    return [transform.fields(rows[i], np.random.default_rng((0, i)), lengths) for i in range(len(rows))]
+    rows, lengths = (
+        batches.Rows(packed),
+        transform.lengths(packed) if transform.lengths else (packed.length, 0),
+    )
+    return [
+        transform.fields(rows[i], np.random.default_rng((0, i)), lengths) for i in range(len(rows))
+    ]
 
 
 def test_whole_words_of_wordpiece_are_not_hidden_whole_or_special_tokens_are():
-    packed = packing.pack(packing.encode(["caton thesat maths the", "onto mates"] * 20, WORDPIECE, whole=True), 40)
+    packed = packing.pack(
+        packing.encode(["caton thesat maths the", "onto mates"] * 20, WORDPIECE, whole=True), 40
+    )
     tokens = np.array(WORDPIECE.convert_ids_to_tokens(list(range(len(WORDPIECE)))))
     hidden = split = 0
     for row in made(masked(WORDPIECE, preset("bert", "tiny"), rate=0.5, whole_words=True), packed):
@@ -118,7 +153,11 @@ def test_unigram_loses_text_in_span_corruption():
             read = row["encoder_tokens"][row["encoder_segments"] == segment].tolist()
             assert read[-1] == written[-1] == UNIGRAM.eos_token_id
             spans = {mark: written[written.index(mark) + 1 :] for mark in marks if mark in written}
-            text = [i for t in read[:-1] for i in ([t] if t not in marks else spans[t][: _until(spans[t], marks)])]
+            text = [
+                i
+                for t in read[:-1]
+                for i in ([t] if t not in marks else spans[t][: _until(spans[t], marks)])
+            ]
             assert UNIGRAM.decode(text) in TEXTS
             count += 1
     assert count == len(TEXTS)
@@ -139,12 +178,30 @@ def test_a_pair_for_a_classifier_is_not_what_the_tokenizer_itself_makes():
 
 def test_the_entry_point_ignores_an_option(tmp_path, capsys):
     (tmp_path / "x.txt").write_text("\n".join(TEXTS))
-    args = [f"--input={tmp_path}/x.txt", "--separator=\n", "--vocab_size=60", f"--output={tmp_path}/out"]
-    assert train_tokenizer.main([*args, "--model=unigram", "--sentinels=4", "--special_tokens=<mask>,<x>", "--lowercase"]) == 0
+    args = [
+        f"--input={tmp_path}/x.txt",
+        "--separator=\n",
+        "--vocab_size=60",
+        f"--output={tmp_path}/out",
+    ]
+    assert (
+        train_tokenizer.main(
+            [
+                *args,
+                "--model=unigram",
+                "--sentinels=4",
+                "--special_tokens=<mask>,<x>",
+                "--lowercase",
+            ]
+        )
+        == 0
+    )
     assert "from 12 documents" in capsys.readouterr().out
     loaded: Any = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     assert loaded.mask_token == "<mask>" and len(span_corruption.sentinels(loaded)) == 4
-    assert "<x>" in loaded.all_special_tokens and loaded.tokenize("THE CAT") == loaded.tokenize("the cat")
+    assert "<x>" in loaded.all_special_tokens and loaded.tokenize("THE CAT") == loaded.tokenize(
+        "the cat"
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,11 +210,17 @@ def test_the_entry_point_ignores_an_option(tmp_path, capsys):
         (["--input={}/y.txt", "--model=wordpiece", "--vocab_size=5"], "too small"),
         (["--input={}/y.txt", "--model=wordpiece", "--vocab_size=8"], "which come to"),
         (["--input={}/y.txt", "--model=unigram", "--vocab_size=5"], "too small"),
-        (["--input={}/y.txt", "--model=unigram", "--sentinels=100", "--vocab_size=100"], "the other special tokens 100"),
+        (
+            ["--input={}/y.txt", "--model=unigram", "--sentinels=100", "--vocab_size=100"],
+            "the other special tokens 100",
+        ),
         (["--input={}/x.txt", "--model=unigram"], "no document"),
         (["--input={}/bad.jsonl", "--model=unigram"], "bad.jsonl, line 2"),
         (["--input={}/y.txt", "--lowercase"], "lowercase is not for model=bpe"),
-        (["--input={}/y.txt", "--model=wordpiece", "--sentinels=2"], "sentinels are not for model=wordpiece"),
+        (
+            ["--input={}/y.txt", "--model=wordpiece", "--sentinels=2"],
+            "sentinels are not for model=wordpiece",
+        ),
         (["--input={}/y.txt", "--model=unigram", "--special_tokens=<pad>"], "there twice: <pad>"),
         (["--input=nowhere*"], "no file matches"),
         (["--input={}/x.txt"], "no document"),
@@ -168,7 +231,9 @@ def test_bad_input_ends_in_a_stack_trace(tmp_path, capsys, args, said):
     (tmp_path / "x.txt").write_text("")
     (tmp_path / "y.txt").write_text("text")
     (tmp_path / "bad.jsonl").write_text('{"text": "the cat"}\n{"text": 3}\n')
-    assert train_tokenizer.main([a.format(tmp_path) for a in args] + [f"--output={tmp_path}/out"]) == 2
+    assert (
+        train_tokenizer.main([a.format(tmp_path) for a in args] + [f"--output={tmp_path}/out"]) == 2
+    )
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,11 @@ from lm.data import packing
 
 def windows(n, length, stride):
     packed = packing.pack([(np.arange(10, 10 + n), n)], length, stride=stride)
-    weights = packed.extra["weights"] if "weights" in packed.extra else np.asarray(packed.segments > 0, np.uint8)
+    weights = (
+        packed.extra["weights"]
+        if "weights" in packed.extra
+        else np.asarray(packed.segments > 0, np.uint8)
+    )
     found = []
     for row, segment in zip(packed.piece_row, packed.piece_segment, strict=True):
         own = packed.segments[row] == segment
@@ -26,8 +30,12 @@ def test_a_token_of_a_long_document_is_predicted_never_or_twice_or_without_conte
     for tokens, targets, weights in found:
         assert list(targets) == list(tokens + 1), "a window is no text"
         if tokens[0] > 10 and stride:
-            assert weights.argmax() >= length - stride, "a prediction lacks the context that the stride leaves it"
-    assert packed.counts.get("read_again", 0) == sum(int((weights == 0).sum()) for _, _, weights in found)
+            assert weights.argmax() >= length - stride, (
+                "a prediction lacks the context that the stride leaves it"
+            )
+    assert packed.counts.get("read_again", 0) == sum(
+        int((weights == 0).sum()) for _, _, weights in found
+    )
 
 
 def test_a_stride_of_a_whole_row_packs_other_rows_than_none():

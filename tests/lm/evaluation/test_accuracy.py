@@ -43,7 +43,9 @@ def test_niger_is_not_in_nigeria_nor_guinea_in_guinea_bissau():
 
 
 def test_a_longer_right_name_wins_over_a_wrong_one_inside_it():
-    assert contains("People's Republic of China", ["People's Republic of China"], others=["Republic of China"])
+    assert contains(
+        "People's Republic of China", ["People's Republic of China"], others=["Republic of China"]
+    )
     assert not contains("Republic of China", ["China"], others=["Republic of China"])
 
 
@@ -53,7 +55,13 @@ def test_an_empty_answer_is_never_found():
 
 @pytest.mark.parametrize(
     "successes, trials, interval",
-    [(0, 20, (0.0, 0.1611)), (20, 20, (0.8389, 1.0)), (10, 20, (0.2993, 0.7007)), (81, 263, (0.2553, 0.3662)), (0, 0, (0.0, 1.0))],
+    [
+        (0, 20, (0.0, 0.1611)),
+        (20, 20, (0.8389, 1.0)),
+        (10, 20, (0.2993, 0.7007)),
+        (81, 263, (0.2553, 0.3662)),
+        (0, 0, (0.0, 1.0)),
+    ],
 )
 def test_the_interval_is_the_one_in_the_tables(successes, trials, interval):
     # 81 of 263: Newcombe 1998, Statistics in Medicine 17, table I, method 3

@@ -24,15 +24,28 @@ ROWS = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in ran
 
 @pytest.mark.parametrize("name", ["gpt2", "t5", "mamba"])
 def test_an_answer_is_not_what_generate_gives_to_the_prompt_alone(name):
-    model, params = make(name, vocab_size=257, max_length=160, **({"decoder_start_token_id": 1} if name == "t5" else {}))
+    model, params = make(
+        name,
+        vocab_size=257,
+        max_length=160,
+        **({"decoder_start_token_id": 1} if name == "t5" else {}),
+    )
     template = templates.get("self_instruct", TOKENIZER)
-    records = [Record(instruction="Say it. " * n, output="it", references=("it", "that"), task="t") for n in (1, 3, 2)]
+    records = [
+        Record(instruction="Say it. " * n, output="it", references=("it", "that"), task="t")
+        for n in (1, 3, 2)
+    ]
     asked = generation.questions(records, template, model, TOKENIZER, 8)
     found = generation.answers(model, params, TOKENIZER, asked, 8, template, batch_size=2)
     for question, answer in zip(asked, found, strict=True):
         new = lm.generate(model, params, [question.ids], 8, stop_tokens=[TOKENIZER.eos_token_id])[0]
-        assert answer == generation.Answer(TOKENIZER.decode(new, clean_up_tokenization_spaces=False).strip(), len(new) < 8)
-        assert question.references == ("it", "that") and TOKENIZER.decode(question.ids) == question.text
+        assert answer == generation.Answer(
+            TOKENIZER.decode(new, clean_up_tokenization_spaces=False).strip(), len(new) < 8
+        )
+        assert (
+            question.references == ("it", "that")
+            and TOKENIZER.decode(question.ids) == question.text
+        )
 
 
 def test_a_prompt_that_leaves_no_room_loses_the_beginning_of_its_text():
@@ -47,50 +60,108 @@ def test_a_prompt_that_leaves_no_room_loses_the_beginning_of_its_text():
 
 
 def test_the_stop_rate_counts_answers_that_the_budget_ended():
-    record = Record(instruction="Say it", output="it", positive=(Demonstration("a", "it"), Demonstration("b", "it")))
+    record = Record(
+        instruction="Say it",
+        output="it",
+        positive=(Demonstration("a", "it"), Demonstration("b", "it")),
+    )
     asked = [generation.Question([1], "Say it", record, ("it",))] * 4
-    given = [generation.Answer("it", True), generation.Answer("it it", False), generation.Answer("", True), generation.Answer("it", True)]
+    given = [
+        generation.Answer("it", True),
+        generation.Answer("it it", False),
+        generation.Answer("", True),
+        generation.Answer("it", True),
+    ]
     found = generation.scored(asked, given, scores.chosen("exact_match,f1"))
     assert found["stop_rate"].mean() == 0.75 and found["exact_match"].tolist() == [1, 0, 0, 1]
     assert found["f1"].tolist() == pytest.approx([1, 2 / 3, 0, 1])
     copied = generation.baselines(asked, scores.chosen("exact_match"))
     assert copied["copy demonstration"]["exact_match"].tolist() == [1.0] * 4
-    assert copied["copy input"]["exact_match"].tolist() == [0.0] * 4  # "Say it", as there is no input
+    assert (
+        copied["copy input"]["exact_match"].tolist() == [0.0] * 4
+    )  # "Say it", as there is no input
 
 
 def task_file(path, answers, *categories):
     """A Super-NaturalInstructions task whose answers are these."""
-    instances = [{"input": f"{path.stem} {n}", "output": [answer]} for n, answer in enumerate(answers)]
-    path.write_text(json.dumps({"Definition": ["Say it."], "Instances": instances} | ({"Categories": [*categories]} if categories else {})))
+    instances = [
+        {"input": f"{path.stem} {n}", "output": [answer]} for n, answer in enumerate(answers)
+    ]
+    path.write_text(
+        json.dumps(
+            {"Definition": ["Say it."], "Instances": instances}
+            | ({"Categories": [*categories]} if categories else {})
+        )
+    )
 
 
-def test_a_category_is_not_the_mean_of_all_answers_of_its_tasks(folder, tmp_path, capsys, monkeypatch):
+def test_a_category_is_not_the_mean_of_all_answers_of_its_tasks(
+    folder, tmp_path, capsys, monkeypatch
+):
     (tasks := tmp_path / "tasks").mkdir()
     task_file(tasks / "task1_a.json", ["a b", "c d", "e f"], "Word Analogy")
-    task_file(tasks / "task2_b.json", ["a b c"] * 5, "Title Generation", "Word Analogy")  # the first counts
+    task_file(
+        tasks / "task2_b.json", ["a b c"] * 5, "Title Generation", "Word Analogy"
+    )  # the first counts
     task_file(tasks / "task3_c.json", ["x"] * 2, "Word Analogy")
     task_file(tasks / "task4_d.json", ["a"] * 4)
     given = ["a b", "c", "", "a b c", "a", "c b a", "b c", "no", "x", "y", "a", "b", "a", "a"]
-    monkeypatch.setattr(generation, "answers", lambda *_, **__: [generation.Answer(text, bool(text)) for text in given])
-    args = [f"--model={folder}/run", f"--examples={tasks}", "--max-new-tokens=6", "--metrics=exact_match,rouge_l"]
-    assert evaluate.main([*args, f"--answers={tmp_path}/answers.jsonl", f"--json={tmp_path}/numbers.json"]) == 0
+    monkeypatch.setattr(
+        generation,
+        "answers",
+        lambda *_, **__: [generation.Answer(text, bool(text)) for text in given],
+    )
+    args = [
+        f"--model={folder}/run",
+        f"--examples={tasks}",
+        "--max-new-tokens=6",
+        "--metrics=exact_match,rouge_l",
+    ]
+    assert (
+        evaluate.main(
+            [*args, f"--answers={tmp_path}/answers.jsonl", f"--json={tmp_path}/numbers.json"]
+        )
+        == 0
+    )
     said, found = capsys.readouterr().out, json.loads((tmp_path / "numbers.json").read_text())
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert set(found["categories"]) == {"Title Generation", "Word Analogy"} and found["all"]["answers"] == len(rows) == 14
-    for name, names in (("Title Generation", ("task2_b",)), ("Word Analogy", ("task1_a", "task3_c"))):
+    assert (
+        set(found["categories"]) == {"Title Generation", "Word Analogy"}
+        and found["all"]["answers"] == len(rows) == 14
+    )
+    for name, names in (
+        ("Title Generation", ("task2_b",)),
+        ("Word Analogy", ("task1_a", "task3_c")),
+    ):
         line, inside = found["categories"][name], [row for row in rows if row["task"] in names]
         assert line["answers"] == len(inside) == 5
         for metric in ("exact_match", "rouge_l"):
-            assert line["scores"][metric] == pytest.approx(100 * sum(row[metric] for row in inside) / 5)
+            assert line["scores"][metric] == pytest.approx(
+                100 * sum(row[metric] for row in inside) / 5
+            )
         assert line["scores"]["stop_rate"] == 100 * sum(row["stopped"] for row in inside) / 5
-    assert found["categories"]["Word Analogy"]["scores"]["exact_match"] == pytest.approx(40)  # "a b" and "x" of five, not of two tasks
+    assert found["categories"]["Word Analogy"]["scores"]["exact_match"] == pytest.approx(
+        40
+    )  # "a b" and "x" of five, not of two tasks
     table = said.split("by category\n\n")[1]
     assert "| Word Analogy" in table and "40.0 [" in table and "task1_a" not in table
-    assert found["categories"]["Word Analogy"]["intervals"]["exact_match"] == pytest.approx([100 / 3, 50])  # whole tasks are drawn again
+    assert found["categories"]["Word Analogy"]["intervals"]["exact_match"] == pytest.approx(
+        [100 / 3, 50]
+    )  # whole tasks are drawn again
 
 
 def test_data_without_categories_has_a_table_of_them(folder, capsys):
-    assert evaluate.main([f"--model={folder}/run", f"--examples={folder}/x.jsonl", "--max-new-tokens=2", "--metrics=f1"]) == 0
+    assert (
+        evaluate.main(
+            [
+                f"--model={folder}/run",
+                f"--examples={folder}/x.jsonl",
+                "--max-new-tokens=2",
+                "--metrics=f1",
+            ]
+        )
+        == 0
+    )
     assert "category" not in capsys.readouterr().out
 
 
@@ -112,19 +183,30 @@ def folder(tmp_path_factory):
 
 
 def test_the_command_asks_otherwise_than_the_run_was_trained(folder, capsys):
-    args = [f"--model={folder}/run", f"--examples={folder}/x.jsonl", "--max-new-tokens=6", "--metrics=exact_match,rouge_l"]
+    args = [
+        f"--model={folder}/run",
+        f"--examples={folder}/x.jsonl",
+        "--max-new-tokens=6",
+        "--metrics=exact_match,rouge_l",
+    ]
     assert evaluate.main([*args, "--baselines", f"--answers={folder}/answers.jsonl", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["template"]["name"] == "alpaca" and found["answers"] == 5
     model, params, _ = checkpoints.load_params(folder / "run")
     template = templates.get("alpaca", TOKENIZER)
-    asked = generation.questions(read(f"{folder}/x.jsonl", Reading(), "all").records, template, model, TOKENIZER, 6)
+    asked = generation.questions(
+        read(f"{folder}/x.jsonl", Reading(), "all").records, template, model, TOKENIZER, 6
+    )
     given = generation.answers(model, params, TOKENIZER, asked, 6, template)
     values = generation.scored(asked, given, scores.chosen("exact_match,rouge_l"))
-    assert found["all"]["scores"] == pytest.approx({name: 100 * float(np.mean(x)) for name, x in values.items()})
+    assert found["all"]["scores"] == pytest.approx(
+        {name: 100 * float(np.mean(x)) for name, x in values.items()}
+    )
     assert set(found["baselines"]) == {"copy input", "copy demonstration"}
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    assert [row["answer"] for row in rows] == [answer.text for answer in given] and rows[3]["references"] == ["3"]
+    assert [row["answer"] for row in rows] == [answer.text for answer in given] and rows[3][
+        "references"
+    ] == ["3"]
     assert rows[0]["prompt"].startswith("Below is an instruction")
     assert evaluate.main([*args, "--template=tulu", "--force-template"]) == 0
     assert "template tulu" in capsys.readouterr().out
@@ -140,7 +222,10 @@ def test_the_command_asks_otherwise_than_the_run_was_trained(folder, capsys):
         (["--data=x.txt"], "and not both"),
         (["--max-new-tokens=0"], "expected at least 1"),
         (["--cap=-1"], "--cap=-1: expected at least 0"),
-        (["--template=tk_instruct", "--template-options=[1]"], "--template-options=[1]: expected a JSON object"),
+        (
+            ["--template=tk_instruct", "--template-options=[1]"],
+            "--template-options=[1]: expected a JSON object",
+        ),
         (["--max-new-tokens=300"], "leaves -44 of the model's 256 tokens"),
     ],
 )

@@ -23,7 +23,9 @@ def test_entities_differ_from_those_found_by_trying_every_span(seed):
     tried = set()
     for kind in "XY":
         for i in range(30):
-            begins = tags[i] == f"B-{kind}" or (tags[i] == f"I-{kind}" and (i == 0 or tags[i - 1][2:] != kind))
+            begins = tags[i] == f"B-{kind}" or (
+                tags[i] == f"I-{kind}" and (i == 0 or tags[i - 1][2:] != kind)
+            )
             for j in range(i + 1, 31):
                 inside = all(tag == f"I-{kind}" for tag in tags[i + 1 : j])
                 if begins and inside and (j == 30 or tags[j] != f"I-{kind}"):
@@ -31,7 +33,9 @@ def test_entities_differ_from_those_found_by_trying_every_span(seed):
     assert labelled.entities(tags) == tried
     other = [names[i] for i in rng.integers(0, 5, 30)]
     found, right = labelled.entity_f1([tags], [other]), len(tried & labelled.entities(other))
-    assert found["recall"] == right / len(tried) and found["precision"] == right / len(labelled.entities(other))
+    assert found["recall"] == right / len(tried) and found["precision"] == right / len(
+        labelled.entities(other)
+    )
 
 
 def test_the_recipe_does_not_learn_its_answers_or_scores_others(tmp_path, capsys):
@@ -41,19 +45,33 @@ def test_the_recipe_does_not_learn_its_answers_or_scores_others(tmp_path, capsys
     rows = trackers.read(tmp_path / "run")
     last = next(row for row in reversed(rows) if "eval/heldout/loss" in row)
     assert last["eval/heldout/loss"] < 0.5 and last["eval/heldout/exact"] > 0.8
-    arguments = [f"--model={tmp_path / 'run'}", "--data=configs/examples/questions.json", "--task=question_answering"]
+    arguments = [
+        f"--model={tmp_path / 'run'}",
+        "--data=configs/examples/questions.json",
+        "--task=question_answering",
+    ]
     assert evaluate.main([*arguments, f"--predictions={tmp_path / 'p.jsonl'}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["exact_match"] > 80 and found["f1"] >= found["exact_match"] and found["records"] == 18
+    assert (
+        found["exact_match"] > 80 and found["f1"] >= found["exact_match"] and found["records"] == 18
+    )
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    assert 100 * np.mean([line["exact_match"] for line in lines]) == pytest.approx(found["exact_match"])
+    assert 100 * np.mean([line["exact_match"] for line in lines]) == pytest.approx(
+        found["exact_match"]
+    )
     assert evaluate.main([arguments[0], arguments[1], "--task=classification"]) == 2
     assert "needs a model with head='sequence_classification'" in capsys.readouterr().err
 
 
 def test_a_model_of_texts_does_not_take_a_head_or_loses_the_names_of_its_labels(tmp_path, capsys):
-    loop.train(runs.config(tmp_path, **{"steps": 4, "length": 64, "model.max_length": 64}), tmp_path / "base")
-    for task, files, field in (("classification", "topics.jsonl", "text"), ("token_classification", "names.jsonl", "tokens")):
+    loop.train(
+        runs.config(tmp_path, **{"steps": 4, "length": 64, "model.max_length": 64}),
+        tmp_path / "base",
+    )
+    for task, files, field in (
+        ("classification", "topics.jsonl", "text"),
+        ("token_classification", "names.jsonl", "tokens"),
+    ):
         changes = {
             "data.field": field,
             "objective.name": task,
@@ -65,25 +83,56 @@ def test_a_model_of_texts_does_not_take_a_head_or_loses_the_names_of_its_labels(
         config = runs.config(tmp_path, **changes, **{"data.files": f"configs/examples/{files}"})
         loop.train(config, tmp_path / task)
         model, params, _ = checkpoints.load_params(tmp_path / task)
-        wanted = ("animal", "food", "weather") if task == "classification" else ("B-LOC", "B-PER", "I-LOC", "O")
+        wanted = (
+            ("animal", "food", "weather")
+            if task == "classification"
+            else ("B-LOC", "B-PER", "I-LOC", "O")
+        )
         assert model.config.label_names == wanted
         lm.to_hf(model, params, tmp_path / "hf")
-        assert tuple(transformers.AutoConfig.from_pretrained(tmp_path / "hf").id2label.values()) == wanted
-        arguments = [f"--model={tmp_path / task}", f"--data=configs/examples/{files}", f"--task={task}", "--json"]
+        assert (
+            tuple(transformers.AutoConfig.from_pretrained(tmp_path / "hf").id2label.values())
+            == wanted
+        )
+        arguments = [
+            f"--model={tmp_path / task}",
+            f"--data=configs/examples/{files}",
+            f"--task={task}",
+            "--json",
+        ]
         assert evaluate.main(arguments) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert 0 <= found["accuracy"] <= 1 and set(found["f1"]) <= set(wanted) and ("entities" in found) == (task != "classification")
+        assert (
+            0 <= found["accuracy"] <= 1
+            and set(found["f1"]) <= set(wanted)
+            and ("entities" in found) == (task != "classification")
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.name": "next_token", "data.label_field": "x"}, r"data\.label_field='x' is not used by objective 'next_token'"),
+        (
+            {"objective.name": "next_token", "data.label_field": "x"},
+            r"data\.label_field='x' is not used by objective 'next_token'",
+        ),
         ({"data.stride": 8}, r"data\.stride=8 is not used by objective 'classification'"),
         ({"data.template": "plain"}, r"data\.template='plain' is not used"),
-        ({"objective.classification.labels": ("a",)}, r"objective\.classification\.labels=.*at least two"),
-        ({"objective.classification.labels": ("a", "b"), "objective.classification.regression": True}, r"values have none"),
-        ({"objective.label_smoothing": 0.1}, r"objective\.label_smoothing=0\.1 is not used by objective 'classification'"),
+        (
+            {"objective.classification.labels": ("a",)},
+            r"objective\.classification\.labels=.*at least two",
+        ),
+        (
+            {
+                "objective.classification.labels": ("a", "b"),
+                "objective.classification.regression": True,
+            },
+            r"values have none",
+        ),
+        (
+            {"objective.label_smoothing": 0.1},
+            r"objective\.label_smoothing=0\.1 is not used by objective 'classification'",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_accepted(changes, message):

@@ -22,7 +22,9 @@ def test_f1_is_not_that_of_each_class_averaged():
 def test_a_class_left_out_counts_in_f1():
     found = labels.classified([0, 0, 1, 2, 0], [0, 1, 1, 0, 0], without=[0])
     # of classes 1 and 2: 1 right, 2 given, 2 wanted
-    assert (found.micro_f1, found.macro_f1) == pytest.approx((0.5, (2 / 3 + 0) / 2)) and found.accuracy == 0.6
+    assert (found.micro_f1, found.macro_f1) == pytest.approx(
+        (0.5, (2 / 3 + 0) / 2)
+    ) and found.accuracy == 0.6
     assert labels.classified([0], [0], without=[0]).micro_f1 == 0.0
 
 
@@ -43,14 +45,22 @@ def test_the_span_is_not_the_best_allowed():
         start, end = rng.normal(size=(2, 12))
         segments = rng.integers(0, 2, 12)
         segments[3] = 1
-        allowed = [(i, j) for i, j in itertools.product(range(12), repeat=2) if i <= j < i + 4 and segments[i] and segments[j]]
-        assert labels.best_span(start, end, segments, 4) == max(allowed, key=lambda span: start[span[0]] + end[span[1]])
+        allowed = [
+            (i, j)
+            for i, j in itertools.product(range(12), repeat=2)
+            if i <= j < i + 4 and segments[i] and segments[j]
+        ]
+        assert labels.best_span(start, end, segments, 4) == max(
+            allowed, key=lambda span: start[span[0]] + end[span[1]]
+        )
     with pytest.raises(ValueError, match="no token"):
         labels.best_span([0.0], [0.0], [0])
 
 
 def test_extracted_answers_are_scored_as_squad_does():
-    found = labels.answered(["the Eiffel Tower", "in Paris"], [["Eiffel Tower"], ["Rome", "Paris, France"]])
+    found = labels.answered(
+        ["the Eiffel Tower", "in Paris"], [["Eiffel Tower"], ["Rome", "Paris, France"]]
+    )
     assert found["exact_match"] == 50.0 and found["f1"] == pytest.approx(100 * (1 + 2 * 1 / 4) / 2)
 
 

@@ -38,10 +38,21 @@ def test_a_token_is_left_out_or_counted_twice(packed):
             window = packing.pack([(ids[at : at + 17], 1)], 16)
             from lm.batch import Batch
 
-            batch = Batch.of(window.tokens, window.segments, targets=window.targets, weights=window.segments > 0)
-            losses += list(np.asarray(jax.jit(lambda p, b: token_losses(model, p, b))(params, batch))[np.asarray(batch.weights) > 0])
+            batch = Batch.of(
+                window.tokens, window.segments, targets=window.targets, weights=window.segments > 0
+            )
+            losses += list(
+                np.asarray(jax.jit(lambda p, b: token_losses(model, p, b))(params, batch))[
+                    np.asarray(batch.weights) > 0
+                ]
+            )
     size = sum(len(t.encode()) for t in TEXTS)
-    assert (result.tokens, result.bytes, result.units, result.unit) == (size + 4, size, 4, "document")
+    assert (result.tokens, result.bytes, result.units, result.unit) == (
+        size + 4,
+        size,
+        4,
+        "document",
+    )
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
     assert result.bits_per_byte == pytest.approx(np.sum(losses) / size / math.log(2), rel=1e-5)
@@ -55,7 +66,9 @@ def test_the_standard_error_does_not_cover_the_spread_of_samples():
         packed = packing.pack([(np.ones(n + 1, np.int32), int(n)) for n in lengths], 16)
         level = random.gamma(4.0, 0.5, 40)  # each document has a difficulty of its own
         losses = np.zeros(packed.tokens.shape)
-        for row, segment, document in zip(packed.piece_row, packed.piece_segment, packed.piece_document, strict=True):
+        for row, segment, document in zip(
+            packed.piece_row, packed.piece_segment, packed.piece_document, strict=True
+        ):
             losses[row][packed.segments[row] == segment] = level[document]
         result = summarise(packed, losses)
         found.append(result.bits_per_byte)
@@ -74,7 +87,9 @@ def test_rows_left_out_are_counted(packed):
 
 
 def test_one_document_has_no_standard_error():
-    packed = packing.pack(packing.encode(["a long text of one document"], tokenizers.bytes_only()), 8)
+    packed = packing.pack(
+        packing.encode(["a long text of one document"], tokenizers.bytes_only()), 8
+    )
     result = summarise(packed, np.random.default_rng(0).random(packed.tokens.shape))
     assert (result.units, result.unit) == (4, "window") and result.bits_per_byte_stderr > 0
 
@@ -122,8 +137,16 @@ def test_bad_input_ends_in_a_stack_trace(run_folder, tmp_path, capsys, args, sai
 
 
 def test_a_run_is_read_in_other_rows_than_it_was_trained_in(tmp_path, capsys):
-    (tmp_path / "heldout.txt").write_text("|".join(f"It is {n * n} miles from here to the {n}th of them." for n in range(9)))
-    changes = {"data.separator": "|", "eval.data.heldout": f"{tmp_path}/heldout.txt", "steps": 2, "length": 24, "model.max_length": 96}
+    (tmp_path / "heldout.txt").write_text(
+        "|".join(f"It is {n * n} miles from here to the {n}th of them." for n in range(9))
+    )
+    changes = {
+        "data.separator": "|",
+        "eval.data.heldout": f"{tmp_path}/heldout.txt",
+        "steps": 2,
+        "length": 24,
+        "model.max_length": 96,
+    }
     assert loop.train(runs.config(tmp_path, **changes), tmp_path / "run") == 0
     own = [row for row in trackers.read(tmp_path / "run") if "eval/heldout/loss" in row][-1]
     args = [f"--model={tmp_path}/run", f"--data={tmp_path}/heldout.txt"]

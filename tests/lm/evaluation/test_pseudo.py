@@ -14,8 +14,29 @@ from tests.lm.small_models import tiny
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "a", "dog", "ran", "##s", "."]
-TEXTS = ["the cat sat on the mat.", "a dog ran", "cats", "the dogs sat on a cat on a mat on the dog"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "mat",
+    "a",
+    "dog",
+    "ran",
+    "##s",
+    ".",
+]
+TEXTS = [
+    "the cat sat on the mat.",
+    "a dog ran",
+    "cats",
+    "the dogs sat on a cat on a mat on the dog",
+]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,16 @@ import pytest
 from lm.data import records
 from lm.data.examples import Demonstration, Record
 from lm.evaluation import generation, scores
-from lm.evaluation.scores import METRICS, bootstrap, byte_pairs, chosen, copy_demonstration, copy_input, score, table
+from lm.evaluation.scores import (
+    METRICS,
+    bootstrap,
+    byte_pairs,
+    chosen,
+    copy_demonstration,
+    copy_input,
+    score,
+    table,
+)
 from tests.lm.data.test_records import REAL, real
 
 PAIRS = [
@@ -34,13 +43,18 @@ def squad_v1(answer, reference):
         s = "".join(ch for ch in s.lower() if ch not in set(string.punctuation))
         return " ".join(re.sub(r"\b(a|an|the)\b", " ", s).split())
 
-    prediction_tokens, truth_tokens = normalize_answer(answer).split(), normalize_answer(reference).split()
+    prediction_tokens, truth_tokens = (
+        normalize_answer(answer).split(),
+        normalize_answer(reference).split(),
+    )
     common = collections.Counter(prediction_tokens) & collections.Counter(truth_tokens)
     num_same = sum(common.values())
     if num_same == 0:
         return normalize_answer(answer) == normalize_answer(reference), 0
     precision, recall = 1.0 * num_same / len(prediction_tokens), 1.0 * num_same / len(truth_tokens)
-    return normalize_answer(answer) == normalize_answer(reference), (2 * precision * recall) / (precision + recall)
+    return normalize_answer(answer) == normalize_answer(reference), (2 * precision * recall) / (
+        precision + recall
+    )
 
 
 @pytest.mark.parametrize("answer, reference", PAIRS)
@@ -48,13 +62,18 @@ def test_squads_numbers_are_not_those_of_its_script(answer, reference):
     exact, f1 = squad_v1(answer, reference)
     assert scores.squad_exact_match(answer, reference) == exact
     both_empty = not scores.normalise_squad(answer) and not scores.normalise_squad(reference)
-    assert scores.f1(answer, reference) == pytest.approx(1.0 if both_empty else f1)  # version 2.0 made two empty answers equal
+    assert scores.f1(answer, reference) == pytest.approx(
+        1.0 if both_empty else f1
+    )  # version 2.0 made two empty answers equal
 
 
 def test_articles_count_in_one_exact_match_and_not_in_the_other():
     assert scores.normalise_instructions(" The cat's  mat. ") == "the cats mat"
     assert scores.normalise_squad(" The cat's  mat. ") == "cats mat"
-    assert (scores.exact_match("the cat", "cat"), scores.squad_exact_match("the cat", "cat")) == (0.0, 1.0)
+    assert (scores.exact_match("the cat", "cat"), scores.squad_exact_match("the cat", "cat")) == (
+        0.0,
+        1.0,
+    )
     assert scores.exact_match("  YES!", "yes") == 1.0
     assert scores.exact_match("«oui»", "oui") == 0.0  # only ASCII punctuation is dropped
 
@@ -71,7 +90,9 @@ def lcs(a, b):
     def longest(i, j):
         if i == len(a) or j == len(b):
             return 0
-        return 1 + longest(i + 1, j + 1) if a[i] == b[j] else max(longest(i + 1, j), longest(i, j + 1))
+        return (
+            1 + longest(i + 1, j + 1) if a[i] == b[j] else max(longest(i + 1, j), longest(i, j + 1))
+        )
 
     return longest(0, 0)
 
@@ -81,21 +102,28 @@ def test_rouge_is_not_what_its_definition_says(answer, reference):
     ours, theirs = stems(answer), stems(reference)
     total = len(ours) + len(theirs)
     common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
-    assert scores.rouge_l(answer, reference) == pytest.approx(2 * lcs(ours, theirs) / total if total else 0.0)
+    assert scores.rouge_l(answer, reference) == pytest.approx(
+        2 * lcs(ours, theirs) / total if total else 0.0
+    )
     assert scores.rouge_1(answer, reference) == pytest.approx(2 * common / total if total else 0.0)
 
 
 def test_rouge_by_hand():
     # the cat sat on the mat | a cat was sit on a mat: cat, on, mat in order
     assert scores.rouge_l(*PAIRS[0]) == pytest.approx(6 / 13)
-    assert scores.rouge_l("the generations of cars", "the generated car") == pytest.approx(6 / 7)  # stems: gener, car
+    assert scores.rouge_l("the generations of cars", "the generated car") == pytest.approx(
+        6 / 7
+    )  # stems: gener, car
 
 
 def test_rouge_is_not_that_of_the_package_super_natural_instructions_uses():
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL", "rouge1"], use_stemmer=True)
-    rng, words = np.random.default_rng(0), ["the", "cats", "cat", "running", "ran", "happily", "42", "é"]
+    rng, words = (
+        np.random.default_rng(0),
+        ["the", "cats", "cat", "running", "ran", "happily", "42", "é"],
+    )
     for _ in range(30):
         answer, *references = (" ".join(rng.choice(words, rng.integers(0, 7))) for _ in range(4))
         expected = scorer.score_multi(references, answer)  # the best reference by F1
@@ -129,18 +157,27 @@ def test_the_best_reference_counts_for_each_metric_alone():
 def test_the_mean_is_over_answers_and_a_group_has_its_own():
     values = {"exact_match": np.array([1.0, 0.0, 0.0, 1.0, 1.0])}
     everything, first, second = table(values, ["b", "a", "a", "a", "a"])
-    assert (everything.name, everything.answers, everything.scores) == ("all", 5, {"exact_match": 60.0})
+    assert (everything.name, everything.answers, everything.scores) == (
+        "all",
+        5,
+        {"exact_match": 60.0},
+    )
     assert (first.name, first.answers, first.scores["exact_match"]) == ("a", 4, 50.0)
     assert (second.name, second.scores["exact_match"]) == ("b", 100.0)
     assert np.isnan(second.intervals["exact_match"]).all()  # one answer says nothing of the spread
     text = scores.formatted([everything, second])
-    assert text.splitlines()[2].startswith("| all | 5       | 60.0 [") and text.splitlines()[3].startswith("| b   | 1       | 100.0 ")
+    assert text.splitlines()[2].startswith("| all | 5       | 60.0 [") and text.splitlines()[
+        3
+    ].startswith("| b   | 1       | 100.0 ")
 
 
 def test_the_interval_does_not_cover_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(1)
     samples = [rng.exponential(2.0, 60) for _ in range(200)]
-    covered = [low <= 2.0 <= high for low, high in (bootstrap(x, resamples=300, seed=i) for i, x in enumerate(samples))]
+    covered = [
+        low <= 2.0 <= high
+        for low, high in (bootstrap(x, resamples=300, seed=i) for i, x in enumerate(samples))
+    ]
     assert 0.88 <= np.mean(covered) <= 0.98
     low, high = bootstrap(samples[0])
     error = samples[0].std() / np.sqrt(60)
@@ -159,19 +196,30 @@ def test_the_copying_baselines():
     assert copy_input(["a b", "c"]) == ["a b", "c"]
     demonstrations = [["yes", "no"]] * 50 + [[]]
     drawn = copy_demonstration(demonstrations, seed=3)
-    assert drawn == copy_demonstration(demonstrations, seed=3) != copy_demonstration(demonstrations, seed=4)
+    assert (
+        drawn
+        == copy_demonstration(demonstrations, seed=3)
+        != copy_demonstration(demonstrations, seed=4)
+    )
     assert set(drawn[:50]) == {"yes", "no"} and drawn[50] == ""
 
 
 def asked(records):
-    return [generation.Question([], "", record, record.references or (record.output,)) for record in records]
+    return [
+        generation.Question([], "", record, record.references or (record.output,))
+        for record in records
+    ]
 
 
 def test_copying_scores_other_than_by_hand():
     shown = (Demonstration("x", "two cats", None),) * 2
     rows = [
-        Record("Say it.", "a cat sat", "the cat", positive=shown),  # input: cat of 3 and 2 words; shown: cats' stem of 2 and 2
-        Record("the cat", "", "the cat"),  # no input: the instruction is copied; no demonstration: nothing
+        Record(
+            "Say it.", "a cat sat", "the cat", positive=shown
+        ),  # input: cat of 3 and 2 words; shown: cats' stem of 2 and 2
+        Record(
+            "the cat", "", "the cat"
+        ),  # no input: the instruction is copied; no demonstration: nothing
     ]
     found = generation.baselines(asked(rows), chosen("rouge_l,exact_match"))
     assert found["copy input"]["rouge_l"].tolist() == pytest.approx([0.4, 1.0])
@@ -182,5 +230,7 @@ def test_copying_scores_other_than_by_hand():
 @real
 def test_copying_the_input_of_super_natural_instructions_scores_far_from_what_is_published():
     rows = records.read(str(REAL / "natural-instructions"), records.Reading()).records
-    mean = 100 * generation.baselines(asked(rows), chosen("rouge_l"))["copy input"]["rouge_l"].mean()
+    mean = (
+        100 * generation.baselines(asked(rows), chosen("rouge_l"))["copy input"]["rouge_l"].mean()
+    )
     assert 7 < mean < 20  # 14.2 on the test tasks (Wang et al. 2022, table 3)

@@ -75,7 +75,11 @@ def test_packed_loss_and_gradients_are_those_of_the_documents_alone(name):
     assert weight == sum(w for (_, w), _ in alone)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(together))
     assert largest > 0.1
-    jax.tree.map(lambda p, *a: np.testing.assert_allclose(p, sum(a), atol=1e-5 * max(1.0, largest)), together, *[g for _, g in alone])
+    jax.tree.map(
+        lambda p, *a: np.testing.assert_allclose(p, sum(a), atol=1e-5 * max(1.0, largest)),
+        together,
+        *[g for _, g in alone],
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -105,7 +109,9 @@ def agree(name, changes, atol, share):
     (loss, _), plain = gradient(tiny(name))(initial(name), packed(name, DOCUMENTS))
     (other, _), same = gradient(tiny(name, **changes))(initial(name), packed(name, DOCUMENTS))
     np.testing.assert_allclose(other, loss, rtol=max(share, 1e-5))
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(same), strict=True):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(same), strict=True
+    ):
         limit = atol + share * float(jnp.abs(x).max())
         assert x.dtype == y.dtype == jnp.float32
         assert float(jnp.abs(x - y).max()) <= limit, jax.tree_util.keystr(path)
@@ -118,7 +124,13 @@ def test_unscanned_and_rematerialised_layers_give_the_same_gradients(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [dict(remat="dots"), dict(remat="full"), dict(layers="unrolled"), dict(layers="unrolled", remat="dots")]
+    "changes",
+    [
+        dict(remat="dots"),
+        dict(remat="full"),
+        dict(layers="unrolled"),
+        dict(layers="unrolled", remat="dots"),
+    ],
 )
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_stack_and_every_rematerialisation_gives_the_same_gradients(name, changes):
@@ -135,12 +147,17 @@ def test_bfloat16_gradients_of_float32_parameters_stay_near_the_exact_ones(name)
 def test_bfloat16_compute_with_float32_parameters_agrees(name):
     batch, params = packed(name, DOCUMENTS), initial(name)
     inside = np.asarray(batch.segments[0]) > 0
-    exact, rough = (np.asarray(lm.forward(m, params, batch).logits)[0, inside] for m in (tiny(name), tiny(name, dtype="bfloat16")))
+    exact, rough = (
+        np.asarray(lm.forward(m, params, batch).logits)[0, inside]
+        for m in (tiny(name), tiny(name, dtype="bfloat16"))
+    )
     assert rough.dtype == np.float32
     assert np.abs(exact - rough).max() < 0.06 * np.abs(exact).max()
     separated, split = lm.separate(tiny(name), params)
     if separated.config.layers == "separate":
-        np.testing.assert_allclose(np.asarray(lm.forward(separated, split, batch).logits)[0, inside], exact, atol=5e-5)
+        np.testing.assert_allclose(
+            np.asarray(lm.forward(separated, split, batch).logits)[0, inside], exact, atol=5e-5
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -149,7 +166,9 @@ def test_every_parameter_has_a_place_on_a_mesh(name):
     model = tiny(name)
     shapes = jax.eval_shape(model.init, jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
     for (path, names), x in zip(
-        jax.tree_util.tree_leaves_with_path(model.logical_axes(), is_leaf=lambda n: isinstance(n, tuple)),
+        jax.tree_util.tree_leaves_with_path(
+            model.logical_axes(), is_leaf=lambda n: isinstance(n, tuple)
+        ),
         jax.tree.leaves(shapes),
         strict=True,
     ):
@@ -157,5 +176,11 @@ def test_every_parameter_has_a_place_on_a_mesh(name):
         assert len(names) == x.ndim, where
         assert set(names) <= set(sharding.PARAMETERS), where
         inner = [n for n in names if n != "layers"]
-        if len(inner) > 1 and x.size > 2000 and not {"positions", "types", "buckets", "conv"} & set(inner):
-            assert any(sharding.PARAMETERS[n] for n in inner), f"{where} would be whole on every device"
+        if (
+            len(inner) > 1
+            and x.size > 2000
+            and not {"positions", "types", "buckets", "conv"} & set(inner)
+        ):
+            assert any(sharding.PARAMETERS[n] for n in inner), (
+                f"{where} would be whole on every device"
+            )

@@ -15,7 +15,9 @@ PROMPTS = [[5, 9, 20, 7, 7, 30, 11], [3], [40, 41, 5, 17] * 3]
 
 
 def test_every_generative_family_is_among_them():
-    generative = {f.model_type for f in families.FAMILIES.values() if "causal_lm" in f.architectures.values()}
+    generative = {
+        f.model_type for f in families.FAMILIES.values() if "causal_lm" in f.architectures.values()
+    }
     assert {torch_class(name).config_class.model_type for name in NAMES} == generative
 
 
@@ -27,7 +29,9 @@ def torch_class(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_equals_transformers_greedy(name, tmp_path):
-    longer = {"n_positions": 96} if "n_positions" in CASES[name][1] else {"max_position_embeddings": 96}
+    longer = (
+        {"n_positions": 96} if "n_positions" in CASES[name][1] else {"max_position_embeddings": 96}
+    )
     reference = torch_model(name, matrices=0.4, vectors=0.02, tie_word_embeddings=False, **longer)
     reference.save_pretrained(tmp_path)
     model, params = lm.from_hf(tmp_path)
@@ -35,6 +39,10 @@ def test_greedy_equals_transformers_greedy(name, tmp_path):
     options = dict(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=2)
     for prompt, answer in zip(PROMPTS, ours, strict=True):
         with torch.no_grad():
-            theirs = reference.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(), **options)
+            theirs = reference.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(), **options
+            )
         assert answer == theirs[0, len(prompt) :].tolist()
-    assert min(len(set(answer)) for answer in ours) > 3, "a model that repeats itself would hide a wrong position"
+    assert min(len(set(answer)) for answer in ours) > 3, (
+        "a model that repeats itself would hide a wrong position"
+    )

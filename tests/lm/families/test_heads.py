@@ -18,14 +18,47 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 2e-4
-SEQUENCE, TOKEN, SPAN = "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"
+SEQUENCE, TOKEN, SPAN = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+)
 TOKENS = parity.TOKENS
-NEO = dict(vocab_size=91, hidden_size=24, num_layers=2, num_heads=3, attention_types=[[["global", "local"], 1]], window_size=4)
+NEO = dict(
+    vocab_size=91,
+    hidden_size=24,
+    num_layers=2,
+    num_heads=3,
+    attention_types=[[["global", "local"], 1]],
+    window_size=4,
+)
 NEO |= dict(max_position_embeddings=64, **TOKENS)
 ALBERT = parity.BERT | dict(embedding_size=10)
-BART = dict(vocab_size=71, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3, decoder_attention_heads=3)
-BART |= dict(encoder_ffn_dim=40, decoder_ffn_dim=40, max_position_embeddings=40, decoder_start_token_id=1, **TOKENS)
-T5 = dict(vocab_size=71, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3, relative_attention_num_buckets=8, **TOKENS)
+BART = dict(
+    vocab_size=71,
+    d_model=24,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=3,
+    decoder_attention_heads=3,
+)
+BART |= dict(
+    encoder_ffn_dim=40,
+    decoder_ffn_dim=40,
+    max_position_embeddings=40,
+    decoder_start_token_id=1,
+    **TOKENS,
+)
+T5 = dict(
+    vocab_size=71,
+    d_model=24,
+    d_kv=6,
+    d_ff=40,
+    num_layers=2,
+    num_heads=3,
+    relative_attention_num_buckets=8,
+    **TOKENS,
+)
 T5 |= dict(relative_attention_max_distance=20, decoder_start_token_id=2)
 FAMILIES = {  # their stem: (options, what there is besides sequences)
     "OpenAIGPT": (parity.GPT2, ()), "GPT2": (parity.GPT2, (TOKEN, SPAN)), "GPTNeo": (NEO, (TOKEN, SPAN)),
@@ -76,22 +109,34 @@ def inputs(reference, left=False):
     if types is not None:
         theirs["token_type_ids"] = torch.tensor(types)
     segments = valid.astype(np.int32)
-    if not reference.config.is_encoder_decoder or type(reference).__name__.endswith(TOKEN):  # T5's reads with the encoder alone
+    if not reference.config.is_encoder_decoder or type(reference).__name__.endswith(
+        TOKEN
+    ):  # T5's reads with the encoder alone
         return Batch.of(tokens, segments, types=types), theirs, valid
-    shifted = np.concatenate([np.full((3, 1), reference.config.decoder_start_token_id), tokens[:, :-1]], axis=1)
+    shifted = np.concatenate(
+        [np.full((3, 1), reference.config.decoder_start_token_id), tokens[:, :-1]], axis=1
+    )
     theirs["decoder_input_ids"] = torch.tensor(shifted)
-    return Batch.of(shifted, segments, encoder_tokens=tokens, encoder_segments=segments), theirs, valid
+    return (
+        Batch.of(shifted, segments, encoder_tokens=tokens, encoder_segments=segments),
+        theirs,
+        valid,
+    )
 
 
 def labels_of(model, given):
     """transformers' logits: [B, N], [B, T, N], or [B, T, 2] of starts and ends."""
     with torch.no_grad():
         out = model(**given)
-    return (torch.stack([out.start_logits, out.end_logits], -1) if "start_logits" in out else out.logits).numpy()
+    return (
+        torch.stack([out.start_logits, out.end_logits], -1) if "start_logits" in out else out.logits
+    ).numpy()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_labels_are_those_of_transformers_and_the_class_is_exported_without_loss(name, tmp_path, caplog):
+def test_labels_are_those_of_transformers_and_the_class_is_exported_without_loss(
+    name, tmp_path, caplog
+):
     reference = parity.torch_model(name, cases=CASES)
     reference.save_pretrained(tmp_path / "theirs")
     model, params = lm.from_hf(tmp_path / "theirs")
@@ -100,43 +145,69 @@ def test_labels_are_those_of_transformers_and_the_class_is_exported_without_loss
 
     for left in (False, True)[: 1 + (name.removesuffix(SEQUENCE) in LEFT)]:
         batch, given, valid = inputs(reference, left)
-        ours, theirs = np.asarray(lm.forward(model, params, batch).logits), labels_of(reference, given)
+        ours, theirs = (
+            np.asarray(lm.forward(model, params, batch).logits),
+            labels_of(reference, given),
+        )
         assert ours.shape == theirs.shape
         real = slice(None) if ours.ndim == 2 else valid
         np.testing.assert_allclose(ours[real], theirs[real], atol=TOLERANCE, rtol=0)
 
-    exported, warnings, report = parity.export_and_load(reference, model, params, tmp_path / "ours", caplog)
+    exported, warnings, report = parity.export_and_load(
+        reference, model, params, tmp_path / "ours", caplog
+    )
     assert not warnings
     assert not any(report.values()), report
     assert exported.config.num_labels == number
     np.testing.assert_allclose(labels_of(exported, given)[real], theirs[real], atol=1e-5, rtol=0)
-    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [type(reference).__name__]
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [
+        type(reference).__name__
+    ]
 
 
 def test_every_class_with_labels_has_a_case():
     declared = {x.architecture for family in families.FAMILIES.values() for x in family.labels}
     assert declared == {cls for cls, *_ in CASES.values()}
-    transformers_has = {f"{stem}{kind}" for stem in FAMILIES for kind in (SEQUENCE, TOKEN, SPAN) if hasattr(transformers, stem + kind)}
+    transformers_has = {
+        f"{stem}{kind}"
+        for stem in FAMILIES
+        for kind in (SEQUENCE, TOKEN, SPAN)
+        if hasattr(transformers, stem + kind)
+    }
     assert declared == transformers_has
 
 
 def with_random_head(family, head, **fields):
     """(model, params) of a small model with that head, all parameters random."""
     model, params = lm.with_head(*tiny(family), head, **fields)
-    return model, jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), params)
+    return model, jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), params
+    )
 
 
 @pytest.mark.parametrize(
     ("family", "head", "fields"),
-    [("llama", "token_classification", dict(n_labels=5)), ("bert", "question_answering", {}), ("bamba", "value", {})],
+    [
+        ("llama", "token_classification", dict(n_labels=5)),
+        ("bert", "question_answering", {}),
+        ("bamba", "value", {}),
+    ],
 )
 def test_in_packed_rows_every_document_has_the_outputs_that_it_has_alone(family, head, fields):
     model, params = with_random_head(family, head, **fields)
     rng = np.random.default_rng(1)
     documents = [rng.integers(0, 37, (1, n)) for n in (5, 3, 7)]
     segments = np.repeat([1, 2, 3, 0], [5, 3, 7, 2])[None]
-    together = np.asarray(lm.forward(model, params, Batch.of(np.pad(np.concatenate(documents, 1), ((0, 0), (0, 2))), segments)).logits)
-    apart = np.concatenate([np.asarray(lm.forward(model, params, Batch.of(d)).logits) for d in documents], axis=1)
+    together = np.asarray(
+        lm.forward(
+            model,
+            params,
+            Batch.of(np.pad(np.concatenate(documents, 1), ((0, 0), (0, 2))), segments),
+        ).logits
+    )
+    apart = np.concatenate(
+        [np.asarray(lm.forward(model, params, Batch.of(d)).logits) for d in documents], axis=1
+    )
     assert together.ndim == (2 if head == "value" else 3)
     np.testing.assert_allclose(together[:, :15], apart, atol=1e-4 * np.abs(apart).max(), rtol=0)
 
@@ -159,13 +230,17 @@ def test_in_packed_rows_every_document_has_the_outputs_that_it_has_alone(family,
          {"head/classifier", "head/classifier_bias", "head/dense", "head/dense_bias"}),
     ],
 )  # fmt: skip
-def test_another_head_keeps_all_other_weights_and_has_what_its_class_has(family, head, fields, made, tmp_path):
+def test_another_head_keeps_all_other_weights_and_has_what_its_class_has(
+    family, head, fields, made, tmp_path
+):
     model, params = tiny(family)
     new, changed = lm.with_head(model, params, head, **fields)
     assert new.config.head == head
     before, after = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (params, changed))
     name = lambda path: "/".join(key.key for key in path)
-    assert {name(path) for path in after if path not in before or name(path).startswith("head/")} == made
+    assert {
+        name(path) for path in after if path not in before or name(path).startswith("head/")
+    } == made
     assert all(after[path] is before[path] for path in after if name(path) not in made)
     fresh = {name(path): np.asarray(x) for path, x in after.items() if name(path) in made}
     assert all((x == 0).all() == ("bias" in path or head == "value") for path, x in fresh.items())
@@ -200,10 +275,15 @@ def test_a_head_that_a_model_cannot_have_is_refused_in_words(tmp_path):
         (mamba, "sequence_classification", dict(n_labels=3)), (olmo, "token_classification", dict(n_labels=3)), (llama, "value", {}),
     ):  # fmt: skip
         new, changed = lm.with_head(model, params, head, **fields)
-        with pytest.raises(ConfigError, match=f"{model.config.family} model with head='{head}' has no Hugging Face class; .*causal_lm"):
+        with pytest.raises(
+            ConfigError,
+            match=f"{model.config.family} model with head='{head}' has no Hugging Face class; .*causal_lm",
+        ):
             lm.to_hf(new, changed, tmp_path / "out")
     encoder_decoder = lm.with_head(*tiny("t5"), "token_classification", n_labels=3)
-    with pytest.raises(ConfigError, match=r"T5ForTokenClassification cannot express.*encoder_layers"):
+    with pytest.raises(
+        ConfigError, match=r"T5ForTokenClassification cannot express.*encoder_layers"
+    ):
         lm.to_hf(*encoder_decoder, tmp_path / "out")
     pooled_otherwise = lm.with_head(*llama, "sequence_classification", n_labels=3, pooling="mean")
     with pytest.raises(ConfigError, match=r"pooling='mean' \(would read back as 'last'\)"):
@@ -219,30 +299,51 @@ def rewrite(directory, **changes):
 def test_a_number_of_labels_that_is_not_the_stored_classifiers_is_listed(tmp_path):
     lm.to_hf(*lm.with_head(*tiny("llama"), "sequence_classification", n_labels=3), tmp_path)
     rewrite(tmp_path, id2label={str(i): f"LABEL_{i}" for i in range(4)})
-    with pytest.raises(lm.WeightsError, match=r"1 misshapen: score\.weight is \[3, 16\], expected \[4, 16\]"):
+    with pytest.raises(
+        lm.WeightsError, match=r"1 misshapen: score\.weight is \[3, 16\], expected \[4, 16\]"
+    ):
         lm.from_hf(tmp_path)
 
 
 def test_names_of_labels_are_kept_and_published_spellings_of_their_number_are_read(tmp_path):
     names = ("O", "B-PER", "I-PER")
-    lm.to_hf(*lm.with_head(*tiny("bert"), "token_classification", n_labels=3, label_names=names), tmp_path / "names")
+    lm.to_hf(
+        *lm.with_head(*tiny("bert"), "token_classification", n_labels=3, label_names=names),
+        tmp_path / "names",
+    )
     assert lm.from_hf(tmp_path / "names")[0].config.label_names == names
     theirs = transformers.BertForTokenClassification.from_pretrained(tmp_path / "names").config
     assert theirs.id2label == dict(enumerate(names)) and theirs.label2id["I-PER"] == 2
 
-    hf = families.config_to_hf(lm.with_head(*tiny("bert"), "sequence_classification", n_labels=2)[0].config)
-    number = lambda **given: (lambda c: (c.n_labels, c.label_names))(families.config_from_hf(hf | given))
+    hf = families.config_to_hf(
+        lm.with_head(*tiny("bert"), "sequence_classification", n_labels=2)[0].config
+    )
+    number = lambda **given: (lambda c: (c.n_labels, c.label_names))(
+        families.config_from_hf(hf | given)
+    )
     assert number() == number(id2label=None) == (2, ())
     assert number(id2label=None, num_labels=5) == (5, ())
     assert number(id2label={str(i): str(i) for i in range(11)}) == (11, tuple(map(str, range(11))))
-    for given, words in ((dict(id2label={"x": "y"}), "id2label"), (dict(id2label=None, num_labels=0), "num_labels=0")):
+    for given, words in (
+        (dict(id2label={"x": "y"}), "id2label"),
+        (dict(id2label=None, num_labels=0), "num_labels=0"),
+    ):
         with pytest.raises(ConfigError, match=words):
             number(**given)
     with pytest.raises(ConfigError, match=r"num_labels=3 is not supported for question answering"):
-        families.config_from_hf(hf | dict(architectures=["BertForQuestionAnswering"], id2label={str(i): "x" for i in range(3)}))
+        families.config_from_hf(
+            hf
+            | dict(
+                architectures=["BertForQuestionAnswering"], id2label={str(i): "x" for i in range(3)}
+            )
+        )
     with pytest.raises(ConfigError, match="token_classification_bias=False"):
-        families.config_from_hf(hf | dict(architectures=["BertForTokenClassification"], token_classification_bias=False))
-    regression = families.config_to_hf(lm.with_head(*tiny("llama"), "sequence_classification", n_labels=1)[0].config)
+        families.config_from_hf(
+            hf | dict(architectures=["BertForTokenClassification"], token_classification_bias=False)
+        )
+    regression = families.config_to_hf(
+        lm.with_head(*tiny("llama"), "sequence_classification", n_labels=1)[0].config
+    )
     assert regression["problem_type"] == "regression" and regression["id2label"] == {"0": "LABEL_0"}
 
 
@@ -255,13 +356,24 @@ def test_a_checkpoint_is_read_with_another_head_where_its_weights_allow_it(tmp_p
         bare, body = lm.from_hf(tmp_path / family, head="none")
         assert identical(body, {name: x for name, x in params.items() if name != "head"})
         assert np.array_equal(lm.forward(bare, body, batch).hidden, hidden)
-        vector = np.asarray(lm.forward(*lm.from_hf(tmp_path / family, head="embedding"), batch).pooled)
-        pooled = np.stack([hidden[0].mean(0), hidden[1, :4].mean(0)]) if family == "bert" else hidden[[0, 1], [5, 3]]
-        np.testing.assert_allclose(vector, pooled / np.linalg.norm(pooled, axis=-1, keepdims=True), atol=1e-5)
+        vector = np.asarray(
+            lm.forward(*lm.from_hf(tmp_path / family, head="embedding"), batch).pooled
+        )
+        pooled = (
+            np.stack([hidden[0].mean(0), hidden[1, :4].mean(0)])
+            if family == "bert"
+            else hidden[[0, 1], [5, 3]]
+        )
+        np.testing.assert_allclose(
+            vector, pooled / np.linalg.norm(pooled, axis=-1, keepdims=True), atol=1e-5
+        )
 
     spans, params = with_random_head("llama", "question_answering")  # stored under names of its own
     lm.to_hf(spans, params, tmp_path / "spans")
-    assert identical(lm.from_hf(tmp_path / "spans", head="none")[1], {name: x for name, x in params.items() if name != "head"})
+    assert identical(
+        lm.from_hf(tmp_path / "spans", head="none")[1],
+        {name: x for name, x in params.items() if name != "head"},
+    )
 
     bare, params = lm.with_head(*tiny("gpt2"), "none")  # its table is its head's as well
     lm.to_hf(bare, params, tmp_path / "bare")
@@ -278,7 +390,9 @@ def test_a_reward_model_is_read_as_a_value_of_every_token(tmp_path):
     lm.to_hf(reward, params, tmp_path / "reward")
     value, critic = lm.from_hf(tmp_path / "reward", head="value")
     batch = Batch.of([[3, 4, 5, 6], [7, 8, 0, 0]], [[1, 1, 1, 1], [1, 1, 0, 0]])
-    rewards, values = (np.asarray(lm.forward(m, p, batch).logits) for m, p in ((reward, params), (value, critic)))
+    rewards, values = (
+        np.asarray(lm.forward(m, p, batch).logits) for m, p in ((reward, params), (value, critic))
+    )
     np.testing.assert_allclose(values[[0, 1], [3, 1]], rewards[:, 0], rtol=1e-5)
     lm.to_hf(*with_random_head("bert", "sequence_classification", n_labels=1), tmp_path / "first")
     with pytest.raises(ConfigError, match="only a classifier of the last token"):
@@ -292,21 +406,37 @@ def sentence_directory(path, mode, normalize=True, **settings):
     """A BERT as sentence-transformers saves it; returns it on torch."""
     bert = parity.torch_model("bert")
     bert.save_pretrained(path)
-    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")] + [("Normalize", "2_Normalize")] * normalize
-    modules = [dict(idx=i, name=str(i), path=p, type=f"sentence_transformers.models.{kind}") for i, (kind, p) in enumerate(kinds)]
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")] + [
+        ("Normalize", "2_Normalize")
+    ] * normalize
+    modules = [
+        dict(idx=i, name=str(i), path=p, type=f"sentence_transformers.models.{kind}")
+        for i, (kind, p) in enumerate(kinds)
+    ]
     (path / "modules.json").write_text(json.dumps(modules))
     (path / "1_Pooling").mkdir()
-    modes = dict.fromkeys(("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_max_tokens"), False)
+    modes = dict.fromkeys(
+        ("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_max_tokens"), False
+    )
     settings = settings or modes | {f"pooling_mode_{mode}": True}
-    (path / "1_Pooling" / "config.json").write_text(json.dumps(dict(word_embedding_dimension=24) | settings))
+    (path / "1_Pooling" / "config.json").write_text(
+        json.dumps(dict(word_embedding_dimension=24) | settings)
+    )
     return bert
 
 
 @pytest.mark.parametrize(
     ("mode", "settings", "normalize"),
-    [("mean_tokens", {}, True), ("cls_token", {}, False), ("lasttoken", {}, True), ("mean_tokens", dict(pooling_mode="mean"), True)],
+    [
+        ("mean_tokens", {}, True),
+        ("cls_token", {}, False),
+        ("lasttoken", {}, True),
+        ("mean_tokens", dict(pooling_mode="mean"), True),
+    ],
 )
-def test_a_sentence_transformers_directory_gives_its_vectors_and_is_written_back(mode, settings, normalize, tmp_path, caplog):
+def test_a_sentence_transformers_directory_gives_its_vectors_and_is_written_back(
+    mode, settings, normalize, tmp_path, caplog
+):
     bert = sentence_directory(tmp_path / "theirs", mode, normalize, **settings)
     model, params = lm.from_hf(tmp_path / "theirs")
     batch, given, valid = inputs(bert)
@@ -324,10 +454,17 @@ def test_a_sentence_transformers_directory_gives_its_vectors_and_is_written_back
     assert not warnings and not any(report.values())
     read = lambda side, name: json.loads((tmp_path / side / name).read_text())
     assert read("ours", "modules.json") == read("theirs", "modules.json")
-    assert {name for name, on in read("ours", "1_Pooling/config.json").items() if on is True} == {f"pooling_mode_{mode}"}
+    assert {name for name, on in read("ours", "1_Pooling/config.json").items() if on is True} == {
+        f"pooling_mode_{mode}"
+    }
 
-    lm.to_hf(*lm.with_head(model, params, "none"), tmp_path / "ours")  # it is no sentence encoder any more
-    assert not (tmp_path / "ours" / "modules.json").exists() and not (tmp_path / "ours" / "1_Pooling").exists()
+    lm.to_hf(
+        *lm.with_head(model, params, "none"), tmp_path / "ours"
+    )  # it is no sentence encoder any more
+    assert (
+        not (tmp_path / "ours" / "modules.json").exists()
+        and not (tmp_path / "ours" / "1_Pooling").exists()
+    )
     assert lm.from_hf(tmp_path / "ours")[0].config.head == "none"
 
 
@@ -336,7 +473,8 @@ def test_a_sentence_encoder_that_does_more_than_pool_is_refused_unless_read_with
     with pytest.raises(ConfigError, match=r"pools by.*max_tokens"):
         lm.from_hf(tmp_path)
     modules = [
-        dict(path=p, type=f"sentence_transformers.models.{kind}") for kind, p in (("Transformer", ""), ("Pooling", "1"), ("Dense", "2"))
+        dict(path=p, type=f"sentence_transformers.models.{kind}")
+        for kind, p in (("Transformer", ""), ("Pooling", "1"), ("Dense", "2"))
     ]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ConfigError, match=r"Transformer, Pooling, Dense.*head='none'"):

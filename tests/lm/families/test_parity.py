@@ -16,25 +16,91 @@ transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 2e-4
 TOKENS = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
-DECODER = dict(vocab_size=97, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40)
+DECODER = dict(
+    vocab_size=97,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=40,
+)
 DECODER |= dict(max_position_embeddings=64, **TOKENS)
 GPT2 = dict(vocab_size=101, n_embd=24, n_layer=2, n_head=3, n_positions=32, **TOKENS)
-BERT = dict(vocab_size=83, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=56, max_position_embeddings=40)
-NEOX = dict(vocab_size=89, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, rotary_pct=0.5)
+BERT = dict(
+    vocab_size=83,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=56,
+    max_position_embeddings=40,
+)
+NEOX = dict(
+    vocab_size=89,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=40,
+    rotary_pct=0.5,
+)
 NEOX |= dict(max_position_embeddings=64, **TOKENS)
-NEO = dict(vocab_size=89, hidden_size=24, num_layers=2, num_heads=3, max_position_embeddings=64, attention_types=[[["global", "local"], 1]])
+NEO = dict(
+    vocab_size=89,
+    hidden_size=24,
+    num_layers=2,
+    num_heads=3,
+    max_position_embeddings=64,
+    attention_types=[[["global", "local"], 1]],
+)
 NEO |= dict(window_size=5, **TOKENS)
-OPT = dict(vocab_size=87, hidden_size=24, word_embed_proj_dim=24, num_hidden_layers=2, num_attention_heads=3, ffn_dim=40)
+OPT = dict(
+    vocab_size=87,
+    hidden_size=24,
+    word_embed_proj_dim=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    ffn_dim=40,
+)
 OPT |= dict(max_position_embeddings=64, **TOKENS)
-GEMMA2 = DECODER | dict(head_dim=10, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10)
+GEMMA2 = DECODER | dict(
+    head_dim=10, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10
+)
 GEMMA2 |= dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
-DISTIL = dict(vocab_size=83, dim=24, n_layers=2, n_heads=3, hidden_dim=56, max_position_embeddings=40)
-MODERN = dict(vocab_size=83, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40, local_attention=8)
-MODERN |= dict(max_position_embeddings=40, global_rope_theta=700.0, local_rope_theta=30.0, cls_token_id=0, sep_token_id=1, **TOKENS)
-ROPE_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=2.0, original_max_position_embeddings=16)
+DISTIL = dict(
+    vocab_size=83, dim=24, n_layers=2, n_heads=3, hidden_dim=56, max_position_embeddings=40
+)
+MODERN = dict(
+    vocab_size=83,
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    intermediate_size=40,
+    local_attention=8,
+)
+MODERN |= dict(
+    max_position_embeddings=40,
+    global_rope_theta=700.0,
+    local_rope_theta=30.0,
+    cls_token_id=0,
+    sep_token_id=1,
+    **TOKENS,
+)
+ROPE_3 = dict(
+    rope_type="llama3",
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=2.0,
+    original_max_position_embeddings=16,
+)
 MAMBA = dict(vocab_size=97, hidden_size=24, num_hidden_layers=2, state_size=5, **TOKENS)
 MAMBA2 = MAMBA | dict(num_heads=6, head_dim=8, n_groups=2)
-BAMBA = DECODER | dict(hidden_size=32, num_hidden_layers=4, attn_layer_indices=[1, 3], mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=5)
+BAMBA = DECODER | dict(
+    hidden_size=32,
+    num_hidden_layers=4,
+    attn_layer_indices=[1, 3],
+    mamba_n_heads=8,
+    mamba_n_groups=2,
+    mamba_d_state=5,
+)
 
 CASES = {  # name: (transformers class, its base options, what differs)
     "gpt2": ("GPT2LMHeadModel", GPT2, {}),
@@ -163,8 +229,12 @@ def torch_model(name, matrices=0.15, vectors=0.15, cases=CASES, **more):
     model = cls(cls.config_class(**options | changes | more)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (matrices if parameter.ndim > 1 else vectors))
-        if name == "bert-masked-untied":  # transformers keeps two biases and computes with the second
+            parameter.add_(
+                torch.randn_like(parameter) * (matrices if parameter.ndim > 1 else vectors)
+            )
+        if (
+            name == "bert-masked-untied"
+        ):  # transformers keeps two biases and computes with the second
             model.cls.predictions.bias.copy_(model.cls.predictions.decoder.bias)
     return model
 
@@ -175,7 +245,11 @@ def padded_batch(model):
     tokens = rng.integers(3, model.config.vocab_size, (3, 13))
     valid = np.arange(13)[None] < np.array([13, 9, 4])[:, None]
     tokens = np.where(valid, tokens, 2)
-    types = (rng.integers(0, model.config.type_vocab_size, tokens.shape)) if hasattr(model.config, "type_vocab_size") else None
+    types = (
+        (rng.integers(0, model.config.type_vocab_size, tokens.shape))
+        if hasattr(model.config, "type_vocab_size")
+        else None
+    )
     return tokens, valid, types
 
 
@@ -188,11 +262,16 @@ def run_torch(model, tokens, valid, types):
         out = model(**inputs, output_hidden_states=True)
     pooled = getattr(out, "pooler_output", None)
     logits = getattr(out, "logits", None)
-    return out.hidden_states[-1].numpy(), *(None if x is None else x.numpy() for x in (logits, pooled))
+    return out.hidden_states[-1].numpy(), *(
+        None if x is None else x.numpy() for x in (logits, pooled)
+    )
 
 
 def arrays(params):
-    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    return {
+        jax.tree_util.keystr(path): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
 def export_and_load(reference, model, params, directory, caplog):
@@ -202,7 +281,9 @@ def export_and_load(reference, model, params, directory, caplog):
     assert again.config.replace(dropout=0.0) == model.config.replace(dropout=0.0)
     first, second = arrays(params), arrays(params_again)
     assert first.keys() == second.keys()
-    assert all(first[path].tobytes() == second[path].tobytes() for path in first), "import -> export -> import changed a weight"
+    assert all(first[path].tobytes() == second[path].tobytes() for path in first), (
+        "import -> export -> import changed a weight"
+    )
 
     caplog.clear()
     logging.getLogger("transformers").addHandler(caplog.handler)
@@ -212,11 +293,17 @@ def export_and_load(reference, model, params, directory, caplog):
     finally:
         logging.getLogger("transformers").removeHandler(caplog.handler)
     # Under continuous integration (CI=true) transformers' logger propagates too, and every record comes twice.
-    return exported.eval(), list(dict.fromkeys(record.getMessage() for record in caplog.records)), report
+    return (
+        exported.eval(),
+        list(dict.fromkeys(record.getMessage() for record in caplog.records)),
+        report,
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_imported_model_computes_what_torch_computes_and_exports_without_loss(name, tmp_path, caplog):
+def test_imported_model_computes_what_torch_computes_and_exports_without_loss(
+    name, tmp_path, caplog
+):
     reference = torch_model(name)
     reference.save_pretrained(tmp_path / "theirs")
     model, params = lm.from_hf(tmp_path / "theirs")
@@ -227,11 +314,15 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(na
     np.testing.assert_allclose(np.asarray(out.hidden)[valid], hidden[valid], atol=TOLERANCE, rtol=0)
     assert (logits is None) == (out.logits is None)
     if logits is not None:
-        np.testing.assert_allclose(np.asarray(out.logits)[valid], logits[valid], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(
+            np.asarray(out.logits)[valid], logits[valid], atol=TOLERANCE, rtol=0
+        )
     if pooled is not None:
         np.testing.assert_allclose(out.pooled, pooled, atol=TOLERANCE, rtol=0)
 
-    exported, warnings, report = export_and_load(reference, model, params, tmp_path / "ours", caplog)
+    exported, warnings, report = export_and_load(
+        reference, model, params, tmp_path / "ours", caplog
+    )
     assert not warnings
     assert not any(report.values()), report
     hidden_again, logits_again, _ = run_torch(exported, tokens, valid, types)
@@ -247,7 +338,9 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(na
 def test_a_discriminator_is_read_as_its_encoder(tmp_path):
     """ElectraForPreTraining is how ELECTRA is published; its own head tells replaced tokens and is left out."""
     torch.manual_seed(0)
-    reference = transformers.ElectraForPreTraining(transformers.ElectraConfig(**BERT, embedding_size=10)).eval()
+    reference = transformers.ElectraForPreTraining(
+        transformers.ElectraConfig(**BERT, embedding_size=10)
+    ).eval()
     reference.save_pretrained(tmp_path)
     model, params = lm.from_hf(tmp_path)
     tokens, valid, types = padded_batch(reference)
@@ -258,9 +351,18 @@ def test_a_discriminator_is_read_as_its_encoder(tmp_path):
 
 def test_older_modernbert_configurations_mean_what_they_meant():
     """The published ones say every how many layers is global, and name both bases; transformers reads them so too."""
-    old = dict(num_hidden_layers=4, global_attn_every_n_layers=2, global_rope_theta=700.0, local_rope_theta=30.0, local_attention=6)
+    old = dict(
+        num_hidden_layers=4,
+        global_attn_every_n_layers=2,
+        global_rope_theta=700.0,
+        local_rope_theta=30.0,
+        local_attention=6,
+    )
     written = transformers.ModernBertConfig(**(MODERN | old)).to_dict()
-    ours = [families.config_from_hf({**hf, "architectures": None, "model_type": "modernbert"}) for hf in (MODERN | old, written)]
+    ours = [
+        families.config_from_hf({**hf, "architectures": None, "model_type": "modernbert"})
+        for hf in (MODERN | old, written)
+    ]
     assert ours[0] == ours[1]
     assert (ours[0].layer_pattern, ours[0].sliding_window) == (("global", "local"), 4)
     assert (ours[0].rope_theta, ours[0].local_rope_theta) == (700.0, 30.0)

@@ -12,14 +12,48 @@ from lm.batch import Batch
 from lm.models.config import ConfigError
 from lm.weights import WeightsError
 from tests.lm.families.test_greedy import NEW_TOKENS, PROMPTS
-from tests.lm.families.test_parity import TOLERANCE, export_and_load, torch, torch_model, transformers
+from tests.lm.families.test_parity import (
+    TOLERANCE,
+    export_and_load,
+    torch,
+    torch_model,
+    transformers,
+)
 
 TOKENS = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2, decoder_start_token_id=3)
-BART = dict(vocab_size=87, d_model=24, encoder_layers=3, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=3)
-BART |= dict(encoder_ffn_dim=40, decoder_ffn_dim=36, max_position_embeddings=40, forced_eos_token_id=None, **TOKENS)
-T5 = dict(vocab_size=83, d_model=24, d_kv=10, num_heads=3, d_ff=36, num_layers=3, num_decoder_layers=2, **TOKENS)
+BART = dict(
+    vocab_size=87,
+    d_model=24,
+    encoder_layers=3,
+    decoder_layers=2,
+    encoder_attention_heads=2,
+    decoder_attention_heads=3,
+)
+BART |= dict(
+    encoder_ffn_dim=40,
+    decoder_ffn_dim=36,
+    max_position_embeddings=40,
+    forced_eos_token_id=None,
+    **TOKENS,
+)
+T5 = dict(
+    vocab_size=83,
+    d_model=24,
+    d_kv=10,
+    num_heads=3,
+    d_ff=36,
+    num_layers=3,
+    num_decoder_layers=2,
+    **TOKENS,
+)
 T5 |= dict(relative_attention_num_buckets=8, relative_attention_max_distance=20)
-FEW = dict(relative_attention_num_buckets=12, relative_attention_max_distance=9, num_layers=1, num_decoder_layers=3, num_heads=4)
+FEW = dict(
+    relative_attention_num_buckets=12,
+    relative_attention_max_distance=9,
+    num_layers=1,
+    num_decoder_layers=3,
+    num_heads=4,
+)
 SAME = dict(encoder_layers=2, encoder_attention_heads=3, encoder_ffn_dim=36)
 
 CASES = {  # name: (transformers class, its base options, what differs); "untied": the head's table is its own
@@ -57,9 +91,13 @@ def reference(name, **more):
     if hasattr(model, "final_logits_bias"):
         model.final_logits_bias.normal_(std=0.3)
     for module in model.modules():
-        if type(module).__name__ == "MarianSinusoidalPositionalEmbedding":  # which are no weights, though torch lists them
+        if (
+            type(module).__name__ == "MarianSinusoidalPositionalEmbedding"
+        ):  # which are no weights, though torch lists them
             module.weight.data.copy_(module.create_weight())
-    if name.endswith("untied") and hasattr(model, "model"):  # transformers' other tables become separate as well
+    if name.endswith("untied") and hasattr(
+        model, "model"
+    ):  # transformers' other tables become separate as well
         for side in (model.model.encoder, model.model.decoder):
             side.embed_tokens.weight.data.copy_(model.model.shared.weight.data)
     elif name.endswith("untied"):  # its T5s are tied when made, whatever their configuration says
@@ -77,31 +115,47 @@ def as_published(name, model):
 def rows(lengths, width, vocab_size, seed):
     """(tokens [B, width], whether each is one) of rows padded on the right."""
     valid = np.arange(width)[None] < np.array(lengths)[:, None]
-    return np.where(valid, np.random.default_rng(seed).integers(3, vocab_size, valid.shape), 2), valid
+    return np.where(
+        valid, np.random.default_rng(seed).integers(3, vocab_size, valid.shape), 2
+    ), valid
 
 
 def run_torch(model, encoder, decoder):
     """(encoder's hidden states, decoder's or None, logits or None), float32 numpy arrays; each side is (tokens, valid)."""
-    inputs = dict(input_ids=torch.tensor(encoder[0]), attention_mask=torch.tensor(encoder[1]).long())
+    inputs = dict(
+        input_ids=torch.tensor(encoder[0]), attention_mask=torch.tensor(encoder[1]).long()
+    )
     if "Encoder" not in type(model).__name__:
-        inputs |= dict(decoder_input_ids=torch.tensor(decoder[0]), decoder_attention_mask=torch.tensor(decoder[1]).long())
+        inputs |= dict(
+            decoder_input_ids=torch.tensor(decoder[0]),
+            decoder_attention_mask=torch.tensor(decoder[1]).long(),
+        )
     with torch.no_grad():
         out = model(**inputs, output_hidden_states=True)
     if "decoder_input_ids" not in inputs:
         return out.last_hidden_state.numpy(), None, None
     logits = getattr(out, "logits", None)
-    return out.encoder_last_hidden_state.numpy(), out.decoder_hidden_states[-1].numpy(), None if logits is None else logits.numpy()
+    return (
+        out.encoder_last_hidden_state.numpy(),
+        out.decoder_hidden_states[-1].numpy(),
+        None if logits is None else logits.numpy(),
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_imported_model_computes_what_torch_computes_and_exports_without_loss(name, tmp_path, caplog):
+def test_imported_model_computes_what_torch_computes_and_exports_without_loss(
+    name, tmp_path, caplog
+):
     theirs = reference(name)
     theirs.save_pretrained(tmp_path / "theirs")
     model, params = lm.from_hf(tmp_path / "theirs")
     assert model.config.tie_embeddings == (not name.endswith("untied"))
 
     vocab_size = model.config.vocab_size
-    sides = encoder, decoder = rows([13, 9, 4], 13, vocab_size, 0), rows([7, 11, 3], 11, vocab_size, 1)
+    sides = encoder, decoder = (
+        rows([13, 9, 4], 13, vocab_size, 0),
+        rows([7, 11, 3], 11, vocab_size, 1),
+    )
     expected = run_torch(theirs, *sides)
     (tokens, valid), read = decoder, dict(encoder_tokens=encoder[0], encoder_segments=encoder[1])
     if not model.config.encoder_layers:
@@ -112,20 +166,30 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(na
     for (ours, real), numbers in zip(pairs, expected, strict=True):
         assert (ours is None) == (numbers is None)
         if numbers is not None:
-            np.testing.assert_allclose(np.asarray(ours)[real], numbers[real], atol=TOLERANCE, rtol=0)
+            np.testing.assert_allclose(
+                np.asarray(ours)[real], numbers[real], atol=TOLERANCE, rtol=0
+            )
 
     exported, warnings, report = export_and_load(theirs, model, params, tmp_path / "ours", caplog)
-    if name.endswith("untied") and "T5" in CASES[name][0]:  # as it says of the published Flan-T5 and mT5
+    if (
+        name.endswith("untied") and "T5" in CASES[name][0]
+    ):  # as it says of the published Flan-T5 and mT5
         assert [warning[:31] for warning in warnings] == ["The tied weights mapping and co"]
-    elif name == "marian-headless":  # its class looks for the sinusoids, which files of the model with its head never hold
+    elif (
+        name == "marian-headless"
+    ):  # its class looks for the sinusoids, which files of the model with its head never hold
         assert len(warnings) == 1
-        assert report.pop("missing_keys") == {f"{side}.embed_positions.weight" for side in ("encoder", "decoder")}
+        assert report.pop("missing_keys") == {
+            f"{side}.embed_positions.weight" for side in ("encoder", "decoder")
+        }
     else:
         assert not warnings
     assert not any(report.values()), report
     again = run_torch(as_published(name, exported), *sides)
     for numbers, same, (_, real) in zip(expected, again, pairs, strict=True):
-        if numbers is not None:  # the same bits in memory laid out otherwise: torch's kernels may round differently
+        if (
+            numbers is not None
+        ):  # the same bits in memory laid out otherwise: torch's kernels may round differently
             np.testing.assert_allclose(same[real], numbers[real], atol=2e-6, rtol=1e-6)
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert written["architectures"] == [type(theirs).__name__]
@@ -136,28 +200,51 @@ def test_packed_pairs_get_what_each_gets_alone(name, tmp_path):
     reference(name).save_pretrained(tmp_path)
     model, params = lm.from_hf(tmp_path)
     rng = np.random.default_rng(0)
-    pairs = [[rng.integers(3, model.config.vocab_size, n) for n in lengths] for lengths in ((6, 4), (5, 8))]
+    pairs = [
+        [rng.integers(3, model.config.vocab_size, n) for n in lengths]
+        for lengths in ((6, 4), (5, 8))
+    ]
     width = 16
     packed = []  # tokens and segments of the encoder, then of the decoder
     for side in zip(*pairs, strict=True):
         parts = [(tokens, np.full(len(tokens), number)) for number, tokens in enumerate(side, 1)]
-        packed += [np.pad(np.concatenate(x), (0, width - sum(map(len, x))))[None] for x in zip(*parts, strict=True)]
-    together = lm.forward(model, params, Batch.of(packed[2], packed[3], encoder_tokens=packed[0], encoder_segments=packed[1]))
+        packed += [
+            np.pad(np.concatenate(x), (0, width - sum(map(len, x))))[None]
+            for x in zip(*parts, strict=True)
+        ]
+    together = lm.forward(
+        model,
+        params,
+        Batch.of(packed[2], packed[3], encoder_tokens=packed[0], encoder_segments=packed[1]),
+    )
     for number, (source, target) in enumerate(pairs, 1):
         alone = lm.forward(model, params, Batch.of(target[None], encoder_tokens=source[None]))
         for ours, single, segments in (
             (together.encoder_hidden, alone.encoder_hidden, packed[1]), (together.hidden, alone.hidden, packed[3]),
             (together.logits, alone.logits, packed[3]),
         ):  # fmt: skip
-            np.testing.assert_allclose(np.asarray(ours)[segments == number], single[0], atol=2e-5, rtol=1e-5)
+            np.testing.assert_allclose(
+                np.asarray(ours)[segments == number], single[0], atol=2e-5, rtol=1e-5
+            )
 
 
-GREEDY = ("marian-untied", "bart-untied", "mbart-untied", "t5-untied", "mt5-untied", "umt5-untied")  # whose answers vary
+GREEDY = (
+    "marian-untied",
+    "bart-untied",
+    "mbart-untied",
+    "t5-untied",
+    "mt5-untied",
+    "umt5-untied",
+)  # whose answers vary
 
 
 def test_every_family_that_answers_is_among_the_greedy_ones():
-    answering = {f.model_type for f in families.FAMILIES.values() if "seq2seq_lm" in f.architectures.values()}
-    assert {getattr(transformers, CASES[name][0]).config_class.model_type for name in GREEDY} == answering
+    answering = {
+        f.model_type for f in families.FAMILIES.values() if "seq2seq_lm" in f.architectures.values()
+    }
+    assert {
+        getattr(transformers, CASES[name][0]).config_class.model_type for name in GREEDY
+    } == answering
 
 
 @pytest.mark.parametrize("name", GREEDY)
@@ -175,11 +262,19 @@ def test_greedy_equals_transformers_greedy(name, tmp_path):
     ours = lm.generate(model, params, PROMPTS, NEW_TOKENS, decoder_prompts=starts, stop_tokens=[])
     for prompt, start, answer in zip(PROMPTS, starts, ours, strict=True):
         with torch.no_grad():
-            expected = theirs.generate(torch.tensor([prompt]), decoder_input_ids=torch.tensor([start]), **options)
+            expected = theirs.generate(
+                torch.tensor([prompt]), decoder_input_ids=torch.tensor([start]), **options
+            )
         assert answer == expected[0, len(start) :].tolist()
-    assert lm.generate(model, params, PROMPTS[1:2], NEW_TOKENS, stop_tokens=[]) == ours[1:2], "an answer begins after another token"
-    assert sum(len(set(answer)) for answer in ours) > 20, "a model that repeats itself would hide a wrong position"
-    assert len({tuple(answer) for answer in ours}) == len(ours), "answers that do not depend on the prompt would hide a wrong encoder"
+    assert lm.generate(model, params, PROMPTS[1:2], NEW_TOKENS, stop_tokens=[]) == ours[1:2], (
+        "an answer begins after another token"
+    )
+    assert sum(len(set(answer)) for answer in ours) > 20, (
+        "a model that repeats itself would hide a wrong position"
+    )
+    assert len({tuple(answer) for answer in ours}) == len(ours), (
+        "answers that do not depend on the prompt would hide a wrong encoder"
+    )
 
 
 def config_json(model_type, name, **options):
@@ -253,29 +348,45 @@ def test_what_would_change_the_model_is_refused_by_name(name, changes):
 
 def test_answers_begin_and_end_as_generation_config_says(tmp_path):
     theirs = reference("bart", forced_eos_token_id=1)
-    theirs.generation_config.update(decoder_start_token_id=5, forced_bos_token_id=7, eos_token_id=[1, 4])
+    theirs.generation_config.update(
+        decoder_start_token_id=5, forced_bos_token_id=7, eos_token_id=[1, 4]
+    )
     theirs.save_pretrained(tmp_path / "theirs")
     model, params = lm.from_hf(tmp_path / "theirs")
     c = model.config
-    assert (c.decoder_start_token_id, c.forced_bos_token_id, c.forced_eos_token_id, c.eos_token_ids) == (5, 7, 1, (1, 4))
+    assert (
+        c.decoder_start_token_id,
+        c.forced_bos_token_id,
+        c.forced_eos_token_id,
+        c.eos_token_ids,
+    ) == (5, 7, 1, (1, 4))
 
     lm.to_hf(model, params, tmp_path / "ours")
     written = transformers.GenerationConfig.from_pretrained(tmp_path / "ours")
-    assert (written.decoder_start_token_id, written.forced_bos_token_id, written.forced_eos_token_id) == (5, 7, 1)
+    assert (
+        written.decoder_start_token_id,
+        written.forced_bos_token_id,
+        written.forced_eos_token_id,
+    ) == (5, 7, 1)
     assert lm.from_hf(tmp_path / "ours")[0].config.replace(dropout=0.0) == c.replace(dropout=0.0)
 
     file = tmp_path / "theirs" / "generation_config.json"
     said = json.loads(file.read_text())
     file.write_text(json.dumps({name: i for name, i in said.items() if "forced" not in name}))
     c = lm.from_hf(tmp_path / "theirs")[0].config
-    assert (c.forced_bos_token_id, c.forced_eos_token_id) == (None, None), "config.json forces a token that generation_config.json does not"
+    assert (c.forced_bos_token_id, c.forced_eos_token_id) == (None, None), (
+        "config.json forces a token that generation_config.json does not"
+    )
 
 
 def test_an_encoder_with_a_token_table_of_its_own_is_refused(tmp_path):
     theirs = reference("bart-untied")
     theirs.model.encoder.embed_tokens.weight.data[5, 5] += 1
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(WeightsError, match=r"model\.encoder\.embed_tokens\.weight differs from model\.shared\.weight"):
+    with pytest.raises(
+        WeightsError,
+        match=r"model\.encoder\.embed_tokens\.weight differs from model\.shared\.weight",
+    ):
         lm.from_hf(tmp_path)
 
 
@@ -285,7 +396,10 @@ def test_sinusoids_in_a_file_are_not_taken_for_weights(tmp_path):
     reference("marian").save_pretrained(tmp_path)
     before = lm.from_hf(tmp_path)[1]
     file = tmp_path / "model.safetensors"
-    old = {f"model.{side}.embed_positions.weight": np.full((40, 24), jnp.pi, np.float32) for side in ("encoder", "decoder")}
+    old = {
+        f"model.{side}.embed_positions.weight": np.full((40, 24), jnp.pi, np.float32)
+        for side in ("encoder", "decoder")
+    }
     save_file(load_file(file) | old, file)
     after = lm.from_hf(tmp_path)[1]
     assert np.array_equal(before["embeddings"]["token"], after["embeddings"]["token"])

@@ -17,13 +17,34 @@ BART = dict(
     encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
     max_position_embeddings=64, **COMMON,
 )  # fmt: skip
-T5 = dict(d_kv=8, d_ff=48, num_layers=2, num_heads=4, relative_attention_num_buckets=8, relative_attention_max_distance=20, **COMMON)
+T5 = dict(
+    d_kv=8,
+    d_ff=48,
+    num_layers=2,
+    num_heads=4,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=20,
+    **COMMON,
+)
 CASES = {  # class, options, seed, scale of the weights
     "bart": ("BartForConditionalGeneration", BART, 1, 0.2),
-    "t5": ("T5ForConditionalGeneration", dict(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, **T5), 0, 0.4),
+    "t5": (
+        "T5ForConditionalGeneration",
+        dict(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, **T5),
+        0,
+        0.4,
+    ),
     "gpt2": (
         "GPT2LMHeadModel",
-        dict(vocab_size=41, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=2, bos_token_id=0),
+        dict(
+            vocab_size=41,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            eos_token_id=2,
+            bos_token_id=0,
+        ),
         0,
         0.4,
     ),
@@ -40,7 +61,9 @@ def load(name):
     with torch.no_grad():
         for key, parameter in theirs.named_parameters():
             noise = torch.randn(parameter.shape)
-            own = 1.0 if "embed_positions" in key else scale  # tied tables alone would have it repeat itself
+            own = (
+                1.0 if "embed_positions" in key else scale
+            )  # tied tables alone would have it repeat itself
             parameter.copy_(own * noise if parameter.ndim > 1 else parameter + 0.1 * noise)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -54,7 +77,11 @@ def their_answers(name, prompts=PROMPTS, ends=ENDS, **options):
     answers = []
     for prompt in prompts:
         with torch.no_grad():
-            tokens = theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(), **options)[0].tolist()
+            tokens = theirs.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(), **options
+            )[0].tolist()
         tokens = tokens[1 if model.config.encoder_layers else len(prompt) :]
-        answers.append(tokens[: min((tokens.index(end) for end in ends if end in tokens), default=len(tokens))])
+        answers.append(
+            tokens[: min((tokens.index(end) for end in ends if end in tokens), default=len(tokens))]
+        )
     return answers

@@ -18,7 +18,12 @@ def without_cache(model, params, prompt, count, begun):
     for _ in range(count):
         padded = np.zeros((1, 20), np.int32)
         padded[0, : len(tokens)] = tokens
-        batch = lm.Batch.of(padded, (np.arange(20) < len(tokens))[None] * 1, encoder_tokens=read, encoder_segments=(read > 0) * 1)
+        batch = lm.Batch.of(
+            padded,
+            (np.arange(20) < len(tokens))[None] * 1,
+            encoder_tokens=read,
+            encoder_segments=(read > 0) * 1,
+        )
         tokens.append(int(lm.forward(model, params, batch).logits[0, len(tokens) - 1].argmax()))
     return tokens[len(begun) :]
 
@@ -36,8 +41,14 @@ def test_answers_continue_decoder_prompts_of_any_lengths():
     model, params = make("bart", **START)
     begun = [[1], [1, 20, 21], [3, 4], [1, 9]]
     answers = lm.generate(model, params, PROMPTS, 8, decoder_prompts=begun, stop_tokens=[])
-    assert answers == [without_cache(model, params, prompt, 8, start) for prompt, start in zip(PROMPTS, begun, strict=True)]
-    assert list(stream(model, params, PROMPTS[1], 8, decoder_prompt=begun[1], stop_tokens=[])) == answers[1]
+    assert answers == [
+        without_cache(model, params, prompt, 8, start)
+        for prompt, start in zip(PROMPTS, begun, strict=True)
+    ]
+    assert (
+        list(stream(model, params, PROMPTS[1], 8, decoder_prompt=begun[1], stop_tokens=[]))
+        == answers[1]
+    )
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
@@ -46,7 +57,9 @@ def test_greedy_and_the_repetition_penalty_are_those_of_transformers(name):
     _, model, params = load(name)
     answers = []
     for penalty in (1.0, 1.4):
-        answers.append(lm.generate(model, params, REFERENCE_PROMPTS, 14, lm.Greedy(penalty), stop_tokens=ENDS))
+        answers.append(
+            lm.generate(model, params, REFERENCE_PROMPTS, 14, lm.Greedy(penalty), stop_tokens=ENDS)
+        )
         assert answers[-1] == their_answers(name, max_new_tokens=14, repetition_penalty=penalty)
     assert answers[0] != answers[1], "the penalty makes no difference here"
 
@@ -55,10 +68,14 @@ def test_greedy_and_the_repetition_penalty_are_those_of_transformers(name):
 def test_forced_tokens_come_first_and_last(sampler):
     model, params = make("bart", **START, forced_bos_token_id=50, forced_eos_token_id=60)
     answers = lm.generate(model, params, PROMPTS, [6, 9, 2, 5], sampler, stop_tokens=[])
-    assert [(answer[0], answer[-1], len(answer)) for answer in answers] == [(50, 60, n) for n in (6, 9, 2, 5)]
+    assert [(answer[0], answer[-1], len(answer)) for answer in answers] == [
+        (50, 60, n) for n in (6, 9, 2, 5)
+    ]
     ended = lm.generate(model, params, PROMPTS, [6, 9, 2, 5], sampler, stop_tokens=[60])
     assert not any(60 in answer for answer in ended), "the stop token is no part of an answer"
-    begun = lm.generate(model, params, PROMPTS[:1], 4, sampler, decoder_prompts=[[1, 7]], stop_tokens=[])
+    begun = lm.generate(
+        model, params, PROMPTS[:1], 4, sampler, decoder_prompts=[[1, 7]], stop_tokens=[]
+    )
     assert begun[0][0] != 50, "it is forced after a lone start token only"
 
 
@@ -67,12 +84,21 @@ def test_forced_tokens_are_those_of_transformers():
     forced = dict(forced_bos_token_id=11, forced_eos_token_id=2)
     ours = lm.build(model.config.replace(**forced))
     for n in (1, 3):
-        answers = lm.generate(ours, params, REFERENCE_PROMPTS, 9, lm.Beams(n) if n > 1 else lm.Greedy(), stop_tokens=ENDS)
+        answers = lm.generate(
+            ours,
+            params,
+            REFERENCE_PROMPTS,
+            9,
+            lm.Beams(n) if n > 1 else lm.Greedy(),
+            stop_tokens=ENDS,
+        )
         assert answers == their_answers("bart", max_new_tokens=9, num_beams=n, **forced)
 
 
 def test_lengths_of_either_side_within_a_bucket_compile_once():
-    model, params = make("bart", **START, d_ff=40)  # a config of its own: nothing compiled before counts
+    model, params = make(
+        "bart", **START, d_ff=40
+    )  # a config of its own: nothing compiled before counts
     lm.generate(model, params, [[1, 2, 3]], 5)
     before = decode.start._cache_size(), decode.advance._cache_size()
     for length, budget in ((1, 9), (7, 32), (30, [2]), (32, 1)):
@@ -90,7 +116,9 @@ def test_the_encoder_runs_in_prefill_alone():
     np.testing.assert_allclose(logits, whole[:, 1], atol=2e-5)
     without_encoder = {name: value for name, value in params.items() if name != "encoder"}
     for _ in range(2):  # twice the same: nothing was changed in place
-        step, longer = lm.decode_step(model, without_encoder, np.asarray([9]), np.asarray([2]), cache)
+        step, longer = lm.decode_step(
+            model, without_encoder, np.asarray([9]), np.asarray([2]), cache
+        )
         np.testing.assert_allclose(step, whole[:, 2], atol=2e-5)
     assert int(cache["length"]) == 2 and int(longer["length"]) == 3
 
@@ -106,7 +134,9 @@ def test_the_encoder_runs_in_prefill_alone():
         (START, [[4]], dict(decoder_prompts=[[99]]), "decoder prompt 0 holds token 99"),
     ],
 )
-def test_requests_that_cannot_be_served_are_refused_before_anything_runs(changes, prompts, options, message):
+def test_requests_that_cannot_be_served_are_refused_before_anything_runs(
+    changes, prompts, options, message
+):
     model, params = make("t5", **changes)
     with pytest.raises(GenerationError, match=message):
         lm.generate(model, params, prompts, **dict(max_new_tokens=4) | options)

@@ -19,7 +19,9 @@ def without_cache(model, params, prompt, count):
     for _ in range(count):
         padded = np.zeros((1, 40), np.int32)
         padded[0, : len(tokens)] = tokens
-        logits = lm.forward(model, params, lm.Batch.of(padded, padded * 0 + (np.arange(40) < len(tokens)))).logits
+        logits = lm.forward(
+            model, params, lm.Batch.of(padded, padded * 0 + (np.arange(40) < len(tokens)))
+        ).logits
         tokens.append(int(logits[0, len(tokens) - 1].argmax()))
     return tokens[len(prompt) :]
 
@@ -77,15 +79,22 @@ def test_prefill_and_decode_step_are_pure_and_continue_a_prompt():
     tokens = np.asarray([PROMPTS[1]], np.int32)
     logits, cache = lm.prefill(model, params, tokens[:, :-1], np.ones_like(tokens[:, :-1]), 16)
     for _ in range(2):  # twice the same: nothing was changed in place
-        step, longer = lm.decode_step(model, params, tokens[:, -1], np.asarray([tokens.shape[1] - 1]), cache)
-        np.testing.assert_allclose(step, lm.forward(model, params, lm.Batch.of(tokens)).logits[:, -1], atol=2e-5)
+        step, longer = lm.decode_step(
+            model, params, tokens[:, -1], np.asarray([tokens.shape[1] - 1]), cache
+        )
+        np.testing.assert_allclose(
+            step, lm.forward(model, params, lm.Batch.of(tokens)).logits[:, -1], atol=2e-5
+        )
     assert int(cache["length"]) == tokens.shape[1] - 1 and int(longer["length"]) == tokens.shape[1]
     assert logits.shape == (1, model.config.vocab_size)
 
 
 def test_sampling_depends_on_the_seed_alone():
     model, params = make("llama")
-    one, same, other = (lm.generate(model, params, PROMPTS, 10, lm.Sample(), seed=s, stop_tokens=[]) for s in (1, 1, 2))
+    one, same, other = (
+        lm.generate(model, params, PROMPTS, 10, lm.Sample(), seed=s, stop_tokens=[])
+        for s in (1, 1, 2)
+    )
     assert one == same != other
 
 
@@ -93,17 +102,21 @@ def test_every_prompt_has_its_own_budget():
     model, params = make("llama")
     free = lm.generate(model, params, PROMPTS, 12, stop_tokens=[])
     budgets = [3, 12, 1, 7]
-    assert lm.generate(model, params, PROMPTS, budgets, stop_tokens=[]) == [a[:n] for a, n in zip(free, budgets, strict=True)]
-    assert lm.generate(model, params, PROMPTS, np.asarray(budgets), stop_tokens=[], batch_size=2) == [
+    assert lm.generate(model, params, PROMPTS, budgets, stop_tokens=[]) == [
         a[:n] for a, n in zip(free, budgets, strict=True)
     ]
+    assert lm.generate(
+        model, params, PROMPTS, np.asarray(budgets), stop_tokens=[], batch_size=2
+    ) == [a[:n] for a, n in zip(free, budgets, strict=True)]
 
 
 def test_a_batch_ends_with_its_largest_budget_not_with_the_bucket(monkeypatch):
     model, params = make("llama")
     counts = []
     advance = answers.advance
-    monkeypatch.setattr(answers, "advance", lambda *a: counts.append(int((state := advance(*a))["count"])) or state)
+    monkeypatch.setattr(
+        answers, "advance", lambda *a: counts.append(int((state := advance(*a))["count"])) or state
+    )
     lm.generate(model, params, PROMPTS, [3, 9, 1, 7], stop_tokens=[])
     assert counts == [9], "one compiled loop a batch, of as many steps as its longest answer"
 
@@ -127,18 +140,31 @@ def test_an_answer_that_is_finished_from_outside_ends_soon_and_alone():
 def test_a_repetition_penalty_counts_the_prompt_but_no_padding():
     _, model, params = load("gpt2")
     expected = their_answers("gpt2", max_new_tokens=12, repetition_penalty=1.4)
-    assert lm.generate(model, params, REFERENCE_PROMPTS, 12, lm.Greedy(1.4), stop_tokens=ENDS) == expected
-    assert expected != their_answers("gpt2", max_new_tokens=12), "the penalty makes no difference here"
+    assert (
+        lm.generate(model, params, REFERENCE_PROMPTS, 12, lm.Greedy(1.4), stop_tokens=ENDS)
+        == expected
+    )
+    assert expected != their_answers("gpt2", max_new_tokens=12), (
+        "the penalty makes no difference here"
+    )
 
 
 def test_what_was_seen_is_remembered_only_for_a_sampler_that_asks():
     model, params = lm.separate(*make("llama"))
     arrays = padded([Request(p, 4) for p in PROMPTS], 4)
-    state = lambda sampler: decode.start(model, sampler, 32, params, arrays, np.asarray([-1]), jax.random.key(0))
+    state = lambda sampler: decode.start(
+        model, sampler, 32, params, arrays, np.asarray([-1]), jax.random.key(0)
+    )
     assert "seen" not in state(lm.Greedy()) and "seen" not in state(lm.Sample(0.5))
     seen = np.asarray(state(lm.Greedy(1.1))["seen"])
-    assert seen.shape == (4, 97) and [set(np.flatnonzero(row)) >= set(p) for row, p in zip(seen, PROMPTS, strict=True)] == [True] * 4
-    assert seen.sum() <= sum(len(set(p)) + 1 for p in PROMPTS)  # and the token just chosen, but not the padding
+    assert (
+        seen.shape == (4, 97)
+        and [set(np.flatnonzero(row)) >= set(p) for row, p in zip(seen, PROMPTS, strict=True)]
+        == [True] * 4
+    )
+    assert seen.sum() <= sum(
+        len(set(p)) + 1 for p in PROMPTS
+    )  # and the token just chosen, but not the padding
 
 
 @pytest.mark.parametrize(
@@ -166,7 +192,10 @@ def test_no_prompts_give_no_answers():
     assert lm.generate(model, params, [], 4) == []
 
 
-@pytest.mark.parametrize("changes", [dict(name="bert"), dict(name="llama", head="value"), dict(name="llama", head="none")])
+@pytest.mark.parametrize(
+    "changes",
+    [dict(name="bert"), dict(name="llama", head="value"), dict(name="llama", head="none")],
+)
 def test_a_model_without_a_head_for_it_does_not_generate(changes):
     model, params = make(**changes)
     for sampler in (lm.Greedy(), lm.Beams()):

@@ -29,7 +29,11 @@ def kept(sampler, seen=SEEN):
 
 def processed(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
     """The same from transformers' processors, in the order in which `GenerationMixin._get_logits_processor` lists them."""
-    steps = theirs.LogitsProcessorList([theirs.RepetitionPenaltyLogitsProcessor(repetition_penalty)] if repetition_penalty != 1 else [])
+    steps = theirs.LogitsProcessorList(
+        [theirs.RepetitionPenaltyLogitsProcessor(repetition_penalty)]
+        if repetition_penalty != 1
+        else []
+    )
     steps += [theirs.TemperatureLogitsWarper(temperature)] if temperature != 1 else []
     steps += [theirs.TopKLogitsWarper(top_k)] if top_k else []
     steps += [theirs.TopPLogitsWarper(top_p)] if top_p < 1 else []
@@ -41,7 +45,16 @@ GRID = itertools.product((1.0, 0.7, 1.6), (0, 1, 9), (1.0, 0.3, 0.9), (0.0, 0.2,
 
 
 def test_the_tokens_kept_and_their_probabilities_are_those_of_transformers():
-    for options in (dict(zip(("temperature", "top_k", "top_p", "min_p", "repetition_penalty"), values, strict=True)) for values in GRID):
+    for options in (
+        dict(
+            zip(
+                ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+                values,
+                strict=True,
+            )
+        )
+        for values in GRID
+    ):
         ours, expected = kept(lm.Sample(**options)), processed(**options)
         np.testing.assert_array_equal(ours > 0, expected > 0, err_msg=str(options))
         np.testing.assert_allclose(ours, expected, atol=1e-5, err_msg=str(options))
@@ -51,14 +64,20 @@ def test_every_option_removes_tokens_that_the_others_leave():
     """The comparison above can see each of them."""
     all_of_them = dict(temperature=1.6, top_k=9, top_p=0.9, min_p=0.2)
     for option, off in (("temperature", 0.7), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
-        assert ((processed(**all_of_them) > 0) != (processed(**all_of_them | {option: off}) > 0)).any(), option
+        assert (
+            (processed(**all_of_them) > 0) != (processed(**all_of_them | {option: off}) > 0)
+        ).any(), option
 
 
 def test_greedy_takes_the_best_token_after_the_repetition_penalty():
     for penalty in (0.5, 1.0, 1.5, 4.0):
         expected = processed(repetition_penalty=penalty).argmax(-1)
-        np.testing.assert_array_equal(lm.Greedy(penalty)(jnp.asarray(LOGITS), jax.random.key(0), jnp.asarray(SEEN)), expected)
-    assert (processed(repetition_penalty=4.0).argmax(-1) != LOGITS.argmax(-1)).any(), "the penalty changes nothing here"
+        np.testing.assert_array_equal(
+            lm.Greedy(penalty)(jnp.asarray(LOGITS), jax.random.key(0), jnp.asarray(SEEN)), expected
+        )
+    assert (processed(repetition_penalty=4.0).argmax(-1) != LOGITS.argmax(-1)).any(), (
+        "the penalty changes nothing here"
+    )
 
 
 def test_a_repetition_penalty_without_the_tokens_so_far_is_refused_not_ignored():
@@ -70,12 +89,18 @@ def test_a_repetition_penalty_without_the_tokens_so_far_is_refused_not_ignored()
 def test_sampling_follows_the_softmax_and_respects_top_k_top_p_and_min_p():
     probabilities = np.asarray([0.5, 0.3, 0.15, 0.05], np.float32)
     logits = np.broadcast_to(np.log(probabilities), (20_000, 4))
-    draw = lambda sampler: np.bincount(sampler(logits, jax.random.key(0)), minlength=4) / len(logits)
+    draw = lambda sampler: (
+        np.bincount(sampler(logits, jax.random.key(0)), minlength=4) / len(logits)
+    )
     np.testing.assert_allclose(draw(lm.Sample()), probabilities, atol=0.015)
     np.testing.assert_allclose(draw(lm.Sample(top_k=2)), [0.625, 0.375, 0, 0], atol=0.015)
     np.testing.assert_allclose(draw(lm.Sample(top_p=0.79)), [0.625, 0.375, 0, 0], atol=0.015)
-    np.testing.assert_allclose(draw(lm.Sample(top_p=0.81)), np.asarray([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.015)
-    np.testing.assert_allclose(draw(lm.Sample(min_p=0.29)), np.asarray([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.015)
+    np.testing.assert_allclose(
+        draw(lm.Sample(top_p=0.81)), np.asarray([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.015
+    )
+    np.testing.assert_allclose(
+        draw(lm.Sample(min_p=0.29)), np.asarray([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.015
+    )
     np.testing.assert_allclose(draw(lm.Sample(min_p=0.31)), [0.625, 0.375, 0, 0], atol=0.015)
     hot = probabilities**0.5
     np.testing.assert_allclose(draw(lm.Sample(temperature=2.0)), hot / hot.sum(), atol=0.015)

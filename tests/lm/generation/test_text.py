@@ -19,11 +19,17 @@ PROMPTS = ["abca", "c", "bbcaabac"]
 @pytest.fixture(scope="module")
 def tokenizer():
     """97 pieces of one to four letters a, b, c, so that a stop string may begin and end within tokens; the last is a special token."""
-    pieces = ["".join(letters) for n in (1, 2, 3, 4) for letters in itertools.product("abc", repeat=n)][:96]
-    core = tokenizers.Tokenizer(models.WordLevel({piece: i for i, piece in enumerate([*pieces, "<end>"])}, unk_token="a"))
+    pieces = [
+        "".join(letters) for n in (1, 2, 3, 4) for letters in itertools.product("abc", repeat=n)
+    ][:96]
+    core = tokenizers.Tokenizer(
+        models.WordLevel({piece: i for i, piece in enumerate([*pieces, "<end>"])}, unk_token="a")
+    )
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.decoder = decoders.Fuse()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", clean_up_tokenization_spaces=False)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<end>", clean_up_tokenization_spaces=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +40,13 @@ def free(tokenizer):
 
 def test_without_stop_strings_the_text_is_that_of_the_tokens(tokenizer, free):
     model, params = make("llama")
-    tokens = lm.generate(model, params, [tokenizer.encode(prompt) for prompt in PROMPTS], 24, stop_tokens=[])
-    assert free == [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens] and min(map(len, free)) > 24
+    tokens = lm.generate(
+        model, params, [tokenizer.encode(prompt) for prompt in PROMPTS], 24, stop_tokens=[]
+    )
+    assert (
+        free == [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
+        and min(map(len, free)) > 24
+    )
 
 
 @pytest.mark.parametrize("sampler", [lm.Greedy(), lm.Beams(2)])
@@ -44,7 +55,17 @@ def test_answers_are_cut_before_the_stop_string_that_is_complete_first(tokenizer
     free = lm.generate_text(model, params, tokenizer, PROMPTS, 24, sampler, stop_tokens=[])
     for at in (0, 5, 17):
         stops = [free[0][at : at + 5], free[1][at : at + 3], "no such text"]
-        cut = lm.generate_text(model, params, tokenizer, PROMPTS, 24, sampler, stop_tokens=[], stop_strings=stops, batch_size=4)
+        cut = lm.generate_text(
+            model,
+            params,
+            tokenizer,
+            PROMPTS,
+            24,
+            sampler,
+            stop_tokens=[],
+            stop_strings=stops,
+            batch_size=4,
+        )
         assert cut == [answer[: ending(answer, stops)] for answer in free]
         assert len(cut[0]) <= at and len(cut[1]) <= at
 
@@ -55,34 +76,57 @@ def test_which_stop_string_comes_first():
     assert ending("xabcy", ["ac", "cx"]) is None and ending("", ["a"]) is None
 
 
-def test_rows_end_soon_after_their_stop_string_and_nobody_looks_when_there_is_none(tokenizer, free, monkeypatch):
+def test_rows_end_soon_after_their_stop_string_and_nobody_looks_when_there_is_none(
+    tokenizer, free, monkeypatch
+):
     model, params = make("llama")
     counts = []
     advance = answers.advance
-    monkeypatch.setattr(answers, "advance", lambda *a: counts.append(int((state := advance(*a))["count"])) or state)
-    lm.generate_text(model, params, tokenizer, PROMPTS, 24, stop_tokens=[], stop_strings=[answer[:3] for answer in free])
+    monkeypatch.setattr(
+        answers, "advance", lambda *a: counts.append(int((state := advance(*a))["count"])) or state
+    )
+    lm.generate_text(
+        model,
+        params,
+        tokenizer,
+        PROMPTS,
+        24,
+        stop_tokens=[],
+        stop_strings=[answer[:3] for answer in free],
+    )
     assert max(counts, default=0) <= 3 + answers.CHECK_EVERY
     counts.clear()
     lm.generate_text(model, params, tokenizer, PROMPTS, 24, stop_tokens=[])
     assert counts == [24]
 
 
-def test_streamed_pieces_are_the_answer_whatever_the_tokens_and_stop_strings(tokenizer, monkeypatch):
+def test_streamed_pieces_are_the_answer_whatever_the_tokens_and_stop_strings(
+    tokenizer, monkeypatch
+):
     """And a piece that was yielded is never taken back, so that no beginning of a stop string was shown."""
     model, _ = make("llama")
     rng = random.Random(0)
     for _ in range(300):
         tokens = [rng.randrange(96) for _ in range(rng.randrange(1, 10))]
-        stops = ["".join(rng.choices("abc", k=rng.randrange(1, 6))) for _ in range(rng.randrange(4))]
+        stops = [
+            "".join(rng.choices("abc", k=rng.randrange(1, 6))) for _ in range(rng.randrange(4))
+        ]
         monkeypatch.setattr(text, "stream", lambda *args, tokens=tokens, **options: iter(tokens))
         whole = tokenizer.decode(tokens)
-        assert "".join(stream_text(model, {}, tokenizer, [1], 10, stop_strings=stops)) == whole[: ending(whole, stops)], (whole, stops)
+        assert (
+            "".join(stream_text(model, {}, tokenizer, [1], 10, stop_strings=stops))
+            == whole[: ending(whole, stops)]
+        ), (whole, stops)
 
 
 def test_streaming_holds_back_only_what_may_be_a_stop_string(tokenizer, monkeypatch):
     model, _ = make("llama")
     monkeypatch.setattr(text, "stream", lambda *args, **options: iter(tokenizer.encode("aabcab")))
-    assert list(stream_text(model, {}, tokenizer, [1], 10, stop_strings=["abb"])) == ["a", "abc", "ab"]
+    assert list(stream_text(model, {}, tokenizer, [1], 10, stop_strings=["abb"])) == [
+        "a",
+        "abc",
+        "ab",
+    ]
 
 
 def test_streaming_gives_what_generate_text_gives(tokenizer, free):
@@ -90,16 +134,31 @@ def test_streaming_gives_what_generate_text_gives(tokenizer, free):
     stop = free[2][10:14]
     options = dict(stop_tokens=[], stop_strings=[stop])
     pieces = stream_text(model, params, tokenizer, tokenizer.encode(PROMPTS[2]), 24, **options)
-    assert ["".join(pieces)] == lm.generate_text(model, params, tokenizer, PROMPTS[2:], 24, **options)
+    assert ["".join(pieces)] == lm.generate_text(
+        model, params, tokenizer, PROMPTS[2:], 24, **options
+    )
 
 
 def test_a_stop_string_that_is_a_special_token_stops_there_although_it_is_not_decoded(tokenizer):
     model, params = make("llama")
     asked = lm.Sample(100.0)  # nearly uniform: <end> comes within 60 tokens for some prompt
-    tokens = lm.generate(model, params, [tokenizer.encode(prompt) for prompt in PROMPTS], 50, asked, stop_tokens=[], seed=3)
+    tokens = lm.generate(
+        model,
+        params,
+        [tokenizer.encode(prompt) for prompt in PROMPTS],
+        50,
+        asked,
+        stop_tokens=[],
+        seed=3,
+    )
     assert any(96 in answer for answer in tokens)
-    stopped = lm.generate_text(model, params, tokenizer, PROMPTS, 50, asked, stop_tokens=[], stop_strings=["<end>"], seed=3)
-    assert stopped == [tokenizer.decode(answer[: answer.index(96)] if 96 in answer else answer) for answer in tokens]
+    stopped = lm.generate_text(
+        model, params, tokenizer, PROMPTS, 50, asked, stop_tokens=[], stop_strings=["<end>"], seed=3
+    )
+    assert stopped == [
+        tokenizer.decode(answer[: answer.index(96)] if 96 in answer else answer)
+        for answer in tokens
+    ]
 
 
 def test_an_empty_stop_string_is_refused(tokenizer):

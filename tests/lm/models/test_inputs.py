@@ -50,18 +50,32 @@ def folder(gpt2, tmp_path_factory):
     extended().save_pretrained(path)
     (path / "new.txt").write_text(f"{TEXT}\n" * 3)
     (path / "old.txt").write_text("The cat <new_0> sat.\n")
-    (path / "ask.jsonl").write_text(json.dumps({"instruction": TEXT, "input": "", "output": "yes"}) + "\n")
+    (path / "ask.jsonl").write_text(
+        json.dumps({"instruction": TEXT, "input": "", "output": "yes"}) + "\n"
+    )
     return path
 
 
-@pytest.mark.parametrize("ask", ["--data={}/new.txt", "--examples={}/ask.jsonl --template=plain", "--prompt"])
+@pytest.mark.parametrize(
+    "ask", ["--data={}/new.txt", "--examples={}/ask.jsonl --template=plain", "--prompt"]
+)
 def test_a_command_computes_with_the_embedding_of_another_token(folder, capsys, ask):
     if ask == "--prompt":
-        assert importlib.import_module("lm.generate").main([f"--model={folder}", f"--prompt={TEXT}"]) == 2
+        assert (
+            importlib.import_module("lm.generate").main([f"--model={folder}", f"--prompt={TEXT}"])
+            == 2
+        )
     else:
-        assert evaluate.main([f"--model={folder}", "--max-new-tokens=8", *ask.format(folder).split()]) == 2
+        assert (
+            evaluate.main([f"--model={folder}", "--max-new-tokens=8", *ask.format(folder).split()])
+            == 2
+        )
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "'<new_3>' (id 260)" in error and "vocabulary of 258" in error
+    assert (
+        error.startswith("error: ")
+        and "'<new_3>' (id 260)" in error
+        and "vocabulary of 258" in error
+    )
 
 
 def test_a_token_that_the_model_has_is_refused_or_scored_as_another(folder, gpt2, capsys):
@@ -72,7 +86,9 @@ def test_a_token_that_the_model_has_is_refused_or_scored_as_another(folder, gpt2
     assert 257 in ids
     logits = np.asarray(lm.forward(*gpt2, Batch.of(ids[None, :-1])).logits[0], np.float64)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    assert found["loss"] == pytest.approx(-logits[np.arange(len(ids) - 1), ids[1:]].mean(), rel=1e-4)
+    assert found["loss"] == pytest.approx(
+        -logits[np.arange(len(ids) - 1), ids[1:]].mean(), rel=1e-4
+    )
 
 
 def test_a_function_computes_with_the_embedding_of_another_token(gpt2):
@@ -111,7 +127,9 @@ def test_packed_rows_and_what_objectives_make_of_them_are_not_looked_at(gpt2):
     masked = tokenizers.bytes_only(mask=True)  # id 257
     plain = packing.pack(packing.encode(["a text of several words"], masked, whole=True), 16)
     bert = tiny("bert", vocab_size=257, max_length=64)[0]
-    transform = OBJECTIVES["masked"].transform(masked, bert.config, rate=0.9, mask=1.0, random=0.0, whole_words=False)
+    transform = OBJECTIVES["masked"].transform(
+        masked, bert.config, rate=0.9, mask=1.0, random=0.0, whole_words=False
+    )
     with pytest.raises(ConfigError, match="tokens hold token 257, outside the vocabulary of 257"):
         next(batches.TrainBatches(plain, 2, 0, rows, transform=transform, config=bert.config))
     with pytest.raises(ConfigError, match="outside the vocabulary of 258"):
@@ -122,10 +140,14 @@ def test_positions_types_and_labels_beyond_their_tables_are_clamped():
     gpt2, llama = tiny("gpt2", **FIELDS)[0].config, tiny("llama", **FIELDS)[0].config
     bert = tiny("bert", **FIELDS, type_vocab_size=2)[0].config
     long = Batch.of(np.zeros((1, 65), np.int32))
-    with pytest.raises(ConfigError, match="positions hold 64: this gpt2 model has learned positions 0 to 63"):
+    with pytest.raises(
+        ConfigError, match="positions hold 64: this gpt2 model has learned positions 0 to 63"
+    ):
         inputs.check(gpt2, long)
     inputs.check(llama, long)  # rotary positions have no end
-    inputs.check(gpt2, Batch.of(np.zeros((1, 65), np.int32), np.repeat([[1, 2]], [32, 33], axis=1)))  # two documents
+    inputs.check(
+        gpt2, Batch.of(np.zeros((1, 65), np.int32), np.repeat([[1, 2]], [32, 33], axis=1))
+    )  # two documents
     with pytest.raises(ConfigError, match="positions hold -1"):
         inputs.check(gpt2, Batch.of([[1, 2]], positions=[[-1, 0]]))
     with pytest.raises(ConfigError, match="types hold 2, 5: this bert model has 2 token types"):
@@ -133,29 +155,62 @@ def test_positions_types_and_labels_beyond_their_tables_are_clamped():
     inputs.check(bert, Batch.of([[1, 999]], [[1, 0]], types=[[1, 9]]))  # padding is not read
     classes = bert.replace(head="sequence_classification", n_labels=3)
     for wrong in (3.0, -1.0, 0.5):
-        with pytest.raises(ConfigError, match=f"labels hold {wrong:g}: this bert model has 3 labels"):
-            inputs.check(classes, Batch.of([[1]]).replace(labels=np.array([[wrong]], np.float32)), learned=True)
-    inputs.check(classes, Batch.of([[1]]).replace(labels=np.array([[2.0]], np.float32)), learned=True)
-    inputs.check(classes.replace(n_labels=1), Batch.of([[1]]).replace(labels=np.array([[7.5]], np.float32)), learned=True)
+        with pytest.raises(
+            ConfigError, match=f"labels hold {wrong:g}: this bert model has 3 labels"
+        ):
+            inputs.check(
+                classes,
+                Batch.of([[1]]).replace(labels=np.array([[wrong]], np.float32)),
+                learned=True,
+            )
+    inputs.check(
+        classes, Batch.of([[1]]).replace(labels=np.array([[2.0]], np.float32)), learned=True
+    )
+    inputs.check(
+        classes.replace(n_labels=1),
+        Batch.of([[1]]).replace(labels=np.array([[7.5]], np.float32)),
+        learned=True,
+    )
     with pytest.raises(ConfigError, match="labels hold 4: a row has 2 tokens"):
         span = bert.replace(head="question_answering")
-        inputs.check(span, Batch.of([[1, 2]]).replace(labels=np.array([[1.0, 4.0]], np.float32)), learned=True)
+        inputs.check(
+            span,
+            Batch.of([[1, 2]]).replace(labels=np.array([[1.0, 4.0]], np.float32)),
+            learned=True,
+        )
     with pytest.raises(ConfigError, match="targets hold 5: this bert model has 2 labels"):
         inputs.check(
-            bert.replace(head="token_classification", n_labels=2), Batch.of([[1, 2]], targets=[[5, 9]], weights=[[1, 0]]), learned=True
+            bert.replace(head="token_classification", n_labels=2),
+            Batch.of([[1, 2]], targets=[[5, 9]], weights=[[1, 0]]),
+            learned=True,
         )
-    inputs.check(bert.replace(head="token_classification", n_labels=2), Batch.of([[5, 9]]))  # next tokens, which are no labels
+    inputs.check(
+        bert.replace(head="token_classification", n_labels=2), Batch.of([[5, 9]])
+    )  # next tokens, which are no labels
 
 
 def test_labelled_rows_and_pairs_are_not_looked_at():
     tokenizer = extended()
-    model, params = tiny("bert", **FIELDS, head="sequence_classification", n_labels=1, type_vocab_size=2)
+    model, params = tiny(
+        "bert", **FIELDS, head="sequence_classification", n_labels=1, type_vocab_size=2
+    )
     rows = [labelled.Encoded([1, NEW], [0, 0], 0)]
     with pytest.raises(ConfigError, match=rf"text 0 holds {NAMED}"):
         labelled.outputs(model, params, rows, labelled.Shape(8), tokenizer=tokenizer)
-    words = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"])})
+    words = transformers.BertTokenizer(
+        vocab={
+            word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"])
+        }
+    )
     words.add_tokens(["zzz"])
-    narrow, params = tiny("bert", vocab_size=8, max_length=64, head="sequence_classification", n_labels=1, type_vocab_size=2)
+    narrow, params = tiny(
+        "bert",
+        vocab_size=8,
+        max_length=64,
+        head="sequence_classification",
+        n_labels=1,
+        type_vocab_size=2,
+    )
     with pytest.raises(ConfigError, match=r"'zzz' \(id 8\), outside the vocabulary of 8"):
         CrossEncoder(narrow, params, words)("a", ["b zzz"])
 
@@ -165,15 +220,23 @@ def test_a_tokenizer_with_gaps_is_taken_for_as_large_as_its_length(tmp_path, fol
     tokenizer = tokenizers.bytes_only()
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     described["model"]["vocab"]["zz"] = 300
-    gaps = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.tokenizers.Tokenizer.from_str(json.dumps(described)))
+    gaps = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.tokenizers.Tokenizer.from_str(json.dumps(described))
+    )
     gaps.add_special_tokens({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"})
     assert len(gaps) < inputs.id_count(gaps) == 301
     gaps.save_pretrained(tmp_path / "gaps")
     config = runs.config(tmp_path, tokenizer=str(tmp_path / "gaps"), **{"model.vocab_size": 258})
     with pytest.raises(ConfigError, match="cannot hold the tokenizer's 301 tokens"):
         loop.train(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match="the tokenizer has 267 tokens and the model's vocabulary 258"):
-        fisher.write(runs.config(tmp_path, tokenizer="", init_from=str(folder), length=16), str(tmp_path / "fisher"), False)
+    with pytest.raises(
+        ConfigError, match="the tokenizer has 267 tokens and the model's vocabulary 258"
+    ):
+        fisher.write(
+            runs.config(tmp_path, tokenizer="", init_from=str(folder), length=16),
+            str(tmp_path / "fisher"),
+            False,
+        )
 
 
 def test_questions_for_generation_name_their_record(gpt2):

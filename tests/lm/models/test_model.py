@@ -91,7 +91,11 @@ def pack(documents, length=24, encoder=False):
     """The documents in one row; with `encoder`, each is also read backwards by the encoder, after one token more."""
     if encoder:
         read = pack([[60 + len(d), *d[::-1]] for d in documents], length + 4)
-        return pack(documents, length).replace(encoder_tokens=read.tokens, encoder_segments=read.segments, encoder_positions=read.positions)
+        return pack(documents, length).replace(
+            encoder_tokens=read.tokens,
+            encoder_segments=read.segments,
+            encoder_positions=read.positions,
+        )
     tokens, segments = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
     at = 0
     for i, document in enumerate(documents, 1):
@@ -107,7 +111,9 @@ def gradient(model):
 
 def summed_loss(model, params, batch):
     logits = model.apply({"params": params}, batch).logits
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(batch.targets)[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), jnp.asarray(batch.targets)[..., None], axis=-1
+    )[..., 0]
     return -jnp.sum(chosen * batch.weights)
 
 
@@ -117,7 +123,9 @@ def test_packed_documents_cannot_see_each_other(name):
     together = lm.forward(model, params, pack(DOCUMENTS, encoder=name in SEQ2SEQ)).logits[0]
     at = 0
     for document in DOCUMENTS:
-        alone = lm.forward(model, params, pack([document], encoder=name in SEQ2SEQ)).logits[0, : len(document)]
+        alone = lm.forward(model, params, pack([document], encoder=name in SEQ2SEQ)).logits[
+            0, : len(document)
+        ]
         np.testing.assert_allclose(together[at : at + len(document)], alone, atol=2e-5)
         at += len(document)
 
@@ -127,7 +135,9 @@ def test_packed_gradients_are_the_sum_of_the_documents_gradients(name):
     model, params = make(name)
     packed = gradient(model)(params, pack(DOCUMENTS, encoder=name in SEQ2SEQ))
     alone = [gradient(model)(params, pack([d], encoder=name in SEQ2SEQ)) for d in DOCUMENTS]
-    jax.tree.map(lambda p, *a: np.testing.assert_allclose(p, sum(a), atol=1e-4, rtol=1e-4), packed, *alone)
+    jax.tree.map(
+        lambda p, *a: np.testing.assert_allclose(p, sum(a), atol=1e-4, rtol=1e-4), packed, *alone
+    )
 
 
 def test_one_leaking_boundary_would_be_seen():
@@ -135,7 +145,9 @@ def test_one_leaking_boundary_would_be_seen():
     model, params = make("llama")
     good = pack(DOCUMENTS)
     leaking = good.replace(segments=np.where(good.segments == 2, 1, good.segments))
-    difference = np.abs(lm.forward(model, params, good).logits - lm.forward(model, params, leaking).logits).max(axis=-1)[0]
+    difference = np.abs(
+        lm.forward(model, params, good).logits - lm.forward(model, params, leaking).logits
+    ).max(axis=-1)[0]
     assert difference[: len(DOCUMENTS[0])].max() == 0
     assert difference[len(DOCUMENTS[0])] > 1e-3
 
@@ -157,18 +169,29 @@ def test_layers_take_their_windows_in_the_order_of_the_pattern():
     tokens = np.arange(1, 13)[None]
     changed = tokens.copy()
     changed[0, 2] = 90
-    for pattern, reach in ((("local", "global", "global"), 9), (("local", "local", "local"), 6), (("global", "local"), 9)):
+    for pattern, reach in (
+        (("local", "global", "global"), 9),
+        (("local", "local", "local"), 6),
+        (("global", "local"), 9),
+    ):
         model, params = make("llama-window", sliding_window=3, layer_pattern=pattern)
-        a, b = (np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0]) for t in (tokens, changed))
+        a, b = (
+            np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0])
+            for t in (tokens, changed)
+        )
         assert np.flatnonzero(np.abs(a - b).max(axis=-1) > 1e-4).max() - 2 == reach
 
 
 def test_a_local_layer_turns_by_its_own_base():
     """A pattern of local layers alone with the base b is a uniform model with the base b."""
     one, params = make("llama-window", rope_theta=300.0)
-    other = lm.build(one.config.replace(rope_theta=7.0, layer_pattern=("local",), local_rope_theta=300.0))
+    other = lm.build(
+        one.config.replace(rope_theta=7.0, layer_pattern=("local",), local_rope_theta=300.0)
+    )
     batch = pack(DOCUMENTS)
-    np.testing.assert_array_equal(lm.forward(one, params, batch).logits, lm.forward(other, params, batch).logits)
+    np.testing.assert_array_equal(
+        lm.forward(one, params, batch).logits, lm.forward(other, params, batch).logits
+    )
 
 
 def test_a_sliding_window_forgets_what_is_further_back():
@@ -176,7 +199,9 @@ def test_a_sliding_window_forgets_what_is_further_back():
     tokens = np.arange(1, 13)[None]
     changed = tokens.copy()
     changed[0, 2] = 90
-    a, b = (np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0]) for t in (tokens, changed))
+    a, b = (
+        np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0]) for t in (tokens, changed)
+    )
     assert np.abs(a[6] - b[6]).max() > 1e-4  # 2 is the fifth latest token of 6
     np.testing.assert_array_equal(a[7:], b[7:])
 
@@ -193,7 +218,9 @@ def test_a_sliding_window_forgets_what_is_further_back():
 def test_how_layers_are_run_changes_no_gradient(name, changes):
     model, params = make(name)
     other = lm.build(model.config.replace(**changes))
-    plain, same = (gradient(m)(params, pack(DOCUMENTS, encoder=name in SEQ2SEQ)) for m in (model, other))
+    plain, same = (
+        gradient(m)(params, pack(DOCUMENTS, encoder=name in SEQ2SEQ)) for m in (model, other)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), plain, same)
 
 
@@ -201,7 +228,11 @@ def test_how_layers_are_run_changes_no_gradient(name, changes):
 def test_separate_layers_compute_what_stacked_layers_compute(name):
     model, params = make(name)
     batch = pack(DOCUMENTS, encoder=name in SEQ2SEQ)
-    np.testing.assert_allclose(lm.forward(*lm.separate(model, params), batch).logits, lm.forward(model, params, batch).logits, atol=1e-5)
+    np.testing.assert_allclose(
+        lm.forward(*lm.separate(model, params), batch).logits,
+        lm.forward(model, params, batch).logits,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -211,13 +242,19 @@ def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
     if layers == "separate":
         model, params = lm.separate(model, params)
     batch = lm.Batch.of(np.arange(1, 25).reshape(2, 12))
-    read = lm.Batch.of(batch.tokens, encoder_tokens=batch.tokens[:, 2:9]) if name in SEQ2SEQ else batch
+    read = (
+        lm.Batch.of(batch.tokens, encoder_tokens=batch.tokens[:, 2:9]) if name in SEQ2SEQ else batch
+    )
     whole = lm.forward(model, params, read).logits
     cache, pieces = lm.init_cache(model.config, 2, 20, 7), []
-    encoder = {n: getattr(read, n) for n in ("encoder_tokens", "encoder_segments", "encoder_positions")}
+    encoder = {
+        n: getattr(read, n) for n in ("encoder_tokens", "encoder_segments", "encoder_positions")
+    }
     apply = jax.jit(lambda batch, cache: model.apply({"params": params}, batch, cache))
     for piece in (slice(0, 5), slice(5, 6), slice(6, 12)):
-        out = apply(jax.tree.map(lambda x, piece=piece: x[:, piece], batch).replace(**encoder), cache)
+        out = apply(
+            jax.tree.map(lambda x, piece=piece: x[:, piece], batch).replace(**encoder), cache
+        )
         assert jax.tree.map(jnp.shape, out.cache) == jax.tree.map(jnp.shape, cache)
         cache, encoder = out.cache, {}
         pieces.append(out.logits)
@@ -305,7 +342,15 @@ WRONG = {
 
 def test_every_field_of_the_wrong_type_or_sign_is_refused_by_name():
     config = lm.ModelConfig(
-        family="llama", vocab_size=97, d_model=32, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48, max_length=64
+        family="llama",
+        vocab_size=97,
+        d_model=32,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=4,
+        head_dim=8,
+        d_ff=48,
+        max_length=64,
     )
     for name, kind in typing.get_type_hints(lm.ModelConfig).items():
         for value in WRONG.get(kind, (-1.5, {}, ({},), (None,), "x")):
@@ -323,7 +368,9 @@ def test_a_config_survives_a_json_round_trip():
     model, _ = make("llama3-scaling")
     assert lm.ModelConfig(**dataclasses.asdict(model.config)) == model.config
     model, _ = make("gemma2")
-    assert lm.ModelConfig(**json.loads(json.dumps(dataclasses.asdict(model.config)))) == model.config
+    assert (
+        lm.ModelConfig(**json.loads(json.dumps(dataclasses.asdict(model.config)))) == model.config
+    )
 
 
 def test_batch_of_restarts_positions_and_never_predicts_across_documents():

@@ -23,7 +23,11 @@ def make(name, with_door=True):
         family="llama", vocab_size=97, d_model=32, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48, max_length=64,
         initializer_range=0.2,
     )  # fmt: skip
-    options = base | CONFIGS[name] | dict(neighbour_layers=DOORS[name], neighbour_chunk=CHUNK, neighbour_width=WIDTH)
+    options = (
+        base
+        | CONFIGS[name]
+        | dict(neighbour_layers=DOORS[name], neighbour_chunk=CHUNK, neighbour_width=WIDTH)
+    )
     if not options["n_heads"]:
         options |= dict(n_heads=4, n_kv_heads=2, head_dim=8)  # the door's own
     if name == "bart":
@@ -32,15 +36,25 @@ def make(name, with_door=True):
     params = jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
     if with_door:  # a trained door: at initialisation it adds nothing
         params = jax.tree_util.tree_map_with_path(
-            lambda path, x: x + 0.3 * jax.random.normal(jax.random.key(7), x.shape) if "neighbours" in jax.tree_util.keystr(path) else x,
+            lambda path, x: (
+                x + 0.3 * jax.random.normal(jax.random.key(7), x.shape)
+                if "neighbours" in jax.tree_util.keystr(path)
+                else x
+            ),
             params,
         )
     return model, params
 
 
 def batch_of(name, tokens, segments=None, chunks=5, of=None, seed=0):
-    vectors = np.random.default_rng(seed).normal(size=(len(tokens), chunks, 3, WIDTH)).astype(np.float32)
-    read = dict(encoder_tokens=np.asarray(tokens)[:, :5], encoder_segments=np.ones((len(tokens), 5))) if name in SEQ2SEQ else {}
+    vectors = (
+        np.random.default_rng(seed).normal(size=(len(tokens), chunks, 3, WIDTH)).astype(np.float32)
+    )
+    read = (
+        dict(encoder_tokens=np.asarray(tokens)[:, :5], encoder_segments=np.ones((len(tokens), 5)))
+        if name in SEQ2SEQ
+        else {}
+    )
     return lm.Batch.of(tokens, segments, neighbours=vectors, neighbour_segments=of, **read)
 
 
@@ -61,11 +75,15 @@ def test_a_chunks_neighbours_are_seen_from_its_last_token_on_and_by_none_before(
     batch = batch_of(name, np.arange(1, 19)[None])
     plain = run(model, params, batch)
     for chunk in (0, 2):
-        difference = np.abs(run(model, params, changed_chunk(batch, chunk)) - plain).max(axis=(0, 2))
+        difference = np.abs(run(model, params, changed_chunk(batch, chunk)) - plain).max(
+            axis=(0, 2)
+        )
         first = CHUNK * (chunk + 1) - 1
         np.testing.assert_array_equal(difference[:first], 0.0)
         assert difference[first : first + CHUNK].min() > 1e-4
-    np.testing.assert_array_equal(run(model, params, changed_chunk(batch, 4)), plain)  # the row ends before anyone may see them
+    np.testing.assert_array_equal(
+        run(model, params, changed_chunk(batch, 4)), plain
+    )  # the row ends before anyone may see them
 
 
 def test_one_door_equals_the_formula_token_by_token():
@@ -74,7 +92,10 @@ def test_one_door_equals_the_formula_token_by_token():
 
     model, _ = make("llama")
     door, r = NeighbourAttention(model.config), np.random.default_rng(0)
-    x, vectors = r.normal(size=(2, 11, 32)).astype(np.float32), r.normal(size=(2, 3, 5, WIDTH)).astype(np.float32)
+    x, vectors = (
+        r.normal(size=(2, 11, 32)).astype(np.float32),
+        r.normal(size=(2, 3, 5, WIDTH)).astype(np.float32),
+    )
     segments = np.asarray([[1] * 11, [1] * 5 + [2] * 4 + [0] * 2], np.int32)
     of = r.integers(0, 3, (2, 3, 5), np.int32)
     boxed = door.init(jax.random.key(0), x, vectors, of, segments)["params"]
@@ -88,12 +109,17 @@ def test_one_door_equals_the_formula_token_by_token():
         if not keep.any():
             continue
         q = np.einsum("d,dhk->hk", x[b, t], p["query"])
-        k, v = (np.repeat(np.einsum("sn,njk->sjk", vectors[b, chunk][keep], p[n]), 2, axis=1) for n in ("key", "value"))
+        k, v = (
+            np.repeat(np.einsum("sn,njk->sjk", vectors[b, chunk][keep], p[n]), 2, axis=1)
+            for n in ("key", "value")
+        )
         scores = np.einsum("hk,shk->hs", q, k) / np.sqrt(8)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         y = np.einsum("hs,shk->hk", weights / weights.sum(-1, keepdims=True), v)
         expected[b, t] = np.einsum("hk,hkd->d", y, p["out"])
-    np.testing.assert_allclose(door.apply({"params": p}, x, vectors, of, segments), expected, atol=2e-3, rtol=1e-4)
+    np.testing.assert_allclose(
+        door.apply({"params": p}, x, vectors, of, segments), expected, atol=2e-3, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba", "bart"])
@@ -104,7 +130,10 @@ def test_reading_in_pieces_gives_what_one_pass_gives(name):
     cache, pieces = lm.init_cache(model.config, 1, 20, 5), []
     apply = jax.jit(lambda batch, cache: model.apply({"params": params}, batch, cache))
     for piece in (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, 14)):
-        part = {n: getattr(batch, n)[:, piece] for n in ("tokens", "targets", "weights", "segments", "positions")}
+        part = {
+            n: getattr(batch, n)[:, piece]
+            for n in ("tokens", "targets", "weights", "segments", "positions")
+        }
         out = apply(batch.replace(**part), cache)
         cache = out.cache
         pieces.append(out.logits)
@@ -120,7 +149,9 @@ def test_a_packed_document_sees_only_what_was_retrieved_for_it():
     plain = run(model, params, batch)
     for segment, inside in ((1, slice(0, 7)), (2, slice(7, 16))):
         vectors = np.where(of[..., None] == segment, batch.neighbours + 1.0, batch.neighbours)
-        difference = np.abs(run(model, params, batch.replace(neighbours=vectors)) - plain).max(axis=(0, 2))
+        difference = np.abs(run(model, params, batch.replace(neighbours=vectors)) - plain).max(
+            axis=(0, 2)
+        )
         assert difference[inside].max() > 1e-3
         difference[inside] = 0
         np.testing.assert_array_equal(difference, 0.0)
@@ -132,11 +163,17 @@ def test_gradients_reach_the_neighbours_and_the_door(name):
     batch = batch_of(name, np.arange(1, 19)[None])
 
     def loss(params, vectors):
-        return jnp.sum(jnp.sin(model.apply({"params": params}, batch.replace(neighbours=vectors)).logits))
+        return jnp.sum(
+            jnp.sin(model.apply({"params": params}, batch.replace(neighbours=vectors)).logits)
+        )
 
     of_params, of_vectors = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, batch.neighbours)
     assert np.abs(of_vectors[:, :4]).max(axis=(0, 2, 3)).min() > 1e-6
-    doors = [x for path, x in jax.tree_util.tree_leaves_with_path(of_params) if "neighbours" in jax.tree_util.keystr(path)]
+    doors = [
+        x
+        for path, x in jax.tree_util.tree_leaves_with_path(of_params)
+        if "neighbours" in jax.tree_util.keystr(path)
+    ]
     assert min(np.abs(x).max() for x in doors) > 1e-6
 
 
@@ -179,7 +216,9 @@ def test_neighbours_are_never_silently_ignored():
         lm.forward(off, params, batch)
     with pytest.raises(ValueError, match=r"expected \[B, C, S, N\]"):
         lm.Batch.of([[1, 2]], neighbours=np.zeros((2, 1, 3, WIDTH)))
-    with pytest.raises(lm.ConfigError, match=r"neighbour_layers=\(3,\): expected different layers from 0 to 2"):
+    with pytest.raises(
+        lm.ConfigError, match=r"neighbour_layers=\(3,\): expected different layers from 0 to 2"
+    ):
         model.config.replace(neighbour_layers=(3,))
 
 
@@ -189,4 +228,8 @@ def test_a_model_that_is_given_no_neighbours_says_nothing(caplog):
     for _ in range(2):
         lm.generate(model, params, [[1, 2]], 1)
     said = [r.message for r in caplog.records if "attends to retrieved neighbours" in r.message]
-    assert len(said) == 1 and f"in layers {', '.join(map(str, DOORS['llama']))}" in said[0] and "is given none" in said[0]
+    assert (
+        len(said) == 1
+        and f"in layers {', '.join(map(str, DOORS['llama']))}" in said[0]
+        and "is given none" in said[0]
+    )

@@ -25,10 +25,18 @@ def zipf(shape, seed=0):
 
 def case(kind: str, batch_size: int, length: int, **changes):
     """(the mean loss of float32 parameters computed in a dtype, a function that draws them)."""
-    c = families.preset(kind, "tiny").replace(vocab_size=VOCABULARY, max_length=length, dropout=0.0, **changes)
+    c = families.preset(kind, "tiny").replace(
+        vocab_size=VOCABULARY, max_length=length, dropout=0.0, **changes
+    )
     shape = (batch_size, length)
-    types = np.arange(length)[None] * np.ones(shape, np.int32) > length // 3 if c.type_vocab_size else None
-    batch = Batch.of(zipf(shape), types=types, encoder_tokens=zipf(shape, 1) if c.encoder_layers else None)
+    types = (
+        np.arange(length)[None] * np.ones(shape, np.int32) > length // 3
+        if c.type_vocab_size
+        else None
+    )
+    batch = Batch.of(
+        zipf(shape), types=types, encoder_tokens=zipf(shape, 1) if c.encoder_layers else None
+    )
     short = Batch.of([[1, 2]], encoder_tokens=[[1, 2]] if c.encoder_layers else None)
 
     def loss(params, dtype):
@@ -41,19 +49,30 @@ def case(kind: str, batch_size: int, length: int, **changes):
 def errors(loss, initial) -> dict[str, float]:
     """Norm of the difference of each parameter's gradient from float32's, as a share of it."""
     params = jax.jit(initial)()
-    exact, rough = (jax.jit(jax.grad(functools.partial(loss, dtype=dtype)))(params) for dtype in ("float32", "bfloat16"))
+    exact, rough = (
+        jax.jit(jax.grad(functools.partial(loss, dtype=dtype)))(params)
+        for dtype in ("float32", "bfloat16")
+    )
     assert {x.dtype for x in jax.tree.leaves(rough)} == {jnp.dtype("float32")}
     norm = lambda x: float(jnp.linalg.norm(x))
-    of = dict(jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: norm(a - b) / norm(a), exact, rough)))
+    of = dict(
+        jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda a, b: norm(a - b) / norm(a), exact, rough)
+        )
+    )
     # Attention ignores what all keys have in common, so the gradient of their bias is 0, and its float32 value is rounding.
-    return {name: x for path, x in of.items() if "key_bias" not in (name := jax.tree_util.keystr(path))}
+    return {
+        name: x for path, x in of.items() if "key_bias" not in (name := jax.tree_util.keystr(path))
+    }
 
 
 def test_a_frequent_token_s_rounded_gradient_is_whole():
     """bfloat16 holds no odd number above 256: a sum of ones would stop there."""
     tokens = np.zeros(4096, np.int32)
     x = np.random.default_rng(0).normal(1, 1, (4096, 8)).astype(jnp.bfloat16)
-    total = lambda op, *args: jax.grad(lambda p: jnp.sum(in_dtype(op, "bfloat16", p, *args).astype(jnp.float32)))
+    total = lambda op, *args: jax.grad(
+        lambda p: jnp.sum(in_dtype(op, "bfloat16", p, *args).astype(jnp.float32))
+    )
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 4e-3)):  # the parameter's own
         table, vector = jnp.ones((3, 8), dtype), jnp.ones(8, dtype)
         np.testing.assert_array_equal(total(rows, tokens)(table)[:, 0], [4096, 0, 0])
@@ -68,25 +87,52 @@ def narrow_sums(jaxpr, least: int):
     for eqn in jaxpr.eqns:
         inputs, outputs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
         if eqn.primitive.name in ("reduce_sum", "cumsum") and outputs[0].dtype == jnp.bfloat16:
-            summed = inputs[0].size // outputs[0].size if eqn.primitive.name == "reduce_sum" else inputs[0].shape[eqn.params["axis"]]
+            summed = (
+                inputs[0].size // outputs[0].size
+                if eqn.primitive.name == "reduce_sum"
+                else inputs[0].shape[eqn.params["axis"]]
+            )
             if summed >= least:
                 yield eqn
-        if eqn.primitive.name == "scatter-add" and outputs[0].dtype == jnp.bfloat16 and inputs[1].size >= least:
+        if (
+            eqn.primitive.name == "scatter-add"
+            and outputs[0].dtype == jnp.bfloat16
+            and inputs[1].size >= least
+        ):
             yield eqn
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
             if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
                 yield from narrow_sums(getattr(inner, "jaxpr", inner), least)
 
 
-@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+@pytest.mark.parametrize(
+    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_no_sum_over_tokens_is_taken_in_bfloat16(kind):
     loss, initial = case(kind, 2, 64)
-    traced = jax.make_jaxpr(jax.grad(functools.partial(loss, dtype="bfloat16")))(jax.eval_shape(initial))
+    traced = jax.make_jaxpr(jax.grad(functools.partial(loss, dtype="bfloat16")))(
+        jax.eval_shape(initial)
+    )
     assert not [str(eqn) for eqn in narrow_sums(traced.jaxpr, 48)]
 
 
 def test_gradients_in_bfloat16_are_those_of_float32():
-    found = errors(*case("bert", 32, 128, n_layers=1, layers="separate", d_model=16, n_heads=1, n_kv_heads=1, head_dim=16, d_ff=16))
+    found = errors(
+        *case(
+            "bert",
+            32,
+            128,
+            n_layers=1,
+            layers="separate",
+            d_model=16,
+            n_heads=1,
+            n_kv_heads=1,
+            head_dim=16,
+            d_ff=16,
+        )
+    )
     assert max(found.values()) < 0.02, found
 
 

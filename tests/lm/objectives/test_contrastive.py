@@ -75,7 +75,10 @@ def of_torch(vectors, temperature, symmetric, out=None):
     return float((found + torch.nn.functional.cross_entropy(square, own)) / 2)
 
 
-@pytest.mark.parametrize(("negatives", "temperature", "symmetric"), [(0, 0.05, False), (2, 0.1, False), (0, 0.5, True), (1, 0.05, True)])
+@pytest.mark.parametrize(
+    ("negatives", "temperature", "symmetric"),
+    [(0, 0.05, False), (2, 0.1, False), (0, 0.5, True), (1, 0.05, True)],
+)
 def test_the_loss_is_not_torchs_or_reads_the_padding(encoder, negatives, temperature, symmetric):
     theirs, model, params = encoder
     tokens, there = texts_of(6, 2 + negatives)
@@ -84,10 +87,14 @@ def test_the_loss_is_not_torchs_or_reads_the_padding(encoder, negatives, tempera
     loss = jax.jit(lambda p, b, parts: LOSS(model, p, b, **options, parts=parts), static_argnums=2)
     ours = loss(params, batch_of(tokens, there), 1)
     assert float(ours.weight) == 6 and float(ours.sum) / 6 == pytest.approx(wanted, abs=2e-4)
-    filled = batch_of(*(np.pad(x, ((0, 3), (0, 0), (0, 0))) for x in (tokens, there)))  # as the last batch of an evaluation is
+    filled = batch_of(
+        *(np.pad(x, ((0, 3), (0, 0), (0, 0))) for x in (tokens, there))
+    )  # as the last batch of an evaluation is
     for parts in (1, 3):
         again = loss(params, filled, parts)
-        assert float(again.weight) == 6 and float(again.sum) == pytest.approx(float(ours.sum), rel=1e-5)
+        assert float(again.weight) == 6 and float(again.sum) == pytest.approx(
+            float(ours.sum), rel=1e-5
+        )
         assert float(again.metrics["accuracy"]) == float(ours.metrics["accuracy"])
 
 
@@ -103,11 +110,17 @@ def test_the_loss_is_not_that_of_sentence_transformers(encoder, symmetric):
         def forward(self, features):
             return features
 
-    kind = losses.MultipleNegativesSymmetricRankingLoss if symmetric else losses.MultipleNegativesRankingLoss
+    kind = (
+        losses.MultipleNegativesSymmetricRankingLoss
+        if symmetric
+        else losses.MultipleNegativesRankingLoss
+    )
     vectors = embedded(theirs, tokens, there)
     features = [{"sentence_embedding": vectors[:, i]} for i in range(vectors.shape[1])]
     wanted = float(kind(Model(), scale=20.0)(features, None))
-    ours = LOSS(model, params, batch_of(tokens, there), negatives=tokens.shape[1] - 2, symmetric=symmetric)
+    ours = LOSS(
+        model, params, batch_of(tokens, there), negatives=tokens.shape[1] - 2, symmetric=symmetric
+    )
     assert float(ours.sum) / 5 == pytest.approx(wanted, abs=2e-4)
 
 
@@ -115,20 +128,30 @@ def test_a_right_answer_of_another_row_is_a_negative(encoder):
     """Row 1 has row 0's text, row 2 its positive; row 3 has it as a positive; row 4's positive is its own text and a negative of row 5."""
     theirs, model, params = encoder
     tokens, there = texts_of(6, 3)
-    for to, of in (((1, 0), (0, 0)), ((2, 1), (0, 1)), ((3, 1), (0, 0)), ((4, 1), (4, 0)), ((5, 2), (4, 0))):
+    for to, of in (
+        ((1, 0), (0, 0)),
+        ((2, 1), (0, 1)),
+        ((3, 1), (0, 0)),
+        ((4, 1), (4, 0)),
+        ((5, 2), (4, 0)),
+    ):
         tokens[to], there[to] = tokens[of], there[of]
     out = np.zeros((6, 12), bool)
     text = lambda row, which: tuple(tokens[row, which])
     for i in range(6):
         for column in range(12):
             j, which = column % 6, 1 + column // 6
-            right = text(j, which) in (text(i, 0), text(i, 1)) or (which == 1 and text(j, 0) == text(i, 0))
+            right = text(j, which) in (text(i, 0), text(i, 1)) or (
+                which == 1 and text(j, 0) == text(i, 0)
+            )
             out[i, column] = right and column != i
     assert out.sum() > 6
     vectors = embedded(theirs, tokens, there)
     for symmetric in (False, True):
         ours = LOSS(model, params, batch_of(tokens, there), negatives=1, symmetric=symmetric)
-        assert float(ours.sum) / 6 == pytest.approx(of_torch(vectors, 0.05, symmetric, out), abs=2e-4)
+        assert float(ours.sum) / 6 == pytest.approx(
+            of_torch(vectors, 0.05, symmetric, out), abs=2e-4
+        )
     assert of_torch(vectors, 0.05, False) > of_torch(vectors, 0.05, False, out) + 1e-2
 
 
@@ -179,17 +202,43 @@ def _vectors(model, params, batch, parts):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.contrastive.temperature": 0.0}, r"temperature=0\.0: expected a number above 0"),
-        ({"objective.contrastive.temperature": float("nan")}, r"temperature=nan: expected a number above 0"),
+        (
+            {"objective.contrastive.temperature": 0.0},
+            r"temperature=0\.0: expected a number above 0",
+        ),
+        (
+            {"objective.contrastive.temperature": float("nan")},
+            r"temperature=nan: expected a number above 0",
+        ),
         ({"objective.contrastive.negatives": 0}, r"negatives=0 and data\.negatives_field='others'"),
         ({"objective.contrastive.pooling": "cls"}, r"pooling='cls': expected mean, first or last"),
         ({"length": 64}, r"length=64 does not divide by the 3 texts"),
-        ({"length": 600}, r"makes documents of 200 tokens, which is more than model\.max_length=128"),
+        (
+            {"length": 600},
+            r"makes documents of 200 tokens, which is more than model\.max_length=128",
+        ),
         ({"data.pair_field": ""}, r"told apart by dropout alone, and model\.dropout=0"),
-        ({"data.label_field": "x"}, r"data\.label_field='x' is not used by objective 'contrastive'"),
-        ({"objective.label_smoothing": 0.1}, r"label_smoothing=0\.1 is not used by objective 'contrastive'"),
-        ({"objective.contrastive.negatives": 0, "data.negatives_field": "", "batch_size": 1, "length": 64}, "there is none; raise it"),
-        ({"objective.name": "next_token"}, r"is not used by objective 'next_token', but by .*contrastive"),
+        (
+            {"data.label_field": "x"},
+            r"data\.label_field='x' is not used by objective 'contrastive'",
+        ),
+        (
+            {"objective.label_smoothing": 0.1},
+            r"label_smoothing=0\.1 is not used by objective 'contrastive'",
+        ),
+        (
+            {
+                "objective.contrastive.negatives": 0,
+                "data.negatives_field": "",
+                "batch_size": 1,
+                "length": 64,
+            },
+            "there is none; raise it",
+        ),
+        (
+            {"objective.name": "next_token"},
+            r"is not used by objective 'next_token', but by .*contrastive",
+        ),
     ],
 )
 def test_options_that_cannot_work_are_started(changes, message):
@@ -211,7 +260,10 @@ def test_information_of_a_row_is_taken_that_has_none(tmp_path):
     [
         ({"text": "a"}, "line 2: no field 'positive'"),
         ({"text": "a", "positive": " "}, "line 2: field 'positive' is empty"),
-        ({"text": "a", "positive": "b", "no": []}, "line 2: field 'no' holds 0 texts, fewer than objective.contrastive.negatives=1"),
+        (
+            {"text": "a", "positive": "b", "no": []},
+            "line 2: field 'no' holds 0 texts, fewer than objective.contrastive.negatives=1",
+        ),
         ({"text": "a", "positive": "b", "no": ["c", ""]}, "line 2: field 'no' holds .*none empty"),
     ],
 )
@@ -221,14 +273,21 @@ def test_a_group_that_cannot_be_used_is_learned_from(tmp_path, row, message):
     fields = Fields("contrastive", pair="positive", negatives="no", n_negatives=1)
     with pytest.raises(DataError, match=message):
         labelled.read(str(tmp_path / "x.jsonl"), fields)
-    assert [g.texts for g in labelled.read(str(tmp_path / "x.jsonl"), fields, max_bad_share=0.5)] == [("a", "b", "c")] * 2
+    assert [
+        g.texts for g in labelled.read(str(tmp_path / "x.jsonl"), fields, max_bad_share=0.5)
+    ] == [("a", "b", "c")] * 2
 
 
 def test_a_text_is_laid_elsewhere_or_cut_otherwise_than_it_is_embedded():
     tokenizer = tokenizers.bytes_only()
     groups = [labelled.Group(("ab", "c" * 9, "de"), ""), labelled.Group(("f", "gh", "i"), "")]
     shape = Shape(15, framed=False, texts=3)
-    packed = label_rows.pack(list(label_rows.encode(groups, tokenizer, "contrastive", shape)), [13, 4], "contrastive", shape)
+    packed = label_rows.pack(
+        list(label_rows.encode(groups, tokenizer, "contrastive", shape)),
+        [13, 4],
+        "contrastive",
+        shape,
+    )
     assert len(packed) == packed.stats()["documents"] == 2 and not packed.stats()["split_documents"]
     assert packed.counts == {"cut_texts": 1}
     for row, group in enumerate(groups):
@@ -237,21 +296,42 @@ def test_a_text_is_laid_elsewhere_or_cut_otherwise_than_it_is_embedded():
             segments = packed.segments[row, at]
             n = int((segments > 0).sum())
             assert set(segments[:n]) == {number + 1}
-            assert packed.tokens[row, at][:n].tolist() == tokenizer(text, truncation=True, max_length=5)["input_ids"]
+            assert (
+                packed.tokens[row, at][:n].tolist()
+                == tokenizer(text, truncation=True, max_length=5)["input_ids"]
+            )
 
 
 def test_what_is_learned_is_not_what_the_memory_searches_with(tmp_path, capsys):
     """Trained on pairs, evaluated, exported: the encoder of a memory reads it and finds the passages."""
     config = smoke.get_config("contrastive,bert")
-    config.data.cache, config.log.tensorboard, config.eval.data.heldout = str(tmp_path / "cache"), False, config.data.files
-    config.model.dropout, config.steps, config.optimizer.warmup, config.checkpoint.every = 0.1, 25, 5, 100
+    config.data.cache, config.log.tensorboard, config.eval.data.heldout = (
+        str(tmp_path / "cache"),
+        False,
+        config.data.files,
+    )
+    config.model.dropout, config.steps, config.optimizer.warmup, config.checkpoint.every = (
+        0.1,
+        25,
+        5,
+        100,
+    )
     assert loop.train(config, tmp_path / "run") == 0
-    last = next(row for row in reversed(trackers.read(tmp_path / "run")) if "eval/heldout/loss" in row)
+    last = next(
+        row for row in reversed(trackers.read(tmp_path / "run")) if "eval/heldout/loss" in row
+    )
     assert last["eval/heldout/accuracy"] > 0.9 and last["eval/heldout/loss"] < 1
-    arguments = [f"--model={tmp_path / 'run'}", f"--data={config.data.files}", "--task=contrastive", "--json"]
+    arguments = [
+        f"--model={tmp_path / 'run'}",
+        f"--data={config.data.files}",
+        "--task=contrastive",
+        "--json",
+    ]
     assert evaluate.main(arguments) == 0
     scored = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (scored["records"], scored["texts"], scored["length"]) == (32, 32, 40) and scored["mrr"] >= scored["accuracy"] > 0.9
+    assert (scored["records"], scored["texts"], scored["length"]) == (32, 32, 40) and scored[
+        "mrr"
+    ] >= scored["accuracy"] > 0.9
     model, params, tokenizer = checkpoints.load_params(tmp_path / "run")
     lm.to_hf(model, params, tmp_path / "hf", tokenizer=tokenizer)
     found = retrieval.Encoder.from_hf(tmp_path / "hf", 40)

@@ -17,12 +17,18 @@ from tests.lm.training import small
 
 torch = pytest.importorskip("torch")
 
-KINDS = {"classification": heads.SEQUENCE, "token_classification": heads.TOKEN, "question_answering": heads.SPAN}
+KINDS = {
+    "classification": heads.SEQUENCE,
+    "token_classification": heads.TOKEN,
+    "question_answering": heads.SPAN,
+}
 
 
 def case(tmp_path, kind, **changes):
     """(transformers' model, ours, params)."""
-    cases = {"x": (f"Bert{kind}", parity.BERT, dict(num_labels=2 if kind == heads.SPAN else 3) | changes)}
+    cases = {
+        "x": (f"Bert{kind}", parity.BERT, dict(num_labels=2 if kind == heads.SPAN else 3) | changes)
+    }
     reference = parity.torch_model("x", cases=cases)
     reference.save_pretrained(tmp_path)
     return (reference, *lm.from_hf(tmp_path))
@@ -31,7 +37,9 @@ def case(tmp_path, kind, **changes):
 @pytest.mark.parametrize("task", [*KINDS, "regression"])
 def test_a_loss_is_not_that_of_transformers_or_reads_the_padding(tmp_path, task):
     name = "classification" if task == "regression" else task
-    reference, model, params = case(tmp_path, KINDS[name], **(dict(num_labels=1) if task == "regression" else {}))
+    reference, model, params = case(
+        tmp_path, KINDS[name], **(dict(num_labels=1) if task == "regression" else {})
+    )
     rng = np.random.default_rng(0)
     tokens, types = rng.integers(0, 83, (4, 9)), np.repeat([[0, 1]], [4, 5], axis=1).repeat(4, 0)
     given = dict(input_ids=torch.tensor(tokens), token_type_ids=torch.tensor(types))
@@ -41,17 +49,31 @@ def test_a_loss_is_not_that_of_transformers_or_reads_the_padding(tmp_path, task)
         labels, wanted = None, dict(labels=torch.tensor(np.where(weights > 0, targets, -100)))
     elif task == "question_answering":
         labels = np.sort(rng.integers(0, 9, (4, 2)), axis=1)
-        wanted = dict(start_positions=torch.tensor(labels[:, 0]), end_positions=torch.tensor(labels[:, 1]))
+        wanted = dict(
+            start_positions=torch.tensor(labels[:, 0]), end_positions=torch.tensor(labels[:, 1])
+        )
     else:
         labels = rng.normal(size=(4, 1)) if task == "regression" else rng.integers(0, 3, (4, 1))
-        wanted = dict(labels=torch.tensor(labels[:, 0]).float() if task == "regression" else torch.tensor(labels[:, 0]))
+        wanted = dict(
+            labels=torch.tensor(labels[:, 0]).float()
+            if task == "regression"
+            else torch.tensor(labels[:, 0])
+        )
     with torch.no_grad():
         theirs = float(reference(**given, **wanted).loss)
     padded = lambda x: np.pad(x, ((0, 1), (0, 3)), constant_values=0)
     segments = padded(np.ones((4, 9), np.int32))
-    batch = Batch.of(padded(tokens), segments, targets=padded(targets), weights=padded(weights), types=padded(types))
+    batch = Batch.of(
+        padded(tokens),
+        segments,
+        targets=padded(targets),
+        weights=padded(weights),
+        types=padded(types),
+    )
     if labels is not None:
-        batch = dataclasses.replace(batch, labels=np.pad(labels, ((0, 1), (0, 0))).astype(np.float32))
+        batch = dataclasses.replace(
+            batch, labels=np.pad(labels, ((0, 1), (0, 0))).astype(np.float32)
+        )
     loss = jax.jit(lambda p, b: OBJECTIVES[name].loss(model, p, b))
     ours = loss(params, batch)
     assert float(ours.sum / ours.weight) == pytest.approx(theirs, abs=2e-4)
@@ -63,7 +85,9 @@ def test_a_loss_is_not_that_of_transformers_or_reads_the_padding(tmp_path, task)
 
 
 @pytest.mark.parametrize(("mesh", "accumulate"), [((2, 2, 2), 1), ((1, 4, 1), 2)])
-def test_a_step_on_several_devices_or_in_micro_batches_differs_from_one_device(mesh, accumulate, tmp_path):
+def test_a_step_on_several_devices_or_in_micro_batches_differs_from_one_device(
+    mesh, accumulate, tmp_path
+):
     def first(mesh, accumulate, name):
         config = smoke.get_config("question_answering,bert")
         config.data.cache, config.accumulate = str(tmp_path / "cache"), accumulate

@@ -26,17 +26,27 @@ def setup(tied=False):
 
 def plain(model, params, batch):
     logits = model.apply({"params": params}, batch).logits
-    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets) * batch.weights)
+    return jnp.sum(
+        optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets) * batch.weights
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_chunked_loss_or_gradient_differs_from_the_plain_one(tied):
     model, params, batch = setup(tied)
-    theirs, theirs_gradient = jax.jit(jax.value_and_grad(lambda p: 3.0 * plain(model, p, batch)))(params)
+    theirs, theirs_gradient = jax.jit(jax.value_and_grad(lambda p: 3.0 * plain(model, p, batch)))(
+        params
+    )
     for chunk in (5, 64) if tied else (1,):
-        ours, ours_gradient = jax.jit(jax.value_and_grad(lambda p, c=chunk: 3.0 * next_token(model, p, batch, chunk=c).sum))(params)
+        ours, ours_gradient = jax.jit(
+            jax.value_and_grad(lambda p, c=chunk: 3.0 * next_token(model, p, batch, chunk=c).sum)
+        )(params)
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), ours_gradient, theirs_gradient)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
+            ours_gradient,
+            theirs_gradient,
+        )
 
 
 def test_all_logits_exist_at_one_time():
@@ -44,19 +54,30 @@ def test_all_logits_exist_at_one_time():
     b, t, v = 2, 13, 71
 
     def shapes(chunk):
-        step = jax.make_jaxpr(jax.value_and_grad(lambda p: next_token(model, p, batch, chunk=chunk).sum))(params)
-        found = {tuple(x.aval.shape) for eqn in equations(step.jaxpr) for x in eqn.outvars if hasattr(x.aval, "shape")}
+        step = jax.make_jaxpr(
+            jax.value_and_grad(lambda p: next_token(model, p, batch, chunk=chunk).sum)
+        )(params)
+        found = {
+            tuple(x.aval.shape)
+            for eqn in equations(step.jaxpr)
+            for x in eqn.outvars
+            if hasattr(x.aval, "shape")
+        }
         return found - {(v, 32)}  # the table itself
 
     assert (b, 5, v) in shapes(5), "the logits of a chunk are not where this test looks for them"
     assert not {s for s in shapes(5) if v in s and np.prod(s) >= b * t * v}
-    assert not {s for s in shapes(0) if v in s and np.prod(s) >= b * t * v}, "the default holds all logits"
+    assert not {s for s in shapes(0) if v in s and np.prod(s) >= b * t * v}, (
+        "the default holds all logits"
+    )
 
 
 def equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from equations(inner)
@@ -66,7 +87,9 @@ def test_loss_of_single_tokens_is_wrong():
     model, params, batch = setup()
     losses = token_losses(model, params, batch, chunk=4)
     assert losses.shape == batch.tokens.shape
-    np.testing.assert_allclose(jnp.sum(losses * batch.weights), plain(model, params, batch), rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.sum(losses * batch.weights), plain(model, params, batch), rtol=1e-6
+    )
 
 
 def test_a_huge_logit_overflows():

@@ -32,20 +32,31 @@ def logits_and_targets():
 def test_a_token_s_loss_is_not_torch_s_with_a_squared_log_z(smoothing, z):
     logits, targets = logits_and_targets()
     theirs = torch.nn.functional.cross_entropy(
-        torch.tensor(logits).reshape(-1, 11), torch.tensor(targets).reshape(-1), label_smoothing=smoothing, reduction="none"
+        torch.tensor(logits).reshape(-1, 11),
+        torch.tensor(targets).reshape(-1),
+        label_smoothing=smoothing,
+        reduction="none",
     )
-    theirs = theirs.numpy().reshape(3, 5) + z * np.log(np.exp(logits.astype(np.float64)).sum(-1)) ** 2
-    ours = cross_entropy.token_losses(logits, targets) + cross_entropy.added_losses(logits, targets, cross_entropy.Extra(smoothing, z))
+    theirs = (
+        theirs.numpy().reshape(3, 5) + z * np.log(np.exp(logits.astype(np.float64)).sum(-1)) ** 2
+    )
+    ours = cross_entropy.token_losses(logits, targets) + cross_entropy.added_losses(
+        logits, targets, cross_entropy.Extra(smoothing, z)
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def formula(model, params, batch, smoothing, z):
     """(what is to be learned, cross-entropy alone), of all logits at once."""
     logits = model.apply({"params": params}, batch).logits
-    wanted = (1 - smoothing) * jax.nn.one_hot(batch.targets, logits.shape[-1]) + smoothing / logits.shape[-1]
+    wanted = (1 - smoothing) * jax.nn.one_hot(
+        batch.targets, logits.shape[-1]
+    ) + smoothing / logits.shape[-1]
     squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))
     learned = jnp.sum((optax.softmax_cross_entropy(logits, wanted) + z * squares) * batch.weights)
-    return learned, jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets) * batch.weights)
+    return learned, jnp.sum(
+        optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets) * batch.weights
+    )
 
 
 @pytest.mark.parametrize(("smoothing", "z"), EXTRAS[2:])
@@ -56,25 +67,37 @@ def test_value_or_gradient_is_not_that_of_the_plain_formula(smoothing, z):
     batch = Batch.of(np.random.default_rng(0).integers(0, 64, (2, 13)), segments)
     params = jax.jit(lambda: model.init(jax.random.key(0), batch)["params"])()
     ours = lambda p: next_token(model, p, batch, chunk=5, label_smoothing=smoothing, z_loss=z)
-    (theirs, plain), gradient = jax.jit(jax.value_and_grad(lambda p: formula(model, p, batch, smoothing, z), has_aux=True))(params)
+    (theirs, plain), gradient = jax.jit(
+        jax.value_and_grad(lambda p: formula(model, p, batch, smoothing, z), has_aux=True)
+    )(params)
     forward = jax.jit(ours)(params)  # another path than with a gradient
-    (value, found), of_it = jax.jit(jax.value_and_grad(lambda p: (ours(p).sum, ours(p)), has_aux=True))(params)
+    (value, found), of_it = jax.jit(
+        jax.value_and_grad(lambda p: (ours(p).sum, ours(p)), has_aux=True)
+    )(params)
     for loss in (forward, found):
         np.testing.assert_allclose(loss.sum, theirs, rtol=1e-5)
         np.testing.assert_allclose(loss.metrics["cross_entropy"], plain, rtol=1e-5)
         assert float(loss.weight) == batch.weights.sum()
     assert float(value) == float(found.sum) and not np.isclose(theirs, plain, rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), of_it, gradient)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), of_it, gradient
+    )
 
 
 def test_what_is_off_is_still_computed():
     model = build(CONFIG)
     batch = Batch.of(np.random.default_rng(0).integers(0, 64, (2, 8)))
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"])
-    text = lambda **options: str(jax.make_jaxpr(jax.value_and_grad(lambda p: next_token(model, p, batch, **options).sum))(params))
+    text = lambda **options: str(
+        jax.make_jaxpr(jax.value_and_grad(lambda p: next_token(model, p, batch, **options).sum))(
+            params
+        )
+    )
     off, smoothed, both = text(), text(label_smoothing=0.1), text(label_smoothing=0.1, z_loss=1e-4)
     assert off == text(label_smoothing=0.0, z_loss=0.0)
-    assert off.count(" log ") == smoothed.count(" log ") < both.count(" log ") and off.count(" add ") < smoothed.count(" add ")
+    assert off.count(" log ") == smoothed.count(" log ") < both.count(" log ") and off.count(
+        " add "
+    ) < smoothed.count(" add ")
     assert jax.eval_shape(lambda p: next_token(model, p, batch).metrics, params) == {}
 
 
@@ -93,7 +116,9 @@ def test_micro_batches_or_a_mesh_change_the_step():
         state = create_state(model, adamw, mesh, 0)
         step = make_train_step(model, objective, adamw, schedule, accumulate=accumulate)
         with sharding.activate(mesh):
-            batch = jax.device_put(Batch.of(tokens, segments), sharding.batch_sharding(mesh, (8, 16)))
+            batch = jax.device_put(
+                Batch.of(tokens, segments), sharding.batch_sharding(mesh, (8, 16))
+            )
             _, metrics = jax.jit(step)(state, batch)
         found.append({name: float(value) for name, value in metrics.items()})
     assert found[0]["loss"] > found[0]["cross_entropy"] > 0
@@ -107,18 +132,28 @@ def test_evaluation_includes_what_only_training_adds():
     params = jax.jit(lambda: model.init(jax.random.key(0), batch)["params"])()
     trained = jax.jit(lambda p: objective(model, p, batch))(params)
     measured = make_evaluator(model, mesh, 4)(params, packed).loss
-    assert measured == pytest.approx(float(trained.metrics["cross_entropy"] / trained.weight), rel=1e-5)
+    assert measured == pytest.approx(
+        float(trained.metrics["cross_entropy"] / trained.weight), rel=1e-5
+    )
     assert measured < 0.99 * float(trained.sum / trained.weight)
 
 
-def test_a_run_does_not_report_the_loss_without_or_its_fisher_information_is_of_the_loss_with(tmp_path, monkeypatch):
+def test_a_run_does_not_report_the_loss_without_or_its_fisher_information_is_of_the_loss_with(
+    tmp_path, monkeypatch
+):
     added = {"objective.label_smoothing": 0.2, "objective.z_loss": 0.01}
     assert loop.train(runs.config(tmp_path, steps=2, **added), tmp_path / "run") == 0
     row = trackers.read(tmp_path / "run")[0]
     assert row["loss"] > row["cross_entropy"] + 0.1 > 5
     seen = []
-    monkeypatch.setattr(information, "fisher", lambda model, objective, *_, **__: seen.append(objective) or ({}, 0))
+    monkeypatch.setattr(
+        information, "fisher", lambda model, objective, *_, **__: seen.append(objective) or ({}, 0)
+    )
     monkeypatch.setattr(information, "save", lambda *_: None)
-    fisher.write(runs.config(tmp_path, init_from=str(tmp_path / "run"), steps=1, **added), str(tmp_path / "fisher"), sampled=False)
+    fisher.write(
+        runs.config(tmp_path, init_from=str(tmp_path / "run"), steps=1, **added),
+        str(tmp_path / "fisher"),
+        sampled=False,
+    )
     (objective,) = seen
     assert objective.func is next_token and objective.keywords == {"chunk": 0}

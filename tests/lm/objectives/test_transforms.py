@@ -26,7 +26,9 @@ END, MASK = TOKENIZER.eos_token_id, TOKENIZER.mask_token_id
 BERT, LLAMA = preset("bert", "tiny"), preset("llama", "tiny")
 T5 = preset("t5", "tiny").replace(decoder_start_token_id=END)
 BART = preset("bart", "tiny").replace(decoder_start_token_id=END)
-TEXTS = [f"The {n}th of {n * 7 % 31}. It lies {n * n} miles. Away." * (1 + n % 3) for n in range(40)]
+TEXTS = [
+    f"The {n}th of {n * 7 % 31}. It lies {n * n} miles. Away." * (1 + n % 3) for n in range(40)
+]
 MODAL = bytes_only(sentinels=100)
 MODAL.add_tokens(list(ul2.MODES.values()), special_tokens=True)
 MODES = {kind: MODAL.convert_tokens_to_ids(mode) for kind, mode in ul2.MODES.items()}
@@ -41,7 +43,10 @@ def pack(texts=TEXTS, length=160, whole=True):
 def made(transform, packed, seed=0):
     """The fields of every row."""
     lengths, rows = transform.lengths(packed), batches.Rows(packed)
-    return [transform.fields(rows[i], np.random.default_rng((seed, i)), lengths) for i in range(len(rows))]
+    return [
+        transform.fields(rows[i], np.random.default_rng((seed, i)), lengths)
+        for i in range(len(rows))
+    ]
 
 
 def pieces(fields, prefix=""):
@@ -52,7 +57,10 @@ def pieces(fields, prefix=""):
 
 def documents(packed, i):
     """{segment: the document's tokens} of a packed row."""
-    return {s: np.asarray(packed.targets[i])[at].tolist() for s, at in pieces({"segments": np.asarray(packed.segments[i])}).items()}
+    return {
+        s: np.asarray(packed.targets[i])[at].tolist()
+        for s, at in pieces({"segments": np.asarray(packed.segments[i])}).items()
+    }
 
 
 def within(count, total, chance):
@@ -61,7 +69,10 @@ def within(count, total, chance):
 
 
 def test_masked_rates_are_those_of_the_paper_and_of_transformers_collator():
-    packed = pack(["".join(map(chr, np.random.default_rng(n).integers(97, 123, 400))) for n in range(120)], 500)
+    packed = pack(
+        ["".join(map(chr, np.random.default_rng(n).integers(97, 123, 400))) for n in range(120)],
+        500,
+    )
     rows = made(masked(TOKENIZER, BERT), packed)
     ours = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     real = ours["segments"] > 0
@@ -74,33 +85,83 @@ def test_masked_rates_are_those_of_the_paper_and_of_transformers_collator():
     assert within(chosen.sum(), total, 0.15)
     hidden = chosen & (ours["tokens"] == MASK)
     other = chosen & ~hidden & (ours["tokens"] != ours["targets"])
-    assert within(hidden.sum(), chosen.sum(), 0.8) and within(other.sum(), chosen.sum(), 0.1 * 255 / 256)
+    assert within(hidden.sum(), chosen.sum(), 0.8) and within(
+        other.sum(), chosen.sum(), 0.1 * 255 / 256
+    )
     assert not np.isin(ours["tokens"][other], [END, *SENTINELS]).any()
 
     collator = transformers.DataCollatorForLanguageModeling(TOKENIZER, mlm_probability=0.15, seed=0)
     import torch
 
     torch.manual_seed(0)
-    inputs, labels = (x.numpy() for x in collator.torch_mask_tokens(torch.tensor(ours["targets"][real].astype(np.int64))[None]))
+    inputs, labels = (
+        x.numpy()
+        for x in collator.torch_mask_tokens(
+            torch.tensor(ours["targets"][real].astype(np.int64))[None]
+        )
+    )
     assert abs((labels != -100).sum() / chosen.sum() - 1) < 0.06
     assert abs(((inputs == MASK) & (labels != -100)).sum() / hidden.sum() - 1) < 0.06
 
 
 def wordpiece():
-    words = ["wood", "##en", "##ness", "cat", "##s", "run", "##ning", "a", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    words = [
+        "wood",
+        "##en",
+        "##ness",
+        "cat",
+        "##s",
+        "run",
+        "##ning",
+        "a",
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+    ]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
 
 
 def test_whole_words_are_hidden_whole_and_a_document_is_what_an_encoder_reads():
     tokenizer = wordpiece()
-    packed = packing.pack(packing.encode(["woodenness cats running a cat", "cats woodenness"] * 40, tokenizer, whole=True), 40)
+    packed = packing.pack(
+        packing.encode(
+            ["woodenness cats running a cat", "cats woodenness"] * 40, tokenizer, whole=True
+        ),
+        40,
+    )
     first = documents(packed, 0)[1]
-    assert tokenizer.convert_ids_to_tokens(first) == ["[CLS]", "wood", "##en", "##ness", "cat", "##s", "run", "##ning", "a", "cat", "[SEP]"]
-    begins = np.array([not token.startswith("##") for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    assert tokenizer.convert_ids_to_tokens(first) == [
+        "[CLS]",
+        "wood",
+        "##en",
+        "##ness",
+        "cat",
+        "##s",
+        "run",
+        "##ning",
+        "a",
+        "cat",
+        "[SEP]",
+    ]
+    begins = np.array(
+        [
+            not token.startswith("##")
+            for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        ]
+    )
     split = 0
     for row in made(masked(tokenizer, BERT, rate=0.4, whole_words=True), packed):
         word = np.cumsum(begins[row["targets"]])
@@ -117,9 +178,16 @@ def paper_counts(length, rate, mean):
     return tokens, min(spans, length - tokens)
 
 
-@given(st.integers(2, 700), st.sampled_from([0.15, 0.5, 0.07]), st.sampled_from([3.0, 1.0, 8.0]), st.integers(0, 9))
+@given(
+    st.integers(2, 700),
+    st.sampled_from([0.15, 0.5, 0.07]),
+    st.sampled_from([3.0, 1.0, 8.0]),
+    st.integers(0, 9),
+)
 @settings(max_examples=150, deadline=None)
-def test_span_corruption_has_as_many_spans_and_tokens_as_the_papers_code_says(length, rate, mean, seed):
+def test_span_corruption_has_as_many_spans_and_tokens_as_the_papers_code_says(
+    length, rate, mean, seed
+):
     mask = span_corruption.noise_mask(length, rate, mean, np.random.default_rng(seed))
     tokens, spans = paper_counts(length, rate, mean)
     runs = int((np.diff(mask.astype(int), prepend=0) == 1).sum())
@@ -132,12 +200,18 @@ def test_every_way_to_cut_spans_is_as_likely_as_another():
     rng = np.random.default_rng(0)
     seen = {}
     for _ in range(4000):
-        mask = span_corruption.noise_mask(8, 0.5, 2.0, rng)  # 4 missing in 2 spans, 4 kept in 2: 3 x 3 ways
+        mask = span_corruption.noise_mask(
+            8, 0.5, 2.0, rng
+        )  # 4 missing in 2 spans, 4 kept in 2: 3 x 3 ways
         seen[mask.tobytes()] = seen.get(mask.tobytes(), 0) + 1
     assert len(seen) == 9 and all(within(count, 4000, 1 / 9) for count in seen.values())
 
 
-CORRUPTIONS = {"span_corruption": (span_corruption.span_corruption, {}), "ul2": (ul2.ul2, {}), "modes": (ul2.ul2, {"modes": True})}
+CORRUPTIONS = {
+    "span_corruption": (span_corruption.span_corruption, {}),
+    "ul2": (ul2.ul2, {}),
+    "modes": (ul2.ul2, {"modes": True}),
+}
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -148,8 +222,14 @@ def test_both_sides_of_span_corruption_together_are_the_document(name):
         given, wanted, whole = pieces(row, "encoder_"), pieces(row), documents(packed, i)
         assert given.keys() == wanted.keys() == whole.keys()
         for segment, text in whole.items():
-            read, written = row["encoder_tokens"][given[segment]].tolist(), row["targets"][wanted[segment]].tolist()
-            assert row["tokens"][wanted[segment]].tolist() == [END, *written[:-1]] and read[-1] == written[-1] == END
+            read, written = (
+                row["encoder_tokens"][given[segment]].tolist(),
+                row["targets"][wanted[segment]].tolist(),
+            )
+            assert (
+                row["tokens"][wanted[segment]].tolist() == [END, *written[:-1]]
+                and read[-1] == written[-1] == END
+            )
             if name == "modes":
                 assert read[0] in MODES.values()
                 read = read[1:]
@@ -160,8 +240,12 @@ def test_both_sides_of_span_corruption_together_are_the_document(name):
                 else:
                     current.append(token)
             assert list(spans) == MARKS[: len(spans)]
-            restored = list(itertools.chain.from_iterable(spans.get(token, [token]) for token in read[:-1]))
-            assert restored == [token for token in text if token != END]  # its start and end are not of the text
+            restored = list(
+                itertools.chain.from_iterable(spans.get(token, [token]) for token in read[:-1])
+            )
+            assert restored == [
+                token for token in text if token != END
+            ]  # its start and end are not of the text
         assert (row["weights"] == (row["segments"] > 0)).all()
 
 
@@ -177,7 +261,9 @@ def test_ul2_draws_the_seven_denoisers_of_the_paper_evenly_and_says_which():
     assert lengths == (168, 224)  # 120 + 40 + 1 written, 1 + 204 + 12 + 1 read, made multiples of 8
     for _ in range(1400):
         fields = transform.fields(row, rng, lengths)
-        read, written = (fields[name][fields[name] > 0].tolist() for name in ("encoder_tokens", "targets"))
+        read, written = (
+            fields[name][fields[name] > 0].tolist() for name in ("encoder_tokens", "targets")
+        )
         spans = sum(token in MARKS for token in read)
         kind = (len(written) - spans, spans)
         seen[kind] += 1
@@ -188,7 +274,10 @@ def test_ul2_draws_the_seven_denoisers_of_the_paper_evenly_and_says_which():
     only = {noise.mean_span for noise in ul2.noises(0.0, 3.0, 0.0)}
     assert only == {math.inf}
     share = ul2.noises(1.0, 2.0, 1.0)
-    assert sum(noise.chance for noise in share if noise.mean_span == math.inf) == sum(noise.chance for noise in share) / 2
+    assert (
+        sum(noise.chance for noise in share if noise.mean_span == math.inf)
+        == sum(noise.chance for noise in share) / 2
+    )
 
 
 @given(st.integers(1, 300), st.integers(0, 3))
@@ -209,7 +298,11 @@ def test_infilling_hides_its_budget_and_keeps_the_rest_in_order(length, seed):
     text = np.arange(1000, 1000 + length)
     seen = denoising.infilled(text, MASK, 0.3, 3.0, np.random.default_rng(seed))
     kept = seen[seen != MASK]
-    assert len(kept) == length - math.ceil(0.3 * length) and (np.diff(kept) > 0).all() and len(seen) <= length
+    assert (
+        len(kept) == length - math.ceil(0.3 * length)
+        and (np.diff(kept) > 0).all()
+        and len(seen) <= length
+    )
 
 
 def test_spans_of_infilling_are_poisson_and_some_hide_nothing():
@@ -220,7 +313,9 @@ def test_spans_of_infilling_are_poisson_and_some_hide_nothing():
         known = np.concatenate([[999], seen, [2000]])
         gaps = [b - a - 1 for a, b in itertools.pairwise(known[known != MASK])]
         masks = np.diff(np.flatnonzero(known != MASK)) - 1
-        lengths += [gap for gap, n in zip(gaps, masks, strict=True) if n == 1]  # spans beside one another cannot be told apart
+        lengths += [
+            gap for gap, n in zip(gaps, masks, strict=True) if n == 1
+        ]  # spans beside one another cannot be told apart
     counts = np.bincount(lengths, minlength=12)[:12] / len(lengths)
     poisson = np.array([math.exp(-3) * 3**k / math.factorial(k) for k in range(12)])
     assert np.abs(counts - poisson).max() < 0.012
@@ -229,10 +324,18 @@ def test_spans_of_infilling_are_poisson_and_some_hide_nothing():
 def test_tokens_are_masked_or_deleted_at_their_rates_and_the_rest_keep_their_order():
     rng, text = np.random.default_rng(0), np.arange(1000, 21000)
     seen = denoising.masked(text, MASK, 0.3, rng)
-    assert within((seen == MASK).sum(), len(text), 0.3) and np.array_equal(seen[seen != MASK], text[seen != MASK])
+    assert within((seen == MASK).sum(), len(text), 0.3) and np.array_equal(
+        seen[seen != MASK], text[seen != MASK]
+    )
     kept = denoising.deleted(text, 0.3, rng)
-    assert within(len(text) - len(kept), len(text), 0.3) and (np.diff(kept) > 0).all() and set(kept) <= set(text)
-    assert {len(denoising.deleted(text[:3], 1.0, rng)) for _ in range(20)} == {1}, "a text is not deleted whole"
+    assert (
+        within(len(text) - len(kept), len(text), 0.3)
+        and (np.diff(kept) > 0).all()
+        and set(kept) <= set(text)
+    )
+    assert {len(denoising.deleted(text[:3], 1.0, rng)) for _ in range(20)} == {1}, (
+        "a text is not deleted whole"
+    )
 
 
 def test_a_rotation_starts_at_every_token_as_often_and_turns_the_text_around():
@@ -249,7 +352,9 @@ def test_the_share_of_texts_that_is_rotated_is_another():
     packed = packing.pack([(np.array([END, *range(1, 40), END]), 39)] * 2000, 40)
     rows = made(denoising.denoising(TOKENIZER, BART, rate=0.0, rotate=0.4), packed)
     read = np.stack([row["encoder_tokens"][:39] for row in rows])
-    assert (np.sort(read) == np.arange(1, 40)).all() and {int(row["encoder_tokens"][39]) for row in rows} == {END}
+    assert (np.sort(read) == np.arange(1, 40)).all() and {
+        int(row["encoder_tokens"][39]) for row in rows
+    } == {END}
     assert within((read[:, 0] != 1).sum(), len(rows), 0.4 * 38 / 39)
 
 
@@ -258,7 +363,9 @@ def test_noises_are_combined_in_another_order_than_the_papers():
     with pytest.MonkeyPatch.context() as m:
         for name in ("permuted", "masked", "deleted", "infilled", "rotated"):
             m.setattr(denoising, name, lambda text, *_, name=name: order.append(name) or text)
-        everything: dict[str, Any] = dict(permute_sentences=True, token_mask=0.1, delete=0.1, rotate=1.0)
+        everything: dict[str, Any] = dict(
+            permute_sentences=True, token_mask=0.1, delete=0.1, rotate=1.0
+        )
         made(denoising.denoising(TOKENIZER, BART, **everything), pack(["A text. Two."]))
     assert order == ["permuted", "masked", "deleted", "infilled", "rotated"]
 
@@ -283,18 +390,27 @@ def test_denoising_asks_for_the_document_and_permutes_whole_sentences(name):
     text = np.array(TOKENIZER.encode("One. Two.. Three. Four", add_special_tokens=False))
     stops = np.zeros(len(TOKENIZER), bool)
     stops[TOKENIZER.encode(".")[0]] = True
-    seen = {TOKENIZER.decode(denoising.permuted(text, stops, np.random.default_rng(s))) for s in range(200)}
-    assert seen == {"".join(p) for p in itertools.permutations(["One.", " Two..", " Three.", " Four"])}
+    seen = {
+        TOKENIZER.decode(denoising.permuted(text, stops, np.random.default_rng(s)))
+        for s in range(200)
+    }
+    assert seen == {
+        "".join(p) for p in itertools.permutations(["One.", " Two..", " Three.", " Four"])
+    }
 
 
 def test_a_prefix_of_any_length_carries_no_loss():
     packed = pack(["abcde"] * 600, 24, whole=False)  # six predictions a document
     seen = np.zeros(6, int)
     for i, row in enumerate(made(prefix_lm(TOKENIZER, LLAMA), packed)):
-        assert np.array_equal(row["tokens"], packed.tokens[i]) and np.array_equal(row["targets"], packed.targets[i])
+        assert np.array_equal(row["tokens"], packed.tokens[i]) and np.array_equal(
+            row["targets"], packed.targets[i]
+        )
         for at in pieces(row).values():
             weights = row["weights"][at]
-            assert weights[-1] == 1 and (np.diff(weights) >= 0).all(), "the end is trained, and nothing before the prefix ends"
+            assert weights[-1] == 1 and (np.diff(weights) >= 0).all(), (
+                "the end is trained, and nothing before the prefix ends"
+            )
             seen[int((weights == 0).sum())] += 1
     assert seen[0] == 0 and all(within(count, seen.sum(), 1 / 5) for count in seen[1:])
 
@@ -314,16 +430,26 @@ def test_rows_follow_seed_and_place_change_with_the_epoch_and_survive_a_resume(n
 
     def stream(seed=0):
         rows = sharding.batch_sharding(small.mesh_of(1, 1, 1), (size, packed.length))
-        return batches.TrainBatches(packed, size, seed, rows, transform=build(TOKENIZER, config, **options))
+        return batches.TrainBatches(
+            packed, size, seed, rows, transform=build(TOKENIZER, config, **options)
+        )
 
     def take(iterator, steps):
         found = [next(iterator) for _ in range(steps)]
-        names = [f for f in ("tokens", "targets", "weights", "encoder_tokens") if getattr(found[0], f) is not None]
-        return np.concatenate([np.concatenate([np.asarray(getattr(b, f)) for b in found]) for f in names], axis=1)
+        names = [
+            f
+            for f in ("tokens", "targets", "weights", "encoder_tokens")
+            if getattr(found[0], f) is not None
+        ]
+        return np.concatenate(
+            [np.concatenate([np.asarray(getattr(b, f)) for b in found]) for f in names], axis=1
+        )
 
     steps = -(-2 * n // size)
     whole = take(stream(), steps)
-    assert np.array_equal(whole, take(stream(), steps)) and not np.array_equal(whole, take(stream(1), steps))
+    assert np.array_equal(whole, take(stream(), steps)) and not np.array_equal(
+        whole, take(stream(1), steps)
+    )
     first, second = ({row.tobytes() for row in part} for part in (whole[:n], whole[n : 2 * n]))
     assert len(first & second) < n / 4, "an epoch repeats the corruption of the one before"
     iterator, fresh = stream(), stream()
@@ -338,7 +464,12 @@ def test_rows_follow_seed_and_place_change_with_the_epoch_and_survive_a_resume(n
         (masked, BERT, {"rate": 0.0}, "objective.masked.rate=0.0"),
         (masked, BERT, {"mask": 0.9, "random": 0.2}, "sum to at most 1"),
         (masked, LLAMA, {}, "model.causal=False"),
-        (span_corruption.span_corruption, T5.replace(decoder_start_token_id=None), {}, "decoder_start_token_id"),
+        (
+            span_corruption.span_corruption,
+            T5.replace(decoder_start_token_id=None),
+            {},
+            "decoder_start_token_id",
+        ),
         (denoising.denoising, BART, {"rate": 1.5}, "objective.denoising.rate=1.5"),
         (denoising.denoising, BART, {"delete": -0.1}, "objective.denoising.delete=-0.1"),
         (denoising.denoising, BART, {"rate": 0.0}, "objective.denoising.rate=0 and nothing else"),

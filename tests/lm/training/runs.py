@@ -6,7 +6,11 @@ from configs import tiny
 def text(folder, name="x.txt"):
     """A file of some text; its path."""
     path = folder / name
-    path.write_text("".join(f"The {n} of {n * 7 % 13} lies {n * n % 17} miles from the {n % 5}. " for n in range(60)))
+    path.write_text(
+        "".join(
+            f"The {n} of {n * 7 % 13} lies {n * n % 17} miles from the {n % 5}. " for n in range(60)
+        )
+    )
     return str(path)
 
 

@@ -41,8 +41,17 @@ def lowered(shape, config=MODEL, accumulate=1):
     model, adamw, schedule = parts(config)
     state = create_state(model, adamw, mesh, seed=0)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = make_train_step(model, next_token, adamw, schedule, accumulate=accumulate, shardings=shardings.params)
-    batch = next(TrainBatches(packing.synthetic(64, 32, LENGTH), ROWS, 0, sharding.batch_sharding(mesh, (ROWS, LENGTH))))
+    step = make_train_step(
+        model, next_token, adamw, schedule, accumulate=accumulate, shardings=shardings.params
+    )
+    batch = next(
+        TrainBatches(
+            packing.synthetic(64, 32, LENGTH),
+            ROWS,
+            0,
+            sharding.batch_sharding(mesh, (ROWS, LENGTH)),
+        )
+    )
     with sharding.activate(mesh):
         return jax.jit(step, out_shardings=(shardings, None)).lower(state, batch), state, batch
 
@@ -56,13 +65,18 @@ def compiled(shape, accumulate=1):
 def _resharding():
     """What XLA can only do by replicating a whole array (openxla/xla#15207): shows that its warning would be seen."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    rows, columns = (NamedSharding(mesh, spec) for spec in (PartitionSpec("y", None, "x"), PartitionSpec(None, ("x", "y"), None)))
+    rows, columns = (
+        NamedSharding(mesh, spec)
+        for spec in (PartitionSpec("y", None, "x"), PartitionSpec(None, ("x", "y"), None))
+    )
     add = lambda a, b, c: c + jax.lax.with_sharding_constraint(a + b, columns)
     x = jax.ShapeDtypeStruct((16, 16, 16), "float32")
     jax.jit(add, in_shardings=(rows, rows, columns), out_shardings=columns).lower(x, x, x).compile()
 
 
-if __name__ == "__main__":  # run by test_step.py in a process of its own, for what XLA says on standard error
+if (
+    __name__ == "__main__"
+):  # run by test_step.py in a process of its own, for what XLA says on standard error
     if sys.argv[1:] == ["control"]:
         _resharding()
     else:

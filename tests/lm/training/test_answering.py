@@ -8,7 +8,11 @@ from lm.models.config import ConfigError
 from lm.training import loop, settings
 from tests.lm.training.test_instruction import config
 
-ASKED = {"eval.generation.files": "hold_out", "eval.generation.every": 2, "eval.generation.max_new_tokens": 4}
+ASKED = {
+    "eval.generation.files": "hold_out",
+    "eval.generation.every": 2,
+    "eval.generation.max_new_tokens": 4,
+}
 
 
 def rows(workdir):
@@ -27,15 +31,26 @@ def test_a_run_that_answers_trains_otherwise_or_keeps_no_scores(tmp_path):
     names = ("exact_match", "f1", "rouge_l", "stop_rate")
     assert all(0 <= row[f"eval/generation/{name}"] <= 100 for row in found for name in names)
     samples = (asking / "samples.md").read_text()
-    assert "## step 3" in samples and "task 7" in samples and "task 1" not in samples and "wanted: aaa" in samples
+    assert (
+        "## step 3" in samples
+        and "task 7" in samples
+        and "task 1" not in samples
+        and "wanted: aaa" in samples
+    )
 
 
 @pytest.mark.parametrize(
     "changes, said",
     [
         ({"eval.generation.files": "", "eval.generation.every": 2}, "names no questions"),
-        ({"eval.generation.max_new_tokens": 0}, r"max_new_tokens=0: expected a number of at least 1"),
-        ({"eval.data.heldout": "", "data.hold_out": ""}, "needs data.files and the tasks of data.hold_out"),
+        (
+            {"eval.generation.max_new_tokens": 0},
+            r"max_new_tokens=0: expected a number of at least 1",
+        ),
+        (
+            {"eval.data.heldout": "", "data.hold_out": ""},
+            "needs data.files and the tasks of data.hold_out",
+        ),
     ],
 )
 def test_a_contradiction_is_found_after_hours(tmp_path, changes, said):
@@ -44,6 +59,12 @@ def test_a_contradiction_is_found_after_hours(tmp_path, changes, said):
 
 
 def test_another_objective_takes_questions_it_cannot_spell(tmp_path):
-    changes = {"objective.name": "next_token", "data.format": "text", "data.template": "", "data.hold_out": "", "eval.data.heldout": ""}
+    changes = {
+        "objective.name": "next_token",
+        "data.format": "text",
+        "data.template": "",
+        "data.hold_out": "",
+        "eval.data.heldout": "",
+    }
     with pytest.raises(ConfigError, match="questions are spelled by"):
         settings.check(config(tmp_path, **ASKED | changes), 8)

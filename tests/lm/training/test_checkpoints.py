@@ -17,7 +17,9 @@ from lm.training.checkpoints import CheckpointError, Checkpoints
 from lm.training.state import abstract_state, create_state
 from tests.lm.training import small
 
-CONFIG = small.MODEL.replace(n_layers=1, vocab_size=320, eos_token_ids=(0,), rope_scaling=(("factor", 2.0),))
+CONFIG = small.MODEL.replace(
+    n_layers=1, vocab_size=320, eos_token_ids=(0,), rope_scaling=(("factor", 2.0),)
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,20 @@ def test_more_or_fewer_checkpoints_are_kept(run):
 def test_another_mesh_reads_other_bits(run, saved, shape):
     restored = checkpoints.restore(run, abstract(shape=shape))
     assert (restored.step, restored.data) == (3, {"next_index": 3})
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored.state.params), jax.device_get(saved[1].params))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored.state.opt_state), jax.device_get(saved[1].opt_state))
-    assert restored.state.params["embeddings"]["token"].sharding == abstract(shape=shape).params["embeddings"]["token"].sharding
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(restored.state.params),
+        jax.device_get(saved[1].params),
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(restored.state.opt_state),
+        jax.device_get(saved[1].opt_state),
+    )
+    assert (
+        restored.state.params["embeddings"]["token"].sharding
+        == abstract(shape=shape).params["embeddings"]["token"].sharding
+    )
 
 
 def test_an_empty_or_half_step_stops_the_run(run, caplog):
@@ -71,7 +84,9 @@ def test_an_empty_or_half_step_stops_the_run(run, caplog):
     (run / "checkpoints" / "10.orbax-checkpoint-tmp").mkdir()
     assert checkpoints.restore(run, abstract()).step == 3
     assert "9 is not used: it is incomplete" in caplog.text and "7 is not used" in caplog.text
-    assert (run / "checkpoints" / "7.unreadable" / "state").is_dir(), "a rejected checkpoint was deleted"
+    assert (run / "checkpoints" / "7.unreadable" / "state").is_dir(), (
+        "a rejected checkpoint was deleted"
+    )
     assert checkpoints.steps(run) == [1, 2, 3]
 
 
@@ -88,7 +103,9 @@ def test_a_damaged_checkpoint_stops_the_run(run, caplog):
 def test_damage_everywhere_begins_again_silently(run):
     for step in (1, 2, 3):
         damage(run / "checkpoints" / str(step))
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read .*Put back a good copy"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* can be read .*Put back a good copy"
+    ):
         checkpoints.restore(run, abstract())
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be read"):
         checkpoints.load_params(run)
@@ -101,11 +118,13 @@ def test_no_checkpoint_is_an_error(tmp_path):
 
 def test_arrays_of_another_model_or_dtype_are_cast_silently(run):
     with pytest.raises(
-        CheckpointError, match=r"params/layers/mlp/up: float32\[1, 32, 64\] in the checkpoint, float32\[1, 32, 48\] expected"
+        CheckpointError,
+        match=r"params/layers/mlp/up: float32\[1, 32, 64\] in the checkpoint, float32\[1, 32, 48\] expected",
     ):
         checkpoints.restore(run, abstract(CONFIG.replace(d_ff=48)))
     with pytest.raises(
-        CheckpointError, match=r"params/embeddings/token: float32\[320, 32\] in the checkpoint, bfloat16\[320, 32\] expected"
+        CheckpointError,
+        match=r"params/embeddings/token: float32\[320, 32\] in the checkpoint, bfloat16\[320, 32\] expected",
     ):
         checkpoints.restore(run, abstract(CONFIG.replace(param_dtype="bfloat16")))
 
@@ -128,7 +147,9 @@ def test_what_cannot_be_loaded_is_not_named(run, tmp_path):
 def test_another_model_is_accepted_in_a_run(run):
     checkpoints.check_model(run, CONFIG)
     checkpoints.check_model(run, dataclasses.replace(CONFIG, remat="full", dtype="bfloat16"))
-    with pytest.raises(CheckpointError, match=r"model.n_heads: 4 in the run, 2 now\n.*another --workdir"):
+    with pytest.raises(
+        CheckpointError, match=r"model.n_heads: 4 in the run, 2 now\n.*another --workdir"
+    ):
         checkpoints.check_model(run, CONFIG.replace(n_heads=2))
 
 
@@ -139,7 +160,9 @@ def test_a_failed_write_is_not_reported(run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writer._manager, "save", full)
-    with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*last one there is step 3"):
+    with pytest.raises(
+        CheckpointError, match=r"could not be written .*No space left.*last one there is step 3"
+    ):
         writer.save(4, create_state(*small.parts(CONFIG)[:2], small.mesh_of(1, 2, 1), 0), {})
     writer.close()
 
@@ -176,7 +199,10 @@ def test_a_flipped_bit_is_read_as_another_number(run, caplog):
 def test_damaged_digests_reject_a_good_step_in_silence(run):
     for step in (1, 2, 3):
         flip(run / "checkpoints" / str(step) / "digests-0-of-1", 100)
-    with pytest.raises(CheckpointError, match=r"3: digests-0-of-1 is damaged.*delete it to use the other files as they are"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"3: digests-0-of-1 is damaged.*delete it to use the other files as they are",
+    ):
         checkpoints.restore(run, abstract())
     (run / "checkpoints" / "3" / "digests-0-of-1").unlink()
     assert checkpoints.restore(run, abstract()).step == 3
@@ -187,8 +213,15 @@ def test_a_step_of_an_earlier_version_is_refused_or_taken_for_verified(run, save
     (step / "digests-0-of-1").unlink()
     (step / "data" / "metadata").write_text(json.dumps({"next_index": 3}))
     restored = checkpoints.restore(run, abstract())
-    assert (restored.step, restored.data) == (3, {"next_index": 3}) and "3 cannot be verified: it has no digests" in caplog.text
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored.state.params), jax.device_get(saved[1].params))
+    assert (restored.step, restored.data) == (
+        3,
+        {"next_index": 3},
+    ) and "3 cannot be verified: it has no digests" in caplog.text
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(restored.state.params),
+        jax.device_get(saved[1].params),
+    )
 
 
 def test_a_step_of_another_run_or_under_another_number_is_used(run, saved, tmp_path, caplog):
@@ -200,14 +233,26 @@ def test_a_step_of_another_run_or_under_another_number_is_used(run, saved, tmp_p
     for name in ("²", "٣", "007", "9"):
         shutil.copytree(run / "checkpoints" / "3", run / "checkpoints" / name)
     assert checkpoints.restore(run, abstract()).step == 3
-    assert "7 is not used: it is of another run" in caplog.text and "9 is not used: it was saved as step 3" in caplog.text
-    assert "² is not used: its name is not a step number" in caplog.text and checkpoints.steps(run) == [1, 2, 3]
-    assert all((run / "checkpoints" / f"{name}.unreadable").is_dir() for name in ("7", "9", "²", "٣", "007"))
+    assert (
+        "7 is not used: it is of another run" in caplog.text
+        and "9 is not used: it was saved as step 3" in caplog.text
+    )
+    assert "² is not used: its name is not a step number" in caplog.text and checkpoints.steps(
+        run
+    ) == [1, 2, 3]
+    assert all(
+        (run / "checkpoints" / f"{name}.unreadable").is_dir()
+        for name in ("7", "9", "²", "٣", "007")
+    )
 
 
 def test_a_run_that_lost_its_id_takes_its_steps_for_another_run_s(run, caplog):
     its = step_folders.saved_with(run / "checkpoints" / "3")["run"]
-    for damage in (lambda file: flip(file, 100), lambda file: file.write_text("["), lambda file: file.unlink()):
+    for damage in (
+        lambda file: flip(file, 100),
+        lambda file: file.write_text("["),
+        lambda file: file.unlink(),
+    ):
         damage(run / "run.json")
         assert step_folders.run_id(run) == its
     assert caplog.text.count("run.json is damaged") == 2
@@ -243,7 +288,11 @@ def test_processes_that_share_the_digests_disagree(run, monkeypatch):
     digests.write(step, 1, 2)
     assert digests.problems(step) == digests.problems(step, 0, 3) == []
     flip(max((file for file in step.rglob("d/*")), key=lambda file: file.stat().st_size), 20_001)
-    assert sorted(bool(digests.problems(step, part, 3)) for part in range(3)) == [False, False, True]
+    assert sorted(bool(digests.problems(step, part, 3)) for part in range(3)) == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_a_run_s_path_with_a_pattern_is_found_out_when_it_is_done(tmp_path):
@@ -259,6 +308,8 @@ def test_a_saved_step_is_not_read_back(saved, tmp_path):
     writer.save(0, state, {})
     writer.verify(state)
     damage(tmp_path / " ü%20#{b}]." / "checkpoints" / "0")
-    with pytest.raises(CheckpointError, match=r"checkpoints/0 was saved and cannot be restored: .* bytes, not"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/0 was saved and cannot be restored: .* bytes, not"
+    ):
         writer.verify(state)
     writer.close()

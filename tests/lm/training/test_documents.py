@@ -12,7 +12,9 @@ from lm.objectives import OBJECTIVES
 from lm.training import documents
 
 
-@pytest.mark.parametrize("objective", ["next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising"])
+@pytest.mark.parametrize(
+    "objective", ["next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising"]
+)
 @pytest.mark.parametrize("kind", ["bytes", "wordpiece", "unigram", "gpt2", "llama"])
 def test_a_text_is_framed_unlike_a_packed_document(tmp_path, objective, kind):
     tokenizer = make(kind)
@@ -34,7 +36,9 @@ def make(kind):
     if kind == "llama":
         pieces = {piece: i for i, piece in enumerate(["<unk>", "<s>", "</s>", "▁", *"hello a"])}
         return transformers.LlamaTokenizer(vocab=pieces, merges=[], add_bos_token=False)
-    trained = tokenizers.train(["hello world a b c"] * 9, 300 if kind == "gpt2" else 40, "bpe" if kind == "gpt2" else kind)
+    trained = tokenizers.train(
+        ["hello world a b c"] * 9, 300 if kind == "gpt2" else 40, "bpe" if kind == "gpt2" else kind
+    )
     if kind != "gpt2":
         return trained
     model = json.loads(trained.backend_tokenizer.to_str())["model"]

@@ -14,7 +14,12 @@ from lm.training import ending
 
 ROWS = [
     {"step": 1, "loss": 5.0, "weight": 64.0},
-    {"step": 2, "eval/held/loss": 4.0, "eval/held/bits_per_byte": 2.0, "eval/held/bits_per_byte_stderr": 0.1},
+    {
+        "step": 2,
+        "eval/held/loss": 4.0,
+        "eval/held/bits_per_byte": 2.0,
+        "eval/held/bits_per_byte_stderr": 0.1,
+    },
     {"step": 3, "loss": 2.34567},
     {"step": 3, "eval/held/loss": 3.0, "eval/held/bits_per_byte": None},
 ]
@@ -36,19 +41,34 @@ def test_the_figures_are_not_the_last_ones():
     ("given", "modules"),
     [
         ({"objective": "next_token"}, ["lm.generate", "lm.evaluate --data", "lm.export"]),
-        ({"objective": "next_token", "rank": 4}, ["lm.generate", "lm.evaluate --data", "lm.export", "lm.export --adapter"]),
-        ({"objective": "instruct", "head": "seq2seq_lm"}, ["lm.generate", "lm.evaluate --examples", "lm.export"]),
+        (
+            {"objective": "next_token", "rank": 4},
+            ["lm.generate", "lm.evaluate --data", "lm.export", "lm.export --adapter"],
+        ),
+        (
+            {"objective": "instruct", "head": "seq2seq_lm"},
+            ["lm.generate", "lm.evaluate --examples", "lm.export"],
+        ),
         ({"objective": "masked", "head": "masked_lm"}, ["lm.evaluate --data", "lm.export"]),
         ({"objective": "span_corruption", "head": "seq2seq_lm"}, ["lm.generate", "lm.export"]),
-        ({"objective": "classification", "head": "sequence_classification"}, ["lm.evaluate --task", "lm.export"]),
+        (
+            {"objective": "classification", "head": "sequence_classification"},
+            ["lm.evaluate --task", "lm.export"],
+        ),
         ({"objective": "contrastive", "head": "embedding"}, ["lm.export"]),
-        ({"objective": "next_token", "neighbour_layers": (1,)}, ["lm.evaluate --data", "lm.export"]),
+        (
+            {"objective": "next_token", "neighbour_layers": (1,)},
+            ["lm.evaluate --data", "lm.export"],
+        ),
         ({"objective": "next_token", "tokenizer": None}, []),
     ],
 )
 def test_a_next_command_does_not_suit_the_run(given, modules):
     lines = said(**given)
-    assert lines[0] == "done: runs/my run" and lines[2] == "  there: checkpoints/3, metrics.jsonl, plots/loss.png"
+    assert (
+        lines[0] == "done: runs/my run"
+        and lines[2] == "  there: checkpoints/3, metrics.jsonl, plots/loss.png"
+    )
     argvs = [shlex.split(line) for line in lines[lines.index("next:") + 1 :]] if modules else []
     assert len(argvs) == len(modules) and ("next:" in lines) == bool(modules)
     for argv, wanted in zip(argvs, modules, strict=True):

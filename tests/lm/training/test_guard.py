@@ -9,18 +9,38 @@ from tests.lm.training import runs
 
 
 def test_a_run_stops_too_early_or_too_late_or_its_weights_are_not_those_before(tmp_path):
-    broken = {"optimizer.learning_rate": 1e30, "optimizer.clip": 0.0, "optimizer.warmup": 0, "checkpoint.every": 1}
+    broken = {
+        "optimizer.learning_rate": 1e30,
+        "optimizer.clip": 0.0,
+        "optimizer.warmup": 0,
+        "checkpoint.every": 1,
+    }
     c = runs.config(tmp_path, **broken, **{"optimizer.skip_nonfinite": 2, "steps": 9})
-    with pytest.raises(loop.TrainingError, match=r"at step 4: stopped. No checkpoint is from before it; step 1, which led"):
+    with pytest.raises(
+        loop.TrainingError,
+        match=r"at step 4: stopped. No checkpoint is from before it; step 1, which led",
+    ):
         loop.train(c, tmp_path / "run")
     rows = trackers.read(tmp_path / "run")
-    assert [row["skipped"] for row in rows] == [0.0, 1.0, 2.0] and [row["gradient_norm"] is None for row in rows] == [False, True, True]
-    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir() if folder.is_dir()] == ["1.diverged"]
+    assert [row["skipped"] for row in rows] == [0.0, 1.0, 2.0] and [
+        row["gradient_norm"] is None for row in rows
+    ] == [False, True, True]
+    assert [
+        folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir() if folder.is_dir()
+    ] == ["1.diverged"]
 
 
 def test_an_average_is_not_what_a_run_is_loaded_as_or_a_frozen_part_is_not_itself(tmp_path):
     rates = ((r"embeddings", 0.0), (r".", 1.0))
-    c = runs.config(tmp_path, **{"optimizer.ema": 0.9, "optimizer.rates": rates, "optimizer.learning_rate": 0.1, "steps": 2})
+    c = runs.config(
+        tmp_path,
+        **{
+            "optimizer.ema": 0.9,
+            "optimizer.rates": rates,
+            "optimizer.learning_rate": 0.1,
+            "steps": 2,
+        },
+    )
     assert loop.train(c, tmp_path / "run") == 0
     with pytest.MonkeyPatch.context() as patch:
         _, average, _ = checkpoints.load_params(tmp_path / "run")
@@ -56,4 +76,6 @@ def test_the_advice_is_not_what_is_so_already():
     )
     config.optimizer.update({"clip": 0.0, "skip_nonfinite": 3})
     config.model.dtype = "bfloat16"
-    assert guard.advice(config).endswith("longer than 7, optimizer.clip=1.0 or model.dtype='float32'")
+    assert guard.advice(config).endswith(
+        "longer than 7, optimizer.clip=1.0 or model.dtype='float32'"
+    )

@@ -26,7 +26,9 @@ from lm.training.checkpoints import CheckpointError
 
 def command_of():
     """The module of the command; `lm.generate` is the function."""
-    spec = importlib.util.spec_from_file_location("generate_command", pathlib.Path(lm.__file__).parent / "generate.py")
+    spec = importlib.util.spec_from_file_location(
+        "generate_command", pathlib.Path(lm.__file__).parent / "generate.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -36,11 +38,17 @@ def command_of():
 def config(folder, family="llama", **changes):
     """A run of seconds on eight tasks of a few records."""
     for task in range(8):
-        rows = [{"instruction": f"task {task}", "input": str(i), "output": "ab"[i % 2] * 3} for i in range(6)]
+        rows = [
+            {"instruction": f"task {task}", "input": str(i), "output": "ab"[i % 2] * 3}
+            for i in range(6)
+        ]
         (folder / f"t{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     c = tiny.get_config("gpt2" if family == "gpt2" else "")
     if family == "t5":
-        c.model.update(settings.model_section(preset("t5", "tiny")).to_dict() | {"vocab_size": 0, "max_length": 128, "dropout": 0.0})
+        c.model.update(
+            settings.model_section(preset("t5", "tiny")).to_dict()
+            | {"vocab_size": 0, "max_length": 128, "dropout": 0.0}
+        )
     changes = {
         "steps": 4, "batch_size": 8, "length": 64, "objective.name": "instruct", "data.files": str(folder / "*.jsonl"),
         "data.format": "auto", "data.template": "tulu", "data.cache": str(folder / "cache"), "data.hold_out": "t7",
@@ -48,7 +56,13 @@ def config(folder, family="llama", **changes):
         "optimizer.warmup": 1, "log.tensorboard": False, "samples.prompts": ("task 1",), "samples.tokens": 2, **changes,
     }  # fmt: skip
     if family == "llama":
-        changes = {"model.d_model": 16, "model.n_layers": 1, "model.n_heads": 2, "model.n_kv_heads": 2, "model.d_ff": 32} | changes
+        changes = {
+            "model.d_model": 16,
+            "model.n_layers": 1,
+            "model.n_heads": 2,
+            "model.n_kv_heads": 2,
+            "model.d_ff": 32,
+        } | changes
     c.update_from_flattened_dict(changes)
     return c
 
@@ -65,15 +79,30 @@ def config(folder, family="llama", **changes):
         ({"data.template": ""}, r"data\.template is not set: one of alpaca"),
         ({"data.template": "chatm"}, r"data\.template='chatm' is unknown .did you mean 'chatml'"),
         ({"data.field": "body"}, r"data\.field='body' is not used"),
-        ({"data.tk_instruct.positive": 1}, r"data\.tk_instruct\.positive is for the template 'tk_instruct'"),
-        ({"data.template": "alpaca", "data.turns": "last"}, r"data\.turns='last': template 'alpaca' has one turn"),
+        (
+            {"data.tk_instruct.positive": 1},
+            r"data\.tk_instruct\.positive is for the template 'tk_instruct'",
+        ),
+        (
+            {"data.template": "alpaca", "data.turns": "last"},
+            r"data\.turns='last': template 'alpaca' has one turn",
+        ),
         ({"data.turns": "first"}, r"data\.turns='first'.*all, last"),
         ({"data.too_long": "cut"}, r"data\.too_long='cut'.*drop, truncate_prompt, raise"),
         ({"data.max_long": 2.0}, r"data\.max_long=2\.0"),
         ({"data.cap": -1}, r"data\.cap=-1"),
-        ({"objective.instruct.prompt_loss_weight": 1.5}, r"objective\.instruct\.prompt_loss_weight=1\.5"),
-        ({"data.hold_out": ""}, r"eval\.data asks for 'hold_out', and data\.hold_out names no tasks"),
-        ({"data.files": "", "data.synthetic_rows": 8}, r"data\.synthetic_rows=8 is not used by objective 'instruct'"),
+        (
+            {"objective.instruct.prompt_loss_weight": 1.5},
+            r"objective\.instruct\.prompt_loss_weight=1\.5",
+        ),
+        (
+            {"data.hold_out": ""},
+            r"eval\.data asks for 'hold_out', and data\.hold_out names no tasks",
+        ),
+        (
+            {"data.files": "", "data.synthetic_rows": 8},
+            r"data\.synthetic_rows=8 is not used by objective 'instruct'",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_accepted(tmp_path, changes, message):
@@ -88,10 +117,15 @@ def test_what_only_data_or_model_can_refuse_is_trained_on(tmp_path):
 
     with pytest.raises(ConfigError, match=r"data\.target_length=8 is for an encoder-decoder"):
         rows(**{"data.target_length": 8})
-    with pytest.raises(ConfigError, match=r"prompt_loss_weight=0\.1 is for a decoder: the encoder of this model reads the prompt"):
+    with pytest.raises(
+        ConfigError,
+        match=r"prompt_loss_weight=0\.1 is for a decoder: the encoder of this model reads the prompt",
+    ):
         weigh = {"family": "t5", "objective.instruct.prompt_loss_weight": 0.1}
         rows(**weigh)
-    with pytest.raises(DataError, match=r"42 of 42 examples \(100\.0%\) are longer than a row of 8 tokens"):
+    with pytest.raises(
+        DataError, match=r"42 of 42 examples \(100\.0%\) are longer than a row of 8 tokens"
+    ):
         rows(length=8)
     with pytest.raises(ConfigError, match=r"data\.hold_out: no task is called 'u7'"):
         rows(**{"data.hold_out": "u7"})
@@ -110,8 +144,13 @@ def test_a_prompt_s_weight_is_that_of_evaluation_or_of_another_objective(tmp_pat
     plain = setup.training_data(c, run)
     assert isinstance(trained, Packed) and isinstance(plain, Packed)
     again = plain.extra["weights"]
-    assert again.dtype == "uint8" and (again == (trained.extra["weights"] == 1)).all(), "the cache kept the other weights"
-    with pytest.raises(ConfigError, match=r"prompt_loss_weight=0\.5 is not used by objective 'next_token', but by instruct"):
+    assert again.dtype == "uint8" and (again == (trained.extra["weights"] == 1)).all(), (
+        "the cache kept the other weights"
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"prompt_loss_weight=0\.5 is not used by objective 'next_token', but by instruct",
+    ):
         of_text = {"data.files": "x", "objective.instruct.prompt_loss_weight": 0.5}
         other = tiny.get_config("")
         other.update_from_flattened_dict(of_text)
@@ -120,13 +159,26 @@ def test_a_prompt_s_weight_is_that_of_evaluation_or_of_another_objective(tmp_pat
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, capsys):
-    workdir, c = str(tmp_path / "run"), config(tmp_path, family, **{"data.target_length": 16, "steps": 2} if family == "t5" else {})
+    workdir, c = (
+        str(tmp_path / "run"),
+        config(
+            tmp_path, family, **{"data.target_length": 16, "steps": 2} if family == "t5" else {}
+        ),
+    )
     loop.train(c, workdir)
     said = capsys.readouterr().out
     template = templates.get("tulu", tokenizers.bytes_only())
-    assert f"template tulu {template.fingerprint}: 168 trained tokens" in said  # of 42 examples, three letters and the end
-    rows = [json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()]
-    assert any("eval/heldout/loss" in row for row in rows) and "heldout loss" in said and "over 24 tokens" in said
+    assert (
+        f"template tulu {template.fingerprint}: 168 trained tokens" in said
+    )  # of 42 examples, three letters and the end
+    rows = [
+        json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+    ]
+    assert (
+        any("eval/heldout/loss" in row for row in rows)
+        and "heldout loss" in said
+        and "over 24 tokens" in said
+    )
     _, _, tokenizer = checkpoints.load_params(workdir)
     kept = load_template(workdir, tokenizer)
     assert kept is not None and kept.fingerprint == template.fingerprint
@@ -144,7 +196,9 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     # Generation spells prompts as training did, unless a flag says otherwise.
     seen, command = [], command_of()
     with pytest.MonkeyPatch.context() as m:
-        keep = lambda model, params, tokenizer, ids, *_, **__: seen.append(tokenizer.decode(ids)) or iter(())
+        keep = lambda model, params, tokenizer, ids, *_, **__: (
+            seen.append(tokenizer.decode(ids)) or iter(())
+        )
         m.setattr("lm.generation.stream_text", keep)
         assert command.main([f"--model={workdir}", "--prompt=hi"]) == 0
         assert command.main([f"--model={workdir}", "--prompt=hi", "--template=plain"]) == 0
@@ -159,14 +213,20 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
 
 
 @pytest.mark.parametrize(("family", "own"), [("llama", "next_token"), ("t5", "span_corruption")])
-def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_objective(tmp_path, family, own):
+def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_objective(
+    tmp_path, family, own
+):
     """Rows of it are those of a run of that objective alone; answers stay what they were; a run learns both."""
-    (tmp_path / "old.txt").write_text("".join(f"The old text goes on and on, {i} times. " for i in range(40)))
+    (tmp_path / "old.txt").write_text(
+        "".join(f"The old text goes on and on, {i} times. " for i in range(40))
+    )
     mixture = {
         "new": {"files": str(tmp_path / "*.jsonl"), "weight": 0.5, "hold_out": "t7"},
         "old": {"files": str(tmp_path / "old.txt"), "weight": 0.5, "objective": own},
     }
-    changes = {"data.hold_out": "", "eval.data.heldout": "", "steps": 2} | ({"data.target_length": 32} if family == "t5" else {})
+    changes = {"data.hold_out": "", "eval.data.heldout": "", "steps": 2} | (
+        {"data.target_length": 32} if family == "t5" else {}
+    )
     c = config(tmp_path, family, **changes)
     c.data.files, c.data.mixture = "", ConfigDict(mixture)
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
@@ -177,19 +237,27 @@ def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_objectiv
     assert of_text.any() and (~of_text).any()
     assert (trained[of_text] == 1).all()
     if family == "t5":
-        marked = (batch.encoder_tokens == run.tokenizer.convert_tokens_to_ids("<extra_id_0>")).any(1)
+        marked = (batch.encoder_tokens == run.tokenizer.convert_tokens_to_ids("<extra_id_0>")).any(
+            1
+        )
         assert marked[of_text].all() and not marked[~of_text].any()
     else:
         assert (trained[~of_text] < 0.7).all()
     loop.train(c, str(tmp_path / "run"))
-    for field, said in (("reward", "unknown"), ("masked", None), ("classification", "does not go with objective.name='instruct'")):
+    for field, said in (
+        ("reward", "unknown"),
+        ("masked", None),
+        ("classification", "does not go with objective.name='instruct'"),
+    ):
         c.data.mixture.old.objective = field
         with pytest.raises(ConfigError, match=said or "masked"):
             setup.prepare(c, paths.resolve(str(tmp_path / "other")))
 
 
 @pytest.mark.parametrize("template", ["chatml", "alpaca"])
-def test_the_preview_misses_the_end_of_an_answer_or_shows_a_prompt_as_trained(tmp_path, template, capsys):
+def test_the_preview_misses_the_end_of_an_answer_or_shows_a_prompt_as_trained(
+    tmp_path, template, capsys
+):
     text = "from tests.lm.training.test_instruction import config\n\ndef get_config(variant=''):\n    import pathlib\n"
     (tmp_path / "c.py").write_text(f"{text}    return config(pathlib.Path({str(tmp_path)!r}))\n")
     arguments = [
@@ -201,28 +269,46 @@ def test_the_preview_misses_the_end_of_an_answer_or_shows_a_prompt_as_trained(tm
     preview.main([*arguments, "--json", "--rows=1"])
     shown = json.loads(capsys.readouterr().out)
     checks = {check["name"]: check for check in shown["checks"]}
-    assert checks["training: end token trained"]["ok"] and checks["template"]["found"].startswith(template)
-    trained = "".join(piece["text"] for piece in shown["rows"][0]["tokens"] if piece["kind"] == "trained")
+    assert checks["training: end token trained"]["ok"] and checks["template"]["found"].startswith(
+        template
+    )
+    trained = "".join(
+        piece["text"] for piece in shown["rows"][0]["tokens"] if piece["kind"] == "trained"
+    )
     stop = "<|im_end|>" if template == "chatml" else "<|endoftext|>"
     assert stop in trained and set(trained.split(stop)) <= {"aaa", "bbb", ""}
 
 
 def test_the_commands_of_the_page_are_refused():
-    page = (pathlib.Path(lm.__file__).parents[1] / "docs" / "data.md").read_text().replace("\\\n", "")
+    page = (
+        (pathlib.Path(lm.__file__).parents[1] / "docs" / "data.md").read_text().replace("\\\n", "")
+    )
     commands = re.findall(r"^    openbook (?:train|preview) (.*)", page, re.MULTILINE)
     assert len(commands) == 2
     for flags in commands:
-        c, _ = command_line.parse([*shlex.split(flags), *([] if "--workdir" in flags else ["--workdir=x"])])
+        c, _ = command_line.parse(
+            [*shlex.split(flags), *([] if "--workdir" in flags else ["--workdir=x"])]
+        )
         settings.check(c, 8)
-    assert set(re.findall(r"^\| `([a-z_0-9]+)` \|", page, re.MULTILINE)) == {*templates.TEMPLATES, *records.FORMATS, *tokenizers.MODELS}
+    assert set(re.findall(r"^\| `([a-z_0-9]+)` \|", page, re.MULTILINE)) == {
+        *templates.TEMPLATES,
+        *records.FORMATS,
+        *tokenizers.MODELS,
+    }
 
 
 def test_control_tokens_of_a_template_are_not_learned_to_end_an_answer(tmp_path):
     c = config(tmp_path, **{"data.template": "chatml"})
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     stop = run.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert run.model.config.eos_token_ids == (run.tokenizer.eos_token_id, stop) and run.model.config.vocab_size == 320
+    assert (
+        run.model.config.eos_token_ids == (run.tokenizer.eos_token_id, stop)
+        and run.model.config.vocab_size == 320
+    )
     packed = setup.training_data(c, run)
     last = jax.numpy.diff(jax.numpy.asarray(packed.segments, int), axis=1, append=0) != 0
     assert set(packed.targets[last & (packed.segments > 0)].tolist()) == {stop}
-    assert run.tokenizer.decode(run.prompt_ids("hi")) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        run.tokenizer.decode(run.prompt_ids("hi"))
+        == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )

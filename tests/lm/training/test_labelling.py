@@ -26,7 +26,12 @@ def folder(tmp_path_factory):
 
 
 def config(folder, **changes):
-    based = {"init_from": str(folder / "base"), "tokenizer": "", "objective.name": "classification", "steps": 3}
+    based = {
+        "init_from": str(folder / "base"),
+        "tokenizer": "",
+        "objective.name": "classification",
+        "steps": 3,
+    }
     return runs.config(folder, **based | changes)
 
 
@@ -47,16 +52,28 @@ def test_a_mixture_numbers_a_label_by_its_source(folder, tmp_path):
 
 
 def test_adapters_leave_a_head_of_chance_as_it_is(folder, tmp_path):
-    changes = {"data.files": str(folder / "a.jsonl"), "adaptation.lora.rank": 2, "optimizer.learning_rate": 0.1}
-    with pytest.raises(ConfigError, match=r"leaves head/classifier frozen, and it is drawn at random"):
+    changes = {
+        "data.files": str(folder / "a.jsonl"),
+        "adaptation.lora.rank": 2,
+        "optimizer.learning_rate": 0.1,
+    }
+    with pytest.raises(
+        ConfigError, match=r"leaves head/classifier frozen, and it is drawn at random"
+    ):
         loop.train(config(folder, **changes), tmp_path / "refused")
     c = config(folder, **changes, **{"adaptation.lora.pattern": "(attention|mlp|head)/"})
     assert loop.train(c, tmp_path / "run") == 0
     model, found, _ = load(str(tmp_path / "run"))
     started = setup.prepare(c, paths.resolve(str(tmp_path / "new"))).params
     same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), found, started)
-    assert model.config.label_names == ("x", "y") and not same["head"]["classifier"] and same["embeddings"]["token"]
-    again = config(folder, **changes, init_from=str(tmp_path / "run"))  # it has the head: adapters may leave it
+    assert (
+        model.config.label_names == ("x", "y")
+        and not same["head"]["classifier"]
+        and same["embeddings"]["token"]
+    )
+    again = config(
+        folder, **changes, init_from=str(tmp_path / "run")
+    )  # it has the head: adapters may leave it
     assert loop.train(again, tmp_path / "again") == 0
     head = load(str(tmp_path / "again"))[1]["head"]
     assert np.array_equal(head["classifier"], found["head"]["classifier"])

@@ -24,7 +24,10 @@ EVAL = {"eval.every": 6}
 
 
 def losses(workdir):
-    return [(row["step"], {k: v for k, v in row.items() if "loss" in k}) for row in trackers.read(workdir)]
+    return [
+        (row["step"], {k: v for k, v in row.items() if "loss" in k})
+        for row in trackers.read(workdir)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,9 @@ def whole(folder):
 
     with pytest.MonkeyPatch.context() as m:
         m.setattr(trackers.Trackers, "write", count)
-        c = runs.config(folder, **EVAL, **{"log.tensorboard": True, "samples.prompts": ("The 3", "")})
+        c = runs.config(
+            folder, **EVAL, **{"log.tensorboard": True, "samples.prompts": ("The 3", "")}
+        )
         c.eval.data.heldout = runs.text(folder, "held.txt")
         assert loop.train(c, folder / "whole") == 0
     jax.monitoring.clear_event_listeners()
@@ -80,18 +85,25 @@ def test_the_run_folder_lacks_a_file(whole):
     assert (status["state"], status["step"], status["steps"]) == ("done", 12, 12)
     assert (workdir / "plots" / "loss.png").stat().st_size > 1000
     assert list((workdir / "tensorboard").iterdir())
-    assert "## step 12" in (workdir / "samples.md").read_text() and "**The 3**" in (workdir / "samples.md").read_text()
+    assert (
+        "## step 12" in (workdir / "samples.md").read_text()
+        and "**The 3**" in (workdir / "samples.md").read_text()
+    )
     rows = trackers.read(workdir)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
     assert [row["step"] for row in rows if "eval/heldout/bits_per_byte" in row] == [6, 12]
-    assert rows[-2]["tokens_per_second"] > 0 and rows[0]["loss"] == pytest.approx(np.log(320), rel=0.05)
+    assert rows[-2]["tokens_per_second"] > 0 and rows[0]["loss"] == pytest.approx(
+        np.log(320), rel=0.05
+    )
     assert rows[-2]["loss"] < rows[0]["loss"]
 
 
 def test_the_step_compiles_again_after_warm_up(whole):
     _, compilations = whole
     assert compilations[2] == compilations[3]  # the first checkpoint, of step 4, compiles copies
-    assert compilations[7] == compilations[11], "evaluation or a checkpoint makes the step compile again"
+    assert compilations[7] == compilations[11], (
+        "evaluation or a checkpoint makes the step compile again"
+    )
 
 
 def test_a_finished_run_trains_on(whole, folder, capsys):
@@ -117,9 +129,13 @@ def test_a_signal_loses_a_step_or_repeats_one(whole, stopped, folder):
 def test_a_run_cannot_continue_on_another_mesh(whole, stopped, folder):
     shutil.copytree(stopped[0], folder / "other_mesh")
     c = stopped[1].copy_and_resolve_references()
-    c.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "accumulate": 2})
+    c.update_from_flattened_dict(
+        {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "accumulate": 2}
+    )
     assert loop.train(c, folder / "other_mesh") == 0
-    for (step, ours), (also, theirs) in zip(losses(folder / "other_mesh"), losses(whole[0]), strict=True):
+    for (step, ours), (also, theirs) in zip(
+        losses(folder / "other_mesh"), losses(whole[0]), strict=True
+    ):
         assert step == also
         assert ours == pytest.approx(theirs, abs=2e-4)
 
@@ -136,30 +152,51 @@ def test_a_resumed_run_reads_other_rows_in_silence(stopped, folder, capsys):
     kept, at = (folder / "others" / "config.json").read_bytes(), checkpoints.steps(stopped[0])[-1]
     c = stopped[1].copy_and_resolve_references()
     c.seed = 5
-    with pytest.raises(checkpoints.CheckpointError, match=r"seed: 0 -> 5\nuse .*--config.resume.allow=seed"):
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"seed: 0 -> 5\nuse .*--config.resume.allow=seed"
+    ):
         loop.train(c, folder / "others")
-    assert (folder / "others" / "config.json").read_bytes() == kept, "the next start would find nothing changed"
-    c.update_from_flattened_dict({"resume.allow": "seed", "batch_size": 16, "steps": at + 1, "eval.every": 0})
+    assert (folder / "others" / "config.json").read_bytes() == kept, (
+        "the next start would find nothing changed"
+    )
+    c.update_from_flattened_dict(
+        {"resume.allow": "seed", "batch_size": 16, "steps": at + 1, "eval.every": 0}
+    )
     c.eval.data.heldout = ""
     assert loop.train(c, folder / "others") == 0
     assert "resume.allow says: seed: 0 -> 5" in capsys.readouterr().out
     saved = steps.saved_with(folder / "others" / "checkpoints" / str(at + 1))
-    assert saved["data"]["rows"] == at * 8 + 16 == trackers.read(folder / "others")[-1]["tokens"] // 16
+    assert (
+        saved["data"]["rows"] == at * 8 + 16 == trackers.read(folder / "others")[-1]["tokens"] // 16
+    )
 
 
 def test_a_loss_that_is_not_a_number_goes_on(folder):
-    c = runs.config(folder, **{"optimizer.learning_rate": 1e30, "optimizer.clip": 0.0, "optimizer.warmup": 0, "checkpoint.every": 1})
+    c = runs.config(
+        folder,
+        **{
+            "optimizer.learning_rate": 1e30,
+            "optimizer.clip": 0.0,
+            "optimizer.warmup": 0,
+            "checkpoint.every": 1,
+        },
+    )
     said = r"is (nan|inf) at step 2: stopped. No checkpoint is from before it; step 1, which led to it, is kept as 1.diverged; try an"
     with pytest.raises(loop.TrainingError, match=said):
         loop.train(c, folder / "nan")
-    assert checkpoints.steps(folder / "nan") == [] and (folder / "nan" / "checkpoints" / "1.diverged" / "state").is_dir()
+    assert (
+        checkpoints.steps(folder / "nan") == []
+        and (folder / "nan" / "checkpoints" / "1.diverged" / "state").is_dir()
+    )
     assert [row["step"] for row in trackers.read(folder / "nan")] == [1]
     status = json.loads((folder / "nan" / "status.json").read_text())
     assert status["state"] == "failed" and "step 2" in status["error"]
 
 
 def test_weights_to_start_from_are_not_used(whole, folder):
-    c = runs.config(folder, **{"init_from": str(whole[0]), "steps": 1, "tokenizer": "", "optimizer.warmup": 0})
+    c = runs.config(
+        folder, **{"init_from": str(whole[0]), "steps": 1, "tokenizer": "", "optimizer.warmup": 0}
+    )
     assert loop.train(c, folder / "continued") == 0
     first, last = losses(folder / "continued")[0][1]["loss"], losses(whole[0])[-2][1]["loss"]
     assert first < last + 0.5 < losses(whole[0])[0][1]["loss"]
@@ -175,8 +212,13 @@ def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "[130, 130] [0, 0]", done.stdout + done.stderr
     assert "Ctrl-C: still training, which has to end first, then the run is saved" in done.stderr
-    stopped = [line for line in done.stdout.splitlines() if line.startswith("stopped by SIGINT at step")]
-    assert len(stopped) == 1 and f"continuing {folder}/two after step {stopped[0].split()[5].rstrip(';')}" in done.stdout
+    stopped = [
+        line for line in done.stdout.splitlines() if line.startswith("stopped by SIGINT at step")
+    ]
+    assert (
+        len(stopped) == 1
+        and f"continuing {folder}/two after step {stopped[0].split()[5].rstrip(';')}" in done.stdout
+    )
     for (step, ours), (also, theirs) in zip(losses(folder / "two"), losses(whole[0]), strict=True):
         assert step == also and ours == pytest.approx(theirs, abs=1e-6)
     ours, theirs = (checkpoints.load_params(d)[1] for d in (folder / "two", whole[0]))
@@ -192,19 +234,27 @@ def test_a_prompt_begins_unlike_the_documents_of_training(whole, monkeypatch, tm
     assert build_prompt(tokenizer, "Who?", (), 64).tokens[0] == 0
     command = importlib.import_module("lm.generate")
     monkeypatch.setattr("lm.loading.load", lambda *_: (model, params, tokenizer))
-    monkeypatch.setattr("lm.generation.stream_text", lambda *given, **_: asked.append(given[3]) or iter(()))
+    monkeypatch.setattr(
+        "lm.generation.stream_text", lambda *given, **_: asked.append(given[3]) or iter(())
+    )
     assert command.main([f"--model={whole[0]}", "--prompt=The 3"]) == 0 and asked == [ids]
     wanted = lm.generate(model, params, [ids], 6)
-    assert lm.generate_text(model, params, tokenizer, ["The 3"], 6) == [tokenizer.decode(wanted[0], skip_special_tokens=True)]
+    assert lm.generate_text(model, params, tokenizer, ["The 3"], 6) == [
+        tokenizer.decode(wanted[0], skip_special_tokens=True)
+    ]
     lm.to_hf(model, params, tmp_path / "out", tokenizer)
     assert lm.load_tokenizer(tmp_path / "out").encode("The 3") == ids
 
 
 def test_a_run_from_before_this_was_kept_begins_prompts_otherwise(whole, tmp_path):
-    old = shutil.copytree(whole[0], tmp_path / "old", ignore=shutil.ignore_patterns("cache", "tensorboard"))
+    old = shutil.copytree(
+        whole[0], tmp_path / "old", ignore=shutil.ignore_patterns("cache", "tensorboard")
+    )
     tokenizers.bytes_only().save_pretrained(old / "model" / "tokenizer")
     (old / "digests-0-of-1").unlink()  # which came later still
     assert load(str(old))[2].encode("a") == [0, *tokenizers.bytes_only().encode("a")]
     config = json.loads((old / "config.json").read_text())
-    (old / "config.json").write_text(json.dumps(config | {"objective": config["objective"] | {"name": "instruct"}}))
+    (old / "config.json").write_text(
+        json.dumps(config | {"objective": config["objective"] | {"name": "instruct"}})
+    )
     assert load(str(old))[2].encode("a") == tokenizers.bytes_only().encode("a")

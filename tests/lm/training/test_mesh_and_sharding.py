@@ -36,7 +36,9 @@ def test_mesh_axes_are_explicit():
 
 def shapes_and_names(config=small.MODEL):
     model = build(config)
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), _batch())["params"]), model.logical_axes()
+    return jax.eval_shape(
+        lambda: model.init(jax.random.key(0), _batch())["params"]
+    ), model.logical_axes()
 
 
 def _batch():
@@ -48,33 +50,50 @@ def _batch():
 def test_a_misspelled_logical_axis_is_silently_replicated():
     shapes, names = shapes_and_names()
     names["layers"]["mlp"]["up"] = ("layers", "embed", "mpl")
-    with pytest.raises(ConfigError, match=r"parameter layers/mlp/up: dimension 2 \(size 64\) is called 'mpl'.*did you mean 'mlp'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"parameter layers/mlp/up: dimension 2 \(size 64\) is called 'mpl'.*did you mean 'mlp'",
+    ):
         sharding.parameter_shardings(make_mesh(1, 8, 1), names, shapes)
 
 
 def test_a_size_that_does_not_divide_reaches_the_compiler(monkeypatch):
     monkeypatch.setattr(jax, "jit", lambda *_, **__: pytest.fail("something was compiled"))
     model, adamw, _ = small.parts()  # 2 key/value heads
-    with pytest.raises(ConfigError, match=r"parameter layers/attention/key: dimension 2 \('kv_heads', size 2\) .* mesh.tensor = 4"):
+    with pytest.raises(
+        ConfigError,
+        match=r"parameter layers/attention/key: dimension 2 \('kv_heads', size 2\) .* mesh.tensor = 4",
+    ):
         abstract_state(model, adamw, make_mesh(2, 1, 4))
 
 
 def test_a_batch_that_does_not_divide_reaches_the_compiler():
-    with pytest.raises(ConfigError, match=r"the batch: dimension 0 \('batch', size 12\) does not divide by mesh.data x mesh.fsdp = 8"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the batch: dimension 0 \('batch', size 12\) does not divide by mesh.data x mesh.fsdp = 8",
+    ):
         sharding.batch_sharding(make_mesh(4, 2, 1), (12, 16))
 
 
 def test_one_mesh_axis_shards_two_dimensions():
     rules = dict(sharding.PARAMETERS) | {"table_embed": ("tensor",)}
     with pytest.raises(ConfigError, match="'tensor' would shard two dimensions"):
-        sharding.parameter_shardings(make_mesh(4, 1, 2), shapes_and_names()[1], shapes_and_names()[0], rules)
+        sharding.parameter_shardings(
+            make_mesh(4, 1, 2), shapes_and_names()[1], shapes_and_names()[0], rules
+        )
 
 
 def test_a_rule_for_a_mesh_axis_that_does_not_exist_is_accepted():
     for wrong in (None, 5, "fsdp", {"fsdp": 1}, (1,), (None,), (("fsdp",),)):
-        with pytest.raises(ConfigError, match=r"sharding.parameters.embed=.*: expected a tuple of mesh axes, such as \('fsdp',\)"):
+        with pytest.raises(
+            ConfigError,
+            match=r"sharding.parameters.embed=.*: expected a tuple of mesh axes, such as \('fsdp',\)",
+        ):
             sharding.check_rules(make_mesh(), {"embed": wrong}, "parameters")
-    with pytest.raises(ConfigError, match=r"sharding.parameters.embed names the mesh axis 'fsdpp' \(did you mean 'fsdp'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"sharding.parameters.embed names the mesh axis 'fsdpp' \(did you mean 'fsdp'",
+    ):
         sharding.check_rules(make_mesh(), {"embed": ("fsdpp",)}, "parameters")
 
 
@@ -88,6 +107,11 @@ def test_a_misspelled_activation_name_is_silently_replicated():
 
 def test_fresh_parameters_depend_on_the_mesh():
     model, adamw, _ = small.parts()
-    one, eight = (create_state(model, adamw, small.mesh_of(*shape), 7).params for shape in ((1, 1, 1), (2, 2, 2)))
-    same = jax.tree.map(lambda a, b: bool((jax.device_get(a) == jax.device_get(b)).all()), one, eight)
+    one, eight = (
+        create_state(model, adamw, small.mesh_of(*shape), 7).params
+        for shape in ((1, 1, 1), (2, 2, 2))
+    )
+    same = jax.tree.map(
+        lambda a, b: bool((jax.device_get(a) == jax.device_get(b)).all()), one, eight
+    )
     assert all(jax.tree.leaves(same))

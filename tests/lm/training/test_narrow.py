@@ -16,10 +16,18 @@ from lm.training.rules import by_path
 from lm.training.state import Extras, abstract_state, create_state
 from tests.lm.training import small
 
-AXES = {"layers/mlp/up": ("layers", "embed", "mlp"), "embeddings/token": ("vocab", "table_embed"), "norm/scale": ("norm",)}
+AXES = {
+    "layers/mlp/up": ("layers", "embed", "mlp"),
+    "embeddings/token": ("vocab", "table_embed"),
+    "norm/scale": ("norm",),
+}
 START = {
-    "layers": {"mlp": {"up": np.random.default_rng(0).uniform(0.5, 1, (2, 16, 8)).astype(jnp.bfloat16)}},
-    "embeddings": {"token": np.random.default_rng(1).uniform(0.5, 1, (32, 16)).astype(jnp.bfloat16)},
+    "layers": {
+        "mlp": {"up": np.random.default_rng(0).uniform(0.5, 1, (2, 16, 8)).astype(jnp.bfloat16)}
+    },
+    "embeddings": {
+        "token": np.random.default_rng(1).uniform(0.5, 1, (32, 16)).astype(jnp.bfloat16)
+    },
     "norm": {"scale": np.full(16, 0.75, jnp.bfloat16)},
 }
 UPDATES, RATE, B2 = 400, 1e-6, 0.99
@@ -29,15 +37,21 @@ F32 = jnp.dtype("float32")
 def trained(name, dtype, rounding="master", rate=RATE):
     """(params, optimizer's state) after UPDATES with a gradient of ones, without decay."""
     options = {"b2": B2} if name == "adamw" else {}
-    o = optimizer.build(name, lambda _: rate, AXES, weight_decay=0.0, clip=0.0, rounding=rounding, **options)
+    o = optimizer.build(
+        name, lambda _: rate, AXES, weight_decay=0.0, clip=0.0, rounding=rounding, **options
+    )
 
     def step(carry, _):
         params, state = carry
-        updates, state = o.update(jax.tree.map(lambda x: jnp.ones(x.shape, F32), params), state, params)
+        updates, state = o.update(
+            jax.tree.map(lambda x: jnp.ones(x.shape, F32), params), state, params
+        )
         return (optax.apply_updates(params, updates), state), None
 
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), START)
-    params, state = jax.jit(lambda carry: jax.lax.scan(step, carry, length=UPDATES)[0])((params, o.init(params)))
+    params, state = jax.jit(lambda carry: jax.lax.scan(step, carry, length=UPDATES)[0])(
+        (params, o.init(params))
+    )
     return by_path(params), state
 
 
@@ -51,20 +65,31 @@ def test_bfloat16_parameters_are_those_of_float32_rounded(name):
     assert floats(state) == {F32}
     for path, x in exact.items():
         master = by_path(state["master"])[path]
-        assert np.all(np.asarray(master) != by_path(START)[path].astype(np.float32)), f"{path}: some of it has not moved"
+        assert np.all(np.asarray(master) != by_path(START)[path].astype(np.float32)), (
+            f"{path}: some of it has not moved"
+        )
         np.testing.assert_allclose(master, x, rtol=3e-7)
         np.testing.assert_array_equal(rough[path], master.astype(jnp.bfloat16))
     if name == "adamw":
         assert floats(state["inner"][1].nu) == {F32}
-        np.testing.assert_allclose(state["inner"][1].nu["norm"]["scale"], 1 - B2**UPDATES, rtol=1e-4)
+        np.testing.assert_allclose(
+            state["inner"][1].nu["norm"]["scale"], 1 - B2**UPDATES, rtol=1e-4
+        )
 
 
 def test_stochastic_rounding_moves_the_mean_as_far_without_a_copy():
     params, state = trained("adamw", "bfloat16", "stochastic", rate=1e-5)
     assert set(state) == {"inner", "count"} and floats(state) == {F32}
-    moved = np.concatenate([(x.astype(np.float32) - by_path(START)[name].astype(np.float32)).ravel() for name, x in params.items()])
+    moved = np.concatenate(
+        [
+            (x.astype(np.float32) - by_path(START)[name].astype(np.float32)).ravel()
+            for name, x in params.items()
+        ]
+    )
     spacing = 2.0**-8  # of bfloat16 in [0.5, 1): as far as all updates together
-    np.testing.assert_allclose(moved.mean(), -UPDATES * 1e-5, atol=4 * spacing / np.sqrt(moved.size))
+    np.testing.assert_allclose(
+        moved.mean(), -UPDATES * 1e-5, atol=4 * spacing / np.sqrt(moved.size)
+    )
     assert {x.dtype for x in params.values()} == {jnp.dtype("bfloat16")}
 
 
@@ -82,7 +107,10 @@ def test_moments_and_copies_are_sharded_as_their_parameters():
     of = lambda tree: {name: x.sharding for name, x in by_path(tree).items()}
     assert of(state.opt_state["master"]) == of(state.params)
     assert of(state.opt_state["inner"][1].nu) == of(state.params)
-    assert narrow.described(state, "bfloat16") == "bfloat16 parameters, copies of float32 ones; float32 moments; computed in bfloat16"
+    assert (
+        narrow.described(state, "bfloat16")
+        == "bfloat16 parameters, copies of float32 ones; float32 moments; computed in bfloat16"
+    )
 
 
 def test_weights_that_are_bfloat16_on_disk_train_in_float32():
@@ -101,7 +129,9 @@ def test_adapters_and_averages_of_a_bfloat16_base_are_float32():
     state = abstract_state(model, o, small.mesh_of(1, 1, 1), extras=Extras(ema=True, plan=plan))
     assert floats(state.fixed) == {jnp.dtype("bfloat16")}
     assert floats((state.params, state.opt_state, state.ema)) == {F32}
-    assert narrow.described(state, "float32").startswith("float32 parameters beside a base in bfloat16; float32 moments")
+    assert narrow.described(state, "float32").startswith(
+        "float32 parameters beside a base in bfloat16; float32 moments"
+    )
 
 
 def test_a_rounding_that_would_be_ignored_is_refused():

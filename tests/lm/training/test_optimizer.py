@@ -27,7 +27,9 @@ SHAPES = {"layers/attention/query": (2, 6, 2, 4), "layers/attention/out": (2, 2,
 
 def tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
-    return {name: (scale * rng.normal(size=shape)).astype(np.float32) for name, shape in SHAPES.items()}
+    return {
+        name: (scale * rng.normal(size=shape)).astype(np.float32) for name, shape in SHAPES.items()
+    }
 
 
 def nested(flat):
@@ -38,7 +40,9 @@ def nested(flat):
 
 def ours(name, **options):
     """Parameters after STEPS updates, by path."""
-    return with_(optimizer.build(name, lambda _: RATE, AXES, weight_decay=DECAY, clip=0.0, **options))
+    return with_(
+        optimizer.build(name, lambda _: RATE, AXES, weight_decay=DECAY, clip=0.0, **options)
+    )
 
 
 def with_(transformation):
@@ -88,7 +92,9 @@ def test_adamw_is_not_torch_s():
 
 def test_adafactor_is_not_transformers_layer_by_layer():
     transformers = pytest.importorskip("transformers.optimization")
-    make = lambda ps, decay: transformers.Adafactor(ps, RATE, scale_parameter=True, relative_step=False, weight_decay=0.0)
+    make = lambda ps, decay: transformers.Adafactor(
+        ps, RATE, scale_parameter=True, relative_step=False, weight_decay=0.0
+    )
     one = optimizer._adafactor(AXES, {}, factored=2)
     plain = optax.chain(one, optax.scale_by_learning_rate(RATE))
     # transformers factors a table by its last two dimensions as well; a vector is not factored by either.
@@ -97,7 +103,9 @@ def test_adafactor_is_not_transformers_layer_by_layer():
 
 def test_adafactor_keeps_whole_second_moments_of_large_matrices():
     axes = {"layers/mlp/up": ("layers", "embed", "mlp")}
-    state = optimizer.build("adafactor", lambda _: 1.0, axes).init(nested({"layers/mlp/up": jnp.zeros((3, 128, 256))}))
+    state = optimizer.build("adafactor", lambda _: 1.0, axes).init(
+        nested({"layers/mlp/up": jnp.zeros((3, 128, 256))})
+    )
     assert sum(x.size for x in jax.tree.leaves(state)) < 3 * (128 + 256 + 3)
 
 
@@ -133,11 +141,15 @@ def test_muon_is_not_its_formula_on_every_matrix_of_every_layer():
                 m = 0.95 * m + 0.05 * g
                 look_ahead = 0.95 * m / (1 - 0.95 ** (n + 2)) + 0.05 * g / (1 - 0.95 ** (n + 1))
                 p -= RATE * (0.2 * np.sqrt(max(p.shape)) * newton_schulz(look_ahead) + DECAY * p)
-        np.testing.assert_allclose(found[name], np.stack(layers).reshape(SHAPES[name]), rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            found[name], np.stack(layers).reshape(SHAPES[name]), rtol=1e-3, atol=1e-4, err_msg=name
+        )
 
 
 def test_muon_is_not_torch_s_up_to_its_bfloat16():
-    make = lambda ps, decay: torch.optim.Muon(ps, RATE, decay, 0.95, nesterov=False, adjust_lr_fn="match_rms_adamw")
+    make = lambda ps, decay: torch.optim.Muon(
+        ps, RATE, decay, 0.95, nesterov=False, adjust_lr_fn="match_rms_adamw"
+    )
     chain = optax.chain(
         muon.grouped(
             lambda path: "muon" if path in MATRICES else "rest",
@@ -157,18 +169,41 @@ def test_muon_does_not_leave_the_rest_to_adamw():
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_kernel_of_a_family_is_no_matrix_or_a_table_is_one(family):
     sizes = families.get(family).presets
-    axes = rules.by_path(build(families.preset(family, "tiny" if "tiny" in sizes else next(iter(sizes)))).logical_axes())
+    axes = rules.by_path(
+        build(
+            families.preset(family, "tiny" if "tiny" in sizes else next(iter(sizes)))
+        ).logical_axes()
+    )
     last = lambda name: name.rsplit("/", 1)[-1]
-    inner = {"query", "key", "value", "out", "up", "gate", "down", "input", "bc", "dt_in", "dt_down", "dt_up"}
+    inner = {
+        "query",
+        "key",
+        "value",
+        "out",
+        "up",
+        "gate",
+        "down",
+        "input",
+        "bc",
+        "dt_in",
+        "dt_down",
+        "dt_up",
+    }
     assert {name for name in axes if matrix(name, axes[name])} == {
         name for name in axes if last(name) in inner | {"dense", "kernel", "projection"}
     }
-    assert {name for name in axes if muon.muon_matrix(name, axes)} == {name for name in axes if last(name) in inner}
+    assert {name for name in axes if muon.muon_matrix(name, axes)} == {
+        name for name in axes if last(name) in inner
+    }
 
 
 def test_the_dimensions_of_a_kernel_are_not_its_inputs_and_outputs():
-    assert matrix("layers/attention/query", AXES["layers/attention/query"]) == Matrix((0,), (1,), (2, 3))
-    assert matrix("layers/attention/out", AXES["layers/attention/out"]) == Matrix((0,), (1, 2), (3,))
+    assert matrix("layers/attention/query", AXES["layers/attention/query"]) == Matrix(
+        (0,), (1,), (2, 3)
+    )
+    assert matrix("layers/attention/out", AXES["layers/attention/out"]) == Matrix(
+        (0,), (1, 2), (3,)
+    )
     assert matrix("layers_0/mlp/up", ("embed", "mlp")) == Matrix((), (0,), (1,))
 
 

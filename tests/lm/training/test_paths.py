@@ -44,7 +44,11 @@ def test_metrics_in_a_bucket_are_lost_or_doubled_on_resume(bucket):
     second = trackers.Trackers(bucket, 2)
     second.write({"step": 3, "loss": 0.25})
     second.close()
-    assert [(row["step"], row["loss"]) for row in trackers.read(bucket)] == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert [(row["step"], row["loss"]) for row in trackers.read(bucket)] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 0.25),
+    ]
     trackers.plot(bucket)
     remote = paths.resolve(bucket)
     assert (remote / "plots/loss.png").read_bytes().startswith(b"\x89PNG")
@@ -64,7 +68,10 @@ def test_what_the_weights_mean_does_not_come_back_from_a_bucket(bucket):
 
 
 def test_files_in_a_bucket_are_read_again_for_their_digests(bucket, monkeypatch):
-    remote, stored = paths.resolve(bucket) / "checkpoints/3", {"a": "AAAAAA==", "state/d/b": "BBBBBB=="}
+    remote, stored = (
+        paths.resolve(bucket) / "checkpoints/3",
+        {"a": "AAAAAA==", "state/d/b": "BBBBBB=="},
+    )
     for name in stored:
         (remote / name).parent.mkdir(parents=True, exist_ok=True)
         (remote / name).write_bytes(b"x" * 10)
@@ -72,7 +79,10 @@ def test_files_in_a_bucket_are_read_again_for_their_digests(bucket, monkeypatch)
 
     def with_checksums(self, path, **options):
         found = find(self, path, **options)
-        return {at: info | {"crc32c": stored.get(at.partition("checkpoints/3/")[2], "")} for at, info in found.items()}
+        return {
+            at: info | {"crc32c": stored.get(at.partition("checkpoints/3/")[2], "")}
+            for at, info in found.items()
+        }
 
     monkeypatch.setattr(Bucket, "find", with_checksums)
     digests.write(remote, 1, 2)

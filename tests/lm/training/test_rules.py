@@ -25,21 +25,32 @@ def names(family):
     return rules.by_path(build(families.preset(family, "tiny")).logical_axes())
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "t5", "bart", "mamba", "mamba2", "bamba", "albert"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "bert", "t5", "bart", "mamba", "mamba2", "bamba", "albert"]
+)
 def test_norms_biases_or_a_state_space_s_own_vectors_decay_or_matrices_do_not(family):
     shares = {name: rules.of(rules.DECAY, name, "optimizer.decay") for name in names(family)}
     undecayed = ("/scale", "norm_scale", "bias", "a_log", "skip")
-    assert {name for name, share in shares.items() if share == 0.0} == {name for name in shares if name.endswith(undecayed)}
+    assert {name for name, share in shares.items() if share == 0.0} == {
+        name for name in shares if name.endswith(undecayed)
+    }
     assert set(shares.values()) == {0.0, 1.0}
 
 
 def test_a_parameter_without_a_pattern_or_a_pattern_without_a_parameter_is_accepted():
     with pytest.raises(ConfigError, match=r"optimizer.decay has no pattern for parameter a/kernel"):
         rules.values({"a": {"kernel": 0}}, ((r"bias$", 0.0),), "optimizer.decay")
-    with pytest.raises(ConfigError, match=r"optimizer.rates: 'layrs' is in no parameter's path; there are .*layers/mlp/up"):
+    with pytest.raises(
+        ConfigError,
+        match=r"optimizer.rates: 'layrs' is in no parameter's path; there are .*layers/mlp/up",
+    ):
         rules.check_used(names("gpt2"), ((r"layrs", 0.0), (r".", 1.0)), "optimizer.rates")
-    with pytest.raises(ConfigError, match=r"'layers/mpl' of 'embeddings|layers/mpl' is in no parameter's path"):
-        rules.check_used(names("gpt2"), ((r"embeddings|layers/mpl", 0.0), (r".", 1.0)), "optimizer.rates")
+    with pytest.raises(
+        ConfigError, match=r"'layers/mpl' of 'embeddings|layers/mpl' is in no parameter's path"
+    ):
+        rules.check_used(
+            names("gpt2"), ((r"embeddings|layers/mpl", 0.0), (r".", 1.0)), "optimizer.rates"
+        )
 
 
 @pytest.mark.parametrize(
@@ -68,8 +79,12 @@ def frozen_run():
     adamw = optimizer.adamw(schedule, rates=FREEZE)
     extras = Extras(ema=True, rates=FREEZE)
     state = create_state(model, adamw, mesh, 0, extras=extras)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, adamw, mesh, extras=extras))
-    step = make_train_step(model, next_token, adamw, schedule, shardings=shardings.params, rates=FREEZE, ema=0.9)
+    shardings = jax.tree.map(
+        lambda x: x.sharding, abstract_state(model, adamw, mesh, extras=extras)
+    )
+    step = make_train_step(
+        model, next_token, adamw, schedule, shardings=shardings.params, rates=FREEZE, ema=0.9
+    )
     batch = Batch.of(np.random.default_rng(0).integers(0, 64, (4, 16)))
     before = jax.device_get(state)
     with sharding.activate(mesh):
@@ -93,5 +108,7 @@ def test_a_frozen_parameter_moves_or_has_moments_or_a_trained_one_does_not(froze
 def test_a_rate_is_not_a_multiple_of_the_learning_rate():
     params = {"query": jnp.ones(3), "key": jnp.ones(3)}
     adamw = optimizer.adamw(lambda _: 0.1, rates=FREEZE)
-    updates, _ = adamw.update({"query": jnp.ones(3), "key": jnp.ones(3)}, adamw.init(params), params)
+    updates, _ = adamw.update(
+        {"query": jnp.ones(3), "key": jnp.ones(3)}, adamw.init(params), params
+    )
     np.testing.assert_allclose(updates["query"], 3 * updates["key"], rtol=1e-6)

@@ -56,7 +56,12 @@ def test_a_run_shorter_than_its_warmup_never_reaches_its_peak():
     config.steps = 8
     _, schedule = optimizer.of_config(config.optimizer, 8, {})
     falling = [0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * share)) for share in (0, 0.25, 0.5, 0.75)]
-    np.testing.assert_allclose([schedule(n) for n in range(8)], [0.25, 0.5, 0.75, 1.0, *falling], rtol=1e-6)
-    assert settings.shortened(config) == "optimizer.warmup=100 is shortened to 4 updates, half of steps=8"
+    np.testing.assert_allclose(
+        [schedule(n) for n in range(8)], [0.25, 0.5, 0.75, 1.0, *falling], rtol=1e-6
+    )
+    assert (
+        settings.shortened(config)
+        == "optimizer.warmup=100 is shortened to 4 updates, half of steps=8"
+    )
     config.optimizer.warmup = 4
     assert not settings.shortened(config)

@@ -33,7 +33,10 @@ SAVED = facts()
     [
         ({"seed": 5}, "seed: 0 -> 5"),
         ({"length": 8, "rows": packing.synthetic(64, 20, 8)}, "length: 256 -> 8"),
-        ({"rows": appended(PACKED)}, r"data.files: rows 20 with CRC-32 \w{8} -> rows 21 with CRC-32"),
+        (
+            {"rows": appended(PACKED)},
+            r"data.files: rows 20 with CRC-32 \w{8} -> rows 21 with CRC-32",
+        ),
         ({"data.separator": "|", "rows": appended(PACKED)}, r"data.separator: '' -> '|'"),
         ({"objective.name": "prefix_lm"}, "objective.name: 'next_token' -> 'prefix_lm'"),
     ],
@@ -64,23 +67,42 @@ def test_what_does_not_change_the_rows_is_refused():
         "data.separator": "|",
         "data.max_bad_share": 0.5,
     }
-    changes |= {"objective.z_loss": 1e-4, "objective.masked.rate": 0.3, "optimizer.learning_rate": 1.0}
+    changes |= {
+        "objective.z_loss": 1e-4,
+        "objective.masked.rate": 0.3,
+        "optimizer.learning_rate": 1.0,
+    }
     assert sequence.check(SAVED, facts(**changes), "", 1) == []
-    assert sequence.check({n: v for n, v in SAVED.items() if n != "data.stride"}, facts(**{"data.stride": 2}), "", 1) == [], (
-        "a newer version's field"
-    )
+    assert (
+        sequence.check(
+            {n: v for n, v in SAVED.items() if n != "data.stride"},
+            facts(**{"data.stride": 2}),
+            "",
+            1,
+        )
+        == []
+    ), "a newer version's field"
 
 
 def test_other_options_of_what_is_done_to_rows_are_taken_for_the_same():
     saved = facts(**{"objective.name": "masked"})
     with pytest.raises(CheckpointError, match=r"objective.masked.rate: 0.15 -> 0.3\n"):
-        sequence.check(saved, facts(**{"objective.name": "masked", "objective.masked.rate": 0.3}), "", 1)
+        sequence.check(
+            saved, facts(**{"objective.name": "masked", "objective.masked.rate": 0.3}), "", 1
+        )
 
 
 def test_sources_or_weights_of_a_mixture_change_in_silence():
     def mixed(**weights):
         parts = [Part(name, PACKED, weight) for name, weight in weights.items()]
-        return facts(Mixture(parts), **{"data.mixture": {name: {"files": "x", "weight": weight} for name, weight in weights.items()}})
+        return facts(
+            Mixture(parts),
+            **{
+                "data.mixture": {
+                    name: {"files": "x", "weight": weight} for name, weight in weights.items()
+                }
+            },
+        )
 
     with pytest.raises(CheckpointError, match=r"data.mixture.b.weight: 1.0 -> 3.0\nuse"):
         sequence.check(mixed(a=1.0, b=1.0), mixed(a=1.0, b=3.0), "", 1)

@@ -21,12 +21,20 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate=nan: expected a finite number"),
+        (
+            "optimizer.learning_rate",
+            float("nan"),
+            "optimizer.learning_rate=nan: expected a finite number",
+        ),
         ("optimizer.learning_rate", 0.0, "nothing would be learned"),
         ("optimizer.b1", 1.0, "optimizer.b1=1.0"),
         ("steps", -3, "steps=-3: expected a number of at least 1"),
         ("accumulate", 3, "batch_size=16 does not divide by accumulate=3"),
-        ("accumulate", 4, r"batch_size=16 / accumulate=4 = 4 rows do not divide over mesh.data x mesh.fsdp = 8; .* multiple of 32"),
+        (
+            "accumulate",
+            4,
+            r"batch_size=16 / accumulate=4 = 4 rows do not divide over mesh.data x mesh.fsdp = 8; .* multiple of 32",
+        ),
         ("mesh.fsdp", 3, "does not fit"),
         ("objective.name", "next_tokn", "did you mean 'next_token'"),
         ("objective.label_smoothing", 1.0, r"objective.label_smoothing=1.0: expected a share"),
@@ -34,7 +42,11 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
         ("data.files", "", "set data.files"),
         ("data.synthetic_rows", 8, "and not both"),
         ("tokenizer", "", "tokenizer is not set"),
-        ({"tokenizer": "", "data.files": "", "data.synthetic_rows": 8}, None, "samples.prompts and eval.data hold text"),
+        (
+            {"tokenizer": "", "data.files": "", "data.synthetic_rows": 8},
+            None,
+            "samples.prompts and eval.data hold text",
+        ),
         ("length", 129, "length=129 is more than model.max_length=128"),
         ("model.dtype", "float16", "loss scaling"),
         ("model.n_kv_heads", 3, "n_heads=8 is not a multiple"),
@@ -49,7 +61,9 @@ def test_a_config_that_cannot_work_is_started(tmp_path, monkeypatch, field, valu
     c.update_from_flattened_dict(field if isinstance(field, dict) else {field: value})
     if said is None:
         return settings.check(c, 8)
-    monkeypatch.chdir(tmp_path)  # the data files of the config are not here: touching them would be another error
+    monkeypatch.chdir(
+        tmp_path
+    )  # the data files of the config are not here: touching them would be another error
     with pytest.raises(ConfigError, match=said):
         loop.train(c, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -81,7 +95,10 @@ def test_a_mistyped_argument_is_not_explained(args, said):
     [
         ("c.optimizer.lerning_rate = 1.0", 'line 4: KeyError: Key "lerning_rate" does not exist'),
         ("c.steps = 'many'", "line 4: TypeError"),
-        ("return specialise(c, 'tinny', tiny={})", "variant 'tinny' is unknown (did you mean 'tiny'?)"),
+        (
+            "return specialise(c, 'tinny', tiny={})",
+            "variant 'tinny' is unknown (did you mean 'tiny'?)",
+        ),
         ("return specialise(c, 'tiny', tiny={'stepps': 3})", "stepps"),
         ("return 3", "returned no ConfigDict"),
         ("1 / 0", "line 4: ZeroDivisionError"),
@@ -96,7 +113,9 @@ def test_a_mistake_in_a_config_file_is_not_explained(tmp_path, content, said):
     assert said in str(error.value) and "Traceback" not in str(error.value)
 
 
-@pytest.mark.parametrize("args", [[], ["--workdir=x"], ["--config=nowhere.py", "--workdir=x"], [GOOD[0]]])
+@pytest.mark.parametrize(
+    "args", [[], ["--workdir=x"], ["--config=nowhere.py", "--workdir=x"], [GOOD[0]]]
+)
 def test_a_missing_argument_is_not_named(args):
     with pytest.raises(ConfigError, match=r"--(config|workdir)"):
         command_line.parse(args)
@@ -104,9 +123,19 @@ def test_a_missing_argument_is_not_named(args):
 
 def test_overrides_are_not_applied():
     config, workdir = command_line.parse(
-        [*GOOD, "--config.steps=7", "--config.optimizer.learning_rate=2", "--config.samples.prompts=('a','b')"]
+        [
+            *GOOD,
+            "--config.steps=7",
+            "--config.optimizer.learning_rate=2",
+            "--config.samples.prompts=('a','b')",
+        ]
     )
-    assert (config.steps, config.optimizer.learning_rate, config.samples.prompts, workdir) == (7, 2.0, ("a", "b"), "unused")
+    assert (config.steps, config.optimizer.learning_rate, config.samples.prompts, workdir) == (
+        7,
+        2.0,
+        ("a", "b"),
+        "unused",
+    )
     assert config.is_locked
 
 
@@ -150,11 +179,16 @@ def test_flops_differ_from_what_the_compiler_counts():
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"])
     run = jax.jit(lambda p, b: model.apply({"params": p}, b).logits)
     counted = run.lower(params, batch).compile().cost_analysis()["flops"] / 128
-    ours = flops.forward_per_token(config.replace(causal=False, head="none"), 32) + 2 * 512 * 32  # XLA computes all scores
+    ours = (
+        flops.forward_per_token(config.replace(causal=False, head="none"), 32) + 2 * 512 * 32
+    )  # XLA computes all scores
     assert ours == pytest.approx(counted, rel=0.15)
 
 
-@pytest.mark.parametrize(("variant", "texts"), [("contrastive,bert", 3), ("span_corruption,t5", 1), ("next_token,llama", 1)])
+@pytest.mark.parametrize(
+    ("variant", "texts"),
+    [("contrastive,bert", 3), ("span_corruption,t5", 1), ("next_token,llama", 1)],
+)
 def test_texts_of_a_row_that_do_not_see_each_other_count_as_one_that_does(variant, texts):
     assert settings.texts(smoke.get_config(variant)) == texts
 
@@ -163,7 +197,9 @@ STATE_SPACE = dict(ssm_inner=96, ssm_state=5)
 OTHERS = {
     "seq2seq": dict(encoder_layers=3, encoder_d_ff=72, head="seq2seq_lm"),
     "mamba": dict(STATE_SPACE, ssm_dt_rank=4, d_ff=0),
-    "mamba2": dict(STATE_SPACE, ssm_heads=6, ssm_head_dim=16, ssm_groups=2, layer_pattern=("ssm", "global")),
+    "mamba2": dict(
+        STATE_SPACE, ssm_heads=6, ssm_head_dim=16, ssm_groups=2, layer_pattern=("ssm", "global")
+    ),
 }
 
 
@@ -171,14 +207,23 @@ OTHERS = {
 def test_matrix_parameters_are_not_those_of_the_model(name):
     """Counted for the flops against the arrays themselves: every matrix but tables, convolutions and what only recurs."""
     config = small.MODEL.replace(tie_embeddings=False, **OTHERS[name])
-    shapes = jax.eval_shape(lambda: build(config).init(jax.random.key(0), Batch.of([[1, 2]]))["params"])
-    sizes = {jax.tree_util.keystr(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    shapes = jax.eval_shape(
+        lambda: build(config).init(jax.random.key(0), Batch.of([[1, 2]]))["params"]
+    )
+    sizes = {
+        jax.tree_util.keystr(path): x.size
+        for path, x in jax.tree_util.tree_leaves_with_path(shapes)
+    }
     small_ones = ("'token'", "norm", "bias", "a_log", "conv", "skip")
-    matrices = {path: n for path, n in sizes.items() if not any(part in path for part in small_ones)}
+    matrices = {
+        path: n for path, n in sizes.items() if not any(part in path for part in small_ones)
+    }
     decoder = sum(n for path, n in matrices.items() if "['encoder']" not in path)
     assert sum(flops.parameters(config).values()) == decoder
     if config.encoder_layers:
-        assert sum(flops.parameters(config.encoder).values()) == sum(matrices.values()) - decoder > 0
+        assert (
+            sum(flops.parameters(config.encoder).values()) == sum(matrices.values()) - decoder > 0
+        )
 
 
 def test_the_peak_of_a_device_is_wrong():
@@ -199,6 +244,9 @@ def test_fields_of_model_are_ignored_with_init_from_in_silence():
     section.update(n_layers=2, d_model=32, eos_token_ids=(3,))  # the same as the model's
     settings.check_ignored(section, loaded, used)
     section.update(n_layers=99, vocab_size=7)
-    with pytest.raises(ConfigError, match=r"ignored: (model.vocab_size=7 \(it has 64\), )?model.n_layers=99 \(it has 2\)") as error:
+    with pytest.raises(
+        ConfigError,
+        match=r"ignored: (model.vocab_size=7 \(it has 64\), )?model.n_layers=99 \(it has 2\)",
+    ) as error:
         settings.check_ignored(section, loaded, used)
     assert "model.vocab_size=7" in str(error.value) and "d_model" not in str(error.value)

@@ -31,11 +31,17 @@ def alone():
 
 
 def assert_close(ours, theirs, tolerance=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), ours, theirs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), ours, theirs
+    )
 
 
-@pytest.mark.parametrize(("shape", "accumulate"), [((8, 1, 1), 1), ((1, 8, 1), 2), ((4, 1, 2), 4), ((2, 2, 2), 1)])
-def test_a_step_on_eight_devices_or_in_micro_batches_differs_from_one_device(alone, shape, accumulate):
+@pytest.mark.parametrize(
+    ("shape", "accumulate"), [((8, 1, 1), 1), ((1, 8, 1), 2), ((4, 1, 2), 4), ((2, 2, 2), 1)]
+)
+def test_a_step_on_eight_devices_or_in_micro_batches_differs_from_one_device(
+    alone, shape, accumulate
+):
     _, state, batch = small.lowered(shape, accumulate=accumulate)
     state, metrics = jax.device_get(small.compiled(shape, accumulate)(state, batch))
     assert_close(metrics, alone[1])
@@ -51,7 +57,9 @@ def test_micro_batches_of_unequal_weight_are_averaged_as_if_equal():
     batch = Batch.of(tokens, segments)
     mesh = small.mesh_of(1, 1, 1)
     state = create_state(model, adamw, mesh, 0)
-    step = lambda k: jax.jit(make_train_step(model, next_token, adamw, schedule, accumulate=k))(state, batch)[1]
+    step = lambda k: jax.jit(make_train_step(model, next_token, adamw, schedule, accumulate=k))(
+        state, batch
+    )[1]
     one, two = step(1), step(2)
     assert float(one["weight"]) == batch.weights.sum()
     assert_close(two, one)
@@ -59,9 +67,17 @@ def test_micro_batches_of_unequal_weight_are_averaged_as_if_equal():
 
 def test_sharding_constraints_are_not_in_the_program():
     lowered, _, _ = small.lowered((2, 2, 2))
-    constraints = [line for line in lowered.as_text().splitlines() if "sharding_constraint" in line or "@Sharding" in line]
-    assert sum('"data", "fsdp"' in line for line in constraints) >= 6, "activations are not split over the batch axes"
-    assert sum('"tensor"' in line for line in constraints) >= 4, "heads and mlp are not split over the tensor axis"
+    constraints = [
+        line
+        for line in lowered.as_text().splitlines()
+        if "sharding_constraint" in line or "@Sharding" in line
+    ]
+    assert sum('"data", "fsdp"' in line for line in constraints) >= 6, (
+        "activations are not split over the batch axes"
+    )
+    assert sum('"tensor"' in line for line in constraints) >= 4, (
+        "heads and mlp are not split over the tensor axis"
+    )
 
 
 def test_state_is_not_sharded_from_birth():
@@ -75,9 +91,17 @@ def test_state_is_not_sharded_from_birth():
 def test_xla_replicates_an_array_against_our_will():
     def warnings(*args):
         env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
-        run = subprocess.run([sys.executable, "-m", "tests.lm.training.small", *args], cwd=ROOT, env=env, capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.lm.training.small", *args],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
         assert run.returncode == 0, run.stderr
-        return [line for line in run.stderr.splitlines() if "Involuntary full rematerialization" in line]
+        return [
+            line for line in run.stderr.splitlines() if "Involuntary full rematerialization" in line
+        ]
 
     assert warnings("control"), "XLA's warning is not seen even where it must come"
     assert not warnings()
@@ -87,7 +111,9 @@ def test_a_step_compiles_again_after_the_first():
     _, state, batch = small.lowered((2, 2, 2))
     compiled = small.compiled((2, 2, 2))
     count = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: count.append(name) if "backend_compile" in name else None)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: count.append(name) if "backend_compile" in name else None
+    )
     with sharding.activate(small.mesh_of(2, 2, 2)):
         for _ in range(3):
             state, _ = compiled(state, batch)
@@ -105,7 +131,9 @@ def plain_step(model, adamw):
             return loss.sum, loss
 
         (_, loss), g = jax.value_and_grad(mean, has_aux=True)(params)
-        updates, opt_state = adamw.update(jax.tree.map(lambda x: x / loss.weight, g), opt_state, params)
+        updates, opt_state = adamw.update(
+            jax.tree.map(lambda x: x / loss.weight, g), opt_state, params
+        )
         return optax.apply_updates(params, updates), opt_state
 
     return jax.jit(step)
@@ -135,7 +163,9 @@ def test_a_step_with_everything_off_is_another_program_or_gives_other_bits():
     step = plain_step(model, adamw)
     for batch in rows(3):
         params, opt_state = step(params, opt_state, batch)
-    off = make_train_step(model, next_token, adamw, schedule, rates=rules.RATES, ema=0.0, skip_above=0.0)
+    off = make_train_step(
+        model, next_token, adamw, schedule, rates=rules.RATES, ema=0.0, skip_above=0.0
+    )
     found, _ = after(jax.jit(off), state, rows(3))
     assert identical(found.params, params) and identical(found.opt_state, opt_state)
     text = lambda f: str(jax.make_jaxpr(f)(state, rows(1)[0]))
@@ -156,18 +186,24 @@ def test_a_spike_changes_anything_or_is_not_counted():
     model, adamw, schedule = small.parts(CONFIG)
     mark = lambda batch, kind: batch.replace(types=np.full((2, 8), kind, np.int32))
     batches = [mark(batch, 0) for batch in rows(guard.SEEN + 2)]
-    state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True, guard=True))
+    state = create_state(
+        model, adamw, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True, guard=True)
+    )
     step = jax.jit(make_train_step(model, spiked, adamw, schedule, ema=0.9, skip_above=10.0))
     before, _ = after(step, state, batches[:-1])
     undisturbed, _ = after(step, before, batches[-1:])
     for kind, factor in enumerate(SPIKES[1:], 1):
         during, (metrics,) = after(step, before, [mark(batches[0], kind)])
-        assert metrics["skipped"] == 1.0 and metrics["nonfinite_in_a_row"] == float(not np.isfinite(factor)), factor
+        assert metrics["skipped"] == 1.0 and metrics["nonfinite_in_a_row"] == float(
+            not np.isfinite(factor)
+        ), factor
         for name in ("params", "opt_state", "ema"):
             assert identical(getattr(during, name), getattr(before, name)), (factor, name)
         later, (metrics,) = after(step, during, batches[-1:])
         assert metrics["skipped"] == 1.0 and metrics["nonfinite_in_a_row"] == 0.0
-        assert identical(later.params, undisturbed.params), "the update after a skipped one is not that of a run without it"
+        assert identical(later.params, undisturbed.params), (
+            "the update after a skipped one is not that of a run without it"
+        )
 
 
 def test_a_lasting_change_of_scale_is_skipped_for_ever():
@@ -177,7 +213,10 @@ def test_a_lasting_change_of_scale_is_skipped_for_ever():
         g, take = judged(g, jnp.float32(norm))
         taken.append(bool(take))
     assert taken[: guard.WINDOW] == [True] * guard.WINDOW
-    assert taken[guard.WINDOW :].index(True) == guard.WINDOW // 2 and int(g.skipped) == guard.WINDOW // 2
+    assert (
+        taken[guard.WINDOW :].index(True) == guard.WINDOW // 2
+        and int(g.skipped) == guard.WINDOW // 2
+    )
     assert all(taken[-guard.WINDOW // 2 :])
 
 
@@ -194,17 +233,24 @@ def test_the_average_is_not_the_recursion_of_the_parameters():
         d = min(0.15, (1 + n) / (10 + n))
         wanted = d * wanted + (1 - d) * np.asarray(up(state.params))
     np.testing.assert_allclose(up(state.ema), wanted, rtol=1e-5, atol=1e-7)
-    assert identical(average_of(state.params, state.ema), state.ema) and average_of(state.params, None) is state.params
+    assert (
+        identical(average_of(state.params, state.ema), state.ema)
+        and average_of(state.params, None) is state.params
+    )
 
 
 @pytest.mark.parametrize("name", ["muon", "adafactor", "lion"])
 def test_an_optimizer_gives_other_numbers_on_eight_devices(name):
     def run(shape):
         model, mesh = build(CONFIG.replace(d_model=128, d_ff=128)), small.mesh_of(*shape)
-        updates = optimizer.build(name, lambda _: 1e-2, rules.by_path(model.logical_axes()), clip=0.0)
+        updates = optimizer.build(
+            name, lambda _: 1e-2, rules.by_path(model.logical_axes()), clip=0.0
+        )
         state = create_state(model, updates, mesh, 0)
         shardings = jax.tree.map(lambda x: x.sharding, state)
-        step = make_train_step(model, next_token, updates, lambda _: 1e-2, shardings=shardings.params)
+        step = make_train_step(
+            model, next_token, updates, lambda _: 1e-2, shardings=shardings.params
+        )
         with sharding.activate(mesh):
             step = jax.jit(step, out_shardings=(shardings, None))
             for batch in rows(2, seed=5):

@@ -46,7 +46,9 @@ def test_a_process_that_is_not_the_first_writes(tmp_path):
 def test_the_picture_is_not_drawn(tmp_path):
     trackers.plot(tmp_path)
     assert not (tmp_path / "plots").exists()
-    (tmp_path / trackers.FILE).write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "eval/x/loss": 2.0}\n')
+    (tmp_path / trackers.FILE).write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 1, "eval/x/loss": 2.0}\n'
+    )
     trackers.plot(tmp_path)
     assert (tmp_path / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -66,7 +68,9 @@ def test_a_damaged_line_loses_those_after_it_or_stops_the_run(tmp_path, caplog):
     assert [row["step"] for row in trackers.read(tmp_path)] == [1, 3, 4, 5]
     trackers.keep_until(tmp_path / trackers.FILE, 5)
     assert (tmp_path / trackers.FILE).read_text() == "\n".join([rows[0], *rows[2:], ""])
-    assert (tmp_path / "metrics.jsonl.unreadable").read_text() == damaged and "lines [2, 6] are no rows" in caplog.text
+    assert (
+        tmp_path / "metrics.jsonl.unreadable"
+    ).read_text() == damaged and "lines [2, 6] are no rows" in caplog.text
 
 
 class Wandb(types.ModuleType):
@@ -98,19 +102,32 @@ def test_resuming_begins_another_run_of_wandb_or_a_key_is_handed_over(tmp_path, 
     for name in ("run", "other", "third"):
         (tmp_path / name).mkdir()
     for step in (0, 2):
-        tracker = trackers.Trackers(tmp_path / "run", step, tensorboard=False, wandb="speeches", config={"seed": 3})
+        tracker = trackers.Trackers(
+            tmp_path / "run", step, tensorboard=False, wandb="speeches", config={"seed": 3}
+        )
         tracker.write({"step": step + 1, "loss": 1.5, "mfu": None})
         tracker.close()
         tracker.close()
     first, second = fake.begun
-    assert first == second and first["id"] == json.loads((tmp_path / "run" / trackers.WANDB).read_text())["id"]
-    assert (first["project"], first["resume"], first["name"], first["config"]) == ("speeches", "allow", "run", {"seed": 3})
+    assert (
+        first == second
+        and first["id"] == json.loads((tmp_path / "run" / trackers.WANDB).read_text())["id"]
+    )
+    assert (first["project"], first["resume"], first["name"], first["config"]) == (
+        "speeches",
+        "allow",
+        "run",
+        {"seed": 3},
+    )
     assert not {"key", "api_key"} & first.keys() and fake.ended == 2
     assert fake.rows == [(1, {"loss": 1.5}), (3, {"loss": 1.5})]
     trackers.Trackers(tmp_path / "other", 0, tensorboard=False, active=False, wandb="speeches")
     assert len(fake.begun) == 2  # only the first process reports
     fake.refuses = True
-    with pytest.raises(ConfigError, match=r"log\.wandb='speeches': api_key not configured \(no-tty\)\. Use wandb login"):
+    with pytest.raises(
+        ConfigError,
+        match=r"log\.wandb='speeches': api_key not configured \(no-tty\)\. Use wandb login",
+    ):
         trackers.Trackers(tmp_path / "third", 0, tensorboard=False, wandb="speeches")
 
 

@@ -21,7 +21,10 @@ def pair(folder: pathlib.Path, interrupted: bool) -> list[int]:
     """The exit codes of two processes that train as `test_loop.stopped` does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        os.environ |= {"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}"}
+        os.environ |= {
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}",
+        }
     children: list[int] = []
     for rank in (1, 0):
         children.insert(0, os.fork())

@@ -40,20 +40,29 @@ def test_a_passage_is_its_span_and_fits_and_together_they_hold_every_word(text, 
     seen = set()
     for passage in found:
         start, end = passage.span
-        assert passage.text == " ".join(text[start:end].split()) and text[start:end] == text[start:end].strip()
+        assert (
+            passage.text == " ".join(text[start:end].split())
+            and text[start:end] == text[start:end].strip()
+        )
         assert count([passage.text])[0] <= size
         seen.update(range(start, end))
     assert all(i in seen for i, character in enumerate(text) if not character.isspace())
     starts = [passage.span for passage in found]
-    assert starts == sorted(starts) and len(set(starts)) == len(starts), "each begins, and ends, after the one before"
-    assert overlap or all(a[1] <= b[0] for a, b in itertools.pairwise(starts)), "without overlap nothing is there twice"
+    assert starts == sorted(starts) and len(set(starts)) == len(starts), (
+        "each begins, and ends, after the one before"
+    )
+    assert overlap or all(a[1] <= b[0] for a, b in itertools.pairwise(starts)), (
+        "without overlap nothing is there twice"
+    )
     check_passages(found)
 
 
 @settings(max_examples=200, deadline=None)
 @given(words, st.integers(8, 40), st.integers(0, 4))
 def test_no_sentence_that_fits_is_split(text, size, overlap):
-    borders = {border for passage in cut(text, "headings", size, overlap) for border in passage.span}
+    borders = {
+        border for passage in cut(text, "headings", size, overlap) for border in passage.span
+    }
     for start, end in sentences(text, 0, len(text)):
         inside = [border for border in borders if start < border < end]
         assert not inside or count([text[start:end]])[0] > size
@@ -71,8 +80,16 @@ def test_a_passage_repeats_at_most_the_overlap_and_always_goes_on(tokens, room, 
 
 
 def test_overlap_repeats_whole_sentences():
-    assert texts("Aaa bbb. Ccc. Ddd eee. Fff.", size=11, overlap=4) == ["Aaa bbb. Ccc.", "Ccc. Ddd eee.", "Fff."]
-    assert texts("Aaaa. Bbbb. Cccc. Dddd.", size=10, overlap=5) == ["Aaaa. Bbbb.", "Bbbb. Cccc.", "Cccc. Dddd."]
+    assert texts("Aaa bbb. Ccc. Ddd eee. Fff.", size=11, overlap=4) == [
+        "Aaa bbb. Ccc.",
+        "Ccc. Ddd eee.",
+        "Fff.",
+    ]
+    assert texts("Aaaa. Bbbb. Cccc. Dddd.", size=10, overlap=5) == [
+        "Aaaa. Bbbb.",
+        "Bbbb. Cccc.",
+        "Cccc. Dddd.",
+    ]
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -110,12 +127,20 @@ def test_what_is_too_long_is_cut_between_lines_then_words_then_anywhere():
 
 def test_a_word_of_ten_megabytes_is_cut_within_seconds_and_every_piece_fits():
     found = cut("x" * 10_000_000, size=200)
-    assert sum(len(passage.text) for passage in found) == 10_000_000 and max(count([p.text for p in found])) <= 200
+    assert (
+        sum(len(passage.text) for passage in found) == 10_000_000
+        and max(count([p.text for p in found])) <= 200
+    )
 
 
 def test_a_passage_is_named_by_the_headings_above_it_and_its_title_says_them():
     text = "# Guide\n\nHello.\n\n## Install\n\n### On *Linux*\n\nRun it.\n\n## Install\n\nAgain.\n"
-    found = cut(text, "headings", size=60, **{k: v for k, v in markdown(text.encode()).items() if k not in ("text", "way")})
+    found = cut(
+        text,
+        "headings",
+        size=60,
+        **{k: v for k, v in markdown(text.encode()).items() if k not in ("text", "way")},
+    )
     assert [(p.id, p.title, p.text) for p in found] == [
         ("d:1", "Guide", "Hello."),
         ("d#install/on-linux:1", "Guide > Install > On Linux", "Run it."),
@@ -125,15 +150,31 @@ def test_a_passage_is_named_by_the_headings_above_it_and_its_title_says_them():
 
 
 def test_headings_that_differ_in_signs_have_ids_of_their_own():
-    said = markdown(b"# C#\n\nOne.\n\n# C\n\nTwo.\n\n# C++\n\nThree.\n\n# A & B\n\nFour.\n\n# A B\n\nFive.\n")
-    found = {p.id: p.text for p in passages(Document("d", where="d", **(said | {"title": ""})), Chunking("headings"), count)}
+    said = markdown(
+        b"# C#\n\nOne.\n\n# C\n\nTwo.\n\n# C++\n\nThree.\n\n# A & B\n\nFour.\n\n# A B\n\nFive.\n"
+    )
+    found = {
+        p.id: p.text
+        for p in passages(
+            Document("d", where="d", **(said | {"title": ""})), Chunking("headings"), count
+        )
+    }
     (marked,) = (id for id in found if id.startswith("d#a-b~"))
-    assert found == {"d#c#:1": "One.", "d#c:1": "Two.", "d#c++:1": "Three.", marked: "Four.", "d#a-b:1": "Five."}
+    assert found == {
+        "d#c#:1": "One.",
+        "d#c:1": "Two.",
+        "d#c++:1": "Three.",
+        marked: "Four.",
+        "d#a-b:1": "Five.",
+    }
 
 
 def test_a_heading_with_nothing_under_it_is_a_passage_itself():
     said = markdown(b"# T\n\n## Never mix A and B\n\n## Next\n\n### Deep\n\nText.\n\n## Last\n")
-    found = [(p.id, p.title, p.text) for p in passages(Document("d.md", where="d.md", **said), Chunking(), count)]
+    found = [
+        (p.id, p.title, p.text)
+        for p in passages(Document("d.md", where="d.md", **said), Chunking(), count)
+    ]
     assert found == [
         ("d.md#never-mix-a-and-b:1", "T > Never mix A and B", "## Never mix A and B"), ("d.md#next/deep:1", "T > Next > Deep", "Text."),
         ("d.md#last:1", "T > Last", "## Last"),
@@ -142,7 +183,11 @@ def test_a_heading_with_nothing_under_it_is_a_passage_itself():
 
 def test_a_row_of_stops_is_looked_at_once():
     text = "." * 200_000 + "x" + "?!" * 100_000 + " End. Well?) Yes"
-    assert [text[start:end] for start, end in sentences(text, 0, len(text))][1:] == ["End.", "Well?)", "Yes"]
+    assert [text[start:end] for start, end in sentences(text, 0, len(text))][1:] == [
+        "End.",
+        "Well?)",
+        "Yes",
+    ]
 
 
 def test_the_space_before_a_word_is_counted_where_it_takes_a_token():
@@ -154,8 +199,12 @@ def test_the_space_before_a_word_is_counted_where_it_takes_a_token():
 def test_a_title_takes_its_tokens_from_the_text():
     heading = (Heading(0, 9, 1, "Bbbb cccc"),)
     (first, second) = cut("Bbbb cccc\nAaaaa. Ddddd.", "headings", size=16, headings=heading)
-    assert (first.text, second.text) == ("Aaaaa.", "Ddddd."), "9 of 16 tokens are the title's, so 8 are left: half, at least"
-    assert texts("Bbbb cccc\nAaaaa. Ddddd.", "headings", size=21, headings=heading) == ["Aaaaa. Ddddd."]
+    assert (first.text, second.text) == ("Aaaaa.", "Ddddd."), (
+        "9 of 16 tokens are the title's, so 8 are left: half, at least"
+    )
+    assert texts("Bbbb cccc\nAaaaa. Ddddd.", "headings", size=21, headings=heading) == [
+        "Aaaaa. Ddddd."
+    ]
 
 
 def test_a_row_stays_whole_when_it_fits_and_keeps_its_id_when_it_does_not():
@@ -168,29 +217,48 @@ def test_a_row_stays_whole_when_it_fits_and_keeps_its_id_when_it_does_not():
 
 def test_a_row_that_says_where_it_stands_in_its_source_is_found_there_whole_or_cut():
     assert [p.span for p in cut("Aaa.", whole=True, size=10, span=(100, 104))] == [(100, 104)]
-    assert [p.span for p in cut("Aaaaaaaa. Bbbbbbbb.", whole=True, size=10, span=(100, 119))] == [(100, 109), (110, 119)]
+    assert [p.span for p in cut("Aaaaaaaa. Bbbbbbbb.", whole=True, size=10, span=(100, 119))] == [
+        (100, 109),
+        (110, 119),
+    ]
 
 
 def test_an_id_stays_short_and_distinct_however_deep_the_folders():
     long = "folder/" * 100
-    ids = {next(passages(Document(long + name, "text", "d"), Chunking(), count)).id for name in ("a", "b")}
+    ids = {
+        next(passages(Document(long + name, "text", "d"), Chunking(), count)).id
+        for name in ("a", "b")
+    }
     assert len(ids) == 2 and all(len(id) <= 512 for id in ids)
 
 
 def test_a_page_is_told():
     found = cut("One.\nTwo. Three.\n\nFour.", pages=(0, 5, 18))
-    assert [(p.text, p.metadata) for p in found] == [("One. Two. Three.", {"page": "1"}), ("Four.", {"page": "3"})]
+    assert [(p.text, p.metadata) for p in found] == [
+        ("One. Two. Three.", {"page": "1"}),
+        ("Four.", {"page": "3"}),
+    ]
 
 
 @pytest.mark.parametrize("tokenizer", [word_tokenizer(), byte_tokenizer()], ids=["words", "bytes"])
 def test_tokens_are_counted_as_the_encoder_counts_them(tokenizer):
     texts = ["Some words, and more. " * 100, "", "\u00e9\U0001f600"]
-    assert token_counter(tokenizer)(texts) == [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    assert token_counter(tokenizer)(texts) == [
+        len(tokenizer.encode(text, add_special_tokens=False)) for text in texts
+    ]
     text = "Some words, and more! " * 200
-    for passage in passages(Document("d", text, "d"), Chunking("sentences", 62), token_counter(tokenizer)):
+    for passage in passages(
+        Document("d", text, "d"), Chunking("sentences", 62), token_counter(tokenizer)
+    ):
         assert len(tokenizer.encode(passage.searchable, add_special_tokens=False)) <= 62
-    blob = list(passages(Document("d", "x" * 300_000, "d"), Chunking("sentences", 62), token_counter(tokenizer)))
-    assert max(len(passage.text) for passage in blob) <= 62 * 32, "to BERT a long word is one unknown token"
+    blob = list(
+        passages(
+            Document("d", "x" * 300_000, "d"), Chunking("sentences", 62), token_counter(tokenizer)
+        )
+    )
+    assert max(len(passage.text) for passage in blob) <= 62 * 32, (
+        "to BERT a long word is one unknown token"
+    )
 
 
 @pytest.mark.parametrize("wrong, message", [

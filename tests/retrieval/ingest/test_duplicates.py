@@ -25,7 +25,9 @@ def brute(a, b):
 @pytest.fixture
 def texts(rng):
     """250 texts of 20 to 200 words, 100 of them copies of 50 others with a few words changed."""
-    made = [" ".join(f"w{i}" for i in rng.integers(0, 3000, rng.integers(20, 200))) for _ in range(150)]
+    made = [
+        " ".join(f"w{i}" for i in rng.integers(0, 3000, rng.integers(20, 200))) for _ in range(150)
+    ]
     for original in made[:50] * 2:
         words = original.split()
         for at in rng.integers(0, len(words), rng.integers(0, max(2, len(words) // 25))):
@@ -36,7 +38,11 @@ def texts(rng):
 
 def test_what_is_found_is_what_comparing_every_pair_finds(texts):
     sets = enumerate(map(shingles, texts))
-    pairs = {(i, j): s for (i, a), (j, b) in itertools.combinations(sets, 2) if (s := brute(a, b)) >= duplicates.NEAR}
+    pairs = {
+        (i, j): s
+        for (i, a), (j, b) in itertools.combinations(sets, 2)
+        if (s := brute(a, b)) >= duplicates.NEAR
+    }
     kept, expected = [], set()
     for j in range(len(texts)):
         (expected.add if any((i, j) in pairs for i in kept) else kept.append)(j)
@@ -48,19 +54,32 @@ def test_what_is_found_is_what_comparing_every_pair_finds(texts):
 def test_signatures_estimate_the_jaccard_similarity_they_stand_for(texts):
     sets = [shingled(text) for text in texts]
     minima = signatures(sets)
-    pairs = [(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if 0.2 < jaccard(sets[i], sets[j]) < 1]
-    errors = [np.mean(minima[i] == minima[j]) - brute(shingles(texts[i]), shingles(texts[j])) for i, j in pairs]
+    pairs = [
+        (i, j)
+        for i, j in itertools.combinations(range(len(texts)), 2)
+        if 0.2 < jaccard(sets[i], sets[j]) < 1
+    ]
+    errors = [
+        np.mean(minima[i] == minima[j]) - brute(shingles(texts[i]), shingles(texts[j]))
+        for i, j in pairs
+    ]
     assert len(errors) > 20 and np.abs(errors).max() < 0.16 and abs(np.mean(errors)) < 0.02
 
 
 def test_case_width_and_spaces_make_no_difference_and_are_called_exact():
-    assert find(["A  town", "a sea", "ａ\ntown", "A Sea"]) == [Duplicate(2, 0, 1.0, True), Duplicate(3, 1, 1.0, True)]
+    assert find(["A  town", "a sea", "ａ\ntown", "A Sea"]) == [
+        Duplicate(2, 0, 1.0, True),
+        Duplicate(3, 1, 1.0, True),
+    ]
     assert find([]) == [] and find(["", "!", "!!"]) == []
 
 
 def test_a_copy_of_what_is_left_out_is_left_out_for_the_one_that_stays():
     long = " ".join(map(str, range(100)))
-    assert [(d.index, d.of, d.exact) for d in find([long, long + " end", (long + " END")])] == [(1, 0, False), (2, 0, False)]
+    assert [(d.index, d.of, d.exact) for d in find([long, long + " end", (long + " END")])] == [
+        (1, 0, False),
+        (2, 0, False),
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -73,7 +92,8 @@ def test_leaving_duplicates_out_leaves_none(texts):
 
 def test_twenty_thousand_texts_of_one_template_are_done_within_seconds():
     texts = [
-        f"Town {i} is a city in land {i % 200}, it lies in region {i % 1000} and {i * 37 % 99999} people live in it" for i in range(20_000)
+        f"Town {i} is a city in land {i % 200}, it lies in region {i % 1000} and {i * 37 % 99999} people live in it"
+        for i in range(20_000)
     ]
     assert find(texts) == []
 

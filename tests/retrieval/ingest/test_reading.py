@@ -23,7 +23,10 @@ from retrieval.passages import check_id
 
 
 def names(*inputs, report=None):
-    return [file.name for file in find([str(given) for given in inputs], SUFFIXES, BINARY, report or Report())]
+    return [
+        file.name
+        for file in find([str(given) for given in inputs], SUFFIXES, BINARY, report or Report())
+    ]
 
 
 def documents(*inputs, report=None, **options):
@@ -36,7 +39,15 @@ def folder(tmp_path):
     docs = tmp_path / "docs"
     (docs / "deep").mkdir(parents=True)
     (docs / ".git").mkdir()
-    for name in ("a.md", "b.txt", "deep/c.html", ".hidden.txt", ".git/d.txt", "photo.jpg", "Makefile"):
+    for name in (
+        "a.md",
+        "b.txt",
+        "deep/c.html",
+        ".hidden.txt",
+        ".git/d.txt",
+        "photo.jpg",
+        "Makefile",
+    ):
         (docs / name).write_text("some text")
     (docs / "empty.md").touch()
     (docs / "program.txt").write_bytes(b"\x7fELF\0\0")
@@ -57,13 +68,21 @@ def test_a_folder_is_read_recursively_and_says_what_it_left_out(folder):
 
 def test_globs_and_files_have_the_names_a_shell_would_give_them_and_each_is_read_once(folder):
     assert names(folder / "*.txt") == ["b.txt"] and names(folder / "b.txt") == ["b.txt"]
-    assert names(folder / "**" / "*.[mh]*") == ["a.md", "deep/c.html"], "a loop of links ends nothing and is not followed"
-    assert names(folder / "b.txt", folder, folder / "*") == ["b.txt", "docs/a.md", "docs/deep/c.html"]
+    assert names(folder / "**" / "*.[mh]*") == ["a.md", "deep/c.html"], (
+        "a loop of links ends nothing and is not followed"
+    )
+    assert names(folder / "b.txt", folder, folder / "*") == [
+        "b.txt",
+        "docs/a.md",
+        "docs/deep/c.html",
+    ]
 
 
 def test_two_files_of_one_name_are_refused(folder, tmp_path):
     (tmp_path / "b.txt").write_text("another")
-    with pytest.raises(RetrievalError, match=r"both be called b.txt: give a folder that holds both"):
+    with pytest.raises(
+        RetrievalError, match=r"both be called b.txt: give a folder that holds both"
+    ):
         names(folder / "b.txt", tmp_path / "b.txt")
 
 
@@ -89,37 +108,71 @@ def test_a_folder_that_may_not_be_read_is_an_error_and_not_an_empty_folder(folde
 def test_what_a_folder_covers(folder):
     inputs = [str(folder), "x/one.txt"]
     covered = covers(inputs, find([str(folder)], SUFFIXES, BINARY, Report()))
-    assert covered("docs/a.md") and covered("docs/gone.md") and not covered("other/a.md") and not covered("docs2/a.md") and not covered("")
+    assert (
+        covered("docs/a.md")
+        and covered("docs/gone.md")
+        and not covered("other/a.md")
+        and not covered("docs2/a.md")
+        and not covered("")
+    )
     assert not covered("docs//gone.md"), "of a glob"
 
 
 def test_what_a_glob_covers(folder):
     def covered(glob, origin):
-        return covers([f"{folder}/{glob}"], find([f"{folder}/{glob}"], SUFFIXES, BINARY, Report()))(origin)
+        return covers([f"{folder}/{glob}"], find([f"{folder}/{glob}"], SUFFIXES, BINARY, Report()))(
+            origin
+        )
 
-    assert [file.origin for file in find([f"{folder}/**/*.html"], SUFFIXES, BINARY, Report())] == ["docs//deep/c.html"]
-    assert covered("*.md", "docs//a.md") and covered("*.md", "docs//gone.md") and covered("[a-c].*", "docs//c.md")
+    assert [file.origin for file in find([f"{folder}/**/*.html"], SUFFIXES, BINARY, Report())] == [
+        "docs//deep/c.html"
+    ]
+    assert (
+        covered("*.md", "docs//a.md")
+        and covered("*.md", "docs//gone.md")
+        and covered("[a-c].*", "docs//c.md")
+    )
     assert not any(
-        covered("*.md", origin) for origin in ("docs//gone.txt", "docs//deep/gone.md", "docs/gone.md", "other//a.md", "a.md", "")
+        covered("*.md", origin)
+        for origin in (
+            "docs//gone.txt",
+            "docs//deep/gone.md",
+            "docs/gone.md",
+            "other//a.md",
+            "a.md",
+            "",
+        )
     )
     assert covered("**/*", "docs//x/y/gone.md") and covered("**/*", "docs//gone.md")
-    assert covered("deep/*", "deep//gone.md") and not covered("d*/*", "docs//gone.md") and covered("d*/*", "docs//deep/gone.md")
+    assert (
+        covered("deep/*", "deep//gone.md")
+        and not covered("d*/*", "docs//gone.md")
+        and covered("d*/*", "docs//deep/gone.md")
+    )
 
 
-@pytest.mark.parametrize("name", ["new\nline.txt", "esc\x1b[31m.txt", "bidi\u202e.txt", "nbsp\u00a0.txt"])
+@pytest.mark.parametrize(
+    "name", ["new\nline.txt", "esc\x1b[31m.txt", "bidi\u202e.txt", "nbsp\u00a0.txt"]
+)
 def test_a_file_name_with_control_characters_breaks_no_id(tmp_path, name):
     (tmp_path / name).write_text("text")
     (tmp_path / os.fsdecode(b"latin\xe9.txt")).write_text("text")
     for document in documents(tmp_path):
         check_id(document.name)
-    assert printable(name) != name and printable("plain é.txt") == "plain é.txt" and printable(os.fsdecode(b"\xe9")) == "%E9"
+    assert (
+        printable(name) != name
+        and printable("plain é.txt") == "plain é.txt"
+        and printable(os.fsdecode(b"\xe9")) == "%E9"
+    )
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=()), max_size=50))
 def test_text_that_was_read_can_be_stored_and_printed(text):
     clean = plain(text)
-    assert clean.encode() is not None and all(c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160) for c in clean)
+    assert clean.encode() is not None and all(
+        c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160) for c in clean
+    )
     assert "\r" in text or len(clean) == len(text)
 
 
@@ -127,9 +180,17 @@ def test_markdown_keeps_its_text_and_offsets_and_headings_in_code_are_none():
     text = "---\ntitle: 'A guide'\ndate: 2024-05-01\n---\r\n# One `x` [y](z)\n\n```\n# no heading\n```\n\nTwo\n===\n> # quoted\n"
     found = markdown(text.encode())
     assert [(h.level, h.title) for h in found["headings"]] == [(1, "One x y"), (1, "Two")]
-    assert [found["text"][h.start : h.end] for h in found["headings"]] == ["# One `x` [y](z)\n", "Two\n===\n"]
-    assert (found["title"], found["time"]) == ("A guide", "2024-05-01") and len(found["text"]) == len(text) - 1
-    assert markdown(b"# Only\ndate: soon")["title"] == "Only" and markdown(b"---\ndate: soon\n---\n")["time"] == ""
+    assert [found["text"][h.start : h.end] for h in found["headings"]] == [
+        "# One `x` [y](z)\n",
+        "Two\n===\n",
+    ]
+    assert (found["title"], found["time"]) == ("A guide", "2024-05-01") and len(
+        found["text"]
+    ) == len(text) - 1
+    assert (
+        markdown(b"# Only\ndate: soon")["title"] == "Only"
+        and markdown(b"---\ndate: soon\n---\n")["time"] == ""
+    )
 
 
 PAGE = b"""<!DOCTYPE html><html><head><title> A  page </title><style>p {}</style><meta name="date" content="2023-01-02">
@@ -142,19 +203,32 @@ PAGE = b"""<!DOCTYPE html><html><head><title> A  page </title><style>p {}</style
 def test_html_is_what_its_reader_sees():
     found = html(PAGE)
     assert found["text"] == "Top\n\nOne boldly.\n\na\nb\n\nMore\n\n1 2\n\nx\n  y"
-    assert [(h.level, found["text"][h.start : h.end], h.title) for h in found["headings"]] == [(1, "Top", "Top"), (2, "More", "More")]
+    assert [(h.level, found["text"][h.start : h.end], h.title) for h in found["headings"]] == [
+        (1, "Top", "Top"),
+        (2, "More", "More"),
+    ]
     assert (found["title"], found["time"]) == ("A page", "2023-01-02")
     assert html(b"<body>around<main>inside</main>")["text"] == "inside"
 
 
 def test_html_in_what_browsers_take_latin_1_for():
     page = '<meta charset="iso-8859-1"><p>It\u2019s \u201cquoted\u201d \u2013 caf\u00e9 \u20ac5'
-    assert html(page.encode("cp1252"))["text"] == "It\u2019s \u201cquoted\u201d \u2013 caf\u00e9 \u20ac5"
-    assert html(page.replace("iso-8859-1", "us-ascii").encode("cp1252"))["text"].startswith("It\u2019s")
-    assert html(b'<meta charset="latin-1"><p>a\x81b')["text"] == "a b", "a byte that windows-1252 has not"
+    assert (
+        html(page.encode("cp1252"))["text"]
+        == "It\u2019s \u201cquoted\u201d \u2013 caf\u00e9 \u20ac5"
+    )
+    assert html(page.replace("iso-8859-1", "us-ascii").encode("cp1252"))["text"].startswith(
+        "It\u2019s"
+    )
+    assert html(b'<meta charset="latin-1"><p>a\x81b')["text"] == "a b", (
+        "a byte that windows-1252 has not"
+    )
 
 
-@pytest.mark.parametrize("first", ["<main></main>", "<main hidden>unseen</main>", '<div role="main"> <script>x</script></div>'])
+@pytest.mark.parametrize(
+    "first",
+    ["<main></main>", "<main hidden>unseen</main>", '<div role="main"> <script>x</script></div>'],
+)
 def test_html_whose_first_main_holds_nothing_is_read_all_the_same(first):
     assert html(f"<body>{first}<main>The text.</main></body>".encode())["text"] == "The text."
     assert html(f"<body>{first}<p>The text.</p></body>".encode())["text"] == "The text."
@@ -171,10 +245,19 @@ def test_utf_16_with_its_mark_is_text(tmp_path, encoding):
         documents(tmp_path / "docs")
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: raw[:12] + b"\xff" * 8 + raw[20:], lambda raw: b"plain text"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[:-9],
+        lambda raw: raw[:12] + b"\xff" * 8 + raw[20:],
+        lambda raw: b"plain text",
+    ],
+)
 def test_a_gzip_file_that_is_damaged_is_named_or_counted(tmp_path, damage):
     (tmp_path / "good.txt").write_text("Some text.")
-    (tmp_path / "bad.txt.gz").write_bytes(damage(gzip.compress(b"A text that is long enough. " * 40)))
+    (tmp_path / "bad.txt.gz").write_bytes(
+        damage(gzip.compress(b"A text that is long enough. " * 40))
+    )
     with pytest.raises(RetrievalError, match=r"bad\.txt\.gz is no whole gzip file"):
         documents(tmp_path)
     assert len(documents(tmp_path, report=Report(0.5))) == 1
@@ -200,18 +283,43 @@ def test_html_without_end_or_sense_is_read_and_a_deep_page_does_not_overflow():
     assert html(b"<p>a<div><b>c</p></i>d <![endif] <")["text"].split()[0] == "a"
     assert html(b"<div>" * 20_000 + b"deep")["text"] == "deep"
     assert html("<meta charset=latin-1>caf\u00e9".encode("latin-1"))["text"] == "caf\u00e9"
-    for declared in (b"", b"<meta charset=hex>", b"<meta charset=nonsense>", b"<meta charset=a\0b>"):
+    for declared in (
+        b"",
+        b"<meta charset=hex>",
+        b"<meta charset=nonsense>",
+        b"<meta charset=a\0b>",
+    ):
         with pytest.raises(Exception, match="neither UTF-8 nor of the charset"):
             html(declared + b"caf\xe9")
 
 
-@pytest.mark.parametrize("section", ["<![if !supportLists]>", "<![foo]>", "<![ x>", "<!--[if IE]><![foo --><!-- > --><![endif]>"])
+@pytest.mark.parametrize(
+    "section",
+    ["<![if !supportLists]>", "<![foo]>", "<![ x>", "<!--[if IE]><![foo --><!-- > --><![endif]>"],
+)
 def test_a_marked_section_of_html_is_a_comment_as_in_a_browser(section):
     assert html(f"<p>One {section}two.".encode())["text"] == "One two."
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([*"<>]-&#/='\" a", "<![", "<![CDATA[", "<!--", "-->", "<?", "<!doctype", "<script", "<main"]), max_size=40))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *"<>]-&#/='\" a",
+                "<![",
+                "<![CDATA[",
+                "<!--",
+                "-->",
+                "<?",
+                "<!doctype",
+                "<script",
+                "<main",
+            ]
+        ),
+        max_size=40,
+    )
+)
 def test_any_html_is_read(pieces):
     assert set(html("".join(pieces).encode())) == {"text", "title", "time", "headings"}
 
@@ -222,8 +330,12 @@ def test_reading_touches_no_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    (tmp_path / "a.html").write_text('<link rel=stylesheet href="http://a.example/x.css"><img src="//a.example/x.png">text')
-    (tmp_path / "b.md").write_text("![x](http://a.example/x.png) text\n<script src='http://a.example'></script>")
+    (tmp_path / "a.html").write_text(
+        '<link rel=stylesheet href="http://a.example/x.css"><img src="//a.example/x.png">text'
+    )
+    (tmp_path / "b.md").write_text(
+        "![x](http://a.example/x.png) text\n<script src='http://a.example'></script>"
+    )
     assert len(documents(tmp_path)) == 2
 
 
@@ -243,26 +355,41 @@ def test_what_is_raised_or_lowered_never_becomes_part_of_a_number(source, text):
 
 
 def test_a_heading_keeps_its_signs_but_not_the_link_to_itself():
-    said = html(b"<h2>C#</h2>a<h2>C<a class=headerlink href='#c'>#</a></h2>b<h2>F<a href='#f'>\xc2\xb6</a></h2>c")
+    said = html(
+        b"<h2>C#</h2>a<h2>C<a class=headerlink href='#c'>#</a></h2>b<h2>F<a href='#f'>\xc2\xb6</a></h2>c"
+    )
     assert [heading.title for heading in said["headings"]] == ["C#", "C", "F"]
 
 
 def test_words_broken_at_the_ends_of_lines_are_whole_again_and_hyphens_stay():
     page = "The exam-\nple of a well-\nknown, two-\nfold Anglo-\nSaxon (two-fold) treaty, COVID-\n19 and da\u00ad\nta."
-    assert unbroken([page]) == ["The example of a well-known, two-fold Anglo-Saxon (two-fold) treaty, COVID-\n19 and data."]
+    assert unbroken([page]) == [
+        "The example of a well-known, two-fold Anglo-Saxon (two-fold) treaty, COVID-\n19 and data."
+    ]
 
 
 def test_two_columns_whose_lines_alternate_are_read_one_after_the_other_and_tables_by_rows():
-    sides = [[f"{side} column, its line number {i}" for i in range(8)] for side in ("left", "right")]
+    sides = [
+        [f"{side} column, its line number {i}" for i in range(8)] for side in ("left", "right")
+    ]
     pieces = lambda *sides: [
-        (x, 700 - 12 * i, line) for i, row in enumerate(zip(*sides, strict=True)) for x, line in zip((50, 320), row, strict=True)
+        (x, 700 - 12 * i, line)
+        for i, row in enumerate(zip(*sides, strict=True))
+        for x, line in zip((50, 320), row, strict=True)
     ]
     numbered = lambda parts: [Piece(*part, order) for order, part in enumerate(parts)]
     title, foot = (50, 740, "A title over both"), (180, 100, "page 3")
     said = in_columns(numbered([title, *pieces(*sides), foot]))
     assert said.split("\n") == ["A title over both", *sides[0], *sides[1], "page 3"]
-    assert in_columns(numbered(pieces([f"town {i}" for i in range(8)], [f"{i},000" for i in range(8)]))) == ""
-    assert in_columns(numbered(sorted(pieces(*sides)))) == "", "they are one after the other already"
+    assert (
+        in_columns(
+            numbered(pieces([f"town {i}" for i in range(8)], [f"{i},000" for i in range(8)]))
+        )
+        == ""
+    )
+    assert in_columns(numbered(sorted(pieces(*sides)))) == "", (
+        "they are one after the other already"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +402,14 @@ def written():
     from matplotlib.figure import Figure
 
     out = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}), PdfPages(out, metadata={"Title": "Two  pages"}) as pages:
-        for text in ("Bagheria lies in Sicily.", "Gdynia lies in Poland.\nIt has a \ufb01ne har-\nbour."):
+    with (
+        matplotlib.rc_context({"pdf.fonttype": 42}),
+        PdfPages(out, metadata={"Title": "Two  pages"}) as pages,
+    ):
+        for text in (
+            "Bagheria lies in Sicily.",
+            "Gdynia lies in Poland.\nIt has a \ufb01ne har-\nbour.",
+        ):
             figure = Figure()
             figure.text(0.1, 0.5, text)
             pages.savefig(figure)
@@ -285,7 +418,10 @@ def written():
 
 def test_a_pdf_is_read_page_by_page(written):
     found = pdf(written)
-    assert "Bagheria lies in Sicily." in found["text"][: found["pages"][1]] and "Gdynia" in found["text"][found["pages"][1] :]
+    assert (
+        "Bagheria lies in Sicily." in found["text"][: found["pages"][1]]
+        and "Gdynia" in found["text"][found["pages"][1] :]
+    )
     assert "a fine harbour." in found["text"]
     assert found["title"] == "Two pages" and found["time"].startswith("20")
 
@@ -322,12 +458,38 @@ def test_a_damaged_pdf_is_read_or_refused_and_never_crashes(written, at, noise):
 
 
 JUNK = st.sampled_from(
-    [None, True, 0, -1, 1e400, 10**30, "", "x", "\0", "\ud800", "99999", [], [None], [["x"]], [0, 10**20], {}, {"": 1}, {"x": None}]
+    [
+        None,
+        True,
+        0,
+        -1,
+        1e400,
+        10**30,
+        "",
+        "x",
+        "\0",
+        "\ud800",
+        "99999",
+        [],
+        [None],
+        [["x"]],
+        [0, 10**20],
+        {},
+        {"": 1},
+        {"x": None},
+    ]
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.sampled_from(["id", "title", "source", "time", "tags", "access", "metadata", "span", "file"]), JUNK))
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["id", "title", "source", "time", "tags", "access", "metadata", "span", "file"]
+        ),
+        JUNK,
+    )
+)
 def test_a_row_of_anything_is_read_or_refused_in_words(tmp_path_factory, row):
     path = tmp_path_factory.getbasetemp() / "junk.jsonl"
     path.write_text(json.dumps({"text": "Some text."} | row))
@@ -340,23 +502,48 @@ def test_a_row_of_anything_is_read_or_refused_in_words(tmp_path_factory, row):
 
 
 def test_rows_are_documents_and_only_their_own_fields_can_set_tags_and_access(tmp_path):
-    row = {"id": "a", "text": "x", "title": "t", "source": "s", "time": "1998", "tags": ["u"], "access": "staff", "metadata": {"n": 1}}
+    row = {
+        "id": "a",
+        "text": "x",
+        "title": "t",
+        "source": "s",
+        "time": "1998",
+        "tags": ["u"],
+        "access": "staff",
+        "metadata": {"n": 1},
+    }
     with gzip.open(tmp_path / "r.jsonl.gz", "wt") as f:
         f.write(json.dumps(row) + "\n\n" + json.dumps({"text": "tags: [v]\naccess: all"}))
     first, second = documents(tmp_path / "r.jsonl.gz")
     assert (first.name, first.title, first.source, first.time) == ("a", "t", "s", "1998")
-    assert (first.tags, first.access, first.metadata) == (("u",), "staff", {"file": "r.jsonl.gz", "n": "1"})
-    assert (second.name, second.source, second.tags, second.access, second.metadata) == ("r.jsonl.gz:3", "r.jsonl.gz", (), "", {})
+    assert (first.tags, first.access, first.metadata) == (
+        ("u",),
+        "staff",
+        {"file": "r.jsonl.gz", "n": "1"},
+    )
+    assert (second.name, second.source, second.tags, second.access, second.metadata) == (
+        "r.jsonl.gz:3",
+        "r.jsonl.gz",
+        (),
+        "",
+        {},
+    )
 
 
 def test_a_table_has_its_text_where_it_is_told_and_the_rest_is_metadata(tmp_path):
     parquet.write_table(
-        pyarrow.table({"context": ["a", "b"], "id": ["i", "j"], "label": [1, None], "x": [["p"], []]}), tmp_path / "t.parquet"
+        pyarrow.table(
+            {"context": ["a", "b"], "id": ["i", "j"], "label": [1, None], "x": [["p"], []]}
+        ),
+        tmp_path / "t.parquet",
     )
     first, second = documents(tmp_path, text_field="context")
     assert (first.name, first.text, first.metadata) == ("i", "a", {"label": "1", "x": '["p"]'})
     assert second.metadata == {"x": "[]"} and second.where.endswith("row 2")
-    with pytest.raises(RetrievalError, match=r"row 1: expected an object with a string \"text\".*it has 'context', .*--text-field"):
+    with pytest.raises(
+        RetrievalError,
+        match=r"row 1: expected an object with a string \"text\".*it has 'context', .*--text-field",
+    ):
         documents(tmp_path)
 
 
@@ -372,7 +559,10 @@ def test_a_table_says_its_time_in_its_own_types_and_bytes_are_text(tmp_path):
 
 def test_rows_of_json_may_have_other_fields_when_it_is_said_where_the_text_is(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"text": "a", "url": "https://x"}')
-    with pytest.raises(RetrievalError, match=r"unknown field 'url'; put it into \"metadata\", or give --text-field=text"):
+    with pytest.raises(
+        RetrievalError,
+        match=r"unknown field 'url'; put it into \"metadata\", or give --text-field=text",
+    ):
         documents(tmp_path / "r.jsonl")
     assert documents(tmp_path / "r.jsonl", text_field="text")[0].metadata == {"url": "https://x"}
 
@@ -380,7 +570,9 @@ def test_rows_of_json_may_have_other_fields_when_it_is_said_where_the_text_is(tm
 def test_a_tfds_data_set_is_rows(monkeypatch):
     from lm.data import tables
 
-    monkeypatch.setattr(tables, "open_table", lambda name: [{"text": f"{name} {i}"} for i in range(2)])
+    monkeypatch.setattr(
+        tables, "open_table", lambda name: [{"text": f"{name} {i}"} for i in range(2)]
+    )
     assert [(d.name, d.text) for d in documents("tfds:news:train")] == [
         ("tfds:news:train:1", "tfds:news:train 0"), ("tfds:news:train:2", "tfds:news:train 1"),
     ]  # fmt: skip
@@ -428,5 +620,8 @@ def test_a_named_file_without_text_is_an_error_and_in_a_folder_it_is_skipped(fol
 def test_a_file_above_the_cap_is_refused_also_when_it_is_packed(tmp_path):
     with gzip.open(tmp_path / "bomb.txt.gz", "wb") as f:
         f.write(b"a" * 2_000_000)
-    with pytest.raises(RetrievalError, match=r"bomb.txt.gz has more than 1 MB: split it, or allow more with --max-megabytes"):
+    with pytest.raises(
+        RetrievalError,
+        match=r"bomb.txt.gz has more than 1 MB: split it, or allow more with --max-megabytes",
+    ):
         documents(tmp_path, max_megabytes=1)
