@@ -1,4 +1,4 @@
-"""One model, every architecture."""
+"""One LanguageModel for every architecture."""
 
 from lm.models.cache import init_cache
 from lm.models.config import ConfigError, ModelConfig

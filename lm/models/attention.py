@@ -1,4 +1,7 @@
-"""Attention to the sequence itself, to an encoder's output, and to retrieved neighbours; packed or padded, with or without a KV cache."""
+"""Self-attention, cross-attention to an encoder and RETRO's attention to retrieved neighbours.
+
+Rows may be packed or padded. Self-attention and cross-attention may use a KV cache.
+"""
 
 from typing import NamedTuple
 
@@ -13,7 +16,10 @@ from lm.models.positions import relative_buckets, rotary_angles, rotate
 
 
 class View(NamedTuple):
-    """What all attention layers of one kind share. mask bool [B, 1, T, S]; angles of `rotary_angles`, buckets int32 [T, S], or None."""
+    """Mask and positions that all attention layers of one kind share.
+
+    mask: bool [B, 1, T, S]. angles: from `rotary_angles`, or None. buckets: int32 [T, S], or None.
+    """
 
     mask: jax.Array
     angles: tuple[jax.Array, jax.Array] | None
@@ -21,11 +27,15 @@ class View(NamedTuple):
 
 
 def see(c: ModelConfig, kind: str, segments_BT, positions_BT, cache=None) -> View:
-    """The view of "global" or "local" layers; `cache` is that of the model, its segments already continued by these, or None.
+    """Build the View of the "global" or "local" layers.
 
-    A token sees its own document (equal segment ids; padding, 0, sees padding), the past only if the model is causal, and in
-    a local layer tokens nearer than the window. Keys are the row itself, or the slots of a cache: all of them in order, or a
-    ring of the latest ones, which a longer piece follows.
+    `cache` is the model's cache, whose segments already include this batch, or None.
+
+    A token attends to tokens of its own document (equal segment ids; padding, id 0, attends to
+    padding). A causal model excludes later tokens. A local layer excludes tokens at a distance of
+    `sliding_window` or more. Without a cache the keys are the row's own tokens. With one they are
+    all cache slots in order, or a ring buffer of the latest ones. If the batch has more than one
+    token, its own keys follow the ring's.
     """
     length, window = segments_BT.shape[1], c.sliding_window if kind == "local" else 0
     query_T, key_segments_BS = jnp.arange(length), segments_BT
@@ -56,13 +66,16 @@ def see(c: ModelConfig, kind: str, segments_BT, positions_BT, cache=None) -> Vie
 
 
 class RelativeBias(nn.Module):
-    """What relative positions add to the attention scores: a learned number for each bucket and head (Raffel et al. 2020, section 2.1)."""
+    """Learned attention bias per bucket and head (Raffel et al. 2020, section 2.1)."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, view: View) -> jax.Array:
-        """float32 [1, H, T, S], as layers and rows that share it sum its gradient."""
+        """Return the bias as float32 [1, H, T, S].
+
+        float32 because layers and rows that share the bias sum its gradient.
+        """
         c = self.config
         return jnp.moveaxis(
             wide(stored(self, "table", (c.relative_buckets, c.n_heads), "buckets heads"))[
@@ -74,9 +87,10 @@ class RelativeBias(nn.Module):
 
 
 def attend(c: ModelConfig, q_BTHK, k_BSJK, v_BSJK, mask, score_bias=None) -> jax.Array:
-    """softmax(scale q k + bias) v under the mask, [B, T, H, K]; J key heads serve H / J query heads each, and K is the head's width.
+    """Compute softmax(scale q k + bias) v under the mask, [B, T, H, K].
 
-    With a soft cap, scaled scores pass through cap * tanh(score / cap) before the softmax (Gemma Team 2024, section 2).
+    K is the head width. Each of the J key heads serves H / J query heads. With a soft cap, scaled
+    scores become cap * tanh(score / cap) before the softmax (Gemma Team 2024, section 2).
     """
     scale, cap = c.score_dim**-0.5 if c.score_dim else None, c.attention_softcap
     if not cap:
@@ -94,7 +108,7 @@ def attend(c: ModelConfig, q_BTHK, k_BSJK, v_BSJK, mask, score_bias=None) -> jax
 
 
 def enter(module: nn.Module, x_BTD, name: str, with_bias: bool) -> jax.Array:
-    """The "query", "key" or "value" of every head, [B, T, H or J, K]."""
+    """Project x to the "query", "key" or "value" of every head, [B, T, H or J, K]."""
     c: ModelConfig = module.config
     heads, axis = (c.n_heads, "heads") if name == "query" else (c.n_kv_heads, "kv_heads")
     y = jnp.einsum(
@@ -106,7 +120,7 @@ def enter(module: nn.Module, x_BTD, name: str, with_bias: bool) -> jax.Array:
 
 
 def leave(module: nn.Module, y_BTHK, with_bias: bool, init=None) -> jax.Array:
-    """The heads' results together, [B, T, D]."""
+    """Project the heads' outputs to [B, T, D]."""
     c: ModelConfig = module.config
     out = weight(module, "out", (c.n_heads, c.head_dim, c.d_model), "heads head_dim embed", init)
     y = jnp.einsum("bthk,hkd->btd", constrain(y_BTHK, "batch length heads head_dim"), out)
@@ -114,10 +128,14 @@ def leave(module: nn.Module, y_BTHK, with_bias: bool, init=None) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention (Ainslie et al. 2023; n_kv_heads == n_heads is Vaswani et al. 2017, section 3.2).
+    """Grouped-query self-attention (Ainslie et al. 2023).
 
-    x_BTD [B, T, D], a View, `shared_bias` [1, H, T, S] or None -> [B, T, D] and the updated cache: a dict of `key` and `value`
-    [B, slots, n_kv_heads, head_dim], into which the row is written from index `start` on (modulo the slots), or None.
+    With n_kv_heads == n_heads it is multi-head attention (Vaswani et al. 2017, section 3.2).
+
+    Takes x_BTD [B, T, D], a View and `shared_bias` [1, H, T, S] or None. Returns [B, T, D] and the
+    updated cache. The cache is None, or a dict with `key` and `value`
+    [B, slots, n_kv_heads, head_dim]; the batch is written into it from index `start` on, modulo the
+    slots.
     """
 
     config: ModelConfig
@@ -144,7 +162,10 @@ class Attention(nn.Module):
         return leave(self, attend(c, q, k, v, view.mask, shared_bias), c.out_bias), cache
 
     def remember(self, old_BSJK, new_BTJK, view, start) -> tuple[jax.Array, jax.Array]:
-        """What the row attends to, and the slots after it. A ring that a longer piece follows is read before it is overwritten."""
+        """Return the keys (or values) to attend to, and the cache slots after this batch.
+
+        When the batch has more than one token, a ring buffer is read before it is overwritten.
+        """
         ring, length = old_BSJK.shape[1], new_BTJK.shape[1]
         if view.mask.shape[-1] == ring:
             slots = jax.lax.dynamic_update_slice_in_dim(
@@ -163,8 +184,9 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """A decoder's attention to its encoder's output (Vaswani et al. 2017, section 3.2.3).
 
-    x_BTD [B, T, D]; source [B, S, D], or None to use the `cross_key` and `cross_value` [B, S, J, K] that an earlier call left in the
-    cache; mask bool [B, 1, T, S] -> [B, T, D] and the cache with both, or None.
+    Takes x_BTD [B, T, D], source [B, S, D] and mask bool [B, 1, T, S]. Returns [B, T, D] and the
+    cache, or None. With source None, `cross_key` and `cross_value` [B, S, J, K] are read from the
+    cache, where an earlier call stored them.
     """
 
     config: ModelConfig
@@ -188,10 +210,13 @@ class CrossAttention(nn.Module):
 class NeighbourAttention(nn.Module):
     """Chunked cross-attention to retrieved neighbours (Borgeaud et al. 2022, RETRO, section 2.4).
 
-    Neighbours [B, C, S, N] of chunk u of `neighbour_chunk` tokens are seen by its last token and by those after it, up to the last
-    but one of chunk u + 1: nothing that they were retrieved for lies ahead. `of` int32 [B, C, S] is the segment that each neighbour
-    token was retrieved for, 0 for padding: a token sees those of its own. A token that sees none gets zeros, and at initialisation
-    all do, so that the door changes nothing in a trained model until it is trained. x_BTD [B, T, D] begins at index `start` of its row.
+    Takes x_BTD [B, T, D], which begins at index `start` of its row, neighbours [B, C, S, N] and
+    `of_BCS` int32 [B, C, S]: the segment that each neighbour token was retrieved for, 0 for
+    padding. A row's chunks have `neighbour_chunk` tokens. The neighbours of chunk u are seen by its
+    last token and by all but the last token of chunk u + 1, so a token never sees neighbours that
+    were retrieved with later text. A token sees only neighbours of its own segment, and gets zeros
+    where there are none. The output projection starts at zero, so adding this layer to a trained
+    model changes nothing before training.
     """
 
     config: ModelConfig
@@ -200,20 +225,20 @@ class NeighbourAttention(nn.Module):
     def __call__(self, x_BTD, neighbours_BCSN, of_BCS, segments_BT, start=0):
         c = self.config
         (batch, length, _), size = x_BTD.shape, c.neighbour_chunk
-        first = (
-            start + 1
-        )  # groups of `size` tokens that see the same chunk begin at indices -1, size - 1, 2 size - 1, ...
+        # Groups of `size` tokens see the same chunk; they begin at -1, size - 1, 2 size - 1, ...
+        first = start + 1
         groups = -(-(length + size - 1) // size)
 
-        def grouped(x):  # [B, T, ...] -> [B * groups, size, ...]
+        # [B, T, ...] -> [B * groups, size, ...]
+        def grouped(x):
             room = jnp.zeros((batch, groups * size, *x.shape[2:]), x.dtype)
             return jax.lax.dynamic_update_slice_in_dim(room, x, first % size, axis=1).reshape(
                 batch * groups, size, *x.shape[2:]
             )
 
-        def chosen(
-            x,
-        ):  # [B, C, S, ...] -> [B * groups, S, ...]; the first group may come before any chunk, the last after all
+        # [B, C, S, ...] -> [B * groups, S, ...]. The first group may precede every chunk, and the
+        # last may follow them all; these get zeros.
+        def chosen(x):
             x = jnp.pad(x, ((0, 0), (1, groups), *((0, 0),) * (x.ndim - 2)))
             return jax.lax.dynamic_slice_in_dim(x, first // size, groups, axis=1).reshape(
                 batch * groups, *x.shape[2:]

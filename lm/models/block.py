@@ -1,4 +1,7 @@
-"""One layer: attention or a state space, attention to an encoder and to neighbours, an mlp; with norms before, after or around them."""
+"""One layer of the stack: a mixer, optional cross-attentions and an MLP, with norms.
+
+The mixer is self-attention or a state-space model.
+"""
 
 import flax.linen as nn
 import flax.struct
@@ -13,26 +16,27 @@ from lm.models.ssm import Mamba2Mixer, MambaMixer
 
 @flax.struct.dataclass
 class Context:
-    """What all layers of a stack are given alike."""
+    """Inputs that all layers of a stack share."""
 
     segments: jax.Array  # int32 [B, T]
-    view: (
-        View | None
-    )  # of the layers' attention; stacked on axis 0 where layers differ in kind; None without attention
-    bias: jax.Array | None = None  # relative positions' part of the scores, [1, H, T, S]
+    # None without attention; stacked on axis 0 where layers differ in kind
+    view: View | None
+    bias: jax.Array | None = None  # relative position bias, [1, H, T, S]
     start: jax.Array | int = 0  # index of the first token in the cache
-    encoded: jax.Array | None = (
-        None  # the encoder's output [B, S, D], or None when its keys and values are in the cache
-    )
+    # the encoder's output [B, S, D]; None when its keys and values are in the cache
+    encoded: jax.Array | None = None
     encoder_mask: jax.Array | None = None  # bool [B, 1, T, S]
-    neighbours: jax.Array | None = (
-        None  # [B, C, S, N], and the segments they are for, int32 [B, C, S]
-    )
+    # [B, C, S, N]
+    neighbours: jax.Array | None = None
+    # int32 [B, C, S]: the segment that each neighbour token was retrieved for
     neighbour_segments: jax.Array | None = None
 
 
 class MLP(nn.Module):
-    """Two matmuls with an activation, or its gated form act(x G) * (x U) (Shazeer 2020). [B, T, D] -> [B, T, D]."""
+    """Two matmuls with an activation between them, [B, T, D] -> [B, T, D].
+
+    The gated form computes act(x G) * (x U) (Shazeer 2020).
+    """
 
     config: ModelConfig
 
@@ -56,10 +60,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, in the shape a scan wants: (x [B, T, D], cache, layer, Context) -> (x, cache). Dropout is on when given its rng.
+    """One layer with the signature of a scan body: (x, cache, layer, Context) -> (x, cache).
 
-    layer: what is this layer's own, by name: `view`, which entry of the stacked views it takes, absent when there is only one;
-    `first`, whether it is the first layer, present only when that matters. ssm: a state-space mixer instead of attention.
+    x is [B, T, D]. Dropout is active when a "dropout" rng is given.
+
+    layer: this layer's own settings. `view` is its index into the stacked views, absent when there
+    is only one view. `first` tells whether it is the first layer, and is present only when that
+    matters. ssm: use a state-space mixer instead of attention. neighbours: attend to retrieved
+    neighbours.
     """
 
     config: ModelConfig
@@ -76,7 +84,7 @@ class Block(nn.Module):
         )
 
         def mixed(x, name, mixer):
-            """The residual stream, what a mixer adds to it, and the norm that is left for the sum, if any."""
+            """Return the residual stream, the mixer's output and the norm."""
             norm = Norm(c, name=f"{name}_norm")
             h = norm(x) if c.norm_placement in ("pre", "sandwich") else x
             if "first" in layer and name == "attention":
@@ -126,9 +134,8 @@ class Block(nn.Module):
                 "cross",
                 caching(CrossAttention(c, name="cross"), context.encoded, context.encoder_mask),
             )
-        if (
-            self.neighbours and context.neighbours is not None
-        ):  # always before a norm: without neighbours, x stays what it is
+        # Always pre-norm, whatever norm_placement: without neighbours, x is unchanged.
+        if self.neighbours and context.neighbours is not None:
             door = NeighbourAttention(c, name="neighbours")
             h = Norm(c, name="neighbours_norm")(x)
             x = x + self.dropped(

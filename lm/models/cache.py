@@ -1,4 +1,4 @@
-"""What generation remembers: keys and values, state-space states, and whose they are."""
+"""Decoding cache: keys and values, state-space states and segment ids."""
 
 import jax
 import jax.numpy as jnp
@@ -7,26 +7,35 @@ from lm.models.config import ModelConfig
 
 
 def slots(c: ModelConfig, kind: str, length: int) -> int:
-    """How many keys a layer remembers of `length`: a local one no more than its window, as a ring of the latest.
+    """Number of keys that a layer caches of `length`.
 
-    Layers that are stacked on one axis need one size, so that a stack in which windows alternate remembers all.
+    A local layer keeps at most its window, as a ring buffer of the latest keys. Layers stacked on
+    one axis need one size, so a stack that alternates local and global layers keeps all keys.
     """
     alone = c.layers == "separate" or set(c.layer_kinds) <= {kind, "ssm"}
     return min(c.sliding_window, length) if kind == "local" and alone else length
 
 
 def ring_indices(last, ring: int) -> jax.Array:
-    """The index that every slot of a ring holds, int32 [ring], when `last` was the last one written; negative where none was."""
+    """Sequence index held by each slot of a ring buffer, int32 [ring].
+
+    `last` is the index written last. An entry is negative where nothing was written.
+    """
     return last - (last - jnp.arange(ring)) % ring
 
 
 def init_cache(c: ModelConfig, batch_size: int, length: int, encoder_length: int = 0) -> dict:
-    """An empty cache for rows of `length` tokens: zeros, in the compute dtype but for float32 states.
+    """Return an empty cache for rows of `length` tokens.
 
-    layers: a dict of arrays for each layer, [B, ...]: `key` and `value` [B, slots, n_kv_heads, head_dim] of attention, for an
-    encoder-decoder also `cross_key` and `cross_value` [B, encoder_length, ...]; `state`, `conv`, ... of a state-space layer. A
-    list when `config.layers` is "separate", else stacked as the parameters are. segments int32 [B, length]; length, how many
-    tokens were read, int32; encoder_segments int32 [B, encoder_length] of an encoder-decoder.
+    All arrays are zeros in the compute dtype, except states, which are float32.
+
+    * `layers`: per layer a dict of arrays [B, ...]; a list when `config.layers` is "separate", else
+      stacked like the parameters. Attention has `key` and `value` [B, slots, n_kv_heads, head_dim],
+      and in an encoder-decoder `cross_key` and `cross_value` [B, encoder_length, ...].
+      A state-space layer has `state`, `conv`, ...
+    * `segments`: int32 [B, length].
+    * `length`: int32, the number of tokens read.
+    * `encoder_segments`: int32 [B, encoder_length], in an encoder-decoder only.
     """
     block = lambda i: _layer(c, c.layer_kinds[i], batch_size, length, encoder_length)
     stacked = lambda i: jax.tree.map(

@@ -10,14 +10,19 @@ from lm.models.positions import sinusoids
 
 
 def token_rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """[B, T, D]. The table is gathered whole along `embed` first: a lookup in a table sharded on both axes replicates its result."""
+    """Look up token vectors, [B, T, D].
+
+    The table is first gathered along `embed`: a lookup in a table sharded on both axes replicates
+    its result.
+    """
     return rows(constrain(table_VD, "vocab embed"), tokens_BT)
 
 
 class Embeddings(nn.Module):
-    """Token ids to vectors; the table also serves as the output layer of tied models (Press & Wolf 2017).
+    """Token, type and position embeddings of token ids.
 
-    With `own_table` False the token table is given with the call, as it is stored: an encoder's is that of its decoder.
+    Tied models also use the token table as their output layer (Press & Wolf 2017). With `own_table`
+    False the caller passes the stored token table: an encoder uses its decoder's.
     """
 
     config: ModelConfig

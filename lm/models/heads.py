@@ -1,4 +1,4 @@
-"""What is read off the hidden states: logits over the vocabulary, labels, spans, scalars, and one vector for a whole text."""
+"""Output heads: token logits, labels, spans, scalar values and pooled vectors."""
 
 import flax.linen as nn
 import jax
@@ -7,11 +7,14 @@ import jax.numpy as jnp
 from lm.models.config import LM_HEADS, ModelConfig
 from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, stored, weight
 
-OUTPUTS = {"question_answering": 2, "value": 1}  # of a classifier whose head says how many
+OUTPUTS = {"question_answering": 2, "value": 1}  # outputs of heads without n_labels
 
 
 class Pooler(nn.Module):
-    """BERT's sentence vector: tanh of a dense layer on the first token (Devlin et al. 2019). [B, T, D] -> [B, D]."""
+    """BERT's sentence vector, [B, T, D] -> [B, D] (Devlin et al. 2019).
+
+    It is tanh of a dense layer on the first token.
+    """
 
     config: ModelConfig
 
@@ -26,7 +29,10 @@ class Pooler(nn.Module):
 
 
 def pool(c: ModelConfig, x_BTD, segments_BT) -> jax.Array:
-    """The hidden state of a row's first or last token, or the mean of all its tokens (segment > 0), [B, D]. One document a row."""
+    """Pool each row to the hidden state of its first or last token, or to the mean, [B, D].
+
+    Only tokens count (segment > 0). A row must hold one document.
+    """
     real = segments_BT > 0
     if c.pooling == "mean":
         total = jnp.sum(jnp.where(real[..., None], x_BTD, 0).astype(jnp.float32), axis=1)
@@ -40,17 +46,21 @@ def pool(c: ModelConfig, x_BTD, segments_BT) -> jax.Array:
 
 
 class Head(nn.Module):
-    """Hidden states to logits over the vocabulary, or to labels.
+    """Map hidden states to logits over the vocabulary, or to labels.
 
-    A causal or seq2seq head is a table alone, a masked one BERT's transform before it (Devlin et al. 2019, A.1); a classifier may have
-    a dense layer with an activation (`head_dense`) and a norm before its labels.
+    A causal or seq2seq head is the output table alone. A masked-LM head has BERT's transform before
+    it (Devlin et al. 2019, A.1). A classifier may have a dense layer with an activation
+    (`head_dense`) and a norm before its labels.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, table_VD: jax.Array | None = None) -> jax.Array:
-        """x [..., D] -> float32 [..., V], `table_VD` the stored tied table or None for one of its own; or float32 [..., labels]."""
+        """Map x [..., D] to float32 [..., V], or to float32 [..., labels].
+
+        `table_VD` is the stored tied table; None uses a table of the head's own.
+        """
         c = self.config
         if c.head not in LM_HEADS:
             return self.labels(x)
@@ -81,9 +91,8 @@ class Head(nn.Module):
         n = c.n_labels or OUTPUTS[c.head]
         x = self.dense(x, c.d_model, c.head_dense) if c.head_dense else x
         x = Norm(c, name="norm")(x) if c.head_norm else x
-        init = (
-            nn.initializers.zeros if c.head == "value" else None
-        )  # a new critic expects nothing, rather than noise
+        # a new critic predicts 0, not noise
+        init = nn.initializers.zeros if c.head == "value" else None
         kernel = weight(self, "classifier", (c.d_model, n), "embed labels", init)
         y = jnp.einsum("...d,dn->...n", x, kernel, preferred_element_type=jnp.float32)
         return biased(self, y, "classifier_bias", "labels") if c.head_bias else y

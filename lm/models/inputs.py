@@ -1,4 +1,7 @@
-"""Refuse what a model has no row for: ids, positions, types and labels beyond its tables. XLA would clamp them and compute on."""
+"""Validation of ids, positions, types and labels against the sizes of the model's tables.
+
+XLA would clamp an index outside a table and silently continue.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,16 +11,19 @@ from jax.core import Tracer
 
 from lm.models.checks import LM_HEADS, ConfigError
 
-SHOWN = 5  # values that a message names
+SHOWN = 5  # values that an error message lists
 
 
 def id_count(tokenizer) -> int:
-    """One more than the largest id that a tokenizer gives, which is more than its length where ids were left out."""
+    """One more than the largest token id of a tokenizer.
+
+    It exceeds the tokenizer's length where ids were left out.
+    """
     return max([len(tokenizer) - 1, *tokenizer.get_vocab().values()]) + 1
 
 
 def outside(c, ids: Iterable[int], tokenizer=None) -> str:
-    """What to say of the token ids that a model has no embedding for; '' where it has one for each."""
+    """Describe the token ids that the model has no embedding for; '' if there are none."""
     ids = np.fromiter(ids, np.int64)
     wrong = ids[(ids < 0) | (ids >= c.vocab_size)]
     return _unknown(c, wrong, tokenizer) if wrong.size else ""
@@ -30,17 +36,21 @@ def check_ids(
     what: str = "prompt",
     error: type[ValueError] = ConfigError,
 ) -> None:
-    """Raises `error`, naming the first of the lists that holds a token id without an embedding, and its tokens."""
+    """Raise `error` for the first list that holds a token id without an embedding.
+
+    The message names the list and its tokens.
+    """
     for number, ids in enumerate(lists):
         if said := outside(c, ids, tokenizer):
             raise error(f"{what} {number} holds {said}")
 
 
 def check(c, batch: Any, tokenizer=None, *, learned: bool = False) -> None:
-    """Raises ConfigError when a batch, or a mapping of its fields, asks for a row that a table of the model has not.
+    """Raise ConfigError when a batch (or a mapping of its fields) indexes outside a table.
 
-    Looked at are tokens, positions and types where there is a token. learned: also what only a loss reads, targets where they have a
-    weight, and labels. Traced arrays, whose values are not known, are passed over, as are those that other processes hold a part of.
+    Checks tokens, and positions and types of real tokens. With `learned`, also checks what only a
+    loss reads: labels, and targets with a weight. Skips traced arrays, whose values are unknown,
+    and arrays that are partly on other processes.
     """
     fields = batch if isinstance(batch, Mapping) else vars(batch)
     has = f"this {c.family} model has"
@@ -59,10 +69,17 @@ def check(c, batch: Any, tokenizer=None, *, learned: bool = False) -> None:
     )
     targets = targets if learned else (None, "")
     for name, where, (rows, table) in (
-        ("tokens", "segments", vocabulary), ("encoder_tokens", "encoder_segments", vocabulary), ("targets", "weights", targets),
-        ("positions", "segments", positions), ("encoder_positions", "encoder_segments", positions),
-        ("types", "segments", (c.type_vocab_size or None, f"{has} {c.type_vocab_size} token types")),
-    ):  # fmt: skip
+        ("tokens", "segments", vocabulary),
+        ("encoder_tokens", "encoder_segments", vocabulary),
+        ("targets", "weights", targets),
+        ("positions", "segments", positions),
+        ("encoder_positions", "encoder_segments", positions),
+        (
+            "types",
+            "segments",
+            (c.type_vocab_size or None, f"{has} {c.type_vocab_size} token types"),
+        ),
+    ):
         values, real = _known(fields.get(name)), _known(fields.get(where))
         if (
             values is None
@@ -109,8 +126,10 @@ def _unknown(c, wrong: np.ndarray, tokenizer) -> str:
         else f"{tokenizer.convert_ids_to_tokens(i)!r} (id {i})"
     )
     return (
-        f"{_counted(wrong, named)}, outside the vocabulary of {c.vocab_size}: this {c.family} model has embeddings for ids 0 to "
-        f"{c.vocab_size - 1}. Use the tokenizer that the model was trained with, without tokens that were added since"
+        f"{_counted(wrong, named)}, outside the vocabulary of {c.vocab_size}: "
+        f"this {c.family} model has embeddings for ids 0 to "
+        f"{c.vocab_size - 1}. Use the tokenizer that the model was trained with, "
+        "without tokens that were added since"
     )
 
 

@@ -1,4 +1,4 @@
-"""What every module shares: parameters with logical axis names, activation constraints, norms and activations."""
+"""Shared building blocks: parameters with logical axis names, sharding constraints, norms."""
 
 import functools
 from collections.abc import Callable
@@ -22,10 +22,11 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def stored(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init: Callable | None = None
 ) -> jax.Array:
-    """A parameter of `module` as it is stored; `axes` names each dimension, e.g. "embed heads head_dim".
+    """Declare a parameter of `module` in its stored dtype.
 
-    Drawn from a normal of `initializer_range` unless `init` is given. This is the one place that knows a parameter's
-    shape, its logical axes and its initialiser.
+    `axes` names each dimension, e.g. "embed heads head_dim". The default initialiser is a normal
+    with standard deviation `initializer_range`. This is the only place that knows a parameter's
+    shape, logical axes and initialiser.
     """
     c: ModelConfig = module.config
     init = nn.initializers.normal(c.initializer_range) if init is None else init
@@ -42,17 +43,26 @@ def stored(
 def weight(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init: Callable | None = None
 ) -> jax.Array:
-    """A parameter in the compute dtype, for a matmul. Others go through `in_dtype`: their gradient is a sum over tokens."""
+    """Declare a parameter in the compute dtype, for a matmul.
+
+    Other parameters go through `in_dtype`, because their gradient is a sum over tokens.
+    """
     return jnp.asarray(stored(module, name, shape, axes, init), module.config.dtype)
 
 
 def biased(module: nn.Module, x: jax.Array, name: str, axes: str) -> jax.Array:
-    """x plus a parameter of its last dimensions, called `axes`, which starts at zero; in the dtype of x."""
+    """Add a parameter that starts at zero to the last dimensions of x, in the dtype of x.
+
+    `axes` names those dimensions.
+    """
     return _for_every_token(jnp.add, module, x, name, axes, nn.initializers.zeros)
 
 
 def scaled(module: nn.Module, x: jax.Array, name: str, axes: str) -> jax.Array:
-    """x times a parameter of its last dimensions, called `axes`, which starts at one; in the dtype of x."""
+    """Multiply the last dimensions of x by a parameter that starts at one, in the dtype of x.
+
+    `axes` names those dimensions.
+    """
     return _for_every_token(jnp.multiply, module, x, name, axes, nn.initializers.ones)
 
 
@@ -63,14 +73,16 @@ def _for_every_token(
 
 
 def rows(table_VD: jax.Array, index: jax.Array) -> jax.Array:
-    """Rows of a table, [..., D]; an index beyond it reads the last. For `in_dtype`."""
+    """Look up rows of a table, [..., D]; an index past the end reads the last row."""
     return table_VD.at[index].get(mode="clip")
 
 
 def in_dtype(op: Callable, dtype: Any, parameter: jax.Array, x: jax.Array) -> jax.Array:
-    """op(parameter, x) in `dtype`, for a parameter that serves every token: its gradient, a sum over them, is taken in float32.
+    """Compute op(parameter, x) in `dtype`, with the parameter's gradient summed in float32.
 
-    In bfloat16 such a sum stops growing once it is 256 times its terms: frequent tokens would lose most of their gradient.
+    For a parameter that every token uses: its gradient is a sum over tokens. In bfloat16 such a sum
+    stops growing at 256 times the size of its terms, and frequent tokens would lose most of their
+    gradient.
     """
     dtype = jnp.dtype(dtype)
     return (
@@ -101,7 +113,7 @@ _in_dtype.defvjp(_in_dtype_fwd, _in_dtype_bwd)
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """x in float32 if it is a narrower float; else as it is."""
+    """Cast x to float32 if it is a narrower float; else return it unchanged."""
     return (
         x.astype(jnp.promote_types(jnp.float32, x.dtype))
         if jnp.issubdtype(x.dtype, jnp.floating)
@@ -110,14 +122,20 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
-    """Shards an activation by logical names. Outside a mesh it is the identity; a name without a rule is a ValueError."""
+    """Constrain the sharding of an activation by logical axis names.
+
+    Outside a mesh it is the identity. Raises ValueError for a name without a rule.
+    """
     return nn.with_logical_constraint(
         x, tuple(axes.split()), fallback=nn.spmd.RulesFallback.RAISE_ERROR
     )
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last axis, computed in float32."""
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last axis.
+
+    Computed in float32.
+    """
 
     config: ModelConfig
 

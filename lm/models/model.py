@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Encoder(nn.Module):
-    """The bidirectional half of an encoder-decoder; its token table is the decoder's."""
+    """Bidirectional encoder of an encoder-decoder; it uses the decoder's token table."""
 
     config: ModelConfig
 
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
             self.relative_bias = RelativeBias(c)
 
     def __call__(self, tokens_BS, segments_BS, positions_BS, table_VD) -> jax.Array:
-        """int [B, S] three times, and the token table [V, D] -> [B, S, D]."""
+        """Encode tokens, segments and positions, int [B, S] each, to [B, S, D]."""
         x = self.embeddings(tokens_BS, positions_BS, table_VD=table_VD)
         x, _ = transform(self, x, segments_BS, positions_BS)
         return x
@@ -45,7 +45,10 @@ class Encoder(nn.Module):
 def transform(
     module, x, segments_BT, positions_BT, cache=None, **context
 ) -> tuple[jax.Array, object]:
-    """The stack of an encoder or decoder and its last norm: [B, T, D] -> [B, T, D], and the layers' cache."""
+    """Apply the layers and the final norm of an encoder or decoder.
+
+    Maps [B, T, D] to [B, T, D] and the layers' cache.
+    """
     c: ModelConfig = module.config
     views = [see(c, kind, segments_BT, positions_BT, cache) for kind in kinds(c)]
     shared = (
@@ -67,24 +70,25 @@ def transform(
 class LanguageModel(nn.Module):
     """Pure functions over a plain dict of parameters; build one with `lm.build(config)`.
 
-    model.init(key, batch)["params"]                      -> nested dict of arrays
-    model.apply({"params": p}, batch)                     -> Output(logits float32 [B, T, V], hidden [B, T, D], pooled)
-    model.apply({"params": p}, batch, method="hidden")    -> the same without logits
-    model.apply({"params": p}, hidden, method="logits")   -> float32 [..., V], for use on chunks of hidden states
+        model.init(key, batch)["params"]                     -> nested dict of arrays
+        model.apply({"params": p}, batch)                    -> Output: logits float32 [B, T, V],
+                                                                hidden [B, T, D], pooled
+        model.apply({"params": p}, batch, method="hidden")   -> the same without logits
+        model.apply({"params": p}, hidden, method="logits")  -> float32 [..., V]; also for chunks
 
-    Other heads give logits [B, n_labels] (sequence_classification), [B, T, n_labels] (token_classification), [B, T, 2]
-    (question_answering: start and end), [B, T] (value), or `pooled` [B, D] alone (embedding). What they say of a whole sequence is
-    for rows of one document.
+    Other heads give logits [B, n_labels] (sequence_classification), [B, T, n_labels]
+    (token_classification), [B, T, 2] (question_answering: start and end) or [B, T] (value), or only
+    `pooled` [B, D] (embedding). Outputs for a whole sequence require rows of one document.
     """
 
     config: ModelConfig
 
     def init(self, *args, **kwargs):
-        """Linen's `init`, with plain arrays as leaves."""
+        """Run Linen's `init` and return plain arrays as leaves."""
         return nn.meta.unbox(super().init(*args, **kwargs))
 
     def logical_axes(self) -> dict:
-        """The name of every dimension of every parameter: a tree like params, of tuples of strings."""
+        """Return the axis names of every parameter: a tree like params, of tuples of strings."""
         example = Batch.of([[0, 0]])
         boxed = jax.eval_shape(lambda: super(LanguageModel, self).init(jax.random.key(0), example))
         return jax.tree.map(
@@ -127,11 +131,13 @@ class LanguageModel(nn.Module):
         return dataclasses.replace(out, logits=labels[..., 0] if c.head == "value" else labels)
 
     def hidden(self, batch: Batch, cache: dict | None = None) -> Output:
-        """Final hidden states. With a `cache` (see `init_cache`) the batch continues it and the output carries the new one.
+        """Compute the final hidden states.
 
-        An encoder-decoder reads `batch.encoder_tokens`, and leaves what its decoder needs of them in the cache: batches that continue
-        it have none. Dropout is on when a "dropout" rng is given to `apply`. Raises ValueError for a batch that lacks what the model
-        needs, or holds what it would ignore.
+        With a `cache` (see `init_cache`) the batch continues the cached rows, and the output has
+        the new cache. An encoder-decoder reads `batch.encoder_tokens` and caches the keys and
+        values that its decoder needs; batches that continue such a cache have no encoder_tokens.
+        Dropout is active when `apply` is given a "dropout" rng. Raises ValueError for a batch that
+        lacks what the model needs, or has fields that the model would ignore.
         """
         c = self.config
         batch = self._checked(batch, cache)
@@ -172,7 +178,7 @@ class LanguageModel(nn.Module):
         return Output(logits=None, hidden=x, pooled=pooled, encoder_hidden=encoded, cache=cache)
 
     def _checked(self, batch: Batch, cache) -> Batch:
-        """The batch, with something in every place at initialisation."""
+        """Validate the batch; at initialisation, fill in missing optional inputs."""
         c = self.config
         inputs.check(c, batch)
         if self.is_initializing():
@@ -191,24 +197,31 @@ class LanguageModel(nn.Module):
             _say_alone(c.family, c.neighbour_layers)
         if c.encoder_layers and batch.encoder_tokens is None and cache is None:
             raise ValueError(
-                f"this {c.family} model has an encoder, and the batch no encoder_tokens: give them to Batch.of"
+                f"this {c.family} model has an encoder, and the batch no encoder_tokens: "
+                "give them to Batch.of"
             )
         if not c.encoder_layers and batch.encoder_tokens is not None:
             raise ValueError(
-                f"this {c.family} model has no encoder, so that the batch's encoder_tokens would be ignored: leave them out"
+                f"this {c.family} model has no encoder, so that the batch's encoder_tokens would "
+                "be ignored: leave them out"
             )
         if not c.neighbour_layers and batch.neighbours is not None:
             raise ValueError(
-                f"this {c.family} model attends to no neighbours, so that the batch's would be ignored: set model.neighbour_layers"
+                f"this {c.family} model attends to no neighbours, so that the batch's would be "
+                "ignored: set model.neighbour_layers"
             )
         return batch
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [..., D] -> float32 logits [..., V]. Raises ValueError for a model whose head has none."""
+        """Map hidden [..., D] to float32 logits [..., V].
+
+        Raises ValueError for a model without a language-model head.
+        """
         c = self.config
         if c.head not in LM_HEADS:
             raise ValueError(
-                f"this {c.family} model with head={c.head!r} has no logits over tokens: model.head must be {', '.join(LM_HEADS)}"
+                f"this {c.family} model with head={c.head!r} has no logits over tokens: "
+                f"model.head must be {', '.join(LM_HEADS)}"
             )
         return self.head(hidden, self.embeddings.token if c.tie_embeddings else None)
 
@@ -216,21 +229,24 @@ class LanguageModel(nn.Module):
 @functools.cache  # once a process
 def _say_alone(family: str, layers: tuple[int, ...]) -> None:
     log.warning(
-        "this %s model attends to retrieved neighbours in layers %s (neighbour_layers) and is given none: "
-        "what it computes is what it knows without them", family, ", ".join(map(str, layers)),
-    )  # fmt: skip
+        "this %s model attends to retrieved neighbours in layers %s (neighbour_layers) and is "
+        "given none: what it computes is what it knows without them",
+        family,
+        ", ".join(map(str, layers)),
+    )
 
 
 def build(config: ModelConfig) -> LanguageModel:
-    """The model that `config` describes: a Linen module without parameters."""
+    """Build the model that `config` describes: a Linen module without parameters."""
     return LanguageModel(config)
 
 
 def separate(model: LanguageModel, params: dict) -> tuple[LanguageModel, dict]:
-    """The same model with its stacked layers split into one subtree each, as generation runs it.
+    """Split stacked layers into one subtree each, as generation uses them.
 
-    A decoding loop then reads every layer's weights in place; slicing a stacked array would copy them at each step. Do it
-    once and pass the result to `generate` when generating often: it costs one copy of the layers. Shared layers stay as they are.
+    A decoding loop then reads every layer's weights in place; slicing a stacked array would copy
+    them at each step. The split costs one copy of the layers: when calling `generate` often, do it
+    once and pass the result. Shared layers stay as they are.
     """
     c = model.config
     if c.layers == "separate" or c.shared_layers:
@@ -256,9 +272,10 @@ def _apply(model, params, batch):
 
 
 def forward(model: LanguageModel, params: dict, batch: Batch) -> Output:
-    """Logits and hidden states for every position, compiled once a shape: for inspection and tests.
+    """Compute logits and hidden states for every position, for inspection and tests.
 
-    Raises ConfigError for tokens, positions and types that the model has no row for.
+    Compiles once per shape. Raises ConfigError for tokens, positions and types outside the model's
+    tables.
     """
     inputs.check(model.config, batch)
     return _apply(model, params, batch)

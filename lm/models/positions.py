@@ -1,4 +1,4 @@
-"""Positions that are computed: sinusoids for embeddings, rotary angles and relative buckets for attention."""
+"""Computed positions: sinusoids, rotary angles and relative buckets."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,10 @@ from lm.models.config import ModelConfig
 
 
 def sinusoids(c: ModelConfig, positions_BT: jax.Array) -> jax.Array:
-    """float32 [B, T, D] for int positions [B, T]: sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi
-    (Vaswani et al. 2017, section 3.5, in the order of their own implementation).
+    """Sinusoidal position vectors, float32 [B, T, D], for int positions [B, T].
+
+    Sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al. 2017, section 3.5,
+    in the order of their implementation).
     """
     frequencies = (10_000.0 ** (-np.arange(0, c.d_model, 2, dtype=np.float64) / c.d_model)).astype(
         np.float32
@@ -19,10 +21,11 @@ def sinusoids(c: ModelConfig, positions_BT: jax.Array) -> jax.Array:
 
 
 def relative_buckets(c: ModelConfig, query_T: jax.Array, key_S: jax.Array) -> jax.Array:
-    """The bucket of every pair of a query and a key index, int32 [T, S] (Raffel et al. 2020, section 2.1).
+    """Bucket of every pair of a query and a key index, int32 [T, S].
 
-    Half of the buckets are for single distances, the other half for ranges that grow with the distance up to
-    `relative_max_distance`. A bidirectional model has one set for keys before the query and one for those after it.
+    See Raffel et al. 2020, section 2.1. Half of the buckets are for single distances, the other
+    half for ranges that grow with the distance up to `relative_max_distance`. A bidirectional model
+    has one set of buckets for keys before the query and one for keys after it.
     """
     buckets = c.relative_buckets if c.causal else c.relative_buckets // 2
     single, distance = buckets // 2, np.arange(c.relative_max_distance + 1)
@@ -43,12 +46,14 @@ def relative_buckets(c: ModelConfig, query_T: jax.Array, key_S: jax.Array) -> ja
 
 
 def rotary_frequencies(c: ModelConfig, theta: float) -> np.ndarray:
-    """Radians a position, float32 [rotary_dim / 2]; `rope_scaling` {factor} is linear, with the other three names Llama 3's."""
+    """Rotary frequencies in radians per position, float32 [rotary_dim / 2].
+
+    `rope_scaling` with factor alone is linear scaling; with the other three names it is Llama 3's.
+    """
     inverse = 1.0 / theta ** (np.arange(0, c.rotary_dim, 2, dtype=np.float64) / c.rotary_dim)
     scaling = dict(c.rope_scaling)
-    if (
-        "low_freq_factor" in scaling
-    ):  # Llama 3.1 model card: long wavelengths are stretched, short ones kept, smooth between
+    # Llama 3.1 model card: long wavelengths are stretched, short ones kept, smooth between
+    if "low_freq_factor" in scaling:
         low, high, length = (
             scaling["low_freq_factor"],
             scaling["high_freq_factor"],
@@ -64,13 +69,16 @@ def rotary_frequencies(c: ModelConfig, theta: float) -> np.ndarray:
 def rotary_angles(
     c: ModelConfig, positions_BT: jax.Array, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, 1, rotary_dim / 2], for int positions [B, T]."""
+    """cos and sin of the angles for int positions [B, T], float32 [B, T, 1, rotary_dim / 2]."""
     angles = positions_BT.astype(jnp.float32)[..., None, None] * rotary_frequencies(c, theta)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x_BTHK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns feature i with feature i + rotary_dim / 2 by the position's angle, those from rotary_dim on not; same shape and dtype."""
+    """Rotate features i and i + rotary_dim / 2 by the position's angle; same shape and dtype.
+
+    Features from rotary_dim on are unchanged.
+    """
     cos, sin = angles
     turning, rest = (
         jnp.split(x_BTHK, [2 * cos.shape[-1]], axis=-1)

@@ -1,9 +1,13 @@
-"""The numerics of state-space models: causal convolution, selective scan (S6) and state-space duality (SSD).
+"""Numerics of state-space models: causal convolution, selective scan (S6) and SSD.
 
-All three treat a row of documents as if each were alone. `segments` int [B, T] number the documents of a row, 0 is padding: state and
-convolution window start from nothing where the number changes, and padding leaves them as they are. A state and window that come back
-belong to the row's last document, and those passed in go on with the document of the row's first position, or with none if that is
-padding: one document may be read in pieces of any lengths, with padding behind the pieces but not before or inside one that continues.
+All three treat the packed documents of a row as if each were alone. `segments` int [B, T] numbers
+the documents of a row; 0 is padding. State and convolution window are reset where the number
+changes, and padding leaves them unchanged.
+
+A returned state and window belong to the row's last document. A state and window passed in continue
+the document of the row's first position; if that is padding, they continue none. So a document may
+be read in pieces of any length. Padding may follow a piece, but must not come before or inside a
+piece that continues a document.
 """
 
 import functools
@@ -13,9 +17,10 @@ import jax.numpy as jnp
 
 
 def runs(segments_BT) -> tuple[jax.Array, jax.Array]:
-    """Which document of its row every position is in, int32 [B, T] from 0, and whether it is a token at all, bool [B, T].
+    """Number each row's documents from 0, int32 [B, T], and mark real tokens, bool [B, T].
 
-    Padding counts to the document before it, and at the head of a row as a document of its own.
+    Padding counts to the document before it; padding at the start of a row is a document of its
+    own.
     """
     real = segments_BT != 0
     latest = jax.lax.cummax(jnp.where(real, jnp.arange(segments_BT.shape[1]), 0), axis=1)
@@ -25,10 +30,11 @@ def runs(segments_BT) -> tuple[jax.Array, jax.Array]:
 
 
 def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, jax.Array]:
-    """Depthwise convolution over the K latest tokens of the same document, the current one last: y_t = sum_k kernel_k x_{t-K+1+k}.
+    """Depthwise causal convolution within documents: y_t = sum_k kernel_k x_{t-K+1+k}.
 
-    x_BTC [B, T, C]; kernel_KC [K, C]; window [B, K - 1, C], the inputs before the first token, or None for none.
-    Returns y [B, T, C] in the dtype of x, and the window that continues the row.
+    x_BTC [B, T, C]; kernel_KC [K, C], the current token's kernel last; window [B, K - 1, C], the
+    inputs before the first token, or None for zeros. Returns y [B, T, C] in the dtype of x, and the
+    window that continues the row.
     """
     width, (batch, length, channels) = kernel_KC.shape[0], x_BTC.shape
     run, real = runs(segments_BT)
@@ -38,7 +44,7 @@ def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, 
         else window.astype(x_BTC.dtype)
     )
     x = jnp.concatenate([window, x_BTC], axis=1)
-    runs_of_x = jnp.pad(run, ((0, 0), (width - 1, 0)))  # the window is of document 0
+    runs_of_x = jnp.pad(run, ((0, 0), (width - 1, 0)))  # the window belongs to document 0
     dtype = jnp.promote_types(jnp.float32, x.dtype)
     y = jnp.zeros((batch, length, channels), dtype)
     for k in range(width):
@@ -46,9 +52,8 @@ def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, 
         y += jnp.where((runs_of_x[:, shift] == run)[..., None], x[:, shift], 0) * kernel_KC[
             k
         ].astype(dtype)
-    after = jnp.max(
-        jnp.where(real, jnp.arange(1, length + 1), 0), axis=1
-    )  # how many positions until the row's last token
+    # number of positions up to and including the row's last token
+    after = jnp.max(jnp.where(real, jnp.arange(1, length + 1), 0), axis=1)
     cut = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, width - 1))
     window = jnp.where((cut(runs_of_x, after) == run[:, -1:])[..., None], cut(x, after), 0)
     return y.astype(x_BTC.dtype), window
@@ -57,13 +62,17 @@ def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, 
 def selective_scan(
     u, dt, A, B, C, D, segments, state=None, chunk=32
 ) -> tuple[jax.Array, jax.Array]:
-    """S6 (Gu & Dao 2023, Algorithm 2): h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t.
+    """S6 (Gu & Dao 2023, Algorithm 2).
 
-    u [B, T, E]; dt [B, T, E], positive; A [E, N], negative; B and C [B, T, N]; D [E]; state [B, N, E] or None for zeros.
-    Returns y [B, T, E] in the dtype of u and the last state, which like all arithmetic is float32 (float64 if u is).
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, and y_t = C_t h_t + D u_t.
 
-    Of the states [T, N, E] only one in every `chunk` tokens is kept for the backward pass, which recomputes the others a chunk at a time:
-    memory beyond the inputs and their gradients is (T / chunk + a few times chunk) N E numbers.
+    u [B, T, E]; dt [B, T, E], positive; A [E, N], negative; B and C [B, T, N]; D [E]; state
+    [B, N, E] or None for zeros. Returns y [B, T, E] in the dtype of u, and the last state. States
+    and arithmetic are float32 (float64 if u is).
+
+    Of the states [T, N, E] only one in every `chunk` tokens is kept for the backward pass, which
+    recomputes the others chunk by chunk. Memory beyond the inputs and their gradients is
+    `(T / chunk + a few times chunk) N E` numbers.
     """
     run, real = runs(segments)
     dtype = jnp.promote_types(jnp.float32, u.dtype)
@@ -80,11 +89,14 @@ def selective_scan(
 
 
 def ssd(x, dt, A, B, C, D, segments, state=None, chunk=64) -> tuple[jax.Array, jax.Array]:
-    """Mamba-2's SSD (Dao & Gu 2024, section 6): h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t + D x_t, in matmuls.
+    """Mamba-2's SSD, computed with matmuls (Dao & Gu 2024, section 6).
 
-    x [B, T, H, P]; dt [B, T, H], positive; A and D [H], A negative; B and C [B, T, G, N], each shared by H / G consecutive heads;
-    state [B, H, P, N] or None for zeros. Returns y [B, T, H, P] in the dtype of x and the last state, which like all arithmetic is
-    float32 (float64 if x is). The backward pass keeps the state at every border between chunks and recomputes what is inside.
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, and y_t = h_t C_t + D x_t.
+
+    x [B, T, H, P]; dt [B, T, H], positive; A and D [H], A negative; B and C [B, T, G, N], each
+    shared by H / G consecutive heads; state [B, H, P, N] or None for zeros. Returns y [B, T, H, P]
+    in the dtype of x, and the last state. States and arithmetic are float32 (float64 if x is). The
+    backward pass keeps the states at chunk borders and recomputes those inside.
     """
     (batch, length, heads, width), (groups, n) = x.shape, B.shape[2:]
     run, real = runs(segments)
@@ -113,7 +125,10 @@ def ssd(x, dt, A, B, C, D, segments, state=None, chunk=64) -> tuple[jax.Array, j
 
 
 def _chunks(arrays, chunk: int):
-    """[B, T, ...] -> [T / chunk, chunk, B, ...]; zeros fill up the last chunk, and a zero dt leaves the state alone."""
+    """Reshape [B, T, ...] to [T / chunk, chunk, B, ...].
+
+    The last chunk is padded with zeros; a zero dt leaves the state unchanged.
+    """
 
     def split(x):
         x = jnp.moveaxis(x, 1, 0)
@@ -125,12 +140,12 @@ def _chunks(arrays, chunk: int):
 
 
 def _unchunked(x, length: int) -> jax.Array:
-    """The inverse of `_chunks`."""
+    """Inverse of `_chunks`."""
     return jnp.moveaxis(x.reshape(-1, *x.shape[2:])[:length], 0, 1)
 
 
 def _s6_step(A, h, u, dt, B, C):
-    """One token. A [N, E]; h [B, N, E]; u, dt [B, E]; B, C [B, N] -> y [B, E], h."""
+    """One token: A [N, E]; h [B, N, E]; u, dt [B, E]; B, C [B, N] -> y [B, E], h."""
     h = jnp.exp(dt[:, None] * A) * h + (dt * u)[:, None] * B[..., None]
     return jnp.einsum("bne,bn->be", h, C), h
 
@@ -152,9 +167,10 @@ def _parallel(a, b, h, reverse):
 
 
 def _recurrence(a, b, h, reverse=False) -> jax.Array:
-    """All states of h_q = a_q h_{q-1} + b_q, q the leading axis (in `reverse`: h_q = a_q h_{q+1} + b_q), from h beyond its end.
+    """All states of h_q = a_q h_{q-1} + b_q, starting from h; q is the leading axis.
 
-    Token by token where steps are cheap and memory is slow (CPU), as a tree of depth log Q where every step is a kernel launch.
+    With `reverse`: h_q = a_q h_{q+1} + b_q. Sequential on CPU, where steps are cheap and memory is
+    slow; elsewhere an associative scan of depth log Q, as every step is a kernel launch.
     """
     branch = {
         name: functools.partial(f, reverse=reverse)
@@ -164,13 +180,13 @@ def _recurrence(a, b, h, reverse=False) -> jax.Array:
 
 
 def _s6_inside(A, h, u, dt, B, starts):
-    """Decay a, input b and states of one chunk, each [Q, B, N, E], from the state h [B, N, E] before it."""
+    """Decay a and states of one chunk, each [Q, B, N, E], from the state h [B, N, E] before it."""
     a = jnp.where(starts[..., None, None], 0, jnp.exp(dt[:, :, None] * A))
     return a, _recurrence(a, (dt * u)[:, :, None] * B[..., None], h)
 
 
 def _s6_forward(A, h, chunks):
-    """y [chunks, Q, B, E], the last state, and the state before every chunk."""
+    """Return y [chunks, Q, B, E], the last state, and the state before every chunk."""
 
     def body(h, chunk):
         u, dt, B, C, starts = (x.astype(h.dtype) if x.dtype != bool else x for x in chunk)
@@ -193,24 +209,24 @@ def _s6_fwd(A, h, chunks):
 
 
 def _s6_bwd(kept, cotangents):
-    """The adjoint recurrence, chunk by chunk from the end: with g_t the gradient of h_t, g_t = C_t dy_t + a_{t+1} g_{t+1}.
+    """Adjoint recurrence, chunk by chunk from the end.
 
-    Sums over N and E are written as batched matmuls: XLA's CPU reductions over a middle axis are many times slower.
+    With g_t the gradient of h_t: g_t = C_t dy_t + a_{t+1} g_{t+1}. Sums over N and E are written as
+    batched matmuls, because XLA's CPU reductions over a middle axis are many times slower.
     """
     A, borders, chunks = kept
 
     def body(carry, chunk):
-        s, dA = carry  # s = a g of the token after
+        s, dA = carry  # s = a_{t+1} g_{t+1} of the chunk that follows
         before, inputs, dy = chunk
         u, dt, B, C, starts = (x.astype(s.dtype) if x.dtype != bool else x for x in inputs)
         a, h = _s6_inside(A, before, u, dt, B, starts)
         Cdy = C[..., None] * dy[:, :, None]
         s_all = _recurrence(a, a * Cdy, s, reverse=True)
         g = Cdy + jnp.concatenate([s_all[1:], s[None]])
-        decay = s_all * jnp.concatenate(
-            [before[None], h[:-1]]
-        )  # the gradient of log a, that is of dt A
-        d_input = jnp.einsum("qbne,qbn->qbe", g, B)  # of dt u
+        # gradient of log a = dt A
+        decay = s_all * jnp.concatenate([before[None], h[:-1]])
+        d_input = jnp.einsum("qbne,qbn->qbe", g, B)  # gradient of dt u
         d_dt = jnp.einsum("qbne,qbn->qbe", decay * A, jnp.ones_like(B)) + d_input * u
         dB, dC = jnp.einsum("qbne,qbe->qbn", g, dt * u), jnp.einsum("qbne,qbe->qbn", h, dy)
         gradients = (
@@ -230,23 +246,27 @@ _s6.defvjp(_s6_fwd, _s6_bwd)
 
 
 def _ssd_step(A, h, x, dt, B, C):
-    """One token. A [H]; h [B, H, P, N]; x [B, H, P]; dt [B, H]; B, C [B, G, N] -> y [B, H, P], h."""
+    """One token: A [H]; h [B, H, P, N]; x [B, H, P]; dt [B, H]; B, C [B, G, N] -> y, h.
+
+    y is [B, H, P].
+    """
     B, C = (jnp.repeat(z, x.shape[1] // z.shape[1], axis=1) for z in (B, C))
     h = jnp.exp(dt * A)[..., None, None] * h + (dt[..., None] * x)[..., None] * B[:, :, None]
     return jnp.einsum("bhpn,bhn->bhp", h, C), h
 
 
 def _ssd_chunk(A, h, chunk):
-    """One chunk of listing 1: h [B, G, R, P, N] before it, x [Q, B, G, R, P], dt [Q, B, G, R], B and C [Q, B, G, N] -> h after it, y."""
+    """One chunk of SSD (Dao & Gu 2024, listing 1): return the state after it, and y.
+
+    h [B, G, R, P, N] is the state before it; x [Q, B, G, R, P]; dt [Q, B, G, R]; B, C [Q, B, G, N].
+    """
     x, dt, B, C, starts = (z.astype(h.dtype) if z.dtype != bool else z for z in chunk)
-    run = jnp.cumsum(
-        starts, axis=0
-    )  # the document of every token, as the chunk counts them: the state before it belongs to 0
+    # document of every token, numbered within the chunk; the state before it belongs to 0
+    run = jnp.cumsum(starts, axis=0)
     log_decay = jnp.cumsum(dt * A, axis=0)
     total, dtx = log_decay[-1], dt[..., None] * x
-    sees = (run[:, None] == run[None]) & jnp.tril(jnp.ones((len(run),) * 2, bool))[
-        ..., None
-    ]  # [Q, S, B]: q sees s
+    # [Q, S, B]: whether q sees s
+    sees = (run[:, None] == run[None]) & jnp.tril(jnp.ones((len(run),) * 2, bool))[..., None]
     decay = jnp.exp(
         jnp.where(sees[..., None, None], log_decay[:, None] - log_decay[None], -jnp.inf)
     )

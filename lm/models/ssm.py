@@ -1,4 +1,4 @@
-"""Mamba (S6) and Mamba-2 (SSD) mixers: what a layer may have in place of attention, with a cache of fixed size."""
+"""Mamba (S6) and Mamba-2 (SSD) mixers, which replace attention and have a cache of fixed size."""
 
 import math
 
@@ -12,9 +12,11 @@ from lm.models.scan import causal_conv, selective_scan, ssd
 
 
 class MambaMixer(nn.Module):
-    """Mamba's selective state-space layer (Gu & Dao 2023, section 3.4), with FalconMamba's norms if the config asks for them.
+    """Mamba's selective state-space layer (Gu & Dao 2023, section 3.4).
 
-    x_BTD [B, T, D], segments int [B, T] (0 = padding), a layer's cache as of `init_cache` or None -> [B, T, D] and the cache after.
+    FalconMamba's norms are applied if the config sets `ssm_inner_norm_eps`. Takes x_BTD [B, T, D],
+    segments int [B, T] (0 = padding) and a layer's cache (see `init_cache`) or None. Returns
+    [B, T, D] and the updated cache.
     """
 
     config: ModelConfig
@@ -66,9 +68,11 @@ class MambaMixer(nn.Module):
 
 
 class Mamba2Mixer(nn.Module):
-    """Mamba-2's layer (Dao & Gu 2024, section 7): input, B, C and dt in one step, scalar decay per head, gated norm before the way out.
+    """Mamba-2's layer (Dao & Gu 2024, section 7).
 
-    x_BTD [B, T, D], segments int [B, T] (0 = padding), a layer's cache as of `init_cache` or None -> [B, T, D] and the cache after.
+    Input, B, C and dt are projected in parallel; the decay is a scalar per head; a gated norm
+    precedes the output projection. Takes x_BTD [B, T, D], segments int [B, T] (0 = padding) and a
+    layer's cache (see `init_cache`) or None. Returns [B, T, D] and the updated cache.
     """
 
     config: ModelConfig
@@ -116,13 +120,12 @@ class Mamba2Mixer(nn.Module):
 
 
 def continued(cache, segments_BT) -> dict:
-    """Windows and state for a row that goes on with the cached document, and zeros for one that begins with another."""
+    """Return the cached windows and state, zeroed in rows that begin with another document."""
     if cache is None:
         return dict.fromkeys(("conv", "bc_conv", "state"))
     first = segments_BT[:, 0]
-    same = (first == cache["segment"]) | (
-        first == 0
-    )  # 0: a document after this padding starts from nothing by itself
+    # 0: the row begins with padding, and a document after it starts from zeros anyway
+    same = (first == cache["segment"]) | (first == 0)
     return {
         name: jnp.where(same.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
         for name, x in cache.items()
@@ -131,7 +134,7 @@ def continued(cache, segments_BT) -> dict:
 
 
 def updated(cache, segments_BT, **new) -> dict | None:
-    """The cache after the row, with the document it ends in."""
+    """Return the cache after the row, with the id of the document it ends in."""
     if cache is None:
         return None
     length = segments_BT.shape[1]
@@ -141,7 +144,7 @@ def updated(cache, segments_BT, **new) -> dict | None:
 
 
 def project(module, x_BTD, name, width, axis) -> jax.Array:
-    """A way into the mixer, [B, T, D] -> [B, T, width]."""
+    """Project into the mixer, [B, T, D] -> [B, T, width]."""
     y = jnp.einsum(
         "btd,de->bte", x_BTD, weight(module, name, (x_BTD.shape[-1], width), f"embed {axis}")
     )
@@ -149,7 +152,7 @@ def project(module, x_BTD, name, width, axis) -> jax.Array:
 
 
 def leave(module, y_BTE) -> jax.Array:
-    """The way out of the mixer, [B, T, E] -> [B, T, D]."""
+    """Project out of the mixer, [B, T, E] -> [B, T, D]."""
     d_model = module.config.d_model
     y = jnp.einsum(
         "bte,ed->btd", y_BTE, weight(module, "out", (y_BTE.shape[-1], d_model), "mlp embed")
@@ -158,7 +161,7 @@ def leave(module, y_BTE) -> jax.Array:
 
 
 def convolve(module, x_BTC, name, axis, segments_BT, window) -> tuple[jax.Array, jax.Array]:
-    """`causal_conv` with the parameters `name` and, if the mixer has it, `name`_bias."""
+    """Apply `causal_conv` with parameter `name` and, with `ssm_conv_bias`, `name`_bias."""
     c, channels = module.config, x_BTC.shape[-1]
     kernel = weight(module, name, (c.ssm_conv, channels), f"conv {axis}", uniform(c.ssm_conv**-0.5))
     y, window = causal_conv(x_BTC, kernel, segments_BT, window)
@@ -166,12 +169,15 @@ def convolve(module, x_BTC, name, axis, segments_BT, window) -> tuple[jax.Array,
 
 
 def recurrent(module, name, shape, axes, init) -> jax.Array:
-    """A parameter of the recurrence: float32 whatever the compute dtype, as rounded decays compound over the length."""
+    """Declare a parameter of the recurrence, in float32 whatever the compute dtype.
+
+    Rounding errors of decays would compound over the length.
+    """
     return wide(stored(module, name, shape, axes, init))
 
 
 def rms(x, eps: float) -> jax.Array:
-    """x over its root mean square along the last axis, computed in float32."""
+    """Divide x by its root mean square along the last axis, computed in float32."""
     x32 = wide(x)
     return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)).astype(
         x.dtype
@@ -179,18 +185,24 @@ def rms(x, eps: float) -> jax.Array:
 
 
 def uniform(limit: float):
-    """Initialiser: uniform in +- limit."""
+    """Initialiser: uniform in [-limit, limit]."""
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 def init_a_log(key, shape, dtype) -> jax.Array:
-    """A = -1, -2, ... along the last axis (S4D-real; Gu & Dao 2023, section 3.6)."""
+    """Initialiser of log(-A) with A = -1, -2, ... along the last axis.
+
+    S4D-real (Gu & Dao 2023, section 3.6).
+    """
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=jnp.float32)), shape).astype(
         dtype
     )
 
 
 def init_dt_bias(key, shape, dtype) -> jax.Array:
-    """Makes softplus(dt_bias) log-uniform in [0.001, 0.1] (Gu & Dao 2023, section 3.6)."""
+    """Initialiser that makes softplus(dt_bias) log-uniform in [0.001, 0.1].
+
+    See Gu & Dao 2023, section 3.6.
+    """
     dt = jnp.exp(jax.random.uniform(key, shape, jnp.float32, math.log(0.001), math.log(0.1)))
     return (dt + jnp.log(-jnp.expm1(-dt))).astype(dtype)

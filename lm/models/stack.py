@@ -1,4 +1,4 @@
-"""The only place that knows how layers repeat: scanned, unrolled, or separate; rematerialised or not; cache threaded through."""
+"""Repetition of layers: scanned, unrolled or separate, with rematerialisation and cache."""
 
 import dataclasses
 
@@ -11,20 +11,22 @@ from lm.models.block import Block, Context
 from lm.models.config import ModelConfig
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul results, recompute the rest
+    # keep matmul results, recompute the rest
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": None,  # keep only each layer's input
 }
 
 
 def kinds(c: ModelConfig) -> tuple[str, ...]:
-    """The kinds of attention that a model's layers have, in the order of the views they are given."""
+    """Kinds of attention layers of a model, in the order of its views."""
     return tuple(sorted(set(c.layer_kinds) - {"ssm"}))
 
 
 def differences(c: ModelConfig) -> dict[str, np.ndarray]:
-    """What tells one layer from another of its shape, an entry a layer; empty when nothing does. See `Block`.
+    """Per-layer settings that tell layers of one shape apart (see `Block`); empty if none do.
 
-    Layers that differ in their window and rotary base alone keep one stacked tree of parameters, and take these as data.
+    Layers that differ only in window and rotary base keep one stacked tree of parameters, and take
+    these settings as data.
     """
     found = {}
     if len(kinds(c)) > 1:
@@ -37,19 +39,22 @@ def differences(c: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def block_class(c: ModelConfig) -> type[nn.Module]:
-    """`Block`, rematerialised as the config asks."""
+    """Return `Block`, rematerialised as the config asks."""
     if c.remat == "none":
         return Block
     return nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers != "scan")
 
 
 def shape(c: ModelConfig, i: int) -> dict[str, bool]:
-    """Which parts layer `i` has: the arguments of its `Block`."""
+    """Arguments of layer `i`'s `Block`, which say what parts the layer has."""
     return dict(ssm=c.layer_kinds[i] == "ssm", neighbours=i in c.neighbour_layers)
 
 
 class Period(nn.Module):
-    """Consecutive layers of different shapes, after which the stack repeats; called as a `Block` is, with an entry a layer."""
+    """Consecutive layers of different shapes, which the stack repeats.
+
+    Called like a `Block`, with one entry per layer.
+    """
 
     config: ModelConfig
 
@@ -64,23 +69,32 @@ class Period(nn.Module):
 
 
 def layers(c: ModelConfig) -> nn.Module | list[nn.Module]:
-    """The blocks of a model: one scanned module with parameters stacked on a leading axis, or a list ("separate")."""
+    """Build the blocks of a model.
+
+    Returns one scanned module with parameters stacked on a leading axis, or a list ("separate").
+    """
     if c.layers == "separate":
         return [block_class(c)(c, **shape(c, i)) for i in range(c.n_layers)]
     repeated, parts = (block_class(c), shape(c, 0)) if c.period == 1 else (Period, {})
     times = c.n_layers // c.period
     scanned = nn.scan(
-        repeated, length=times, unroll=times if c.layers == "unrolled" else 1, in_axes=(0, 0, nn.broadcast),
-        variable_axes={} if c.shared_layers else {"params": 0}, variable_broadcast="params" if c.shared_layers else False,
-        split_rngs={"params": not c.shared_layers, "dropout": True}, metadata_params={nn.PARTITION_NAME: "layers"},
-    )  # fmt: skip
+        repeated,
+        length=times,
+        unroll=times if c.layers == "unrolled" else 1,
+        in_axes=(0, 0, nn.broadcast),
+        variable_axes={} if c.shared_layers else {"params": 0},
+        variable_broadcast="params" if c.shared_layers else False,
+        split_rngs={"params": not c.shared_layers, "dropout": True},
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
     return scanned(c, **parts)
 
 
 def run(c: ModelConfig, blocks, x, cache, context: Context, views):
-    """Applies the blocks in turn; `cache` is None, a stacked tree, or a list with an entry a layer, as `blocks` is.
+    """Apply the blocks in turn.
 
-    views: one for each of `kinds(c)`.
+    `cache` is None, a stacked tree, or a list with one entry per layer, as `blocks` is. `views` has
+    one entry for each of `kinds(c)`.
     """
     own = differences(c)
     if not isinstance(blocks, (list, tuple)):
