@@ -1,4 +1,4 @@
-"""The registry of families: what can be exchanged with Hugging Face, by `model_type`."""
+"""Registry of the model families exchanged with Hugging Face, by `model_type`."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ from lm.families.family import Family, expect
 from lm.families.heads import labels, labels_to_hf
 from lm.models.config import LM_HEADS, ConfigError, ModelConfig, nearest
 
-ARCHITECTURES = {  # the rows of README's table
+ARCHITECTURES = {  # rows of the table in README.md
     "The original Transformer": (marian,),
     "GPT and its extensions": (
         openai_gpt,
@@ -51,8 +51,16 @@ ARCHITECTURES = {  # the rows of README's table
     "Mamba, and hybrids with attention": (mamba, bamba),
 }
 HEAD_FIELDS = (
-    "n_labels", "label_names", "head_bias", "head_dense", "head_dense_bias", "head_norm", "pooling", "pooler", "normalize_embedding",
-)  # fmt: skip
+    "n_labels",
+    "label_names",
+    "head_bias",
+    "head_dense",
+    "head_dense_bias",
+    "head_norm",
+    "pooling",
+    "pooler",
+    "normalize_embedding",
+)
 FAMILIES: dict[str, Family] = {
     f.model_type: f
     for modules in ARCHITECTURES.values()
@@ -73,17 +81,24 @@ __all__ = [
 
 
 def get(model_type: str | None) -> Family:
-    """The family of a `model_type`; ConfigError with the nearest name and all that are supported otherwise."""
+    """Look up the family of a `model_type`.
+
+    Raises ConfigError with the nearest name and all supported ones if it is unknown.
+    """
     if model_type not in FAMILIES:
         hint = nearest(str(model_type), FAMILIES)
         raise ConfigError(
-            f"model_type {model_type!r} is not supported{hint}; supported: {', '.join(sorted(FAMILIES))}"
+            f"model_type {model_type!r} is not supported{hint}; supported: "
+            f"{', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[model_type]
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json as a dict -> ModelConfig; ConfigError naming the first thing in it that is not supported."""
+    """Convert config.json, as a dict, to a ModelConfig.
+
+    Raises ConfigError naming the first unsupported field.
+    """
     family = get(hf.get("model_type"))
     if hf.get("quantization_config"):
         method = (
@@ -92,7 +107,8 @@ def config_from_hf(hf: dict) -> ModelConfig:
             else "unknown"
         )
         raise ConfigError(
-            f"quantization_config (quant_method={method!r}) is not supported; use the unquantised checkpoint or a GGUF file"
+            f"quantization_config (quant_method={method!r}) is not supported; "
+            "use the unquantised checkpoint or a GGUF file"
         )
     found = next((x for x in map(family.labelled, hf.get("architectures") or []) if x), None)
     try:
@@ -103,18 +119,23 @@ def config_from_hf(hf: dict) -> ModelConfig:
         return base.replace(head=found.head, **labels(hf, found.head), **found.fields(base))
     except (TypeError, AttributeError, ZeroDivisionError) as error:
         raise ConfigError(
-            f"config.json of this {family.model_type!r} model holds a value of the wrong kind: {error}"
+            f"config.json of this {family.model_type!r} model holds a value of the wrong kind: "
+            f"{error}"
         ) from error
 
 
 def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json as a dict; ConfigError where the family has no class with the model's head."""
+    """Convert a ModelConfig to config.json, as a dict.
+
+    Raises ConfigError if the family has no Hugging Face class with the model's head.
+    """
     family = get(c.family)
     classes = family.classes(c.head)
     if not classes:
         known = dict.fromkeys([*family.architectures.values(), *(x.head for x in family.labels)])
         raise ConfigError(
-            f"a {c.family} model with head={c.head!r} has no Hugging Face class; heads that have one: {', '.join(known)}"
+            f"a {c.family} model with head={c.head!r} has no Hugging Face class; "
+            f"heads that have one: {', '.join(known)}"
         )
     hf = {"model_type": family.model_type, "architectures": classes[:1], **family.config_to_hf(c)}
     return (
@@ -123,9 +144,10 @@ def config_to_hf(c: ModelConfig) -> dict:
 
 
 def other_head(c: ModelConfig, head: str, **fields) -> ModelConfig:
-    """The configuration with another head, and all that goes with one as in the family's class for it, but for the `fields` given.
+    """Replace the head of a config, and all fields that depend on it; `fields` override.
 
-    An embedding is the mean over a bidirectional model's tokens, or the last of a causal one's. Labels are those there were, if any.
+    The fields take the values of the family's class for the new head. An embedding is the mean over
+    a bidirectional model's tokens, or the last token of a causal model. Labels are kept.
     """
     family = get(c.family)
     known = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name in HEAD_FIELDS}
@@ -152,7 +174,7 @@ def other_head(c: ModelConfig, head: str, **fields) -> ModelConfig:
 
 
 def preset(family: str, size: str, **changes) -> ModelConfig:
-    """A named configuration, e.g. preset("gpt2", "124m", max_length=512)."""
+    """Return a named configuration, e.g. preset("gpt2", "124m", max_length=512)."""
     presets = get(family).presets
     if size not in presets:
         raise ConfigError(
@@ -162,7 +184,7 @@ def preset(family: str, size: str, **changes) -> ModelConfig:
 
 
 def markdown() -> str:
-    """The table of families in docs/architectures.md."""
+    """Table of families in docs/architectures.md."""
     lines = [
         "| `model_type` | classes read and written | labels | presets | GGUF |",
         "|---|---|---|---|---|",
@@ -179,7 +201,7 @@ def markdown() -> str:
 
 
 def readme() -> str:
-    """The table of architectures in README.md."""
+    """Table of architectures in README.md."""
     lines = [
         "| architecture | families (`model_type`) | heads with weights in and out |",
         "|---|---|---|",
@@ -193,6 +215,7 @@ def readme() -> str:
             if head != "none"
         )
         lines.append(
-            f"| {name} | {', '.join(f'`{f.model_type}`' for f in members)} | {', '.join(heads).replace('_', ' ')} |"
+            f"| {name} | {', '.join(f'`{f.model_type}`' for f in members)} | "
+            f"{', '.join(heads).replace('_', ' ')} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,8 @@
-"""python -m lm.families prints the tables of README.md and docs/architectures.md; --write puts them there, between their markers."""
+"""Print the tables of README.md and docs/architectures.md.
+
+python -m lm.families            print them
+python -m lm.families --write    write them into the files, between their markers
+"""
 
 import re
 import sys

@@ -1,4 +1,7 @@
-"""ALBERT (Lan et al. 2020): BERT's shape with one layer's parameters for all layers (section 3.1), and narrower embeddings."""
+"""ALBERT (Lan et al. 2020): BERT with one layer's parameters shared by all layers.
+
+Section 3.1 describes the sharing and the factorised (narrower) embeddings.
+"""
 
 from typing import Any
 
@@ -43,7 +46,7 @@ def albert(
     max_length: int = 512,
     **changes,
 ) -> ModelConfig:
-    """An ALBERT of any size; `changes` are further fields of ModelConfig."""
+    """Config of an ALBERT of any size; `changes` are further fields of ModelConfig."""
     shape = dict(
         d_model=d_model,
         n_layers=n_layers,
@@ -59,14 +62,17 @@ def albert(
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. Layers are shared by all or refused: groups of their own parameters are not supported."""
+    """Convert config.json to a ModelConfig.
+
+    Refuses several groups of layers: one layer's parameters must serve all layers.
+    """
     expect(hf, num_hidden_groups=1, inner_group_num=1)
     common = bert.fields({"hidden_act": "gelu_new", "hidden_dropout_prob": 0.0} | hf, ARCHITECTURES)
     return albert(**common, embedding_width=hf.get("embedding_size", 128))
 
 
 def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     return bert.config_to_hf(c) | dict(
         embedding_size=c.embedding_width, num_hidden_groups=1, inner_group_num=1
     )
@@ -74,7 +80,13 @@ def config_to_hf(c: ModelConfig) -> dict:
 
 FAMILIES = (
     Family(
-        "albert", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="albert.", refine=bert.with_pooler,
+        "albert",
+        ARCHITECTURES,
+        WEIGHTS,
+        config_from_hf,
+        config_to_hf,
+        prefix="albert.",
+        refine=bert.with_pooler,
         labels=heads.of_encoder("Albert"),
         ignored=(r".*embeddings\.position_ids", r"(albert\.)?pooler\..*", r"sop_classifier\..*"),
         duplicates={
@@ -82,9 +94,25 @@ FAMILIES = (
             "predictions.decoder.bias": "predictions.bias",
         },
         presets={
-            "base": albert(d_model=768, n_layers=12, n_heads=12, d_ff=3072, vocab_size=30000, bos_token_id=2, eos_token_ids=(3,),
-                           pad_token_id=0),
-            "tiny": albert(d_model=64, n_layers=2, n_heads=4, d_ff=128, vocab_size=259, max_length=128, embedding_width=32),
+            "base": albert(
+                d_model=768,
+                n_layers=12,
+                n_heads=12,
+                d_ff=3072,
+                vocab_size=30000,
+                bos_token_id=2,
+                eos_token_ids=(3,),
+                pad_token_id=0,
+            ),
+            "tiny": albert(
+                d_model=64,
+                n_layers=2,
+                n_heads=4,
+                d_ff=128,
+                vocab_size=259,
+                max_length=128,
+                embedding_width=32,
+            ),
         },
     ),
-)  # fmt: skip
+)

@@ -1,4 +1,7 @@
-"""ELECTRA (Clark et al. 2020): BERT's shape with narrower embeddings; the generator with its head, the discriminator as an encoder."""
+"""ELECTRA (Clark et al. 2020): BERT with narrower embeddings.
+
+A generator loads with its masked-LM head, a discriminator as an encoder.
+"""
 
 from typing import Any
 
@@ -7,7 +10,7 @@ from lm.families.family import Family, value
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ModelConfig
 
-# A discriminator's own head (replaced or not, for each token) is left out: what is used of it is the encoder.
+# The discriminator's head (replaced or original, per token) is left out.
 ARCHITECTURES = {
     "ElectraForMaskedLM": "masked_lm",
     "ElectraModel": "none",
@@ -34,7 +37,7 @@ def electra(
     max_length: int = 512,
     **changes,
 ) -> ModelConfig:
-    """An ELECTRA of any size; `changes` are further fields of ModelConfig."""
+    """Config of an ELECTRA of any size; `changes` are further fields of ModelConfig."""
     shape = dict(
         d_model=d_model,
         n_layers=n_layers,
@@ -48,27 +51,56 @@ def electra(
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. Embeddings are projected only where their width differs from the model's."""
+    """Convert config.json to a ModelConfig.
+
+    Embeddings are projected only if their width differs from the model's.
+    """
     width = hf.get("embedding_size", 128)
     own = dict(pooler=False, embedding_width=0 if width == value(hf, "hidden_size") else width)
     return electra(**bert.fields(hf, ARCHITECTURES) | own)
 
 
 def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     return bert.config_to_hf(c) | dict(embedding_size=c.embedding_width or c.d_model)
 
 
 FAMILIES = (
     Family(
-        "electra", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="electra.",
-        labels=heads.of_encoder("Electra", dense_layer="classifier.dense", classifier="classifier.out_proj", head_dense="gelu"),
+        "electra",
+        ARCHITECTURES,
+        WEIGHTS,
+        config_from_hf,
+        config_to_hf,
+        prefix="electra.",
+        labels=heads.of_encoder(
+            "Electra",
+            dense_layer="classifier.dense",
+            classifier="classifier.out_proj",
+            head_dense="gelu",
+        ),
         ignored=(r".*embeddings\.position_ids", r"discriminator_predictions\..*"),
         duplicates={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         presets={
-            "small": electra(d_model=256, n_layers=12, n_heads=4, d_ff=1024, vocab_size=30522, embedding_width=128, pad_token_id=0,
-                             head="none"),
-            "tiny": electra(d_model=64, n_layers=2, n_heads=4, d_ff=128, vocab_size=259, max_length=128, embedding_width=32),
+            "small": electra(
+                d_model=256,
+                n_layers=12,
+                n_heads=4,
+                d_ff=1024,
+                vocab_size=30522,
+                embedding_width=128,
+                pad_token_id=0,
+                head="none",
+            ),
+            "tiny": electra(
+                d_model=64,
+                n_layers=2,
+                n_heads=4,
+                d_ff=128,
+                vocab_size=259,
+                max_length=128,
+                embedding_width=32,
+            ),
         },
     ),
-)  # fmt: skip
+)

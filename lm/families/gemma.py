@@ -1,4 +1,7 @@
-"""Gemma (Gemma Team 2024a): scaled embeddings, scales stored less one. Gemma 2 (2024b): soft caps, alternating windows, four norms."""
+"""Gemma (Gemma Team 2024a): scaled embeddings, norm scales stored minus 1.
+
+Gemma 2 (2024b) adds soft caps, alternating windows and norms on the mixers' outputs.
+"""
 
 from typing import Any
 
@@ -17,7 +20,7 @@ WEIGHTS_2 = table(
 
 
 def fields(hf: dict, act: str) -> dict[str, Any]:
-    """What both have; `act` is the name of the activation function's field."""
+    """Fields of ModelConfig that Gemma and Gemma 2 share; `act` names the activation field."""
     expect(hf, use_bidirectional_attention=False)
     bias = bool(hf.get("attention_bias"))
     common = llama.fields(
@@ -27,7 +30,7 @@ def fields(hf: dict, act: str) -> dict[str, Any]:
 
 
 def fields_to_hf(c: ModelConfig) -> dict[str, Any]:
-    """The inverse of `fields`, but for the activation function."""
+    """Inverse of `fields`, without the activation function."""
     return {name: x for name, x in llama.fields_to_hf(c).items() if name != "hidden_act"} | dict(
         attention_bias=c.qkv_bias
     )
@@ -38,7 +41,7 @@ def name_of(activation: str) -> str:
 
 
 def gemma_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. "gelu" has always meant the approximation here."""
+    """Convert config.json to a ModelConfig; "gelu" has always meant the tanh approximation here."""
     return ModelConfig(
         **fields(
             hf | {"hidden_act": None if hf.get("hidden_act") == "gelu" else hf.get("hidden_act")},
@@ -48,31 +51,40 @@ def gemma_from_hf(hf: dict) -> ModelConfig:
 
 
 def gemma_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     return fields_to_hf(c) | dict(hidden_act=name_of(c.activation))
 
 
 def gemma2_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. Every other layer has the window unless `layer_types` says otherwise."""
+    """Convert config.json to a ModelConfig.
+
+    Every other layer is windowed unless `layer_types` says otherwise.
+    """
     alternating = (["sliding_attention", "full_attention"] * value(hf, "num_hidden_layers"))[
         : value(hf, "num_hidden_layers")
     ]
     common, scalar = fields(hf, "hidden_activation"), hf.get("query_pre_attn_scalar", 256)
     return ModelConfig(
-        **common, **windows(hf, hf.get("sliding_window", 4096), alternating), norm_placement="sandwich",
+        **common,
+        **windows(hf, hf.get("sliding_window", 4096), alternating),
+        norm_placement="sandwich",
         score_dim=0.0 if scalar == common["head_dim"] else float(scalar),
-        attention_softcap=hf.get("attn_logit_softcapping", 50.0) or 0.0, logit_softcap=hf.get("final_logit_softcapping", 30.0) or 0.0,
-    )  # fmt: skip
+        attention_softcap=hf.get("attn_logit_softcapping", 50.0) or 0.0,
+        logit_softcap=hf.get("final_logit_softcapping", 30.0) or 0.0,
+    )
 
 
 def gemma2_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     scalar = c.score_dim or c.head_dim
     return fields_to_hf(c) | dict(
-        hidden_activation=name_of(c.activation), query_pre_attn_scalar=int(scalar) if scalar == int(scalar) else scalar,
-        attn_logit_softcapping=c.attention_softcap or None, final_logit_softcapping=c.logit_softcap or None,
-        sliding_window=c.sliding_window or None, layer_types=layer_types(c),
-    )  # fmt: skip
+        hidden_activation=name_of(c.activation),
+        query_pre_attn_scalar=int(scalar) if scalar == int(scalar) else scalar,
+        attn_logit_softcapping=c.attention_softcap or None,
+        final_logit_softcapping=c.logit_softcap or None,
+        sliding_window=c.sliding_window or None,
+        layer_types=layer_types(c),
+    )
 
 
 def published(base: ModelConfig, **shape) -> ModelConfig:
@@ -101,12 +113,30 @@ TINY_2 = TINY.replace(
 )
 FAMILIES = (
     llama.family(
-        "gemma", {"2b": published(TINY, d_model=2048, n_layers=18, n_heads=8, n_kv_heads=1, d_ff=16384), "tiny": TINY},
-        gemma_from_hf, gemma_to_hf,
+        "gemma",
+        {
+            "2b": published(TINY, d_model=2048, n_layers=18, n_heads=8, n_kv_heads=1, d_ff=16384),
+            "tiny": TINY,
+        },
+        gemma_from_hf,
+        gemma_to_hf,
     ),
     llama.family(
         "gemma2",
-        {"2b": published(TINY_2, d_model=2304, n_layers=26, n_heads=8, n_kv_heads=4, d_ff=9216, sliding_window=4096), "tiny": TINY_2},
-        gemma2_from_hf, gemma2_to_hf, WEIGHTS_2,
+        {
+            "2b": published(
+                TINY_2,
+                d_model=2304,
+                n_layers=26,
+                n_heads=8,
+                n_kv_heads=4,
+                d_ff=9216,
+                sliding_window=4096,
+            ),
+            "tiny": TINY_2,
+        },
+        gemma2_from_hf,
+        gemma2_to_hf,
+        WEIGHTS_2,
     ),
-)  # fmt: skip
+)

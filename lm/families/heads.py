@@ -1,4 +1,4 @@
-"""Heads that give labels: which of a family's classes holds one, under which names, and what it computes before its labels."""
+"""Label heads: the Hugging Face class, tensor names and layers of each family's classifiers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,26 +12,37 @@ Fields = Callable[[ModelConfig], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class LabelHead:
-    """One class: a family's model without a head, and a classifier.
+    """One Hugging Face class: a family's model without a head, and a classifier.
 
-    fields(config of the model without a head) -> the fields of ModelConfig that the class fixes besides `head` and its labels.
+    fields(config of the model without a head) returns the fields of ModelConfig that the class
+    fixes, besides `head` and the labels.
     """
 
-    architecture: str  # their class
-    head: str  # ours
+    architecture: str  # Hugging Face class
+    head: str  # our name of the head
     table: tuple[Row, ...]
     fields: Fields
-    base: str = ""  # the class without a head that it is built on; "" = the family's first
-    prefix: str | None = (
-        None  # of the names of the model's tensors in this class; None = the family's
-    )
+    base: str = ""  # class without a head that it extends; "" = the family's first
+    # prefix of the model's tensor names in this class; None = the family's
+    prefix: str | None = None
 
 
 def label_head(
-    architecture: str, head: str, classifier: str, *, dense_layer: str = "", norm_layer: str = "", base: str = "",
-    prefix: str | None = None, fields: Fields | None = None, **fixed: Any,
-) -> LabelHead:  # fmt: skip
-    """A LabelHead whose layers have the names `classifier`, `dense_layer` and `norm_layer`; `fixed` fields, and `fields` of the config."""
+    architecture: str,
+    head: str,
+    classifier: str,
+    *,
+    dense_layer: str = "",
+    norm_layer: str = "",
+    base: str = "",
+    prefix: str | None = None,
+    fields: Fields | None = None,
+    **fixed: Any,
+) -> LabelHead:
+    """Build a LabelHead with the given names of its layers.
+
+    The class fixes the `fixed` fields, and those that `fields` computes from the config.
+    """
     rows = table(
         dense("head/classifier", classifier),
         dense("head/dense", dense_layer) if dense_layer else [],
@@ -44,7 +55,10 @@ def label_head(
 def of_decoder(
     stem: str, *, tokens: str = "classifier", spans: bool = True, spans_prefix: str | None = None
 ) -> tuple[LabelHead, ...]:
-    """The classes of a decoder: a row's last token has its label. `tokens` and `spans` say what there is besides sequences."""
+    """Label heads of a decoder; a sequence's label is read from its last token.
+
+    `tokens` (the classifier's tensor name) and `spans` select further heads.
+    """
     heads = [
         label_head(
             f"{stem}ForSequenceClassification",
@@ -77,7 +91,10 @@ def of_decoder(
 def of_encoder(
     stem: str, *, dense_layer: str = "", classifier: str = "classifier", **fixed: Any
 ) -> tuple[LabelHead, ...]:
-    """The classes of an encoder of BERT's kind: sequences by their first token, through `dense_layer` or the pooler; tokens; spans."""
+    """Label heads of a BERT-like encoder: sequences, tokens and spans.
+
+    A sequence's label is read from its first token, through `dense_layer` or the pooler.
+    """
     sequence: dict[str, Any] = (
         dict(dense_layer=dense_layer, pooling="first", pooler=not dense_layer) | fixed
     )
@@ -95,7 +112,11 @@ def of_encoder(
 def of_encoder_decoder(
     stem: str, *, base: str = "", prefix: str | None = None
 ) -> tuple[LabelHead, ...]:
-    """The classes of an encoder-decoder: sequences by the decoder's last token; spans; with `base`, its encoder alone, also tokens."""
+    """Label heads of an encoder-decoder: sequences, spans and, with `base`, tokens.
+
+    A sequence's label is read from the decoder's last token. `base` is the class of the encoder
+    alone.
+    """
     layers: dict[str, Any] = dict(
         dense_layer="classification_head.dense", head_dense="tanh", head_dense_bias=True
     )
@@ -119,7 +140,10 @@ def of_encoder_decoder(
 
 
 def labels(hf: dict, head: str) -> dict[str, Any]:
-    """n_labels and label_names of config.json, where two are the default and their names LABEL_0, LABEL_1, ... no names."""
+    """Read n_labels and label_names from config.json.
+
+    The default is two labels. The names LABEL_0, LABEL_1, ... count as no names.
+    """
     given = hf.get("id2label")
     number = len(given) if given else hf.get("num_labels", 2)
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
@@ -127,7 +151,8 @@ def labels(hf: dict, head: str) -> dict[str, Any]:
     if head == "question_answering":
         if number != 2:
             raise ConfigError(
-                f"num_labels={number} is not supported for question answering; 2, where an answer starts and ends, are"
+                f"num_labels={number} is not supported for question answering; 2, "
+                "where an answer starts and ends, are"
             )
         return dict(n_labels=0)
     try:
@@ -144,7 +169,10 @@ def labels(hf: dict, head: str) -> dict[str, Any]:
 
 
 def labels_to_hf(c: ModelConfig) -> dict[str, Any]:
-    """The inverse of `labels`. One label is a regression's; the kind of more is left to the loss."""
+    """Inverse of `labels`.
+
+    A single label means regression; with more, the loss decides the problem type.
+    """
     if not c.n_labels:
         return {}
     names = c.label_names or _unnamed(c.n_labels)

@@ -1,4 +1,7 @@
-"""Llama (Touvron et al. 2023) and what shares its shape: Mistral (sliding window), Qwen2 (biases), Qwen3 (norms of queries and keys)."""
+"""Llama (Touvron et al. 2023) and the families of its shape: Mistral, Qwen2 and Qwen3.
+
+Mistral adds a sliding window, Qwen2 biases, and Qwen3 norms of queries and keys.
+"""
 
 from typing import Any
 
@@ -50,12 +53,13 @@ GGUF_WEIGHTS = table(
 )
 
 
+# prefix of the model's tensor names in question-answering classes
 SPANS = {
     "llama": "transformer.",
     "qwen2": "transformer.",
     "qwen3": "transformer.",
     "mistral": "model.",
-}  # prefixes in those classes
+}
 
 
 def stem(model_type: str) -> str:
@@ -73,36 +77,55 @@ def fields(
     fraction: float | None = None,
     act: tuple[str, str] = ("hidden_act", "silu"),
 ) -> dict[str, Any]:
-    """Fields of ModelConfig that every family of Llama's shape spells alike.
+    """Fields of ModelConfig whose config.json fields are the same in every family of Llama's shape.
 
-    kv_heads: the family's default where it is not one for each head; fraction: see `rope`; act: what the activation function is
-    called, and its default.
+    kv_heads: the family's default number; None = one per head. fraction: see `rope`. act: name of
+    the activation field, and its default.
     """
     expect(hf, num_local_experts=0, num_experts=0)
     d_model, n_heads = value(hf, "hidden_size"), value(hf, "num_attention_heads")
     return dict(
-        family=hf["model_type"], vocab_size=value(hf, "vocab_size"), d_model=d_model, n_layers=value(hf, "num_hidden_layers"),
-        n_heads=n_heads, n_kv_heads=hf.get("num_key_value_heads") or kv_heads or n_heads,
-        head_dim=hf.get("head_dim") or d_model // n_heads, d_ff=value(hf, "intermediate_size"),
-        max_length=value(hf, "max_position_embeddings"), norm_eps=hf.get("rms_norm_eps", 1e-6),
-        activation=activation(hf, *act), head=head(hf, architectures(hf["model_type"])),
-        tie_embeddings=hf.get("tie_word_embeddings", False), initializer_range=hf.get("initializer_range", 0.02),
-        **rope(hf, fraction), **special_tokens(hf),
-    )  # fmt: skip
+        family=hf["model_type"],
+        vocab_size=value(hf, "vocab_size"),
+        d_model=d_model,
+        n_layers=value(hf, "num_hidden_layers"),
+        n_heads=n_heads,
+        n_kv_heads=hf.get("num_key_value_heads") or kv_heads or n_heads,
+        head_dim=hf.get("head_dim") or d_model // n_heads,
+        d_ff=value(hf, "intermediate_size"),
+        max_length=value(hf, "max_position_embeddings"),
+        norm_eps=hf.get("rms_norm_eps", 1e-6),
+        activation=activation(hf, *act),
+        head=head(hf, architectures(hf["model_type"])),
+        tie_embeddings=hf.get("tie_word_embeddings", False),
+        initializer_range=hf.get("initializer_range", 0.02),
+        **rope(hf, fraction),
+        **special_tokens(hf),
+    )
 
 
 def fields_to_hf(c: ModelConfig) -> dict[str, Any]:
-    """The inverse of `fields`."""
+    """Inverse of `fields`."""
     return dict(
-        vocab_size=c.vocab_size, hidden_size=c.d_model, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.d_ff, max_position_embeddings=c.max_length,
-        rms_norm_eps=c.norm_eps, hidden_act=their_activation(c.activation), tie_word_embeddings=c.tie_embeddings,
-        initializer_range=c.initializer_range, **rope_to_hf(c), **special_tokens_to_hf(c),
-    )  # fmt: skip
+        vocab_size=c.vocab_size,
+        hidden_size=c.d_model,
+        num_hidden_layers=c.n_layers,
+        num_attention_heads=c.n_heads,
+        num_key_value_heads=c.n_kv_heads,
+        head_dim=c.head_dim,
+        intermediate_size=c.d_ff,
+        max_position_embeddings=c.max_length,
+        rms_norm_eps=c.norm_eps,
+        hidden_act=their_activation(c.activation),
+        tie_word_embeddings=c.tie_embeddings,
+        initializer_range=c.initializer_range,
+        **rope_to_hf(c),
+        **special_tokens_to_hf(c),
+    )
 
 
 def llama_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig."""
+    """Convert config.json to a ModelConfig."""
     bias = bool(hf.get("attention_bias"))
     return ModelConfig(
         **fields(hf), qkv_bias=bias, out_bias=bias, mlp_bias=bool(hf.get("mlp_bias"))
@@ -110,12 +133,12 @@ def llama_from_hf(hf: dict) -> ModelConfig:
 
 
 def llama_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     return fields_to_hf(c) | dict(attention_bias=c.qkv_bias, mlp_bias=c.mlp_bias)
 
 
 def mistral_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. Every layer has the window, or none."""
+    """Convert config.json to a ModelConfig; all layers are windowed, or none."""
     window = windows(
         {**hf, "layer_types": None},
         hf.get("sliding_window"),
@@ -125,12 +148,15 @@ def mistral_from_hf(hf: dict) -> ModelConfig:
 
 
 def mistral_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     return fields_to_hf(c) | dict(sliding_window=c.sliding_window or None)
 
 
 def qwen_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig, of Qwen2 (biases) and Qwen3 (q/k norms); layers from `max_window_layers` on have the window."""
+    """Convert the config.json of Qwen2 (biases) or Qwen3 (q/k norms) to a ModelConfig.
+
+    Layers from `max_window_layers` on are windowed.
+    """
     two, layers = hf["model_type"] == "qwen2", value(hf, "num_hidden_layers")
     bias, full = (
         bool(hf.get("attention_bias")) and not two,
@@ -149,7 +175,7 @@ def qwen_from_hf(hf: dict) -> ModelConfig:
 
 
 def qwen_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     kinds = layer_types(c)
     hf = dict(
         use_sliding_window=bool(c.sliding_window),
@@ -161,28 +187,56 @@ def qwen_to_hf(c: ModelConfig) -> dict:
 
 
 TINY = ModelConfig(
-    family="llama", vocab_size=259, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128, max_length=256,
-)  # fmt: skip
+    family="llama",
+    vocab_size=259,
+    d_model=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    d_ff=128,
+    max_length=256,
+)
 
 SMOLLM2_135M = ModelConfig(
-    family="llama", vocab_size=49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, d_ff=1536, max_length=8192,
-    rope_theta=100_000.0, initializer_range=1 / 24, bos_token_id=1, eos_token_ids=(2,), pad_token_id=2,
-)  # fmt: skip
+    family="llama",
+    vocab_size=49152,
+    d_model=576,
+    n_layers=30,
+    n_heads=9,
+    n_kv_heads=3,
+    head_dim=64,
+    d_ff=1536,
+    max_length=8192,
+    rope_theta=100_000.0,
+    initializer_range=1 / 24,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+    pad_token_id=2,
+)
 
 
 def family(
     model_type: str, presets: dict[str, ModelConfig], from_hf, to_hf, weights=WEIGHTS, gguf_table=()
 ) -> Family:
-    """A family of Llama's shape, with Llama's tensor names unless `weights` says otherwise."""
+    """Build a family of Llama's shape, with Llama's tensor names unless `weights` is given."""
     tokens, spans = "" if model_type == "olmo2" else "score", SPANS.get(model_type)
     labels = heads.of_decoder(
         stem(model_type), tokens=tokens, spans=bool(spans), spans_prefix=spans
     )
     return Family(
-        model_type, architectures(model_type), weights, from_hf, to_hf, presets, prefix="model.",
-        ignored=(r".*rotary_emb\.inv_freq",), duplicates={"lm_head.weight": "model.embed_tokens.weight"}, gguf_table=gguf_table,
+        model_type,
+        architectures(model_type),
+        weights,
+        from_hf,
+        to_hf,
+        presets,
+        prefix="model.",
+        ignored=(r".*rotary_emb\.inv_freq",),
+        duplicates={"lm_head.weight": "model.embed_tokens.weight"},
+        gguf_table=gguf_table,
         labels=labels,
-    )  # fmt: skip
+    )
 
 
 FAMILIES = (

@@ -1,4 +1,7 @@
-"""ModernBERT (Warner et al. 2024): a pre-norm encoder with gated mlps, rotary positions, and windows in two of three layers."""
+"""ModernBERT (Warner et al. 2024): a pre-norm encoder with gated MLPs and rotary positions.
+
+Two of three layers are windowed.
+"""
 
 from typing import Any
 
@@ -47,14 +50,20 @@ WEIGHTS = table(
 
 LABELS = tuple(
     heads.label_head(
-        f"ModernBertFor{name}", head, "classifier", dense_layer="head.dense", norm_layer="head.norm", head_norm=True,
+        f"ModernBertFor{name}",
+        head,
+        "classifier",
+        dense_layer="head.dense",
+        norm_layer="head.norm",
+        head_norm=True,
         fields=lambda c: dict(head_dense=c.head_activation),
     )
     for name, head in (
-        ("SequenceClassification", "sequence_classification"), ("TokenClassification", "token_classification"),
+        ("SequenceClassification", "sequence_classification"),
+        ("TokenClassification", "token_classification"),
         ("QuestionAnswering", "question_answering"),
     )
-)  # fmt: skip
+)
 
 
 def modernbert(
@@ -67,24 +76,42 @@ def modernbert(
     max_length: int = 8192,
     **changes,
 ) -> ModelConfig:
-    """A ModernBERT of any size; `changes` are further fields of ModelConfig."""
+    """Config of a ModernBERT of any size; `changes` are further fields of ModelConfig."""
     fields: dict[str, Any] = dict(
-        family="modernbert", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
-        head_dim=d_model // n_heads, d_ff=d_ff, max_length=max_length, causal=False, rope_theta=160_000.0, local_rope_theta=10_000.0,
-        sliding_window=65, layer_pattern=("global", "local", "local"), norm="layernorm", norm_bias=False, first_norm_on_stream=True,
-        activation="gelu", head="masked_lm", head_activation="gelu", pooling="first",
-    )  # fmt: skip
+        family="modernbert",
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=d_model // n_heads,
+        d_ff=d_ff,
+        max_length=max_length,
+        causal=False,
+        rope_theta=160_000.0,
+        local_rope_theta=10_000.0,
+        sliding_window=65,
+        layer_pattern=("global", "local", "local"),
+        norm="layernorm",
+        norm_bias=False,
+        first_norm_on_stream=True,
+        activation="gelu",
+        head="masked_lm",
+        head_activation="gelu",
+        pooling="first",
+    )
     return ModelConfig(**fields | changes)
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig."""
+    """Convert config.json to a ModelConfig."""
     bias = bool(hf.get("mlp_bias"))
     expect(hf, decoder_bias=True, classifier_bias=bias)
     pooling = hf.get("classifier_pooling") or "cls"
     if pooling not in POOLINGS:
         raise ConfigError(
-            f"classifier_pooling={pooling!r} is not supported for model_type 'modernbert'; one of {', '.join(POOLINGS)}"
+            f"classifier_pooling={pooling!r} is not supported for model_type 'modernbert'; "
+            f"one of {', '.join(POOLINGS)}"
         )
     n_layers, every, rotary = (
         value(hf, "num_hidden_layers"),
@@ -92,9 +119,8 @@ def config_from_hf(hf: dict) -> ModelConfig:
         hf.get("rope_parameters") or {},
     )
     kinds = ["sliding_attention" if i % every else "full_attention" for i in range(n_layers)]
-    window = windows(
-        hf, hf.get("local_attention", 128) // 2 + 1, kinds
-    )  # theirs counts both sides and not the token itself
+    # local_attention counts both sides but not the token itself
+    window = windows(hf, hf.get("local_attention", 128) // 2 + 1, kinds)
     theta = theta_of(rotary.get("full_attention"), hf.get("global_rope_theta") or 160_000.0)
     local = theta_of(rotary.get("sliding_attention"), hf.get("local_rope_theta") or 10_000.0)
     if hf.get("rope_scaling"):
@@ -105,45 +131,101 @@ def config_from_hf(hf: dict) -> ModelConfig:
         theta, local = (local if window["sliding_window"] else theta), 0.0
     attention_bias = bool(hf.get("attention_bias"))
     return modernbert(
-        d_model=value(hf, "hidden_size"), n_layers=n_layers, n_heads=value(hf, "num_attention_heads"), d_ff=value(hf, "intermediate_size"),
-        vocab_size=value(hf, "vocab_size"), max_length=value(hf, "max_position_embeddings"), rope_theta=theta, local_rope_theta=local,
-        **window, norm_eps=hf.get("norm_eps", 1e-5), norm_bias=hf.get("norm_bias", False),
-        activation=activation(hf, "hidden_activation", "gelu"), head_activation=activation(hf, "classifier_activation", "gelu"),
-        qkv_bias=attention_bias, out_bias=attention_bias, mlp_bias=bias, initializer_range=hf.get("initializer_range", 0.02),
-        dropout=hf.get("mlp_dropout", 0.0), tie_embeddings=hf.get("tie_word_embeddings", True), head=head(hf, ARCHITECTURES),
-        pooling=POOLINGS[pooling], **special_tokens(hf),
-    )  # fmt: skip
+        d_model=value(hf, "hidden_size"),
+        n_layers=n_layers,
+        n_heads=value(hf, "num_attention_heads"),
+        d_ff=value(hf, "intermediate_size"),
+        vocab_size=value(hf, "vocab_size"),
+        max_length=value(hf, "max_position_embeddings"),
+        rope_theta=theta,
+        local_rope_theta=local,
+        **window,
+        norm_eps=hf.get("norm_eps", 1e-5),
+        norm_bias=hf.get("norm_bias", False),
+        activation=activation(hf, "hidden_activation", "gelu"),
+        head_activation=activation(hf, "classifier_activation", "gelu"),
+        qkv_bias=attention_bias,
+        out_bias=attention_bias,
+        mlp_bias=bias,
+        initializer_range=hf.get("initializer_range", 0.02),
+        dropout=hf.get("mlp_dropout", 0.0),
+        tie_embeddings=hf.get("tie_word_embeddings", True),
+        head=head(hf, ARCHITECTURES),
+        pooling=POOLINGS[pooling],
+        **special_tokens(hf),
+    )
 
 
 def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     local = c.local_rope_theta or c.rope_theta
     special = special_tokens_to_hf(c) | dict(
         cls_token_id=c.bos_token_id, sep_token_id=next(iter(c.eos_token_ids), None)
     )
     return dict(
-        hidden_size=c.d_model, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, intermediate_size=c.d_ff,
-        vocab_size=c.vocab_size, max_position_embeddings=c.max_length, layer_types=layer_types(c),
-        global_rope_theta=c.rope_theta, local_rope_theta=local, local_attention=2 * max(c.sliding_window - 1, 0),
-        rope_parameters={kind: {"rope_type": "default", "rope_theta": theta}
-                         for kind, theta in (("full_attention", c.rope_theta), ("sliding_attention", local))},
-        norm_eps=c.norm_eps, norm_bias=c.norm_bias, hidden_activation=their_activation(c.activation),
-        classifier_activation=their_activation(c.head_activation or c.activation), attention_bias=c.qkv_bias, mlp_bias=c.mlp_bias,
-        classifier_bias=c.mlp_bias, decoder_bias=True, classifier_pooling="mean" if c.pooling == "mean" else "cls",
-        initializer_range=c.initializer_range, mlp_dropout=c.dropout,
-        embedding_dropout=c.dropout, attention_dropout=0.0, tie_word_embeddings=c.tie_embeddings, **special,
-    )  # fmt: skip
+        hidden_size=c.d_model,
+        num_hidden_layers=c.n_layers,
+        num_attention_heads=c.n_heads,
+        intermediate_size=c.d_ff,
+        vocab_size=c.vocab_size,
+        max_position_embeddings=c.max_length,
+        layer_types=layer_types(c),
+        global_rope_theta=c.rope_theta,
+        local_rope_theta=local,
+        local_attention=2 * max(c.sliding_window - 1, 0),
+        rope_parameters={
+            kind: {"rope_type": "default", "rope_theta": theta}
+            for kind, theta in (("full_attention", c.rope_theta), ("sliding_attention", local))
+        },
+        norm_eps=c.norm_eps,
+        norm_bias=c.norm_bias,
+        hidden_activation=their_activation(c.activation),
+        classifier_activation=their_activation(c.head_activation or c.activation),
+        attention_bias=c.qkv_bias,
+        mlp_bias=c.mlp_bias,
+        classifier_bias=c.mlp_bias,
+        decoder_bias=True,
+        classifier_pooling="mean" if c.pooling == "mean" else "cls",
+        initializer_range=c.initializer_range,
+        mlp_dropout=c.dropout,
+        embedding_dropout=c.dropout,
+        attention_dropout=0.0,
+        tie_word_embeddings=c.tie_embeddings,
+        **special,
+    )
 
 
 FAMILIES = (
     Family(
-        "modernbert", ARCHITECTURES, WEIGHTS, config_from_hf, config_to_hf, prefix="model.", labels=LABELS,
+        "modernbert",
+        ARCHITECTURES,
+        WEIGHTS,
+        config_from_hf,
+        config_to_hf,
+        prefix="model.",
+        labels=LABELS,
         duplicates={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
         presets={
-            "base": modernbert(d_model=768, n_layers=22, n_heads=12, d_ff=1152, vocab_size=50368, bos_token_id=50281,
-                               eos_token_ids=(50282,), pad_token_id=50283),
-            "tiny": modernbert(d_model=64, n_layers=2, n_heads=4, d_ff=96, vocab_size=259, max_length=128, sliding_window=17,
-                               layer_pattern=("global", "local")),
+            "base": modernbert(
+                d_model=768,
+                n_layers=22,
+                n_heads=12,
+                d_ff=1152,
+                vocab_size=50368,
+                bos_token_id=50281,
+                eos_token_ids=(50282,),
+                pad_token_id=50283,
+            ),
+            "tiny": modernbert(
+                d_model=64,
+                n_layers=2,
+                n_heads=4,
+                d_ff=96,
+                vocab_size=259,
+                max_length=128,
+                sliding_window=17,
+                layer_pattern=("global", "local"),
+            ),
         },
     ),
-)  # fmt: skip
+)

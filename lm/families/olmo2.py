@@ -1,4 +1,4 @@
-"""OLMo 2 (OLMo Team 2025): Llama's shape with norms on what the mixers give, and on whole query and key projections."""
+"""OLMo 2 (OLMo Team 2025): Llama with norms on the mixers' outputs and q/k projections."""
 
 from lm.families import llama
 from lm.families.table import norm, table
@@ -12,7 +12,7 @@ WEIGHTS = table(
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig."""
+    """Convert config.json to a ModelConfig."""
     bias = bool(hf.get("attention_bias"))
     common = llama.fields({"rms_norm_eps": 1e-5} | hf)
     return ModelConfig(
@@ -21,7 +21,7 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
 
 def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     return llama.fields_to_hf(c) | dict(attention_bias=c.qkv_bias)
 
 

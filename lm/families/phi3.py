@@ -1,4 +1,7 @@
-"""Phi-3 (Abdin et al. 2024): Llama's shape with merged projections, and rotary positions on part of each head in Phi-4-mini."""
+"""Phi-3 (Abdin et al. 2024): Llama with merged projections.
+
+Phi-4-mini has rotary positions on part of each head.
+"""
 
 from lm.families import llama
 from lm.families.gpt2 import QKV
@@ -15,7 +18,10 @@ WEIGHTS = table(
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig. Scaled rotary positions (`longrope`, all that transformers knows here) are refused."""
+    """Convert config.json to a ModelConfig.
+
+    Scaled rotary positions (`longrope`, the only kind that transformers has here) are refused.
+    """
     window = windows(
         {**hf, "layer_types": None},
         hf.get("sliding_window"),
@@ -25,13 +31,14 @@ def config_from_hf(hf: dict) -> ModelConfig:
     common = llama.fields(defaults | hf, fraction=1.0)
     if common["rope_scaling"]:
         raise ConfigError(
-            f"rope_scaling={dict(common['rope_scaling'])} is not supported for model_type 'phi3'; only the default is"
+            f"rope_scaling={dict(common['rope_scaling'])} is not supported for model_type 'phi3'; "
+            "only the default is"
         )
     return ModelConfig(**common, **window, dropout=hf.get("resid_pdrop", 0.0))
 
 
 def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     hf = {name: x for name, x in llama.fields_to_hf(c).items() if name != "head_dim"}
     part = dict(partial_rotary_factor=c.rotary_fraction, sliding_window=c.sliding_window or None)
     return (
@@ -51,11 +58,25 @@ FAMILIES = (
         "phi3",
         {
             "mini": llama.TINY.replace(
-                family="phi3", vocab_size=32064, d_model=3072, n_layers=32, n_heads=32, n_kv_heads=32, head_dim=96, d_ff=8192,
-                max_length=4096, sliding_window=2047, tie_embeddings=False, bos_token_id=1, eos_token_ids=(32000,), pad_token_id=32000,
+                family="phi3",
+                vocab_size=32064,
+                d_model=3072,
+                n_layers=32,
+                n_heads=32,
+                n_kv_heads=32,
+                head_dim=96,
+                d_ff=8192,
+                max_length=4096,
+                sliding_window=2047,
+                tie_embeddings=False,
+                bos_token_id=1,
+                eos_token_ids=(32000,),
+                pad_token_id=32000,
             ),
             "tiny": llama.TINY.replace(family="phi3", tie_embeddings=False, rotary_fraction=0.5),
         },
-        config_from_hf, config_to_hf, WEIGHTS,
+        config_from_hf,
+        config_to_hf,
+        WEIGHTS,
     ),
-)  # fmt: skip
+)

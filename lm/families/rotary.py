@@ -1,11 +1,11 @@
-"""How config.json writes rotary positions and attention windows, for every family that has them."""
+"""Conversion of rotary positions and attention windows from and to config.json."""
 
 from typing import Any
 
 from lm.families.family import expect, value
 from lm.models.config import ConfigError, ModelConfig
 
-ROPE_SCALINGS = {  # rope_type -> the numbers it takes
+ROPE_SCALINGS = {  # rope_type -> its parameters
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
@@ -14,9 +14,10 @@ KINDS = {"full_attention": "global", "sliding_attention": "local"}
 
 
 def rope(hf: dict, fraction: float | None = None) -> dict[str, Any]:
-    """Our rotary fields, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
+    """Read the rotary fields from `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
 
-    fraction: the family's default `partial_rotary_factor`; None for a family whose reference turns all features.
+    fraction: the family's default `partial_rotary_factor`; None for a family that always rotates
+    all features.
     """
     given = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     theta = given.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
@@ -27,12 +28,14 @@ def rope(hf: dict, fraction: float | None = None) -> dict[str, Any]:
         expect({**hf, **given}, partial_rotary_factor=1.0)
     if kind not in ROPE_SCALINGS:
         raise ConfigError(
-            f"rope_type={kind!r} is not supported for model_type {hf.get('model_type')!r}; one of {', '.join(ROPE_SCALINGS)}"
+            f"rope_type={kind!r} is not supported for model_type {hf.get('model_type')!r}; "
+            f"one of {', '.join(ROPE_SCALINGS)}"
         )
     missing = [name for name in ROPE_SCALINGS[kind] if given.get(name) is None]
     if missing:
         raise ConfigError(
-            f"rope_type={kind!r} needs {', '.join(missing)} beside it in config.json's rope parameters"
+            f"rope_type={kind!r} needs {', '.join(missing)} beside it in config.json's rope "
+            "parameters"
         )
     scaling = tuple((name, float(given[name])) for name in ROPE_SCALINGS[kind])
     return dict(
@@ -43,7 +46,7 @@ def rope(hf: dict, fraction: float | None = None) -> dict[str, Any]:
 
 
 def rope_to_hf(c: ModelConfig) -> dict[str, Any]:
-    """The older spelling, which every version of transformers reads."""
+    """Write the older spelling, which every version of transformers reads."""
     scaling: dict[str, Any] = {
         name: int(x) if name.startswith("original") else x for name, x in c.rope_scaling
     }
@@ -53,23 +56,28 @@ def rope_to_hf(c: ModelConfig) -> dict[str, Any]:
 
 
 def theta_of(parameters: dict | None, default: float) -> float:
-    """The base of rotary positions that nothing scales; ConfigError for any that are scaled."""
+    """Read the base of unscaled rotary positions; ConfigError if they are scaled."""
     given = parameters or {}
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind != "default":
         raise ConfigError(
-            f"rope_type={kind!r} is not supported where kinds of layers have rotary positions of their own; only 'default' is"
+            f"rope_type={kind!r} is not supported where kinds of layers have rotary positions of "
+            "their own; only 'default' is"
         )
     return float(given.get("rope_theta") or default)
 
 
 def windows(hf: dict, size: int | None, kinds: list[str]) -> dict[str, Any]:
-    """Our sliding window and layer pattern; `kinds` are the layers' kinds where config.json has no `layer_types`."""
+    """Read sliding window and layer pattern.
+
+    `kinds` are the kinds of the layers if config.json has no `layer_types`.
+    """
     layers, kinds = value(hf, "num_hidden_layers"), hf.get("layer_types") or kinds
     strange = sorted(set(kinds) - set(KINDS))
     if strange:
         raise ConfigError(
-            f"layer_types has {strange}, not supported for model_type {hf['model_type']!r}; only {', '.join(KINDS)} are"
+            f"layer_types has {strange}, not supported for model_type {hf['model_type']!r}; "
+            f"only {', '.join(KINDS)} are"
         )
     if len(kinds) != layers:
         raise ConfigError(

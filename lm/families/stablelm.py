@@ -1,4 +1,4 @@
-"""StableLM (Bellagente et al. 2024): Llama's shape with LayerNorms, and rotary positions on part of each head."""
+"""StableLM (Bellagente et al. 2024): Llama with LayerNorms and partial rotary positions."""
 
 from lm.families import llama
 from lm.families.family import expect
@@ -6,7 +6,7 @@ from lm.models.config import ModelConfig
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig."""
+    """Convert config.json to a ModelConfig."""
     expect(hf, use_parallel_residual=False, qk_layernorm=False)
     common = llama.fields(hf | dict(rms_norm_eps=hf.get("layer_norm_eps", 1e-5)), fraction=0.25)
     return ModelConfig(
@@ -18,7 +18,7 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
 
 def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     own = dict(
         layer_norm_eps=c.norm_eps,
         use_qkv_bias=c.qkv_bias,

@@ -1,4 +1,4 @@
-"""StarCoder2 (Lozhkov et al. 2024): Llama's shape with LayerNorms, biases, and an mlp that is not gated."""
+"""StarCoder2 (Lozhkov et al. 2024): Llama with LayerNorms, biases and an ungated MLP."""
 
 from lm.families import llama
 from lm.families.rotary import windows
@@ -14,7 +14,7 @@ WEIGHTS: tuple[Row, ...] = (
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
-    """config.json -> ModelConfig."""
+    """Convert config.json to a ModelConfig."""
     names = dict(
         rms_norm_eps=hf.get("norm_epsilon", 1e-5),
         tie_word_embeddings=hf.get("tie_word_embeddings", True),
@@ -38,7 +38,7 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
 
 def config_to_hf(c: ModelConfig) -> dict:
-    """ModelConfig -> config.json."""
+    """Convert a ModelConfig to config.json."""
     own = dict(
         norm_epsilon=c.norm_eps, sliding_window=c.sliding_window or None, use_bias=c.mlp_bias
     )

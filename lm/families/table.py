@@ -1,9 +1,12 @@
-"""The bijection between our parameter tree and another library's tensor names: one table, both directions.
+"""Bijection between our parameter tree and another library's tensor names: one table, both ways.
 
-A table is a tuple of rows (our path, their name, rule). A row whose path the model does not have is skipped, so one table
-serves every option of a family: biases, poolers and untied heads exist exactly when the model's own shapes say so. Where
-their name holds {i}, our array is stacked on axis 0 and {i} counts its entries. In a stack whose layers have different shapes,
-"layers/block_{p}/x" for p = 0, 1, ..., the row of "layers/x" means each block that has x, and {i} counts the layers across blocks.
+A table is a tuple of rows (our path, their name, rule). "Ours" is this project, "theirs" the other
+library. A row whose path the model does not have is skipped, so one table serves every option of a
+family: biases, poolers and untied heads exist if the model's shapes have them.
+
+If their name holds {i}, our array is stacked on axis 0 and {i} counts its entries. In a stack whose
+layers have different shapes, "layers/block_{p}/x" for p = 0, 1, ..., the row of "layers/x" means
+each block that has x, and {i} counts the layers across blocks.
 """
 
 import dataclasses
@@ -18,7 +21,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How one array changes between the two sides; neither direction knows about the stacking."""
+    """Conversion of one array between the two sides, without the stacked axis."""
 
     to_ours: Callable[[np.ndarray, Shape], np.ndarray]  # (their array, our shape) -> our array
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -26,15 +29,20 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Our paths (several if they merge them along `axis` of their array), their name, and the rule for each part."""
+    """Our paths, their name and the conversion rule.
+
+    Several paths are merged along `axis` of their array; the rule applies to each part.
+    """
 
     ours: tuple[str, ...]
     theirs: str
     rule: Rule
     axis: int = 0
-    fold: int = 1  # leading dimensions, after merging, that their tensor holds as one
-    first: str = ""  # their name of our first entry, where it is not like the others'
-    given: str = ""  # paths, separated by spaces, that the model must have, or with a "!" must not have, for the row to count
+    fold: int = 1  # leading dimensions, after merging, that their tensor flattens into one
+    # their name of the first entry, if it differs from the pattern
+    first: str = ""
+    # space-separated paths that the model must have ("!path": must not have) for the row to apply
+    given: str = ""
 
     @property
     def stacked(self) -> bool:
@@ -45,19 +53,19 @@ class Row:
         return self.ours[0].startswith("head/")
 
     def counts(self, shapes: dict[str, Shape]) -> bool:
-        """Is the model one that the row is for?"""
+        """Tell whether the row applies to the model."""
         return all(
             (path.removeprefix("!") in shapes) != path.startswith("!")
             for path in self.given.split()
         )
 
     def their_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        """The shape of each of our parts on their side, before merging."""
+        """Shape of each of our parts on their side, before merging."""
         abstract = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
         return [jax.eval_shape(self.rule.to_theirs, x).shape for x in abstract]
 
     def merged_shape(self, shapes: list[Shape]) -> Shape:
-        """The shape of our parts on their side, merged and not yet folded."""
+        """Shape of our parts on their side, merged and not yet folded."""
         first, *rest = self.their_shapes(shapes)
         return tuple(
             n + sum(s[axis] for s in rest) if axis == self.axis else n
@@ -65,7 +73,7 @@ class Row:
         )
 
     def their_shape(self, shapes: list[Shape]) -> Shape:
-        """The shape their tensor must have for our parts to have `shapes`."""
+        """Shape that their tensor must have for our parts to have `shapes`."""
         merged = self.merged_shape(shapes)
         return (math.prod(merged[: self.fold]), *merged[self.fold :])
 
@@ -88,7 +96,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One of their tensors: its row, our paths, which entry of the stacked arrays there it is (None: all of it), both sides' shapes."""
+    """One of their tensors: its row, our paths, and the shapes on both sides.
+
+    entry: index into our stacked arrays; None means the whole array.
+    """
 
     row: Row
     ours: tuple[str, ...]
@@ -102,7 +113,10 @@ VECTOR = Rule(lambda array, shape: array.reshape(shape), lambda array: array.res
 
 
 def linear(inputs: int = 1) -> Rule:
-    """torch.nn.Linear [out, in] <-> ours [in..., out...], whose first `inputs` dimensions are the input's."""
+    """Rule for torch.nn.Linear [out, in] <-> ours [in..., out...].
+
+    Our first `inputs` dimensions are the input's.
+    """
     flat = conv1d(inputs)
     return Rule(
         lambda array, shape: flat.to_ours(array.T, shape), lambda array: flat.to_theirs(array).T
@@ -110,7 +124,10 @@ def linear(inputs: int = 1) -> Rule:
 
 
 def conv1d(inputs: int = 1) -> Rule:
-    """GPT-2's Conv1D [in, out] <-> ours [in..., out...], whose first `inputs` dimensions are the input's."""
+    """Rule for GPT-2's Conv1D [in, out] <-> ours [in..., out...].
+
+    Our first `inputs` dimensions are the input's.
+    """
     return Rule(
         lambda array, shape: array.reshape(shape),
         lambda array: array.reshape(math.prod(array.shape[:inputs]), -1),
@@ -118,12 +135,15 @@ def conv1d(inputs: int = 1) -> Rule:
 
 
 def depthwise() -> Rule:
-    """torch.nn.Conv1d with a group for each channel [C, 1, K] <-> ours [K, C]."""
+    """Rule for a depthwise torch.nn.Conv1d [C, 1, K] <-> ours [K, C]."""
     return Rule(lambda array, shape: array[:, 0].T, lambda array: array.T[:, None])
 
 
 def per_head(inputs: int = 1) -> Rule:
-    """GPT-NeoX's merged projection, a part of it [H, 1, K, in...], <-> ours [in..., H, K]; merge along axis 1 and fold 3 dimensions."""
+    """Rule for a part of GPT-NeoX's merged projection [H, 1, K, in...] <-> ours [in..., H, K].
+
+    Merge along axis 1 and fold 3 dimensions.
+    """
 
     def to_ours(array, shape):
         flat = array.reshape(*shape[inputs:], *shape[:inputs])
@@ -137,7 +157,10 @@ def per_head(inputs: int = 1) -> Rule:
 
 
 def interleaved() -> Rule:
-    """A rotary projection in llama.cpp's layout [H * K, D], feature pairs adjacent, <-> ours [D, H, K], pairs K / 2 apart."""
+    """Rule for a rotary projection in llama.cpp's layout [H * K, D] <-> ours [D, H, K].
+
+    Rotated feature pairs are adjacent in llama.cpp and K / 2 apart in ours.
+    """
 
     def to_ours(array, shape):
         d, h, k = shape
@@ -159,12 +182,12 @@ def row(
     first: str = "",
     given: str = "",
 ) -> Row:
-    """A row of the table; several of our paths, separated by spaces, merge into one of their tensors along `axis`. See `Row`."""
+    """Build a row; `ours` may hold several space-separated paths. See `Row`."""
     return Row(tuple(ours.split()), theirs, rule, axis, fold, first, given)
 
 
 def dense(ours: str, theirs: str, inputs: int = 1) -> list[Row]:
-    """torch.nn.Linear: `theirs`.weight and, where the model has it, `ours`_bias <-> `theirs`.bias."""
+    """Rows of a torch.nn.Linear: its weight and, where the model has one, its bias."""
     return [
         row(ours, f"{theirs}.weight", linear(inputs)),
         row(f"{ours}_bias", f"{theirs}.bias", VECTOR),
@@ -172,19 +195,20 @@ def dense(ours: str, theirs: str, inputs: int = 1) -> list[Row]:
 
 
 def norm(ours: str, theirs: str) -> list[Row]:
-    """A LayerNorm or RMSNorm: scale <-> weight and, where the model has it, bias."""
+    """Rows of a LayerNorm or RMSNorm: scale <-> weight and, where the model has one, bias."""
     return [row(f"{ours}/scale", f"{theirs}.weight"), row(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def table(*rows: Row | Iterable[Row]) -> tuple[Row, ...]:
-    """Rows and groups of rows, in the order in which they are read and written."""
+    """Flatten rows and groups of rows, in the order in which they are read and written."""
     return tuple(r for group in rows for r in ([group] if isinstance(group, Row) else group))
 
 
 def expand(rows: tuple[Row, ...], shapes: dict[str, Shape]) -> dict[str, Slot]:
-    """Their tensor names for a model whose parameters have `shapes` {path: shape}, in the order of the table.
+    """Map their tensor names to Slots, for parameters of `shapes` {path: shape}, in table order.
 
-    Raises LookupError naming the parameters that no row writes: the other library has no place for them.
+    Raises LookupError naming the parameters that no row covers, which the other library cannot
+    store.
     """
     slots: dict[str, Slot] = {}
     blocks = sorted(
@@ -213,7 +237,10 @@ def expand(rows: tuple[Row, ...], shapes: dict[str, Shape]) -> dict[str, Slot]:
 
 
 def _inside(paths: tuple[str, ...], block: str) -> tuple[str, ...]:
-    """The paths of a row in one block of the repeating stack; those outside of it are the same for every block."""
+    """Paths of a row in one block of the repeating stack.
+
+    Paths outside the stack are the same for every block.
+    """
     return tuple(
         path.replace("layers/", f"layers/{block}/", 1)
         if block and path.startswith("layers/")
