@@ -1,7 +1,8 @@
-"""Objectives by the name a config gives them: what is made of packed rows, and the loss (model, params, batch, rng) -> Loss.
+"""Objectives by their config name: how rows are transformed, and the loss.
 
-Those of text learn the tokens that `batch.targets` asks for, so that they share one loss; they differ in the rows they make. Then come
-those that learn labels, and the one that learns which texts belong together.
+A loss is (model, params, batch, rng) -> Loss. The text objectives share one loss, the cross-entropy
+of `batch.targets`, and differ in their transforms. The others learn labels, or sentence embeddings
+(contrastive).
 """
 
 from lm.objectives import contrastive, denoising, labels, span_corruption, ul2
@@ -15,19 +16,42 @@ OBJECTIVES = {
     "next_token": Objective(next_token, heads=("causal_lm",)),
     "instruct": Objective(next_token, heads=("causal_lm", "seq2seq_lm")),
     "prefix_lm": Objective(next_token, heads=("causal_lm",), transform=prefix_lm),
-    "masked": Objective(next_token, heads=("masked_lm",), transform=masked, whole=True, special={"mask": True}),
+    "masked": Objective(
+        next_token, heads=("masked_lm",), transform=masked, whole=True, special={"mask": True}
+    ),
     "span_corruption": Objective(
-        next_token, heads=("seq2seq_lm",), transform=span_corruption.span_corruption, whole=True, special={"sentinels": 100},
+        next_token,
+        heads=("seq2seq_lm",),
+        transform=span_corruption.span_corruption,
+        whole=True,
+        special={"sentinels": 100},
         longest=span_corruption.longest,
     ),
-    "ul2": Objective(next_token, heads=("seq2seq_lm",), transform=ul2.ul2, whole=True, special={"sentinels": 100}, longest=ul2.longest),
-    "denoising": Objective(next_token, heads=("seq2seq_lm",), transform=denoising.denoising, whole=True, special={"mask": True}),
+    "ul2": Objective(
+        next_token,
+        heads=("seq2seq_lm",),
+        transform=ul2.ul2,
+        whole=True,
+        special={"sentinels": 100},
+        longest=ul2.longest,
+    ),
+    "denoising": Objective(
+        next_token,
+        heads=("seq2seq_lm",),
+        transform=denoising.denoising,
+        whole=True,
+        special={"mask": True},
+    ),
     "classification": Objective(labels.classification, heads=("sequence_classification",)),
     "token_classification": Objective(labels.token_classification, heads=("token_classification",)),
     "question_answering": Objective(labels.question_answering, heads=("question_answering",)),
     "contrastive": Objective(
-        contrastive.contrastive, heads=("embedding",), longest=contrastive.longest, options=contrastive.OPTIONS, joint=True
+        contrastive.contrastive,
+        heads=("embedding",),
+        longest=contrastive.longest,
+        options=contrastive.OPTIONS,
+        joint=True,
     ),
-}  # fmt: skip
+}
 
 __all__ = ["OBJECTIVES", "Loss", "Objective", "Transform", "next_token"]

@@ -1,8 +1,8 @@
-"""Contrastive learning of sentence embeddings: find a text's partner among those of the whole batch.
+"""Contrastive learning of sentence embeddings: find a text's partner in the whole batch.
 
-InfoNCE (van den Oord et al. 2018, section 2.3), with the other partners of the batch as negatives (Henderson et al. 2017, section 4.4) and
-the cosine over a temperature as score; with hard negatives, and with a text as its own partner under another dropout, it is SimCSE
-(Gao et al. 2021, equations 1 and 5).
+InfoNCE (van den Oord et al. 2018, section 2.3) with in-batch negatives (Henderson et al. 2017,
+section 4.4); the score is the cosine over a temperature. With hard negatives, and with a text as
+its own positive under another dropout mask, it is SimCSE (Gao et al. 2021, equations 1 and 5).
 """
 
 import jax
@@ -11,38 +11,47 @@ import jax.numpy as jnp
 from lm.batch import Batch
 from lm.objectives.loss import Loss
 
-OPTIONS = ("temperature", "negatives", "symmetric")  # of the config's section that the loss takes
+OPTIONS = ("temperature", "negatives", "symmetric")  # config options passed to the loss
 
 
 def longest(length: int, *, negatives: int, **_) -> int:
-    """The tokens of a text, of which a row holds as many as it has, in equal shares."""
+    """Maximal tokens per text: a row's texts have equal shares of its length."""
     return length // (2 + negatives)
 
 
 def contrastive(
-    model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0, temperature: float = 0.05, negatives: int = 0,
-    symmetric: bool = False, parts: int = 1,
-) -> Loss:  # fmt: skip
-    """Summed over rows: the cross-entropy of a row's own positive among the positives and negatives of all rows of the batch.
+    model,
+    params: dict,
+    batch: Batch,
+    rng: jax.Array | None = None,
+    *,
+    chunk: int = 0,
+    temperature: float = 0.05,
+    negatives: int = 0,
+    symmetric: bool = False,
+    parts: int = 1,
+) -> Loss:
+    """Cross-entropy of each row's positive among the positives and negatives of the batch, summed.
 
-    batch: [B, T] on all devices together; row i holds 2 + `negatives` texts of T / (2 + negatives) places each, padded: the text, its
-    positive, its negatives. A row without tokens is none. What would be a right answer too is no negative: a text equal to the row's text
-    or to its positive, and the positive of another row with the same text. `symmetric`: the mean with the loss of finding the text among
-    all texts, given the positive. `parts`: the texts go through the model in so many parts, whose activations are computed again on the
-    way back, and the loss is the same (GradCache, Gao et al. 2021b). Dropout is on when `rng` is given, another mask for every text.
+    batch: [B, T] over all devices. Row i holds 2 + `negatives` texts of T / (2 + `negatives`)
+    places each, padded: the text, its positive, its negatives. Rows without tokens are skipped. A
+    candidate that would also be right is no negative: a text equal to the row's text or to its
+    positive, and the positive of another row with the same text.
 
-    Metrics: accuracy, rows whose own positive has the highest score.
+    symmetric: average with the loss of finding the text given its positive. parts: number of parts
+    in which the texts go through the model; their activations are recomputed in the backward pass,
+    and the loss is unchanged (GradCache, Gao et al. 2021b). Dropout is on when `rng` is given, with
+    another mask for every text.
+
+    Metrics: accuracy, the rows whose own positive has the highest score.
     """
     texts = 2 + negatives
     vectors = _embedded(model, params, batch, rng, texts, parts)
-    tokens = jnp.where(batch.segments > 0, batch.tokens, -1).reshape(
-        *vectors.shape[:2], -1
-    )  # [B, C, T / C]
+    # [B, C, T / C]
+    tokens = jnp.where(batch.segments > 0, batch.tokens, -1).reshape(*vectors.shape[:2], -1)
     real = (batch.segments > 0).any(axis=1)
-    asked, others = (
-        vectors[:, 0],
-        jnp.concatenate([vectors[:, i] for i in range(1, texts)]),
-    )  # [B, D], [B (C - 1), D]: positives first
+    # [B, D] and [B (C - 1), D], positives first
+    asked, others = (vectors[:, 0], jnp.concatenate([vectors[:, i] for i in range(1, texts)]))
     of_others = jnp.concatenate([tokens[:, i] for i in range(1, texts)])
     same = lambda a, b: (a[:, None] == b[None]).all(-1)
     right = same(tokens[:, 0], of_others) | same(tokens[:, 1], of_others)
@@ -63,7 +72,10 @@ def contrastive(
 
 
 def _of_own(scores: jax.Array, out: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(cross-entropy of column i in row i, whether it is the highest), [B] both, of scores [B, N] without the others that are `out`."""
+    """Cross-entropy of column i in row i, and whether it scores highest, both [B].
+
+    scores: [B, N], of which the columns marked in `out` are excluded.
+    """
     own = jnp.arange(len(scores))[:, None] == jnp.arange(scores.shape[1])
     scores = jnp.where(out & ~own, -jnp.inf, scores)
     return jax.nn.logsumexp(scores, axis=-1) - jnp.diagonal(scores), scores.argmax(
@@ -72,7 +84,7 @@ def _of_own(scores: jax.Array, out: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _embedded(model, params, batch: Batch, rng, texts: int, parts: int) -> jax.Array:
-    """Vectors of length 1 of every text, float32 [B, C, D]."""
+    """Unit vectors of all texts, float32 [B, C, D]."""
     rows = (batch.tokens, batch.segments, batch.positions)
 
     def embed(rows, rng):
@@ -92,7 +104,7 @@ def _embedded(model, params, batch: Batch, rng, texts: int, parts: int) -> jax.A
 
     if parts == 1:
         return embed(rows, rng)
-    # Part i is rows i, i + k, ..., as in accumulation: each device splits the rows it has.
+    # Part i is rows i, i + k, ..., as in accumulation, so each device splits its own rows.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
     rngs = None if rng is None else jax.random.split(rng, parts)
     vectors = jax.lax.map(jax.checkpoint(lambda xs: embed(*xs)), (split, rngs))

@@ -1,7 +1,8 @@
-"""Cross-entropy that never holds logits for a whole batch: [B, C, V] at a time, C a chunk of the length.
+"""Chunked cross-entropy: logits exist for [B, C, V] at a time, C a chunk of the length.
 
-`summed` also takes the gradient chunk by chunk in the forward pass, as the loss is a sum and its gradient only waits for a scale: the
-logits are computed once instead of twice (the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989, section 3).
+`summed` takes the gradient chunk by chunk in the forward pass: the loss is a sum, so its gradient
+only waits for a scale, and the logits are computed once instead of twice. The idea is that of Liger
+Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3).
 """
 
 import dataclasses
@@ -11,20 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-LOGITS_AT_ONCE = 2**28  # bytes of float32 logits in a chunk, on each device
+LOGITS_AT_ONCE = 2**28  # bytes of float32 logits per chunk and device
 
-Logits = Callable[
-    [Any, jax.Array], jax.Array
-]  # (head parameters, hidden [B, C, D]) -> logits float32 [B, C, V]
+# (head parameters, hidden [B, C, D]) -> logits float32 [B, C, V]
+Logits = Callable[[Any, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Extra:
-    """What is learned besides the targets; all 0 is nothing.
+    """Terms added to the cross-entropy; 0 turns a term off.
 
-    smoothing: share of a target that is spread evenly over all V columns (Szegedy et al. 2016, section 7; `label_smoothing` of
-    torch.nn.CrossEntropyLoss).   z_loss: times log(Z)^2, with Z the sum of the exponentials of the logits (PaLM, Chowdhery et al. 2022,
-    section 5).
+    smoothing: share of a target spread evenly over all V columns (Szegedy et al. 2016, section 7;
+    `label_smoothing` of torch.nn.CrossEntropyLoss). z_loss: coefficient of log(Z)^2, with Z the sum
+    of the exponentials of the logits (PaLM, Chowdhery et al. 2022, section 5).
     """
 
     smoothing: float = 0.0
@@ -38,19 +38,26 @@ NOTHING = Extra()
 
 
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target] in nats, float32 [...]. logits [..., V], targets int [...]."""
+    """Compute -log softmax(logits)[target] in nats, float32 [...].
+
+    logits [..., V], targets int [...].
+    """
     logits = logits.astype(jnp.float32)
     hit = _hit(logits, targets)
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
 
 
 def added_losses(logits: jax.Array, targets: jax.Array, extra: Extra) -> jax.Array:
-    """What `extra` adds to `token_losses` of the same, float32 [...]."""
+    """Compute the terms of `extra` per token, float32 [...].
+
+    The other arguments are those of `token_losses`.
+    """
     logits = logits.astype(jnp.float32)
     added = jnp.float32(0)
     if (
         extra.smoothing
-    ):  # (1 - s) nll + s mean(nll of every column) is nll + s (target's logit - mean logit)
+        # (1 - s) nll + s mean(nll of all columns) = nll + s (target's logit - mean logit)
+    ):
         added += extra.smoothing * jnp.sum(
             jnp.where(_hit(logits, targets), logits, 0.0) - logits / logits.shape[-1], axis=-1
         )
@@ -60,12 +67,18 @@ def added_losses(logits: jax.Array, targets: jax.Array, extra: Extra) -> jax.Arr
 
 
 def _hit(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Which column is the target's, for a masked sum, not a gather: that stays local when the vocabulary is sharded, without a scatter."""
+    """Mark the target's column, for a masked sum instead of a gather.
+
+    With a sharded vocabulary the masked sum stays local, and its gradient needs no scatter.
+    """
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
 
 
 def chunk_length(batch_size: int, length: int, vocab_size: int) -> int:
-    """Positions per chunk such that a chunk's logits take at most LOGITS_AT_ONCE bytes a device, and never the whole length at once."""
+    """Positions per chunk, such that its logits take at most LOGITS_AT_ONCE bytes per device.
+
+    Never more than half of the length.
+    """
     devices = max(1, jax.sharding.get_abstract_mesh().size)
     fits = max(1, LOGITS_AT_ONCE * devices // (4 * batch_size * vocab_size))
     return min(fits, max(1, -(-length // 2)))
@@ -80,10 +93,11 @@ def summed(
     chunk: int,
     extra: Extra = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum over [B, T] of weight * (cross-entropy and what `extra` adds), the same of cross-entropy alone), float32 scalars.
+    """Weighted sums over [B, T] of the loss with `extra` and of the plain cross-entropy.
 
-    hidden [B, T, D], targets int32 [B, T], weights float32 [B, T]; `chunk` positions at a time. The first is differentiable once in `head`
-    and `hidden`; without `extra` both are one.
+    hidden [B, T, D], targets int32 [B, T], weights float32 [B, T]; `chunk` positions at a time.
+    Returns float32 scalars, which are equal without `extra`. The first is differentiable once, in
+    `head` and `hidden`.
     """
     total, rest = _summed(logits, chunk, extra, head, hidden, targets, weights)
     return total, rest[0] if rest else total
@@ -104,7 +118,7 @@ def per_token(
 def _chunk_sums(
     logits: Logits, extra: Extra, head, hidden, targets, weights
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """(what is learned, (cross-entropy alone, where that is less))."""
+    """Return (loss, (cross-entropy,)), or (loss, ()) if they are equal."""
     scores = logits(head, hidden)
     plain = jnp.sum(token_losses(scores, targets) * weights)
     return (
@@ -156,7 +170,7 @@ _summed.defvjp(_summed_and_gradients, _scaled)
 
 
 def _split(arrays, chunk: int):
-    """[B, T, ...] -> [ceil(T / chunk), B, chunk, ...], filled up with zeros: weight 0."""
+    """Reshape [B, T, ...] to [ceil(T / chunk), B, chunk, ...], padded with zeros (weight 0)."""
 
     def split(x):
         short = -x.shape[1] % chunk
@@ -167,6 +181,6 @@ def _split(arrays, chunk: int):
 
 
 def _join(x: jax.Array, length: int) -> jax.Array:
-    """The inverse of `_split`."""
+    """Inverse of `_split`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

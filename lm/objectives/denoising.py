@@ -1,6 +1,7 @@
-"""Denoising: write a document of which a corrupted copy is read (BART, Lewis et al. 2020, section 2.2).
+"""Denoising: reconstruct a document from a corrupted copy (BART, Lewis et al. 2020, section 2.2).
 
-The paper's final models have text infilling and sentence permutation; its others are here too, and any of them together.
+The paper's final models use text infilling and sentence permutation. Its other corruptions are here
+too, and can be combined.
 """
 
 import numpy as np
@@ -14,10 +15,12 @@ from lm.objectives.objective import Fields, Row, Transform, share
 def infilled(
     text: np.ndarray, mask_id: int, rate: float, mean_span: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """The text [n] with spans of Poisson(mean_span) tokens replaced by one mask each; a span of none inserts one. At most n tokens.
+    """Replace spans of Poisson(mean_span) tokens of the text [n] by one mask each.
 
-    Spans are drawn until they cover `rate` of the tokens, rounded up, the last one cut to that number; they do not overlap, and every way
-    to lay them out is equally likely. Spans of none are left out where the result would be longer than the text (of a few tokens).
+    A span of length 0 inserts a mask. Spans are drawn until they cover `rate` of the tokens,
+    rounded up; the last is cut to that number. They do not overlap, and all placements are equally
+    likely. The result has at most n tokens: excess spans of length 0 are dropped (in texts of a few
+    tokens).
     """
     budget = int(np.ceil(rate * len(text)))
     lengths = rng.poisson(mean_span, size=2 * budget + 8)
@@ -30,7 +33,7 @@ def infilled(
     lengths = rng.permutation(
         np.delete(lengths, empty[max(0, budget - len(lengths) + len(empty)) :])
     )
-    # A random order of the tokens that stay and the spans; the tokens keep theirs.
+    # A random order of kept tokens and spans; kept tokens stay in order.
     span = rng.permutation(len(text) - budget + len(lengths)) < len(lengths)
     covers = np.ones(len(span), np.int64)
     covers[span] = lengths
@@ -39,38 +42,51 @@ def infilled(
 
 
 def permuted(text: np.ndarray, stops: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The text [n] with its sentences in random order; a sentence ends after the last of a run of full stops, `stops` bool [V]."""
+    """Permute the sentences of the text [n].
+
+    A sentence ends after a run of full stops; `stops`, bool [V], marks their ids.
+    """
     stop = stops[text]
     sentences = np.split(text, np.flatnonzero(stop[:-1] & ~stop[1:]) + 1)
     return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
 
 
 def masked(text: np.ndarray, mask_id: int, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """The text [n] with each token, by the chance `rate`, replaced by a mask."""
+    """Replace each token of the text [n] by a mask with probability `rate`."""
     return np.where(rng.random(len(text)) < rate, mask_id, text).astype(np.int32)
 
 
 def deleted(text: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """The text [n] without tokens that are each left out by the chance `rate`; one is kept where all would go."""
+    """Delete each token of the text [n] with probability `rate`, but keep at least one."""
     draw = rng.random(len(text))
     return text[(draw >= rate) | ((draw < rate).all() & (draw == draw.max()))]
 
 
 def rotated(text: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The text [n] from one of its tokens on, each as likely as another, and then what is before it."""
+    """Rotate the text [n] to begin at a uniformly drawn token."""
     return np.roll(text, -int(rng.integers(len(text))))
 
 
 def denoising(
-    tokenizer, config: ModelConfig, *, rate: float = 0.3, mean_span: float = 3.0, permute_sentences: bool = False,
-    token_mask: float = 0.0, delete: float = 0.0, rotate: float = 0.0,
-) -> Transform:  # fmt: skip
-    """The encoder reads each document corrupted; the decoder writes the whole of it.
+    tokenizer,
+    config: ModelConfig,
+    *,
+    rate: float = 0.3,
+    mean_span: float = 3.0,
+    permute_sentences: bool = False,
+    token_mask: float = 0.0,
+    delete: float = 0.0,
+    rotate: float = 0.0,
+) -> Transform:
+    """Transform: the encoder reads each document corrupted, the decoder writes all of it.
 
-    What is asked for is done in this order, which is that of the paper's code where that has it: sentences permuted, tokens masked, tokens
-    deleted, spans infilled (`rate`), and the share `rotate` of the texts rotated. The tokens that begin and end a document stand on both
-    sides and stay in their places. Rows must be packed `whole`. Raises ConfigError for shares that make no sense or corrupt nothing, and
-    for a tokenizer without a mask token, where it is used, or, with `permute_sentences`, full stops.
+    Corruptions are applied in this order, that of the paper's code: sentences permuted, tokens
+    masked, tokens deleted, spans infilled (`rate`), and a share `rotate` of the texts rotated. The
+    tokens that begin and end a document stay in place on both sides. Rows must be packed with
+    `whole`.
+
+    Raises ConfigError for invalid shares, if nothing corrupts the text, and for a tokenizer without
+    the mask token or, with `permute_sentences`, the full stops that are needed.
     """
     for name, value in {
         "rate": rate,
@@ -83,7 +99,8 @@ def denoising(
     share("denoising.mean_span", mean_span, most=1000)
     if not (rate or permute_sentences or token_mask or delete or rotate):
         raise ConfigError(
-            "objective.denoising.rate=0 and nothing else corrupts the text: raise it, or set token_mask, delete or rotate"
+            "objective.denoising.rate=0 and nothing else corrupts the text: raise it, "
+            "or set token_mask, delete or rotate"
         )
     mask_id = pieces.needed(
         tokenizer, "denoising", "mask_token" if rate or token_mask else "eos_token"

@@ -1,6 +1,7 @@
-"""Losses of heads that give labels: of a whole text, of every token, and of the span that answers a question.
+"""Losses of label heads: of a whole text, of every token, and of an answer's span.
 
-Sequence and span losses are those of BERT (Devlin et al. 2019, sections 4.1 and 4.2), token labels those of its section 5.3.
+Sequence and span losses are BERT's (Devlin et al. 2019, sections 4.1 and 4.2), token labels those
+of its section 5.3.
 """
 
 import jax
@@ -13,9 +14,10 @@ from lm.objectives.loss import Loss
 def classification(
     model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0
 ) -> Loss:
-    """Summed cross-entropy of the class `batch.labels` [B, 1] of every row that holds a text; with one label, the squared error.
+    """Cross-entropy of the class `batch.labels` [B, 1], summed over rows with a text.
 
-    Dropout is on when `rng` is given; `chunk` is for heads over a vocabulary. Metrics: accuracy, of classes.
+    With a single label it is the squared error. Dropout is on when `rng` is given; `chunk` is
+    unused. Metrics: accuracy, for classes.
     """
     logits = _logits(model, params, batch, rng)
     real = _real(batch)
@@ -37,7 +39,10 @@ def classification(
 def token_classification(
     model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0
 ) -> Loss:
-    """Summed cross-entropy of the classes `batch.targets` [B, T], each times its weight. Metrics: accuracy, of the same tokens."""
+    """Weighted cross-entropy of the classes `batch.targets` [B, T], summed.
+
+    Metrics: accuracy, with the same weights.
+    """
     logits = _logits(model, params, batch, rng)
     hits = batch.weights * (logits.argmax(-1) == batch.targets)
     total = jnp.sum(batch.weights * _cross_entropy(logits, batch.targets))
@@ -47,9 +52,10 @@ def token_classification(
 def question_answering(
     model, params: dict, batch: Batch, rng: jax.Array | None = None, *, chunk: int = 0
 ) -> Loss:
-    """Summed over rows: the mean of the cross-entropies of an answer's first and last token, `batch.labels` [B, 2].
+    """Mean cross-entropy of an answer's first and last token, summed over rows.
 
-    Each is a choice among the row's tokens; padding cannot be chosen. Metrics: exact, rows in which both are right.
+    `batch.labels` [B, 2] are their indices. Each is a choice among the row's tokens without
+    padding. Metrics: exact, rows with both right.
     """
     logits = _logits(model, params, batch, rng)
     logits = jnp.where((batch.segments > 0)[..., None], logits, -1e9)
@@ -71,17 +77,18 @@ def _logits(model, params: dict, batch: Batch, rng) -> jax.Array:
 def _labels(batch: Batch) -> jax.Array:
     if batch.labels is None:
         raise ValueError(
-            "the batch has no labels: give them to Batch, float32 [B, 1] of a class, [B, 2] of a span"
+            "the batch has no labels: give them to Batch, float32 [B, 1] of a class, [B, "
+            "2] of a span"
         )
     return batch.labels
 
 
 def _real(batch: Batch) -> jax.Array:
-    """1 for every row with a token in it, float32 [B]: the last batch of an evaluation is filled with empty ones."""
+    """1 for every row with a token, float32 [B]; an evaluation's last batch has empty rows."""
     return (batch.segments > 0).any(axis=1).astype(jnp.float32)
 
 
 def _cross_entropy(logits: jax.Array, wanted: jax.Array) -> jax.Array:
-    """-log p(wanted), [...], of logits [..., N]."""
+    """Compute -log p(wanted), [...], from logits [..., N]."""
     chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen

@@ -1,4 +1,7 @@
-"""Loss: what every objective returns. Sums, never means, so that accumulation, data parallelism and packing are exact."""
+"""Loss: the result of every objective.
+
+It holds sums, never means, so that accumulation, data parallelism and packing are exact.
+"""
 
 import flax.struct
 import jax
@@ -6,9 +9,10 @@ import jax
 
 @flax.struct.dataclass
 class Loss:
-    """sum: float32 scalar, the weighted sum of losses in nats.   weight: float32 scalar, the sum of weights; the loss is sum / weight.
+    """Weighted sum of losses in nats, and sum of weights; the loss is sum / weight.
 
-    metrics: further float32 scalars, each a weighted sum over the same weights; reported divided by `weight`.
+    sum, weight: float32 scalars. metrics: further float32 scalars, each a weighted sum over the
+    same weights, reported divided by `weight`.
     """
 
     sum: jax.Array

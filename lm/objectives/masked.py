@@ -1,6 +1,7 @@
-"""Masked language modelling: predict tokens that were hidden (BERT, Devlin et al. 2019, section 3.1 and appendix A.1).
+"""Masked language modelling: predict hidden tokens (BERT, Devlin et al. 2019).
 
-Masks are drawn anew whenever a row is read, so that no epoch repeats them (RoBERTa, Liu et al. 2019, section 4.1).
+See section 3.1 and appendix A.1. Masks are drawn anew whenever a row is read, so no epoch repeats
+them (RoBERTa, Liu et al. 2019, section 4.1).
 """
 
 import numpy as np
@@ -19,16 +20,20 @@ def masked(
     random: float = 0.1,
     whole_words: bool = False,
 ):
-    """Each token is chosen with probability `rate`, by itself or with its whole word, and is the only kind with a loss.
+    """Transform that selects tokens with probability `rate`; only they have a loss.
 
-    A chosen token is read as the mask token with probability `mask`, as any ordinary token with probability `random`, and as itself
-    otherwise. Special tokens are never chosen. Rows must be packed `whole`. Raises ConfigError for a model that reads from left to
-    right, for shares that make no sense, and for a tokenizer without a mask token or, with `whole_words`, without words.
+    With `whole_words` a word's tokens are selected together. A selected token becomes the mask
+    token with probability `mask`, a random ordinary token with probability `random`, and else
+    stays. Special tokens are never selected. Rows must be packed with `whole`.
+
+    Raises ConfigError for a causal model, for invalid shares, and for a tokenizer without a mask
+    token or, with `whole_words`, without word boundaries.
     """
     share("masked.rate", rate)
     if not 0.0 <= min(mask, random) <= mask + random <= 1.0 + 1e-9:
         raise ConfigError(
-            f"objective.masked.mask={mask} and objective.masked.random={random}: expected shares that sum to at most 1"
+            f"objective.masked.mask={mask} and objective.masked.random={random}: "
+            "expected shares that sum to at most 1"
         )
     if config.causal:
         raise ConfigError(
@@ -42,7 +47,7 @@ def masked(
     def fields(row: Row, rng: np.random.Generator, lengths: tuple[int, int]) -> Fields:
         targets, segments = (np.asarray(row[name], np.int32) for name in ("targets", "segments"))
         chosen = rng.random(len(targets)) < rate
-        if continues is not None:  # the draw of a word's first token is its word's
+        if continues is not None:  # the draw of a word's first token decides for the whole word
             starts = (
                 ~continues[targets]
                 | special[np.roll(targets, 1)]

@@ -18,10 +18,11 @@ def next_token(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Loss:
-    """Summed cross-entropy of `batch.targets`, [B, T], each times its weight.
+    """Weighted cross-entropy of `batch.targets` [B, T], summed.
 
-    Dropout is on when `rng` is given. `chunk`: positions whose logits exist at one time; 0 = as many as a fixed memory holds.
-    `label_smoothing` and `z_loss` are those of `cross_entropy.Extra`; with one of them the metrics have `cross_entropy`, the loss without.
+    Dropout is on when `rng` is given. chunk: positions whose logits exist at one time; 0 = as many
+    as fit a fixed amount of memory. label_smoothing, z_loss: see `cross_entropy.Extra`; with
+    either, the metrics have the plain `cross_entropy`.
     """
     rngs = None if rng is None else {"dropout": rng}
     hidden = model.apply({"params": params}, batch, method="hidden", rngs=rngs).hidden
@@ -37,7 +38,7 @@ def next_token(
 
 
 def token_losses(model, params: dict, batch: Batch, *, chunk: int = 0) -> jax.Array:
-    """Cross-entropy of every position in nats, float32 [B, T], whatever its weight; dropout is off."""
+    """Cross-entropy of every position in nats, float32 [B, T], whatever its weight; no dropout."""
     hidden = model.apply({"params": params}, batch, method="hidden").hidden
     logits, head = head_of(model, params)
     chunk = chunk or cross_entropy.chunk_length(*batch.tokens.shape, model.config.vocab_size)
@@ -45,7 +46,10 @@ def token_losses(model, params: dict, batch: Batch, *, chunk: int = 0) -> jax.Ar
 
 
 def head_of(model, params: dict):
-    """(logits function, the parameters it reads): the output layer and, where it is tied, the embeddings."""
+    """Return the logits function and its parameters.
+
+    These are the output layer's and, if it is tied, the embeddings'.
+    """
 
     def logits(head, hidden):
         return model.apply({"params": head}, hidden, method="logits")

@@ -1,7 +1,8 @@
-"""Prefix language modelling: continue a document from a random point (Raffel et al. 2020, section 3.2.3; Liu et al. 2018).
+"""Prefix language modelling: continue a document from a random point.
 
-Here for decoders, whose attention stays causal over the prefix too: what differs from next_token is where the loss is, not what sees
-what. It teaches to continue contexts of every length, as instruct tuning later does.
+See Raffel et al. 2020, section 3.2.3, and Liu et al. 2018. This is for decoders, whose attention
+stays causal over the prefix: unlike next_token, the prefix carries no loss. It teaches to continue
+contexts of every length, as instruct tuning does.
 """
 
 import numpy as np
@@ -12,7 +13,10 @@ from lm.objectives.objective import Fields, Row, Transform
 
 
 def prefix_lm(tokenizer, config: ModelConfig) -> Transform:
-    """Of a document's n predictions the first 1 to n - 1, every number as likely as another, carry no loss (none of a single one)."""
+    """Transform that removes the loss from a random prefix of each document.
+
+    Of n predictions the first 1 to n - 1 (uniformly drawn) carry no loss; a single one keeps it.
+    """
 
     def fields(row: Row, rng: np.random.Generator, lengths: tuple[int, int]) -> Fields:
         tokens, targets, segments = (

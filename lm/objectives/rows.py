@@ -1,4 +1,4 @@
-"""Rows of an encoder-decoder: each document of a packed row, corrupted for the encoder and spelled out for the decoder."""
+"""Rows of an encoder-decoder: each document of a packed row, corrupted and reconstructed."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,16 +9,15 @@ from lm.data.packing import Packed
 from lm.models.config import ConfigError, ModelConfig
 from lm.objectives.objective import Fields, Row
 
-MULTIPLE = 8  # rows are made a multiple of this long
+MULTIPLE = 8  # row lengths are rounded up to a multiple of this
 ROWS_AT_ONCE = 4096
 
-Corrupt = Callable[
-    [np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]
-]  # ids -> (what is read, what is to be written)
+# ids -> (encoder input, decoder output)
+Corrupt = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 def documents(row: Row) -> Iterator[tuple[int, slice]]:
-    """(segment number, where it lies) of each document of a row, or window of one."""
+    """Yield (segment number, slice) for each document of a row, or window of one."""
     segments = np.asarray(row["segments"])
     edges = np.flatnonzero(np.diff(segments, prepend=0, append=0))
     for start, end in itertools.pairwise(edges.tolist()):
@@ -33,9 +32,10 @@ def sides(
     rng: np.random.Generator,
     lengths: tuple[int, int],
 ) -> Fields:
-    """The fields of a row whose decoder writes, after `decoder_start` and document by document, what `corrupt` says of each.
+    """Build the encoder and decoder fields of a row, document by document.
 
-    Raises ValueError when the row does not fit in `lengths`.
+    `corrupt` gives each document's encoder input and decoder output; the decoder's input is its
+    output, shifted after `decoder_start`. Raises ValueError when the row does not fit in `lengths`.
     """
     decoder, encoder = lengths
     fields = {name: np.zeros(decoder, np.int32) for name in ("tokens", "targets", "segments")}
@@ -58,13 +58,16 @@ def sides(
 
 
 def text_of(ids: np.ndarray, first: int | None, last: int | None) -> slice:
-    """Where the text of a document lies, between the tokens it begins and ends with, if it does."""
+    """Slice of a document's text, without the tokens that begin and end it, if present."""
     start = int(ids[0] == first)
     return slice(start, len(ids) - int(ids[-1] == last and len(ids) > start))
 
 
 def widest(packed: Packed, needed: Callable[[np.ndarray], np.ndarray]) -> int:
-    """The length that every row fits in, where `needed` gives the tokens that pieces of so many tokens take: int [...] -> int [...]."""
+    """Length that every row fits in, rounded up to MULTIPLE.
+
+    needed: sizes of documents -> the tokens that they take, int [...] -> int [...].
+    """
     most = 1
     for start in range(0, len(packed), ROWS_AT_ONCE):
         segments = np.asarray(packed.segments[start : start + ROWS_AT_ONCE]).astype(np.int64)
@@ -76,9 +79,10 @@ def widest(packed: Packed, needed: Callable[[np.ndarray], np.ndarray]) -> int:
 
 
 def decoder_start(name: str, config: ModelConfig) -> int:
-    """The token that the decoder starts from; ConfigError, naming the objective, when the model has none."""
+    """Token that the decoder starts from; ConfigError, naming the objective, if there is none."""
     if config.decoder_start_token_id is None:
         raise ConfigError(
-            f"objective {name!r}: model.decoder_start_token_id is not set, and the decoder must start from some token"
+            f"objective {name!r}: model.decoder_start_token_id is not set, "
+            "and the decoder must start from some token"
         )
     return config.decoder_start_token_id

@@ -1,7 +1,8 @@
-"""Span corruption: write the spans that are missing from a text (T5, Raffel et al. 2020, sections 3.1.4 and 3.3.4).
+"""Span corruption: write the spans missing from a text (T5, Raffel et al. 2020).
 
-Counts and chances are those of `random_spans_noise_mask` in the paper's code: how many tokens and spans are missing depends on the length
-alone, a span comes last, and nothing else makes one mask likelier than another.
+See sections 3.1.4 and 3.3.4. Counts and probabilities are those of `random_spans_noise_mask` in the
+paper's code: the number of missing tokens and spans depends on the length alone, a span comes last,
+and all masks with these properties are equally likely.
 """
 
 import dataclasses
@@ -17,9 +18,10 @@ from lm.objectives.objective import Fields, Row, Transform, share
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """`rate` of a text's tokens are missing, in spans of `mean_span` on average; inf = one span, which ends the text.
+    """One kind of corruption: a share `rate` of the tokens, in spans of mean length `mean_span`.
 
-    mode: id of a token that what is read then begins with, or None.   chance: of this noise among several, as their ratio.
+    mean_span = inf means one span that ends the text. mode: id of a token that the encoder input
+    then begins with, or None. chance: relative probability among several noises.
     """
 
     rate: float
@@ -29,7 +31,10 @@ class Noise:
 
 
 def counts(length, rate: float, mean_span: float):
-    """(missing tokens, spans) of texts of `length` tokens: int [...] both. A single token is never missing: it has none and none."""
+    """Numbers of missing tokens and of spans for texts of `length` tokens, int [...] both.
+
+    In a text of a single token nothing is missing.
+    """
     length = np.asarray(length)
     tokens = np.clip(np.rint(length * rate), 1, np.maximum(length - 1, 1)).astype(np.int64)
     spans = np.clip(
@@ -39,14 +44,20 @@ def counts(length, rate: float, mean_span: float):
 
 
 def sizes(length, rate: float, mean_span: float):
-    """(tokens to read, tokens to write) for texts of `length` tokens, with their sentinels and end tokens: int [...] both."""
+    """Tokens to read and to write for texts of `length` tokens, int [...] both.
+
+    Sentinels and end tokens are included.
+    """
     tokens, spans = counts(length, rate, mean_span)
     read, written = length - tokens + spans + 1, np.where(tokens > 0, tokens + spans + 1, 2)
     return np.where(length > 0, read, 0), np.where(length > 0, written, 0)
 
 
 def noise_mask(length: int, rate: float, mean_span: float, rng: np.random.Generator) -> np.ndarray:
-    """Which tokens are missing, bool [length]: spans kept and missing by turns, beginning with a kept one."""
+    """Draw the mask of missing tokens, bool [length].
+
+    Kept and missing spans alternate, beginning with a kept one.
+    """
     tokens, spans = (int(n) for n in counts(length, rate, mean_span))
     if not spans:
         return np.zeros(length, bool)
@@ -57,12 +68,15 @@ def noise_mask(length: int, rate: float, mean_span: float, rng: np.random.Genera
 def corrupt(
     ids: np.ndarray, missing: np.ndarray, sentinels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(ids with one sentinel for each missing span, ids with one for each kept span), both with the first sentinels in their order."""
+    """Return the ids with missing spans replaced by sentinels, and with kept spans replaced.
+
+    Both use the first sentinels, in order.
+    """
     return _replaced(ids, missing, sentinels), _replaced(ids, ~missing, sentinels)
 
 
 def sentinels(tokenizer) -> np.ndarray:
-    """The ids of <extra_id_0>, <extra_id_1>, ... as far as the tokenizer has them, int32 [n]."""
+    """Ids of <extra_id_0>, <extra_id_1>, ... that the tokenizer has, int32 [n]."""
     vocabulary, found = tokenizer.get_vocab(), []
     while (token := f"<extra_id_{len(found)}>") in vocabulary:
         found.append(vocabulary[token])
@@ -70,7 +84,7 @@ def sentinels(tokenizer) -> np.ndarray:
 
 
 def longest(length: int, *, rate: float = 0.15, mean_span: float = 3.0) -> int:
-    """The tokens of the longer side of a text that fills a row. Raises ConfigError for shares that make no sense."""
+    """Tokens of the longer side of a text that fills a row; ConfigError for invalid shares."""
     share("span_corruption.rate", rate, most=0.99)
     share("span_corruption.mean_span", mean_span, least=0.99, most=1000)
     return int(max(most(length, [Noise(rate, mean_span)])))
@@ -79,25 +93,28 @@ def longest(length: int, *, rate: float = 0.15, mean_span: float = 3.0) -> int:
 def span_corruption(
     tokenizer, config: ModelConfig, *, rate: float = 0.15, mean_span: float = 3.0
 ) -> Transform:
-    """`rate` of each text's tokens are missing, in spans of `mean_span` tokens on average. See `corruption`."""
+    """Transform with one Noise of `rate` and `mean_span`. See `corruption`."""
     return corruption("span_corruption", tokenizer, config, [Noise(rate, mean_span)])
 
 
 def corruption(name: str, tokenizer, config: ModelConfig, noises: Sequence[Noise]) -> Transform:
-    """One of the noises for each text, drawn by their chances. Both sides of a text end in the end token.
+    """Transform that applies to each text one of the noises, drawn by its `chance`.
 
-    The encoder reads the text with <extra_id_0>, <extra_id_1>, ... in place of the spans; the decoder writes each of them and the span it
-    stands for. Rows must be packed `whole`; a start token of the tokenizer is left out, as T5 has none. Raises ConfigError, calling the
-    objective `name`, for a model that says not where its decoder starts, and for a tokenizer without sentinels, or with fewer than the
-    spans of a full row (when told the length of rows).
+    The encoder reads the text with <extra_id_0>, <extra_id_1>, ... in place of the spans. The
+    decoder writes each sentinel and its span. Both sides end in the end token. Rows must be packed
+    with `whole`; a start token of the tokenizer is dropped, because T5 has none.
+
+    Raises ConfigError, naming objective `name`, for a model without a decoder start token and for a
+    tokenizer without sentinels. Once the length of rows is known, also for fewer sentinels than a
+    full row has spans.
     """
     eos = pieces.needed(tokenizer, name, "eos_token")
     first, _ = pieces.ends(tokenizer)
     marks = sentinels(tokenizer)
     if not len(marks):
         raise ConfigError(
-            f"objective {name!r} needs a tokenizer with sentinels, <extra_id_0>, <extra_id_1>, ..., and this one has none: "
-            "use T5's, or 'bytes'"
+            f"objective {name!r} needs a tokenizer with sentinels, <extra_id_0>, <extra_id_1>, "
+            "..., and this one has none: use T5's, or 'bytes'"
         )
     start = rows.decoder_start(name, config)
     edges = np.cumsum([noise.chance for noise in noises])
@@ -122,10 +139,11 @@ def corruption(name: str, tokenizer, config: ModelConfig, noises: Sequence[Noise
         if spans > len(marks):
             longer = f" or raise objective.{name}.mean_span" if len(noises) == 1 else ""
             raise ConfigError(
-                f"length={packed.length}: a text that fills a row has {spans} spans, and the tokenizer {len(marks)} sentinels; "
+                f"length={packed.length}: a text that fills a row has {spans} spans, "
+                f"and the tokenizer {len(marks)} sentinels; "
                 f"lower length{longer}"
             )
-        # A piece that does not fill its row holds an end token that is not part of the text.
+        # A document shorter than its row includes an end token, which is not text.
         texts = lambda n: np.where(n == packed.length, n, n - 1)
         read, written = (
             rows.widest(packed, lambda n, side=side: most(texts(n), noises)[side])
@@ -140,7 +158,7 @@ def corruption(name: str, tokenizer, config: ModelConfig, noises: Sequence[Noise
 
 
 def most(length, noises: Sequence[Noise]):
-    """(tokens to read, tokens to write) at most for texts of `length` tokens, whichever of the noises is drawn: int [...] both."""
+    """Most tokens to read and to write over all noises, for texts of `length`, int [...] both."""
     read, written = zip(
         *(sizes(length, noise.rate, noise.mean_span) for noise in noises), strict=True
     )
@@ -149,7 +167,10 @@ def most(length, noises: Sequence[Noise]):
 
 
 def _segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
-    """The sizes, none of them 0, of `segments` parts of `items` things: int [segments], all ways to cut them equally likely."""
+    """Cut `items` things into `segments` non-empty parts at random; their sizes, int [segments].
+
+    All ways to cut are equally likely.
+    """
     cuts = np.sort(rng.choice(items - 1, segments - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=items)
 
