@@ -1,1 +1,1 @@
-"""What limits forgetting when a model is trained further: low-rank adapters, penalties for leaving the base, interpolation with it."""
+"""Methods that limit forgetting: LoRA, penalties for leaving the base, weight interpolation."""

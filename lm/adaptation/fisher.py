@@ -1,4 +1,7 @@
-"""The diagonal of the Fisher information, which elastic weight consolidation weighs each parameter with; kept in a safetensors file."""
+"""Diagonal Fisher information, the weights of elastic weight consolidation (EWC).
+
+It is stored as a safetensors file.
+"""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,9 +22,10 @@ from lm.training.rules import by_path
 
 
 def diagonal(nll: Callable[[Any, Any], jax.Array], params, examples, chunk: int = 1):
-    """Sum over examples of the squared gradient of nll(params, example), a float32 tree like params.
+    """Sum over examples of the squared gradient of nll(params, example).
 
-    examples: a tree of arrays with examples along axis 0; `chunk` of them at a time, each with a gradient of its own.
+    Returns a float32 tree like params. examples: a tree of arrays with examples along axis 0.
+    `chunk` examples are processed at a time, each with its own gradient.
     """
 
     def squared(example):
@@ -34,7 +38,7 @@ def diagonal(nll: Callable[[Any, Any], jax.Array], params, examples, chunk: int 
             lambda t, s: t + jnp.sum(s, axis=0), total, jax.vmap(squared)(some)
         ), None
 
-    # Examples i, i + n / chunk, ...: where they are split over devices, each device works on its own.
+    # Examples i, i + n / chunk, ...: where they are split over devices, each device keeps its own.
     chunks = jax.tree.map(lambda x: x.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1), examples)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     return jax.lax.scan(body, zeros, chunks)[0]
@@ -50,11 +54,15 @@ def fisher(
     seed: int = 0,
     chunk: int = 1,
 ) -> tuple[dict, int]:
-    """(diagonal Fisher information, float32 tree like params; rows it is the mean over).
+    """Return the diagonal Fisher information and the number of rows it is averaged over.
 
-    A row of a batch is one example, and its log-likelihood the sum over the tokens that `objective` asks for; rows without any do not
-    count. `sampled`: targets are drawn from the model, which is the Fisher information proper; else they are the data's, the empirical
-    one (Kunstner et al. 2019 on the difference). `chunk` divides the batch: rows whose gradients exist at one time.
+    The information is a float32 tree like params. Each row of a batch is one example, whose
+    log-likelihood is the sum over the tokens that `objective` weights; rows without any are
+    skipped.
+
+    sampled: draw targets from the model, which gives the true Fisher information. Otherwise the
+    data's targets give the empirical one (Kunstner et al. 2019 discuss the difference). chunk: rows
+    whose gradients exist at one time; divides the batch.
     """
 
     def nll(p, row):
@@ -80,7 +88,10 @@ def fisher(
 
 
 def draw(model, params: dict, batch: Batch, key: jax.Array) -> jax.Array:
-    """A token for every position from the model's own predictions there, int32 [B, T]; logits of a chunk of positions exist at a time."""
+    """Sample a token for every position from the model's predictions, int32 [B, T].
+
+    Logits exist for one chunk of positions at a time.
+    """
     hidden = model.apply({"params": params}, batch, method="hidden").hidden
     logits, head = head_of(model, params)
     b, t, _ = hidden.shape
@@ -95,7 +106,7 @@ def draw(model, params: dict, batch: Batch, key: jax.Array) -> jax.Array:
 
 
 def save(path: str | Path, information: dict, rows: int, sampled: bool) -> None:
-    """Writes it as one safetensors file, a tensor for each parameter's path."""
+    """Write the information as one safetensors file, with a tensor for each parameter path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -108,12 +119,16 @@ def save(path: str | Path, information: dict, rows: int, sampled: bool) -> None:
 
 
 def load(path: str | Path, params: dict) -> dict:
-    """What `save` wrote, for these parameters. Raises ConfigError when it is not of a model like theirs."""
+    """Read what `save` wrote, for these parameters.
+
+    Raises ConfigError if the file is of a model with other parameters.
+    """
     try:
         tensors = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(
-            f"adaptation.ewc.fisher={str(path)!r} cannot be read ({error}); python -m lm.fisher writes one"
+            f"adaptation.ewc.fisher={str(path)!r} cannot be read ({error}); "
+            "python -m lm.fisher writes one"
         ) from error
     shapes = {name: x.shape for name, x in by_path(params).items()}
     wrong = sorted(
@@ -123,6 +138,7 @@ def load(path: str | Path, params: dict) -> dict:
     )
     if wrong:
         raise ConfigError(
-            f"adaptation.ewc.fisher={str(path)!r} is of another model: it differs in {', '.join(wrong[:5])}"
+            f"adaptation.ewc.fisher={str(path)!r} is of another model: "
+            f"it differs in {', '.join(wrong[:5])}"
         )
     return flax.traverse_util.unflatten_dict(tensors, sep="/")

@@ -1,4 +1,4 @@
-"""Averages of weights: WiSE-FT between a base and what was tuned from it, and soups of several models tuned from one base."""
+"""Averages of weights: WiSE-FT between a base and its tuned model, and model soups."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,9 +10,10 @@ from lm.training.rules import by_path
 
 
 def interpolate(base: dict, tuned: dict, alpha: float) -> dict:
-    """(1 - alpha) * base + alpha * tuned, in float32 and then the base's dtypes (Wortsman et al. 2022, WiSE-FT, section 2).
+    """Compute (1 - alpha) * base + alpha * tuned (Wortsman et al. 2022, WiSE-FT, section 2).
 
-    alpha 0 and 1 give the ends bit for bit. Raises ConfigError when they are not the weights of one architecture.
+    The sum is in float32, the result in the base's dtypes. alpha 0 and 1 give base and tuned bit
+    for bit. Raises ConfigError for different architectures.
     """
     check_same([base, tuned], ["the base", "the tuned model"])
     if alpha in (0, 1):
@@ -24,7 +25,7 @@ def interpolate(base: dict, tuned: dict, alpha: float) -> dict:
 
 
 def soup(models: Sequence[dict]) -> dict:
-    """The mean of several models' weights (Wortsman et al. 2022, Model soups): uniform."""
+    """Uniform mean of several models' weights (Wortsman et al. 2022, Model soups)."""
     check_same(models, [f"model {number}" for number in range(1, len(models) + 1)])
     return jax.tree.map(
         lambda *ws: (sum(w.astype(jnp.float32) for w in ws) / len(ws)).astype(ws[0].dtype), *models
@@ -32,7 +33,10 @@ def soup(models: Sequence[dict]) -> dict:
 
 
 def greedy_soup(models: Sequence[dict], loss: Callable[[dict], float]) -> tuple[dict, list[int]]:
-    """(soup, numbers of the models in it): the best by `loss`, then each next best that does not make the mean worse (recipe 1 there)."""
+    """Return a greedy soup and the indices of its models (Wortsman et al. 2022, recipe 1).
+
+    Start with the best model by `loss`, then add each next best that does not make the loss worse.
+    """
     losses = [loss(model) for model in models]
     order = sorted(range(len(models)), key=lambda i: losses[i])
     kept, best = order[:1], losses[order[0]]
@@ -44,7 +48,7 @@ def greedy_soup(models: Sequence[dict], loss: Callable[[dict], float]) -> tuple[
 
 
 def check_same(models: Sequence[dict], names: Sequence[str]) -> None:
-    """Raises ConfigError, naming what differs, when the models do not have the same parameters."""
+    """Raise ConfigError, naming a difference, unless the models have the same parameters."""
     shapes = [{path: tuple(x.shape) for path, x in by_path(model).items()} for model in models]
     for found, name in zip(shapes[1:], names[1:], strict=True):
         if differ := sorted(
@@ -54,6 +58,6 @@ def check_same(models: Sequence[dict], names: Sequence[str]) -> None:
         ):
             path = differ[0]
             raise ConfigError(
-                f"{names[0]} and {name} are not of one architecture: {len(differ)} parameters differ, such as {path} "
-                f"({shapes[0].get(path)} and {found.get(path)})"
+                f"{names[0]} and {name} are not of one architecture: {len(differ)} parameters "
+                f"differ, such as {path} ({shapes[0].get(path)} and {found.get(path)})"
             )

@@ -1,7 +1,10 @@
-"""LoRA (Hu et al. 2021): kernels of a frozen model plus products of two thin matrices, W + (alpha / rank) A B, which alone are trained.
+"""LoRA (Hu et al. 2021): train only low-rank updates of frozen kernels, W + (alpha / rank) A B.
 
-The adapters of a model are a nested dict of their own: at the path of each adapted kernel, {"a": [L, inputs..., rank], "b": [L, rank,
-outputs...]}. `merge` computes the adapted kernels; the model never knows.
+The adapters are a nested dict of their own, with two arrays at the path of each adapted kernel:
+
+    {"a": [L, inputs..., rank], "b": [L, rank, outputs...]}
+
+`merge` computes the adapted kernels, so the model needs no change.
 """
 
 import dataclasses
@@ -18,14 +21,19 @@ from lm.models.config import ConfigError
 from lm.training.matrices import Matrix, matrix
 from lm.training.rules import by_path, idle_parts
 
-PATTERN = r"(attention|cross|mlp|ssm)/"  # every kernel within the layers (Biderman et al. 2024, section 4)
+# all kernels within the layers (Biderman et al. 2024, section 4)
+PATTERN = r"(attention|cross|mlp|ssm)/"
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """rank: columns of A.   alpha: the product counts alpha / rank times; 0 = 2 * rank.   pattern: regex of the kernels' paths.
+    """Options of LoRA.
 
-    dropout: share of the inputs that A does not see. As whole kernels are merged, an input is dropped for a micro-batch, not for a token.
+    * rank: columns of A.
+    * alpha: the product is scaled by alpha / rank; 0 = 2 * rank.
+    * pattern: regular expression of the kernels' paths.
+    * dropout: share of the inputs hidden from A. Whole kernels are merged, so an input is dropped
+      for a whole micro-batch, not per token.
     """
 
     rank: int
@@ -39,18 +47,25 @@ class Lora:
 
 
 def kernels(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict[str, Matrix]:
-    """Path -> dimensions of the matrices that a pattern names. axes: path -> logical names. Raises ConfigError when it names none."""
+    """Map the path of each kernel that matches the pattern to its dimensions.
+
+    axes: path -> logical names. Raises ConfigError when none matches.
+    """
     matrices = {path: m for path, names in axes.items() if (m := matrix(path, names)) is not None}
     found = {path: m for path, m in matrices.items() if re.search(pattern, path)}
     if not found:
         raise ConfigError(
-            f"adaptation.lora.pattern={pattern!r} is in no kernel's path; there are {', '.join(matrices)}"
+            f"adaptation.lora.pattern={pattern!r} is in no kernel's path; "
+            f"there are {', '.join(matrices)}"
         )
     return found
 
 
 def check_pattern(axes: Mapping[str, tuple[str, ...]], pattern: str) -> None:
-    """Raises ConfigError when a pattern, or an alternative of one that is not the default, names no kernel."""
+    """Raise ConfigError when the pattern, or one of its alternatives, matches no kernel.
+
+    Alternatives of the default pattern are not checked.
+    """
     found = kernels(axes, "")
     kernels(axes, pattern)
     for part in idle_parts(pattern, found) if pattern != PATTERN else ():
@@ -66,7 +81,7 @@ def check_pattern(axes: Mapping[str, tuple[str, ...]], pattern: str) -> None:
 
 
 def logical_axes(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict:
-    """Logical names of the adapters' dimensions, a nested dict like them."""
+    """Logical axis names of the adapters, as a nested dict like them."""
     flat = {}
     for path, m in kernels(axes, pattern).items():
         name = lambda dimensions, path=path: tuple(axes[path][d] for d in dimensions)
@@ -78,7 +93,10 @@ def logical_axes(axes: Mapping[str, tuple[str, ...]], pattern: str) -> dict:
 def initialise(
     params: dict, axes: Mapping[str, tuple[str, ...]], lora: Lora, key: jax.Array
 ) -> dict:
-    """Fresh adapters, float32 whatever the kernels: A uniform within 1 / sqrt(inputs), as PEFT draws it, B zero: nothing changes yet."""
+    """Draw fresh adapters, float32 whatever the kernels' dtype.
+
+    A is uniform within 1 / sqrt(inputs), as in PEFT. B is zero, so the model is unchanged at first.
+    """
     flat, of = {}, by_path(params)
     for path, m in kernels(axes, lora.pattern).items():
         kernel = of[path]
@@ -99,7 +117,10 @@ def merge(
     dropout: float = 0.0,
     rng: jax.Array | None = None,
 ) -> dict:
-    """The model's params with every adapted kernel W replaced by W + scale * A B, computed in float32; the others as they are."""
+    """Return the params with every adapted kernel W replaced by W + scale * A B, in float32.
+
+    Other params are unchanged.
+    """
     flat, of = dict(by_path(params)), by_path(adapters)
     for path in sorted({name.rpartition("/")[0] for name in of}):
         w, a, b = flat[path], of[f"{path}/a"], of[f"{path}/b"]
@@ -112,7 +133,7 @@ def merge(
 
 
 def product(kernel, a, b) -> jax.Array:
-    """A B in the shape of `kernel`, float32."""
+    """Compute A B in the shape of `kernel`, float32."""
     rank = a.shape[-1]
     stacked = a.ndim + b.ndim - 2 - kernel.ndim  # a and b both have the stacked dimension
     lead = kernel.shape[:stacked]

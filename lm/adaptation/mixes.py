@@ -1,4 +1,4 @@
-"""The mixes that python -m lm.interpolate is asked for, and their losses on text."""
+"""Weight mixes of `python -m lm.interpolate`, and their losses on text."""
 
 from typing import Any
 
@@ -15,9 +15,10 @@ from lm.training.sharding import replicated
 def mixes(
     base: str, tuned: str, alphas: str, soup: str, greedy: str, loss
 ) -> tuple[Any, Any, list[Any]]:
-    """(model, tokenizer, [(name of a mix, what describes it, function that makes its params)]) for what the command line says.
+    """Return model, tokenizer and the requested mixes: (name, description, function giving params).
 
-    `greedy`: files by whose `loss` a soup is chosen, or "" for all of it. Raises ConfigError and whatever `load` does.
+    greedy: files on which `loss` selects the models of a soup; "" = all models. Raises ConfigError
+    and the errors of `load`.
     """
     names = soup.split(",") if soup else [base, tuned]
     models, params, tokenizers = zip(*(load(name) for name in names), strict=True)
@@ -47,7 +48,10 @@ def mixes(
 
 
 def measurer(cache: str, length: int, max_rows: int, path: str):
-    """A function (model, params, tokenizer, files) -> loss in nats a token; text is packed once, in rows as long as those of `path`."""
+    """Return a function (model, params, tokenizer, files) -> loss in nats per token.
+
+    Each text is packed once, in rows of `length`, or else as long as those of run `path`.
+    """
     mesh, packed, run = make_mesh(), {}, {}
 
     def loss(model, params, tokenizer, files: str) -> float:

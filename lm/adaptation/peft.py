@@ -1,7 +1,8 @@
-"""LoRA adapters as PEFT's directories (adapter_config.json, adapter_model.safetensors), in both directions, for every family.
+"""Read and write LoRA adapters as PEFT directories, for every family.
 
-The family's table of weights says which of their modules each of our kernels is; where one of theirs holds several of ours (GPT-2's
-c_attn), its A has the rows of all, and its B is block by block.
+A directory has adapter_config.json and adapter_model.safetensors. The family's weight table maps
+our kernels to Hugging Face modules. If a module holds several of our kernels (GPT-2's c_attn), its
+A stacks the rows of all, and its B is block-diagonal.
 """
 
 import dataclasses
@@ -29,26 +30,35 @@ from lm.weights.resolve import refused
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 TASKS = {
-    "causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS",
-    "question_answering": "QUESTION_ANS", "none": "FEATURE_EXTRACTION", "embedding": "FEATURE_EXTRACTION",
-}  # fmt: skip
+    "causal_lm": "CAUSAL_LM",
+    "seq2seq_lm": "SEQ_2_SEQ_LM",
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+    "none": "FEATURE_EXTRACTION",
+    "embedding": "FEATURE_EXTRACTION",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """One of their linear layers: parts are our kernels in it. inputs int [in]: our input of each of theirs.
+    """One Hugging Face linear layer, made of one or more of our kernels (its parts).
 
-    outputs: for each of theirs, (part, our output of that part), int [out, 2].
+    inputs: int [in], our input index of each of its inputs. outputs: int [out, 2], for each of its
+    outputs (part, our output index in that part).
     """
 
     slot: Slot
     inputs: np.ndarray
     outputs: np.ndarray
-    transposed: bool  # stored [in, out], as GPT-2's Conv1D
+    transposed: bool  # stored as [in, out], like GPT-2's Conv1D
 
 
 def modules(model) -> dict[str, Module]:
-    """Their name -> module, of every linear layer whose weight is made of our kernels. Raises ConfigError for layers that are unrolled."""
+    """Map Hugging Face name -> Module for every linear layer made of our kernels.
+
+    Raises ConfigError for models with separate layers.
+    """
     c = model.config
     if c.layers == "separate":
         raise ConfigError("adapters are exchanged for stacked layers: leave model.layers at 'scan'")
@@ -58,7 +68,8 @@ def modules(model) -> dict[str, Module]:
         kernels = [matrix(path, axes[path]) for path in slot.ours]
         if not name.endswith(".weight") or not all(kernels):
             continue
-        # Every entry of our kernels gets a number, and the place it takes in their weight tells which input and output it joins.
+        # Number the entries of our kernels; their places in the Hugging Face weight show which
+        # input and output each connects.
         shapes = [
             (math.prod(s[d - len(m.stacked)] for d in m.inputs), s)
             for m, s in zip(kernels, slot.our_shapes, strict=True)
@@ -79,10 +90,11 @@ def modules(model) -> dict[str, Module]:
             i, o, part = i.T, o.T, part.T
         if (i != i[:1]).any() or (o != o[:, :1]).any():
             raise ConfigError(
-                f"{name} is not one linear map of our kernels, and cannot be adapted in their format"
+                f"{name} is not one linear map of our kernels, and cannot be adapted in their "
+                "format"
             )
         if c.head in ("none", "embedding"):
-            name = name.removeprefix(family.prefix)  # their class without a head
+            name = name.removeprefix(family.prefix)  # the class without a head
         found[name.removesuffix(".weight")] = Module(
             slot, i[0], np.stack([part[:, 0], o[:, 0]], axis=1), transposed
         )
@@ -90,9 +102,9 @@ def modules(model) -> dict[str, Module]:
 
 
 def save(path: str | Path, model, adapters: dict, lora: Lora, base: str) -> None:
-    """Writes adapters as a directory that PEFT loads onto `base`, the name or path of the model they adapt.
+    """Write adapters as a PEFT directory for `base`, the name or path of the adapted model.
 
-    Raises ConfigError when one of them has no place in the family's own modules.
+    Raises ConfigError when the family has no module for one of the adapters.
     """
     flat = {name: np.asarray(x, np.float32) for name, x in by_path(adapters).items()}
     adapted = {name.rpartition("/")[0] for name in flat}
@@ -101,7 +113,8 @@ def save(path: str | Path, model, adapters: dict, lora: Lora, base: str) -> None
     homeless = adapted - {ours for module in known.values() for ours in module.slot.ours}
     if homeless:
         raise ConfigError(
-            f"{', '.join(sorted(homeless))}: a Hugging Face {model.config.family} model has no module of its own for it"
+            f"{', '.join(sorted(homeless))}: a Hugging Face {model.config.family} model has no "
+            "module of its own for it"
         )
     for name, module in known.items():
         parts = [p for p, ours in enumerate(module.slot.ours) if ours in adapted]
@@ -124,11 +137,22 @@ def save(path: str | Path, model, adapters: dict, lora: Lora, base: str) -> None
     fewer = {name: rank for name, rank in ranks.items() if rank != most}
     transposed = {known[name].transposed for name in ranks}
     config = {
-        "peft_type": "LORA", "task_type": TASKS.get(model.config.head), "base_model_name_or_path": base, "r": most,
-        "lora_alpha": lora.scale * most, "rank_pattern": fewer, "alpha_pattern": {n: lora.scale * r for n, r in fewer.items()},
-        "lora_dropout": lora.dropout, "target_modules": sorted(ranks), "fan_in_fan_out": transposed == {True}, "bias": "none",
-        "inference_mode": True, "use_rslora": False, "use_dora": False, "modules_to_save": None,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": TASKS.get(model.config.head),
+        "base_model_name_or_path": base,
+        "r": most,
+        "lora_alpha": lora.scale * most,
+        "rank_pattern": fewer,
+        "alpha_pattern": {n: lora.scale * r for n, r in fewer.items()},
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": transposed == {True},
+        "bias": "none",
+        "inference_mode": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(
@@ -138,9 +162,10 @@ def save(path: str | Path, model, adapters: dict, lora: Lora, base: str) -> None
 
 
 def load(path: str | Path, model) -> tuple[dict, float]:
-    """(adapters, scale) of a directory that PEFT or `save` wrote, for `merge`. What it leaves out in some layers is zero there.
+    """Read the adapters and scale of a PEFT directory, for `merge`.
 
-    Raises ConfigError for what is not plain LoRA on modules of this model, naming it.
+    Layers that it leaves out get zeros. Raises ConfigError, naming the field, for anything but
+    plain LoRA on modules of this model.
     """
     config, tensors = read_config(path), _read(path)
     known = modules(model)
@@ -149,7 +174,8 @@ def load(path: str | Path, model) -> tuple[dict, float]:
         stem, _, kind = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if kind not in ("lora_A", "lora_B") or stem not in known:
             raise ConfigError(
-                f"{path}: {name} adapts nothing that this {model.config.family} model has as a linear layer"
+                f"{path}: {name} adapts nothing that this {model.config.family} model has as a "
+                "linear layer"
             )
         pairs.setdefault(stem, {})[kind] = x.astype(np.float32)
     _check_complete(path, config, known, pairs)
@@ -163,12 +189,14 @@ def load(path: str | Path, model) -> tuple[dict, float]:
             or a.shape[0] != rank_of(config, name)
         ):
             raise ConfigError(
-                f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, not of rank {rank_of(config, name)} as {CONFIG} says"
+                f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, "
+                f"not of rank {rank_of(config, name)} as {CONFIG} says"
             )
         b = b * (scale_of(config, name) / scale) if scale else b * 0
         if a.shape[1] != len(module.inputs) or b.shape[0] != len(module.outputs):
             raise ConfigError(
-                f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, not those of a layer of this model"
+                f"{path}: {name} has A {list(a.shape)} and B {list(b.shape)}, "
+                "not those of a layer of this model"
             )
         inputs = np.empty_like(a.T)
         inputs[module.inputs] = a.T
@@ -181,7 +209,7 @@ def load(path: str | Path, model) -> tuple[dict, float]:
 
 
 def _check_complete(path, config: dict, known, pairs: dict[str, dict]) -> None:
-    """Raises ConfigError unless exactly the modules that the configuration names have both matrices."""
+    """Raise ConfigError unless exactly the configured modules have both matrices."""
     half = sorted(name for name, pair in pairs.items() if len(pair) < 2)
     wanted = targeted(config, known)
     absent, extra = (
@@ -189,26 +217,29 @@ def _check_complete(path, config: dict, known, pairs: dict[str, dict]) -> None:
     )
     if half or not pairs:
         raise ConfigError(
-            f"{path}: {WEIGHTS} has no pair of lora_A and lora_B for {', '.join(half) or 'any module'}; fetch it again"
+            f"{path}: {WEIGHTS} has no pair of lora_A and lora_B for "
+            f"{', '.join(half) or 'any module'}; fetch it again"
         )
     if absent:
         raise ConfigError(
-            f"{path}: {CONFIG} adapts {', '.join(sorted(absent))}, and {WEIGHTS} has nothing for it; fetch it again"
+            f"{path}: {CONFIG} adapts {', '.join(sorted(absent))}, and {WEIGHTS} has nothing for "
+            "it; fetch it again"
         )
     if extra:
         raise ConfigError(
-            f"{path}: {WEIGHTS} has {', '.join(sorted(extra))}, which {CONFIG} does not adapt (target_modules, exclude_modules, "
-            "layers_to_transform), so that PEFT ignores it: correct the one or the other"
+            f"{path}: {WEIGHTS} has {', '.join(sorted(extra))}, which {CONFIG} does not adapt "
+            "(target_modules, exclude_modules, layers_to_transform), so that PEFT ignores it: "
+            "correct the one or the other"
         )
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether `path` is a directory of PEFT's format."""
+    """Tell whether `path` is a PEFT directory."""
     return (Path(path).expanduser() / CONFIG).is_file()
 
 
 def _layer(flat: dict, slot: Slot, part: int) -> tuple[np.ndarray, np.ndarray]:
-    """A [inputs, rank] and B [rank, outputs] of one part in the layer that `slot` is."""
+    """A [inputs, rank] and B [rank, outputs] of one part in the layer of `slot`."""
     a, b = (flat[f"{slot.ours[part]}/{side}"] for side in "ab")
     a, b = (x if slot.entry is None else x[slot.entry] for x in (a, b))
     return a.reshape(-1, a.shape[-1]), b.reshape(b.shape[0], -1)
@@ -224,7 +255,7 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _stacked(found: dict[str, dict], model) -> dict:
-    """Adapters from the pairs of each layer; every rank is filled up with zeros to the largest of its kernel."""
+    """Stack the pairs of each layer; ranks are padded with zeros to the largest of the kernel."""
     shapes, axes, flat = parameter_shapes(model.config), by_path(model.logical_axes()), {}
     for path, layers in found.items():
         m, shape = matrix(path, axes[path]), shapes[path]
@@ -245,5 +276,5 @@ def _stacked(found: dict[str, dict], model) -> dict:
 
 
 def apply(path: str | Path, model, params: dict) -> dict:
-    """The params of `model` with the adapters of a directory merged into them."""
+    """Merge the adapters of a directory into the params of `model`."""
     return low_rank.merge(params, *load(path, model))

@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT (as of its version 0.21): every field is obeyed, of no effect on a trained adapter, or refused by name."""
+"""PEFT's adapter_config.json (version 0.21): every field is honoured, inert or refused."""
 
 import json
 import math
@@ -10,24 +10,49 @@ from lm.models.config import ConfigError
 
 CONFIG = "adapter_config.json"
 OBEYED = {
-    "peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
-    "init_lora_weights", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias",
-}  # fmt: skip
-INERT = {  # for other software, for training, or options of an initialisation that init_lora_weights names
-    "task_type", "auto_mapping", "peft_version", "inference_mode", "runtime_config", "lora_dropout", "fan_in_fan_out", "megatron_core",
-    "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-}  # fmt: skip
-STARTS = (
-    "gaussian",
-    "eva",
-    "orthogonal",
-    "mica",
-)  # values of init_lora_weights, besides true and false, that leave the base as it is
-MERGE = "merge it into its base with PEFT (PeftModel.merge_and_unload, then save_pretrained) and load the result"
+    "peft_type",
+    "base_model_name_or_path",
+    "revision",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "init_lora_weights",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "bias",
+}
+INERT = {  # for other software or training, or options of init_lora_weights
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "inference_mode",
+    "runtime_config",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "megatron_core",
+    "qalora_group_size",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+}
+# values of init_lora_weights, besides true and false, that leave the base unchanged
+STARTS = ("gaussian", "eva", "orthogonal", "mica")
+MERGE = (
+    "merge it into its base with PEFT (PeftModel.merge_and_unload, then save_pretrained) "
+    "and load the result"
+)
 
 
 def read_config(path: str | Path) -> dict:
-    """adapter_config.json of a directory. Raises ConfigError, naming field and value, for all but plain LoRA."""
+    """Read adapter_config.json of a directory.
+
+    Raises ConfigError, naming field and value, for anything but plain LoRA.
+    """
     file = Path(path) / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -44,14 +69,17 @@ def read_config(path: str | Path) -> dict:
         raise ConfigError(f"{file}: peft_type={kind!r} is not supported, only 'LORA'; {MERGE}")
     if start not in (True, False, None) and str(start).lower() not in STARTS:
         raise ConfigError(
-            f"{file}: init_lora_weights={start!r} changed the weights of the base; save the adapter with save_pretrained(..., "
-            f"path_initial_model_for_weight_conversion=INITIAL_ADAPTER), which makes it plain LoRA, or {MERGE}"
+            f"{file}: init_lora_weights={start!r} changed the weights of the base; "
+            "save the adapter with save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=INITIAL_ADAPTER), "
+            f"which makes it plain LoRA, or {MERGE}"
         )
     if config.get("bias") not in ("none", None):
         raise ConfigError(f"{file}: bias={config['bias']!r} is not supported, only 'none'; {MERGE}")
     if revision not in (None, "", "main"):
         raise ConfigError(
-            f"{file}: revision={revision!r} of the base: download that revision, and name its directory in the file instead"
+            f"{file}: revision={revision!r} of the base: download that revision, "
+            "and name its directory in the file instead"
         )
     for name, value in config.items():
         if name not in OBEYED | INERT and value not in (None, False, "", [], {}):
@@ -94,12 +122,12 @@ def _check_numbers(file: Path, config: dict) -> None:
 
 
 def rank_of(config: dict, name: str) -> int:
-    """The rank of a module's product."""
+    """Rank of a module's adapter."""
     return _of(config.get("rank_pattern"), config.get("r", 8), name)
 
 
 def scale_of(config: dict, name: str) -> float:
-    """What a module's product counts."""
+    """Scale of a module's adapter."""
     rank, alpha = (
         rank_of(config, name),
         _of(config.get("alpha_pattern"), config.get("lora_alpha", 8), name),
@@ -108,7 +136,7 @@ def scale_of(config: dict, name: str) -> float:
 
 
 def _of(patterns: dict | None, otherwise, name: str):
-    """The value of the first pattern that is the name, its end, or a regular expression for either."""
+    """Value of the first pattern that matches the name or its end, else `otherwise`."""
     return next(
         (
             value
@@ -127,7 +155,10 @@ def _matches(how, pattern: str, name: str) -> re.Match | None:
 
 
 def targeted(config: dict, names: Collection[str]) -> set[str] | None:
-    """The modules, of these names, that PEFT adapts (its check_target_module_exists); None where it does not say."""
+    """Modules, of these names, that PEFT adapts; None if the config does not say.
+
+    Follows PEFT's check_target_module_exists.
+    """
     wanted = config.get("target_modules")
     if (
         wanted is None
@@ -155,7 +186,7 @@ def targeted(config: dict, names: Collection[str]) -> set[str] | None:
         layers if isinstance(layers, list) else [layers],
         [patterns] if isinstance(patterns, str) else patterns,
     )
-    # Without layers_pattern PEFT wants something before the name of the list of layers.
+    # Without layers_pattern PEFT requires a prefix before the name of the layer list.
     before = r"(?:^|.*?\.)" if config.get("layers_pattern") else r".*?\."
     number = lambda name: next(
         (int(m[1]) for p in patterns if (m := _matches(re.match, rf"{before}{p}\.(\d+)\.", name))),

@@ -1,7 +1,8 @@
-"""Penalties for leaving a base model, as wrappers of any objective: L2-SP, elastic weight consolidation, and divergence of predictions.
+"""Penalties for leaving a base model, as wrappers of any objective: L2-SP, EWC and KL.
 
-A wrapped objective is called with fixed={"base": params of the base, "fisher": see `fisher`}. Penalties on the weights are added to the
-mean loss, once whatever the batch; the divergence is a mean over the same weights as the loss. The gradient never reaches the base.
+A wrapped objective is called with fixed={"base": base params, "fisher": see `fisher`}. Penalties on
+the weights are added once to the mean loss, whatever the batch; the divergence is a mean over the
+same weights as the loss. No gradient flows to the base.
 """
 
 from collections.abc import Callable, Collection
@@ -20,14 +21,20 @@ DIRECTIONS = ("forward", "reverse")
 
 
 def l2_sp(params: dict, base: dict, only: Collection[str] | None = None) -> jax.Array:
-    """1/2 sum (w - w0)^2, float32 (Li et al. 2018, equation 3); `only`: paths of the weights that can differ, None = all."""
+    """Compute 1/2 sum (w - w0)^2, float32 (Li et al. 2018, equation 3).
+
+    only: paths of the weights that can differ; None = all.
+    """
     return 0.5 * jnp.sum(
         jnp.stack([jnp.sum(jnp.square(d)) for d in _differences(params, base, only).values()])
     )
 
 
 def ewc(params: dict, base: dict, fisher: dict, only: Collection[str] | None = None) -> jax.Array:
-    """1/2 sum F (w - w0)^2, float32 (Kirkpatrick et al. 2017, equation 3); F the diagonal of the Fisher information at the base."""
+    """Compute 1/2 sum F (w - w0)^2, float32 (Kirkpatrick et al. 2017, equation 3).
+
+    F is the diagonal of the Fisher information at the base.
+    """
     information = by_path(fisher)
     terms = [
         jnp.sum(information[name] * jnp.square(d))
@@ -37,7 +44,10 @@ def ewc(params: dict, base: dict, fisher: dict, only: Collection[str] | None = N
 
 
 def divergence(logits: jax.Array, base: jax.Array, direction: str) -> jax.Array:
-    """KL(base || model), "forward", or KL(model || base), "reverse", in nats: [..., V] twice -> [...]."""
+    """KL(base || model) if "forward", KL(model || base) if "reverse", in nats.
+
+    Maps two arrays [..., V] to [...].
+    """
     p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(base)
     return (
         jnp.sum(jnp.exp(q) * (q - p), axis=-1)
@@ -47,12 +57,18 @@ def divergence(logits: jax.Array, base: jax.Array, direction: str) -> jax.Array:
 
 
 def penalised(
-    objective: Callable[..., Loss], *, l2_sp_strength: float = 0.0, ewc_strength: float = 0.0, kl_strength: float = 0.0,
-    direction: str = "forward", only: Collection[str] | None = None,
-) -> Callable[..., Loss]:  # fmt: skip
-    """The objective with penalties, (model, params, batch, rng, *, fixed, **options) -> Loss; with all strengths 0, the objective itself.
+    objective: Callable[..., Loss],
+    *,
+    l2_sp_strength: float = 0.0,
+    ewc_strength: float = 0.0,
+    kl_strength: float = 0.0,
+    direction: str = "forward",
+    only: Collection[str] | None = None,
+) -> Callable[..., Loss]:
+    """Wrap an objective with penalties: (model, params, batch, rng, *, fixed, **options) -> Loss.
 
-    Metrics: `task`, the loss without penalties; `l2_sp` and `ewc`, as added to the loss; `kl`, nats a token before its strength.
+    With all strengths 0 it returns the objective itself. Metrics: `task`, the loss without
+    penalties; `l2_sp` and `ewc`, as added to the loss; `kl`, in nats per token before scaling.
     """
     if not (l2_sp_strength or ewc_strength or kl_strength):
         return objective
@@ -74,7 +90,7 @@ def penalised(
             added += metrics["ewc"]
         if kl_strength:
             hidden = listening.hidden
-            if hidden is None:  # the objective works on something else than hidden states
+            if hidden is None:  # the objective did not use hidden states
                 rngs = None if rng is None else {"dropout": rng}
                 hidden = model.apply({"params": params}, batch, method="hidden", rngs=rngs).hidden
             metrics["kl"] = summed_divergence(
@@ -89,9 +105,10 @@ def penalised(
 def summed_divergence(
     model, params: dict, base: dict, batch: Batch, hidden: jax.Array, direction: str, chunk: int = 0
 ) -> jax.Array:
-    """Sum over [B, T] of weight * divergence of the predictions from the base's, float32; both models' logits exist for a chunk at a time.
+    """Weighted divergence of the predictions from the base's, summed over [B, T], float32.
 
-    hidden [B, T, D]: of the model that is trained. The base runs without dropout.
+    hidden [B, T, D] are the trained model's. Both models' logits exist for one chunk at a time. The
+    base runs without dropout.
     """
     theirs = model.apply({"params": base}, batch, method="hidden").hidden
     (logits, head), (_, base_head) = head_of(model, params), head_of(model, base)
@@ -114,7 +131,7 @@ def summed_divergence(
 
 
 class _Listening:
-    """A model that remembers the hidden states it gave, so that a penalty need not compute them again."""
+    """Model wrapper that keeps its last hidden states, so that a penalty can reuse them."""
 
     def __init__(self, model):
         self._model, self.hidden = model, None
@@ -138,6 +155,6 @@ def _differences(params: dict, base: dict, only: Collection[str] | None) -> dict
 
 
 def _chunks(x: jax.Array, chunk: int) -> jax.Array:
-    """[B, T, ...] -> [ceil(T / chunk), B, chunk, ...], filled up with zeros."""
+    """Reshape [B, T, ...] to [ceil(T / chunk), B, chunk, ...], padded with zeros."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), *((0, 0),) * (x.ndim - 2)))
     return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)

@@ -1,4 +1,4 @@
-"""From a config's `adaptation` section to what a run does about forgetting: what is trained, what is held fixed, which loss."""
+"""Plan: what a config's `adaptation` section trains, holds fixed and adds to the loss."""
 
 import dataclasses
 import math
@@ -19,10 +19,10 @@ from lm.training.rules import by_path
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a base model is adapted. axes: the model's logical names, as `model.logical_axes()`.
+    """How a base model is adapted. axes: logical axis names, from `model.logical_axes()`.
 
-    The trained params are the model's own, or LoRA's adapters; beside them a state holds `fixed`: {"base": the params it began with,
-    "fisher": their Fisher information, if `ewc`}.
+    The trained params are the model's own or LoRA's adapters. The state also holds `fixed`:
+    {"base": initial params, "fisher": their Fisher information, if `ewc`}.
     """
 
     axes: Any
@@ -33,17 +33,17 @@ class Plan:
     direction: str = "forward"
 
     def trained_axes(self) -> dict:
-        """Logical names of what is trained."""
+        """Logical axis names of the trained params."""
         return (
             low_rank.logical_axes(by_path(self.axes), self.lora.pattern) if self.lora else self.axes
         )
 
     def fixed_axes(self) -> dict:
-        """Logical names of what is held fixed."""
+        """Logical axis names of the fixed params."""
         return {"base": self.axes} | ({"fisher": self.axes} if self.ewc else {})
 
     def start(self, base: dict, key: jax.Array, fisher: dict | None = None) -> tuple[dict, dict]:
-        """(what is trained, what is held fixed) at the beginning, pure. Without `fisher` its place is filled with zeros."""
+        """Return the initial (trained, fixed) params; pure. A missing `fisher` is zeros."""
         if self.ewc and fisher is None:
             fisher = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), base)
         fixed = {"base": base} | ({"fisher": fisher} if self.ewc else {})
@@ -52,11 +52,11 @@ class Plan:
         return jax.tree.map(lambda p: jnp.array(p, copy=True), base), fixed
 
     def weights(self, params: dict, fixed: dict) -> dict:
-        """The adapted model's params."""
+        """Return the adapted model's params."""
         return low_rank.merge(fixed["base"], params, self.lora.scale) if self.lora else params
 
     def objective(self, objective: Callable[..., Loss]) -> Callable[..., Loss]:
-        """The objective of what is trained, (model, params, batch, rng, *, fixed) -> Loss."""
+        """Wrap the objective: (model, trained params, batch, rng, *, fixed) -> Loss."""
         only = (
             sorted(low_rank.kernels(by_path(self.axes), self.lora.pattern)) if self.lora else None
         )
@@ -84,7 +84,10 @@ class Plan:
 
 
 def of_config(section: Any, axes) -> Plan | None:
-    """The plan of a checked `adaptation` section; None when all of it is off. Raises ConfigError for a pattern that names no kernel."""
+    """Build the plan of a checked `adaptation` section; None if everything is off.
+
+    Raises ConfigError for a LoRA pattern that matches no kernel.
+    """
     plan = Plan(
         axes,
         lora_of(section),
@@ -101,18 +104,22 @@ def of_config(section: Any, axes) -> Plan | None:
 
 
 def lora_of(section: Any) -> Lora | None:
-    """The section's LoRA, or None."""
+    """Return the section's LoRA options, or None."""
     o = section["lora"]
     return Lora(o["rank"], o["alpha"], o["dropout"], o["pattern"]) if o["rank"] else None
 
 
 def check(section: Any, init_from: str) -> None:
-    """Raises ConfigError, naming the field, its value and what was expected, when an `adaptation` section cannot work."""
+    """Raise ConfigError for an invalid `adaptation` section, naming field, value and expectation."""
     o, e, k = section.lora, section.ewc, section.kl
     numbers = {
-        "lora.rank": o.rank, "lora.alpha": o.alpha, "lora.dropout": o.dropout, "l2_sp": section.l2_sp,
-        "ewc.strength": e.strength, "kl.strength": k.strength,
-    }  # fmt: skip
+        "lora.rank": o.rank,
+        "lora.alpha": o.alpha,
+        "lora.dropout": o.dropout,
+        "l2_sp": section.l2_sp,
+        "ewc.strength": e.strength,
+        "kl.strength": k.strength,
+    }
     for name, value in numbers.items():
         if not math.isfinite(value) or value < 0:
             raise ConfigError(f"adaptation.{name}={value}: expected a finite number, 0 or more")
@@ -122,7 +129,8 @@ def check(section: Any, init_from: str) -> None:
     for name, value in usual.items():
         if not o.rank and o[name] != value:
             raise ConfigError(
-                f"adaptation.lora.{name}={o[name]!r} would be ignored: set adaptation.lora.rank, or leave it at {value!r}"
+                f"adaptation.lora.{name}={o[name]!r} would be ignored: set adaptation.lora.rank, "
+                f"or leave it at {value!r}"
             )
     try:
         re.compile(o.pattern)
@@ -137,7 +145,8 @@ def check(section: Any, init_from: str) -> None:
         )
     if k.direction not in DIRECTIONS:
         raise ConfigError(
-            f"adaptation.kl.direction={k.direction!r} is unknown{nearest(k.direction, DIRECTIONS)}; forward or reverse"
+            f"adaptation.kl.direction={k.direction!r} is "
+            f"unknown{nearest(k.direction, DIRECTIONS)}; forward or reverse"
         )
     if k.direction != "forward" and not k.strength:
         raise ConfigError(
@@ -146,13 +155,15 @@ def check(section: Any, init_from: str) -> None:
     on = [name for name in ("lora.rank", "l2_sp", "ewc.strength", "kl.strength") if numbers[name]]
     if on and not init_from:
         raise ConfigError(
-            f"adaptation.{on[0]}={numbers[on[0]]} keeps a model near its base, and there is none: set init_from"
+            f"adaptation.{on[0]}={numbers[on[0]]} keeps a model near its base, and there is none: "
+            "set init_from"
         )
 
 
 def check_head(section: Any, head: str) -> None:
-    """Raises ConfigError when a penalty is not defined for a model with this head."""
+    """Raise ConfigError when a penalty is undefined for a model with this head."""
     if section.kl.strength and head not in LM_HEADS:
         raise ConfigError(
-            f"adaptation.kl.strength={section.kl.strength}: a model with head={head!r} predicts no tokens; set it to 0"
+            f"adaptation.kl.strength={section.kl.strength}: a model with head={head!r} predicts no "
+            "tokens; set it to 0"
         )
