@@ -200,7 +200,7 @@ def read_params(
                 stacks[path] = aligned(shapes[path], jnp.dtype(dtype))
             stacks[path][... if slot.entry is None else slot.entry] = part
         if slot.entry is None or slot.entry == shapes[slot.ours[0]][0] - 1:
-            params |= {path: jnp.asarray(stacks.pop(path)) for path in slot.ours}
+            params |= {path: jax.device_put(stacks.pop(path)) for path in slot.ours}
     check_duplicates(source, slots, family, params)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
