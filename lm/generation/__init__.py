@@ -1,4 +1,7 @@
-"""Cached decoding: prefill, decode step, samplers, beam search, and `generate` over them. Names load on first use."""
+"""Cached decoding: prefill, decode step, samplers, beam search and `generate`.
+
+Names load on first use.
+"""
 
 import importlib
 from typing import Any

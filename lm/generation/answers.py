@@ -1,4 +1,4 @@
-"""generate and stream: prompts in, new tokens out."""
+"""generate and stream: from prompts to new tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,29 +12,47 @@ from lm.generation.samplers import Greedy
 from lm.models import LanguageModel, separate
 from lm.phases import phase
 
-CHECK_EVERY = 8  # steps between two looks of the host at unfinished answers
+CHECK_EVERY = 8  # steps between checks for finished answers on the host
 
 
 @phase("generating; what is new is compiled first")
 def generate(
-    model: LanguageModel, params: dict, prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], sampler=Greedy(), *,
-    decoder_prompts: Sequence[Sequence[int]] | None = None, stop_tokens: Sequence[int] | None = None, seed: int = 0,
-    batch_size: int = 16, on_batch: Callable[[int], None] | None = None, finished: Callable[[int, list[int]], bool] | None = None,
-) -> list[list[int]]:  # fmt: skip
-    """Continues every prompt by at most `max_new_tokens` tokens: one number, or one a prompt.
+    model: LanguageModel,
+    params: dict,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int],
+    sampler=Greedy(),
+    *,
+    decoder_prompts: Sequence[Sequence[int]] | None = None,
+    stop_tokens: Sequence[int] | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
+    finished: Callable[[int, list[int]], bool] | None = None,
+) -> list[list[int]]:
+    """Continue every prompt by at most `max_new_tokens` tokens.
 
-    prompts: token lists of any lengths; each gets what it would get alone. An encoder-decoder's encoder reads them, and its answers
-    continue `decoder_prompts` (None: the model's `decoder_start_token_id` each). sampler: Greedy, Sample, Beams or any hashable
-    callable (logits float32 [B, V], key) -> int32 [B]. stop_tokens: ids that end an answer and are not returned (None: the model's
-    `eos_token_ids`). At most `batch_size` prompts (with Beams: beams) of similar length run together, and `on_batch(number)` is
-    called as batches finish. finished: asked every few steps about every unfinished answer (number of the prompt, tokens so far);
-    an answer it is true of ends there. Sampling is deterministic in `seed` and the order of the prompts.
-    Returns the new tokens of each prompt. Raises GenerationError before anything compiles when a prompt cannot be served.
+    * prompts: token lists of any lengths; each gets the answer that it would get alone. In an
+      encoder-decoder the encoder reads them, and the answers continue `decoder_prompts` (None: the
+      model's `decoder_start_token_id`).
+    * max_new_tokens: one number, or one per prompt.
+    * sampler: Greedy, Sample, Beams or any hashable callable (logits float32 [B, V], key) -> int32
+      [B].
+    * stop_tokens: ids that end an answer and are not returned (None: the model's `eos_token_ids`).
+    * seed: sampling is deterministic in the seed and the order of the prompts.
+    * batch_size: number of prompts (with Beams: beams) of similar length that run together.
+    * on_batch: called with the number of prompts of each batch that finishes.
+    * finished: called every few steps for every unfinished answer, with the prompt's number and the
+      tokens so far; True ends the answer.
+
+    Returns the new tokens of each prompt. Raises GenerationError for a prompt that cannot be
+    served, before anything compiles.
     """
     asked = requests(model.config, prompts, max_new_tokens, decoder_prompts)
     if isinstance(sampler, Beams) and finished is not None:
         raise GenerationError(
-            "finished cannot end a beam search, whose answer is only known at its end: leave it out, or use a sampler"
+            "finished cannot end a beam search, whose answer is only known at its end: "
+            "leave it out, or use a sampler"
         )
     stop = _stop(model, stop_tokens)
     model, params = separate(model, params)
@@ -63,7 +81,7 @@ def generate(
 
 
 def _watched(model, sampler, params, state, stop, members, finished) -> dict:
-    """`advance` to the end, looking every few steps for answers that are finished."""
+    """Run `advance` to the end, checking every few steps for finished answers."""
     while True:
         tokens, lengths, done, count = jax.device_get(
             [state[name] for name in ("tokens", "lengths", "done", "count")]
@@ -79,10 +97,17 @@ def _watched(model, sampler, params, state, stop, members, finished) -> dict:
 
 
 def stream(
-    model: LanguageModel, params: dict, prompt: Sequence[int], max_new_tokens: int, sampler=Greedy(), *,
-    decoder_prompt: Sequence[int] | None = None, stop_tokens: Sequence[int] | None = None, seed: int = 0,
-) -> Iterator[int]:  # fmt: skip
-    """Yields the tokens that `generate` would return for one prompt, each as soon as it is there: with Beams, all at the end."""
+    model: LanguageModel,
+    params: dict,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampler=Greedy(),
+    *,
+    decoder_prompt: Sequence[int] | None = None,
+    stop_tokens: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yield the tokens of `generate` for one prompt as they come; with Beams, all at the end."""
     asked = requests(
         model.config, [prompt], max_new_tokens, None if decoder_prompt is None else [decoder_prompt]
     )
@@ -103,7 +128,7 @@ def stream(
 
 
 def _stop(model, stop_tokens) -> np.ndarray:
-    """Int32 [K]: ids that end an answer; -1, which no token is, when there are none."""
+    """Ids that end an answer, int32 [K]; -1, which is no token, if there are none."""
     return np.asarray(
         sorted(set(model.config.eos_token_ids if stop_tokens is None else stop_tokens)) or [-1],
         np.int32,
@@ -111,5 +136,5 @@ def _stop(model, stop_tokens) -> np.ndarray:
 
 
 def _arrays(asked, rows: int) -> tuple[int, dict]:
-    """Room for their new tokens, and the requests as arrays."""
+    """Room for the new tokens, and the requests as arrays."""
     return bucket(max(request.budget for request in asked)), padded(asked, rows)

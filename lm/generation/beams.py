@@ -1,4 +1,4 @@
-"""Beam search in one compiled loop. It keeps the books as transformers does, so that both give the same tokens."""
+"""Beam search in one compiled loop, with the same bookkeeping and results as transformers."""
 
 import dataclasses
 import functools
@@ -8,16 +8,18 @@ import jax.numpy as jnp
 
 from lm.generation.decode import decode_step, force, prefill
 
-NEVER = -1e9  # the score of a beam that is not there
+NEVER = -1e9  # score of an absent beam
 
 
 @dataclasses.dataclass(frozen=True)
 class Beams:
-    """The best of `n` continuations kept side by side; in place of a sampler.
+    """Beam search over `n` continuations; takes the place of a sampler.
 
-    Finished ones are ranked by the sum of their log-probabilities over length ** length_penalty, so that above 0 favours longer answers
-    (as Wu et al. 2016, section 7, but with the plain length). early_stopping says when a prompt is done: True, with n finished;
-    False, when no running beam of the length it has now would beat the worst of these; "never", when none of any length would.
+    Finished beams are ranked by the sum of their log-probabilities over length ** length_penalty;
+    above 0 favours longer answers (Wu et al. 2016, section 7, but with the plain length).
+    early_stopping decides when a prompt is done. True: with n finished beams. False: when no
+    running beam, at its present length, would beat the worst of these. "never": when none would at
+    any length.
     """
 
     n: int = 4
@@ -37,19 +39,27 @@ class Beams:
 
 @functools.partial(jax.jit, static_argnames=("model", "beams", "room"))
 def search(model, beams: Beams, room: int, params, arrays, stop_K) -> tuple[jax.Array, jax.Array]:
-    """The best answer of every row of `arrays` (see `padded`): int32 tokens [B, room] and lengths [B], without the stop token."""
+    """Return the best answer of every row of `arrays` (see `padded`).
+
+    int32 tokens [B, room] and lengths [B], without the stop token.
+    """
     arrays, n, c = dict(arrays), beams.n, model.config
     budgets = arrays.pop("budgets")
     rows, width = arrays["tokens"].shape
     prompt_lengths = arrays["segments"].sum(axis=1)
     logits, cache = prefill(model, params, length=width + room, **arrays)
     state = {
-        "cache": _each_row(c, cache, lambda x, axis: jnp.repeat(x, n, axis=axis)), "count": jnp.int32(0),
+        "cache": _each_row(c, cache, lambda x, axis: jnp.repeat(x, n, axis=axis)),
+        "count": jnp.int32(0),
         "tokens": jnp.zeros((rows, n, room), jnp.int32),
-        "scores": jnp.broadcast_to(jnp.where(jnp.arange(n) == 0, 0.0, NEVER), (rows, n)),  # all are alike at first: one counts
-        "open": budgets > 0, "ended": jnp.zeros((rows, n), bool), "ended_scores": jnp.full((rows, n), NEVER),
-        "ended_tokens": jnp.zeros((rows, n, room), jnp.int32), "ended_lengths": jnp.zeros((rows, n), jnp.int32),
-    }  # fmt: skip
+        # the beams start out equal, so only one counts
+        "scores": jnp.broadcast_to(jnp.where(jnp.arange(n) == 0, 0.0, NEVER), (rows, n)),
+        "open": budgets > 0,
+        "ended": jnp.zeros((rows, n), bool),
+        "ended_scores": jnp.full((rows, n), NEVER),
+        "ended_tokens": jnp.zeros((rows, n, room), jnp.int32),
+        "ended_lengths": jnp.zeros((rows, n), jnp.int32),
+    }
     extend = functools.partial(_extend, c, beams, stop_K, budgets, prompt_lengths)
 
     def step(state):
@@ -66,10 +76,13 @@ def search(model, beams: Beams, room: int, params, arrays, stop_K) -> tuple[jax.
 
 
 def _extend(c, beams, stop_K, budgets_B, prompt_lengths_B, state, logits_BNV) -> dict:
-    """One token more: the best continuations of all beams, those that end among the finished, the best others run on."""
+    """Extend all beams by one token.
+
+    The beams that end join the finished; the best others keep running.
+    """
     rows, n, vocabulary = logits_BNV.shape
     count = state["count"]
-    kept = max(2, 1 + len(stop_K)) * n  # enough that n go on, whatever ends
+    kept = max(2, 1 + len(stop_K)) * n  # enough for n running beams, whichever end
     scores = (
         force(c, jax.nn.log_softmax(logits_BNV), prompt_lengths_B + count, budgets_B - count)
         + state["scores"][:, :, None]
@@ -81,12 +94,14 @@ def _extend(c, beams, stop_K, budgets_B, prompt_lengths_B, state, logits_BNV) ->
     ends = stopped | (count + 1 >= budgets_B)[:, None]
 
     length = (count + 1).astype(jnp.float32)
-    ending = (
-        ends & (jnp.arange(flat.shape[1]) < n) & state["open"][:, None]
-    )  # the rest is only there to run on
+    # beams beyond n are only candidates to run on
+    ending = ends & (jnp.arange(flat.shape[1]) < n) & state["open"][:, None]
     candidates = (
-        jnp.where(ending, scores / length**beams.length_penalty, NEVER), ending, tokens, jnp.where(stopped, count, count + 1)
-    )  # fmt: skip
+        jnp.where(ending, scores / length**beams.length_penalty, NEVER),
+        ending,
+        tokens,
+        jnp.where(stopped, count, count + 1),
+    )
     names = ("ended_scores", "ended", "ended_tokens", "ended_lengths")
     merged = [
         jnp.concatenate([state[name], new], axis=1)
@@ -123,12 +138,15 @@ def _extend(c, beams, stop_K, budgets_B, prompt_lengths_B, state, logits_BNV) ->
 
 
 def _take(x, index_BK):
-    """x [B, N, ...] -> [B, K, ...]."""
+    """Gather x [B, N, ...] -> [B, K, ...]."""
     return jnp.take_along_axis(x, index_BK.reshape(*index_BK.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def _each_row(c, cache: dict, change, shared: bool = True) -> dict:
-    """`change(leaf, axis of its rows)` for every leaf that has rows; shared=False leaves out what is the same for all beams of a prompt."""
+    """Apply change(leaf, axis of its rows) to every leaf of the cache that has rows.
+
+    shared=False leaves out what all beams of a prompt share.
+    """
     axis = 0 if c.layers == "separate" else 1
     layers = jax.tree_util.tree_map_with_path(
         lambda path, x: change(x, axis) if shared or not path[-1].key.startswith("cross_") else x,

@@ -1,4 +1,4 @@
-"""The flags of python -m lm.generate, and the sampler that they ask for."""
+"""Command-line flags of python -m lm.generate, and the sampler that they select."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -10,20 +10,39 @@ if TYPE_CHECKING:  # --help needs none of them
     from lm.generation.beams import Beams
     from lm.generation.samplers import Greedy, Sample
 
-FLAGS = {  # of generation_config.json -> our flag and its default
-    "temperature": ("temperature", 0.0), "top_k": ("top_k", 0), "top_p": ("top_p", 1.0), "min_p": ("min_p", 0.0),
-    "repetition_penalty": ("repetition_penalty", 1.0), "num_beams": ("beams", 1), "length_penalty": ("length_penalty", 1.0),
-}  # fmt: skip
-SAMPLED = {"temperature", "top_k", "top_p", "min_p"}  # of no effect there without do_sample
+FLAGS = {  # field of generation_config.json -> our flag and its default
+    "temperature": ("temperature", 0.0),
+    "top_k": ("top_k", 0),
+    "top_p": ("top_p", 1.0),
+    "min_p": ("min_p", 0.0),
+    "repetition_penalty": ("repetition_penalty", 1.0),
+    "num_beams": ("beams", 1),
+    "length_penalty": ("length_penalty", 1.0),
+}
+# without effect in generation_config.json unless do_sample
+SAMPLED = {"temperature", "top_k", "top_p", "min_p"}
 UNSUPPORTED = (
-    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "typical_p", "epsilon_cutoff", "eta_cutoff",
-    "min_length", "min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale",
-    "penalty_alpha", "diversity_penalty", "num_beam_groups",
-)  # fmt: skip
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "min_length",
+    "min_new_tokens",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "guidance_scale",
+    "penalty_alpha",
+    "diversity_penalty",
+    "num_beam_groups",
+)
 
 
 def arguments(description: str, argv=None) -> argparse.Namespace:
-    """What was typed."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog=program("lm.generate"),
         description=description,
@@ -44,7 +63,8 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--template",
-        help="spell prompts with this one (lm/data/templates), or 'none'; default: that of the run, if any",
+        help="spell prompts with this one (lm/data/templates), or 'none'; default: "
+        "that of the run, if any",
     )
     parser.add_argument(
         "--system",
@@ -100,7 +120,10 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
 
 
 def chosen_template(args, tokenizer) -> "Template | None":
-    """The template that spells prompts: that of the flag, or of the run; None without one. Raises ConfigError (a ValueError)."""
+    """Return the template of the flag or of the run, or None.
+
+    Raises ConfigError (a ValueError).
+    """
     from lm.data import templates
     from lm.loading import kept_template, load_template
 
@@ -110,7 +133,8 @@ def chosen_template(args, tokenizer) -> "Template | None":
     kept = None if args.template else load_template(args.model, tokenizer)
     if args.system and kept is None and not args.chat:
         raise ValueError(
-            f"--system={args.system!r} would be ignored, as no template spells the prompt: add --chat or --template"
+            f"--system={args.system!r} would be ignored, as no template spells the prompt: "
+            "add --chat or --template"
         )
     if args.chat and kept is None and not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {args.model} has no chat template: leave out --chat")
@@ -120,7 +144,10 @@ def chosen_template(args, tokenizer) -> "Template | None":
 def spelled(
     model, tokenizer, template: "Template | None", turns: list[dict[str, str]], chat: bool
 ) -> list[int]:
-    """The tokens of a prompt: the system message and the last turn, or all of a chat, which without a template the tokenizer spells."""
+    """Encode a prompt: the system message and the last turn, or with `chat` all turns.
+
+    Without a template the tokenizer's own chat template formats a chat.
+    """
     from lm.data.encoding import Encoder, prompt_ids
     from lm.data.examples import Record, Turn
     from lm.data.templates.jinja import rendered
@@ -142,7 +169,7 @@ def spelled(
 
 
 def unused_settings(args) -> str:
-    """A line on what the model's generation_config.json asks for, as transformers reads it, and no flag does; "" for nothing."""
+    """Describe the settings of generation_config.json that no flag applies; "" if none."""
     from lm.loading import GENERATION, kept
 
     if any(getattr(args, name) != default for name, default in FLAGS.values()):
@@ -172,7 +199,7 @@ def unused_settings(args) -> str:
 
 
 def chosen(args) -> "Greedy | Sample | Beams":
-    """The sampler that the flags ask for. Raises ValueError when they contradict each other."""
+    """Build the sampler of the flags. Raises ValueError for contradictory flags."""
     from lm.generation import Beams, Greedy, Sample
 
     options = dict(
@@ -184,7 +211,8 @@ def chosen(args) -> "Greedy | Sample | Beams":
     if args.beams != 1:
         if args.temperature or Sample(**options) != Sample():
             raise ValueError(
-                f"--beams={args.beams} chooses by itself: leave out --temperature, --top-*, --min-p and --repetition-penalty"
+                f"--beams={args.beams} chooses by itself: leave out --temperature, --top-*, "
+                "--min-p and --repetition-penalty"
             )
         return Beams(args.beams, args.length_penalty)
     if args.length_penalty != 1.0:

@@ -1,4 +1,4 @@
-"""What is asked of a model: prompts and budgets, refused in words when they cannot be served, then padded to one of few shapes."""
+"""Requests for generation: validation of prompts and budgets, and padding to few shapes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,12 +10,16 @@ from lm.models import ModelConfig, inputs
 
 
 class GenerationError(ValueError):
-    """A prompt or a budget that cannot be served; the message says which and why."""
+    """A prompt or budget that cannot be served; the message says which and why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """tokens: what the answer follows. budget: the most new tokens. encoder_tokens: what the encoder of an encoder-decoder reads."""
+    """One prompt with its budget.
+
+    tokens: the prompt (of the decoder). budget: maximal number of new tokens. encoder_tokens: the
+    encoder's input in an encoder-decoder.
+    """
 
     tokens: Sequence[int]
     budget: int
@@ -32,33 +36,41 @@ def requests(
     max_new_tokens: int | Sequence[int],
     decoder_prompts: Sequence[Sequence[int]] | None,
 ) -> list[Request]:
-    """One Request a prompt. Raises GenerationError for the first that this model cannot serve."""
+    """Build one Request per prompt.
+
+    Raises GenerationError for the first that the model cannot serve.
+    """
     if c.head not in ("causal_lm", "seq2seq_lm"):
         raise GenerationError(
-            f"a {c.family} model with head={c.head!r} does not generate text; expected causal_lm or seq2seq_lm"
+            f"a {c.family} model with head={c.head!r} does not generate text; "
+            "expected causal_lm or seq2seq_lm"
         )
     given = np.asarray(max_new_tokens)
     budgets = given.tolist() if given.ndim else [given.item()] * len(prompts)
     if len(budgets) != len(prompts):
         raise GenerationError(
-            f"max_new_tokens has {len(budgets)} entries for {len(prompts)} prompts: give one number, or one a prompt"
+            f"max_new_tokens has {len(budgets)} entries for {len(prompts)} prompts: "
+            "give one number, or one a prompt"
         )
     if not c.encoder_layers:
         if decoder_prompts is not None:
             raise GenerationError(
-                f"decoder_prompts are for encoder-decoders; this {c.family} model has no encoder: put them into prompts"
+                f"decoder_prompts are for encoder-decoders; this {c.family} model has no encoder: "
+                "put them into prompts"
             )
         asked = [Request(prompt, budget) for prompt, budget in zip(prompts, budgets, strict=True)]
     else:
         if decoder_prompts is None:
             if c.decoder_start_token_id is None:
                 raise GenerationError(
-                    f"this {c.family} model names no decoder_start_token_id: say in decoder_prompts what answers begin with"
+                    f"this {c.family} model names no decoder_start_token_id: "
+                    "say in decoder_prompts what answers begin with"
                 )
             decoder_prompts = [[c.decoder_start_token_id]] * len(prompts)
         if len(decoder_prompts) != len(prompts):
             raise GenerationError(
-                f"there are {len(decoder_prompts)} decoder_prompts for {len(prompts)} prompts: give one a prompt"
+                f"there are {len(decoder_prompts)} decoder_prompts for {len(prompts)} prompts: "
+                "give one a prompt"
             )
         asked = [Request(*each) for each in zip(decoder_prompts, budgets, prompts, strict=True)]
     for i, request in enumerate(asked):
@@ -85,26 +97,32 @@ def _check(c: ModelConfig, i: int, request: Request) -> None:
             raise GenerationError(f"{what} {i} holds {said}")
     if len(request.encoder_tokens) > c.max_length:
         raise GenerationError(
-            f"prompt {i} has {len(request.encoder_tokens)} tokens, but this model's encoder reads at most {c.max_length}: shorten it"
+            f"prompt {i} has {len(request.encoder_tokens)} tokens, but this model's encoder reads "
+            f"at most {c.max_length}: shorten it"
         )
     if len(request.tokens) + request.budget > c.max_length:
         raise GenerationError(
-            f"{read[0][0]} {i} has {len(request.tokens)} tokens and {request.budget} more are asked for, but this model's context is "
-            f"{c.max_length} tokens: shorten the prompt or lower max_new_tokens"
+            f"{read[0][0]} {i} has {len(request.tokens)} tokens and {request.budget} more are "
+            f"asked for, but this model's context is {c.max_length} tokens: shorten the prompt or "
+            "lower max_new_tokens"
         )
 
 
 def bucket(n: int) -> int:
-    """The padded size of n: few sizes to compile for, at most a quarter wasted beyond 128 (multiples of 32, then coarser)."""
+    """Round n up to one of few padded sizes to compile for.
+
+    Multiples of 32, then coarser; beyond 128 at most a quarter is padding.
+    """
     step = max(32, 2 ** (max(n, 1).bit_length() - 3))
     return -(-n // step) * step
 
 
 def padded(asked: Sequence[Request], rows: int) -> dict[str, Any]:
-    """Int32 arrays for the compiled programs, of `rows` rows; those beyond the requests have a budget of 0.
+    """Pad the requests to int32 arrays of `rows` rows; surplus rows have a budget of 0.
 
-    tokens, segments [rows, T], padded on the left, so that every row writes the same cache slot; budgets [rows]; for
-    encoder-decoders encoder_tokens, encoder_segments [rows, S], padded on the right. Segments are 1 for tokens and 0 for padding.
+    tokens, segments [rows, T] are padded on the left, so that every row writes the same cache slot;
+    budgets [rows]. Encoder-decoders also have encoder_tokens, encoder_segments [rows, S], padded on
+    the right. Segments are 1 for tokens and 0 for padding.
     """
     asked = [*asked, *[dataclasses.replace(asked[0], budget=0)] * (rows - len(asked))]
     tokens, segments = _rows([request.tokens for request in asked], left=True)
@@ -117,9 +135,8 @@ def padded(asked: Sequence[Request], rows: int) -> dict[str, Any]:
         arrays["encoder_tokens"], arrays["encoder_segments"] = _rows(
             [request.encoder_tokens for request in asked], left=False
         )
-        if (
-            max(len(request.tokens) for request in asked) == 1
-        ):  # the start token alone, as nearly always: nothing to pad
+        # only the start token, the usual case: no padding needed
+        if max(len(request.tokens) for request in asked) == 1:
             arrays |= {name: arrays[name][:, -1:] for name in ("tokens", "segments")}
     return arrays
 

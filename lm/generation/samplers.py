@@ -1,4 +1,7 @@
-"""How the next token is chosen from its logits. A sampler is a hashable value, so that it can be compiled in."""
+"""Samplers: choose the next token from its logits.
+
+A sampler is a hashable value, so that it can be a static argument of a compiled function.
+"""
 
 import dataclasses
 import math
@@ -6,12 +9,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-CANDIDATES = 1024  # top-p looks at no more than these: a full sort of the vocabulary is far slower
+# top-p considers only the best CANDIDATES tokens: sorting the whole vocabulary is far slower
+CANDIDATES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
-    """The most probable token, after a repetition penalty (1 = none; see `penalize`)."""
+    """Take the most probable token after a repetition penalty (1 = none; see `penalize`)."""
 
     repetition_penalty: float = 1.0
 
@@ -21,7 +25,10 @@ class Greedy:
     def __call__(
         self, logits_BV: jax.Array, key: jax.Array, seen_BV: jax.Array | None = None
     ) -> jax.Array:
-        """float32 [B, V] -> int32 [B]. seen bool [B, V], the tokens so far: for a repetition penalty, which needs it."""
+        """Map float32 [B, V] to int32 [B].
+
+        seen: bool [B, V], the tokens so far, required by a repetition penalty.
+        """
         del key
         return jnp.argmax(penalize(logits_BV, seen_BV, self.repetition_penalty), axis=-1).astype(
             jnp.int32
@@ -30,9 +37,13 @@ class Greedy:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Sampling with temperature, among the `top_k` best (0 = all), of those the smallest set of probability `top_p`
-    (Holtzman et al. 2020, section 3.1; taken over the 1,024 best tokens), and of those the ones that are at least `min_p` times as
-    probable as the best (Nguyen et al. 2024, section 3), in this order; before them all, a repetition penalty (see `penalize`).
+    """Sample with temperature after these filters, in this order.
+
+    * repetition_penalty: see `penalize`.
+    * top_k: the `top_k` best tokens (0 = all).
+    * top_p: the smallest set of probability `top_p` (Holtzman et al. 2020, section 3.1), taken over
+      the 1,024 best tokens.
+    * min_p: tokens at least `min_p` times as probable as the best (Nguyen et al. 2024, section 3).
     """
 
     temperature: float = 1.0
@@ -44,7 +55,8 @@ class Sample:
     def __post_init__(self):
         if not 0 < self.temperature < math.inf:
             raise ValueError(
-                f"temperature={self.temperature}: expected a number above 0 (for the best token use Greedy)"
+                f"temperature={self.temperature}: expected a number above 0 (for the best token "
+                "use Greedy)"
             )
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: expected 0 (all tokens) or a count")
@@ -59,7 +71,10 @@ class Sample:
     def __call__(
         self, logits_BV: jax.Array, key: jax.Array, seen_BV: jax.Array | None = None
     ) -> jax.Array:
-        """float32 [B, V] -> int32 [B]. seen bool [B, V], the tokens so far: for a repetition penalty, which needs it."""
+        """Map float32 [B, V] to int32 [B].
+
+        seen: bool [B, V], the tokens so far, required by a repetition penalty.
+        """
         logits_BK, tokens_BK = self.candidates(logits_BV, seen_BV)
         choice = jax.random.categorical(key, logits_BK)
         return jnp.take_along_axis(tokens_BK, choice[:, None], axis=-1)[:, 0]
@@ -67,7 +82,10 @@ class Sample:
     def candidates(
         self, logits_BV: jax.Array, seen_BV: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """What is drawn from: float32 logits [B, K], -inf where a token is left out, and int32 tokens [B, K]; K <= V."""
+        """Return the candidates' float32 logits [B, K] and int32 tokens [B, K], K <= V.
+
+        The logits of filtered tokens are -inf.
+        """
         logits = penalize(logits_BV, seen_BV, self.repetition_penalty) / self.temperature
         vocabulary = logits.shape[-1]
         kept = min(
@@ -78,7 +96,8 @@ class Sample:
         else:
             best, tokens = jax.lax.top_k(logits, kept)
         if self.top_p < 1.0:
-            # Of the distribution that top_k leaves, keep a token while those before it hold less than top_p.
+            # In the distribution that top_k leaves, keep a token while those before it hold less
+            # than top_p.
             total = jax.nn.logsumexp(best if self.top_k else logits, axis=-1, keepdims=True)
             probabilities = jnp.exp(best - total)
             best = jnp.where(
@@ -92,10 +111,11 @@ class Sample:
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array | None, penalty: float) -> jax.Array:
-    """Logits of tokens that were there before, divided by the penalty if positive and multiplied by it if negative
-    (Keskar et al. 2019, CTRL, section 4.1, with the sign minded as transformers does). float32 [B, V], seen bool [B, V].
+    """Penalise tokens that occurred before (Keskar et al. 2019, CTRL, section 4.1).
 
-    Raises ValueError when there is a penalty (not 1) but no `seen`.
+    Positive logits are divided by the penalty and negative ones multiplied by it, as in
+    transformers. float32 [B, V], seen bool [B, V]. Raises ValueError for a penalty other than 1
+    without `seen`.
     """
     if penalty == 1.0:
         return logits_BV
@@ -111,5 +131,6 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array | None, penalty: float) ->
 def _check_penalty(penalty: float) -> None:
     if not 0 < penalty < math.inf:
         raise ValueError(
-            f"repetition_penalty={penalty}: expected a number above 0; 1 is none, above 1 discourages repetition"
+            f"repetition_penalty={penalty}: expected a number above 0; 1 is none, "
+            "above 1 discourages repetition"
         )

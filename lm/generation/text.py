@@ -1,4 +1,4 @@
-"""Text in, text out: generation with a tokenizer, ended by stop strings wherever the borders of tokens fall."""
+"""Text generation with a tokenizer and stop strings, which may cross token borders."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,18 +9,28 @@ from lm.generation.requests import GenerationError
 from lm.generation.samplers import Greedy
 from lm.models import LanguageModel, inputs
 
-UNFINISHED = "\ufffd"  # what half of a multi-byte character decodes to
+UNFINISHED = "\ufffd"  # decoding of an incomplete multi-byte character
 
 
 def generate_text(
-    model: LanguageModel, params: dict, tokenizer, prompts: Sequence[str | Sequence[int]], max_new_tokens: int | Sequence[int],
-    sampler=Greedy(), *, stop_strings: Sequence[str] = (), stop_tokens: Sequence[int] | None = None, **options,
-) -> list[str]:  # fmt: skip
-    """`generate` for text: the answer to each prompt, cut before the first of `stop_strings` that it completes.
+    model: LanguageModel,
+    params: dict,
+    tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    max_new_tokens: int | Sequence[int],
+    sampler=Greedy(),
+    *,
+    stop_strings: Sequence[str] = (),
+    stop_tokens: Sequence[int] | None = None,
+    **options,
+) -> list[str]:
+    """Answer each prompt with `generate`, and cut the answer before its first stop string.
 
-    prompts: texts, which begin as the tokenizer begins a text (a run's: as its documents began), or token ids. Answers come without
-    special tokens; a stop string that is one of the tokenizer's special or added tokens stops at that token. Options are those of
-    `generate`. Raises GenerationError as `generate` does, and ValueError for an empty stop string.
+    prompts: texts, encoded with the tokenizer's start token (a run's: as in its documents), or
+    token ids. Answers have no special tokens. A stop string that is a special or added token of the
+    tokenizer stops at that token. Other options are those of `generate`.
+
+    Raises GenerationError as `generate` does, and ValueError for an empty stop string.
     """
     stop_strings = _checked(stop_strings)
 
@@ -35,20 +45,34 @@ def generate_text(
     ]
     inputs.check_ids(model.config, ids, tokenizer, error=GenerationError)
     answers = generate(
-        model, params, ids, max_new_tokens, sampler,
-        stop_tokens=_stop_tokens(model, tokenizer, stop_tokens, stop_strings), finished=watch, **options,
-    )  # fmt: skip
+        model,
+        params,
+        ids,
+        max_new_tokens,
+        sampler,
+        stop_tokens=_stop_tokens(model, tokenizer, stop_tokens, stop_strings),
+        finished=watch,
+        **options,
+    )
     texts = [decoded(tokenizer, tokens) for tokens in answers]
     return [text[: ending(text, stop_strings)] for text in texts]
 
 
 def stream_text(
-    model: LanguageModel, params: dict, tokenizer, prompt: Sequence[int], max_new_tokens: int, sampler=Greedy(), *,
-    stop_strings: Sequence[str] = (), stop_tokens: Sequence[int] | None = None, **options,
-) -> Iterator[str]:  # fmt: skip
-    """Yields the answer to one prompt (token ids) piece by piece; together the pieces are what `generate_text` gives.
+    model: LanguageModel,
+    params: dict,
+    tokenizer,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampler=Greedy(),
+    *,
+    stop_strings: Sequence[str] = (),
+    stop_tokens: Sequence[int] | None = None,
+    **options,
+) -> Iterator[str]:
+    """Yield the answer to one prompt (token ids) in pieces, which join to that of `generate_text`.
 
-    Held back until they are settled: half a character, and what may be the beginning of a stop string.
+    Incomplete characters, and text that may begin a stop string, are held back until settled.
     """
     stop_strings = _checked(stop_strings)
     stop_tokens = _stop_tokens(model, tokenizer, stop_tokens, stop_strings)
@@ -75,7 +99,7 @@ def decoded(tokenizer, tokens: Sequence[int]) -> str:
 
 
 def ending(text: str, stop_strings: Sequence[str]) -> int | None:
-    """Where the stop string begins that is complete first, reading from the left; None without any."""
+    """Start of the stop string that is complete first, from the left; None if there is none."""
     found = [
         (text.find(stop) + len(stop), text.find(stop)) for stop in stop_strings if stop in text
     ]
@@ -83,7 +107,10 @@ def ending(text: str, stop_strings: Sequence[str]) -> int | None:
 
 
 def _settled(text: str, stop_strings: Sequence[str]) -> int:
-    """How much of `text` no further token can take back: all but half a character and the longest end that begins a stop string."""
+    """Length of the part of `text` that further tokens cannot change.
+
+    It excludes an incomplete character, and the longest suffix that begins a stop string.
+    """
     text = text.rstrip(UNFINISHED)
     begun = (n for stop in stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
     return len(text) - max(begun, default=0)
@@ -97,7 +124,10 @@ def _checked(stop_strings: Sequence[str]) -> list[str]:
 
 
 def _stop_tokens(model, tokenizer, stop_tokens, stop_strings) -> list[int]:
-    """The stop tokens, with those that a stop string spells: decoding leaves special tokens out, so its text would never show them."""
+    """Stop tokens, including the special tokens among the stop strings.
+
+    Decoding drops special tokens, so their text would never match.
+    """
     ids = {
         **tokenizer.get_added_vocab(),
         **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)),
