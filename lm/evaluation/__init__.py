@@ -1,1 +1,1 @@
-"""Evaluation: what a model knows, as numbers with their uncertainty."""
+"""Evaluation: scores of a model, with their uncertainty."""

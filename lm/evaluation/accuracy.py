@@ -1,4 +1,4 @@
-"""Scoring of short answers: normalised exact match, containment, and an interval for a share."""
+"""Scoring of short answers: normalised exact match, containment and Wilson intervals."""
 
 import math
 import re
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 
 def normalise(text: str) -> str:
-    """Lower case without accents, punctuation and articles, single spaces: "The Côte-d'Ivoire." -> "cote d ivoire".
+    """Normalise a text: "The Côte-d'Ivoire." -> "cote d ivoire".
 
-    The answer normalisation of SQuAD (Rajpurkar et al. 2016, section 6.1), with accents folded and hyphens read as spaces.
+    Lower case without accents, punctuation and articles, with single spaces. This is SQuAD's answer
+    normalisation (Rajpurkar et al. 2016, section 6.1), with accents folded and hyphens read as
+    spaces.
     """
     plain = "".join(
         c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
@@ -19,14 +21,15 @@ def normalise(text: str) -> str:
 
 
 def exact(text: str, answers: Sequence[str]) -> bool:
-    """Whether the text is one of the answers and nothing more, both normalised."""
+    """Tell whether the text equals one of the answers, both normalised."""
     return normalise(text) in {normalise(answer) for answer in answers}
 
 
 def contains(text: str, answers: Sequence[str], others: Sequence[str] = ()) -> bool:
-    """Whether an answer stands in the text, as whole words and normalised.
+    """Tell whether the text contains an answer as whole words, both normalised.
 
-    others: wrong names that hold an answer ("Guinea-Bissau" where "Guinea" is asked); longer names are looked for first.
+    others: wrong names that contain an answer ("Guinea-Bissau" where "Guinea" is asked). Longer
+    names are matched first.
     """
     words = f" {normalise(text)} "
     names = [(normalise(name), True) for name in answers] + [
@@ -41,9 +44,10 @@ def contains(text: str, answers: Sequence[str], others: Sequence[str] = ()) -> b
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """The interval of a share that Wilson (1927) gives, z standard errors wide on each side (1.96: 95 %); (0, 1) for no trials.
+    """Confidence interval of a proportion (Wilson 1927); (0, 1) for no trials.
 
-    Raises ValueError unless 0 <= successes <= trials.
+    z: half width in standard errors (1.96: 95 %). Raises ValueError unless 0 <= successes <=
+    trials.
     """
     if not 0 <= successes <= trials:
         raise ValueError(

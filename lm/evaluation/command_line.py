@@ -1,4 +1,4 @@
-"""The flags of python -m lm.evaluate, and how its two kinds of numbers are found: of text, and of answers to instruct data."""
+"""Command-line flags of python -m lm.evaluate, and evaluation on text and on instruct data."""
 
 import argparse
 import dataclasses
@@ -24,14 +24,8 @@ from lm.printing import program
 from lm.training.mesh import make_mesh
 from lm.training.sharding import replicated
 
-OF_TEXT = (
-    "next_token",
-    "prefix_lm",
-    "masked",
-    "span_corruption",
-    "ul2",
-    "denoising",
-)  # objectives that read plain text
+# objectives that read plain text
+OF_TEXT = ("next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising")
 LEAST = {
     "batch_size": 1,
     "max_new_tokens": 1,
@@ -44,7 +38,7 @@ LEAST = {
 
 
 def arguments(description: str, argv=None) -> argparse.Namespace:
-    """What was typed. Raises SystemExit, as argparse does."""
+    """Parse the command line. Raises SystemExit, like argparse."""
     parser = argparse.ArgumentParser(
         prog=program("lm.evaluate"),
         description=description,
@@ -162,9 +156,14 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         help=f"comma-separated, of {', '.join(scores.METRICS)}",
     )
     asked.add_argument(
-        "--rouge_tokenizer", "--rouge-tokenizer", default=words.ROUGE, metavar="NAME", help="what makes ROUGE's words: rouge (default, its "
-        "own: stems of a-z and 0-9), unicode (any script), or the folder, hub id or .gguf file of a tokenizer"
-    )  # fmt: skip
+        "--rouge_tokenizer",
+        "--rouge-tokenizer",
+        default=words.ROUGE,
+        metavar="NAME",
+        help="what makes ROUGE's words: rouge (default, its "
+        "own: stems of a-z and 0-9), unicode (any script), or the folder, hub id or .gguf file of "
+        "a tokenizer",
+    )
     asked.add_argument(
         "--max_new_tokens",
         "--max-new-tokens",
@@ -201,7 +200,7 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
 
 
 def check_counts(args: argparse.Namespace) -> None:
-    """Raises ValueError for a number that none can be."""
+    """Raise ValueError for a number that is too small."""
     for name, least in LEAST.items():
         if getattr(args, name) < least:
             raise ValueError(
@@ -211,7 +210,10 @@ def check_counts(args: argparse.Namespace) -> None:
 
 @phase("evaluating")
 def of_text(args) -> tuple[dict, str]:
-    """(numbers, what to print) of a model on the text of `args.data`. Raises ValueError or OSError."""
+    """Evaluate a model on the text of `args.data`: return (numbers, report).
+
+    Raises ValueError or OSError.
+    """
     model, params, tokenizer = load(args.model, args.dtype)
     trained = run_config(args.model)
     length = args.length or perplexity.row_length(args.model, model.config.max_length)
@@ -256,13 +258,19 @@ def of_text(args) -> tuple[dict, str]:
         **dataclasses.asdict(result),
     }
     kind = "pseudo-perplexity" if name == pseudo.NAME else "perplexity"
-    said = f"{name}: loss {result.loss:.4f} nats a token, {kind} {result.perplexity:.2f}, {result.tokens:,} tokens "
+    said = (
+        f"{name}: loss {result.loss:.4f} nats a token, {kind} {result.perplexity:.2f}, "
+        f"{result.tokens:,} tokens "
+    )
     said += f"in rows of {length}" + (
         ", as the run was trained" if length == trained.get("length") else ""
     )
     if not math.isnan(result.bits_per_byte):
         over = f"over {result.units} {result.unit}s"
-        said += f", {result.bytes:,} bytes\nbits per byte {result.bits_per_byte:.4f} ± {result.bits_per_byte_stderr:.4f}"
+        said += (
+            f", {result.bytes:,} bytes\nbits per byte {result.bits_per_byte:.4f} ± "
+            f"{result.bits_per_byte_stderr:.4f}"
+        )
         said += f" (standard error {over})"
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -271,25 +279,27 @@ def of_text(args) -> tuple[dict, str]:
 
 
 def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, dict]:
-    """(what is asked of the model on text, its options): `asked`, or what suits its head, see docs/evaluation.md. Raises ConfigError.
+    """Choose the objective for a model on text and its options. Raises ConfigError.
 
-    trained: the config of a run, or {}; where it was trained with the same objective, the run's options are taken.
+    It is `asked`, or else the default of the model's head, see docs/evaluation.md. trained: the
+    config of a run, or {}; a run trained with the same objective gives its options.
     """
     known = [name for name in OF_TEXT if c.head in OBJECTIVES[name].heads]
     known += [pseudo.NAME] * (c.head == "masked_lm")
     if not known:
         raise ConfigError(
-            f"a {c.family} model with head={c.head!r} says nothing of a text's probability: give it labelled data or instruct data"
+            f"a {c.family} model with head={c.head!r} says nothing of a text's probability: "
+            "give it labelled data or instruct data"
         )
     if asked and asked not in known:
         raise ConfigError(
-            f"--objective={asked!r}: for a model with head={c.head!r} it is one of {', '.join(known)}"
+            f"--objective={asked!r}: for a model with head={c.head!r} it is one of "
+            f"{', '.join(known)}"
         )
     trained = trained.get("objective", {})
     usual = {"causal_lm": "next_token", "masked_lm": pseudo.NAME}.get(c.head)
-    if (
-        usual is None
-    ):  # an encoder-decoder has no probability of a text alone: its own objective is asked
+    # an encoder-decoder gives no probability of a text alone, so use its own objective
+    if usual is None:
         sentinels = "<extra_id_0>" in tokenizer.get_vocab()
         usual = (
             trained.get("name")
@@ -304,7 +314,10 @@ def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, dict]:
 
 @phase("evaluating")
 def of_examples(args) -> tuple[dict, str]:
-    """(numbers, what to print) of a model's answers to the instruct data of `args.examples`. Raises ValueError or OSError."""
+    """Evaluate a model's answers to the instruct data of `args.examples`: return (numbers, report).
+
+    Raises ValueError or OSError.
+    """
     metrics = scores.chosen(args.metrics, words.tokenize_of(args.rouge_tokenizer))
     reading = Reading(args.format, args.cap, args.hold_out)
     read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
@@ -318,19 +331,32 @@ def of_examples(args) -> tuple[dict, str]:
         print(f"warning: {doubt}", file=sys.stderr)
     with bar(len(asked), "answers") as done:
         given = generation.answers(
-            model, params, tokenizer, asked, args.max_new_tokens, template, batch_size=args.batch_size, on_batch=done
-        )  # fmt: skip
+            model,
+            params,
+            tokenizer,
+            asked,
+            args.max_new_tokens,
+            template,
+            batch_size=args.batch_size,
+            on_batch=done,
+        )
     found = generation.scored(asked, given, metrics)
     tasks = [question.record.task for question in asked]
     lines = scores.table(found, tasks if len(set(tasks)) > 1 else None, clusters=tasks)
     lines[0] = dataclasses.replace(lines[0], name="model")
     categories = generation.by_category(asked, found)
     numbers = {
-        "model": args.model, "examples": args.examples, "template": templates.remember(template), "answers": len(asked),
-        "shortened_prompts": sum(question.shortened > 0 for question in asked), "all": _numbers(lines[0]),
-        "tasks": {line.name: _numbers(line) for line in lines[1:]}, "rouge_tokenizer": args.rouge_tokenizer,
-        "warnings": [doubt] if doubt else [], "categories": {line.name: _numbers(line) for line in categories},
-    }  # fmt: skip
+        "model": args.model,
+        "examples": args.examples,
+        "template": templates.remember(template),
+        "answers": len(asked),
+        "shortened_prompts": sum(question.shortened > 0 for question in asked),
+        "all": _numbers(lines[0]),
+        "tasks": {line.name: _numbers(line) for line in lines[1:]},
+        "rouge_tokenizer": args.rouge_tokenizer,
+        "warnings": [doubt] if doubt else [],
+        "categories": {line.name: _numbers(line) for line in categories},
+    }
     if args.baselines:
         others = {
             name: scores.table(values, clusters=tasks)[0]
@@ -340,7 +366,10 @@ def of_examples(args) -> tuple[dict, str]:
         lines[1:1] = [dataclasses.replace(line, name=name) for name, line in others.items()]
     if args.answers:
         write_answers(pathlib.Path(args.answers), asked, given, found)
-    said = f"template {template.name}, greedy, at most {args.max_new_tokens} tokens; 95 % intervals, whole tasks drawn again\n\n"
+    said = (
+        f"template {template.name}, greedy, at most {args.max_new_tokens} tokens; 95 % intervals, "
+        "whole tasks drawn again\n\n"
+    )
     said += scores.formatted(lines) + (
         f"\n\nby category\n\n{scores.formatted(categories)}" if len(categories) > 1 else ""
     )
@@ -351,12 +380,16 @@ def of_examples(args) -> tuple[dict, str]:
 
 
 def template_of(args, tokenizer) -> templates.Template:
-    """The template that the model was trained with, or the one that is named. Raises ConfigError where the two are not the same."""
+    """Return the template that is named, or that the model was trained with.
+
+    Raises ConfigError if the two differ.
+    """
     try:
         options = dict(json.loads(args.template_options))
     except (ValueError, TypeError):
         raise ConfigError(
-            f"--template-options={args.template_options}: expected a JSON object, such as '{{\"positive\": 2}}'"
+            f"--template-options={args.template_options}: expected a JSON object, "
+            f"such as '{{\"positive\": 2}}'"
         ) from None
     if args.template:
         options = templates.date_of(kept_template(args.model), args.template, tokenizer) | options
@@ -365,18 +398,20 @@ def template_of(args, tokenizer) -> templates.Template:
     chosen = kept if named is None else named
     if chosen is None:
         raise ConfigError(
-            f"--template is not set, and {args.model} was trained with none: one of {', '.join(templates.TEMPLATES)}"
+            f"--template is not set, and {args.model} was trained with none: "
+            f"one of {', '.join(templates.TEMPLATES)}"
         )
     if named is not None and kept is not None and named.fingerprint != kept.fingerprint:
         raise ConfigError(
-            f"--template={args.template}: {args.model} was trained with the template {kept.name!r} and options {dict(kept.options)}: "
+            f"--template={args.template}: {args.model} was trained with the template {kept.name!r} "
+            f"and options {dict(kept.options)}: "
             "its answers to another say little; leave --template out, or add --force-template"
         )
     return chosen
 
 
 def write_answers(path: pathlib.Path, asked, given, found) -> None:
-    """A JSON object a line: task, prompt, answer, references, whether it stopped, and the scores."""
+    """Write one JSON object per line: task, prompt, answer, references, stopped and scores."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for number, (question, answer) in enumerate(zip(asked, given, strict=True)):

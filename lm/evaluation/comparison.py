@@ -1,4 +1,4 @@
-"""Runs side by side: the fields of their configs that differ, the last value of every figure, and curves."""
+"""Comparison of runs: config fields that differ, last values of the metrics, and curves."""
 
 import dataclasses
 import html
@@ -16,27 +16,30 @@ from lm.training import checkpoints, trackers
 from lm.training.paths import resolve
 from lm.training.run_folder import flat
 
-FIRST = (
-    "loss",
-    "tokens",
-    "tokens_per_second",
-    "seconds",
-)  # of the figures of training; those of evaluation follow
-LEFT_OUT = ("data.cache",)  # of a config: where rows are kept changes no result
+# training metrics, in this order; those of evaluation follow
+FIRST = ("loss", "tokens", "tokens_per_second", "seconds")
+LEFT_OUT = ("data.cache",)  # config fields that change no result
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Runs compared</title><style>
-body{{font:15px/1.6 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222;background:#fff}}
-td,th{{padding:.1em .8em .1em 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}}th{{border-bottom:1px solid #999}}
-svg{{max-width:100%;height:auto;background:#fff}}@media (prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}}}
-</style><h1>Runs compared</h1><h2>Last figures</h2>{figures}<h2>What differs</h2>{differences}<h2>Curves</h2>{curves}</html>
+body{{font:15px/1.6 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;\
+color:#222;background:#fff}}
+td,th{{padding:.1em .8em .1em 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}}\
+th{{border-bottom:1px solid #999}}
+svg{{max-width:100%;height:auto;background:#fff}}\
+@media (prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}}}
+</style><h1>Runs compared</h1><h2>Last figures</h2>{figures}<h2>What differs</h2>{differences}\
+<h2>Curves</h2>{curves}</html>
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """runs: their paths as given.   differences: field of the config -> a value a run, where not all are the same.
+    """Comparison of several runs.
 
-    figures: name -> its last value in each run, None where a run has none.   rows: those of each run's metrics.jsonl.
+    * runs: their paths as given.
+    * differences: config field -> one value per run, for fields that differ.
+    * figures: metric -> its last value in each run; None where a run has none.
+    * rows: each run's metrics.jsonl.
     """
 
     runs: tuple[str, ...]
@@ -45,12 +48,15 @@ class Comparison:
     rows: tuple[list[dict], ...]
 
     def record(self) -> dict:
-        """All but the rows, as JSON has it."""
+        """Everything but the rows, as JSON values."""
         return {"runs": list(self.runs), "differences": self.differences, "figures": self.figures}
 
 
 def compare(runs: Sequence[str]) -> Comparison:
-    """What there is to say of these run folders. Raises ValueError (ConfigError, CheckpointError) for what is none."""
+    """Compare run folders.
+
+    Raises ValueError (ConfigError, CheckpointError) for a path that is no run folder.
+    """
     configs = [dict(flat(_config(run))) for run in runs]
     names = sorted({name for config in configs for name in config if name not in LEFT_OUT})
     values = {name: [config.get(name) for config in configs] for name in names}
@@ -69,7 +75,8 @@ def _config(run: str) -> dict:
     file = resolve(run) / "config.json"
     if not file.exists():
         raise ConfigError(
-            f"{run} is not a run folder: it has no config.json; python -m lm.train --workdir={run} would make one"
+            f"{run} is not a run folder: it has no config.json; python -m lm.train --workdir={run} "
+            "would make one"
         )
     try:
         return json.loads(file.read_text())
@@ -80,7 +87,10 @@ def _config(run: str) -> dict:
 
 
 def parameters(run: str) -> int:
-    """How many parameters the model of a run has. Raises CheckpointError for a folder that does not say which model it is."""
+    """Count the parameters of a run's model.
+
+    Raises CheckpointError for a folder that does not describe its model.
+    """
     config = checkpoints.load_model_config(run)
     shapes = jax.eval_shape(
         lambda: build(config).init(jax.random.key(0), Batch.of([[0, 0]]))["params"]
@@ -89,7 +99,7 @@ def parameters(run: str) -> int:
 
 
 def text(found: Comparison) -> str:
-    """Both tables, for a terminal."""
+    """Format both tables for a terminal."""
     said = [
         _aligned(
             ["", *found.runs],
@@ -103,7 +113,7 @@ def text(found: Comparison) -> str:
 
 
 def page(found: Comparison) -> str:
-    """A whole HTML document with a curve for each figure; what comes from the runs is escaped."""
+    """Build an HTML document with a curve per metric; text from the runs is escaped."""
     figures = [[name, *map(_figure, values)] for name, values in found.figures.items()]
     rows = [[name, *map(_value, values)] for name, values in found.differences.items()]
     names = [
@@ -111,13 +121,16 @@ def page(found: Comparison) -> str:
     ]
     curves = "".join(_curve(found, name) for name in dict.fromkeys(names))
     return _PAGE.format(
-        figures=_table(["", *found.runs], figures), curves=curves,
-        differences=_table(["config", *found.runs], rows) if rows else "<p>The configs are the same.</p>",
-    )  # fmt: skip
+        figures=_table(["", *found.runs], figures),
+        curves=curves,
+        differences=_table(["config", *found.runs], rows)
+        if rows
+        else "<p>The configs are the same.</p>",
+    )
 
 
 def _curve(found: Comparison, name: str) -> str:
-    """An SVG of one figure over steps, a line a run; '' where no run has it."""
+    """SVG of one metric over steps, with a line per run; '' if no run has it."""
     from matplotlib.figure import Figure
 
     lines = [
@@ -144,7 +157,7 @@ def _curve(found: Comparison, name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A label that matplotlib does not take for mathematics, nor for hidden."""
+    """Label that matplotlib neither parses as mathematics nor hides."""
     return " " + name.replace("$", r"\$")
 
 

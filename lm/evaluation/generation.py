@@ -1,4 +1,4 @@
-"""Answers to instruct data, and their scores: for every model that generates, with the prompts that training spells."""
+"""Evaluation of generated answers to instruct data, with the prompts used in training."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,10 @@ METRICS = "exact_match,f1,rouge_l"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """ids: what generation is given.   text: the same, to show.   shortened: tokens left out of it, so that it fits."""
+    """One prompt. ids: input of generation. text: the same for display.
+
+    shortened: number of tokens removed so that it fits.
+    """
 
     ids: list[int]
     text: str
@@ -32,7 +35,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """stopped: the model ended it; otherwise the budget did."""
+    """One answer. stopped: whether the model ended it, not the budget."""
 
     text: str
     stopped: bool
@@ -45,21 +48,24 @@ def questions(
     tokenizer,
     max_new_tokens: int,
 ) -> list[Question]:
-    """The records as generation is asked them; of a prompt that leaves no room, tokens are left out at the beginning of its text.
+    """Build the prompts of the records.
 
-    Raises DataError for a record without a right answer, GenerationError when the budget leaves no room for any prompt.
+    A prompt that is too long loses tokens at the beginning of its text. Raises DataError for a
+    record without a reference, GenerationError when the budget leaves no room for any prompt.
     """
     c = model.config
     if c.head not in ("causal_lm", "seq2seq_lm"):
         raise GenerationError(
-            f"a {c.family} model with head={c.head!r} does not generate text; expected causal_lm or seq2seq_lm"
+            f"a {c.family} model with head={c.head!r} does not generate text; "
+            "expected causal_lm or seq2seq_lm"
         )
     encoder = Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None)
     room = c.max_length - (0 if c.encoder_layers else max_new_tokens)
     head, tail = len(encoder.prefix), len(encoder.suffix) if c.encoder_layers else 0
     if room <= head + tail:
         raise GenerationError(
-            f"max_new_tokens={max_new_tokens} leaves {room} of the model's {c.max_length} tokens for a prompt: lower it"
+            f"max_new_tokens={max_new_tokens} leaves {room} of the model's {c.max_length} tokens "
+            "for a prompt: lower it"
         )
     found = []
     for number, record in enumerate(records):
@@ -80,18 +86,32 @@ def questions(
 
 
 def answers(
-    model: LanguageModel, params: dict, tokenizer, asked: Sequence[Question], max_new_tokens: int, template: Template, *,
-    batch_size: int = 16, on_batch: Callable[[int], None] | None = None,
-) -> list[Answer]:  # fmt: skip
-    """The model's greedy answer to each question, ended by the template's stop token, an end-of-text token, or the budget."""
+    model: LanguageModel,
+    params: dict,
+    tokenizer,
+    asked: Sequence[Question],
+    max_new_tokens: int,
+    template: Template,
+    *,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Generate the model's greedy answer to each question.
+
+    It ends at the template's stop token, an end-of-text token, or the budget.
+    """
     stop = {*model.config.eos_token_ids, templates.stop_id(template, tokenizer)}
     found = generate(
-        model, params, [question.ids for question in asked], max_new_tokens, stop_tokens=sorted(stop), batch_size=batch_size,
+        model,
+        params,
+        [question.ids for question in asked],
+        max_new_tokens,
+        stop_tokens=sorted(stop),
+        batch_size=batch_size,
         on_batch=on_batch,
-    )  # fmt: skip
-    full = max_new_tokens - (
-        model.config.forced_eos_token_id in stop
-    )  # BART's last token is no choice of the model
+    )
+    # a forced last token (BART) is not chosen by the model
+    full = max_new_tokens - (model.config.forced_eos_token_id in stop)
     return [Answer(decoded(tokenizer, ids).strip(), len(ids) < full) for ids in found]
 
 
@@ -100,7 +120,7 @@ def scored(
     given: Sequence[Answer],
     metrics: Mapping[str, Callable[[str, str], float]],
 ) -> dict[str, np.ndarray]:
-    """Metric -> the score of each answer, float [N]; stop_rate: 1 where the model ended it."""
+    """Score each answer: metric -> float [N]; stop_rate is 1 where the model ended it."""
     found = scores.score(
         [answer.text for answer in given], [question.references for question in asked], metrics
     )
@@ -108,7 +128,7 @@ def scored(
 
 
 def by_category(asked: Sequence[Question], found: Mapping[str, np.ndarray]) -> list[scores.Scored]:
-    """A line for each category of the tasks, the mean over its answers, as the script of Wang et al. 2022; [] where none is named."""
+    """Mean scores per task category, as in Wang et al. 2022's script; [] without categories."""
     rows = [row for row, question in enumerate(asked) if question.record.category]
     if not rows:
         return []
@@ -122,7 +142,7 @@ def by_category(asked: Sequence[Question], found: Mapping[str, np.ndarray]) -> l
 def baselines(
     asked: Sequence[Question], metrics: Mapping[str, Callable[[str, str], float]], seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The scores of two answers that cost nothing: the input, and that of a demonstration drawn from the seed."""
+    """Scores of two trivial baselines: copying the input, and copying a demonstration's answer."""
     inputs = scores.copy_input(
         [question.record.input or question.record.instruction for question in asked]
     )
@@ -131,12 +151,13 @@ def baselines(
     )
     references = [question.references for question in asked]
     return {
-        name: scores.score(given, references, metrics) for name, given in (("copy input", inputs), ("copy demonstration", drawn))
-    }  # fmt: skip
+        name: scores.score(given, references, metrics)
+        for name, given in (("copy input", inputs), ("copy demonstration", drawn))
+    }
 
 
 def spread(records: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the records, evenly over them all, always the same; 0 = all."""
+    """Select at most `most` records, evenly spaced and deterministic; 0 = all."""
     if not most or most >= len(records):
         return list(records)
     return [records[i] for i in np.linspace(0, len(records) - 1, most).round().astype(int)]

@@ -1,10 +1,13 @@
-"""lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness) on any generative family.
+"""Adapter for lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness).
 
     import lm_eval
     from lm.evaluation.harness import adapter
-    lm_eval.simple_evaluate(model=adapter(model, params, tokenizer), tasks=["lambada_openai", "hellaswag"])
+    lm_eval.simple_evaluate(
+        model=adapter(model, params, tokenizer), tasks=["lambada_openai", "hellaswag"]
+    )
 
-The three methods that its tasks call are here; lm_eval itself (pip install lm_eval) is only needed for its tasks.
+It serves every generative family. The three methods that tasks call are implemented here; lm_eval
+itself (pip install lm_eval) is only needed for its tasks.
 """
 
 import importlib
@@ -20,16 +23,15 @@ from lm.models import LanguageModel
 from lm.models.config import ConfigError
 from lm.weights.errors import WeightsError
 
-BUDGET_NAMES = (
-    "max_gen_toks",
-    "max_new_tokens",
-    "max_tokens",
-    "max_completion_tokens",
-)  # of tasks, the first that is there counts
+# names of the budget in tasks; the first one present is used
+BUDGET_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 def adapter(model: LanguageModel, params: dict, tokenizer, **options) -> "Harness":
-    """A `Harness` that lm_eval accepts as a model. Raises ValueError where lm_eval is not installed."""
+    """Build a `Harness` that lm_eval accepts as a model.
+
+    Raises ValueError if lm_eval is not installed.
+    """
     try:
         base = importlib.import_module("lm_eval.api.model").TemplateLM
     except ImportError as error:
@@ -38,21 +40,31 @@ def adapter(model: LanguageModel, params: dict, tokenizer, **options) -> "Harnes
 
 
 class Harness:
-    """The model as lm-evaluation-harness sees it. A request is anything with `args`.
+    """The model interface of lm-evaluation-harness. A request is any object with `args`.
 
-    batch_size: requests at a time.   max_gen_toks: new tokens where a task names no number.   add_bos_token: whether contexts begin with
-    the tokenizer's start token; None = as the tokenizer does by itself. A text's first token is always predicted after one start token.
+    * batch_size: number of requests run together.
+    * max_gen_toks: number of new tokens if a task gives none.
+    * add_bos_token: whether contexts begin with the tokenizer's start token; None = as the
+      tokenizer does by default. The first token of a text is always predicted after one start
+      token.
     """
 
     def __init__(
-        self, model: LanguageModel, params: dict, tokenizer, *, batch_size: int = 16, max_gen_toks: int = 256,
+        self,
+        model: LanguageModel,
+        params: dict,
+        tokenizer,
+        *,
+        batch_size: int = 16,
+        max_gen_toks: int = 256,
         add_bos_token: bool | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         c = model.config
         if c.head not in ("causal_lm", "seq2seq_lm"):
             raise ConfigError(
-                f"a {c.family} model with head={c.head!r} cannot be asked what follows: expected causal_lm or seq2seq_lm"
+                f"a {c.family} model with head={c.head!r} cannot be asked what follows: "
+                "expected causal_lm or seq2seq_lm"
             )
         if tokenizer.eos_token_id is None:
             raise WeightsError(
@@ -71,14 +83,18 @@ class Harness:
 
     @property
     def prefix_token_id(self) -> int:
-        """What the first token of a text is predicted after: the start token, or the end-of-text token of a tokenizer without one."""
+        """Token before the first token of a text: the start token, else the end-of-text token."""
         bos = self.tokenizer.bos_token_id
         return self.tokenizer.eos_token_id if bos is None else bos
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Token ids of a text; with special tokens (None: for a context) what it has by itself: for a decoder the start token, once."""
+        """Encode a text.
+
+        With special tokens (None: for a context) it gets what the tokenizer adds, in a decoder the
+        start token, once.
+        """
         if self._encoder:
             return self.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False)
         ids = self.tokenizer.encode(string, add_special_tokens=False)
@@ -91,12 +107,19 @@ class Harness:
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """args (context, continuation) -> (log-probability in nats, whether it is what greedy decoding gives)."""
+        """Score requests with args (context, continuation).
+
+        Returns the continuation's log-probability in nats, and whether greedy decoding gives it.
+        """
         pairs = [self._pair(*request.args) for request in requests]
         return self._loglikelihood_tokens([("", *pair) for pair in pairs], disable_tqdm)
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The token ids of both. Spaces at the end of the context go to the continuation, with which tokenizers join them."""
+        """Encode context and continuation.
+
+        Spaces at the end of the context go to the continuation, because tokenizers join them with
+        it.
+        """
         if context == "":
             ids = self.tok_encode(continuation, add_special_tokens=False)
             return (
@@ -130,7 +153,10 @@ class Harness:
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """args (text,) -> its log-probability in nats, each token predicted once, the first after the start token."""
+        """Score requests with args (text,): the text's log-probability in nats.
+
+        Each token is predicted once, the first after the start token.
+        """
         texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
         pieces = [
             (i, *pair)
@@ -145,9 +171,10 @@ class Harness:
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """args (context, {"until": [...], "max_gen_toks": n, ...}) -> the text up to the first of `until`, which is left out.
+        """Answer requests with args (context, {"until": [...], "max_gen_toks": n, ...}).
 
-        A context that leaves no room loses its beginning. Raises ValueError for an option of generation that is not known.
+        Returns the text before the first of `until`. A context that leaves no room loses its
+        beginning. Raises ValueError for an unknown generation option.
         """
         answers = [""] * len(requests)
         groups: dict[tuple, list[int]] = {}
@@ -158,16 +185,25 @@ class Harness:
                 room = self.max_length if self._encoder else self.max_length - budget
                 if room < 1:
                     raise ValueError(
-                        f"max_gen_toks={budget} leaves no context in the model's {self.max_length} tokens: lower it"
+                        f"max_gen_toks={budget} leaves no context in the model's {self.max_length} "
+                        "tokens: lower it"
                     )
                 prompts = [
                     self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id]
                     for i in members
                 ]
                 found = generate_text(
-                    self.model, self.params, self.tokenizer, prompts, budget, sampler, stop_strings=until,
-                    stop_tokens=self._stop_tokens(), batch_size=self.batch_size, on_batch=done,
-                )  # fmt: skip
+                    self.model,
+                    self.params,
+                    self.tokenizer,
+                    prompts,
+                    budget,
+                    sampler,
+                    stop_strings=until,
+                    stop_tokens=self._stop_tokens(),
+                    batch_size=self.batch_size,
+                    on_batch=done,
+                )
                 for i, text in zip(members, found, strict=True):
                     answers[i] = text
         return answers
@@ -176,7 +212,7 @@ class Harness:
         return sorted({*self.model.config.eos_token_ids, self.eot_token_id})
 
     def _options(self, given: dict[str, Any]) -> tuple[int, tuple[str, ...], Greedy | Sample]:
-        """(new tokens, stop strings, sampler) of a task's generation_kwargs."""
+        """Read (new tokens, stop strings, sampler) from a task's generation_kwargs."""
         budgets = [given.pop(name) for name in BUDGET_NAMES if name in given]
         until = given.pop("until", None) or ()
         until = (until,) if isinstance(until, str) else tuple(text for text in until if text)
@@ -190,7 +226,8 @@ class Harness:
         }
         if given:
             raise ValueError(
-                f"generation_kwargs {', '.join(map(repr, given))} are not supported: take them out of the task"
+                f"generation_kwargs {', '.join(map(repr, given))} are not supported: "
+                "take them out of the task"
             )
         sample = temperature > 0 if sampled is None else sampled and temperature > 0
         sampler = (
@@ -201,7 +238,10 @@ class Harness:
         return int(budgets[0]) if budgets else self.max_gen_toks, until, sampler
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The tokenizer's chat template, for lm_eval's record of a run. Raises ValueError where it has none."""
+        """Return the tokenizer's chat template, for lm_eval's record of a run.
+
+        Raises ValueError if there is none.
+        """
         if not chat_template:
             return None
         if not self.tokenizer.chat_template:
@@ -211,7 +251,7 @@ class Harness:
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as the model's chat template spells it."""
+        """Format a conversation with the model's chat template."""
         return rendered(
             self.tokenizer,
             chat_history,

@@ -1,4 +1,7 @@
-"""Models with labels, scored: on packed rows while training, and on labelled files, with a prediction of every record."""
+"""Evaluation of label heads: on packed rows during training, and on labelled files.
+
+For files it also gives a prediction for every record.
+"""
 
 import functools
 import json
@@ -27,9 +30,10 @@ from lm.training.sharding import ACTIVATIONS, Rules
 
 
 def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = ACTIVATIONS):
-    """A function (params, packed, max_rows=0) -> {"loss", and the loss's metrics}, means over the rows, or tokens, that have labels.
+    """Build a function (params, packed, max_rows=0) -> {"loss", and the loss's metrics}.
 
-    `loss`: an objective's. Rows are read in order; max_rows 0 = all.
+    They are means over the rows, or tokens, with labels. loss: an objective's. Rows are read in
+    order; max_rows 0 = all.
     """
     run = jax.jit(
         lambda params, batch: loss(model, params, batch), out_shardings=sharding.replicated(mesh)
@@ -54,7 +58,10 @@ def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = A
 
 @phase("evaluating")
 def of_labels(args) -> tuple[dict, str]:
-    """(numbers, what to print) of a model on the labelled files of `args.data`, for `args.task`. Raises ValueError or OSError."""
+    """Evaluate a model on the labelled files of `args.data`: return (numbers, report).
+
+    Raises ValueError or OSError.
+    """
     if args.task not in TASKS:
         raise ValueError(
             f"--task={args.task!r} is unknown{nearest(args.task, TASKS)}; one of {', '.join(TASKS)}"
@@ -63,11 +70,13 @@ def of_labels(args) -> tuple[dict, str]:
     c = model.config
     if c.head != labelling.HEADS[args.task]:
         raise ConfigError(
-            f"--task={args.task} needs a model with head={labelling.HEADS[args.task]!r}, and this {c.family} has {c.head!r}"
+            f"--task={args.task} needs a model with head={labelling.HEADS[args.task]!r}, "
+            f"and this {c.family} has {c.head!r}"
         )
     if c.encoder_layers:
         raise ConfigError(
-            f"--task={args.task} is for models without an encoder beside a decoder, and this {c.family} model has one"
+            f"--task={args.task} is for models without an encoder beside a decoder, "
+            f"and this {c.family} model has one"
         )
     fields, shape, names = reading(args, c)
     records = labelled.read(args.data, fields, names=names)
@@ -102,15 +111,17 @@ def of_labels(args) -> tuple[dict, str]:
 
 
 def label(args, bar) -> tuple[list[dict], int]:
-    """(what lm.label writes of each text of `args.data`, how many were cut). `bar(total)` shows the progress.
+    """Label the texts of `args.data`: return (records for lm.label, number of truncated texts).
 
-    Raises ValueError, ConfigError or DataError for another model than one that classifies texts, and for a file without texts.
+    `bar(total)` shows the progress. Raises ValueError, ConfigError or DataError for a model that
+    does not classify texts, and for a file without texts.
     """
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
     if c.head != labelling.HEADS[CLASSIFICATION] or c.encoder_layers:
         raise ConfigError(
-            f"{args.model} is a {c.family} model with head={c.head!r}: one with sequence_classification labels texts"
+            f"{args.model} is a {c.family} model with head={c.head!r}: "
+            "one with sequence_classification labels texts"
         )
     fields, shape, names = reading(args, c)
     records, ids = zip(*labelled.unlabelled(args.data, fields.text, fields.pair), strict=True)
@@ -135,21 +146,27 @@ def label(args, bar) -> tuple[list[dict], int]:
 
 
 def reading(args, c) -> tuple[Fields, Shape, tuple[str, ...]]:
-    """Which fields of a record are read, how they are laid into rows, and the names of the labels, () for values.
+    """Return the record fields to read, the layout of rows, and the label names.
 
-    What `args` leaves open is as the run was trained. Raises ValueError for a length that the model cannot read.
+    The names are () for regression. What `args` leaves open is as in the run's training. Raises
+    ValueError for a length that the model cannot read.
     """
     trained = _trained(args.model, args.task)
     data = trained.get("data", {})
     value = args.task == CLASSIFICATION and c.n_labels == 1
-    text, pair, label = (given or data.get(name, "") for given, name in (
-        (args.field, "field"), (args.pair_field, "pair_field"), (args.label_field, "label_field")
-    ))  # fmt: skip
+    text, pair, label = (
+        given or data.get(name, "")
+        for given, name in (
+            (args.field, "field"),
+            (args.pair_field, "pair_field"),
+            (args.label_field, "label_field"),
+        )
+    )
     negatives = trained.get("objective", {}).get(CONTRASTIVE, {}).get("negatives", 0)
     fields = Fields(
         args.task, text or "text", pair, label, value, data.get("negatives_field", ""), negatives
     )
-    texts = 2 + negatives if args.task == CONTRASTIVE else 1  # that share a row in training
+    texts = 2 + negatives if args.task == CONTRASTIVE else 1  # texts that share a row in training
     length = (
         args.length
         or trained.get("length", 0) // texts
@@ -167,7 +184,7 @@ def reading(args, c) -> tuple[Fields, Shape, tuple[str, ...]]:
 
 
 def _trained(path: str, task: str) -> dict:
-    """The config of a run that was trained for the same task, or {}."""
+    """Config of a run that was trained for the same task, or {}."""
     found = run_config(path)
     return found if found.get("objective", {}).get("name") == task else {}
 
@@ -181,10 +198,10 @@ def outputs(
     tokenizer=None,
     on_batch=None,
 ) -> list[np.ndarray]:
-    """The logits of every row: float32 [N] of a text's classes, or [n, N] of its n tokens; or its vector.
+    """Compute the logits of every row: float32 [N] for a text, [n, N] for n tokens, or its vector.
 
-    Raises ConfigError, before any is computed, for ids that the model has no embedding for; `tokenizer` names them. `on_batch(number)` is
-    called as rows are done.
+    Raises ConfigError, before computing, for ids that the model has no embedding for; `tokenizer`
+    names them. `on_batch(number)` is called as rows are done.
     """
     inputs.check_ids(model.config, [row.ids for row in rows], tokenizer, "text")
     found: list[np.ndarray] = []
@@ -236,7 +253,10 @@ def _values(records, rows, given, names) -> tuple[dict, str, list[dict]]:
         "pearson": _finite(pearson),
         "spearman": _finite(spearman),
     }
-    said = f"mean squared error {error:.4f}, Pearson {pearson:.3f}, Spearman {spearman:.3f} over {len(values):,} texts"
+    said = (
+        f"mean squared error {error:.4f}, Pearson {pearson:.3f}, Spearman {spearman:.3f} over "
+        f"{len(values):,} texts"
+    )
     return (
         numbers,
         said,
@@ -260,19 +280,30 @@ def _tags(records, rows, given, names) -> tuple[dict, str, list[dict]]:
     spelled = [[[names[i] for i in tags] for tags in side] for side in (wanted_of, said_of)]
     if is_bio(names):
         numbers["entities"] = f1 = entity_f1(*spelled)
-        said += f"\nentities: F1 {f1['f1']:.4f}, precision {f1['precision']:.4f}, recall {f1['recall']:.4f}"
-    return numbers, said, [
-        {"words": list(record.words), "tags": want, "predicted": got} for record, want, got in zip(records, *spelled, strict=True)
-    ]  # fmt: skip
+        said += (
+            f"\nentities: F1 {f1['f1']:.4f}, precision {f1['precision']:.4f}, "
+            f"recall {f1['recall']:.4f}"
+        )
+    return (
+        numbers,
+        said,
+        [
+            {"words": list(record.words), "tags": want, "predicted": got}
+            for record, want, got in zip(records, *spelled, strict=True)
+        ],
+    )
 
 
 def is_bio(names: Sequence[str]) -> bool:
-    """Whether tags are O and B-TYPE, I-TYPE of entities."""
+    """Tell whether the tags are O and B-TYPE, I-TYPE of entities."""
     return "O" in names and all(name == "O" or name[:2] in ("B-", "I-") for name in names)
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """(type, first, last + 1) of every entity of BIO tags, as conlleval has them: an I- after another type, or none, begins one too."""
+    """Extract (type, first, last + 1) of every entity of BIO tags, as conlleval does.
+
+    An I- tag after another type, or after none, also begins an entity.
+    """
     found, start, before = set(), 0, ""
     for i, tag in enumerate([*tags, "O"]):
         kind = tag[2:] if tag != "O" else ""
@@ -285,15 +316,19 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def entity_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> dict[str, float]:
-    """precision, recall and f1 of whole entities over all texts (Tjong Kim Sang and De Meulder 2003, section 2.4)."""
+    """Compute precision, recall and F1 of whole entities over all texts.
+
+    See Tjong Kim Sang and De Meulder 2003, section 2.4.
+    """
     pairs = [(entities(a), entities(b)) for a, b in zip(wanted, given, strict=True)]
     right, there, said = (
         sum(len(x) for x in part) for part in zip(*((a & b, a, b) for a, b in pairs), strict=True)
     )
     return {
-        "precision": right / said if said else 0.0, "recall": right / there if there else 0.0,
+        "precision": right / said if said else 0.0,
+        "recall": right / there if there else 0.0,
         "f1": 2 * right / (there + said) if there + said else 0.0,
-    }  # fmt: skip
+    }
 
 
 def _answers(records, rows, given, names) -> tuple[dict, str, list[dict]]:
@@ -315,21 +350,31 @@ def _answers(records, rows, given, names) -> tuple[dict, str, list[dict]]:
     hits = round(found["exact_match"] * len(texts) / 100)
     low, high = wilson(hits, len(texts))
     numbers = {**found, "exact_match_interval": [100 * low, 100 * high]}
-    said = f"exact match {found['exact_match']:.2f} [{100 * low:.1f}, {100 * high:.1f}], F1 {found['f1']:.2f} over {len(texts):,} questions"
+    said = (
+        f"exact match {found['exact_match']:.2f} [{100 * low:.1f}, {100 * high:.1f}], "
+        f"F1 {found['f1']:.2f} over {len(texts):,} questions"
+    )
     if not all(text.isascii() for each in references for text in each):
-        said += f"\nby the words of any script: exact match {found['unicode_exact_match']:.2f}, F1 {found['unicode_f1']:.2f}"
+        said += (
+            f"\nby the words of any script: exact match {found['unicode_exact_match']:.2f}, "
+            f"F1 {found['unicode_f1']:.2f}"
+        )
     each = scores.score(
         texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1}
     )
-    return numbers, said, [
-        {"id": r.id, "question": r.question, "predicted": texts[i], "answers": references[i]}
-        | {name: float(values[i]) for name, values in each.items()}
-        for i, r in enumerate(records)
-    ]  # fmt: skip
+    return (
+        numbers,
+        said,
+        [
+            {"id": r.id, "question": r.question, "predicted": texts[i], "answers": references[i]}
+            | {name: float(values[i]) for name, values in each.items()}
+            for i, r in enumerate(records)
+        ],
+    )
 
 
 def _found(records, rows, given, names) -> tuple[dict, str, list[dict]]:
-    """Of each text, the place of its positive among all positives and negatives; other right answers to it are left out."""
+    """Rank each text's positive among all positives and negatives, without other right answers."""
     texts = [text for record in records for text in record.texts]
     unit = np.stack(given) / np.maximum(np.linalg.norm(given, axis=-1, keepdims=True), 1e-12)
     vectors = dict(zip(texts, unit, strict=True))
@@ -355,20 +400,29 @@ def _found(records, rows, given, names) -> tuple[dict, str, list[dict]]:
         "mrr": float((1 / ranks).mean()),
         "texts": len(others),
     }
-    said = f"accuracy {numbers['accuracy']:.4f} [{low:.4f}, {high:.4f}], mean reciprocal rank {numbers['mrr']:.4f}"
+    said = (
+        f"accuracy {numbers['accuracy']:.4f} [{low:.4f}, {high:.4f}], "
+        f"mean reciprocal rank {numbers['mrr']:.4f}"
+    )
     return numbers, f"{said} over {len(ranks):,} texts, each among {len(others):,}", predictions
 
 
 def _numbers(found: labels.Classified, names: Sequence[str]) -> dict[str, Any]:
     return {
-        "accuracy": found.accuracy, "accuracy_interval": list(found.interval), "macro_f1": found.macro_f1, "micro_f1": found.micro_f1,
+        "accuracy": found.accuracy,
+        "accuracy_interval": list(found.interval),
+        "macro_f1": found.macro_f1,
+        "micro_f1": found.micro_f1,
         "f1": {names[label]: value for label, value in found.per_class.items()},
-    }  # fmt: skip
+    }
 
 
 def _said(found: labels.Classified, what: str) -> str:
     low, high = found.interval
-    return f"accuracy {found.accuracy:.4f} [{low:.4f}, {high:.4f}], macro F1 {found.macro_f1:.4f} over {found.answers:,} {what}"
+    return (
+        f"accuracy {found.accuracy:.4f} [{low:.4f}, {high:.4f}], macro F1 {found.macro_f1:.4f} "
+        f"over {found.answers:,} {what}"
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Scores of labels: classes of texts or tokens, values, and spans that answer a question."""
+"""Scores of labels: classes of texts or tokens, values, and answer spans."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,9 +11,13 @@ from lm.evaluation.accuracy import wilson
 
 @dataclasses.dataclass(frozen=True)
 class Classified:
-    """accuracy, with its 95 % interval (Wilson 1927); macro_f1: mean of the classes' F1; micro_f1: F1 of all decisions together.
+    """Classification scores.
 
-    per_class: F1 of each class that was given or wanted. With one label each and no class left out, micro_f1 is the accuracy.
+    * accuracy, interval: accuracy and its 95 % interval (Wilson 1927).
+    * macro_f1: mean F1 of the classes.
+    * micro_f1: F1 of all decisions together; equals accuracy with one label each and no class left
+      out.
+    * per_class: F1 of each class that was given or wanted.
     """
 
     answers: int
@@ -25,9 +29,10 @@ class Classified:
 
 
 def classified(given, wanted, *, without: Sequence[int] = ()) -> Classified:
-    """Scores of classes, int [N] given and wanted: of texts, or of tokens. `without`: classes that F1 leaves out, such as "no entity".
+    """Score classes of texts or tokens, int [N] given and wanted.
 
-    Raises ValueError when there are none, or not as many of one as of the other.
+    without: classes that F1 leaves out, such as "no entity". Raises ValueError if there are none,
+    or the lengths differ.
     """
     given, wanted = _equal(np.asarray(given).ravel(), np.asarray(wanted).ravel())
     hits = given == wanted
@@ -45,7 +50,10 @@ def classified(given, wanted, *, without: Sequence[int] = ()) -> Classified:
 
 
 def correlated(given, wanted) -> tuple[float, float]:
-    """(Pearson's, Spearman's) correlation of values, float [N] given and wanted; nan for a constant. Raises ValueError as above."""
+    """Pearson's and Spearman's correlation of values, float [N] given and wanted.
+
+    nan for a constant. Raises ValueError like `classified`.
+    """
     given, wanted = _equal(
         np.asarray(given, np.float64).ravel(), np.asarray(wanted, np.float64).ravel()
     )
@@ -59,15 +67,16 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    """From 1; equal values share the mean of their ranks."""
+    """Ranks from 1; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def best_span(start_T, end_T, segments_T, longest: int = 30) -> tuple[int, int]:
-    """The (first, last) token of the answer that the logits [T] of a question-answering head give, among tokens with segments_T > 0.
+    """Select the (first, last) token of the answer from a question-answering head's logits [T].
 
-    That of the highest sum with first <= last < first + longest (Devlin et al. 2019, section 4.2). Raises ValueError without any token.
+    It maximises the sum of logits with first <= last < first + longest, among tokens with
+    segments_T > 0 (Devlin et al. 2019, section 4.2). Raises ValueError if there is no such token.
     """
     inside = np.asarray(segments_T) > 0
     if not inside.any():
@@ -84,9 +93,10 @@ def best_span(start_T, end_T, segments_T, longest: int = 30) -> tuple[int, int]:
 
 
 def answered(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD's exact_match and f1 of extracted texts, 100 times the mean over questions, each the best over its references.
+    """Compute SQuAD's exact_match and f1 of extracted texts, in percent.
 
-    And unicode_exact_match and unicode_f1, which see the punctuation and the words of every script.
+    Each question counts the best over its references. Also unicode_exact_match and unicode_f1,
+    which handle the punctuation and words of every script.
     """
     by_name = {name: scores.METRICS[name] for name in ("unicode_exact_match", "unicode_f1")}
     found = scores.score(
@@ -98,6 +108,7 @@ def answered(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[
 def _equal(given: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(given) != len(wanted) or not len(given):
         raise ValueError(
-            f"{len(given)} labels given for {len(wanted)} wanted; they must be equal, and more than none"
+            f"{len(given)} labels given for {len(wanted)} wanted; they must be equal, "
+            "and more than none"
         )
     return given, wanted

@@ -1,4 +1,4 @@
-"""The log-likelihood of a continuation given a context, for every model that generates; and of a whole text, window by window."""
+"""Log-likelihood of a continuation given a context, or of a whole text in windows."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,21 +15,29 @@ from lm.models.config import ConfigError
 from lm.objectives import cross_entropy
 from lm.objectives.next_token import head_of
 
-AT_ONCE = 32  # positions whose logits exist at one time; `bucket` gives multiples of it
+AT_ONCE = 32  # positions whose logits exist at one time; divides the sizes of `bucket`
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
 
 
 def log_likelihoods(
-    model: LanguageModel, params: dict, pairs: Sequence[Pair], *, batch_size: int = 16, on_batch: Callable[[int], None] | None = None,
+    model: LanguageModel,
+    params: dict,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
     tokenizer=None,
-) -> list[tuple[float, bool]]:  # fmt: skip
-    """(log-probability in nats of each continuation given its context, whether greedy decoding would give it).
+) -> list[tuple[float, bool]]:
+    """Return each continuation's log-probability in nats, and whether greedy decoding gives it.
 
-    pairs: token ids, neither empty. A decoder reads both, an encoder-decoder's encoder the context and its decoder the continuation after
-    the model's start token. A context that is too long loses its beginning. Pairs of similar lengths run together, `batch_size` at a time;
-    `on_batch(number)` is called as they finish. Raises ValueError for a pair that cannot be scored, ConfigError for a model without a
-    language-model head that reads from left to right, and for ids without an embedding, which `tokenizer` names.
+    pairs: token ids, neither empty. A decoder reads both. In an encoder-decoder the encoder reads
+    the context, and the decoder the continuation after its start token. A context that is too long
+    loses its beginning. Pairs of similar length run together, `batch_size` at a time;
+    `on_batch(number)` is called as they finish.
+
+    Raises ValueError for a pair that cannot be scored. Raises ConfigError for a model without a
+    causal language-model head, and for ids without an embedding, which `tokenizer` names.
     """
     inputs.check_ids(
         model.config,
@@ -58,10 +66,11 @@ def log_likelihoods(
 
 
 def windows(tokens: Sequence[int], prefix: int, length: int) -> Iterator[Pair]:
-    """(context, continuation) pairs in which every token is predicted once, the first after `prefix`; a pair is `length` + 1 tokens.
+    """Split a text into (context, continuation) pairs that predict every token once.
 
-    Continuations follow each other; the last window reaches back for as much context as it has room for. This is the division of
-    lm-evaluation-harness, whose numbers depend on it.
+    The first token follows `prefix`. A pair has at most `length` + 1 tokens. Continuations are
+    consecutive; the last window has as much context as fits. This division is that of
+    lm-evaluation-harness, whose scores depend on it.
     """
     for start in range(0, len(tokens), length):
         end = min(start + length, len(tokens))
@@ -72,26 +81,30 @@ def windows(tokens: Sequence[int], prefix: int, length: int) -> Iterator[Pair]:
 def _row(
     c, number: int, context: Sequence[int], continuation: Sequence[int]
 ) -> tuple[list[int], list[int], list[int]]:
-    """What the model reads, what it should predict at each place, and what its encoder reads, if it has one."""
+    """Return the model's input, its targets, and the encoder's input, if it has one."""
     if c.head not in ("causal_lm", "seq2seq_lm"):
         raise ConfigError(
-            f"a {c.family} model with head={c.head!r} gives no likelihood of what follows: expected causal_lm or seq2seq_lm; "
-            "python -m lm.evaluate gives a masked one its pseudo-perplexity"
+            f"a {c.family} model with head={c.head!r} gives no likelihood of what follows: "
+            "expected causal_lm or seq2seq_lm; python -m lm.evaluate gives a masked one its "
+            "pseudo-perplexity"
         )
     context, continuation = list(context), list(continuation)
     if not context or not continuation:
         raise ValueError(
-            f"pair {number}: the {'continuation' if context else 'context'} has no tokens; expected at least one"
+            f"pair {number}: the {'continuation' if context else 'context'} has no tokens; "
+            "expected at least one"
         )
     if len(continuation) > c.max_length:
         raise ValueError(
-            f"pair {number}: a continuation of {len(continuation)} tokens is longer than the {c.max_length} this model reads: "
+            f"pair {number}: a continuation of {len(continuation)} tokens is longer than the "
+            f"{c.max_length} this model reads: "
             "score it as a whole text, which is read in windows"
         )
     if c.encoder_layers:
         if c.decoder_start_token_id is None:
             raise ConfigError(
-                f"this {c.family} model names no decoder_start_token_id, after which its decoder would begin"
+                f"this {c.family} model names no decoder_start_token_id, after which its decoder "
+                "would begin"
             )
         return (
             [c.decoder_start_token_id, *continuation[:-1]],
@@ -103,7 +116,10 @@ def _row(
 
 
 def _batch(rows: Sequence[tuple[list[int], list[int], list[int]]], size: int) -> Batch:
-    """Rows of one document each, padded on the right to one of few lengths, and by empty rows to `size`."""
+    """Batch rows of one document each.
+
+    They are padded on the right to one of few lengths, and with empty rows to `size`.
+    """
 
     def padded(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.zeros((size, bucket(max(map(len, lists)))), np.int32)
@@ -124,7 +140,7 @@ def _batch(rows: Sequence[tuple[list[int], list[int], list[int]]], size: int) ->
 
 @functools.partial(jax.jit, static_argnames="model")
 def _scores(model: Any, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """-log p(target) float32 [B, T], and whether the target is the most probable token, bool [B, T]."""
+    """Compute -log p(target), float32 [B, T], and whether the target has the highest logit."""
     hidden = model.apply({"params": params}, batch, method="hidden").hidden
     logits, head = head_of(model, params)
 

@@ -17,11 +17,16 @@ from lm.training.sharding import ACTIVATIONS, Rules
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """loss: nats per token, every token weighing the same.   perplexity: exp(loss).   bits_per_byte: of the text's UTF-8 bytes.
+    """Perplexity of a text.
 
-    bits_per_byte_stderr: standard error over `units` independent pieces of text (documents, or windows where there is one document).
-    Where an objective asks for some of the tokens only, or for others than those of the text, loss is over what it asks for, `tokens` is
-    their number, and bits per byte are not a number.
+    * loss: nats per token, with equal weights.
+    * perplexity: exp(loss).
+    * bits_per_byte: per byte of the text in UTF-8.
+    * bits_per_byte_stderr: its standard error over `units` independent pieces of text: documents,
+      or windows if there is one document.
+
+    If an objective predicts only some of the tokens, or others than the text's, loss is over those,
+    `tokens` is their number, and bits per byte are nan.
     """
 
     loss: float
@@ -37,9 +42,10 @@ class Perplexity:
 def make_evaluator(
     model, mesh: Mesh, batch_size: int, *, activations: Rules = ACTIVATIONS, transform=None
 ):
-    """A function (params, packed, max_rows=0) -> Perplexity that compiles once a row length. Rows are read in order; max_rows 0 = all.
+    """Build a function (params, packed, max_rows=0) -> Perplexity.
 
-    `transform`: of an objective (lm/objectives/objective.py); what it makes of a row depends on the row's number alone.
+    It compiles once per row length. Rows are read in order; max_rows 0 = all. transform: of an
+    objective (lm/objectives/objective.py); its result for a row depends only on the row's number.
     """
 
     def losses_of(params, batch):
@@ -80,15 +86,16 @@ def summarise(
     weights: np.ndarray | None = None,
     segments: np.ndarray | None = None,
 ) -> Perplexity:
-    """Perplexity from the loss of every position, float [N, T] in nats; `seen` bool [N], the rows to count (default: all).
+    """Compute Perplexity from the loss of every position, float [N, T] in nats.
 
-    A document of which some rows are left out counts the share of its bytes that its predictions make up. `weights` and `segments` [N, T]
-    are those of rows that an objective made of the packed ones, whose losses are weighted already.
+    seen: bool [N], the rows to count (default: all). If some rows of a document are left out, its
+    bytes count in proportion to its predictions. weights, segments: [N, T], of rows that an
+    objective made from the packed ones; their losses are already weighted.
     """
     seen = np.ones(len(packed), bool) if seen is None else seen
     if weights is not None and segments is not None:
         return _of_objective(losses, weights, segments, seen)
-    # Sums of each piece: a piece is one segment id in one row.
+    # Sums per piece: a piece is one segment id in one row.
     segments = np.asarray(packed.segments).astype(np.int64)
     width = int(segments.max()) + 1
     key = np.arange(len(packed))[:, None] * width + segments
@@ -111,7 +118,7 @@ def summarise(
     nats_u, bytes_u = nats_u[tokens_u > 0], bytes_u[tokens_u > 0]
 
     loss, rate = nats.sum() / tokens.sum(), nats.sum() / bytes_.sum()
-    # The standard error of a ratio of sums (Cochran 1977, Sampling Techniques, section 6.4).
+    # Standard error of a ratio of sums (Cochran 1977, Sampling Techniques, section 6.4).
     n = len(nats_u)
     spread = (
         math.sqrt(n / (n - 1) * np.square(nats_u - rate * bytes_u).sum()) / bytes_.sum()
@@ -119,9 +126,15 @@ def summarise(
         else math.nan
     )
     return Perplexity(
-        loss=float(loss), perplexity=float(np.exp(min(loss, 700.0))), bits_per_byte=float(rate / math.log(2)),
-        bits_per_byte_stderr=float(spread / math.log(2)), tokens=int(tokens.sum()), bytes=round(bytes_.sum()), units=n, unit=unit,
-    )  # fmt: skip
+        loss=float(loss),
+        perplexity=float(np.exp(min(loss, 700.0))),
+        bits_per_byte=float(rate / math.log(2)),
+        bits_per_byte_stderr=float(spread / math.log(2)),
+        tokens=int(tokens.sum()),
+        bytes=round(bytes_.sum()),
+        units=n,
+        unit=unit,
+    )
 
 
 def _of_objective(
@@ -136,12 +149,15 @@ def _of_objective(
 
 
 def row_length(path: str, max_length: int) -> int:
-    """The tokens a row where nothing is asked for: those of a run, whose own numbers are then found again; else at most 1,024."""
+    """Default tokens per row: a run's own, which reproduces its figures, else at most 1,024."""
     return run_config(path).get("length") or min(max_length, 1024)
 
 
 def check_length(length: int, max_length: int, longest: int | None = None) -> None:
-    """Raises DataError when rows, or the `longest` document that an objective makes of one, are longer than the model can read."""
+    """Raise DataError when rows are longer than the model can read.
+
+    longest: longest document that an objective makes of a row, if it differs from `length`.
+    """
     if not 1 <= (length if longest is None else longest) <= max_length:
         raise DataError(
             f"rows of {length} tokens: expected 1 to {max_length}, the longest this model can read"

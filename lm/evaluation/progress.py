@@ -1,4 +1,4 @@
-"""A progress bar with the time left, on standard error: nothing where that is no terminal."""
+"""Progress bar with the time left, on standard error; hidden if that is no terminal."""
 
 import contextlib
 from collections.abc import Callable, Generator
@@ -18,7 +18,7 @@ from lm.phases import heard
 
 @contextlib.contextmanager
 def bar(total: int, what: str, quiet: bool = False) -> Generator[Callable[[int], None]]:
-    """Yields a function to call with the number of things done since it was last called."""
+    """Yield a function to call with the number of items finished since the last call."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

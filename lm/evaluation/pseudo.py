@@ -1,4 +1,7 @@
-"""Pseudo-perplexity of a masked language model (Salazar et al. 2020, arXiv 1910.14659, equations 1 and 3)."""
+"""Pseudo-perplexity of a masked language model (Salazar et al. 2020, arXiv 1910.14659).
+
+Equations 1 and 3 of the paper.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,13 +22,21 @@ NAME = "pseudo_perplexity"
 
 
 def evaluate(
-    model, params: dict, packed: Packed, tokenizer, mesh: Mesh, batch_size: int, max_rows: int = 0,
+    model,
+    params: dict,
+    packed: Packed,
+    tokenizer,
+    mesh: Mesh,
+    batch_size: int,
+    max_rows: int = 0,
     on_row: Callable[[int], None] | None = None,
-) -> Perplexity:  # fmt: skip
-    """Every token that is not special is masked in turn, and predicted from all others of its document: loss is the mean of -log p.
+) -> Perplexity:
+    """Mask every ordinary token in turn and predict it from the rest of its document.
 
-    packed: rows of whole documents (`packing.encode(whole=True)`). Documents of a row do not see each other, so that one token of each
-    is masked at a time. Raises ConfigError for a tokenizer without a mask token, or with ids that the model has no embedding for.
+    The loss is the mean of -log p. packed: rows of whole documents (`packing.encode(whole=True)`).
+    Documents of a row do not see each other, so one token of each is masked at a time. Raises
+    ConfigError for a tokenizer without a mask token, or with ids that the model has no embedding
+    for.
     """
     mask = pieces.needed(tokenizer, "masked", "mask_token")
     special = pieces.special(tokenizer, model.config.vocab_size)
@@ -37,7 +48,7 @@ def evaluate(
     )
     losses, weights = np.zeros((2, len(packed), packed.length), np.float32)
     segments, seen = np.zeros((len(packed), packed.length), np.int32), np.zeros(len(packed), bool)
-    queue: list[tuple[int, np.ndarray]] = []  # rows, each with the places to mask together
+    queue: list[tuple[int, np.ndarray]] = []  # (row, places to mask together)
 
     def flush() -> None:
         tokens, of = np.zeros((2, batch_size, packed.length), np.int32)

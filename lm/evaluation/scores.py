@@ -1,8 +1,9 @@
-"""Scores of a written answer against its references, and their means with an interval.
+"""Scores of answers against their references, and means with a confidence interval.
 
-Two normalisations are in use and give different numbers for the same answers, so they are named apart: that of Super-NaturalInstructions
-(Wang et al. 2022, arXiv 2204.07705), which keeps articles, and that of SQuAD (Rajpurkar et al. 2016, section 6.1), which drops them.
-Every score of an answer is the best over its references, between 0 and 1; tables show 100 times the mean over answers.
+Two normalisations are in use and give different scores, so they are named apart. That of
+Super-NaturalInstructions (Wang et al. 2022, arXiv 2204.07705) keeps articles; that of SQuAD
+(Rajpurkar et al. 2016, section 6.1) drops them. The score of an answer is the best over its
+references, between 0 and 1; tables show 100 times the mean over answers.
 """
 
 import collections
@@ -23,27 +24,30 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_instructions(text: str) -> str:
-    """Lower case without ASCII punctuation, single spaces; articles stay: "The  cat." -> "the cat"."""
+    """Lower-case, without ASCII punctuation, with single spaces: "The  cat." -> "the cat"."""
     return " ".join(text.lower().translate(PUNCTUATION).split())
 
 
 def normalise_squad(text: str) -> str:
-    """`normalise_instructions` without the words a, an and the: "The  cat." -> "cat"."""
+    """Apply `normalise_instructions` and drop the words a, an and the: "The  cat." -> "cat"."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(PUNCTUATION)).split())
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1.0 when both are the same, normalised as Super-NaturalInstructions does."""
+    """1.0 if both are equal under the normalisation of Super-NaturalInstructions."""
     return float(normalise_instructions(answer) == normalise_instructions(reference))
 
 
 def squad_exact_match(answer: str, reference: str) -> float:
-    """1.0 when both are the same, normalised as SQuAD does."""
+    """1.0 if both are equal under the normalisation of SQuAD."""
     return float(normalise_squad(answer) == normalise_squad(reference))
 
 
 def f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over words, normalised as SQuAD does; 1.0 where both have none (SQuAD 2.0)."""
+    """Harmonic mean of precision and recall over words, normalised as in SQuAD.
+
+    1.0 if neither has words (SQuAD 2.0).
+    """
     return _overlap(normalise_squad(answer).split(), normalise_squad(reference).split())
 
 
@@ -58,12 +62,12 @@ def _overlap(ours: list[str], theirs: list[str]) -> float:
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of Porter stems, by the rouge_score package."""
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of Porter stems, by rouge_score."""
     return _scorer().score(reference, answer)["rougeL"].fmeasure
 
 
 def rouge_1(answer: str, reference: str) -> float:
-    """ROUGE-1: F1 of the Porter stems in common, by the rouge_score package."""
+    """ROUGE-1: F1 of the common Porter stems, by rouge_score."""
     return _scorer().score(reference, answer)["rouge1"].fmeasure
 
 
@@ -73,7 +77,8 @@ def _scorer(tokenize: Tokenize | None = None):
         from rouge_score import rouge_scorer, tokenizers
     except ImportError as error:
         raise ValueError(
-            "ROUGE needs the rouge-score package: pip install rouge-score, or leave rouge_l and rouge_1 out"
+            "ROUGE needs the rouge-score package: pip install rouge-score, "
+            "or leave rouge_l and rouge_1 out"
         ) from error
     if tokenize is None:
         return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
@@ -86,7 +91,7 @@ def _scorer(tokenize: Tokenize | None = None):
 
 
 def rouge_of(tokenize: Tokenize) -> dict[str, Callable[[str, str], float]]:
-    """rouge_l and rouge_1 on the words that `tokenize` makes, not stemmed: for answers in other languages than English."""
+    """Build rouge_l and rouge_1 on the words of `tokenize`, not stemmed, for other languages."""
 
     def scored(name: str, answer: str, reference: str) -> float:
         return _scorer(tokenize).score(reference, answer)[name].fmeasure
@@ -98,25 +103,36 @@ def rouge_of(tokenize: Tokenize) -> dict[str, Callable[[str, str], float]]:
 
 
 def unicode_exact_match(answer: str, reference: str) -> float:
-    """1.0 when both have the same words in any script, whatever their punctuation, width and case."""
+    """1.0 if both have the same words in any script, ignoring punctuation, width and case."""
     return float(words.without_punctuation(answer) == words.without_punctuation(reference))
 
 
 def unicode_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over the same words, articles included; 1.0 where both have none."""
+    """Harmonic mean of precision and recall over words of any script, including articles.
+
+    1.0 if neither has words.
+    """
     return _overlap(words.without_punctuation(answer), words.without_punctuation(reference))
 
 
 METRICS: Mapping[str, Callable[[str, str], float]] = {
-    "exact_match": exact_match, "f1": f1, "rouge_l": rouge_l, "rouge_1": rouge_1, "squad_exact_match": squad_exact_match,
-    "unicode_exact_match": unicode_exact_match, "unicode_f1": unicode_f1,
-}  # fmt: skip
+    "exact_match": exact_match,
+    "f1": f1,
+    "rouge_l": rouge_l,
+    "rouge_1": rouge_1,
+    "squad_exact_match": squad_exact_match,
+    "unicode_exact_match": unicode_exact_match,
+    "unicode_f1": unicode_f1,
+}
 
 
 def chosen(
     names: str | Sequence[str], tokenize: Tokenize | None = None
 ) -> dict[str, Callable[[str, str], float]]:
-    """The metrics of these names, in this order; `tokenize` makes the words of ROUGE's. Raises ValueError for another name."""
+    """Select metrics by name, in this order; `tokenize` makes the words of ROUGE.
+
+    Raises ValueError for an unknown name.
+    """
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     known = {**METRICS, **(rouge_of(tokenize) if tokenize else {})}
     for name in names:
@@ -126,7 +142,7 @@ def chosen(
 
 
 def best(metric: Callable[[str, str], float], answer: str, references: Sequence[str]) -> float:
-    """The score of an answer: the best over its references. Raises ValueError without any."""
+    """Best score of an answer over its references. Raises ValueError if there are none."""
     if not references:
         raise ValueError(f"the answer {answer!r} has no reference to be scored against")
     return max(metric(answer, reference) for reference in references)
@@ -137,7 +153,10 @@ def score(
     references: Sequence[Sequence[str]],
     metrics: Mapping[str, Callable[[str, str], float]],
 ) -> dict[str, np.ndarray]:
-    """Metric name -> the score of every answer, float [N] in [0, 1]. Raises ValueError when an answer has no references."""
+    """Score every answer: metric name -> float [N] in [0, 1].
+
+    Raises ValueError for an answer without references.
+    """
     if len(answers) != len(references):
         raise ValueError(
             f"{len(answers)} answers for {len(references)} sets of references; they must be equal"
@@ -150,7 +169,10 @@ def score(
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A line of a table. scores: metric -> 100 times the mean. intervals: metric -> the 95 % interval of that."""
+    """One line of a table.
+
+    scores: metric -> 100 times the mean. intervals: metric -> its 95 % interval.
+    """
 
     name: str
     answers: int
@@ -164,10 +186,11 @@ def table(
     *,
     clusters: Sequence[str] | None = None,
 ) -> list[Scored]:
-    """One line for all answers, then one for each group (a task or a category) in order of its name.
+    """Make one line for all answers, then one per group (a task or a category), sorted by name.
 
-    The mean of all is over answers, as Super-NaturalInstructions has it, so that a task counts by its size. `clusters`: what the answers
-    of each interval are resampled by, see `bootstrap`; those of one task are not independent.
+    The overall mean is over answers, as in Super-NaturalInstructions, so tasks count by their size.
+    clusters: cluster of each answer for resampling, see `bootstrap`; answers to one task are not
+    independent.
     """
     lines = [_line("all", scores, np.arange(len(next(iter(scores.values())))), clusters)]
     if groups is not None:
@@ -196,10 +219,11 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The percentile interval of a mean (Efron and Tibshirani 1993, chapter 13), deterministic in `seed`.
+    """Bootstrap percentile interval of a mean (Efron and Tibshirani 1993, chapter 13).
 
-    values: float [N]. clusters: the name of each value's cluster; whole clusters are then drawn, and their values averaged together
-    (Field and Welsh 2007). One value, or none, has no interval: (nan, nan).
+    Deterministic in `seed`. values: float [N]. clusters: the cluster of each value; whole clusters
+    are then resampled (Field and Welsh 2007). Fewer than two values or clusters have no interval:
+    (nan, nan).
     """
     values = np.asarray(values, np.float64)
     numbers = (
@@ -212,7 +236,7 @@ def bootstrap(
     if n < 2:
         return float("nan"), float("nan")
     rng, means = np.random.default_rng(seed), np.empty(resamples)
-    for at in range(resamples):  # one at a time: memory stays that of the values
+    for at in range(resamples):  # one at a time, to limit memory
         drawn = np.bincount(rng.integers(n, size=n), minlength=n)
         means[at] = drawn @ sums / (drawn @ counts)
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
@@ -220,12 +244,12 @@ def bootstrap(
 
 
 def copy_input(inputs: Sequence[str]) -> list[str]:
-    """The baseline that answers with its input, which costs nothing."""
+    """Baseline that answers with its input."""
     return list(inputs)
 
 
 def copy_demonstration(demonstrations: Sequence[Sequence[str]], seed: int = 0) -> list[str]:
-    """The baseline that answers with that of one of the task's demonstrations, drawn at random; '' where there is none."""
+    """Baseline that answers with the output of a random demonstration; '' if there is none."""
     rng = np.random.default_rng(seed)
     return [
         answers[int(rng.integers(len(answers)))] if answers else "" for answers in demonstrations
@@ -233,7 +257,7 @@ def copy_demonstration(demonstrations: Sequence[Sequence[str]], seed: int = 0) -
 
 
 def formatted(lines: Sequence[Scored]) -> str:
-    """A table as Markdown: the mean, and the interval in brackets."""
+    """Format a table as Markdown: means, with the interval in brackets."""
     metrics = list(lines[0].scores)
     rows = [["", "answers", *metrics]]
     rows += [
