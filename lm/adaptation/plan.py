@@ -110,7 +110,10 @@ def lora_of(section: Any) -> Lora | None:
 
 
 def check(section: Any, init_from: str) -> None:
-    """Raise ConfigError for an invalid `adaptation` section, naming field, value and expectation."""
+    """Raise ConfigError for an invalid `adaptation` section.
+
+    The message names field, value and expectation.
+    """
     o, e, k = section.lora, section.ewc, section.kl
     numbers = {
         "lora.rank": o.rank,

@@ -54,10 +54,8 @@ def added_losses(logits: jax.Array, targets: jax.Array, extra: Extra) -> jax.Arr
     """
     logits = logits.astype(jnp.float32)
     added = jnp.float32(0)
-    if (
-        extra.smoothing
-        # (1 - s) nll + s mean(nll of all columns) = nll + s (target's logit - mean logit)
-    ):
+    # (1 - s) nll + s mean(nll of all columns) = nll + s (target's logit - mean logit)
+    if extra.smoothing:
         added += extra.smoothing * jnp.sum(
             jnp.where(_hit(logits, targets), logits, 0.0) - logits / logits.shape[-1], axis=-1
         )
