@@ -231,7 +231,7 @@ def family(model_type: str, presets: dict[str, ModelConfig]) -> Family:
         labels=heads.of_encoder_decoder(
             STEMS[model_type], base=f"{STEMS[model_type]}EncoderModel", prefix="transformer."
         ),
-        # unused
+        # unused by the model
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         duplicates={
             f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")
@@ -258,7 +258,7 @@ FAMILIES = (
         {
             "small": t5(d_model=512, n_layers=6, n_heads=8, d_ff=2048, vocab_size=32128),
             "base": t5(d_model=768, n_layers=12, n_heads=12, d_ff=3072, vocab_size=32128),
-            # also Flan-T5
+            # also the shape of Flan-T5
             "v1_1_base": v1_1(d_model=768, n_layers=12, n_heads=12, d_ff=2048, vocab_size=32128),
             "tiny": t5(**TINY),
         },

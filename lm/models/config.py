@@ -35,7 +35,7 @@ class ModelConfig:
     # every layer has its own biases (UMT5); False: all layers share one table
     relative_per_layer: bool = False
     position_offset: int = 0  # learned table's row of position 0 (OPT, RoBERTa)
-    sliding_window: int = 0  # attend to tokens nearer than this, itself included; 0 = all
+    sliding_window: int = 0  # attend to tokens at a distance below this; 0 = all
     # repeated kinds of consecutive layers: local (sliding_window) | global | ssm; () = all alike
     layer_pattern: tuple[str, ...] = ()
     local_rope_theta: float = 0.0  # rope_theta of local layers; 0 = the same
@@ -62,7 +62,7 @@ class ModelConfig:
     encoder_heads: int = 0  # 0 = the decoder's
     encoder_d_ff: int = 0  # 0 = the decoder's
     ssm_inner: int = 0  # inner width of state-space layers, usually 2 d_model; 0 = none
-    ssm_state: int = 0  # N
+    ssm_state: int = 0  # state size N
     ssm_conv: int = 4  # width of the convolution in tokens
     ssm_dt_rank: int = 0  # Mamba: rank of the projection that computes dt
     ssm_heads: int = 0  # Mamba-2: ssm_inner = ssm_heads * ssm_head_dim
