@@ -34,8 +34,14 @@ CAPITALS = {
 }
 USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 SMALL = (
-    "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=64", "max_length=512",
-)  # fmt: skip
+    "d_model=32",
+    "n_layers=1",
+    "n_heads=2",
+    "n_kv_heads=2",
+    "head_dim=16",
+    "d_ff=64",
+    "max_length=512",
+)
 
 
 def as_a_user(command: str, *arguments: str) -> str:
@@ -177,9 +183,14 @@ def chat(day: Day) -> None:
     ]
     day.folder.joinpath("chat.jsonl").write_text("".join(rows))
     run = day.train(
-        "lora.py", "lora", f"init_from={day.path('base')}", "data.template=chatml", f"data.files={day.path('chat.jsonl')}", "length=64",
+        "lora.py",
+        "lora",
+        f"init_from={day.path('base')}",
+        "data.template=chatml",
+        f"data.files={day.path('chat.jsonl')}",
+        "length=64",
         "optimizer.learning_rate=1e-2",
-    )  # fmt: skip
+    )
     answers = day.path("answers.jsonl")
     flags = (
         f"--examples={day.path('chat.jsonl')}",

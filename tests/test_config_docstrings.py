@@ -24,8 +24,18 @@ CONFIGS = sorted(
 )
 SIZE = r"([\d.]+) (?:M|million) parameters"
 LOSS = r"[Ll]oss(?: there)? from ([\d.]+) to about (\d+(?:\.\d+)?)"
-TINY = ("pretrain_gpt2", "tiny", "pretrain_mamba", "alpaca_llama", "mlm_bert", "span_corruption_t5", "denoise_bart", "continual_domain",
-        "superni_t5_small", "classify")  # fmt: skip
+TINY = (
+    "pretrain_gpt2",
+    "tiny",
+    "pretrain_mamba",
+    "alpaca_llama",
+    "mlm_bert",
+    "span_corruption_t5",
+    "denoise_bart",
+    "continual_domain",
+    "superni_t5_small",
+    "classify",
+)
 QUICK = ("pretrain_gpt2",)  # the cheapest: 20 updates
 
 
@@ -115,8 +125,18 @@ def test_the_two_models_of_a_comparison_differ_in_size_or_in_more_than_the_model
     sizes = []
     for config in configs:
         model = settings.model_config(config.model, tokenizers.bytes_only())
-        sizes.append(sum(math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(
-            lambda m=model: build(m).init(jax.random.key(0), Batch.of([[0, 0]]))["params"]))))  # fmt: skip
+        sizes.append(
+            sum(
+                math.prod(x.shape)
+                for x in jax.tree.leaves(
+                    jax.eval_shape(
+                        lambda m=model: build(m).init(jax.random.key(0), Batch.of([[0, 0]]))[
+                            "params"
+                        ]
+                    )
+                )
+            )
+        )
         config.model = None
     assert abs(sizes[0] / sizes[1] - 1) < 0.02 and configs[0].to_json() == configs[1].to_json(), (
         sizes

@@ -347,22 +347,48 @@ def faiss_engine(about: str, factory: str, curves) -> Engine:
 
 ENGINES = {
     "ScannIndex": Engine(
-        "as retrieval.Memory uses it", (SCANN, "retrieval.scann_index"), ours_build, ours_save, ours_load, ours_curves, ours_many,
+        "as retrieval.Memory uses it",
+        (SCANN, "retrieval.scann_index"),
+        ours_build,
+        ours_save,
+        ours_load,
+        ours_curves,
+        ours_many,
         one_of_many(ours_many),
     ),
     "scann": Engine(
-        "2 sqrt(n) leaves, 2 dimensions a block, reorder", (SCANN,), scann_build, scann_save, scann_load, scann_curves, scann_many,
+        "2 sqrt(n) leaves, 2 dimensions a block, reorder",
+        (SCANN,),
+        scann_build,
+        scann_save,
+        scann_load,
+        scann_curves,
+        scann_many,
         scann_one,
     ),
     "faiss HNSW": faiss_engine("M=32, efConstruction=100", "HNSW32", graph),
     "faiss IVF,Flat": faiss_engine("4 sqrt(n) lists", "IVF{lists},Flat", inverted),
-    "faiss IVF,PQfs": faiss_engine("4 sqrt(n) lists, 2 dimensions a block, refined", "IVF{lists},PQ{blocks}x4fs,RFlat", refined),
+    "faiss IVF,PQfs": faiss_engine(
+        "4 sqrt(n) lists, 2 dimensions a block, refined", "IVF{lists},PQ{blocks}x4fs,RFlat", refined
+    ),
     "hnswlib": Engine(
-        "M=16, ef_construction=200", ("hnswlib",), hnswlib_build, hnswlib_save, hnswlib_load, graph, hnswlib_search(THREADS),
+        "M=16, ef_construction=200",
+        ("hnswlib",),
+        hnswlib_build,
+        hnswlib_save,
+        hnswlib_load,
+        graph,
+        hnswlib_search(THREADS),
         one_of_many(hnswlib_search(1)),
     ),
     "usearch": Engine(
-        "connectivity=16, expansion_add=128, float32", ("usearch.index",), usearch_build, usearch_save, usearch_load, graph,
-        usearch_search(THREADS), one_of_many(usearch_search(1)),
+        "connectivity=16, expansion_add=128, float32",
+        ("usearch.index",),
+        usearch_build,
+        usearch_save,
+        usearch_load,
+        graph,
+        usearch_search(THREADS),
+        one_of_many(usearch_search(1)),
     ),
-}  # fmt: skip
+}

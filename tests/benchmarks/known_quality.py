@@ -55,10 +55,14 @@ def answers(
     )
     near = [a for _, a, _, place in questions if place == paragraph and apart(a)]
     made = {
-        "right": right, "right, in a sentence": f"The answer is {right}.", "other article": far,
-        "other article, in a sentence": f"The answer is {far}.", "right beside other article": f"{right}, {far}",
-        "right, denied": f"It is not {right}.", "last words of the question": " ".join(text.rstrip("? ").split()[-3:]),
-    }  # fmt: skip
+        "right": right,
+        "right, in a sentence": f"The answer is {right}.",
+        "other article": far,
+        "other article, in a sentence": f"The answer is {far}.",
+        "right beside other article": f"{right}, {far}",
+        "right, denied": f"It is not {right}.",
+        "last words of the question": " ".join(text.rstrip("? ").split()[-3:]),
+    }
     return made | ({APART: rng.choice(near)} if near else {})
 
 

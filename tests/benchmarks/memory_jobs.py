@@ -100,10 +100,14 @@ def edits(encoder: str, folder: str, number: int) -> dict:
         visible.append(1000 * (end - start))
         searches.append(1000 * (end - called))
     return {
-        "open_s": opened - began, "ready_s": ready - began, "edit_ms": float(np.median(visible)),
-        "edit_p95_ms": float(np.percentile(visible, 95)), "search_ms": float(np.median(searches)),
-        "process_mb": resident_mb(), "peak_mb": peak_mb(),
-    }  # fmt: skip
+        "open_s": opened - began,
+        "ready_s": ready - began,
+        "edit_ms": float(np.median(visible)),
+        "edit_p95_ms": float(np.percentile(visible, 95)),
+        "search_ms": float(np.median(searches)),
+        "process_mb": resident_mb(),
+        "peak_mb": peak_mb(),
+    }
 
 
 JOBS = {"create": create, "edits": edits}

@@ -100,10 +100,19 @@ def report_memory(facts: dict, rounds: list[dict]) -> None:
         median = {
             key: statistics.median(r[encoder][key] for r in rounds) for key in rounds[0][encoder]
         }
-        rows.append([
-            encoder, f"{median['edit_ms']:.1f}", f"{median['edit_p95_ms']:.1f}", f"{median['search_ms']:.1f}", f"{median['open_s']:.2f}",
-            f"{median['ready_s']:.2f}", f"{facts[encoder]['build_s']:.0f}", f"{median['process_mb']:.0f}", f"{median['peak_mb']:.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                encoder,
+                f"{median['edit_ms']:.1f}",
+                f"{median['edit_p95_ms']:.1f}",
+                f"{median['search_ms']:.1f}",
+                f"{median['open_s']:.2f}",
+                f"{median['ready_s']:.2f}",
+                f"{facts[encoder]['build_s']:.0f}",
+                f"{median['process_mb']:.0f}",
+                f"{median['peak_mb']:.0f}",
+            ]
+        )
     header = "edit to visible ms | p95 | search ms | open s | open and first search s | build s | process MB | peak MB"
     table(f"memory | {header}", rows)
 

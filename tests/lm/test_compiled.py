@@ -45,9 +45,14 @@ def test_what_was_compiled_is_kept_and_found_by_the_next_program(settings):
     assert sorted(path.name for path in settings.glob("*-cache")) == kept
 
 
-@pytest.mark.parametrize("name, value", [
-    ("JAX_ENABLE_COMPILATION_CACHE", "0"), ("JAX_ENABLE_COMPILATION_CACHE", "False"), ("JAX_COMPILATION_CACHE_DIR", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("JAX_ENABLE_COMPILATION_CACHE", "0"),
+        ("JAX_ENABLE_COMPILATION_CACHE", "False"),
+        ("JAX_COMPILATION_CACHE_DIR", ""),
+    ],
+)
 def test_the_environment_turns_it_off(settings, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     keep_compiled()

@@ -85,12 +85,19 @@ def test_what_is_read_is_written_over(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
-        ((), ""), (("notes.txt", "cache/x"), ""), (("fisher.safetensors",), ""), (("model.gguf",), "a model"),
+        ((), ""),
+        (("notes.txt", "cache/x"), ""),
+        (("fisher.safetensors",), ""),
+        (("model.gguf",), "a model"),
         (("checkpoints/x",), "other files"),
-        (("run.json",), "a run"), (("environment.json", "status.json"), "a run"), (("checkpoints/3/x", "model/config.json"), "a run"),
-        (("adapter_config.json", "model.safetensors"), "a model"), (("vocab.txt",), "a tokenizer"), (("pytorch_model.bin",), "a model"),
+        (("run.json",), "a run"),
+        (("environment.json", "status.json"), "a run"),
+        (("checkpoints/3/x", "model/config.json"), "a run"),
+        (("adapter_config.json", "model.safetensors"), "a model"),
+        (("vocab.txt",), "a tokenizer"),
+        (("pytorch_model.bin",), "a model"),
     ],
-)  # fmt: skip
+)
 def test_a_folder_is_taken_for_another_kind(tmp_path, names, kind):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -26,10 +26,21 @@ def get_config(variant=""):
 
 def arguments(folder, workdir, *more, config=CONFIG):
     settings = {
-        "steps": 4, "batch_size": 8, "length": 16, "data.cache": folder / "cache", "eval.data.heldout": folder / "held.txt",
-        "model.d_model": 16, "model.n_layers": 1, "model.d_ff": 32, "model.n_heads": 2, "model.n_kv_heads": 2,
-        "log.every": 1, "samples.prompts": "()", "eval.every": 0, "optimizer.warmup": 1,
-    }  # fmt: skip
+        "steps": 4,
+        "batch_size": 8,
+        "length": 16,
+        "data.cache": folder / "cache",
+        "eval.data.heldout": folder / "held.txt",
+        "model.d_model": 16,
+        "model.n_layers": 1,
+        "model.d_ff": 32,
+        "model.n_heads": 2,
+        "model.n_kv_heads": 2,
+        "log.every": 1,
+        "samples.prompts": "()",
+        "eval.every": 0,
+        "optimizer.warmup": 1,
+    }
     fields = [f"--config.{name}={value}" for name, value in settings.items()]
     return [f"--config={config}", f"--workdir={workdir}", *fields, *more]
 

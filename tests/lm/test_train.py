@@ -22,12 +22,28 @@ STEPS = 60
 
 def command(folder, workdir):
     settings = {
-        "steps": STEPS, "batch_size": 4, "length": 16,
-        "data.files": folder / "x.txt", "eval.data.heldout": folder / "held.txt", "eval.every": 8,
-        "model.d_model": 16, "model.n_layers": 1, "model.d_ff": 32, "model.n_heads": 2, "model.n_kv_heads": 2, "model.dropout": 0.1,
-        "optimizer.warmup": 2, "accumulate": 2, "log.every": 1, "checkpoint.every": 5, "samples.prompts": "()",
-        "mesh.data": 1, "mesh.fsdp": 2, "compilation_cache": folder / "compiled", "data.cache": folder / "cache",
-    }  # fmt: skip
+        "steps": STEPS,
+        "batch_size": 4,
+        "length": 16,
+        "data.files": folder / "x.txt",
+        "eval.data.heldout": folder / "held.txt",
+        "eval.every": 8,
+        "model.d_model": 16,
+        "model.n_layers": 1,
+        "model.d_ff": 32,
+        "model.n_heads": 2,
+        "model.n_kv_heads": 2,
+        "model.dropout": 0.1,
+        "optimizer.warmup": 2,
+        "accumulate": 2,
+        "log.every": 1,
+        "checkpoint.every": 5,
+        "samples.prompts": "()",
+        "mesh.data": 1,
+        "mesh.fsdp": 2,
+        "compilation_cache": folder / "compiled",
+        "data.cache": folder / "cache",
+    }
     fields = [f"--config.{name}={value}" for name, value in settings.items()]
     return [
         sys.executable,

@@ -129,8 +129,16 @@ def test_layers_separated_for_generation_are_exported_as_the_same_model(tmp_path
 def test_names_of_older_checkpoints_are_understood(tmp_path):
     model, params = tiny("gpt2")
     lm.to_hf(model, params, tmp_path / "gpt2")
-    rewrite(tmp_path / "gpt2", lambda t: {name.removeprefix("transformer."): x for name, x in t.items()}
-            | {"h.0.attn.bias": np.ones((1, 1, 4, 4), np.float32), "h.0.attn.masked_bias": np.full((), -1e4, np.float32)})  # fmt: skip
+    rewrite(
+        tmp_path / "gpt2",
+        lambda t: (
+            {name.removeprefix("transformer."): x for name, x in t.items()}
+            | {
+                "h.0.attn.bias": np.ones((1, 1, 4, 4), np.float32),
+                "h.0.attn.masked_bias": np.full((), -1e4, np.float32),
+            }
+        ),
+    )
     assert identical(lm.from_hf(tmp_path / "gpt2")[1], params)
 
     model, params = tiny("bert")
@@ -138,8 +146,11 @@ def test_names_of_older_checkpoints_are_understood(tmp_path):
     old = lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
         "LayerNorm.bias", "LayerNorm.beta"
     )
-    extras = {"bert.pooler.dense.weight": np.ones((16, 16), np.float32), "cls.seq_relationship.bias": np.ones(2, np.float32),
-              "bert.embeddings.position_ids": np.arange(4)[None]}  # fmt: skip
+    extras = {
+        "bert.pooler.dense.weight": np.ones((16, 16), np.float32),
+        "cls.seq_relationship.bias": np.ones(2, np.float32),
+        "bert.embeddings.position_ids": np.arange(4)[None],
+    }
     rewrite(tmp_path / "bert", lambda t: {old(name): x for name, x in t.items()} | extras)
     assert identical(lm.from_hf(tmp_path / "bert")[1], params)
 

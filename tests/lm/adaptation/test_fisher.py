@@ -75,8 +75,12 @@ def test_the_sampled_kind_does_not_approach_the_expectation_over_the_model(param
         )
     )
     outcomes = [both(params, jnp.array([[t, 0]])) for t in range(16)]
-    wanted = jax.tree.map(lambda *gs: sum(np.exp(-float(v)) * jnp.square(g) for (v, _), g in zip(outcomes, gs, strict=True)),
-                          *[g for _, g in outcomes])  # fmt: skip
+    wanted = jax.tree.map(
+        lambda *gs: sum(
+            np.exp(-float(v)) * jnp.square(g) for (v, _), g in zip(outcomes, gs, strict=True)
+        ),
+        *[g for _, g in outcomes],
+    )
     total = lambda tree: sum(float(x.sum()) for x in jax.tree.leaves(tree))
     assert total(found) == pytest.approx(total(wanted), rel=0.15)
 

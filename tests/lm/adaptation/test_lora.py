@@ -199,9 +199,15 @@ def test_an_adapter_that_peft_wrote_is_read_as_another(tmp_path):
     model, params = tiny("gpt2")
     lm.to_hf(model, params, tmp_path / "base")
     config = library.LoraConfig(
-        r=4, lora_alpha=6, target_modules=["c_attn", "mlp.c_proj"], rank_pattern={"c_proj": 2}, alpha_pattern={"h.1.mlp.c_proj": 7},
-        layers_to_transform=[1], fan_in_fan_out=True, use_rslora=True,
-    )  # fmt: skip
+        r=4,
+        lora_alpha=6,
+        target_modules=["c_attn", "mlp.c_proj"],
+        rank_pattern={"c_proj": 2},
+        alpha_pattern={"h.1.mlp.c_proj": 7},
+        layers_to_transform=[1],
+        fan_in_fan_out=True,
+        use_rslora=True,
+    )
     theirs = library.get_peft_model(
         transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base"), config
     )
@@ -248,10 +254,22 @@ def changed_adapter(folder, model, changed):
     ("changed", "said"),
     [
         *(({"init_lora_weights": x}, INITS.format(x)) for x in CHANGING),
-        *(({x: True}, f"{x}=True is not supported") for x in ("use_dora", "lora_bias", "use_qalora", "ensure_weight_tying", "new")),
-        *(({x: [1]}, rf"{x}=\[1\] is not supported") for x in ("trainable_token_indices", "layer_replication", "alora_invocation_tokens")),
-        *(({x: ["a"]}, rf"{x}=\['a'\] is not supported") for x in ("modules_to_save", "target_parameters", "new")),
-        *(({x: {"a": 1}}, rf"{x}=.* is not supported") for x in ("megatron_config", "arrow_config", "kasa_config", "use_bdlora")),
+        *(
+            ({x: True}, f"{x}=True is not supported")
+            for x in ("use_dora", "lora_bias", "use_qalora", "ensure_weight_tying", "new")
+        ),
+        *(
+            ({x: [1]}, rf"{x}=\[1\] is not supported")
+            for x in ("trainable_token_indices", "layer_replication", "alora_invocation_tokens")
+        ),
+        *(
+            ({x: ["a"]}, rf"{x}=\['a'\] is not supported")
+            for x in ("modules_to_save", "target_parameters", "new")
+        ),
+        *(
+            ({x: {"a": 1}}, rf"{x}=.* is not supported")
+            for x in ("megatron_config", "arrow_config", "kasa_config", "use_bdlora")
+        ),
         ({"peft_type": "IA3"}, "only 'LORA'"),
         ({"bias": "all"}, "bias='all'"),
         ({"revision": "v2"}, "revision='v2' of the base"),
@@ -261,11 +279,14 @@ def changed_adapter(folder, model, changed):
         ({"rank_pattern": {"(": 3}}, r"'\(.*\(\)\$' is not a regular"),
         ({"rank_pattern": {"q_proj": 4}}, r"q_proj has A \[3, 16\] and B .* not of rank 4"),
         ({"target_modules": ["q_proj"]}, r"up_proj.* which adapter_config.json does not adapt"),
-        ({"exclude_modules": ["layers.0.mlp.up_proj"]}, r"has model.layers.0.mlp.up_proj, which adapter_config.json does not adapt"),
+        (
+            {"exclude_modules": ["layers.0.mlp.up_proj"]},
+            r"has model.layers.0.mlp.up_proj, which adapter_config.json does not adapt",
+        ),
         ({"target_modules": "model.*q_proj"}, "does not adapt"),
         ({"target_modules": ["q_proj"], "layers_to_transform": 0}, "does not adapt"),
     ],
-)  # fmt: skip
+)
 def test_an_adapter_that_is_not_plain_lora_is_read(tmp_path, changed, said):
     model, _, spec, adapters = adapted("llama")
     peft.save(tmp_path, model, adapters, spec, "base")

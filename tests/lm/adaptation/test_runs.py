@@ -18,9 +18,15 @@ from tests.lm.small_models import identical
 from tests.lm.training import runs
 
 EVERYTHING = {
-    "adaptation.lora.rank": 2, "adaptation.lora.dropout": 0.1, "adaptation.l2_sp": 0.01, "adaptation.kl.strength": 0.1,
-    "adaptation.ewc.strength": 0.5, "optimizer.ema": 0.5, "optimizer.skip_above": 20.0, "optimizer.learning_rate": 0.1,
-}  # fmt: skip
+    "adaptation.lora.rank": 2,
+    "adaptation.lora.dropout": 0.1,
+    "adaptation.l2_sp": 0.01,
+    "adaptation.kl.strength": 0.1,
+    "adaptation.ewc.strength": 0.5,
+    "optimizer.ema": 0.5,
+    "optimizer.skip_above": 20.0,
+    "optimizer.learning_rate": 0.1,
+}
 
 
 @pytest.fixture(scope="module")

@@ -30,17 +30,26 @@ POEM = Record(instruction="Write a short line about the sea.", output="The sea i
 SUM = Record(instruction="Add the two numbers.", input="2 and 3", output="5")
 TALK = Record(
     turns=(
-        Turn("system", "Be brief."), Turn("user", "Is the sky blue?"), Turn("assistant", "Yes."),
-        Turn("user", "And the sea?"), Turn("assistant", "Often."),
+        Turn("system", "Be brief."),
+        Turn("user", "Is the sky blue?"),
+        Turn("assistant", "Yes."),
+        Turn("user", "And the sea?"),
+        Turn("assistant", "Often."),
     )
-)  # fmt: skip
+)
 TASK = Record(
-    instruction="Say whether the number is even", input="7", output=" odd ", references=("odd", "uneven"),
+    instruction="Say whether the number is even",
+    input="7",
+    output=" odd ",
+    references=("odd", "uneven"),
     positive=(
-        Demonstration("4", "even", "4 is twice 2"), Demonstration(" 9! ", "odd", "9 is 2 times 4 and 1."), Demonstration("1", "odd"),
+        Demonstration("4", "even", "4 is twice 2"),
+        Demonstration(" 9! ", "odd", "9 is 2 times 4 and 1."),
+        Demonstration("1", "odd"),
     ),
-    negative=(Demonstration("5", "maybe", "That is no answer"),), task="parity",
-)  # fmt: skip
+    negative=(Demonstration("5", "maybe", "That is no answer"),),
+    task="parity",
+)
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\nWrite a short line about the sea.\n\n### Response:"
@@ -49,83 +58,150 @@ TK_ASK = "Now complete the following example -\nInput: 7.\nOutput: "
 
 # name -> (template, options, record, [(text, trained)]) up to the last token with a loss
 CASES = {
-    "alpaca_without_input": ("alpaca", {}, POEM, [(ALPACA, 0), ("The sea is wide and blue.", 1), (END, 1)]),
-    "alpaca_with_input": (
-        "alpaca", {}, SUM,
-        [(
-            "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
-            "appropriately completes the request.\n\n### Instruction:\nAdd the two numbers.\n\n### Input:\n2 and 3\n\n### Response:", 0,
-        ), ("5", 1), (END, 1)],
+    "alpaca_without_input": (
+        "alpaca",
+        {},
+        POEM,
+        [(ALPACA, 0), ("The sea is wide and blue.", 1), (END, 1)],
     ),
-    "alpaca_nl": ("alpaca_nl", {}, POEM, [(ALPACA + "\n", 0), ("The sea is wide and blue.", 1), (END, 1)]),
-    "chatml": (
-        "chatml", {}, TALK,
+    "alpaca_with_input": (
+        "alpaca",
+        {},
+        SUM,
         [
-            ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs the sky blue?<|im_end|>\n<|im_start|>assistant\n", 0),
-            ("Yes.<|im_end|>", 1), ("\n<|im_start|>user\nAnd the sea?<|im_end|>\n<|im_start|>assistant\n", 0), ("Often.<|im_end|>", 1),
+            (
+                "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+                "appropriately completes the request.\n\n### Instruction:\nAdd the two numbers.\n\n### Input:\n2 and 3\n\n### Response:",
+                0,
+            ),
+            ("5", 1),
+            (END, 1),
+        ],
+    ),
+    "alpaca_nl": (
+        "alpaca_nl",
+        {},
+        POEM,
+        [(ALPACA + "\n", 0), ("The sea is wide and blue.", 1), (END, 1)],
+    ),
+    "chatml": (
+        "chatml",
+        {},
+        TALK,
+        [
+            (
+                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs the sky blue?<|im_end|>\n<|im_start|>assistant\n",
+                0,
+            ),
+            ("Yes.<|im_end|>", 1),
+            ("\n<|im_start|>user\nAnd the sea?<|im_end|>\n<|im_start|>assistant\n", 0),
+            ("Often.<|im_end|>", 1),
         ],
     ),
     "chatml_last": (
-        "chatml", {"turns": "last"}, TALK,
+        "chatml",
+        {"turns": "last"},
+        TALK,
         [
             (
                 "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs the sky blue?<|im_end|>\n<|im_start|>assistant\n"
-                "Yes.<|im_end|>\n<|im_start|>user\nAnd the sea?<|im_end|>\n<|im_start|>assistant\n", 0,
+                "Yes.<|im_end|>\n<|im_start|>user\nAnd the sea?<|im_end|>\n<|im_start|>assistant\n",
+                0,
             ),
             ("Often.<|im_end|>", 1),
         ],
     ),
     "tulu": (
-        "tulu", {}, TALK,
+        "tulu",
+        {},
+        TALK,
         [
-            ("<|system|>\nBe brief.\n<|user|>\nIs the sky blue?\n<|assistant|>\n", 0), (f"Yes.{END}", 1),
-            ("\n<|user|>\nAnd the sea?\n<|assistant|>\n", 0), (f"Often.{END}", 1),
+            ("<|system|>\nBe brief.\n<|user|>\nIs the sky blue?\n<|assistant|>\n", 0),
+            (f"Yes.{END}", 1),
+            ("\n<|user|>\nAnd the sea?\n<|assistant|>\n", 0),
+            (f"Often.{END}", 1),
         ],
     ),
     "llama2": (
-        "llama2", {}, TALK,
+        "llama2",
+        {},
+        TALK,
         [
-            (f"{END}[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nIs the sky blue? [/INST]", 0), (f" Yes. {END}", 1),
-            (f"{END}[INST] And the sea? [/INST]", 0), (f" Often. {END}", 1),
+            (f"{END}[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nIs the sky blue? [/INST]", 0),
+            (f" Yes. {END}", 1),
+            (f"{END}[INST] And the sea? [/INST]", 0),
+            (f" Often. {END}", 1),
         ],
     ),
     "llama3": (
-        "llama3", {}, TALK,
+        "llama3",
+        {},
+        TALK,
         [
             (
                 f"{END}<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
-                "Is the sky blue?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", 0,
+                "Is the sky blue?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+                0,
             ),
             ("Yes.<|eot_id|>", 1),
-            ("<|start_header_id|>user<|end_header_id|>\n\nAnd the sea?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", 0),
+            (
+                "<|start_header_id|>user<|end_header_id|>\n\nAnd the sea?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+                0,
+            ),
             ("Often.<|eot_id|>", 1),
         ],
     ),
     "tk_instruct": (
-        "tk_instruct", {}, TASK,
-        [(
-            "Definition: Say whether the number is even.\n\n Positive Example 1 -\nInput: 4.\n Output: even.\n\n"
-            f" Positive Example 2 -\nInput: 9!\n Output: odd.\n\n{TK_ASK}", 0,
-        ), ("odd", 1), (END, 1)],
+        "tk_instruct",
+        {},
+        TASK,
+        [
+            (
+                "Definition: Say whether the number is even.\n\n Positive Example 1 -\nInput: 4.\n Output: even.\n\n"
+                f" Positive Example 2 -\nInput: 9!\n Output: odd.\n\n{TK_ASK}",
+                0,
+            ),
+            ("odd", 1),
+            (END, 1),
+        ],
     ),
     "tk_instruct_everything": (
-        "tk_instruct", {"positive": 1, "negative": 1, "explanations": True}, TASK,
-        [(
-            "Definition: Say whether the number is even.\n\n"
-            " Positive Example 1 -\nInput: 4.\n Output: even.\n Explanation: 4 is twice 2.\n\n"
-            f" Negative Example 1 -\nInput: 5.\n Output: maybe.\n Explanation: That is no answer.\n\n{TK_ASK}", 0,
-        ), ("odd", 1), (END, 1)],
-    ),
-    "self_instruct": ("self_instruct", {"seed": 1}, SUM, [("Add the two numbers.\n\n2 and 3\n\nOutput:", 0), (" 5", 1), (END, 1)]),
-    "jinja": (
-        "jinja", {}, TALK,
+        "tk_instruct",
+        {"positive": 1, "negative": 1, "explanations": True},
+        TASK,
         [
-            ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs the sky blue?<|im_end|>\n<|im_start|>assistant\n", 0),
-            ("Yes.<|im_end|>", 1), ("\n<|im_start|>user\nAnd the sea?<|im_end|>\n<|im_start|>assistant\n", 0), ("Often.<|im_end|>", 1),
+            (
+                "Definition: Say whether the number is even.\n\n"
+                " Positive Example 1 -\nInput: 4.\n Output: even.\n Explanation: 4 is twice 2.\n\n"
+                f" Negative Example 1 -\nInput: 5.\n Output: maybe.\n Explanation: That is no answer.\n\n{TK_ASK}",
+                0,
+            ),
+            ("odd", 1),
+            (END, 1),
+        ],
+    ),
+    "self_instruct": (
+        "self_instruct",
+        {"seed": 1},
+        SUM,
+        [("Add the two numbers.\n\n2 and 3\n\nOutput:", 0), (" 5", 1), (END, 1)],
+    ),
+    "jinja": (
+        "jinja",
+        {},
+        TALK,
+        [
+            (
+                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs the sky blue?<|im_end|>\n<|im_start|>assistant\n",
+                0,
+            ),
+            ("Yes.<|im_end|>", 1),
+            ("\n<|im_start|>user\nAnd the sea?<|im_end|>\n<|im_start|>assistant\n", 0),
+            ("Often.<|im_end|>", 1),
         ],
     ),
     "plain": ("plain", {}, SUM, [("Add the two numbers.\n\n2 and 3", 0), ("5", 1), (END, 1)]),
-}  # fmt: skip
+}
 
 
 def with_control(tokenizer, chat_template=CHATML):

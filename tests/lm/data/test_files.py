@@ -24,9 +24,11 @@ ROWS = [{"text": "a hut"}, {"text": "über den Bach"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 TEXTS = [row["text"] for row in ROWS]
 PACK = {
-    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
     ".zst": lambda raw: pyarrow.compress(raw, codec="zstd", asbytes=True),
-}  # fmt: skip
+}
 
 
 def documents(path, content, **options):
@@ -80,10 +82,18 @@ def test_a_text_keeps_windows_line_ends_and_marks(tmp_path):
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        (r"\n\n", "\n\n"), ("\n\n", "\n\n"), (r"\n---\n", "\n---\n"), (r"\t", "\t"), (r"\\n", r"\n"), (r"\x1e", "\x1e"), (r"\u00a7", "§"),
-        (r"\r\n\r\n", "\n\n"), ("|", "|"), (r"\section", r"\section"),
+        (r"\n\n", "\n\n"),
+        ("\n\n", "\n\n"),
+        (r"\n---\n", "\n---\n"),
+        (r"\t", "\t"),
+        (r"\\n", r"\n"),
+        (r"\x1e", "\x1e"),
+        (r"\u00a7", "§"),
+        (r"\r\n\r\n", "\n\n"),
+        ("|", "|"),
+        (r"\section", r"\section"),
     ],
-)  # fmt: skip
+)
 def test_a_separator_typed_in_a_shell_stays_a_backslash(tmp_path, typed, meant):
     assert documents(tmp_path / "x.txt", f"one{meant}two".encode(), separator=typed) == [
         "one",
@@ -114,9 +124,21 @@ def test_a_separator_that_never_occurs_is_not_named(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("x.txt", "ein grüner Bär".encode("utf-16-le"), r"looks like UTF-16LE without a byte order mark.*iconv -f UTF-16LE"),
-        ("x.jsonl", LINES.decode().encode("utf-16-be"), r"looks like UTF-16BE without a byte order mark"),
-        ("x.txt", "eins\nzwei grün".encode("latin-1"), r"line 2: byte 0xfc is not UTF-8.*iconv -f WINDOWS-1252"),
+        (
+            "x.txt",
+            "ein grüner Bär".encode("utf-16-le"),
+            r"looks like UTF-16LE without a byte order mark.*iconv -f UTF-16LE",
+        ),
+        (
+            "x.jsonl",
+            LINES.decode().encode("utf-16-be"),
+            r"looks like UTF-16BE without a byte order mark",
+        ),
+        (
+            "x.txt",
+            "eins\nzwei grün".encode("latin-1"),
+            r"line 2: byte 0xfc is not UTF-8.*iconv -f WINDOWS-1252",
+        ),
         ("x.jsonl", '{"text": "grün"}\n'.encode("latin-1"), r"line 1: byte 0xfc is not UTF-8"),
         ("x.csv", "text\ngrün\n".encode("latin-1"), r"line \d: byte 0xfc is not UTF-8"),
         ("x.txt", b"\x7fELF\x00\x01\x02", "holds zero bytes"),
@@ -130,7 +152,11 @@ def test_a_separator_that_never_occurs_is_not_named(tmp_path, caplog):
         ("x.arrow", b"...", r".arrow files are not read: save it as Parquet or JSONL"),
         ("x.xlsx", b"...", "save the sheet as .csv"),
         ("x.tar.gz", b"...", ".tar files are not read: unpack it"),
-        ("x.jsonl.1", LINES, r"holds a JSON object a line \(.jsonl\), to be learned as prose; rename it"),
+        (
+            "x.jsonl.1",
+            LINES,
+            r"holds a JSON object a line \(.jsonl\), to be learned as prose; rename it",
+        ),
         ("x", json.dumps(ROWS, indent=1).encode(), r"holds JSON \(.json\), to"),
         ("x.json", b'{"body": "one"}', "no field 'text'; it has 'body'"),
         ("x.csv", b"id,id\n1,2\n", "two columns have the same name"),
@@ -138,7 +164,7 @@ def test_a_separator_that_never_occurs_is_not_named(tmp_path, caplog):
         ("x.csv", b'id,text\n1,"open', "cannot be read as a table"),
         ("x.csv", b"id,body\n1,one\n", "line 2: no field 'text'; it has 'id', 'body'"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_cannot_be_read_is_learned_as_prose(tmp_path, name, content, said):
     with pytest.raises(DataError, match=said) as error:
         documents(tmp_path / name, content)

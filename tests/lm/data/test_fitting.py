@@ -98,9 +98,22 @@ def test_what_is_too_long_is_cut_or_left_out_in_silence():
     with pytest.raises(DataError, match=r"none is allowed \(data\.too_long='raise'\)"):
         fitting.pack(examples, Limits(10, too_long="raise", most=1.0))
     dropped = fitting.pack(examples, Limits(10, most=0.02), counts={"bad_records": 3}).stats()
-    assert {name: dropped[name] for name in ("documents", "dropped_prompts", "dropped_responses", "truncated_prompts", "bad_records")} == {
-        "documents": 98, "dropped_prompts": 1, "dropped_responses": 1, "truncated_prompts": 0, "bad_records": 3,
-    }  # fmt: skip
+    assert {
+        name: dropped[name]
+        for name in (
+            "documents",
+            "dropped_prompts",
+            "dropped_responses",
+            "truncated_prompts",
+            "bad_records",
+        )
+    } == {
+        "documents": 98,
+        "dropped_prompts": 1,
+        "dropped_responses": 1,
+        "truncated_prompts": 0,
+        "bad_records": 3,
+    }
     kept, counts = fitting.fitted(examples, Limits(10, too_long="truncate_prompt", most=0.02))
     assert len(kept) == 99 and (
         counts["truncated_prompts"],

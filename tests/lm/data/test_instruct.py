@@ -22,9 +22,18 @@ from tests.lm.small_models import tiny
 
 TOKENIZER = tokenizers.bytes_only()
 RECORDS = [
-    Record("Add.", "1 1", "2"), Record("Say hi", "", "hi there"), Record("x" * 9, "yy", "zzz"),
-    Record(turns=(Turn("user", "a"), Turn("assistant", "bc"), Turn("user", "de"), Turn("assistant", "f"))),
-]  # fmt: skip
+    Record("Add.", "1 1", "2"),
+    Record("Say hi", "", "hi there"),
+    Record("x" * 9, "yy", "zzz"),
+    Record(
+        turns=(
+            Turn("user", "a"),
+            Turn("assistant", "bc"),
+            Turn("user", "de"),
+            Turn("assistant", "f"),
+        )
+    ),
+]
 
 
 def batch_of(packed, rows):
@@ -87,9 +96,17 @@ def test_a_model_that_knows_fifty_answers_does_not_stop_after_them():
         Encoder(TOKENIZER)(template.render(record) for record in records_), Limits(128)
     )
     config = lm.ModelConfig(
-        family="llama", vocab_size=320, d_model=64, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=16, d_ff=128, max_length=128,
+        family="llama",
+        vocab_size=320,
+        d_model=64,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=4,
+        head_dim=16,
+        d_ff=128,
+        max_length=128,
         eos_token_ids=(templates.stop_id(template, TOKENIZER),),
-    )  # fmt: skip
+    )
     model = lm.build(config)
     batch = batch_of(packed, len(packed))
     params = model.init(jax.random.key(0), batch)["params"]
@@ -165,12 +182,19 @@ def test_the_cache_is_not_used_or_used_for_other_rows(tmp_path, monkeypatch):
     other = tokenizers.bytes_only(mask=True)
     for i, changed in enumerate(
         (
-            dict(name="plain"), dict(turns="last"), dict(limits=Limits(65)), dict(limits=Limits(64, most=0.5)), dict(part="all"),
-            dict(reading=Reading(cap=3)), dict(reading=Reading(seed=1)), dict(tokenizer=other), dict(limits=Limits(64, 64), start=0),
+            dict(name="plain"),
+            dict(turns="last"),
+            dict(limits=Limits(65)),
+            dict(limits=Limits(64, most=0.5)),
+            dict(part="all"),
+            dict(reading=Reading(cap=3)),
+            dict(reading=Reading(seed=1)),
+            dict(tokenizer=other),
+            dict(limits=Limits(64, 64), start=0),
             dict(weight=0.5),
         ),
         2,
-    ):  # fmt: skip
+    ):
         pack(**changed)
         assert folders() == i, changed
     for module, name in ((instruct, "VERSION"), (instruct, "TEMPLATES"), (packing, "VERSION")):

@@ -65,15 +65,30 @@ def test_a_format_reads_other_records_than_jsonl(tmp_path):
         ("classification", {"text": "a"}, r"line 2: no field 'label'; it has 'text'"),
         ("classification", {"text": "a", "label": None}, r"line 2: field 'label' is null"),
         ("classification", {"text": " ", "label": "x"}, r"line 2: field 'text' is empty"),
-        ("classification", {"text": "a", "label": "z"}, r"line 2: the label 'z' is unknown; known are x, y"),
+        (
+            "classification",
+            {"text": "a", "label": "z"},
+            r"line 2: the label 'z' is unknown; known are x, y",
+        ),
         ("classification", {"text": "a", "label": 1.5}, r"line 2: the label 1\.5 is float"),
-        ("token_classification", {"text": ["a"], "tags": ["x", "y"]}, r"1 words in 'text' and 2 tags"),
+        (
+            "token_classification",
+            {"text": ["a"], "tags": ["x", "y"]},
+            r"1 words in 'text' and 2 tags",
+        ),
         ("token_classification", {"text": ["a", " "], "tags": ["x", "y"]}, r"an empty word"),
-        ("question_answering", {"question": "q", "context": "abc", "answers": [{"text": "b", "answer_start": 2}]},
-         r"'b' is not at character 2"),
-        ("question_answering", {"question": "q", "context": "abc", "answers": []}, r"has no answer"),
+        (
+            "question_answering",
+            {"question": "q", "context": "abc", "answers": [{"text": "b", "answer_start": 2}]},
+            r"'b' is not at character 2",
+        ),
+        (
+            "question_answering",
+            {"question": "q", "context": "abc", "answers": []},
+            r"has no answer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_record_that_cannot_be_used_is_learned_from(tmp_path, task, row, message):
     good: dict = (
         {"text": ["a"], "tags": ["x"]}

@@ -137,9 +137,14 @@ def test_the_command_shows_the_first_batch_of_training(objective, tmp_path, caps
         "from configs.tiny import get_config as tiny\n\ndef get_config(variant=''):\n    return tiny(variant)\n"
     )
     arguments = [
-        f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--config.data.files={file}", f"--config.objective.name={objective}",
-        "--config.length=32", "--config.samples.prompts=()", f"--config.eval.data.heldout={file}",
-    ]  # fmt: skip
+        f"--config={config}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.files={file}",
+        f"--config.objective.name={objective}",
+        "--config.length=32",
+        "--config.samples.prompts=()",
+        f"--config.eval.data.heldout={file}",
+    ]
     assert (
         command.main([*arguments, "--json", "--html", "--rows=2"]) == 1
     )  # the held-out text is that of training

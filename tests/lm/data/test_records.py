@@ -37,27 +37,58 @@ def one(path, **options):
     [
         ({"instruction": "a", "input": "b", "output": "c"}, Record("a", "b", "c")),
         ({"instruction": "a", "output": "c"}, Record("a", "", "c")),
-        ({"instruction": "a", "input": None, "output": "c", "task": "t"}, Record("a", "", "c", task="t")),
+        (
+            {"instruction": "a", "input": None, "output": "c", "task": "t"},
+            Record("a", "", "c", task="t"),
+        ),
         ({"prompt": "a\n", "completion": " c<|endoftext|>"}, Record("a\n", "", " c")),
-        ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}, Record(turns=tuple(YES))),
         (
-            {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "yes"}]},
+            {
+                "messages": [
+                    {"role": "user", "content": "hi"},
+                    {"role": "assistant", "content": "yes"},
+                ]
+            },
             Record(turns=tuple(YES)),
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, {"role": "assistant", "content": "yes"}]},
+            {
+                "prompt": [{"role": "user", "content": "hi"}],
+                "completion": [{"role": "assistant", "content": "yes"}],
+            },
             Record(turns=tuple(YES)),
         ),
         (
-            {"system": "s", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                    {"role": "assistant", "content": "yes"},
+                ]
+            },
+            Record(turns=tuple(YES)),
+        ),
+        (
+            {
+                "system": "s",
+                "conversations": [
+                    {"from": "human", "value": "hi"},
+                    {"from": "gpt", "value": "yes"},
+                ],
+            },
             Record(turns=(Turn("system", "s"), *YES)),
         ),
         (
-            {"id": "x", "name": "n", "instruction": "a", "instances": [{"input": "", "output": "c"}], "is_classification": False},
+            {
+                "id": "x",
+                "name": "n",
+                "instruction": "a",
+                "instances": [{"input": "", "output": "c"}],
+                "is_classification": False,
+            },
             Record("a", "", "c", task="n"),
         ),
     ],
-)  # fmt: skip
+)
 def test_a_format_is_read_as_another(tmp_path, row, record):
     where = lines(tmp_path / "some.jsonl", row)
     assert one(where) == dataclasses.replace(
@@ -155,10 +186,11 @@ def test_preferences_lose_a_side(tmp_path):
     user = {"role": "user", "content": "p"}
     answer = lambda text: {"role": "assistant", "content": text}
     path = lines(
-        tmp_path / "x.jsonl", {"prompt": "p", "chosen": "a", "rejected": "b"},
+        tmp_path / "x.jsonl",
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": [user], "chosen": [answer("a")], "rejected": [answer("b")]},
         {"chosen": [user, answer("a")], "rejected": [user, answer("b")]},
-    )  # fmt: skip
+    )
     found = list(records.preferences(path))
     assert {(p.prompt, p.chosen, p.rejected) for p in found} == {
         ((Turn("user", "p"),), "a", "b")
@@ -173,9 +205,15 @@ def test_preferences_lose_a_side(tmp_path):
 
 def task(definition="Do it.", outputs=("yes", "no"), n=30, **more):
     return {
-        "Definition": definition, "Positive Examples": [{"input": "p", "output": "q", "explanation": "r"}], "Negative Examples": [],
-        "Instances": [{"id": f"i{i}", "input": f"in {i}", "output": outputs[i % len(outputs)]} for i in range(n)], **more,
-    }  # fmt: skip
+        "Definition": definition,
+        "Positive Examples": [{"input": "p", "output": "q", "explanation": "r"}],
+        "Negative Examples": [],
+        "Instances": [
+            {"id": f"i{i}", "input": f"in {i}", "output": outputs[i % len(outputs)]}
+            for i in range(n)
+        ],
+        **more,
+    }
 
 
 def superni_folder(tmp_path, **tasks):

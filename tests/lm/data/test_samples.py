@@ -14,9 +14,16 @@ from lm.data import samples
 from lm.data.sources import DataError
 
 ONE = samples.Sample(
-    about="one file", licence="-", package="openbook-no-such-package", version="1.0", size=1, wheel_sha256="",
-    members=("pkg/deep/one.txt",), target="one.txt", sha256=hashlib.sha256(b"one\n").hexdigest(),
-)  # fmt: skip
+    about="one file",
+    licence="-",
+    package="openbook-no-such-package",
+    version="1.0",
+    size=1,
+    wheel_sha256="",
+    members=("pkg/deep/one.txt",),
+    target="one.txt",
+    sha256=hashlib.sha256(b"one\n").hexdigest(),
+)
 LISTING = "".join(
     f"{hashlib.sha256(text.encode()).hexdigest()}  {text}.txt\n" for text in ("a", "b")
 )

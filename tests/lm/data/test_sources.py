@@ -127,10 +127,13 @@ def test_what_cannot_be_read_by_number_is(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (".parquet", "not a Parquet file"), (".json", "not JSON"), (".jsonl.gz", "not a whole gzip file"),
-        (".json.gz", "not a whole gzip file"), (".txt.gz", "not a whole gzip file"),
+        (".parquet", "not a Parquet file"),
+        (".json", "not JSON"),
+        (".jsonl.gz", "not a whole gzip file"),
+        (".json.gz", "not a whole gzip file"),
+        (".txt.gz", "not a whole gzip file"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_ends_in_the_error_of_a_library(tmp_path, kind, said):
     file = stored(tmp_path, kind)
     with open(file, "rb+") as f:

@@ -214,15 +214,23 @@ def test_self_instructs_pool_is_another_or_drawn_by_chance():
     assert spelled(again, SUM) == with_input != spelled(other, SUM)
     ask, given, answer = "Add the two numbers.", "2 and 3", "5<|endoftext|>"
     assert set(with_input) == {
-        f"{ask}\nInput: {given}\nOutput: {answer}", f"{ask}\n\nInput: {given}\n\nOutput: {answer}",
-        f"Task: {ask}\nInput: {given}\nOutput: {answer}", f"{ask}\n\n{given}\n\nOutput: {answer}",
-        f"{ask}\n\n{given}\n\n{answer}", f"{ask}\n{given}\n\n{answer}", f"Task: {ask}\n\n{given}\n\n{answer}",
-    }  # fmt: skip
+        f"{ask}\nInput: {given}\nOutput: {answer}",
+        f"{ask}\n\nInput: {given}\n\nOutput: {answer}",
+        f"Task: {ask}\nInput: {given}\nOutput: {answer}",
+        f"{ask}\n\n{given}\n\nOutput: {answer}",
+        f"{ask}\n\n{given}\n\n{answer}",
+        f"{ask}\n{given}\n\n{answer}",
+        f"Task: {ask}\n\n{given}\n\n{answer}",
+    }
     ask, answer = "Write a short line about the sea.", "The sea is wide and blue.<|endoftext|>"
     assert set(without) == {
-        f"{ask} Output: {answer}", f"{ask}\nOutput: {answer}", f"{ask}\n\nOutput: {answer}", f"{ask}\n\n{answer}", f"{ask}\n{answer}",
+        f"{ask} Output: {answer}",
+        f"{ask}\nOutput: {answer}",
+        f"{ask}\n\nOutput: {answer}",
+        f"{ask}\n\n{answer}",
+        f"{ask}\n{answer}",
         f"Task: {ask}\n\n{answer}",
-    }  # fmt: skip
+    }
 
 
 def test_tk_instruct_adds_an_example_that_does_not_fit_or_hides_a_cut():

@@ -188,9 +188,11 @@ def test_alpacas_system_and_history_are_dropped(tmp_path):
 def test_tool_turns_are_spelled_unlike_transformers_would(tmp_path):
     tok = chat(TOOLS)
     messages = [
-        ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "blue", "tool_call_id": "c1"},
+        ASK,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "blue", "tool_call_id": "c1"},
         SAY | {"reasoning_content": "It is blue."},
-    ]  # fmt: skip
+    ]
     theirs = tok.apply_chat_template(messages, tools=[TOOL], tokenize=False)
     strings = copy.deepcopy(messages)
     strings[1]["tool_calls"][0]["function"]["arguments"] = json.dumps(CALL["function"]["arguments"])
@@ -202,9 +204,11 @@ def test_tool_turns_are_spelled_unlike_transformers_would(tmp_path):
     }
     old[2] = {"role": "function", "name": "look", "content": "blue"}
     flat = [
-        {"from": "human", "value": "Which?"}, {"from": "function_call", "value": json.dumps(CALL["function"])},
-        {"from": "observation", "value": "blue"}, {"from": "gpt", "value": "That.", "reasoning_content": "It is blue."},
-    ]  # fmt: skip
+        {"from": "human", "value": "Which?"},
+        {"from": "function_call", "value": json.dumps(CALL["function"])},
+        {"from": "observation", "value": "blue"},
+        {"from": "gpt", "value": "That.", "reasoning_content": "It is blue."},
+    ]
     for row in (
         {"messages": messages, "tools": [TOOL]},
         {"messages": strings, "tools": [TOOL], "parallel_tool_calls": False},

@@ -229,14 +229,32 @@ def test_lm_eval_gets_other_numbers_from_the_adapter(models, name, tmp_path, mon
         "test_split": "test",
     }
     tasks = [
-        common | {"task": "choice", "output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_choice": "choices",
-                  "doc_to_target": "label"},
-        common | {"task": "rolling", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
-                  "metric_list": [{"metric": "bits_per_byte"}]},
-        common | {"task": "answer", "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "x",
-                  "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
-                  "metric_list": [{"metric": "exact_match"}]},
-    ]  # fmt: skip
+        common
+        | {
+            "task": "choice",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{q}}",
+            "doc_to_choice": "choices",
+            "doc_to_target": "label",
+        },
+        common
+        | {
+            "task": "rolling",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{text}}",
+            "metric_list": [{"metric": "bits_per_byte"}],
+        },
+        common
+        | {
+            "task": "answer",
+            "output_type": "generate_until",
+            "doc_to_text": "{{q}}",
+            "doc_to_target": "x",
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+            "metric_list": [{"metric": "exact_match"}],
+        },
+    ]
     harness = adapter(model, params, TOKENIZER)
     results = lm_eval.simple_evaluate(
         model=harness, tasks=tasks, log_samples=True, bootstrap_iters=0

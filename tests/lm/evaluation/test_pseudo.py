@@ -46,9 +46,14 @@ def bert(tmp_path_factory):
     tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"))
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
         initializer_range=0.5,
-    )  # fmt: skip
+    )
     model = transformers.BertForMaskedLM(config).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -26,8 +26,17 @@ MASK = 90
 def tiny(name: str, **changes):
     """The preset made smaller, and drawn from a distribution wide enough that an error shows."""
     preset = families.preset(name, "tiny")
-    config = preset.replace(vocab_size=97, bos_token_id=None, eos_token_ids=(), pad_token_id=None, decoder_start_token_id=None,
-                            forced_bos_token_id=None, forced_eos_token_id=None, initializer_range=0.1, dropout=0.0)  # fmt: skip
+    config = preset.replace(
+        vocab_size=97,
+        bos_token_id=None,
+        eos_token_ids=(),
+        pad_token_id=None,
+        decoder_start_token_id=None,
+        forced_bos_token_id=None,
+        forced_eos_token_id=None,
+        initializer_range=0.1,
+        dropout=0.0,
+    )
     return lm.build(config.replace(**changes))
 
 

@@ -8,9 +8,26 @@ from tests.lm.families.test_parity import CASES, torch, torch_model
 
 NEW_TOKENS = 64
 NAMES = (
-    "gpt2", "llama-grouped", "mistral", "qwen2-mixed", "qwen3-window", "openai-gpt", "neo-mixed", "neox", "opt", "phi3-part",
-    "gemma", "gemma2", "olmo2", "stablelm", "starcoder2", "mamba-wide", "mamba2", "falcon-mamba", "bamba-no-cycle",
-)  # fmt: skip
+    "gpt2",
+    "llama-grouped",
+    "mistral",
+    "qwen2-mixed",
+    "qwen3-window",
+    "openai-gpt",
+    "neo-mixed",
+    "neox",
+    "opt",
+    "phi3-part",
+    "gemma",
+    "gemma2",
+    "olmo2",
+    "stablelm",
+    "starcoder2",
+    "mamba-wide",
+    "mamba2",
+    "falcon-mamba",
+    "bamba-no-cycle",
+)
 PROMPTS = [[5, 9, 20, 7, 7, 30, 11], [3], [40, 41, 5, 17] * 3]
 
 

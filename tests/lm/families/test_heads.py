@@ -61,28 +61,61 @@ T5 = dict(
 )
 T5 |= dict(relative_attention_max_distance=20, decoder_start_token_id=2)
 FAMILIES = {  # their stem: (options, what there is besides sequences)
-    "OpenAIGPT": (parity.GPT2, ()), "GPT2": (parity.GPT2, (TOKEN, SPAN)), "GPTNeo": (NEO, (TOKEN, SPAN)),
-    "GPTNeoX": (parity.NEOX, (TOKEN, SPAN)), "OPT": (parity.OPT, (SPAN,)),
-    "Llama": (parity.DECODER, (TOKEN, SPAN)), "Mistral": (parity.DECODER | dict(sliding_window=5), (TOKEN, SPAN)),
-    "Qwen2": (parity.DECODER, (TOKEN, SPAN)), "Qwen3": (parity.DECODER | dict(head_dim=10), (TOKEN, SPAN)),
-    "Phi3": (parity.DECODER, (TOKEN,)), "Gemma": (parity.DECODER | dict(head_dim=10), (TOKEN,)), "Gemma2": (parity.GEMMA2, (TOKEN,)),
-    "Olmo2": (parity.DECODER, ()), "StableLm": (parity.DECODER | dict(partial_rotary_factor=0.34), (TOKEN,)),
+    "OpenAIGPT": (parity.GPT2, ()),
+    "GPT2": (parity.GPT2, (TOKEN, SPAN)),
+    "GPTNeo": (NEO, (TOKEN, SPAN)),
+    "GPTNeoX": (parity.NEOX, (TOKEN, SPAN)),
+    "OPT": (parity.OPT, (SPAN,)),
+    "Llama": (parity.DECODER, (TOKEN, SPAN)),
+    "Mistral": (parity.DECODER | dict(sliding_window=5), (TOKEN, SPAN)),
+    "Qwen2": (parity.DECODER, (TOKEN, SPAN)),
+    "Qwen3": (parity.DECODER | dict(head_dim=10), (TOKEN, SPAN)),
+    "Phi3": (parity.DECODER, (TOKEN,)),
+    "Gemma": (parity.DECODER | dict(head_dim=10), (TOKEN,)),
+    "Gemma2": (parity.GEMMA2, (TOKEN,)),
+    "Olmo2": (parity.DECODER, ()),
+    "StableLm": (parity.DECODER | dict(partial_rotary_factor=0.34), (TOKEN,)),
     "Starcoder2": (parity.DECODER, (TOKEN,)),
-    "Bert": (parity.BERT, (TOKEN, SPAN)), "Roberta": (parity.BERT | dict(pad_token_id=2), (TOKEN, SPAN)),
-    "DistilBert": (parity.DISTIL, (TOKEN, SPAN)), "Electra": (ALBERT, (TOKEN, SPAN)), "Albert": (ALBERT, (TOKEN, SPAN)),
+    "Bert": (parity.BERT, (TOKEN, SPAN)),
+    "Roberta": (parity.BERT | dict(pad_token_id=2), (TOKEN, SPAN)),
+    "DistilBert": (parity.DISTIL, (TOKEN, SPAN)),
+    "Electra": (ALBERT, (TOKEN, SPAN)),
+    "Albert": (ALBERT, (TOKEN, SPAN)),
     "ModernBert": (parity.MODERN, (TOKEN, SPAN)),
-    "Bart": (BART, (SPAN,)), "MBart": (BART, (SPAN,)), "T5": (T5, (TOKEN, SPAN)), "MT5": (T5, (TOKEN, SPAN)), "UMT5": (T5, (TOKEN, SPAN)),
-}  # fmt: skip
+    "Bart": (BART, (SPAN,)),
+    "MBart": (BART, (SPAN,)),
+    "T5": (T5, (TOKEN, SPAN)),
+    "MT5": (T5, (TOKEN, SPAN)),
+    "UMT5": (T5, (TOKEN, SPAN)),
+}
 LABELS = {SEQUENCE: 3, TOKEN: 5, SPAN: 2}
-CASES: dict[str, tuple[str, dict, dict]] = {f"{stem}{kind}": (f"{stem}{kind}", options, dict(num_labels=LABELS[kind]))
-         for stem, (options, more) in FAMILIES.items() for kind in (SEQUENCE, *more)}  # fmt: skip
+CASES: dict[str, tuple[str, dict, dict]] = {
+    f"{stem}{kind}": (f"{stem}{kind}", options, dict(num_labels=LABELS[kind]))
+    for stem, (options, more) in FAMILIES.items()
+    for kind in (SEQUENCE, *more)
+}
 CASES |= {
-    "Llama-regression": ("LlamaForSequenceClassification", parity.DECODER, dict(num_labels=1, tie_word_embeddings=True)),
-    "Bert-regression": ("BertForSequenceClassification", parity.BERT, dict(num_labels=1, tie_word_embeddings=False, hidden_act="relu")),
-    "ModernBert-mean": ("ModernBertForSequenceClassification", parity.MODERN, dict(
-        num_labels=7, classifier_pooling="mean", classifier_activation="silu", norm_bias=True)),
-    "Bart-untied": ("BartForSequenceClassification", BART, dict(num_labels=2, encoder_attention_heads=2)),
-}  # fmt: skip
+    "Llama-regression": (
+        "LlamaForSequenceClassification",
+        parity.DECODER,
+        dict(num_labels=1, tie_word_embeddings=True),
+    ),
+    "Bert-regression": (
+        "BertForSequenceClassification",
+        parity.BERT,
+        dict(num_labels=1, tie_word_embeddings=False, hidden_act="relu"),
+    ),
+    "ModernBert-mean": (
+        "ModernBertForSequenceClassification",
+        parity.MODERN,
+        dict(num_labels=7, classifier_pooling="mean", classifier_activation="silu", norm_bias=True),
+    ),
+    "Bart-untied": (
+        "BartForSequenceClassification",
+        BART,
+        dict(num_labels=2, encoder_attention_heads=2),
+    ),
+}
 LEFT = (
     "GPTNeoX",
     "Llama",
@@ -217,19 +250,40 @@ def test_in_packed_rows_every_document_has_the_outputs_that_it_has_alone(family,
     [
         ("llama", "value", {}, {"head/classifier"}),
         ("llama", "sequence_classification", dict(n_labels=3), {"head/classifier"}),
-        ("gpt2", "token_classification", dict(n_labels=2), {"head/classifier", "head/classifier_bias"}),
+        (
+            "gpt2",
+            "token_classification",
+            dict(n_labels=2),
+            {"head/classifier", "head/classifier_bias"},
+        ),
         ("llama", "none", {}, set()),
         ("llama", "embedding", dict(pooling="mean"), set()),
-        ("bert", "sequence_classification", dict(n_labels=3),
-         {"head/classifier", "head/classifier_bias", "pooler/kernel", "pooler/bias"}),
-        ("roberta", "sequence_classification", dict(n_labels=1),
-         {"head/classifier", "head/classifier_bias", "head/dense", "head/dense_bias"}),
-        ("modernbert", "question_answering", {},
-         {"head/classifier", "head/classifier_bias", "head/dense", "head/norm/scale"}),
-        ("bart", "sequence_classification", dict(n_labels=3),
-         {"head/classifier", "head/classifier_bias", "head/dense", "head/dense_bias"}),
+        (
+            "bert",
+            "sequence_classification",
+            dict(n_labels=3),
+            {"head/classifier", "head/classifier_bias", "pooler/kernel", "pooler/bias"},
+        ),
+        (
+            "roberta",
+            "sequence_classification",
+            dict(n_labels=1),
+            {"head/classifier", "head/classifier_bias", "head/dense", "head/dense_bias"},
+        ),
+        (
+            "modernbert",
+            "question_answering",
+            {},
+            {"head/classifier", "head/classifier_bias", "head/dense", "head/norm/scale"},
+        ),
+        (
+            "bart",
+            "sequence_classification",
+            dict(n_labels=3),
+            {"head/classifier", "head/classifier_bias", "head/dense", "head/dense_bias"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_another_head_keeps_all_other_weights_and_has_what_its_class_has(
     family, head, fields, made, tmp_path
 ):
@@ -272,8 +326,10 @@ def test_a_head_that_a_model_cannot_have_is_refused_in_words(tmp_path):
     with pytest.raises(ConfigError, match=r"label_names has 1 names for model\.n_labels=2"):
         lm.with_head(*llama, "token_classification", n_labels=2, label_names=("one",))
     for (model, params), head, fields in (
-        (mamba, "sequence_classification", dict(n_labels=3)), (olmo, "token_classification", dict(n_labels=3)), (llama, "value", {}),
-    ):  # fmt: skip
+        (mamba, "sequence_classification", dict(n_labels=3)),
+        (olmo, "token_classification", dict(n_labels=3)),
+        (llama, "value", {}),
+    ):
         new, changed = lm.with_head(model, params, head, **fields)
         with pytest.raises(
             ConfigError,
@@ -443,8 +499,11 @@ def test_a_sentence_transformers_directory_gives_its_vectors_and_is_written_back
     with torch.no_grad():
         hidden = bert(**given).last_hidden_state.numpy()
     rows, last = np.arange(3), valid.sum(1) - 1
-    theirs = {"mean_tokens": (hidden * valid[..., None]).sum(1) / valid.sum(1, keepdims=True), "cls_token": hidden[:, 0],
-              "lasttoken": hidden[rows, last]}[mode]  # fmt: skip
+    theirs = {
+        "mean_tokens": (hidden * valid[..., None]).sum(1) / valid.sum(1, keepdims=True),
+        "cls_token": hidden[:, 0],
+        "lasttoken": hidden[rows, last],
+    }[mode]
     theirs = theirs / np.linalg.norm(theirs, axis=-1, keepdims=True) if normalize else theirs
     out = lm.forward(model, params, batch)
     assert out.logits is None

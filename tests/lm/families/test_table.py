@@ -116,9 +116,14 @@ def test_depthwise_convolution_keeps_the_order_of_taps_and_channels():
 
 
 HYBRID = {  # layers 0 to 5: a, b, a, a, b, a
-    "layers/block_0/a/scale": (2, 5), "layers/block_0/mlp": (2, 3), "layers/block_1/b/scale": (2, 5), "layers/block_1/mlp": (2, 3),
-    "layers/block_2/a/scale": (2, 5), "layers/block_2/mlp": (2, 3), "head": (4,),
-}  # fmt: skip
+    "layers/block_0/a/scale": (2, 5),
+    "layers/block_0/mlp": (2, 3),
+    "layers/block_1/b/scale": (2, 5),
+    "layers/block_1/mlp": (2, 3),
+    "layers/block_2/a/scale": (2, 5),
+    "layers/block_2/mlp": (2, 3),
+    "head": (4,),
+}
 
 
 def test_layers_of_a_hybrid_stack_are_counted_across_its_blocks():
@@ -173,8 +178,15 @@ def test_an_unknown_model_type_names_the_nearest_and_all_supported():
         families.preset("gpt2", "124")
 
 
-LLAMA = dict(model_type="llama", vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-             max_position_embeddings=8)  # fmt: skip
+LLAMA = dict(
+    model_type="llama",
+    vocab_size=9,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=8,
+    max_position_embeddings=8,
+)
 QWEN2 = LLAMA | dict(
     model_type="qwen2", use_sliding_window=True, sliding_window=4, num_hidden_layers=2
 )

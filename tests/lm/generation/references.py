@@ -14,9 +14,15 @@ PROMPTS = [[5, 9, 20, 7, 7, 30, 11], [3, 8], [40, 4, 5, 17] * 3]
 ENDS = [2, 7, 33]  # three end tokens, so that answers do end
 COMMON = dict(vocab_size=41, d_model=32)
 BART = dict(
-    encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
-    max_position_embeddings=64, **COMMON,
-)  # fmt: skip
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=48,
+    max_position_embeddings=64,
+    **COMMON,
+)
 T5 = dict(
     d_kv=8,
     d_ff=48,

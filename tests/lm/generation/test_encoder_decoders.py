@@ -110,8 +110,15 @@ def test_the_encoder_runs_in_prefill_alone():
     """Steps after it read the cache only: they are pure, and need no encoder_tokens."""
     model, params = make("t5", **START)
     padded = np.asarray([[7, 30, 11, 0, 0]], np.int32)
-    logits, cache = lm.prefill(model, params, np.asarray([[1, 8]]), np.ones((1, 2), np.int32), 12, encoder_tokens=padded,
-                               encoder_segments=(padded > 0) * 1)  # fmt: skip
+    logits, cache = lm.prefill(
+        model,
+        params,
+        np.asarray([[1, 8]]),
+        np.ones((1, 2), np.int32),
+        12,
+        encoder_tokens=padded,
+        encoder_segments=(padded > 0) * 1,
+    )
     whole = lm.forward(model, params, lm.Batch.of([[1, 8, 9]], encoder_tokens=[[7, 30, 11]])).logits
     np.testing.assert_allclose(logits, whole[:, 1], atol=2e-5)
     without_encoder = {name: value for name, value in params.items() if name != "encoder"}

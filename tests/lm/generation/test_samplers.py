@@ -114,10 +114,17 @@ def test_top_p_of_a_large_vocabulary_looks_at_its_best_candidates_only():
 @pytest.mark.parametrize(
     "options",
     [
-        dict(temperature=0.0), dict(temperature=float("nan")), dict(temperature=float("inf")), dict(top_k=-1), dict(top_p=0.0),
-        dict(min_p=1.1), dict(min_p=float("nan")), dict(repetition_penalty=0.0), dict(repetition_penalty=float("nan")),
+        dict(temperature=0.0),
+        dict(temperature=float("nan")),
+        dict(temperature=float("inf")),
+        dict(top_k=-1),
+        dict(top_p=0.0),
+        dict(min_p=1.1),
+        dict(min_p=float("nan")),
+        dict(repetition_penalty=0.0),
+        dict(repetition_penalty=float("nan")),
     ],
-)  # fmt: skip
+)
 def test_samplers_refuse_senseless_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         lm.Sample(**options)

@@ -97,19 +97,23 @@ def test_a_function_computes_with_the_embedding_of_another_token(gpt2):
     wrong = tokenizer.encode(TEXT)
     assert NEW in wrong
     for call in (
-        lambda: harness.loglikelihood([Request(("The cat", " <new_3> sat"))]), lambda: harness.loglikelihood_rolling([Request((TEXT,))]),
+        lambda: harness.loglikelihood([Request(("The cat", " <new_3> sat"))]),
+        lambda: harness.loglikelihood_rolling([Request((TEXT,))]),
         lambda: harness.generate_until([Request((TEXT, {"max_gen_toks": 4}))]),
         lambda: lm.generate_text(model, params, tokenizer, [TEXT], 4),
-        lambda: Reader(model, params, tokenizer)([wrong], 4), lambda: Encoder(model, params, tokenizer)([TEXT]),
-    ):  # fmt: skip
+        lambda: Reader(model, params, tokenizer)([wrong], 4),
+        lambda: Encoder(model, params, tokenizer)([TEXT]),
+    ):
         with pytest.raises(ValueError, match=NAMED):
             call()
     for call in (
         lambda: likelihood.log_likelihoods(model, params, [([1, NEW], [2])]),
         lambda: likelihood.log_likelihoods(model, params, [([1], [NEW])]),
-        lambda: lm.generate(model, params, [[1, NEW]], 4), lambda: lm.forward(model, params, Batch.of([[1, NEW]])),
-        lambda: model.apply({"params": params}, Batch.of([[1, NEW]])), lambda: inputs.check_ids(model.config, [[NEW]]),
-    ):  # fmt: skip
+        lambda: lm.generate(model, params, [[1, NEW]], 4),
+        lambda: lm.forward(model, params, Batch.of([[1, NEW]])),
+        lambda: model.apply({"params": params}, Batch.of([[1, NEW]])),
+        lambda: inputs.check_ids(model.config, [[NEW]]),
+    ):
         with pytest.raises(ValueError, match=r"260, outside the vocabulary of 258.*ids 0 to 257"):
             call()
     with pytest.raises(ValueError, match="holds token -1, outside"):

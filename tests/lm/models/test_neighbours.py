@@ -13,16 +13,31 @@ from tests.lm.models.test_model import CONFIGS, SEQ2SEQ, pack
 
 CHUNK, WIDTH = 4, 6
 DOORS = {  # of every kind of block: all layers, some, and a pattern that repeats nowhere
-    "llama": (0, 1, 2), "gpt2": (1,), "gemma2": (0, 2), "mamba": (0, 1, 2), "mamba2": (2,), "bamba": (1, 3), "bart": (0, 1), "t5": (1,),
-}  # fmt: skip
+    "llama": (0, 1, 2),
+    "gpt2": (1,),
+    "gemma2": (0, 2),
+    "mamba": (0, 1, 2),
+    "mamba2": (2,),
+    "bamba": (1, 3),
+    "bart": (0, 1),
+    "t5": (1,),
+}
 
 
 @functools.cache
 def make(name, with_door=True):
     base = dict(
-        family="llama", vocab_size=97, d_model=32, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48, max_length=64,
+        family="llama",
+        vocab_size=97,
+        d_model=32,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=4,
+        head_dim=8,
+        d_ff=48,
+        max_length=64,
         initializer_range=0.2,
-    )  # fmt: skip
+    )
     options = (
         base
         | CONFIGS[name]

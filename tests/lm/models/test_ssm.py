@@ -29,11 +29,23 @@ def inputs(kind, batch=2, length=13, seed=0):
     dt = lambda *shape: r.uniform(0.01, 1.0, shape)
     if kind == "s6":
         e, n = 5, 3
-        return [r.normal(size=(batch, length, e)), dt(batch, length, e), -r.uniform(0.5, 2, (e, n)),
-                r.normal(size=(batch, length, n)), r.normal(size=(batch, length, n)), r.normal(size=e)]  # fmt: skip
+        return [
+            r.normal(size=(batch, length, e)),
+            dt(batch, length, e),
+            -r.uniform(0.5, 2, (e, n)),
+            r.normal(size=(batch, length, n)),
+            r.normal(size=(batch, length, n)),
+            r.normal(size=e),
+        ]
     h, p, g, n = 4, 3, 2, 5
-    return [r.normal(size=(batch, length, h, p)), dt(batch, length, h), -r.uniform(0.5, 2, h),
-            r.normal(size=(batch, length, g, n)), r.normal(size=(batch, length, g, n)), r.normal(size=h)]  # fmt: skip
+    return [
+        r.normal(size=(batch, length, h, p)),
+        dt(batch, length, h),
+        -r.uniform(0.5, 2, h),
+        r.normal(size=(batch, length, g, n)),
+        r.normal(size=(batch, length, g, n)),
+        r.normal(size=h),
+    ]
 
 
 def plain(kind, u, dt, A, B, C, D, segments):
@@ -216,9 +228,19 @@ SHAPES = {
     ),
 }
 CONFIG = dict(
-    family="mamba", vocab_size=9, d_model=12, n_layers=1, n_heads=0, n_kv_heads=0, head_dim=0, d_ff=0, max_length=64, positions="none",
-    ssm_inner=24, initializer_range=0.3,
-)  # fmt: skip
+    family="mamba",
+    vocab_size=9,
+    d_model=12,
+    n_layers=1,
+    n_heads=0,
+    n_kv_heads=0,
+    head_dim=0,
+    d_ff=0,
+    max_length=64,
+    positions="none",
+    ssm_inner=24,
+    initializer_range=0.3,
+)
 
 
 @functools.cache

@@ -33,9 +33,17 @@ def encoder(tmp_path_factory):
     """(BERT on torch, the same here with the mean over a text)."""
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
-    theirs = transformers.BertModel(transformers.BertConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, max_position_embeddings=32
-    ), add_pooling_layer=False).eval()  # fmt: skip
+    theirs = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=50,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=40,
+            max_position_embeddings=32,
+        ),
+        add_pooling_layer=False,
+    ).eval()
     theirs.save_pretrained(folder)
     return theirs, *lm.from_hf(folder, head="embedding")
 

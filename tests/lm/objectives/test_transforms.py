@@ -253,8 +253,14 @@ def test_ul2_draws_the_seven_denoisers_of_the_paper_evenly_and_says_which():
     text, n, rng = np.arange(1000, 1240), 240, np.random.default_rng(0)
     packed = packing.pack([(np.array([END, *text, END]), 240)] * 2, n + 1)
     kinds = {  # missing tokens and spans of 240: rates and mean spans of table 1
-        (36, 12): "r", (36, 4): "r", (60, 1): "s", (120, 40): "x", (120, 15): "x", (36, 1): "x", (120, 2): "x",
-    }  # fmt: skip
+        (36, 12): "r",
+        (36, 4): "r",
+        (60, 1): "s",
+        (120, 40): "x",
+        (120, 15): "x",
+        (36, 1): "x",
+        (120, 2): "x",
+    }
     seen = dict.fromkeys(kinds, 0)
     transform = ul2.ul2(MODAL, T5, modes=True)
     lengths, row = transform.lengths(packed), batches.Rows(packed)[0]
@@ -371,9 +377,10 @@ def test_noises_are_combined_in_another_order_than_the_papers():
 
 
 NOISES: dict[str, dict[str, Any]] = {
-    "permuted": {"permute_sentences": True}, "masked": {"rate": 0.0, "token_mask": 0.5},
+    "permuted": {"permute_sentences": True},
+    "masked": {"rate": 0.0, "token_mask": 0.5},
     "all": {"permute_sentences": True, "token_mask": 0.2, "delete": 0.2, "rotate": 1.0},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -416,9 +423,12 @@ def test_a_prefix_of_any_length_carries_no_loss():
 
 
 TRANSFORMS = {
-    "masked": (masked, BERT, {}), "span_corruption": (span_corruption.span_corruption, T5, {}),
-    "ul2": (ul2.ul2, T5, {}), "denoising": (denoising.denoising, BART, NOISES["all"]), "prefix_lm": (prefix_lm, LLAMA, {}),
-}  # fmt: skip
+    "masked": (masked, BERT, {}),
+    "span_corruption": (span_corruption.span_corruption, T5, {}),
+    "ul2": (ul2.ul2, T5, {}),
+    "denoising": (denoising.denoising, BART, NOISES["all"]),
+    "prefix_lm": (prefix_lm, LLAMA, {}),
+}
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -486,10 +496,12 @@ def test_what_makes_no_sense_is_refused_in_words(build, config, options, words):
 @pytest.mark.parametrize(
     ("build", "config", "words"),
     [
-        (masked, BERT, "mask_token"), (denoising.denoising, BART, "mask_token"),
-        (span_corruption.span_corruption, T5, "sentinels"), (ul2.ul2, T5, "objective 'ul2'.*sentinels"),
+        (masked, BERT, "mask_token"),
+        (denoising.denoising, BART, "mask_token"),
+        (span_corruption.span_corruption, T5, "sentinels"),
+        (ul2.ul2, T5, "objective 'ul2'.*sentinels"),
     ],
-)  # fmt: skip
+)
 def test_a_tokenizer_without_the_special_tokens_is_refused(build, config, words):
     with pytest.raises(ConfigError, match=words):
         build(bytes_only(), config)

@@ -19,9 +19,22 @@ def config(folder, **changes):
     c = tiny.get_config()
     c.update_from_flattened_dict(
         {
-            "steps": 12, "batch_size": 8, "length": 16, "data.files": text(folder), "data.cache": str(folder / "cache"),
-            "model.d_model": 16, "model.n_layers": 1, "model.d_ff": 32, "model.n_heads": 2, "model.n_kv_heads": 2, "optimizer.warmup": 2,
-            "log.every": 1, "log.tensorboard": False, "checkpoint.every": 4, "samples.prompts": (), **changes,
+            "steps": 12,
+            "batch_size": 8,
+            "length": 16,
+            "data.files": text(folder),
+            "data.cache": str(folder / "cache"),
+            "model.d_model": 16,
+            "model.n_layers": 1,
+            "model.d_ff": 32,
+            "model.n_heads": 2,
+            "model.n_kv_heads": 2,
+            "optimizer.warmup": 2,
+            "log.every": 1,
+            "log.tensorboard": False,
+            "checkpoint.every": 4,
+            "samples.prompts": (),
+            **changes,
         }
-    )  # fmt: skip
+    )
     return c

@@ -17,9 +17,18 @@ from lm.training.state import create_state
 from lm.training.step import make_train_step
 
 MODEL = ModelConfig(
-    family="llama", vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, max_length=32,
-    tie_embeddings=False, initializer_range=0.1,
-)  # fmt: skip
+    family="llama",
+    vocab_size=64,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=64,
+    max_length=32,
+    tie_embeddings=False,
+    initializer_range=0.1,
+)
 ROWS, LENGTH = 16, 16
 
 

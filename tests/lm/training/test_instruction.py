@@ -50,11 +50,22 @@ def config(folder, family="llama", **changes):
             | {"vocab_size": 0, "max_length": 128, "dropout": 0.0}
         )
     changes = {
-        "steps": 4, "batch_size": 8, "length": 64, "objective.name": "instruct", "data.files": str(folder / "*.jsonl"),
-        "data.format": "auto", "data.template": "tulu", "data.cache": str(folder / "cache"), "data.hold_out": "t7",
+        "steps": 4,
+        "batch_size": 8,
+        "length": 64,
+        "objective.name": "instruct",
+        "data.files": str(folder / "*.jsonl"),
+        "data.format": "auto",
+        "data.template": "tulu",
+        "data.cache": str(folder / "cache"),
+        "data.hold_out": "t7",
         "eval.data.heldout": "hold_out",
-        "optimizer.warmup": 1, "log.tensorboard": False, "samples.prompts": ("task 1",), "samples.tokens": 2, **changes,
-    }  # fmt: skip
+        "optimizer.warmup": 1,
+        "log.tensorboard": False,
+        "samples.prompts": ("task 1",),
+        "samples.tokens": 2,
+        **changes,
+    }
     if family == "llama":
         changes = {
             "model.d_model": 16,

@@ -206,8 +206,9 @@ def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
     """Ctrl-C that reaches one of them stops both at one step, saved, with 130; resumed, they end as one process does."""
     env = os.environ | {
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }  # fmt: skip
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     argv = [sys.executable, "-m", "tests.lm.training.two_processes", str(folder)]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "[130, 130] [0, 0]", done.stdout + done.stderr

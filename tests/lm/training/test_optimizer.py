@@ -21,8 +21,13 @@ AXES = {
     "layers/norm/scale": ("layers", "norm"),
     "embeddings/token": ("vocab", "table_embed"),
 }
-SHAPES = {"layers/attention/query": (2, 6, 2, 4), "layers/attention/out": (2, 2, 4, 6), "layers/mlp/up": (2, 6, 5),
-          "layers/norm/scale": (2, 6), "embeddings/token": (7, 6)}  # fmt: skip
+SHAPES = {
+    "layers/attention/query": (2, 6, 2, 4),
+    "layers/attention/out": (2, 2, 4, 6),
+    "layers/mlp/up": (2, 6, 5),
+    "layers/norm/scale": (2, 6),
+    "embeddings/token": (7, 6),
+}
 
 
 def tree(seed, scale=1.0):
@@ -155,8 +160,9 @@ def test_muon_is_not_torch_s_up_to_its_bfloat16():
             lambda path: "muon" if path in MATRICES else "rest",
             {"muon": muon.scale_by_muon(AXES, 0.95, nesterov=False), "rest": optax.identity()},
         ),
-        optimizer._decayed(DECAY, rules.DECAY, rules.RATES), optax.scale_by_learning_rate(RATE),
-    )  # fmt: skip
+        optimizer._decayed(DECAY, rules.DECAY, rules.RATES),
+        optax.scale_by_learning_rate(RATE),
+    )
     assert_close(with_(chain), theirs(make, MATRICES), rtol=0, atol=6e-3)
 
 

@@ -55,9 +55,14 @@ def test_a_parameter_without_a_pattern_or_a_pattern_without_a_parameter_is_accep
 
 @pytest.mark.parametrize(
     ("table", "said"),
-    [(((r"(", 0.0),), "not a regular expression"), ((("a", -1.0),), "0 or more"), ((("a", float("nan")),), "0 or more"),
-     ((("a", "b"),), "expected pairs"), (("norm", 0.0), "expected pairs")],
-)  # fmt: skip
+    [
+        (((r"(", 0.0),), "not a regular expression"),
+        ((("a", -1.0),), "0 or more"),
+        ((("a", float("nan")),), "0 or more"),
+        ((("a", "b"),), "expected pairs"),
+        (("norm", 0.0), "expected pairs"),
+    ],
+)
 def test_a_malformed_table_is_accepted(table, said):
     with pytest.raises(ConfigError, match=f"optimizer.rates.*{said}"):
         rules.check(table, "optimizer.rates")

@@ -231,8 +231,18 @@ def test_the_peak_of_a_device_is_wrong():
         def __init__(self, kind):
             self.device_kind = kind
 
-    kinds = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
-             "TPU v6 lite": 918e12, "TPU v4": 275e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H200": 989e12, "cpu": None}  # fmt: skip
+    kinds = {
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "TPU v5 lite": 197e12,
+        "TPU v5p": 459e12,
+        "TPU v5": 459e12,
+        "TPU v6 lite": 918e12,
+        "TPU v4": 275e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA H200": 989e12,
+        "cpu": None,
+    }
     assert {kind: flops.peak(Device(kind)) for kind in kinds} == kinds
 
 
