@@ -45,7 +45,10 @@ TEMPLATES, INSTRUCT = "tests/lm/data/test_templates.py", "tests/lm/data/test_ins
 GOLDEN = f"{TEMPLATES}::test_tokens_or_masks_differ_from_the_golden_ones"
 PACKED = f"{INSTRUCT}::test_packed_examples_weigh_other_than_each_alone"
 BATCHES, PENALTIES = "tests/lm/data/test_batches.py", "tests/lm/adaptation/test_penalties.py"
-FRESH = "tests/lm/adaptation/test_lora.py::test_a_fresh_adapter_changes_a_bit_or_a_merged_kernel_is_not_w_plus_s_a_b"
+FRESH = (
+    "tests/lm/adaptation/test_lora.py"
+    "::test_a_fresh_adapter_changes_a_bit_or_a_merged_kernel_is_not_w_plus_s_a_b"
+)
 SCORES, LIKELIHOOD = "tests/lm/evaluation/test_scores.py", "tests/lm/evaluation/test_likelihood.py"
 
 MUTATIONS = [
@@ -113,14 +116,16 @@ MUTATIONS = [
         "lm/training/step.py",
         "return loss.sum, loss",
         "return loss.sum / jnp.maximum(loss.weight, 1.0) * batch.tokens.size, loss",
-        "tests/lm/training/test_step.py::test_micro_batches_of_unequal_weight_are_averaged_as_if_equal",
+        "tests/lm/training/test_step.py"
+        "::test_micro_batches_of_unequal_weight_are_averaged_as_if_equal",
     ),
     Mutation(
         3,
         "lm/training/step.py",
         "return jax.tree.map(jnp.add, carry, micro(trained, held, *xs)), None",
         "return micro(trained, held, *xs), None",
-        "tests/lm/training/test_step.py::test_a_step_on_eight_devices_or_in_micro_batches_differs_from_one_device",
+        "tests/lm/training/test_step.py"
+        "::test_a_step_on_eight_devices_or_in_micro_batches_differs_from_one_device",
     ),
     Mutation(
         4,
@@ -154,7 +159,8 @@ MUTATIONS = [
         5,
         "lm/data/encoding.py",
         "ids = [i for found in self._tokenise(runs) for i in found]",
-        "ids = self._tokenizer(''.join(segment.text for segment in example.segments), add_special_tokens=False)['input_ids']",
+        "ids = self._tokenizer(''.join(segment.text for segment in example.segments), "
+        "add_special_tokens=False)['input_ids']",
         f"{TEMPLATES}::test_generation_is_given_other_tokens_than_training",
     ),
     Mutation(
@@ -219,7 +225,8 @@ MUTATIONS = [
         "lm/adaptation/interpolation.py",
         "jnp.asarray(t if alpha else b, b.dtype)",
         "jnp.asarray(b if alpha else t, b.dtype)",
-        "tests/lm/adaptation/test_interpolation.py::test_an_end_is_not_its_model_bit_for_bit_or_the_middle_not_between",
+        "tests/lm/adaptation/test_interpolation.py"
+        "::test_an_end_is_not_its_model_bit_for_bit_or_the_middle_not_between",
     ),
     Mutation(
         11,
@@ -321,7 +328,8 @@ def main(argv: list[str]) -> int:
         verdict, said = run(mutation)
         missed += verdict != "caught"
         print(
-            f"{mutation.number:>2} {verdict} {time.monotonic() - start:4.0f} s  {mutation.file}: {mutation.new.splitlines()[0]}",
+            f"{mutation.number:>2} {verdict} {time.monotonic() - start:4.0f} s  {mutation.file}: "
+            f"{mutation.new.splitlines()[0]}",
             flush=True,
         )
         if said:

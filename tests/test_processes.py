@@ -12,7 +12,10 @@ import pytest
 from launch.child import run_child
 from tests import processes
 
-SHOW = "import signal; print(signal.getsignal(signal.SIGINT) != signal.SIG_IGN, signal.getsignal(signal.SIGHUP) == signal.SIG_DFL)"
+SHOW = (
+    "import signal; print(signal.getsignal(signal.SIGINT) != signal.SIG_IGN, "
+    "signal.getsignal(signal.SIGHUP) == signal.SIG_DFL)"
+)
 
 
 @pytest.fixture
@@ -46,7 +49,10 @@ def test_a_stage_ignores_ctrl_c_where_its_study_is_in_the_background(ignored, tm
 
 def test_what_a_test_starts_outlives_it(tmp_path):
     """The child of a child whose parent is gone, and one that gave itself another environment."""
-    script = "sleep 60 & echo $! > orphan; env -i PATH=$PATH sh -c 'echo $$ > other; exec sleep 60' & sleep 0.1; wait"
+    script = (
+        "sleep 60 & echo $! > orphan; env -i PATH=$PATH sh -c 'echo $$ > other; exec sleep 60' & "
+        "sleep 0.1; wait"
+    )
     with pytest.raises(ZeroDivisionError), processes.ended_after():
         shell = subprocess.Popen(["sh", "-c", script], cwd=tmp_path)
         while not all(

@@ -101,9 +101,11 @@ def test_every_config_can_be_read():
     script = (
         "import importlib.util, inspect, pathlib, sys\n"
         "for path in sys.argv[1:]:\n"
-        "    spec = importlib.util.spec_from_file_location('c', path); module = importlib.util.module_from_spec(spec)\n"
+        "    spec = importlib.util.spec_from_file_location('c', path); "
+        "module = importlib.util.module_from_spec(spec)\n"
         "    spec.loader.exec_module(module)\n"
-        "    if hasattr(module, 'get_config'): assert module.get_config() is not None and inspect.getdoc(module), path\n"
+        "    if hasattr(module, 'get_config'): assert module.get_config() is not None and "
+        "inspect.getdoc(module), path\n"
     )
     configs = [str(p) for p in (ROOT / "configs").rglob("*.py") if p.name != "__init__.py"]
     assert len(configs) > 2

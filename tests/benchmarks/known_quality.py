@@ -115,10 +115,12 @@ def main(argv=None) -> int:
         return 0
     for kind, count in counts.items():
         print(
-            f"{kind:<30} {count['known']:>5} of {count['answers']:>5} known, {count['known'] / count['answers']:.1%}"
+            f"{kind:<30} {count['known']:>5} of {count['answers']:>5} known, "
+            f"{count['known'] / count['answers']:.1%}"
         )
     print(
-        f"recall {recall:.3f}, wrong ones known {false:.3f}, precision at as many wrong as right {figures['precision']:.3f}"
+        f"recall {recall:.3f}, wrong ones known {false:.3f}, precision at as many wrong as right "
+        f"{figures['precision']:.3f}"
     )
     return 0
 

@@ -88,9 +88,11 @@ def report_set(name: str, facts: dict, rounds: list[dict]) -> None:
         keys = ("own_single", "own_batched", "layer", "layer_named", "layer_mixed")
         own = {key: statistics.median(r["ScannIndex"][key] for r in rounds) for key in keys}
         print(
-            f"\nScannIndex at the setting it chose itself: recall@10 {facts['ScannIndex']['own_recall']:.3f}, "
+            "\nScannIndex at the setting it chose itself: recall@10 "
+            f"{facts['ScannIndex']['own_recall']:.3f}, "
             f"{own['own_single']:,.0f} single/s, {own['own_batched']:,.0f} batched/s; "
-            f"layer {own['layer']:.2f}, with texts {own['layer_named']:.2f}, mixed {own['layer_mixed']:.2f}."
+            f"layer {own['layer']:.2f}, with texts {own['layer_named']:.2f}, mixed "
+            f"{own['layer_mixed']:.2f}."
         )
 
 
@@ -113,7 +115,10 @@ def report_memory(facts: dict, rounds: list[dict]) -> None:
                 f"{median['peak_mb']:.0f}",
             ]
         )
-    header = "edit to visible ms | p95 | search ms | open s | open and first search s | build s | process MB | peak MB"
+    header = (
+        "edit to visible ms | p95 | search ms | open s | open and first search s | build s | "
+        "process MB | peak MB"
+    )
     table(f"memory | {header}", rows)
 
 
@@ -193,7 +198,8 @@ def main(argv: list[str] | None = None) -> None:
         f"{package} {importlib.metadata.version(package)}" for package in PACKAGES if there(package)
     )
     print(
-        f"{platform.machine()}, {THREADS} of {os.cpu_count()} CPUs, Python {platform.python_version()}; {versions}; {args.rounds} rounds"
+        f"{platform.machine()}, {THREADS} of {os.cpu_count()} CPUs, Python "
+        f"{platform.python_version()}; {versions}; {args.rounds} rounds"
     )
     for name, facts in indexes.items():
         report_set(name, facts, rounds[name])

@@ -168,7 +168,8 @@ def main() -> None:
         return
     print(f"{platform.machine()}, {os.cpu_count()} CPUs; tokens per second\n")
     print(
-        "| GPT-2 124M, float32 | Openbook | transformers on torch | ratio |\n| --- | --- | --- | --- |"
+        "| GPT-2 124M, float32 | Openbook | transformers on torch | ratio |\n"
+        "| --- | --- | --- | --- |"
     )
     for row in rows:
         print(f"| {row['task']} | {row['ours']:.1f} | {row['torch']:.1f} | {row['ratio']:.2f} |")

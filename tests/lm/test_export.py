@@ -223,7 +223,8 @@ def test_settings_of_generation_that_are_not_used_are_not_said(model_directory):
     for given, wanted in (
         (
             SETTINGS,
-            f"unless you add {flags}, and has settings that are not supported: no_repeat_ngram_size=3",
+            f"unless you add {flags}, and has settings that are not supported: "
+            "no_repeat_ngram_size=3",
         ),
         (
             SETTINGS | {"do_sample": False, "no_repeat_ngram_size": 0},

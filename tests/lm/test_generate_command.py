@@ -155,7 +155,10 @@ def test_running_the_command_leaves_the_function_of_the_same_name(monkeypatch):
 
 
 def test_help_waits_for_jax():
-    run = "try: runpy.run_module('lm.generate', run_name='__main__')\nfinally: print('jax' in sys.modules)"
+    run = (
+        "try: runpy.run_module('lm.generate', run_name='__main__')\n"
+        "finally: print('jax' in sys.modules)"
+    )
     code = f"import runpy, sys; sys.argv = ['x', '--help']\n{run}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--system" in done.stdout and done.stdout.endswith("False\n")

@@ -43,7 +43,8 @@ def test_a_first_ctrl_c_is_not_answered_or_a_second_does_not_end_the_process():
     )
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == (
-        "Ctrl-C: still reading x.txt, which has to end first, then the run is saved. Ctrl-C once more ends at once: "
+        "Ctrl-C: still reading x.txt, which has to end first, then the run is saved. Ctrl-C once "
+        "more ends at once: "
         "all that was saved stays\n"
     )
     process.send_signal(signal.SIGINT)
@@ -173,7 +174,8 @@ def test_devices_that_cannot_be_had_end_in_a_stack_trace(monkeypatch, capsys):
     assert main([]) == 2
     assert (
         capsys.readouterr().err
-        == "error: JAX_PLATFORMS=tpu: its devices cannot be used: Unable to initialize backend 'tpu'\n"
+        == "error: JAX_PLATFORMS=tpu: its devices cannot be used: Unable to initialize backend "
+        "'tpu'\n"
     )
 
 

@@ -30,7 +30,10 @@ def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
         lm.load_tokenizer(gguf),
         transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name),
     )
-    text = "In 1998, the 3 largest cities of Lithuania were Vilnius, Kaunas and Klaipėda; 東京 is\n\n  not<|im_end|> one of them."
+    text = (
+        "In 1998, the 3 largest cities of Lithuania were Vilnius, Kaunas and Klaipėda; 東京 is\n\n"
+        "  not<|im_end|> one of them."
+    )
     assert tokenizer.encode(text) == original.encode(text)
 
     prompt = tokenizer.encode("The history of printing begins")

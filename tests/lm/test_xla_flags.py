@@ -18,7 +18,8 @@ avoid_wrong_fusion("float32")
 rng = np.random.default_rng(0)
 m, rows = rng.normal(size=(3, 3)).astype("float32"), rng.normal(size=(32769, 3)).astype("float32")
 sums = jax.jit(jax.vmap(lambda row: ((m @ row) ** 2).sum()))(rows)
-np.testing.assert_allclose(sums, np.square(rows.astype("float64") @ m.T.astype("float64")).sum(1), rtol=1e-4)
+np.testing.assert_allclose(sums, np.square(rows.astype("float64") @ m.T.astype("float64")).sum(1), \
+rtol=1e-4)
 """
 
 

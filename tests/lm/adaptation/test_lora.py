@@ -80,7 +80,8 @@ def test_a_pattern_adapts_other_kernels_or_none_is_not_refused():
     [
         (
             "attention/|embeddings/token",
-            r"'embeddings/token' is in no kernel's path, only in that of embeddings/token, which is looked up",
+            r"'embeddings/token' is in no kernel's path, only in that of embeddings/token, which "
+            r"is looked up",
         ),
         (
             "(attention|embeddings)/",
@@ -223,7 +224,10 @@ def test_an_adapter_that_peft_wrote_is_read_as_another(tmp_path):
 
 
 CHANGING = ("pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga", "new")
-INITS = r"init_lora_weights='{}' changed the weights of the base.*path_initial_model_for_weight_conversion"
+INITS = (
+    r"init_lora_weights='{}' changed the weights of the "
+    r"base.*path_initial_model_for_weight_conversion"
+)
 
 
 def changed_adapter(folder, model, changed):

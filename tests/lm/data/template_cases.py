@@ -17,13 +17,16 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 END = "<|endoftext|>"
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
     "{{ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
 )
 
 POEM = Record(instruction="Write a short line about the sea.", output="The sea is wide and blue.")
@@ -51,7 +54,8 @@ TASK = Record(
     task="parity",
 )
 ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n"
     "### Instruction:\nWrite a short line about the sea.\n\n### Response:"
 )
 TK_ASK = "Now complete the following example -\nInput: 7.\nOutput: "
@@ -70,8 +74,10 @@ CASES = {
         SUM,
         [
             (
-                "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
-                "appropriately completes the request.\n\n### Instruction:\nAdd the two numbers.\n\n### Input:\n2 and 3\n\n### Response:",
+                "Below is an instruction that describes a task, paired with an input that "
+                "provides further context. Write a response that "
+                "appropriately completes the request.\n\n### Instruction:\nAdd the two numbers.\n\n"
+                "### Input:\n2 and 3\n\n### Response:",
                 0,
             ),
             ("5", 1),
@@ -90,7 +96,8 @@ CASES = {
         TALK,
         [
             (
-                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs the sky blue?<|im_end|>\n<|im_start|>assistant\n",
+                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+                "Is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
                 0,
             ),
             ("Yes.<|im_end|>", 1),
@@ -104,7 +111,8 @@ CASES = {
         TALK,
         [
             (
-                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs the sky blue?<|im_end|>\n<|im_start|>assistant\n"
+                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+                "Is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
                 "Yes.<|im_end|>\n<|im_start|>user\nAnd the sea?<|im_end|>\n<|im_start|>assistant\n",
                 0,
             ),
@@ -139,13 +147,15 @@ CASES = {
         TALK,
         [
             (
-                f"{END}<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+                f"{END}<|start_header_id|>system<|end_header_id|>\n\n"
+                "Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
                 "Is the sky blue?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
                 0,
             ),
             ("Yes.<|eot_id|>", 1),
             (
-                "<|start_header_id|>user<|end_header_id|>\n\nAnd the sea?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+                "<|start_header_id|>user<|end_header_id|>\n\n"
+                "And the sea?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
                 0,
             ),
             ("Often.<|eot_id|>", 1),
@@ -157,7 +167,8 @@ CASES = {
         TASK,
         [
             (
-                "Definition: Say whether the number is even.\n\n Positive Example 1 -\nInput: 4.\n Output: even.\n\n"
+                "Definition: Say whether the number is even.\n\n Positive Example 1 -\nInput: 4.\n"
+                " Output: even.\n\n"
                 f" Positive Example 2 -\nInput: 9!\n Output: odd.\n\n{TK_ASK}",
                 0,
             ),
@@ -173,7 +184,8 @@ CASES = {
             (
                 "Definition: Say whether the number is even.\n\n"
                 " Positive Example 1 -\nInput: 4.\n Output: even.\n Explanation: 4 is twice 2.\n\n"
-                f" Negative Example 1 -\nInput: 5.\n Output: maybe.\n Explanation: That is no answer.\n\n{TK_ASK}",
+                " Negative Example 1 -\nInput: 5.\n Output: maybe.\n"
+                f" Explanation: That is no answer.\n\n{TK_ASK}",
                 0,
             ),
             ("odd", 1),
@@ -192,7 +204,8 @@ CASES = {
         TALK,
         [
             (
-                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs the sky blue?<|im_end|>\n<|im_start|>assistant\n",
+                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+                "Is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
                 0,
             ),
             ("Yes.<|im_end|>", 1),

@@ -92,7 +92,10 @@ def test_what_is_too_long_is_cut_or_left_out_in_silence():
     examples = [example(4, 4, i) for i in range(98)] + [example(9, 4, 98), example(2, 14, 99)]
     with pytest.raises(
         DataError,
-        match=r"x: 2 of 100 examples \(2\.0%\) are longer than a row of 10 tokens, the longest 15; data",
+        match=(
+            r"x: 2 of 100 examples \(2\.0%\) are longer than a row of 10 tokens, the longest 15; "
+            r"data"
+        ),
     ):
         fitting.pack(examples, Limits(10), "x")
     with pytest.raises(DataError, match=r"none is allowed \(data\.too_long='raise'\)"):

@@ -134,7 +134,8 @@ def test_the_command_shows_the_first_batch_of_training(objective, tmp_path, caps
     file = runs.text(tmp_path)
     config = tmp_path / "c.py"
     config.write_text(
-        "from configs.tiny import get_config as tiny\n\ndef get_config(variant=''):\n    return tiny(variant)\n"
+        "from configs.tiny import get_config as tiny\n\ndef get_config(variant=''):\n"
+        "    return tiny(variant)\n"
     )
     arguments = [
         f"--config={config}",

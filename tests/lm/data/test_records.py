@@ -162,7 +162,10 @@ def test_a_format_is_guessed_wrong_or_made_up(tmp_path):
     path = lines(tmp_path / "x.jsonl", {"question": "a", "answer": "b"})
     with pytest.raises(
         DataError,
-        match=r"line 1: the format is none of those known .*alpaca: instruction, output.*'answer', 'question'",
+        match=(
+            r"line 1: the format is none of those known .*alpaca: instruction, output.*'answer', "
+            r"'question'"
+        ),
     ):
         records.read(path, Reading())
     with pytest.raises(DataError, match="a text has no response to train on"):
@@ -170,7 +173,10 @@ def test_a_format_is_guessed_wrong_or_made_up(tmp_path):
     pair = lines(tmp_path / "z.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
     with pytest.raises(
         DataError,
-        match=r"a preference pair has two responses; data\.format='preference' trains on the chosen one",
+        match=(
+            r"a preference pair has two responses; data\.format='preference' trains on the chosen "
+            r"one"
+        ),
     ):
         records.read(pair, Reading())
     assert one(pair, format="preference").turns == (Turn("user", "a"), Turn("assistant", "b"))

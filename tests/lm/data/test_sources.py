@@ -35,7 +35,8 @@ def test_documents_are_lost_reordered_or_doubled(tmp_path):
     [
         (
             '{"text": "a',
-            r"line 2: not JSON \(Invalid control character at character 12\); expected one object a line",
+            r"line 2: not JSON \(Invalid control character at character 12\); expected one object "
+            r"a line",
         ),
         ('["a"]', "line 2: no field 'text'"),
         ('{"body": "a"}', "line 2: no field 'text'; it has 'body'"),
@@ -225,7 +226,8 @@ def test_a_tfds_data_set_needs_tensorflow_or_loses_records(tmp_path):
     read = (
         "import json, sys\nfrom lm.data import sources, tables\nname = 'tfds:tiny_texts:train'\n"
         "found = list(sources.records(sources.find_files(name)))\n"
-        "out = [[r for _, r in found], len(tables.open_table('tfds:tiny_texts:train[:3]')), sources.content_hash([name])]\n"
+        "out = [[r for _, r in found], len(tables.open_table('tfds:tiny_texts:train[:3]')), "
+        "sources.content_hash([name])]\n"
         "for bad in ('tfds:tiny_texts:nowhere', 'tfds:no_such_texts'):\n"
         "    try: list(sources.documents([bad]))\n"
         "    except sources.DataError as e: out.append(str(e))\n"

@@ -33,9 +33,13 @@ TOOL = {
 TOOLS = (
     "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ '<call>' + call.function.name + (call.function.arguments | tojson) + '</call>' }}{% endfor %}"
-    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+    "{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}"
+    "{{ '<call>' + call.function.name + (call.function.arguments | tojson) + '</call>' }}"
+    "{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% endif %}"
 )
 THINK = CHATML.replace(
     "<|im_start|>assistant\n' }}{% endif", "<|im_start|>assistant\n<think>\n' }}{% endif"
@@ -392,7 +396,9 @@ def test_an_exception_in_a_template_is_a_stack_trace(broken, said):
     record = Record(turns=(Turn("user", "x"), Turn("assistant", "b")), source="a.jsonl, line 3")
     with pytest.raises(
         DataError,
-        match=f"a.jsonl, line 3: template 'jinja': the tokenizer's chat template refuses it: .*{said}",
+        match=(
+            f"a.jsonl, line 3: template 'jinja': the tokenizer's chat template refuses it: .*{said}"
+        ),
     ):
         template.render(record)
     with pytest.raises(DataError, match=said):

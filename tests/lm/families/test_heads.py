@@ -333,7 +333,10 @@ def test_a_head_that_a_model_cannot_have_is_refused_in_words(tmp_path):
         new, changed = lm.with_head(model, params, head, **fields)
         with pytest.raises(
             ConfigError,
-            match=f"{model.config.family} model with head='{head}' has no Hugging Face class; .*causal_lm",
+            match=(
+                f"{model.config.family} model with head='{head}' has no Hugging Face class; "
+                ".*causal_lm"
+            ),
         ):
             lm.to_hf(new, changed, tmp_path / "out")
     encoder_decoder = lm.with_head(*tiny("t5"), "token_classification", n_labels=3)

@@ -119,12 +119,18 @@ def test_no_checkpoint_is_an_error(tmp_path):
 def test_arrays_of_another_model_or_dtype_are_cast_silently(run):
     with pytest.raises(
         CheckpointError,
-        match=r"params/layers/mlp/up: float32\[1, 32, 64\] in the checkpoint, float32\[1, 32, 48\] expected",
+        match=(
+            r"params/layers/mlp/up: float32\[1, 32, 64\] in the checkpoint, float32\[1, 32, 48\] "
+            r"expected"
+        ),
     ):
         checkpoints.restore(run, abstract(CONFIG.replace(d_ff=48)))
     with pytest.raises(
         CheckpointError,
-        match=r"params/embeddings/token: float32\[320, 32\] in the checkpoint, bfloat16\[320, 32\] expected",
+        match=(
+            r"params/embeddings/token: float32\[320, 32\] in the checkpoint, bfloat16\[320, 32\] "
+            r"expected"
+        ),
     ):
         checkpoints.restore(run, abstract(CONFIG.replace(param_dtype="bfloat16")))
 

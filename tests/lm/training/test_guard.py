@@ -72,7 +72,8 @@ def test_the_advice_is_not_what_is_so_already():
     config = defaults()
     config.optimizer.update({"learning_rate": 0.01, "warmup": 7, "clip": 1.0, "skip_nonfinite": 0})
     assert guard.advice(config) == (
-        "an optimizer.learning_rate below 0.01, an optimizer.warmup longer than 7 or optimizer.skip_nonfinite=3"
+        "an optimizer.learning_rate below 0.01, an optimizer.warmup longer than 7 or "
+        "optimizer.skip_nonfinite=3"
     )
     config.optimizer.update({"clip": 0.0, "skip_nonfinite": 3})
     config.model.dtype = "bfloat16"

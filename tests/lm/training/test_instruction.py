@@ -130,7 +130,9 @@ def test_what_only_data_or_model_can_refuse_is_trained_on(tmp_path):
         rows(**{"data.target_length": 8})
     with pytest.raises(
         ConfigError,
-        match=r"prompt_loss_weight=0\.1 is for a decoder: the encoder of this model reads the prompt",
+        match=(
+            r"prompt_loss_weight=0\.1 is for a decoder: the encoder of this model reads the prompt"
+        ),
     ):
         weigh = {"family": "t5", "objective.instruct.prompt_loss_weight": 0.1}
         rows(**weigh)
@@ -269,7 +271,10 @@ def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_objectiv
 def test_the_preview_misses_the_end_of_an_answer_or_shows_a_prompt_as_trained(
     tmp_path, template, capsys
 ):
-    text = "from tests.lm.training.test_instruction import config\n\ndef get_config(variant=''):\n    import pathlib\n"
+    text = (
+        "from tests.lm.training.test_instruction import config\n\ndef get_config(variant=''):\n"
+        "    import pathlib\n"
+    )
     (tmp_path / "c.py").write_text(f"{text}    return config(pathlib.Path({str(tmp_path)!r}))\n")
     arguments = [
         f"--config={tmp_path / 'c.py'}",

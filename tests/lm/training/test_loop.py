@@ -181,7 +181,10 @@ def test_a_loss_that_is_not_a_number_goes_on(folder):
             "checkpoint.every": 1,
         },
     )
-    said = r"is (nan|inf) at step 2: stopped. No checkpoint is from before it; step 1, which led to it, is kept as 1.diverged; try an"
+    said = (
+        r"is (nan|inf) at step 2: stopped. No checkpoint is from before it; step 1, which led to "
+        r"it, is kept as 1.diverged; try an"
+    )
     with pytest.raises(loop.TrainingError, match=said):
         loop.train(c, folder / "nan")
     assert (

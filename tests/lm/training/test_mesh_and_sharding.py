@@ -52,7 +52,9 @@ def test_a_misspelled_logical_axis_is_silently_replicated():
     names["layers"]["mlp"]["up"] = ("layers", "embed", "mpl")
     with pytest.raises(
         ConfigError,
-        match=r"parameter layers/mlp/up: dimension 2 \(size 64\) is called 'mpl'.*did you mean 'mlp'",
+        match=(
+            r"parameter layers/mlp/up: dimension 2 \(size 64\) is called 'mpl'.*did you mean 'mlp'"
+        ),
     ):
         sharding.parameter_shardings(make_mesh(1, 8, 1), names, shapes)
 
@@ -62,7 +64,10 @@ def test_a_size_that_does_not_divide_reaches_the_compiler(monkeypatch):
     model, adamw, _ = small.parts()  # 2 key/value heads
     with pytest.raises(
         ConfigError,
-        match=r"parameter layers/attention/key: dimension 2 \('kv_heads', size 2\) .* mesh.tensor = 4",
+        match=(
+            r"parameter layers/attention/key: dimension 2 \('kv_heads', size 2\) .* mesh.tensor = "
+            r"4"
+        ),
     ):
         abstract_state(model, adamw, make_mesh(2, 1, 4))
 
@@ -70,7 +75,10 @@ def test_a_size_that_does_not_divide_reaches_the_compiler(monkeypatch):
 def test_a_batch_that_does_not_divide_reaches_the_compiler():
     with pytest.raises(
         ConfigError,
-        match=r"the batch: dimension 0 \('batch', size 12\) does not divide by mesh.data x mesh.fsdp = 8",
+        match=(
+            r"the batch: dimension 0 \('batch', size 12\) does not divide by mesh.data x "
+            r"mesh.fsdp = 8"
+        ),
     ):
         sharding.batch_sharding(make_mesh(4, 2, 1), (12, 16))
 
@@ -87,7 +95,9 @@ def test_a_rule_for_a_mesh_axis_that_does_not_exist_is_accepted():
     for wrong in (None, 5, "fsdp", {"fsdp": 1}, (1,), (None,), (("fsdp",),)):
         with pytest.raises(
             ConfigError,
-            match=r"sharding.parameters.embed=.*: expected a tuple of mesh axes, such as \('fsdp',\)",
+            match=(
+                r"sharding.parameters.embed=.*: expected a tuple of mesh axes, such as \('fsdp',\)"
+            ),
         ):
             sharding.check_rules(make_mesh(), {"embed": wrong}, "parameters")
     with pytest.raises(

@@ -33,7 +33,8 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
         (
             "accumulate",
             4,
-            r"batch_size=16 / accumulate=4 = 4 rows do not divide over mesh.data x mesh.fsdp = 8; .* multiple of 32",
+            r"batch_size=16 / accumulate=4 = 4 rows do not divide over mesh.data x mesh.fsdp = 8; "
+            r".* multiple of 32",
         ),
         ("mesh.fsdp", 3, "does not fit"),
         ("objective.name", "next_tokn", "did you mean 'next_token'"),
@@ -74,7 +75,8 @@ def test_a_config_that_cannot_work_is_started(tmp_path, monkeypatch, field, valu
     [
         (
             ["--config.optimizer.lerning_rate=1"],
-            "the config has no field 'optimizer.lerning_rate' (did you mean 'optimizer.learning_rate'?)",
+            "the config has no field 'optimizer.lerning_rate' (did you mean "
+            "'optimizer.learning_rate'?)",
         ),
         (["--config.model.d_moddel=1"], "(did you mean 'model.d_model'?)"),
         (["--config.optimizer.lr=1"], "(did you mean 'optimizer.learning_rate'?)"),
@@ -106,7 +108,8 @@ def test_a_mistyped_argument_is_not_explained(args, said):
 )
 def test_a_mistake_in_a_config_file_is_not_explained(tmp_path, content, said):
     (tmp_path / "c.py").write_text(
-        f"from configs.defaults import defaults, specialise\ndef get_config(v=''):\n    c = defaults()\n    {content}\n"
+        "from configs.defaults import defaults, specialise\ndef get_config(v=''):\n"
+        f"    c = defaults()\n    {content}\n"
     )
     with pytest.raises(ConfigError) as error:
         command_line.parse([f"--config={tmp_path}/c.py", "--workdir=x"])
