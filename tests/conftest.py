@@ -1,4 +1,4 @@
-"""Tests run on the CPU, forced to eight devices so that every mesh can be tried on any machine."""
+"""Run tests on the CPU with eight virtual devices, so that every mesh works on any machine."""
 
 import os
 
@@ -7,11 +7,11 @@ import pytest
 from lm import phases
 from tests import processes
 
-# The second flag only makes LLVM compile our tiny programs two to three times faster; XLA's own passes all run.
+# The second flag makes LLVM compile small programs two to three times faster. All XLA passes run.
 FLAGS = {"xla_force_host_platform_device_count": "8", "xla_backend_optimization_level": "0"}
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # none: a test compiles what it tests
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # disabled: a test compiles what it tests
 for name, value in FLAGS.items():
     if name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{name}={value}".strip()
@@ -24,26 +24,32 @@ MAPS = "/proc/self/maps"
 
 @pytest.fixture(autouse=True, scope="session")
 def default_signals():
-    """Of all that tests start; here, in the process that runs them, and not in the one that xdist starts it from."""
+    """Restore default signals for child processes, in the process that runs the tests.
+
+    Under xdist that is the worker, not the process that started it.
+    """
     processes.default_signals()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def quiet_phases():
-    """A slow machine prints no line that a fast one does not, so that tests can compare all that a command says."""
+    """Suppress messages about slow phases, so that output does not depend on speed."""
     phases.AFTER = phases.EVERY = 1e6
 
 
 @pytest.fixture(autouse=True)
 def end_processes(default_signals):
-    """What a test starts ends with it, also when it fails."""
+    """End the processes that a test started, also when it fails."""
     with processes.ended_after():
         yield
 
 
 @pytest.fixture(autouse=True)
 def release_programs():
-    """Drops the compiled programs of earlier tests: each maps memory of its own, and Linux ends a process that maps 65,530 regions."""
+    """Drop the compiled programs of earlier tests.
+
+    Each program maps memory of its own, and Linux ends a process with more than 65,530 mappings.
+    """
     yield
     if os.path.exists(MAPS):
         with open(MAPS, "rb") as regions:

@@ -1,8 +1,8 @@
-"""A user's first day through the entry points, on tiny models; every answer is compared with an independent one.
+"""A user's first day through the entry points, on tiny models, checked by independent code.
 
 python -m tests.day_one [--folder=DIR]
 
-Each command runs in a process of its own, as a user would run it. `make test` walks the same day in one process.
+Each command runs in a process of its own. `make test` runs the same day in one process.
 """
 
 import argparse
@@ -45,7 +45,10 @@ SMALL = (
 
 
 def as_a_user(command: str, *arguments: str) -> str:
-    """Run `openbook COMMAND ...` in a process of its own. Returns its standard output; raises AssertionError when it fails."""
+    """Run `openbook COMMAND ...` in a process of its own.
+
+    Returns its standard output; raises AssertionError if it fails.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "launch.cli", command, *arguments],
         cwd=ROOT,
@@ -59,7 +62,7 @@ def as_a_user(command: str, *arguments: str) -> str:
 
 
 def in_this_process(command: str, *arguments: str) -> str:
-    """Run the same entry point here."""
+    """Run the same entry point in this process."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = importlib.import_module(COMMANDS[command][0]).main(list(arguments))
@@ -69,7 +72,11 @@ def in_this_process(command: str, *arguments: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Day:
-    """`run(command, *arguments)` returns what an entry point printed; all files are below `folder`; a training has `steps`."""
+    """How to run commands, and where their files go.
+
+    `run(command, *arguments)` returns what an entry point printed; all files are below `folder`;
+    a training run has `steps` steps.
+    """
 
     folder: Path
     run: Callable[..., str]
@@ -93,7 +100,7 @@ class Day:
 
 
 def torch_model(path: str, adapter: str | None = None):
-    """(model, tokenizer) as transformers, and PEFT where there is an adapter, load them."""
+    """Load (model, tokenizer) with transformers, and the adapter, if any, with PEFT."""
     import peft
     import transformers
 
@@ -103,7 +110,7 @@ def torch_model(path: str, adapter: str | None = None):
 
 
 def continued(model, tokens: list[int], budget: int, ends: set[int]) -> list[int]:
-    """Greedy continuation, the whole prefix read again for each token. Stops before a token of `ends`."""
+    """Continue greedily without a cache. Stops before a token of `ends`."""
     import torch
 
     tokens, start = list(tokens), len(tokens)
@@ -117,7 +124,7 @@ def continued(model, tokens: list[int], budget: int, ends: set[int]) -> list[int
 
 
 def own_texts(day: Day) -> None:
-    """Own texts -> tokenizer -> train -> evaluate -> export -> generate."""
+    """Texts -> tokenizer -> train -> evaluate -> export -> generate."""
     import torch
 
     texts = [f"The capital of {country} is {city}." for country, city in CAPITALS.items()] * 20
@@ -144,10 +151,11 @@ def own_texts(day: Day) -> None:
     end = tokenizer.eos_token_id
     plain = lambda text: tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(plain(texts[0])) == texts[0]
+    # The exported tokenizer begins a text as training begins a document.
     assert tokenizer.encode(texts[0]) == [
         end,
         *plain(texts[0]),
-    ]  # the export begins a text as training's documents do
+    ]
     total = count = 0.0
     for text in CAPITALS:
         tokens = [end, *plain(f"The capital of {text} is {CAPITALS[text]}."), end]
@@ -171,7 +179,7 @@ def own_texts(day: Day) -> None:
 
 
 def chat(day: Day) -> None:
-    """Chat file -> LoRA -> evaluate -> export, which transformers and PEFT load."""
+    """Chat file -> LoRA -> evaluate -> export; transformers and PEFT load the result."""
     import torch
 
     turn = lambda country, city: [

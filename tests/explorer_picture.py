@@ -1,6 +1,7 @@
-"""Takes docs/images/explorer.png: python -m tests.explorer_picture [--output=FILE]
+"""Take docs/images/explorer.png: python -m tests.explorer_picture [--output=FILE]
 
-Real places (GeoNames), a real encoder (MiniLM) and a real reader (SmolLM2): a fact that is out of date is put right and asked for again.
+Uses real places (GeoNames), a real encoder (MiniLM) and a real reader (SmolLM2). An outdated fact
+is corrected and asked for again.
 """
 
 import argparse
@@ -16,11 +17,11 @@ from tests.retrieval.browser import headless, page, served
 CITIES = 600
 PICTURE = Path(__file__).parent.parent / "docs/images/explorer.png"
 QUESTION = "What is the capital of Kazakhstan?"
-RENAMED = ("Nur-Sultan", "Astana")  # in 2022
+RENAMED = ("Nur-Sultan", "Astana")  # renamed in 2022
 
 
 def places(folder: Path):
-    """Passages of cities and countries, each tagged with its continent."""
+    """Passages about cities and countries, each tagged with its continent."""
     countries = world.read_countries(folder)
     passages = [
         world.city_passage(city, countries)

@@ -1,8 +1,9 @@
-"""Breaks the code on purpose and looks whether the tests notice: python -m tests.mutations [NUMBER ...]
+"""Break the code on purpose and check that the tests notice: python -m tests.mutations [NUMBER ...]
 
-The gold tests are those of the silent defects that users of other trainers report most, numbered as in GOLD; number 7 is that of preference
-tuning, which is not here yet (the first DPO loss is ln 2, GRPO's and PPO's advantages are their formulas). Each mutation puts one such
-defect into a copy of the tree and runs the test that must fail there. NUMBER: only those of that gold test. Exit code 1 when one is missed.
+Gold tests guard against the silent defects that users of other trainers report most, numbered as
+in GOLD. Number 7, preference tuning, is not here yet (the first DPO loss is ln 2, the advantages
+of GRPO and PPO are their formulas). Each mutation puts one such defect into a copy of the tree and
+runs the test that must fail. NUMBER selects a gold test. Exit code 1 if a mutation is missed.
 """
 
 import os
@@ -14,7 +15,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
-FAILED = 1  # pytest's exit code when tests ran and failed; another is no verdict
+FAILED = 1  # pytest's exit code when tests ran and failed; any other is no verdict
 ROOT = pathlib.Path(__file__).parent.parent
 GOLD = {
     1: "loss masks of every template, token by token",
@@ -32,7 +33,10 @@ GOLD = {
 
 
 class Mutation(NamedTuple):
-    """`old`, which is there once, becomes `new` in `file`; then the test `node` must fail. number: of the gold test."""
+    """Replace `old`, which occurs once in `file`, by `new`; then the test `node` must fail.
+
+    `number` is that of the gold test.
+    """
 
     number: int
     file: str
@@ -267,7 +271,7 @@ MUTATIONS = [
 
 
 def copied(folder: pathlib.Path) -> None:
-    """The files that git knows, as they lie in the tree."""
+    """Copy the files that git tracks, as they are in the working tree."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -278,7 +282,7 @@ def copied(folder: pathlib.Path) -> None:
 
 
 def run(mutation: Mutation) -> tuple[str, str]:
-    """("caught", "") where the test failed, ("MISSED", ...) where it passed or did not run, and what pytest said then."""
+    """("caught", "") if the test failed, else ("MISSED", pytest's output)."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         copied(folder)

@@ -1,4 +1,4 @@
-"""What tests start: with default signals, however the tests themselves were started, and ended with the test, also when it fails."""
+"""Child processes of tests: default signals, and an end with the test, also when it fails."""
 
 import contextlib
 import os
@@ -8,10 +8,9 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 
-MARK = (
-    "OPENBOOK_TEST_PROCESS"  # in the environment of all that a test starts, and of what that starts
-)
-SHARED = (b"resource_tracker", b"forkserver")  # of multiprocessing: one for all tests
+# Set in the environment of every child process and its descendants.
+MARK = "OPENBOOK_TEST_PROCESS"
+SHARED = (b"resource_tracker", b"forkserver")  # processes of multiprocessing that all tests share
 
 _started = False
 
@@ -25,8 +24,11 @@ sys.addaudithook(_notice)
 
 
 def default_signals() -> None:
-    """Signals that this process ignores, as under nohup or in the background, are heeded by what it starts: a handler that does nothing
-    is not inherited, and an ignored signal is."""
+    """Handle signals that this process ignores, so that child processes get the default.
+
+    Under nohup or in the background signals are ignored. A child inherits an ignored signal, but
+    not a handler that does nothing.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
             if signal.getsignal(number) == signal.SIG_IGN:
@@ -35,7 +37,7 @@ def default_signals() -> None:
 
 @contextlib.contextmanager
 def ended_after() -> Generator[None]:
-    """Whatever the block starts, also through others, is killed at its end; needs /proc."""
+    """Kill every process that the block started, also indirectly. Needs /proc."""
     global _started
     _started, mark = False, f"{os.getpid()}-{os.urandom(8).hex()}"
     before, os.environ[MARK] = _processes() if Path("/proc/self/stat").exists() else {}, mark
@@ -50,7 +52,7 @@ def ended_after() -> Generator[None]:
 
 
 def _left(mark: str, before: dict[int, int]) -> set[int]:
-    """Processes that have the mark, new children of this one, and all below them."""
+    """Marked processes, new children of this process, and all their descendants."""
     now = _processes()
     found = {
         pid
@@ -63,7 +65,7 @@ def _left(mark: str, before: dict[int, int]) -> set[int]:
 
 
 def _processes() -> dict[int, int]:
-    """pid -> parent of every process that runs."""
+    """pid -> parent pid of every running process."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():

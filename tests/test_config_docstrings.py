@@ -1,4 +1,4 @@
-"""What the docstrings of configs say: commands that exist, sizes counted, and losses that a run of the :tiny variant has."""
+"""Docstrings of configs: existing commands, parameter counts, and losses of the :tiny variant."""
 
 import importlib
 import inspect
@@ -106,7 +106,7 @@ def test_a_tiny_run_has_another_loss_than_its_docstring_says(name, tmp_path, mon
     )
     assert loop.train(config, tmp_path / "run") == 0
     losses = [row["loss"] for row in trackers.read(tmp_path / "run") if "loss" in row]
-    if name == "superni_t5_small":  # says that of the task held out
+    if name == "superni_t5_small":  # its docstring states the loss of the held-out task
         losses = [
             first,
             [row for row in trackers.read(tmp_path / "run") if "eval/test/loss" in row][-1][

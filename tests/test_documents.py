@@ -1,4 +1,4 @@
-"""The documents as a reader meets them: the site builds; the Python of the README and the notebook runs twice."""
+"""Documents: the site builds, and the Python of the README and the notebook runs twice."""
 
 import json
 import re
@@ -56,4 +56,4 @@ def test_the_python_of_a_document_runs_twice(document, tmp_path, monkeypatch, ca
         found = runpy.run_path("script.py")
         assert "bagheria" in capsys.readouterr().out
         passage, _ = found["memory"]._store.get(["bagheria"])["bagheria"]
-        assert passage.text == "Bagheria is a city in Italy."  # edited, then undone
+        assert passage.text == "Bagheria is a city in Italy."  # the edit was undone

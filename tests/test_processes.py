@@ -1,4 +1,4 @@
-"""make test under nohup, or in the background, tests the same as in a terminal, and leaves nothing running."""
+"""`make test` under nohup or in the background behaves as in a terminal and leaves no process."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ SHOW = (
 
 @pytest.fixture
 def ignored():
-    """As under nohup and in the background of a script."""
+    """Ignore signals as under nohup and in a background job of a script."""
     before = {
         number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)
     }
@@ -36,19 +36,18 @@ def test_what_a_test_starts_ignores_signals(ignored):
     assert show() == "False False\n"
     processes.default_signals()
     assert show() == "True True\n"
-    os.kill(os.getpid(), signal.SIGINT)  # still ignored here
+    os.kill(os.getpid(), signal.SIGINT)  # this process still ignores it
     os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_a_stage_ignores_ctrl_c_where_its_study_is_in_the_background(ignored, tmp_path, capfd):
     done = run_child([sys.executable, "-c", SHOW], tmp_path / "log", lambda seconds: "")
-    assert (
-        done.returncode == 0 and capfd.readouterr().out == "True False\n"
-    )  # nohup holds for the stages too
+    # The stages ignore SIGHUP too.
+    assert done.returncode == 0 and capfd.readouterr().out == "True False\n"
 
 
 def test_what_a_test_starts_outlives_it(tmp_path):
-    """The child of a child whose parent is gone, and one that gave itself another environment."""
+    """Covers an orphaned grandchild and a process with a cleared environment."""
     script = (
         "sleep 60 & echo $! > orphan; env -i PATH=$PATH sh -c 'echo $$ > other; exec sleep 60' & "
         "sleep 0.1; wait"

@@ -1,4 +1,4 @@
-"""The house's rules: which room may import which, what no file may call, and that the documents name what exists."""
+"""Project rules: layers of imports, forbidden calls, and documents that name existing things."""
 
 import ast
 import re
@@ -47,7 +47,7 @@ def imports(tree):
 
 
 def forbidden(tree):
-    """What a syntax tree calls, or passes, that no file of the house may."""
+    """Calls and arguments in a syntax tree that no project file may use."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue

@@ -1,4 +1,4 @@
-"""The page of recipes: every command on it is run, in order, on small data."""
+"""Run every command of the page of recipes, in order, on small data."""
 
 import contextlib
 import importlib
@@ -35,7 +35,7 @@ def commands(section):
 
 
 def files(folder):
-    """What a user brings, as my/..."""
+    """Write the files that a user brings, as my/..."""
     (mine := folder / "my").mkdir()
     for name in ("labelled", "heldout"):
         (mine / f"{name}.jsonl").write_text((ROOT / "configs/examples/topics.jsonl").read_text())
@@ -49,7 +49,7 @@ def files(folder):
 
 
 def run(argv, folder, monkeypatch):
-    """(exit code, what was printed) of a command as the page has it, at a size for a test."""
+    """(exit code, output) of a command of the page, at a size for a test."""
     monkeypatch.chdir(folder)
     argv = [re.sub(r"configs/(\w+)\.py(?=$|:)", rf"{ROOT}/configs/\1.py", a) for a in argv]
     argv = [f"{a}:tiny" if re.search(r"/configs/\w+\.py$", a) else a for a in argv]

@@ -1,7 +1,8 @@
-"""The indexes that are compared: how each is built, kept, loaded and searched, and which of its search settings are tried.
+"""The compared indexes: how each is built, saved, loaded and searched, and the settings tried.
 
-A `Curve` is a list of settings in order of effort; of each curve the first that reaches the recall is a candidate, and the
-fastest candidate is the engine's point. Settings of the build are each project's usual ones, stated in `about`.
+A curve is a list of search settings in order of effort. The first setting of a curve that reaches
+the recall is a candidate, and the fastest candidate represents the engine. Build settings are
+those that each project recommends, stated in `about`.
 """
 
 import functools
@@ -17,10 +18,10 @@ import numpy as np
 
 from tests.benchmarks.vectors import K
 
-THREADS = (
-    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-)  # taskset is heeded
+# The CPUs that taskset allows.
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SCANN = "scann.scann_ops.py.scann_ops_pybind"
+# `ef` of a graph index.
 EFFORT = (
     10,
     12,
@@ -43,7 +44,7 @@ EFFORT = (
     768,
     1024,
     1536,
-)  # ef of a graph
+)
 PROBES = (
     1,
     2,
@@ -81,27 +82,29 @@ class Engine(NamedTuple):
     save: Callable[[Any, Path], None]
     load: Callable[[Path], Any]
     curves: Callable[[int], list[list[tuple]]]  # rows -> settings
-    many: Callable[
-        [Any, np.ndarray, tuple], Any
-    ]  # index, queries [Q, D], setting -> row numbers [Q, K]
+    # index, queries [Q, D], setting -> row numbers [Q, K]
+    many: Callable[[Any, np.ndarray, tuple], Any]
     one: Callable[[Any, np.ndarray, tuple], Any]  # index, query [D], setting -> row numbers [K]
 
     def there(self) -> bool:
         return all(importlib.util.find_spec(module.partition(".")[0]) for module in self.modules)
 
     def warm(self) -> None:
-        """Imports what it needs, which is not counted as its memory."""
+        """Import the engine's modules, so that they do not count towards the index's memory."""
         for module in self.modules:
             importlib.import_module(module)
 
 
 def leaves(rows: int) -> int:
-    """Partitions of ScaNN's tree, ours and plain: twice the square root of the rows."""
+    """Number of partitions of ScaNN's tree: twice the square root of the rows."""
     return max(1, 2 * math.isqrt(rows))
 
 
 def lists(rows: int) -> int:
-    """Of faiss's inverted files: four times the square root, the least that its guidelines name below a million rows."""
+    """Number of inverted lists of faiss: four times the square root of the rows.
+
+    This is the least that faiss's guidelines recommend below a million rows.
+    """
     return max(1, 4 * math.isqrt(rows))
 
 
@@ -122,9 +125,8 @@ def ours_load(folder):
     from retrieval import ScannIndex
 
     index = ScannIndex.load(folder)[0]
-    index._look_at = (
-        math.inf
-    )  # it looks at its own recall now and then, and would be timed while it does
+    # The index measures its own recall in the background, which would disturb the timing.
+    index._look_at = math.inf
     return index
 
 
@@ -140,7 +142,7 @@ def given(setting: tuple):
 
 
 def ours_many(index, queries, setting):
-    """An empty setting is what the index chose for itself."""
+    """Search a batch. An empty setting means the one that the index chose itself."""
     tuned(index, given(setting))
     return index.search(queries, K)[0]
 
@@ -236,7 +238,7 @@ def faiss_load(path):
 
 
 def faiss_parameters(index, setting):
-    """As arguments of one search, so that nothing of the index is changed."""
+    """Search parameters for one call, so that the index itself is not changed."""
     import faiss
 
     if isinstance(index, faiss.IndexHNSW):
@@ -310,9 +312,8 @@ def usearch_load(path):
 def usearch_search(threads: int):
     def search(index, queries, setting):
         index.expansion_search = setting[0]
-        return index.search(queries, K, threads=threads).keys.reshape(
-            len(queries), K
-        )  # of one query it makes a vector
+        # A single query gives a vector.
+        return index.search(queries, K, threads=threads).keys.reshape(len(queries), K)
 
     return search
 

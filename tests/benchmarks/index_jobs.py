@@ -1,4 +1,4 @@
-"""What a process of the retrieval benchmark does with one index: build and keep it, find its setting, time it."""
+"""Jobs of the retrieval benchmark on one index: build and save it, find its setting, time it."""
 
 import json
 import os
@@ -15,10 +15,11 @@ from tests.benchmarks.engines import ENGINES, THREADS, Engine, scann_load, tuned
 from tests.benchmarks.vectors import K
 
 RECALL = 0.95
-SECONDS = 0.5  # of each measurement
+SECONDS = 0.5  # of one measurement
 MODES = ("single", "batched")
-ALONE = 200  # queries one by one
-AGAIN = 5  # of the settings, the fastest: of many that are timed once, one that was merely lucky would be taken
+ALONE = 200  # queries that are timed one by one
+# Fastest settings to time again: the best of many single timings is partly luck.
+AGAIN = 5
 
 
 def make_vectors(name: str, rows: int, folder: str) -> dict:
@@ -35,7 +36,7 @@ def make_vectors(name: str, rows: int, folder: str) -> dict:
 
 
 def prepare(engine: str, folder: str) -> dict:
-    """Builds and saves the index and finds its setting, if that has not been done, or was by a version that tried other settings."""
+    """Build and save the index and find its setting, unless the same settings were tried before."""
     home, chosen, base = (
         place(folder, engine),
         ENGINES[engine],
@@ -73,7 +74,7 @@ def prepare(engine: str, folder: str) -> dict:
 
 
 def timed(engine: str, folder: str, single_setting: list, batched_setting: list) -> dict:
-    """Queries a second one by one and all in a call; MB that the index takes, and the process with it."""
+    """Queries a second, single and batched; MB of the index, and of the whole process."""
     chosen, (asked, _) = ENGINES[engine], queries(folder)
     saved = place(folder, engine) / "index"
     chosen.warm()
@@ -89,9 +90,10 @@ def timed(engine: str, folder: str, single_setting: list, batched_setting: list)
 
 
 def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
-    """ScannIndex at the setting it chose, and its batches' speed by ScaNN's own on the same files, setting and queries, turned before.
+    """Recall and speed of ScannIndex at its own setting, also relative to plain ScaNN.
 
-    layer: where both answer with numbers; layer_named: where both answer with texts; layer_mixed: where ScaNN alone answers with numbers.
+    ScaNN reads the same files with the same setting and queries, rotated beforehand. layer: both
+    return numbers; layer_named: both return ids; layer_mixed: ScaNN alone returns numbers.
     """
     from retrieval.index import Rows
     from retrieval.tuning import Tuning
@@ -104,9 +106,8 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
         saved_turn(next(saved.rglob("scann_config.pb")).parent),
     )
     there = (asked if turn is None else turned(asked, turn)) / health["reach"]
-    time.sleep(
-        0.1
-    )  # by then BLAS's threads, which have made the product, no longer wait for another in a loop
+    # Wait until the threads of BLAS, which computed the product, stop spinning.
+    time.sleep(0.1)
     how = (K, health["reorder"], health["leaves_searched"], -(-len(asked) // THREADS))
     texts, numbers = ours._trained.rows, Rows(range(len(ours)), numbers=True)
     ways = {
@@ -131,7 +132,7 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
 
 
 def settings(engine: Engine, index, rows: int, asked: np.ndarray, nearest: np.ndarray) -> dict:
-    """The fastest setting for queries one by one and in batches of those that reach the recall, or the most thorough one there is."""
+    """The fastest setting that reaches the recall, single and batched, else the most thorough."""
     speeds = {
         "single": lambda at: rate(
             lambda: [engine.one(index, query, at) for query in asked[: ALONE // 4]],
@@ -177,7 +178,7 @@ def recall(found, nearest: np.ndarray) -> float:
 
 
 def rate(run, count: int, seconds: float | None = None) -> float:
-    """`count` by the median seconds of `run()`, called once to warm up and then for `seconds`."""
+    """`count` divided by the median seconds of `run()`, repeated for `seconds` after a warm-up."""
     run()
     took, end = [], time.perf_counter() + (SECONDS if seconds is None else seconds)
     while not took or time.perf_counter() < end:

@@ -1,10 +1,11 @@
-"""How often `known` is right: answers of a SQuAD file, right and wrong ones, against the three passages that BM25 finds.
+"""Accuracy of `known`: right and wrong answers of a SQuAD file, against BM25's three best passages.
 
 python -m tests.benchmarks.known_quality --data=xquad.en.json [--json]
 
-Right: the answer, alone and in a sentence. Wrong: the answer to a question about another article that is alike (both have a digit, or
-neither), alone, in a sentence, beside the right answer; the right answer denied; the question's last words; and the answer to another
-question about the same paragraph, which is in a passage too. No reader is needed, and no cosine: the floor is not part of this.
+Right: the answer, alone and in a sentence. Wrong: the answer to a similar question about another
+article (both have a digit, or neither), alone, in a sentence and beside the right answer; the
+right answer denied; the last words of the question; and the answer to another question about the
+same paragraph, which occurs in a passage too. No reader and no cosine floor are involved.
 """
 
 import argparse
@@ -22,11 +23,11 @@ from retrieval import Memory, Passage
 from retrieval.answering import is_known
 
 RIGHT = ("right", "right, in a sentence")
-APART = "same paragraph"  # reported apart: nothing that compares words can see that these are wrong
+APART = "same paragraph"  # reported separately: no comparison of words can see that these are wrong
 
 
 def read(path: pathlib.Path) -> tuple[list[Passage], list[tuple[str, str, int, int]]]:
-    """(paragraphs, (question, answer, number of its article, number of its paragraph))."""
+    """Read (paragraphs, (question, answer, number of its article, number of its paragraph))."""
     passages, questions = [], []
     for number, article in enumerate(json.loads(path.read_text(encoding="utf-8"))["data"]):
         for paragraph in article["paragraphs"]:
@@ -42,7 +43,7 @@ def read(path: pathlib.Path) -> tuple[list[Passage], list[tuple[str, str, int, i
 def answers(
     question: tuple[str, str, int, int], questions: list, rng: random.Random
 ) -> dict[str, str]:
-    """kind -> an answer to the question, right or wrong; kinds that this question has none of are left out."""
+    """kind -> a right or wrong answer to the question; kinds that do not apply are left out."""
     text, right, article, paragraph = question
     digit = lambda answer: bool(re.search(r"\d", answer))
     apart = lambda answer: not contains(answer, [right]) and not contains(right, [answer])
@@ -67,7 +68,7 @@ def answers(
 
 
 def measured(passages: list[Passage], questions: list) -> dict[str, dict[str, int]]:
-    """kind -> {"answers": how many, "known": how many of these are said to be known}."""
+    """kind -> {"answers": number of answers, "known": how many of them are called known}."""
     rng, counts = random.Random(0), {}
     with tempfile.TemporaryDirectory() as folder:
         memory = Memory.create(
@@ -105,11 +106,12 @@ def main(argv=None) -> int:
         total(RIGHT, "known") / total(RIGHT, "answers"),
         total(wrong, "known") / total(wrong, "answers"),
     )
+    # Precision assumes as many right answers as wrong ones.
     figures = {
         "recall": recall,
         "false": false,
         "precision": recall / (recall + false),
-    }  # as many right answers as wrong ones
+    }
     if args.json:
         print(json.dumps({"kinds": counts, **figures}))
         return 0

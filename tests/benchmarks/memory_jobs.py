@@ -1,4 +1,4 @@
-"""What a process of the retrieval benchmark does with a memory: make it, open it, edit it."""
+"""Jobs of the retrieval benchmark on a memory: build it, open it, edit it."""
 
 import json
 import re
@@ -18,7 +18,7 @@ WORDS = np.random.default_rng(0).normal(size=(4096, 128)).astype(np.float32)
 
 
 def toy(rows: int):
-    """A text is the sum of its words' random vectors."""
+    """Encoder that sums a random vector for each word of a text."""
 
     def encode(texts: list[str]) -> np.ndarray:
         return np.stack(
@@ -34,7 +34,7 @@ def toy(rows: int):
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2, which needs not embed again what the data set "passages" holds."""
+    """all-MiniLM-L6-v2; texts of the data set "passages" are looked up, not embedded again."""
 
     def __init__(self, rows: int):
         from retrieval import Encoder
@@ -55,7 +55,7 @@ ENCODERS = {"toy encoder, 128": toy, "MiniLM, 384": MiniLM}
 
 
 def indexed(rows: int) -> list[str]:
-    """The texts of the vectors of "passages", without its queries'."""
+    """Texts of the vectors of "passages", without the queries."""
     return vectors.passages(vectors.QUERIES + rows)[vectors.QUERIES :]
 
 
@@ -77,7 +77,7 @@ def create(encoder: str, rows: int, folder: str) -> dict:
 
 
 def edits(encoder: str, folder: str, number: int) -> dict:
-    """Opens a memory and edits passages one at a time, each looked for at once under its new text."""
+    """Open a memory and edit passages one at a time, searching at once for each new text."""
     from retrieval import Memory
 
     encode = ENCODERS[encoder](0)

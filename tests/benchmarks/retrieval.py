@@ -1,14 +1,15 @@
-"""Indexes side by side at equal recall, and a memory of 200,000 passages: queries a second, build time, resident memory, edits.
+"""Compare indexes at equal recall, and time a memory of 200,000 passages.
 
-python -m tests.benchmarks.retrieval                                # makes what is missing, then measures
-python -m tests.benchmarks.retrieval --prepare                      # vectors, indexes, memories and settings only: an hour, once
+python -m tests.benchmarks.retrieval                          # prepare what is missing and measure
+python -m tests.benchmarks.retrieval --prepare                # prepare only: an hour, once
 python -m tests.benchmarks.retrieval --rows=20000 --sets clusters   # smaller
 
-Every engine has a thread a core for a batch (`taskset -c 0` makes it one), one for a single query, and a process of its own. Its
-search settings are the fastest of those tried (tests/benchmarks/engines.py), one by one / in batches, with recall@10 of at least 0.95 over
-1,000 queries. Rounds
-go through all engines in turn; the tables have medians over rounds, and of the ratios round by round. What was made lies in
-~/.cache/openbook/benchmarks; --fresh makes indexes and memories anew.
+Reports queries a second, build time, resident memory and edits. Every engine runs in a process of
+its own, with one thread a core for batches (`taskset -c 0` makes it one) and one thread for single
+queries. Its search settings are the fastest of tests/benchmarks/engines.py, single and batched,
+with recall@10 of at least 0.95 over 1,000 queries. Each round runs all engines in turn; tables
+show medians over rounds, and medians of the ratios within a round. Prepared files are kept in
+~/.cache/openbook/benchmarks; --fresh makes indexes and memories again.
 """
 
 import argparse
@@ -33,9 +34,9 @@ PACKAGES = ("numpy", "scann", "scann-core", "faiss-cpu", "hnswlib", "usearch", "
 
 
 def child(job: str, **arguments) -> dict:
-    """What a job answers, from a process of its own."""
+    """Run a job in a process of its own. Returns its answer."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(THREADS)}
-    environment.pop("OPENBLAS_CORETYPE", None)  # set where an old CPU is pretended
+    environment.pop("OPENBLAS_CORETYPE", None)  # set by tests that emulate an old CPU
     command = [
         sys.executable,
         "-m",

@@ -1,9 +1,10 @@
-"""How often a memory finds the passage a question was written about, by vectors, by words and by both.
+"""Retrieval quality of a memory by vectors, by words and by both.
 
 python -m tests.benchmarks.retrieval_quality --data=xquad.en.json [--encoder=PATH] [--json]
 
-Passages are the paragraphs of a SQuAD file, queries its questions; a question's own paragraph is the only right one. Where
-sentence-transformers is installed its vectors of the same weights are compared too, over every paragraph and question.
+Passages are the paragraphs of a SQuAD file and queries its questions; only a question's own
+paragraph counts as right. If sentence-transformers is installed, its vectors of the same weights
+are compared too, for every paragraph and question.
 """
 
 import argparse
@@ -24,7 +25,7 @@ DEEP = 100  # hits a question; a passage that is not among them counts as not fo
 
 
 def read(path: pathlib.Path) -> tuple[list[Passage], list[tuple[str, str]]]:
-    """(paragraphs, (question, id of its paragraph)) of a SQuAD file."""
+    """Read (paragraphs, (question, id of its paragraph)) from a SQuAD file."""
     passages, questions = [], []
     for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
         for paragraph in article["paragraphs"]:
@@ -35,7 +36,7 @@ def read(path: pathlib.Path) -> tuple[list[Passage], list[tuple[str, str]]]:
 
 
 def places(memory: Memory, questions: list[tuple[str, str]], mode: str) -> np.ndarray:
-    """The rank of each question's paragraph, from 1; infinity where it is not found. float64 [N]"""
+    """Rank of each question's paragraph from 1, infinity if it is not found. float64 [N]"""
     found = memory.search(
         [question for question, _ in questions], min(DEEP, len(memory)), mode=mode
     )
@@ -64,7 +65,7 @@ def measured(
 
 
 def difference(path: str, texts: list[str], encoder: Encoder) -> float | None:
-    """The largest difference of any component from sentence-transformers' vectors; None where that is not installed."""
+    """Largest difference of a component from sentence-transformers' vectors; None without it."""
     if importlib.util.find_spec("sentence_transformers") is None:
         return None
     from sentence_transformers import SentenceTransformer, models

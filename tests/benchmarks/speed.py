@@ -1,10 +1,11 @@
-"""GPT-2 124M in float32, ours against transformers on torch: a training step and greedy decoding, in turn, with their ratio.
+"""Speed of GPT-2 124M in float32: training and greedy decoding, against transformers on torch.
 
-python -m tests.benchmarks.speed                    # about ten minutes on two quiet cores; prints a Markdown table
+python -m tests.benchmarks.speed              # ten minutes on two idle cores; a Markdown table
 python -m tests.benchmarks.speed --rounds=5 --json
 
-Each side runs in a process of its own (two thread pools in one would fight for the cores), A B A B ..., and every process gives the
-median of its timed repetitions after warming up; the table has the medians over rounds and of the ratios round by round.
+Each side runs in its own process, since two thread pools in one would compete for cores. The
+processes alternate A B A B, and each returns the median of its timed repetitions after a warm-up.
+The table shows medians over rounds, and the median of the ratios within a round.
 """
 
 import argparse
@@ -124,7 +125,7 @@ SIDES = {f.__name__: f for f in (ours_train, torch_train, ours_decode, torch_dec
 
 
 def measure(side: str) -> float:
-    """Tokens per second of one side, from a fresh process."""
+    """Tokens per second of one side, in a new process."""
     command = [sys.executable, "-m", "tests.benchmarks.speed", f"--side={side}"]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -1,4 +1,4 @@
-"""The benchmark of retrieval itself, on a few hundred vectors: every engine is built, kept, loaded, tuned and timed."""
+"""The retrieval benchmark on a few hundred vectors: each engine is built, saved, loaded and timed."""
 
 import json
 
@@ -13,7 +13,7 @@ ROWS = 700
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A cache of its own, drawn vectors and texts, and jobs in this process."""
+    """A private cache, random vectors and texts, and jobs that run in this process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     drawn = np.random.default_rng(0).normal(size=(ROWS + vectors.QUERIES, 32))
     monkeypatch.setitem(vectors.SETS, "clusters", (ROWS, lambda count: drawn, []))
@@ -26,9 +26,8 @@ def small(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(index_jobs, "SECONDS", 0.01)
     monkeypatch.setattr(memory_jobs, "EDITS", 5)
-    monkeypatch.setattr(
-        engines, "THREADS", 1
-    )  # two that spin, on cores that others use, take a minute
+    # Two spinning threads on busy cores take a minute.
+    monkeypatch.setattr(engines, "THREADS", 1)
     monkeypatch.setattr(
         retrieval,
         "child",

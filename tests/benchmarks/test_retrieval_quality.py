@@ -1,4 +1,4 @@
-"""The benchmark of what a memory finds: known ranks give known figures; on real questions and weights it agrees with a reference."""
+"""The retrieval quality benchmark: figures of known ranks, and a reference on real data."""
 
 import json
 import os
@@ -24,9 +24,8 @@ def test_a_rank_is_counted_wrongly(tmp_path):
     paragraphs = [
         {"context": f"word{i} other{i}", "qas": [{"question": f"word{i}"}]} for i in range(30)
     ]
-    paragraphs[0]["qas"].append(
-        {"question": "word7"}
-    )  # asks for another paragraph's word: its own is not found by words
+    # This question names a word of another paragraph, so its own is not found by words.
+    paragraphs[0]["qas"].append({"question": "word7"})
     (tmp_path / "squad.json").write_text(
         json.dumps({"data": [{"paragraphs": paragraphs[:10]}, {"paragraphs": paragraphs[10:]}]})
     )

@@ -1,10 +1,13 @@
-"""The vectors that indexes are compared on: two sets from real models and texts, made once and kept in the cache, and one drawn.
+"""Data sets of the index benchmark: two from real models and texts, cached, and one drawn.
 
-passages    200,000 x 384: all-MiniLM-L6-v2 of every 10 words of the State of the Union speeches, 1790 to 2026
-tokens      120,000 x 576: last hidden states of SmolLM2-135M at tokens of the same speeches, the keys of a kNN-LM
+passages    200,000 x 384: all-MiniLM-L6-v2 of every 10 words of the State of the Union speeches
+            from 1790 to 2026
+tokens      120,000 x 576: last hidden states of SmolLM2-135M at tokens of the same speeches, the
+            keys of a kNN-LM
 clusters    200,000 x 128: a mixture of 1,000 Gaussians, each of 24 dimensions
 
-All rows have length 1. 1,000 more, drawn before them, are the queries. A file's name holds a checksum of how it was made.
+All rows have length 1. The queries are 1,000 more rows, drawn first. A file name contains a
+checksum of how the file was made.
 """
 
 import hashlib
@@ -20,8 +23,8 @@ from lm.data import samples
 
 QUERIES, K = 1000, 10
 WORDS = 10
-BLOCK, SKIPPED = 256, 16  # tokens; the first of a block are almost the same everywhere
-PART = 960  # rows made at a time; a whole number of blocks
+BLOCK, SKIPPED = 256, 16  # tokens; hidden states at the start of a block are nearly constant
+PART = 960  # rows computed at a time; a whole number of blocks
 
 
 def cache() -> Path:
@@ -35,7 +38,10 @@ def cache() -> Path:
 
 
 def load(name: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 [rows, D], queries float32 [QUERIES, D]): the data set, made when missing, or a part of it."""
+    """Load (float32 [rows, D], queries float32 [QUERIES, D]), or the first part of a data set.
+
+    A missing data set is made first.
+    """
     size, make, facts = SETS[name]
     both = _kept(name, size + QUERIES, make, facts) if facts else make(size + QUERIES)
     if rows > size:
@@ -55,7 +61,7 @@ def nearest(base: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def passages(count: int | None = None) -> list[str]:
-    """Every 10 words of the speeches, each text once, in an order drawn once."""
+    """Every 10 words of the speeches, without duplicates, in a fixed random order."""
     texts = []
     for words in (text.split() for text in _speeches()):
         texts += [" ".join(words[i : i + WORDS]) for i in range(0, len(words) - WORDS + 1, WORDS)]
@@ -71,7 +77,7 @@ def _speeches() -> list[str]:
 
 
 def _passages(count: int):
-    """start -> float32 [PART, 384], the rows from there on."""
+    """start -> float32 [PART, 384], the rows from `start` on."""
     from retrieval import Encoder
 
     encoder, texts = Encoder.from_hf(samples.fetch("minilm")), passages(count)
@@ -79,7 +85,7 @@ def _passages(count: int):
 
 
 def _tokens(count: int):
-    """start -> float32 [PART, 576]."""
+    """start -> float32 [PART, 576], the rows from `start` on."""
     import jax
 
     import lm
@@ -127,7 +133,7 @@ SETS = {
 
 
 def _kept(name: str, count: int, make, facts: list) -> np.ndarray:
-    """float16 [count, D] from the cache, made when missing; a run that was cut off goes on where it was."""
+    """float16 [count, D] from the cache, made if missing; an interrupted run is continued."""
     stem = f"{name}-{hashlib.sha256(json.dumps([*facts, count]).encode()).hexdigest()[:12]}"
     done, partial = cache() / f"{stem}.npy", cache() / f"{stem}.partial.npy"
     if done.exists():
