@@ -1,4 +1,4 @@
-"""The retrieval benchmark on a few hundred vectors: each engine is built, saved, loaded and timed."""
+"""The retrieval benchmark on a few hundred vectors: build, save, load and time every engine."""
 
 import json
 
