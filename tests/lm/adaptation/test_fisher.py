@@ -1,4 +1,4 @@
-"""The Fisher information of models small enough to write it down, and of ours row by row."""
+"""Diagonal Fisher information, against closed forms and row by row for language models."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,8 @@ def test_a_logistic_regression_s_is_not_its_closed_form(chunk):
     found = fisher.diagonal(nll, jnp.asarray(w, jnp.float32), rows, chunk)
     chance = 1 / (1 + np.exp(-x @ w))
     np.testing.assert_allclose(found, ((chance - y)[:, None] ** 2 * x**2).sum(0), rtol=1e-5)
-    # The expectation over the model's own labels is the Fisher information proper, sum of p (1 - p) x^2.
+    # The expectation over the model's own labels is the true Fisher information, sum of p (1 - p)
+    # x^2.
     both = sum(
         chance_of[:, None] * (chance - label)[:, None] ** 2 * x**2
         for label, chance_of in ((1, chance), (0, 1 - chance))
@@ -43,7 +44,7 @@ def test_a_logistic_regression_s_is_not_its_closed_form(chunk):
 
 def test_a_language_model_s_is_not_the_mean_over_rows_of_squared_gradients(params):
     tokens = np.random.default_rng(0).integers(0, 16, (4, 6))
-    empty = Batch.of(tokens[:2], np.zeros((2, 6)))  # padding does not count
+    empty = Batch.of(tokens[:2], np.zeros((2, 6)))  # rows of padding do not count
     found, rows = fisher.fisher(MODEL, next_token, params, [Batch.of(tokens), empty], chunk=2)
     assert rows == 4
     gradient = jax.jit(jax.grad(lambda p, batch: next_token(MODEL, p, batch).sum))
@@ -66,7 +67,7 @@ def test_sampled_targets_are_not_drawn_from_the_model(params):
 
 
 def test_the_sampled_kind_does_not_approach_the_expectation_over_the_model(params):
-    """For one token of context the expectation over all 16 targets can be written out."""
+    """With one token of context the expectation over all 16 targets has a closed form."""
     tokens = np.tile([[3, 5]], (256, 1))
     found, _ = fisher.fisher(MODEL, next_token, params, [Batch.of(tokens)], sampled=True, chunk=64)
     both = jax.jit(

@@ -1,4 +1,4 @@
-"""Mixed weights: the ends of an interpolation are the models themselves, and a soup is a mean."""
+"""Interpolation and soups: the endpoints are the models themselves, and a soup is a mean."""
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +47,13 @@ def test_a_soup_is_not_the_mean():
 
 
 def test_a_greedy_soup_keeps_what_makes_it_worse():
+    # The loss is the distance from 0: 1 and -0.8 improve each other, 4 and 9 make it worse.
     values = [
         4.0,
         1.0,
         -0.8,
         9.0,
-    ]  # the loss is the distance from 0: 1 and -0.8 help each other, 4 and 9 do not
+    ]
     soup, kept = interpolation.greedy_soup(
         [{"w": jnp.float32(v)} for v in values], lambda m: abs(float(m["w"]))
     )

@@ -1,4 +1,4 @@
-"""LoRA changes nothing at first, computes W + s A B afterwards, trains nothing else, and means the same to PEFT and torch."""
+"""LoRA: no change at first, then W + s A B; only adapters train; PEFT and torch agree."""
 
 import json
 
@@ -25,7 +25,7 @@ FAMILIES = ["gpt2", "gpt_neox", "llama", "t5", "bart", "mamba", "bamba", "albert
 
 
 def adapted(family, rank=3, pattern=lora.PATTERN):
-    """(model, params, its LoRA, adapters that are random all over)."""
+    """Return (model, params, LoRA spec, adapters with all parameters random)."""
     model, params = tiny(family)
     spec = Lora(rank, alpha=1.5, pattern=pattern)
     fresh = lora.initialise(params, rules.by_path(model.logical_axes()), spec, jax.random.key(0))
@@ -156,9 +156,10 @@ def test_torch_with_the_adapter_s_files_computes_something_else(tmp_path, family
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from safetensors.torch import load_file
 
+    # Without Mamba's out_proj and dt_proj: see docs/forgetting.md.
     model, params, spec, adapters = adapted(
         family, pattern="attention/query|mlp/|ssm/(input|gate|bc)"
-    )  # not Mamba's out_proj and dt_proj: see docs/forgetting.md
+    )
     lm.to_hf(model, params, tmp_path / "base")
     peft.save(tmp_path / "adapter", model, adapters, spec, str(tmp_path / "base"))
     cls = getattr(
@@ -231,7 +232,7 @@ INITS = (
 
 
 def changed_adapter(folder, model, changed):
-    """Another value for some fields of the adapter_config.json in a folder, as PEFT's default configuration has the others."""
+    """Change fields of adapter_config.json; the others keep the defaults of PEFT."""
     defaults = dict.fromkeys(
         (
             "auto_mapping",

@@ -1,4 +1,4 @@
-"""Penalties are what their papers say, under any weights, micro-batches and mesh; without strength they are not there."""
+"""Penalties equal the papers' formulas for any weights, micro-batches and mesh; none when off."""
 
 import functools
 
@@ -24,7 +24,10 @@ STRENGTHS = dict(l2_sp_strength=0.3, ewc_strength=0.7, kl_strength=0.5)
 
 @functools.cache
 def parts():
-    """(params, fixed: another base and a Fisher information, batch with padding and unequal weights)."""
+    """Return (params, fixed, batch with padding and unequal weights).
+
+    `fixed` holds another base and Fisher information.
+    """
     params, base = (
         MODEL.init(jax.random.key(seed), Batch.of([[0, 0]]))["params"] for seed in (0, 1)
     )
@@ -41,7 +44,7 @@ def parts():
 
 
 def formula(params, fixed, batch, direction, *, l2_sp_strength, ewc_strength, kl_strength):
-    """The mean loss with all penalties, whole logits at once, in the words of the papers."""
+    """Mean loss with all penalties, from whole logits, as the papers write it."""
     mine, theirs = (MODEL.apply({"params": p}, batch).logits for p in (params, fixed["base"]))
     p, q = jax.nn.softmax(mine), jax.nn.softmax(theirs)
     kl = jnp.sum(q * jnp.log(q / p) if direction == "forward" else p * jnp.log(p / q), axis=-1)
@@ -120,9 +123,8 @@ def test_no_strength_is_another_program():
 
 def steps(shape, accumulate, adaptation, batch, base):
     mesh, rate = small.mesh_of(*shape), lambda _: 1e-2
-    sgd = optimizer.build(
-        "adamw", rate, {}, clip=0.0, weight_decay=0.0, eps=1.0
-    )  # nearly plain gradient descent: no signs of nothing
+    # eps=1 makes AdamW nearly plain gradient descent; otherwise tiny gradients become signs.
+    sgd = optimizer.build("adamw", rate, {}, clip=0.0, weight_decay=0.0, eps=1.0)
     extras = Extras(plan=adaptation)
     state = create_state(
         MODEL, sgd, mesh, 0, params=base["base"], extras=extras, fisher=base["fisher"]

@@ -1,4 +1,4 @@
-"""Adapted runs: they resume bit for bit, and what is evaluated, generated from and exported is the adapted model."""
+"""Adapted runs: bit-exact resume; evaluation, generation and export use the adapted model."""
 
 import importlib
 import json
@@ -31,7 +31,10 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A base run of 2 steps, its Fisher information, and a LoRA run of 4 steps from it with every penalty, whole and resumed."""
+    """A base run of 2 steps, its Fisher information, and a LoRA run of 4 steps with every penalty.
+
+    The LoRA run exists twice: uninterrupted and resumed.
+    """
     folder = tmp_path_factory.mktemp("adapted")
     shared = {"checkpoint.every": 2, "mesh.data": 1, "mesh.fsdp": 8}
     assert loop.train(runs.config(folder, steps=2), folder / "base") == 0
@@ -150,7 +153,7 @@ def test_a_sweep_does_not_end_in_the_models_themselves(folder):
             load(str(folder / "mixed" / f"alpha-{alpha}"))[1], load(str(folder / run))[1]
         )
     assert len({round(row["loss"][str(folder / "x.txt")], 6) for row in rows}) == 3
-    # A greedy soup is at least as good as the best of its members.
+    # A greedy soup is at least as good as its best member.
     loss = {
         name: row["loss"][str(folder / "x.txt")]
         for name, row in (("base", rows[0]), ("lora", rows[2]))

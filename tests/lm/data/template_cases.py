@@ -1,6 +1,7 @@
-"""Records and what templates must make of them, written by hand from the formats' own descriptions; two tokenizers to spell them with.
+"""Records, and what templates must make of them, written by hand from the formats' descriptions.
 
-python -m tests.lm.data.template_cases writes the golden files anew: only after a deliberate change of a template, and read the diff.
+python -m tests.lm.data.template_cases writes the golden files again. Run it only after a
+deliberate change of a template, and read the diff. Two tokenizers encode the cases.
 """
 
 import functools
@@ -60,7 +61,7 @@ ALPACA = (
 )
 TK_ASK = "Now complete the following example -\nInput: 7.\nOutput: "
 
-# name -> (template, options, record, [(text, trained)]) up to the last token with a loss
+# name -> (template, options, record, [(text, trained)]) up to the last trained token
 CASES = {
     "alpaca_without_input": (
         "alpaca",
@@ -218,7 +219,7 @@ CASES = {
 
 
 def with_control(tokenizer, chat_template=CHATML):
-    """The tokenizer, with the control tokens of the chat templates."""
+    """Add the control tokens of the chat templates to the tokenizer."""
     tokenizer.add_tokens(
         [transformers.AddedToken(token, special=True) for token in CONTROL], special_tokens=True
     )
@@ -228,7 +229,7 @@ def with_control(tokenizer, chat_template=CHATML):
 
 @functools.cache
 def tokenizer(kind):
-    """ "bytes", or "bpe": a small one, learned from the cases."""
+    """The "bytes" tokenizer, or "bpe": a small one trained on the cases."""
     if kind == "bytes":
         return with_control(tokenizers.bytes_only())
     texts = ["".join(text for text, _ in pieces) for *_, pieces in CASES.values()]
@@ -236,7 +237,7 @@ def tokenizer(kind):
 
 
 def encoded(name, kind, decoder_start=None):
-    """A case through its template and a tokenizer."""
+    """Render and encode a case."""
     template, options, record, _ = CASES[name]
     template = templates.get(template, tokenizer(kind), **options)
     (found,) = Encoder(tokenizer(kind), decoder_start)([template.render(record)])
@@ -244,7 +245,7 @@ def encoded(name, kind, decoder_start=None):
 
 
 def described(name):
-    """What a golden file holds of a case: tokens, ids and mask, for each tokenizer."""
+    """Contents of a golden file for a case: tokens, ids and mask for each tokenizer."""
     found = {}
     for kind in ("bytes", "bpe"):
         e = encoded(name, kind)

@@ -1,4 +1,4 @@
-"""The global batch is a function of seed and step; positions restart with every document; packing changes nothing."""
+"""The global batch depends on seed and step only; positions restart with each document."""
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ def test_batches_depend_on_the_mesh():
 
 
 def test_hosts_together_do_not_read_the_batch_of_one_host(monkeypatch):
-    """Two processes are played by the two halves of the devices."""
+    """Two halves of the devices stand in for two processes."""
     mesh = small.mesh_of(8, 1, 1)
     rows = sharding.batch_sharding(mesh, (8, 4))
     every = rows.addressable_devices_indices_map((8, 4))
@@ -63,7 +63,7 @@ def test_a_restored_iterator_does_not_continue():
     first = train_batches(PACKED)
     tokens(first, 4)
     state = first.state()
-    tokens(first, 2)  # read ahead of the checkpoint
+    tokens(first, 2)  # prefetched after the checkpoint
     second = train_batches(PACKED)
     second.restore(state)
     for a, b in zip(whole[4:], tokens(second, 5), strict=True):
@@ -71,7 +71,7 @@ def test_a_restored_iterator_does_not_continue():
 
 
 def test_another_batch_size_skips_or_repeats_rows():
-    rows = np.concatenate(tokens(train_batches(PACKED, size=8), 6))  # two epochs and more
+    rows = np.concatenate(tokens(train_batches(PACKED, size=8), 6))  # more than two epochs
     first = train_batches(PACKED, size=4)
     tokens(first, 3)
     for size in (8, 2, 4):
@@ -80,7 +80,7 @@ def test_another_batch_size_skips_or_repeats_rows():
         assert np.array_equal(np.concatenate(tokens(second, 24 // size)), rows[12:36])
         assert second.state() == {"rows": 36}
     old = train_batches(PACKED, size=4)
-    old.restore({"next_index": 3})  # as earlier versions saved it
+    old.restore({"next_index": 3})  # the format of earlier versions
     assert np.array_equal(tokens(old, 1)[0], rows[12:16])
 
 

@@ -1,4 +1,4 @@
-"""Files as people have them: packed, encoded otherwise, as tables, with odd names; none is learned as prose unseen."""
+"""Files as users have them: compressed, other encodings, tables, odd names. Errors name them."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""Rows of examples: whole, each once, none over a capacity, masks where they belong, and nothing left out without being counted."""
+"""Packing of examples: each example whole and once, no row over capacity, all drops counted."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), min_size=1, 
 
 
 def example(asked, answer, number=0, pair=False):
-    """Distinct ids; `answer` of them trained. Of a pair the encoder reads what is asked."""
+    """An example with distinct ids, `answer` of them trained; a pair's encoder reads the prompt."""
     base = 1000 + 100 * number
     prompt, response = np.arange(base, base + asked), np.arange(base + 50, base + 50 + answer)
     ids = np.array([7, *response] if pair else [*prompt, *response], np.int32)
@@ -74,13 +74,12 @@ def test_a_row_of_two_capacities_is_overfull(lengths):
 
 
 def test_a_tenth_of_the_rows_is_padding(monkeypatch):
-    rng = np.random.default_rng(
-        0
-    )  # words of instructions and answers are spread like this: many short, a long tail
+    # Lengths of instructions and answers are distributed like this: many short, a long tail.
+    rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4.5, 0.9, (4000, 2)).astype(int), 4, 1000)
     rows = packing.best_fit(lengths.sum(axis=1).tolist(), 2048)
     assert lengths.sum() / ((rows.max() + 1) * 2048) > 0.98
-    capacity = (512, 1024)  # twice as much is read as is written
+    capacity = (512, 1024)  # capacities that differ by a factor of two
     lengths = np.minimum(np.stack([lengths[:, 0] // 2, lengths[:, 1]], 1), capacity)
     for most in (fitting.OPEN_ROWS, 32):
         monkeypatch.setattr(fitting, "OPEN_ROWS", most)

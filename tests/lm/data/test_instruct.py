@@ -1,4 +1,4 @@
-"""From files to a loss: the cache knows what it holds, packed rows weigh what examples alone weigh, and a model learns when to stop."""
+"""Instruct data from file to loss: cache keys, weights in packed rows, learning when to stop."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ RECORDS = [
 
 
 def batch_of(packed, rows):
-    """The rows as a batch of so many, empty ones behind."""
+    """A batch of `rows` rows: the packed rows, then empty ones."""
     fill = lambda x: np.pad(x, ((0, rows - len(x)), (0, 0)))
     encoder = {
         name: fill(packed.extra[name])

@@ -1,4 +1,4 @@
-"""Labelled records: every format gives the same, what cannot be used is named, and rows are those of transformers' own encoding."""
+"""Labelled records: equal in every format, encoded as by transformers; errors name the record."""
 
 import json
 import pathlib

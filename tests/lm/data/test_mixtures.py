@@ -1,4 +1,4 @@
-"""A mixture is in exact proportions, a function of place and seed, and never half an epoch of a source."""
+"""Mixtures: exact proportions, a function of position and seed, whole epochs of each source."""
 
 import dataclasses
 from fractions import Fraction
@@ -172,7 +172,7 @@ def test_a_source_s_own_weights_or_length_are_lost_or_its_padding_counts():
 
 
 def test_each_source_is_read_by_another_objective_than_its_own():
-    """Its transform draws what it draws at that place in a run of the one objective."""
+    """A source's transform draws what it draws at the same position in a single-source run."""
     draw = Transform(
         lambda row, rng, lengths: dict(row) | {"weights": rng.random(lengths[0]) < 0.5}
     )

@@ -1,4 +1,4 @@
-"""Rows hold every prediction of every document once, and nothing else."""
+"""Packed rows contain every prediction of every document once, and nothing else."""
 
 import itertools
 
@@ -16,7 +16,7 @@ documents = st.lists(
 
 
 def encoded(texts):
-    """Each document between a start token (1) and an end-of-text token (2)."""
+    """Put each document between a start token (1) and an end-of-text token (2)."""
     return [(np.array([1, *ids, 2], np.int32), len(ids)) for ids in texts]
 
 
@@ -44,7 +44,8 @@ def test_best_fit_overfills_a_row_or_wastes_rows(sizes):
     used = np.bincount(rows, sizes)
     assert used.max() <= 20
     assert np.all(used > 0)
-    # Best-fit decreasing needs at most 11/9 OPT + 1 rows (Johnson 1973), and OPT is at least the sum over the capacity.
+    # Best-fit decreasing needs at most 11/9 OPT + 1 rows (Johnson 1973). OPT is at least the sum of
+    # sizes over the capacity.
     assert (
         len(used)
         <= 11 / 9 * max(np.ceil(sum(sizes) / 20), sum(s > 10 for s in sizes))
@@ -63,7 +64,7 @@ def test_the_end_of_text_token_is_not_trained():
 def test_a_control_token_spelled_out_in_a_text_ends_the_document():
     tokenizer = tokenizers.bytes_only()
     ((ids, size),) = packing.encode(["a<|endoftext|>b"], tokenizer)
-    assert list(ids).count(tokenizer.eos_token_id) == 2  # the first and the last token only
+    assert list(ids).count(tokenizer.eos_token_id) == 2  # only the first and the last token
     assert (len(ids), size) == (17, 15)
 
 

@@ -1,4 +1,4 @@
-"""The preview shows the very tokens and weights that training gets, and its checks fail where something is wrong."""
+"""The preview shows the tokens and weights of training, and its checks fail on real faults."""
 
 import dataclasses
 import json
@@ -104,7 +104,7 @@ def test_copies_and_shared_runs_of_thirteen_tokens_are_counted_and_twelve_are_no
     assert len(grams) == 17 - preview.GRAM + 1
     for text, seen in (("xx0123456789abcxx", 1), ("xx0123456789abxx", 0), ("3210456789abcdefx", 0)):
         assert preview.overlap(packed(text, length=32), [grams]) == (1, seen), text
-    # A run across the border of two documents is in neither.
+    # A run that crosses a document border is in neither document.
     assert preview.overlap(packed("0123456", "789abcdef", length=32), [grams]) == (2, 0)
 
 
@@ -146,9 +146,8 @@ def test_the_command_shows_the_first_batch_of_training(objective, tmp_path, caps
         "--config.samples.prompts=()",
         f"--config.eval.data.heldout={file}",
     ]
-    assert (
-        command.main([*arguments, "--json", "--html", "--rows=2"]) == 1
-    )  # the held-out text is that of training
+    # The held-out text is the training text.
+    assert command.main([*arguments, "--json", "--html", "--rows=2"]) == 1
     shown = json.loads(capsys.readouterr().out)
     assert len(shown["rows"]) == 2 and all(len(row["tokens"]) >= 32 for row in shown["rows"])
     weights = [

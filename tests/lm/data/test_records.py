@@ -1,4 +1,4 @@
-"""Every format is read as what it says; what cannot be used is named with its file and line, and never trained on."""
+"""Record formats: read as documented; errors name file and line; bad records never train."""
 
 import dataclasses
 import json
@@ -331,7 +331,7 @@ def test_a_task_is_half_in_training_and_half_held_out(tmp_path):
             and len(held) == (number or len(held))
             and 2 < len(held) < 20
         )
-    # By name: other tasks beside it do not change where a task goes.
+    # The split depends on a task's name, so other tasks do not move it.
     held = {r.task for r in read("held_out", hold_out="0.25")}
     for i in range(20):
         (tmp_path / f"t{i}.jsonl").unlink()
@@ -379,6 +379,6 @@ def test_the_real_files_are_not_read_as_they_are():
     )
     tasks = records.read(str(REAL / "natural-instructions"), Reading())
     assert len(tasks.records) == len({r.task for r in tasks.records}) == 1247
-    assert "1,247 tasks" in tasks.warnings[0]  # one instance each
+    assert "1,247 tasks" in tasks.warnings[0]  # one instance a task
     prompts = records.read(str(REAL / "t0" / "ag_news_classify.jsonl"), Reading()).records
     assert prompts and not any("<|endoftext|>" in r.output for r in prompts)

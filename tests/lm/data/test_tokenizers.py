@@ -1,4 +1,4 @@
-"""Tokenizers of one's own: any string comes back, and transformers reads what was saved."""
+"""Trained tokenizers: every string round-trips, and transformers reads the saved files."""
 
 import json
 from typing import Any
@@ -115,7 +115,7 @@ def test_what_is_saved_is_another_tokenizer(tmp_path, model):
 
 
 def made(transform, packed):
-    """The fields of every row."""
+    """Fields of every row."""
     rows, lengths = (
         batches.Rows(packed),
         transform.lengths(packed) if transform.lengths else (packed.length, 0),
@@ -164,7 +164,7 @@ def test_unigram_loses_text_in_span_corruption():
 
 
 def _until(ids, marks):
-    """The number of ids before the next sentinel, or the end token."""
+    """Number of ids before the next sentinel or the end token."""
     return next(i for i, x in enumerate(ids) if x in marks or x == UNIGRAM.eos_token_id)
 
 

@@ -1,4 +1,4 @@
-"""Fields of chat files: which turns are trained, tool calls, reasoning, system and history; none is dropped in silence."""
+"""Fields of chat files: trained turns, tool calls, reasoning, system, history; none is dropped."""
 
 import copy
 import datetime
@@ -99,7 +99,7 @@ def test_a_turn_that_is_marked_is_trained(tmp_path, mark):
         text = "".join(
             s.text for s in templates.get("chatml", tokenizer("bytes")).render(record).segments
         )
-        assert text.count("Nothing.") == 1  # the one before is read; the one after teaches nothing
+        assert text.count("Nothing.") == 1  # first: context; last: after all trained turns
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_a_template_that_reads_the_clock_is_another_the_next_day(monkeypatch, tm
         segment.text for segment in template.prompt(Record("Which?")).segments
     )
     assert spell(before) == theirs
-    old = kept | {"options": {"turns": "all"}}  # as it was remembered before its date was
+    old = kept | {"options": {"turns": "all"}}  # as saved before the date became an option
     monkeypatch.setattr(templates.datetime, "date", Tomorrow)
     assert "17 May 2031" in spell(templates.get("jinja", tok))
     assert spell(templates.recall(kept, tok)) == theirs

@@ -1,4 +1,4 @@
-"""Windows of documents longer than a row: each token is predicted once, and with a stride never without what comes before it."""
+"""Windows of long documents: each token is predicted once, with context if there is a stride."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Scoring of answers: what counts as the same, what does not, and how sure a share is."""
+"""Accuracy of short answers: which answers count as equal, and the confidence interval."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Runs side by side: the figures are those of their folders, and nothing in a name becomes markup."""
+"""Comparison of runs: figures match the run folders, and names are escaped."""
 
 import json
 
@@ -13,7 +13,7 @@ from lm.training import checkpoints, settings
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two run folders, one with a name that is markup, made without training."""
+    """Write two run folders without training; the name of one contains markup."""
     found = []
     for name, rate, losses in (("one", 1e-2, (5.0, 3.0)), ("<b>$x", 2e-2, (5.0, 2.5, 2.25))):
         config = tiny.get_config()

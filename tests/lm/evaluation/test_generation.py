@@ -1,4 +1,4 @@
-"""Answers to instruct data: asked as training spells them, scored against all references, by the command and within a run."""
+"""Answers to instruct data: prompts as in training, scores against all references."""
 
 import json
 from typing import Any
@@ -77,13 +77,12 @@ def test_the_stop_rate_counts_answers_that_the_budget_ended():
     assert found["f1"].tolist() == pytest.approx([1, 2 / 3, 0, 1])
     copied = generation.baselines(asked, scores.chosen("exact_match"))
     assert copied["copy demonstration"]["exact_match"].tolist() == [1.0] * 4
-    assert (
-        copied["copy input"]["exact_match"].tolist() == [0.0] * 4
-    )  # "Say it", as there is no input
+    # Copies "Say it", since there is no input.
+    assert copied["copy input"]["exact_match"].tolist() == [0.0] * 4
 
 
 def task_file(path, answers, *categories):
-    """A Super-NaturalInstructions task whose answers are these."""
+    """Write a Super-NaturalInstructions task with these answers."""
     instances = [
         {"input": f"{path.stem} {n}", "output": [answer]} for n, answer in enumerate(answers)
     ]
@@ -100,9 +99,8 @@ def test_a_category_is_not_the_mean_of_all_answers_of_its_tasks(
 ):
     (tasks := tmp_path / "tasks").mkdir()
     task_file(tasks / "task1_a.json", ["a b", "c d", "e f"], "Word Analogy")
-    task_file(
-        tasks / "task2_b.json", ["a b c"] * 5, "Title Generation", "Word Analogy"
-    )  # the first counts
+    # Only the first category counts.
+    task_file(tasks / "task2_b.json", ["a b c"] * 5, "Title Generation", "Word Analogy")
     task_file(tasks / "task3_c.json", ["x"] * 2, "Word Analogy")
     task_file(tasks / "task4_d.json", ["a"] * 4)
     given = ["a b", "c", "", "a b c", "a", "c b a", "b c", "no", "x", "y", "a", "b", "a", "a"]
@@ -140,14 +138,14 @@ def test_a_category_is_not_the_mean_of_all_answers_of_its_tasks(
                 100 * sum(row[metric] for row in inside) / 5
             )
         assert line["scores"]["stop_rate"] == 100 * sum(row["stopped"] for row in inside) / 5
-    assert found["categories"]["Word Analogy"]["scores"]["exact_match"] == pytest.approx(
-        40
-    )  # "a b" and "x" of five, not of two tasks
+    # "a b" and "x" are right: 2 of 5 answers, not a mean over two tasks.
+    assert found["categories"]["Word Analogy"]["scores"]["exact_match"] == pytest.approx(40)
     table = said.split("by category\n\n")[1]
     assert "| Word Analogy" in table and "40.0 [" in table and "task1_a" not in table
+    # The bootstrap resamples whole tasks.
     assert found["categories"]["Word Analogy"]["intervals"]["exact_match"] == pytest.approx(
         [100 / 3, 50]
-    )  # whole tasks are drawn again
+    )
 
 
 def test_data_without_categories_has_a_table_of_them(folder, capsys):

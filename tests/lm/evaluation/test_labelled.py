@@ -1,4 +1,4 @@
-"""A run with labels, from config to scores: heads drawn, names kept and exported, predictions written, whole entities counted."""
+"""Runs with labels, from config to scores: heads, label names, export, predictions and entities."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Scores of labels against numbers worked out by hand and the formulas of scipy."""
+"""Label scores against values computed by hand and scipy's formulas."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from lm.evaluation import labels
 
 def test_f1_is_not_that_of_each_class_averaged():
     found = labels.classified([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0])
-    # class 0: 1 right of 2 given and 2 wanted; 1: 1 of 1 and 2; 2: 2 of 3 and 2
+    # class 0: 1 right of 2 predicted and 2 true; 1: 1 of 1 and 2; 2: 2 of 3 and 2
     assert found.per_class == pytest.approx({0: 0.5, 1: 2 / 3, 2: 0.8})
     assert found.macro_f1 == pytest.approx((0.5 + 2 / 3 + 0.8) / 3)
     assert found.accuracy == found.micro_f1 == pytest.approx(4 / 6) and found.answers == 6
@@ -21,7 +21,7 @@ def test_f1_is_not_that_of_each_class_averaged():
 
 def test_a_class_left_out_counts_in_f1():
     found = labels.classified([0, 0, 1, 2, 0], [0, 1, 1, 0, 0], without=[0])
-    # of classes 1 and 2: 1 right, 2 given, 2 wanted
+    # classes 1 and 2: 1 right, 2 predicted, 2 true
     assert (found.micro_f1, found.macro_f1) == pytest.approx(
         (0.5, (2 / 3 + 0) / 2)
     ) and found.accuracy == 0.6

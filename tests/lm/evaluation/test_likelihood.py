@@ -1,4 +1,4 @@
-"""Log-likelihoods and the adapter to lm-evaluation-harness, against full forward passes of one sequence each."""
+"""Log-likelihoods and the lm-evaluation-harness adapter, against one forward pass per sequence."""
 
 import dataclasses
 import importlib.util
@@ -42,13 +42,16 @@ def models():
 
 
 def brute_force(model, params, context, continuation):
-    """(sum, greedy) from one forward pass over exactly these tokens, the logits at t taken for the token at t + 1."""
+    """(sum, greedy) from one forward pass over exactly these tokens.
+
+    The logits at position t predict the token at t + 1.
+    """
     if model.config.encoder_layers:
         tokens = [model.config.decoder_start_token_id, *continuation]
         batch = lm.Batch.of([tokens], encoder_tokens=[list(context)])
         first = 0
     else:
-        batch = lm.Batch.of([[*context, *continuation][:-1]])  # nothing is asked after the last
+        batch = lm.Batch.of([[*context, *continuation][:-1]])  # the last token predicts nothing
         first = len(context) - 1
     logits = np.asarray(lm.forward(model, params, batch).logits[0], np.float64)
     total, greedy = 0.0, True
@@ -115,12 +118,13 @@ def test_the_harness_asks_for_other_tokens(models, name):
     harness = Harness(model, params, TOKENIZER, batch_size=4)
     encode = lambda text: TOKENIZER.encode(text, add_special_tokens=False)
     asked = [("ab", " cd"), ("ab ", "cd"), ("", "cd"), ("a  ", "b")]
+    # Spaces at the end of a context move to the continuation.
     pairs = [
         ("ab", " cd"),
         ("ab", " cd"),
         (None, "cd"),
         ("a", "  b"),
-    ]  # spaces at the end of a context belong to what follows
+    ]
     found = harness.loglikelihood([Request(pair) for pair in asked], disable_tqdm=True)
     for (value, greedy), (context, continuation) in zip(found, pairs, strict=True):
         ids = [TOKENIZER.bos_token_id] if context is None else encode(context)

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte: each token counts once, and the standard error covers what it should."""
+"""Perplexity and bits per byte: each token counts once; the standard error has its coverage."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def test_the_standard_error_does_not_cover_the_spread_of_samples():
     for _ in range(200):
         lengths = random.integers(2, 60, 40)
         packed = packing.pack([(np.ones(n + 1, np.int32), int(n)) for n in lengths], 16)
-        level = random.gamma(4.0, 0.5, 40)  # each document has a difficulty of its own
+        level = random.gamma(4.0, 0.5, 40)  # each document has its own difficulty
         losses = np.zeros(packed.tokens.shape)
         for row, segment, document in zip(
             packed.piece_row, packed.piece_segment, packed.piece_document, strict=True

@@ -76,7 +76,7 @@ def test_a_token_is_seen_while_it_is_predicted_or_not_counted(bert, capsys):
     assert (found["objective"], found["tokens"]) == ("pseudo_perplexity", len(losses))
     assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
     assert found["perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-3)
-    assert found["bits_per_byte"] is None  # the factors are no probability of the text
+    assert found["bits_per_byte"] is None  # their product is no probability of the text
     assert evaluate.main([*args, "--max-rows=1"]) == 0
     assert 0 < json.loads(capsys.readouterr().out)["tokens"] < len(losses)
 

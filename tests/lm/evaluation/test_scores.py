@@ -1,4 +1,4 @@
-"""Scores of answers: each is the published formula, written out here a second time, or a number worked out by hand."""
+"""Scores of answers, against a second implementation of each published formula or by hand."""
 
 import collections
 import functools
@@ -37,7 +37,7 @@ PAIRS = [
 
 
 def squad_v1(answer, reference):
-    """evaluate-v1.1.py of SQuAD as published: (exact match, F1)."""
+    """(exact match, F1) as in SQuAD's evaluate-v1.1.py."""
 
     def normalize_answer(s):
         s = "".join(ch for ch in s.lower() if ch not in set(string.punctuation))
@@ -62,9 +62,8 @@ def test_squads_numbers_are_not_those_of_its_script(answer, reference):
     exact, f1 = squad_v1(answer, reference)
     assert scores.squad_exact_match(answer, reference) == exact
     both_empty = not scores.normalise_squad(answer) and not scores.normalise_squad(reference)
-    assert scores.f1(answer, reference) == pytest.approx(
-        1.0 if both_empty else f1
-    )  # version 2.0 made two empty answers equal
+    # Version 2.0 counts two empty answers as equal.
+    assert scores.f1(answer, reference) == pytest.approx(1.0 if both_empty else f1)
 
 
 def test_articles_count_in_one_exact_match_and_not_in_the_other():
@@ -109,11 +108,10 @@ def test_rouge_is_not_what_its_definition_says(answer, reference):
 
 
 def test_rouge_by_hand():
-    # the cat sat on the mat | a cat was sit on a mat: cat, on, mat in order
+    # the cat sat on the mat | a cat was sit on a mat: common subsequence cat, on, mat
     assert scores.rouge_l(*PAIRS[0]) == pytest.approx(6 / 13)
-    assert scores.rouge_l("the generations of cars", "the generated car") == pytest.approx(
-        6 / 7
-    )  # stems: gener, car
+    # Common stems: gener, car.
+    assert scores.rouge_l("the generations of cars", "the generated car") == pytest.approx(6 / 7)
 
 
 def test_rouge_is_not_that_of_the_package_super_natural_instructions_uses():
@@ -126,7 +124,7 @@ def test_rouge_is_not_that_of_the_package_super_natural_instructions_uses():
     )
     for _ in range(30):
         answer, *references = (" ".join(rng.choice(words, rng.integers(0, 7))) for _ in range(4))
-        expected = scorer.score_multi(references, answer)  # the best reference by F1
+        expected = scorer.score_multi(references, answer)  # the reference with the best F1
         found = score([answer], [references], chosen("rouge_l,rouge_1"))
         assert found["rouge_l"][0] == pytest.approx(expected["rougeL"].fmeasure)
         assert found["rouge_1"][0] == pytest.approx(expected["rouge1"].fmeasure)
@@ -164,7 +162,7 @@ def test_the_mean_is_over_answers_and_a_group_has_its_own():
     )
     assert (first.name, first.answers, first.scores["exact_match"]) == ("a", 4, 50.0)
     assert (second.name, second.scores["exact_match"]) == ("b", 100.0)
-    assert np.isnan(second.intervals["exact_match"]).all()  # one answer says nothing of the spread
+    assert np.isnan(second.intervals["exact_match"]).all()  # one answer has no spread
     text = scores.formatted([everything, second])
     assert text.splitlines()[2].startswith("| all | 5       | 60.0 [") and text.splitlines()[
         3
@@ -214,12 +212,10 @@ def asked(records):
 def test_copying_scores_other_than_by_hand():
     shown = (Demonstration("x", "two cats", None),) * 2
     rows = [
-        Record(
-            "Say it.", "a cat sat", "the cat", positive=shown
-        ),  # input: cat of 3 and 2 words; shown: cats' stem of 2 and 2
-        Record(
-            "the cat", "", "the cat"
-        ),  # no input: the instruction is copied; no demonstration: nothing
+        # Input: cat of 3 and 2 words. Demonstration: the stem of cats, of 2 and 2.
+        Record("Say it.", "a cat sat", "the cat", positive=shown),
+        # Without an input the instruction is copied; without a demonstration nothing.
+        Record("the cat", "", "the cat"),
     ]
     found = generation.baselines(asked(rows), chosen("rouge_l,exact_match"))
     assert found["copy input"]["rouge_l"].tolist() == pytest.approx([0.4, 1.0])

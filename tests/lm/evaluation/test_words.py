@@ -1,4 +1,4 @@
-"""Scores of answers in any script: ROUGE beside the rouge_score package with a tokenizer object, words worked out by hand."""
+"""Scores in any script: ROUGE against rouge_score with a tokenizer object, and words by hand."""
 
 import json
 
@@ -14,7 +14,7 @@ from lm.training import answering
 from tests.lm.evaluation.test_generation import folder  # noqa: F401
 from tests.lm.training.test_instruction import config
 
-WORDS = {  # by hand
+WORDS = {  # expected words, by hand
     "Кот сидит.": ["кот", "сидит"],
     "狗在跑。": ["狗", "在", "跑"],
     "日本語 です": ["日", "本", "語", "で", "す"],
