@@ -172,7 +172,9 @@ def test_bad_lines_are_left_out_in_silence_or_without_limit(tmp_path, caplog):
     )
     with pytest.raises(
         DataError,
-        match=r"2 of 100 records cannot be used, more than data.max_bad_share=0.01 allows: .*line 8",
+        match=(
+            r"2 of 100 records cannot be used, more than data.max_bad_share=0.01 allows: .*line 8"
+        ),
     ):
         list(sources.documents(files, max_bad_share=0.01))
     with pytest.raises(DataError, match=r"^[^ ]*x.jsonl, line 8: not JSON"):

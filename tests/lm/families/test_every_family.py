@@ -1,6 +1,7 @@
-"""Each family's tiny preset with its natural objective: it learns, packs exactly, shards by the rules, and runs alike however it is run.
+"""Each family's tiny preset: it learns, packs exactly, shards by the rules and runs in every mode.
 
-Families come from the registry, so that a new one is tested by being there. `python -m pytest -m slow` adds the larger sweep.
+Families come from the registry, so a new family is tested once it is registered. `python -m pytest
+-m slow` adds the larger sweep.
 """
 
 import functools
@@ -24,7 +25,7 @@ MASK = 90
 
 @functools.cache
 def tiny(name: str, **changes):
-    """The preset made smaller, and drawn from a distribution wide enough that an error shows."""
+    """The tiny preset made smaller, with initial weights large enough to reveal errors."""
     preset = families.preset(name, "tiny")
     config = preset.replace(
         vocab_size=97,
@@ -46,7 +47,10 @@ def initial(name: str):
 
 
 def packed(name: str, documents) -> lm.Batch:
-    """The documents in one row with the family's objective: the next token, or every third one masked (Devlin et al. 2019, section 3.1)."""
+    """The documents in one row with the family's objective.
+
+    It predicts the next token, or every third token masked (Devlin et al. 2019, section 3.1).
+    """
     c = tiny(name).config
     rows = np.zeros((2, LENGTH), np.int32)
     at = 0
@@ -55,7 +59,7 @@ def packed(name: str, documents) -> lm.Batch:
         at += len(document)
     tokens, segments = rows[:1], rows[1:]
     read = {}
-    if c.encoder_layers:  # the encoder reads the same documents with their tokens moved on by one
+    if c.encoder_layers:  # the encoder reads the same documents with token ids shifted by one
         read = dict(encoder_tokens=np.where(segments > 0, tokens + 1, 0), encoder_segments=segments)
     if c.causal:
         return lm.Batch.of(tokens, segments, **read)
@@ -66,7 +70,7 @@ def packed(name: str, documents) -> lm.Batch:
 
 @functools.cache
 def gradient(model):
-    """float32 loss sum, weight sum and gradients, compiled once a model."""
+    """Compiled function for float32 loss sum, weight sum and gradients, cached for each model."""
 
     def loss(params, batch):
         found = next_token(model, params, batch, None)
@@ -114,7 +118,10 @@ def _updated(optimizer, grads, state, params):
 
 
 def agree(name, changes, atol, share):
-    """Loss and gradients of another way to run the model: within atol, or that share of the largest gradient."""
+    """Check loss and gradients of another execution mode.
+
+    The tolerance is atol, or that share of the largest gradient.
+    """
     (loss, _), plain = gradient(tiny(name))(initial(name), packed(name, DOCUMENTS))
     (other, _), same = gradient(tiny(name, **changes))(initial(name), packed(name, DOCUMENTS))
     np.testing.assert_allclose(other, loss, rtol=max(share, 1e-5))
@@ -171,7 +178,7 @@ def test_bfloat16_compute_with_float32_parameters_agrees(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_parameter_has_a_place_on_a_mesh(name):
-    """The default rules know every dimension's name, and shard the large matrices."""
+    """The default rules cover every dimension and shard the large matrices."""
     model = tiny(name)
     shapes = jax.eval_shape(model.init, jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
     for (path, names), x in zip(

@@ -1,4 +1,4 @@
-"""Greedy continuations of unequal prompts, read in one left-padded batch, must be transformers' own, prompt by prompt."""
+"""Greedy continuation of a left-padded batch equals transformers' continuation of each prompt."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Heads that give labels, spans, values and sentence vectors: the same numbers as transformers, in and out, and with other heads."""
+"""Label, span, value and sentence heads: parity with transformers, export, and changes of head."""
 
 import json
 
@@ -60,7 +60,7 @@ T5 = dict(
     **TOKENS,
 )
 T5 |= dict(relative_attention_max_distance=20, decoder_start_token_id=2)
-FAMILIES = {  # their stem: (options, what there is besides sequences)
+FAMILIES = {  # class stem: (options, heads besides sequence classification)
     "OpenAIGPT": (parity.GPT2, ()),
     "GPT2": (parity.GPT2, (TOKEN, SPAN)),
     "GPTNeo": (NEO, (TOKEN, SPAN)),
@@ -116,6 +116,7 @@ CASES |= {
         dict(num_labels=2, encoder_attention_heads=2),
     ),
 }
+# Families whose rows may be padded on the left.
 LEFT = (
     "GPTNeoX",
     "Llama",
@@ -128,11 +129,14 @@ LEFT = (
     "Olmo2",
     "StableLm",
     "Starcoder2",
-)  # where rows may be padded so
+)
 
 
 def inputs(reference, left=False):
-    """Three rows of 13, 9 and 4 tokens: (Batch, the same for transformers, which tokens are real). An encoder's end with its eos."""
+    """Three rows of 13, 9 and 4 tokens: (Batch, the same for transformers, mask of real tokens).
+
+    Rows of an encoder end with its eos token.
+    """
     tokens, valid, types = parity.padded_batch(reference)
     if reference.config.is_encoder_decoder:
         tokens[np.arange(3), valid.sum(1) - 1] = reference.config.eos_token_id
@@ -142,9 +146,8 @@ def inputs(reference, left=False):
     if types is not None:
         theirs["token_type_ids"] = torch.tensor(types)
     segments = valid.astype(np.int32)
-    if not reference.config.is_encoder_decoder or type(reference).__name__.endswith(
-        TOKEN
-    ):  # T5's reads with the encoder alone
+    if not reference.config.is_encoder_decoder or type(reference).__name__.endswith(TOKEN):
+        # T5's token classifier uses the encoder only.
         return Batch.of(tokens, segments, types=types), theirs, valid
     shifted = np.concatenate(
         [np.full((3, 1), reference.config.decoder_start_token_id), tokens[:, :-1]], axis=1
@@ -158,7 +161,7 @@ def inputs(reference, left=False):
 
 
 def labels_of(model, given):
-    """transformers' logits: [B, N], [B, T, N], or [B, T, 2] of starts and ends."""
+    """Logits of transformers: [B, N], [B, T, N], or [B, T, 2] for starts and ends."""
     with torch.no_grad():
         out = model(**given)
     return (
@@ -211,7 +214,7 @@ def test_every_class_with_labels_has_a_case():
 
 
 def with_random_head(family, head, **fields):
-    """(model, params) of a small model with that head, all parameters random."""
+    """(model, params) of a small model with that head; all parameters are random."""
     model, params = lm.with_head(*tiny(family), head, **fields)
     return model, jax.tree.map(
         lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), params
@@ -427,14 +430,14 @@ def test_a_checkpoint_is_read_with_another_head_where_its_weights_allow_it(tmp_p
             vector, pooled / np.linalg.norm(pooled, axis=-1, keepdims=True), atol=1e-5
         )
 
-    spans, params = with_random_head("llama", "question_answering")  # stored under names of its own
+    spans, params = with_random_head("llama", "question_answering")  # stored under different names
     lm.to_hf(spans, params, tmp_path / "spans")
     assert identical(
         lm.from_hf(tmp_path / "spans", head="none")[1],
         {name: x for name, x in params.items() if name != "head"},
     )
 
-    bare, params = lm.with_head(*tiny("gpt2"), "none")  # its table is its head's as well
+    bare, params = lm.with_head(*tiny("gpt2"), "none")  # its embedding table is also its head
     lm.to_hf(bare, params, tmp_path / "bare")
     model, again = lm.from_hf(tmp_path / "bare", head="causal_lm")
     assert model.config == tiny("gpt2")[0].config and identical(again, params)
@@ -462,7 +465,7 @@ def test_a_reward_model_is_read_as_a_value_of_every_token(tmp_path):
 
 
 def sentence_directory(path, mode, normalize=True, **settings):
-    """A BERT as sentence-transformers saves it; returns it on torch."""
+    """Save a BERT as sentence-transformers does. Returns it on torch."""
     bert = parity.torch_model("bert")
     bert.save_pretrained(path)
     kinds = [("Transformer", ""), ("Pooling", "1_Pooling")] + [
@@ -520,9 +523,8 @@ def test_a_sentence_transformers_directory_gives_its_vectors_and_is_written_back
         f"pooling_mode_{mode}"
     }
 
-    lm.to_hf(
-        *lm.with_head(model, params, "none"), tmp_path / "ours"
-    )  # it is no sentence encoder any more
+    # Without the head it is no sentence encoder.
+    lm.to_hf(*lm.with_head(model, params, "none"), tmp_path / "ours")
     assert (
         not (tmp_path / "ours" / "modules.json").exists()
         and not (tmp_path / "ours" / "1_Pooling").exists()

@@ -1,4 +1,4 @@
-"""Checkpoints made by transformers on torch from random weights must give the same numbers in our model, and back again."""
+"""Parity with transformers: random checkpoints on torch are imported, compared and exported."""
 
 import json
 import logging
@@ -102,7 +102,7 @@ BAMBA = DECODER | dict(
     mamba_d_state=5,
 )
 
-CASES = {  # name: (transformers class, its base options, what differs)
+CASES = {  # name: (transformers class, base options, changed options)
     "gpt2": ("GPT2LMHeadModel", GPT2, {}),
     "gpt2-wide": (
         "GPT2LMHeadModel",
@@ -512,7 +512,7 @@ CASES = {  # name: (transformers class, its base options, what differs)
 
 
 def torch_model(name, matrices=0.15, vectors=0.15, cases=CASES, **more):
-    """A random model in evaluation mode whose biases and norms are random too, so that a lost or swapped one shows."""
+    """A random model in evaluation mode. Biases and norms are random too, so all of them matter."""
     class_name, options, changes = cases[name]
     cls = getattr(transformers, class_name)
     torch.manual_seed(len(name))
@@ -522,15 +522,14 @@ def torch_model(name, matrices=0.15, vectors=0.15, cases=CASES, **more):
             parameter.add_(
                 torch.randn_like(parameter) * (matrices if parameter.ndim > 1 else vectors)
             )
-        if (
-            name == "bert-masked-untied"
-        ):  # transformers keeps two biases and computes with the second
+        if name == "bert-masked-untied":
+            # transformers has two biases and uses the second.
             model.cls.predictions.bias.copy_(model.cls.predictions.decoder.bias)
     return model
 
 
 def padded_batch(model):
-    """Three rows of 13, 9 and 4 tokens, and token types where the model has them."""
+    """Three rows of 13, 9 and 4 tokens, with token types if the model has them."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, model.config.vocab_size, (3, 13))
     valid = np.arange(13)[None] < np.array([13, 9, 4])[:, None]
@@ -544,7 +543,7 @@ def padded_batch(model):
 
 
 def run_torch(model, tokens, valid, types):
-    """(hidden after the final norm, logits or None, pooled or None) as float32 numpy arrays."""
+    """(hidden after the final norm, logits or None, pooled or None), float32 numpy arrays."""
     inputs = dict(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(valid).long())
     if types is not None:
         inputs["token_type_ids"] = torch.tensor(types)
@@ -565,7 +564,10 @@ def arrays(params):
 
 
 def export_and_load(reference, model, params, directory, caplog):
-    """Exports, sees that it reads back bit by bit, and loads it: (transformers' model, its warnings, its report)."""
+    """Export, check that it reads back bit for bit, and load it with transformers.
+
+    Returns (transformers' model, its warnings, its loading report).
+    """
     lm.to_hf(model, params, directory)
     again, params_again = lm.from_hf(directory)
     assert again.config.replace(dropout=0.0) == model.config.replace(dropout=0.0)
@@ -582,7 +584,7 @@ def export_and_load(reference, model, params, directory, caplog):
             exported, report = type(reference).from_pretrained(directory, output_loading_info=True)
     finally:
         logging.getLogger("transformers").removeHandler(caplog.handler)
-    # Under continuous integration (CI=true) transformers' logger propagates too, and every record comes twice.
+    # With CI=true transformers' logger also propagates, and every record appears twice.
     return (
         exported.eval(),
         list(dict.fromkeys(record.getMessage() for record in caplog.records)),
@@ -616,7 +618,7 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(
     assert not warnings
     assert not any(report.values()), report
     hidden_again, logits_again, _ = run_torch(exported, tokens, valid, types)
-    # The same bits in memory laid out otherwise: torch's kernels may round differently.
+    # The memory layout differs, so kernels of torch may round differently.
     np.testing.assert_allclose(hidden_again[valid], hidden[valid], atol=2e-6, rtol=1e-6)
     if logits is not None:
         np.testing.assert_allclose(logits_again[valid], logits[valid], atol=2e-6, rtol=1e-6)
@@ -626,7 +628,7 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(
 
 
 def test_a_discriminator_is_read_as_its_encoder(tmp_path):
-    """ElectraForPreTraining is how ELECTRA is published; its own head tells replaced tokens and is left out."""
+    """ELECTRA is published as ElectraForPreTraining; its discriminator head is ignored."""
     torch.manual_seed(0)
     reference = transformers.ElectraForPreTraining(
         transformers.ElectraConfig(**BERT, embedding_size=10)
@@ -640,7 +642,10 @@ def test_a_discriminator_is_read_as_its_encoder(tmp_path):
 
 
 def test_older_modernbert_configurations_mean_what_they_meant():
-    """The published ones say every how many layers is global, and name both bases; transformers reads them so too."""
+    """Published configurations give the period of global layers and both rotary bases.
+
+    transformers reads them in the same way.
+    """
     old = dict(
         num_hidden_layers=4,
         global_attn_every_n_layers=2,

@@ -1,4 +1,4 @@
-"""Encoder-decoders made by transformers on torch from random weights must give the same numbers in our model, and back again."""
+"""Parity of encoder-decoders with transformers: random checkpoints are imported and exported."""
 
 import json
 
@@ -56,7 +56,8 @@ FEW = dict(
 )
 SAME = dict(encoder_layers=2, encoder_attention_heads=3, encoder_ffn_dim=36)
 
-CASES = {  # name: (transformers class, its base options, what differs); "untied": the head's table is its own
+# name: (transformers class, base options, changed options). "untied": the head has its own table.
+CASES = {
     "marian": ("MarianMTModel", BART, dict(activation_function="swish", scale_embedding=True)),
     "marian-relu": ("MarianMTModel", BART, dict(**SAME, activation_function="relu", vocab_size=59)),
     "marian-untied": (
@@ -118,34 +119,36 @@ CASES = {  # name: (transformers class, its base options, what differs); "untied
 
 
 def reference(name, **more):
-    """As `torch_model`, with a random bias of the logits, and the head's table its own where `name` says so."""
+    """A `torch_model` with a random logits bias, and an untied head if `name` says so."""
     model = torch_model(name, cases=CASES, **more)
     if hasattr(model, "final_logits_bias"):
         model.final_logits_bias.normal_(std=0.3)
     for module in model.modules():
-        if (
-            type(module).__name__ == "MarianSinusoidalPositionalEmbedding"
-        ):  # which are no weights, though torch lists them
+        if type(module).__name__ == "MarianSinusoidalPositionalEmbedding":
+            # Sinusoids are no weights, though torch lists them.
             module.weight.data.copy_(module.create_weight())
-    if name.endswith("untied") and hasattr(
-        model, "model"
-    ):  # transformers' other tables become separate as well
+    if name.endswith("untied") and hasattr(model, "model"):
+        # transformers also unties the encoder's and decoder's tables.
         for side in (model.model.encoder, model.model.decoder):
             side.embed_tokens.weight.data.copy_(model.model.shared.weight.data)
-    elif name.endswith("untied"):  # its T5s are tied when made, whatever their configuration says
+    elif name.endswith("untied"):  # transformers ties a new T5 whatever its configuration says
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     return as_published(name, model)
 
 
 def as_published(name, model):
-    """UMT5 is published with tie_word_embeddings=false and outputs as they are; transformers 5 scales them as though it were tied."""
+    """Undo tie_word_embeddings of a published UMT5.
+
+    UMT5 is published with tie_word_embeddings=false and unscaled outputs; transformers 5 scales
+    them as if it were tied.
+    """
     if "published" in name:
         model.config.tie_word_embeddings = False
     return model
 
 
 def rows(lengths, width, vocab_size, seed):
-    """(tokens [B, width], whether each is one) of rows padded on the right."""
+    """(tokens [B, width], mask of real tokens) of rows padded on the right."""
     valid = np.arange(width)[None] < np.array(lengths)[:, None]
     return np.where(
         valid, np.random.default_rng(seed).integers(3, vocab_size, valid.shape), 2
@@ -153,7 +156,10 @@ def rows(lengths, width, vocab_size, seed):
 
 
 def run_torch(model, encoder, decoder):
-    """(encoder's hidden states, decoder's or None, logits or None), float32 numpy arrays; each side is (tokens, valid)."""
+    """(encoder's hidden states, decoder's or None, logits or None), float32 numpy arrays.
+
+    Each side is (tokens, valid).
+    """
     inputs = dict(
         input_ids=torch.tensor(encoder[0]), attention_mask=torch.tensor(encoder[1]).long()
     )
@@ -203,13 +209,11 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(
             )
 
     exported, warnings, report = export_and_load(theirs, model, params, tmp_path / "ours", caplog)
-    if (
-        name.endswith("untied") and "T5" in CASES[name][0]
-    ):  # as it says of the published Flan-T5 and mT5
+    if name.endswith("untied") and "T5" in CASES[name][0]:
+        # transformers warns about the published Flan-T5 and mT5 too.
         assert [warning[:31] for warning in warnings] == ["The tied weights mapping and co"]
-    elif (
-        name == "marian-headless"
-    ):  # its class looks for the sinusoids, which files of the model with its head never hold
+    elif name == "marian-headless":
+        # The class expects sinusoids, which files of the model with a head never hold.
         assert len(warnings) == 1
         assert report.pop("missing_keys") == {
             f"{side}.embed_positions.weight" for side in ("encoder", "decoder")
@@ -219,9 +223,8 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(
     assert not any(report.values()), report
     again = run_torch(as_published(name, exported), *sides)
     for numbers, same, (_, real) in zip(expected, again, pairs, strict=True):
-        if (
-            numbers is not None
-        ):  # the same bits in memory laid out otherwise: torch's kernels may round differently
+        if numbers is not None:
+            # The memory layout differs, so kernels of torch may round differently.
             np.testing.assert_allclose(same[real], numbers[real], atol=2e-6, rtol=1e-6)
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert written["architectures"] == [type(theirs).__name__]
@@ -261,6 +264,7 @@ def test_packed_pairs_get_what_each_gets_alone(name, tmp_path):
             )
 
 
+# Models whose answers vary.
 GREEDY = (
     "marian-untied",
     "bart-untied",
@@ -268,7 +272,7 @@ GREEDY = (
     "t5-untied",
     "mt5-untied",
     "umt5-untied",
-)  # whose answers vary
+)
 
 
 def test_every_family_that_answers_is_among_the_greedy_ones():
@@ -286,7 +290,7 @@ def test_greedy_equals_transformers_greedy(name, tmp_path):
         theirs = reference(name, matrices=0.1, vectors=0.02, max_position_embeddings=96)
         for side in (theirs.model.encoder, theirs.model.decoder):
             side.embed_positions.weight.data.mul_(1 if name.startswith("marian") else 4)
-    else:  # transformers' cache is too short for a decoder deeper than the encoder
+    else:  # transformers' cache is too short for a decoder deeper than its encoder
         theirs = reference(name, matrices=0.3, vectors=0.02, num_layers=3)
     theirs.save_pretrained(tmp_path)
     model, params = lm.from_hf(tmp_path)
@@ -314,7 +318,7 @@ def config_json(model_type, name, **options):
     return dict(model_type=model_type, architectures=[name], is_encoder_decoder=True, **options)
 
 
-PUBLISHED = {  # what their config.json says, among other things: preset
+PUBLISHED = {  # published config.json, shortened, and the preset
     "t5-small": (
         config_json(
             "t5",

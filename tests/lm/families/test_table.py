@@ -1,4 +1,4 @@
-"""The table is a bijection for every family, and says what it cannot place."""
+"""Weight tables are bijections for every family, and unknown names give clear errors."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lm.training.mesh import make_mesh
 from lm.training.sharding import parameter_shardings
 from lm.weights.load import parameter_shapes
 
-FIXED_EPS = ("opt", "distilbert", "marian", "bart", "mbart")  # their config.json does not name it
+FIXED_EPS = ("opt", "distilbert", "marian", "bart", "mbart")  # not stated in their config.json
 TINY = [
     (name, f, c)
     for name, f in families.FAMILIES.items()
@@ -93,10 +93,10 @@ def test_merged_projections_of_unequal_width_are_cut_where_each_begins():
 
 def test_interleaved_rotary_pairs_are_moved_half_a_head_apart():
     heads, half, d = 2, 3, 5
-    rotary = np.arange(heads * 2 * half * d).reshape(
-        heads, 2 * half, d
-    )  # rows in the order our attention wants
-    # llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute: feature k and feature k + K / 2 become neighbours
+    # Rows in the order of our attention.
+    rotary = np.arange(heads * 2 * half * d).reshape(heads, 2 * half, d)
+    # As LlamaModel.permute of llama.cpp's convert_hf_to_gguf.py: features k and k + K / 2 become
+    # neighbours.
     stored = rotary.reshape(heads, 2, half, d).swapaxes(1, 2).reshape(heads * 2 * half, d)
     assert np.array_equal(
         interleaved().to_ours(stored, (d, heads, 2 * half)), np.moveaxis(rotary, 2, 0)
@@ -409,7 +409,7 @@ def test_the_documented_table_is_the_registrys(page, table):
 
 
 def test_the_page_about_adding_a_family_quotes_one():
-    """A whole family, as it is, and a page that can be read at once."""
+    """The page quotes a complete family, unchanged, and is short."""
     root = Path(__file__).parents[3]
     page = (root / "docs" / "adding_a_family.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0]

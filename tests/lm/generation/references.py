@@ -1,4 +1,4 @@
-"""Tiny generative models of transformers, with weights so large that beams differ, and ours read from them."""
+"""Tiny generative models of transformers, and ours with the same weights, scaled to vary beams."""
 
 import functools
 import tempfile
@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 
 PROMPTS = [[5, 9, 20, 7, 7, 30, 11], [3, 8], [40, 4, 5, 17] * 3]
-ENDS = [2, 7, 33]  # three end tokens, so that answers do end
+ENDS = [2, 7, 33]  # three end tokens, so that answers end
 COMMON = dict(vocab_size=41, d_model=32)
 BART = dict(
     encoder_layers=2,
@@ -32,7 +32,7 @@ T5 = dict(
     relative_attention_max_distance=20,
     **COMMON,
 )
-CASES = {  # class, options, seed, scale of the weights
+CASES = {  # class, options, seed, scale of weights
     "bart": ("BartForConditionalGeneration", BART, 1, 0.2),
     "t5": (
         "T5ForConditionalGeneration",
@@ -59,7 +59,7 @@ CASES = {  # class, options, seed, scale of the weights
 
 @functools.cache
 def load(name):
-    """(their model, our model, params)."""
+    """Return (transformers' model, our model, params)."""
     cls, options, seed, scale = CASES[name]
     cls = getattr(transformers, cls)
     torch.manual_seed(seed)
@@ -67,9 +67,8 @@ def load(name):
     with torch.no_grad():
         for key, parameter in theirs.named_parameters():
             noise = torch.randn(parameter.shape)
-            own = (
-                1.0 if "embed_positions" in key else scale
-            )  # tied tables alone would have it repeat itself
+            # With tied tables alone the model would repeat itself.
+            own = 1.0 if "embed_positions" in key else scale
             parameter.copy_(own * noise if parameter.ndim > 1 else parameter + 0.1 * noise)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -77,7 +76,10 @@ def load(name):
 
 
 def their_answers(name, prompts=PROMPTS, ends=ENDS, **options):
-    """What transformers' generate answers to each prompt alone, without the tokens it starts after and those from the end token on."""
+    """Answers of transformers' generate to each prompt alone.
+
+    Start tokens are removed, and everything from the end token on.
+    """
     theirs, model, _ = load(name)
     options = dict(eos_token_id=ends or None, pad_token_id=1, do_sample=False) | options
     answers = []

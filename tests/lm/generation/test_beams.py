@@ -1,4 +1,4 @@
-"""Beam search against transformers' token for token, and against a search that reads everything anew for every token."""
+"""Beam search equals transformers' token for token, and a search without a cache."""
 
 import itertools
 
@@ -54,7 +54,7 @@ def test_every_prompt_has_its_own_budget():
 
 
 def without_cache(model, params, prompt, count, n):
-    """The best of `n` beams, none of which ends."""
+    """Best of `n` beams, none of which ends."""
     running = [(0.0, [])]
     for _ in range(count):
         longer = []
@@ -105,7 +105,7 @@ def test_shared_layers_whose_caches_are_stacked_are_reordered_too():
 def test_prompts_and_budgets_within_a_bucket_compile_once():
     for name in ("gpt2", "bart"):
         _, model, params = load(name)
-        sampler = lm.Beams(2, 1.25)  # its own: nothing compiled before counts
+        sampler = lm.Beams(2, 1.25)  # a new sampler, so nothing is compiled yet
         lm.generate(model, params, [[4, 5, 6]], 5, sampler)
         before = beams.search._cache_size()
         for length, budget in itertools.product((1, 7, 30), (1, 9, [3])):

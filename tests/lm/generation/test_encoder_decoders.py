@@ -1,4 +1,4 @@
-"""Encoder-decoders: the encoder reads the prompt once, answers begin after the decoder's prompt."""
+"""Encoder-decoders: the encoder reads the prompt once, answers follow the decoder's prompt."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_answers_continue_decoder_prompts_of_any_lengths():
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
 def test_greedy_and_the_repetition_penalty_are_those_of_transformers(name):
-    """Which counts the decoder's tokens, its start token among them, and not the encoder's."""
+    """The penalty counts the decoder's tokens with its start token, not the encoder's."""
     _, model, params = load(name)
     answers = []
     for penalty in (1.0, 1.4):
@@ -96,9 +96,8 @@ def test_forced_tokens_are_those_of_transformers():
 
 
 def test_lengths_of_either_side_within_a_bucket_compile_once():
-    model, params = make(
-        "bart", **START, d_ff=40
-    )  # a config of its own: nothing compiled before counts
+    # A new config, so nothing is compiled yet.
+    model, params = make("bart", **START, d_ff=40)
     lm.generate(model, params, [[1, 2, 3]], 5)
     before = decode.start._cache_size(), decode.advance._cache_size()
     for length, budget in ((1, 9), (7, 32), (30, [2]), (32, 1)):
@@ -107,7 +106,7 @@ def test_lengths_of_either_side_within_a_bucket_compile_once():
 
 
 def test_the_encoder_runs_in_prefill_alone():
-    """Steps after it read the cache only: they are pure, and need no encoder_tokens."""
+    """Later steps read only the cache: they are pure and need no encoder_tokens."""
     model, params = make("t5", **START)
     padded = np.asarray([[7, 30, 11, 0, 0]], np.int32)
     logits, cache = lm.prefill(
@@ -122,7 +121,7 @@ def test_the_encoder_runs_in_prefill_alone():
     whole = lm.forward(model, params, lm.Batch.of([[1, 8, 9]], encoder_tokens=[[7, 30, 11]])).logits
     np.testing.assert_allclose(logits, whole[:, 1], atol=2e-5)
     without_encoder = {name: value for name, value in params.items() if name != "encoder"}
-    for _ in range(2):  # twice the same: nothing was changed in place
+    for _ in range(2):  # two equal results: nothing is changed in place
         step, longer = lm.decode_step(
             model, without_encoder, np.asarray([9]), np.asarray([2]), cache
         )

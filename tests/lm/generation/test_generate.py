@@ -1,4 +1,4 @@
-"""Generation against a loop without a cache, and each prompt of a batch against itself alone."""
+"""Generation equals a loop without a cache, and each prompt of a batch equals that prompt alone."""
 
 import jax
 import numpy as np
@@ -66,7 +66,7 @@ def test_streaming_yields_what_generate_returns():
 
 
 def test_prompt_lengths_within_a_bucket_compile_once():
-    model, params = make("llama", d_ff=40)  # a config of its own: nothing compiled before counts
+    model, params = make("llama", d_ff=40)  # a new config, so nothing is compiled yet
     lm.generate(model, params, [[1, 2, 3]], 5, stop_tokens=[])
     before = decode.start._cache_size(), decode.advance._cache_size()
     for length, budget in ((1, 9), (7, 32), (30, [2]), (32, 1)):
@@ -78,7 +78,7 @@ def test_prefill_and_decode_step_are_pure_and_continue_a_prompt():
     model, params = make("llama")
     tokens = np.asarray([PROMPTS[1]], np.int32)
     logits, cache = lm.prefill(model, params, tokens[:, :-1], np.ones_like(tokens[:, :-1]), 16)
-    for _ in range(2):  # twice the same: nothing was changed in place
+    for _ in range(2):  # two equal results: nothing is changed in place
         step, longer = lm.decode_step(
             model, params, tokens[:, -1], np.asarray([tokens.shape[1] - 1]), cache
         )
@@ -162,9 +162,8 @@ def test_what_was_seen_is_remembered_only_for_a_sampler_that_asks():
         and [set(np.flatnonzero(row)) >= set(p) for row, p in zip(seen, PROMPTS, strict=True)]
         == [True] * 4
     )
-    assert seen.sum() <= sum(
-        len(set(p)) + 1 for p in PROMPTS
-    )  # and the token just chosen, but not the padding
+    # The prompts and the token just chosen, but no padding.
+    assert seen.sum() <= sum(len(set(p)) + 1 for p in PROMPTS)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Samplers against transformers' own logits processors, and against the probabilities they stand for."""
+"""Samplers against transformers' logits processors, and against exact probabilities."""
 
 import itertools
 
@@ -14,13 +14,13 @@ torch = pytest.importorskip("torch")
 from transformers.generation import logits_process as theirs  # noqa: E402
 
 LOGITS = 3.0 * np.random.default_rng(0).standard_normal((5, 83)).astype(np.float32)
-TOKENS = np.random.default_rng(1).integers(0, 83, (5, 12))  # what was there before
+TOKENS = np.random.default_rng(1).integers(0, 83, (5, 12))  # earlier tokens
 SEEN = np.zeros(LOGITS.shape, bool)
 np.put_along_axis(SEEN, TOKENS, True, axis=1)
 
 
 def kept(sampler, seen=SEEN):
-    """The probability of every token, [B, V]."""
+    """Probability of every token, [B, V]."""
     logits, tokens = sampler.candidates(jnp.asarray(LOGITS), jnp.asarray(seen))
     probabilities = np.zeros(LOGITS.shape, np.float32)
     np.put_along_axis(probabilities, np.asarray(tokens), np.asarray(jax.nn.softmax(logits)), axis=1)
@@ -28,7 +28,10 @@ def kept(sampler, seen=SEEN):
 
 
 def processed(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
-    """The same from transformers' processors, in the order in which `GenerationMixin._get_logits_processor` lists them."""
+    """The same probabilities from transformers' processors.
+
+    The processors run in the order of `GenerationMixin._get_logits_processor`.
+    """
     steps = theirs.LogitsProcessorList(
         [theirs.RepetitionPenaltyLogitsProcessor(repetition_penalty)]
         if repetition_penalty != 1
@@ -61,7 +64,7 @@ def test_the_tokens_kept_and_their_probabilities_are_those_of_transformers():
 
 
 def test_every_option_removes_tokens_that_the_others_leave():
-    """The comparison above can see each of them."""
+    """So the comparison with transformers covers each option."""
     all_of_them = dict(temperature=1.6, top_k=9, top_p=0.9, min_p=0.2)
     for option, off in (("temperature", 0.7), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
         assert (

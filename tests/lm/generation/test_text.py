@@ -1,4 +1,4 @@
-"""Stop strings: cut where they begin, wherever the borders of tokens fall, and never half printed."""
+"""Stop strings: text ends before them, at any token boundary, and no part of one is printed."""
 
 import itertools
 import random
@@ -18,7 +18,10 @@ PROMPTS = ["abca", "c", "bbcaabac"]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """97 pieces of one to four letters a, b, c, so that a stop string may begin and end within tokens; the last is a special token."""
+    """97 tokens of one to four letters a, b, c, so stop strings cross token boundaries.
+
+    The last token is special.
+    """
     pieces = [
         "".join(letters) for n in (1, 2, 3, 4) for letters in itertools.product("abc", repeat=n)
     ][:96]
@@ -103,7 +106,7 @@ def test_rows_end_soon_after_their_stop_string_and_nobody_looks_when_there_is_no
 def test_streamed_pieces_are_the_answer_whatever_the_tokens_and_stop_strings(
     tokenizer, monkeypatch
 ):
-    """And a piece that was yielded is never taken back, so that no beginning of a stop string was shown."""
+    """Pieces are never withdrawn, so no start of a stop string was shown."""
     model, _ = make("llama")
     rng = random.Random(0)
     for _ in range(300):
@@ -141,7 +144,7 @@ def test_streaming_gives_what_generate_text_gives(tokenizer, free):
 
 def test_a_stop_string_that_is_a_special_token_stops_there_although_it_is_not_decoded(tokenizer):
     model, params = make("llama")
-    asked = lm.Sample(100.0)  # nearly uniform: <end> comes within 60 tokens for some prompt
+    asked = lm.Sample(100.0)  # nearly uniform: <end> occurs within 60 tokens for some prompt
     tokens = lm.generate(
         model,
         params,

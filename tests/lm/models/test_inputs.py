@@ -1,4 +1,4 @@
-"""Ids, positions, types and labels beyond a model's tables, which XLA's gather would clamp: refused on every way to a model."""
+"""Ids, positions, types and labels beyond a table are refused; XLA's gather would clamp them."""
 
 import importlib
 import json
@@ -25,13 +25,13 @@ from tests.lm.small_models import tiny
 from tests.lm.training import runs, small
 
 TEXT = "The cat <new_3> sat."
-NEW = 257 + 3  # its id
+NEW = 257 + 3  # the id of <new_3>
 NAMED = r"'<new_3>' \(id 260\).*outside the vocabulary of 258"
 FIELDS = dict(vocab_size=258, max_length=64)
 
 
 def extended():
-    """One token a byte, and ten plain added tokens, of which the models here have room for the first."""
+    """One token a byte and ten added tokens; the test models have room for the first only."""
     tokenizer = tokenizers.bytes_only(mask=False)
     tokenizer.add_tokens([f"<new_{i}>" for i in range(10)])
     return tokenizer
@@ -44,7 +44,7 @@ def gpt2():
 
 @pytest.fixture(scope="module")
 def folder(gpt2, tmp_path_factory):
-    """A model's directory whose tokenizer has grown since."""
+    """A model directory whose tokenizer has grown since."""
     path = tmp_path_factory.mktemp("model")
     lm.to_hf(*gpt2, path)
     extended().save_pretrained(path)
@@ -79,7 +79,7 @@ def test_a_command_computes_with_the_embedding_of_another_token(folder, capsys, 
 
 
 def test_a_token_that_the_model_has_is_refused_or_scored_as_another(folder, gpt2, capsys):
-    """<new_0> has id 257, the last embedding: split_special_tokens leaves plain added tokens whole."""
+    """<new_0> has id 257, the last embedding. split_special_tokens keeps added tokens whole."""
     assert evaluate.main([f"--model={folder}", f"--data={folder}/old.txt", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     ((ids, _),) = packing.encode(["The cat <new_0> sat.\n"], extended())
@@ -148,15 +148,14 @@ def test_positions_types_and_labels_beyond_their_tables_are_clamped():
         ConfigError, match="positions hold 64: this gpt2 model has learned positions 0 to 63"
     ):
         inputs.check(gpt2, long)
-    inputs.check(llama, long)  # rotary positions have no end
-    inputs.check(
-        gpt2, Batch.of(np.zeros((1, 65), np.int32), np.repeat([[1, 2]], [32, 33], axis=1))
-    )  # two documents
+    inputs.check(llama, long)  # rotary positions are unbounded
+    # Two documents, each within the table.
+    inputs.check(gpt2, Batch.of(np.zeros((1, 65), np.int32), np.repeat([[1, 2]], [32, 33], axis=1)))
     with pytest.raises(ConfigError, match="positions hold -1"):
         inputs.check(gpt2, Batch.of([[1, 2]], positions=[[-1, 0]]))
     with pytest.raises(ConfigError, match="types hold 2, 5: this bert model has 2 token types"):
         inputs.check(bert, Batch.of([[1, 2, 3]], types=[[0, 2, 5]]))
-    inputs.check(bert, Batch.of([[1, 999]], [[1, 0]], types=[[1, 9]]))  # padding is not read
+    inputs.check(bert, Batch.of([[1, 999]], [[1, 0]], types=[[1, 9]]))  # padding is ignored
     classes = bert.replace(head="sequence_classification", n_labels=3)
     for wrong in (3.0, -1.0, 0.5):
         with pytest.raises(
@@ -188,9 +187,8 @@ def test_positions_types_and_labels_beyond_their_tables_are_clamped():
             Batch.of([[1, 2]], targets=[[5, 9]], weights=[[1, 0]]),
             learned=True,
         )
-    inputs.check(
-        bert.replace(head="token_classification", n_labels=2), Batch.of([[5, 9]])
-    )  # next tokens, which are no labels
+    # Targets are next tokens here, not labels.
+    inputs.check(bert.replace(head="token_classification", n_labels=2), Batch.of([[5, 9]]))
 
 
 def test_labelled_rows_and_pairs_are_not_looked_at():
@@ -220,7 +218,7 @@ def test_labelled_rows_and_pairs_are_not_looked_at():
 
 
 def test_a_tokenizer_with_gaps_is_taken_for_as_large_as_its_length(tmp_path, folder, capsys):
-    """Length 258 and largest id 300: training, Fisher information and export must see the 300."""
+    """Length 258, largest id 300: training, Fisher information and export must use 300."""
     tokenizer = tokenizers.bytes_only()
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     described["model"]["vocab"]["zz"] = 300

@@ -1,4 +1,4 @@
-"""The model against itself: packing, masks, caches, stacks and precision must not change what a document gets."""
+"""Model invariance: packing, masks, caches, stacks and precision do not change a document."""
 
 import dataclasses
 import functools
@@ -113,7 +113,7 @@ CONFIGS = {
         ssm_head_dim=4,
         ssm_groups=2,
     ),
-    "hybrid-window": dict(  # three layers of two shapes, one of them with a window: the pattern repeats nowhere
+    "hybrid-window": dict(  # three layers of two shapes, one with a window; no repetition
         layer_pattern=("ssm", "local", "ssm"),
         sliding_window=4,
         ssm_inner=40,
@@ -195,7 +195,7 @@ def make(name: str, **changes):
 
 
 def pack(documents, length=24, encoder=False):
-    """The documents in one row; with `encoder`, each is also read backwards by the encoder, after one token more."""
+    """The documents in one row. With `encoder`, the encoder reads each reversed, plus one token."""
     if encoder:
         read = pack([[60 + len(d), *d[::-1]] for d in documents], length + 4)
         return pack(documents, length).replace(
@@ -248,7 +248,7 @@ def test_packed_gradients_are_the_sum_of_the_documents_gradients(name):
 
 
 def test_one_leaking_boundary_would_be_seen():
-    """The packing test can fail: with a segment border removed, the logits after it change."""
+    """The packing test can fail: without a segment border the logits after it change."""
     model, params = make("llama")
     good = pack(DOCUMENTS)
     leaking = good.replace(segments=np.where(good.segments == 2, 1, good.segments))
@@ -272,7 +272,7 @@ def test_a_causal_model_does_not_see_the_future(name):
 
 
 def test_layers_take_their_windows_in_the_order_of_the_pattern():
-    """One global layer lets everything through; two local ones reach no further than both windows together."""
+    """A global layer passes everything; two local layers reach as far as both windows."""
     tokens = np.arange(1, 13)[None]
     changed = tokens.copy()
     changed[0, 2] = 90
@@ -290,7 +290,7 @@ def test_layers_take_their_windows_in_the_order_of_the_pattern():
 
 
 def test_a_local_layer_turns_by_its_own_base():
-    """A pattern of local layers alone with the base b is a uniform model with the base b."""
+    """Local layers alone with base b equal a uniform model with base b."""
     one, params = make("llama-window", rope_theta=300.0)
     other = lm.build(
         one.config.replace(rope_theta=7.0, layer_pattern=("local",), local_rope_theta=300.0)
@@ -309,7 +309,7 @@ def test_a_sliding_window_forgets_what_is_further_back():
     a, b = (
         np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0]) for t in (tokens, changed)
     )
-    assert np.abs(a[6] - b[6]).max() > 1e-4  # 2 is the fifth latest token of 6
+    assert np.abs(a[6] - b[6]).max() > 1e-4  # token 2 is the fifth latest as seen from token 6
     np.testing.assert_array_equal(a[7:], b[7:])
 
 

@@ -1,4 +1,4 @@
-"""Neighbour attention: what each token may see of what was retrieved, in any block, in pieces, packed; and that off it costs nothing."""
+"""Neighbour attention: which tokens see which chunks, in pieces, packed, and no cost when off."""
 
 import functools
 
@@ -12,7 +12,7 @@ from lm.models.model import _say_alone
 from tests.lm.models.test_model import CONFIGS, SEQ2SEQ, pack
 
 CHUNK, WIDTH = 4, 6
-DOORS = {  # of every kind of block: all layers, some, and a pattern that repeats nowhere
+DOORS = {  # for each kind of block: all layers, some, or an aperiodic pattern
     "llama": (0, 1, 2),
     "gpt2": (1,),
     "gemma2": (0, 2),
@@ -44,12 +44,12 @@ def make(name, with_door=True):
         | dict(neighbour_layers=DOORS[name], neighbour_chunk=CHUNK, neighbour_width=WIDTH)
     )
     if not options["n_heads"]:
-        options |= dict(n_heads=4, n_kv_heads=2, head_dim=8)  # the door's own
+        options |= dict(n_heads=4, n_kv_heads=2, head_dim=8)  # heads of the door itself
     if name == "bart":
         options |= dict(n_layers=2)
     model = lm.build(lm.ModelConfig(**options))
     params = jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
-    if with_door:  # a trained door: at initialisation it adds nothing
+    if with_door:  # as after training: at initialisation the door adds nothing
         params = jax.tree_util.tree_map_with_path(
             lambda path, x: (
                 x + 0.3 * jax.random.normal(jax.random.key(7), x.shape)
@@ -85,7 +85,10 @@ def changed_chunk(batch, chunk):
 
 @pytest.mark.parametrize("name", DOORS)
 def test_a_chunks_neighbours_are_seen_from_its_last_token_on_and_by_none_before(name):
-    """One layer with a door and no other mixing would see them until the next chunk's last but one; deeper, later tokens hear of them."""
+    """With one layer and no other mixing, tokens up to the next chunk's last but one see them.
+
+    In deeper models later tokens are affected too.
+    """
     model, params = make(name)
     batch = batch_of(name, np.arange(1, 19)[None])
     plain = run(model, params, batch)
@@ -96,13 +99,12 @@ def test_a_chunks_neighbours_are_seen_from_its_last_token_on_and_by_none_before(
         first = CHUNK * (chunk + 1) - 1
         np.testing.assert_array_equal(difference[:first], 0.0)
         assert difference[first : first + CHUNK].min() > 1e-4
-    np.testing.assert_array_equal(
-        run(model, params, changed_chunk(batch, 4)), plain
-    )  # the row ends before anyone may see them
+    # The row ends before any token may see these neighbours.
+    np.testing.assert_array_equal(run(model, params, changed_chunk(batch, 4)), plain)
 
 
 def test_one_door_equals_the_formula_token_by_token():
-    """Against plain attention of each token to its one chunk (Borgeaud et al. 2022, section 2.4)."""
+    """Against plain attention of each token to its chunk (Borgeaud et al. 2022, section 2.4)."""
     from lm.models.attention import NeighbourAttention
 
     model, _ = make("llama")
@@ -202,7 +204,7 @@ def test_an_untrained_door_leaves_a_model_what_it_was(name):
 
 
 def program(model, batch) -> str:
-    """Loss and gradient as they are given to the compiler: equal text is an equal compiled program."""
+    """Text of loss and gradient as lowered for the compiler; equal text, equal program."""
     params = jax.eval_shape(model.init, jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
 
     def loss(params):
@@ -213,7 +215,7 @@ def program(model, batch) -> str:
 
 @pytest.mark.parametrize("name", ["llama", "mamba"])
 def test_off_costs_nothing(name):
-    """With the door off the compiled program does not depend on its other settings; on, it is another one."""
+    """With the door off, its other settings do not affect the program; on, they do."""
     off = make(name)[0].config.replace(neighbour_layers=())
     batch = lm.Batch.of([[1, 2, 3, 4]])
     expected = program(lm.build(off), batch)

@@ -1,4 +1,4 @@
-"""In bfloat16 the gradient of every parameter is that of float32 but for rounding, however many tokens it sums over."""
+"""bfloat16 gradients equal those of float32 up to rounding, for sums over any number of tokens."""
 
 import functools
 
@@ -19,12 +19,12 @@ VOCABULARY = 512
 
 
 def zipf(shape, seed=0):
-    """Tokens of which the first makes up a quarter."""
+    """Tokens of which a quarter are the first one."""
     return np.minimum(np.random.default_rng(seed).zipf(1.3, size=shape) - 1, VOCABULARY - 1)
 
 
 def case(kind: str, batch_size: int, length: int, **changes):
-    """(the mean loss of float32 parameters computed in a dtype, a function that draws them)."""
+    """Return (mean loss of float32 parameters computed in a dtype, function that draws them)."""
     c = families.preset(kind, "tiny").replace(
         vocab_size=VOCABULARY, max_length=length, dropout=0.0, **changes
     )
@@ -47,7 +47,7 @@ def case(kind: str, batch_size: int, length: int, **changes):
 
 
 def errors(loss, initial) -> dict[str, float]:
-    """Norm of the difference of each parameter's gradient from float32's, as a share of it."""
+    """Relative error of each parameter's gradient against float32, in norm."""
     params = jax.jit(initial)()
     exact, rough = (
         jax.jit(jax.grad(functools.partial(loss, dtype=dtype)))(params)
@@ -60,20 +60,21 @@ def errors(loss, initial) -> dict[str, float]:
             jax.tree.map(lambda a, b: norm(a - b) / norm(a), exact, rough)
         )
     )
-    # Attention ignores what all keys have in common, so the gradient of their bias is 0, and its float32 value is rounding.
+    # Softmax ignores a shift of all keys, so the gradient of their bias is 0 and its float32 value
+    # is rounding noise.
     return {
         name: x for path, x in of.items() if "key_bias" not in (name := jax.tree_util.keystr(path))
     }
 
 
 def test_a_frequent_token_s_rounded_gradient_is_whole():
-    """bfloat16 holds no odd number above 256: a sum of ones would stop there."""
+    """bfloat16 holds no odd number above 256, so a bfloat16 sum of ones would stop there."""
     tokens = np.zeros(4096, np.int32)
     x = np.random.default_rng(0).normal(1, 1, (4096, 8)).astype(jnp.bfloat16)
     total = lambda op, *args: jax.grad(
         lambda p: jnp.sum(in_dtype(op, "bfloat16", p, *args).astype(jnp.float32))
     )
-    for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 4e-3)):  # the parameter's own
+    for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 4e-3)):  # dtype of the parameter
         table, vector = jnp.ones((3, 8), dtype), jnp.ones(8, dtype)
         np.testing.assert_array_equal(total(rows, tokens)(table)[:, 0], [4096, 0, 0])
         np.testing.assert_array_equal(total(jnp.add, x)(vector), np.full(8, 4096))
@@ -83,7 +84,7 @@ def test_a_frequent_token_s_rounded_gradient_is_whole():
 
 
 def narrow_sums(jaxpr, least: int):
-    """Equations that sum at least `least` bfloat16 numbers into one, in a jaxpr and those within."""
+    """Equations that sum at least `least` bfloat16 numbers into one, in nested jaxprs too."""
     for eqn in jaxpr.eqns:
         inputs, outputs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
         if eqn.primitive.name in ("reduce_sum", "cumsum") and outputs[0].dtype == jnp.bfloat16:
@@ -140,5 +141,6 @@ def test_gradients_in_bfloat16_are_those_of_float32():
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_in_bfloat16_are_those_of_float32_at_length(kind):
     found = errors(*case(kind, 32, 1024, remat="full"))
-    # T5's fresh attention is nearly even, so that the gradients of its relative positions are small differences of large terms.
+    # T5's initial attention is nearly uniform, so the gradients of its relative positions are small
+    # differences of large terms.
     assert max(found.values()) < (0.04 if kind == "t5" else 0.02), found

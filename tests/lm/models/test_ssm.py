@@ -1,4 +1,4 @@
-"""The state-space mixers against plain recurrences in float64, against themselves in pieces and packed, and against transformers."""
+"""State-space mixers against float64 recurrences, in pieces, packed, and against transformers."""
 
 import functools
 
@@ -49,7 +49,10 @@ def inputs(kind, batch=2, length=13, seed=0):
 
 
 def plain(kind, u, dt, A, B, C, D, segments):
-    """The recurrences of the papers, token by token in numpy. Returns y and the state after each row's last token."""
+    """The papers' recurrences token by token in numpy.
+
+    Returns y and the state after each row's last token.
+    """
     y, last = np.zeros_like(u), []
     for b in range(len(u)):
         h, document = 0.0, 0
@@ -58,12 +61,14 @@ def plain(kind, u, dt, A, B, C, D, segments):
                 continue
             if segment != document:
                 h, document = 0.0, segment
-            if (
-                kind == "s6"
-            ):  # Gu & Dao 2023, equations 2a, 2b and section 3.6: A, B discretised by exp(dt A), dt B
+            if kind == "s6":
+                # Gu & Dao 2023, equations 2a, 2b and section 3.6: A, B discretised by exp(dt A),
+                # dt B.
                 h = np.exp(dt[b, t][:, None] * A) * h + (dt[b, t] * u[b, t])[:, None] * B[b, t]
                 y[b, t] = h @ C[b, t] + D * u[b, t]
-            else:  # Dao & Gu 2024, section 2.1, heads as in section 7: group of head i is i // (heads / groups)
+            else:
+                # Dao & Gu 2024, section 2.1, heads as in section 7: head i is in group i //
+                # (heads / groups).
                 per_group = u.shape[2] // B.shape[2]
                 Bh, Ch = (np.repeat(z[b, t], per_group, axis=0) for z in (B, C))
                 h = (
@@ -103,9 +108,8 @@ def test_chunked_scans_equal_the_papers_recurrence_in_float64(kind, chunk, segme
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_carried_across_calls_continues_the_recurrence(kind, pieces):
     args = inputs(kind)
-    segments = np.asarray(
-        [[1] * 13, [1] * 9 + [2] * 4]
-    )  # at 9 no piece begins, so every call continues its row's first document
+    # No piece begins at 9, so every call continues its row's first document.
+    segments = np.asarray([[1] * 13, [1] * 9 + [2] * 4])
     expected, last = plain(kind, *args, segments)
     u, dt, A, B, C, D = args
     state, ys, at = None, [], 0
@@ -130,7 +134,7 @@ def test_state_carried_across_calls_continues_the_recurrence(kind, pieces):
 
 
 def unchunked(kind, u, dt, A, B, C, D, segments, state):
-    """The recurrence as one lax.scan, which JAX differentiates by itself. Segments without padding."""
+    """The recurrence as one lax.scan, differentiated by JAX. Segments have no padding."""
     start = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
     step = scan._s6_step if kind == "s6" else scan._ssd_step
     A = A.T if kind == "s6" else A
@@ -153,7 +157,7 @@ def unchunked(kind, u, dt, A, B, C, D, segments, state):
 def test_gradients_equal_those_of_the_recurrence_differentiated_by_jax(
     kind, recurrence, monkeypatch
 ):
-    if recurrence == "parallel":  # what other devices than CPUs run
+    if recurrence == "parallel":  # used on devices other than CPUs
         monkeypatch.setattr(scan, "_sequential", scan._parallel)
     args = inputs(kind)
     segments = np.asarray([[1] * 13, [1] * 5 + [2] * 8])
@@ -250,7 +254,7 @@ def make(name):
     x, segments = jnp.zeros((1, 2, config.d_model)), jnp.ones((1, 2), jnp.int32)
     boxed = jax.jit(module.init)(jax.random.key(0), x, segments)["params"]
     params = jax.tree.map(lambda box: box.unbox(), boxed, is_leaf=lambda b: hasattr(b, "unbox"))
-    # Biases and steps that matter, so that an error in them would show.
+    # Biases and step sizes large enough to reveal errors.
     noise = {
         n: 0.3 * jax.random.normal(jax.random.key(i), v.shape)
         for i, (n, v) in enumerate(sorted(params.items()))
@@ -259,7 +263,7 @@ def make(name):
 
 
 def empty_cache(config, batch_size):
-    """Of the one layer that is tested here."""
+    """Cache of the single layer under test."""
     return lm.init_cache(config.replace(layers="separate"), batch_size, 64)["layers"][0]
 
 
@@ -281,11 +285,14 @@ def hidden(batch, length, seed=0):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_packed_documents_get_the_values_and_gradients_they_get_alone(name):
-    """In float64, so that all but rounding is a leak: gradients are of 30 and more, and float32 rounds each processor's own way."""
+    """In float64, so that any difference above rounding is a leak.
+
+    Gradients reach 30 and more, where float32 rounding differs between processors.
+    """
     module, params = make(name)
     config = module.config.replace()
     for field in ("dtype", "param_dtype"):
-        object.__setattr__(config, field, "float64")  # which no config may say
+        object.__setattr__(config, field, "float64")  # no config may set float64
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     x, segments = (
         hidden(1, 19).astype(np.float64),
@@ -307,9 +314,8 @@ def test_packed_documents_get_the_values_and_gradients_they_get_alone(name):
         for document in (1, 2, 3):
             inside = segments[0] == document
             n = inside.sum()
-            first = np.argsort(
-                ~inside, kind="stable"
-            )  # its tokens, then padding: the length to compile for stays the same
+            # Its tokens, then padding: the compiled length stays the same.
+            first = np.argsort(~inside, kind="stable")
             (_, alone), (grad, dx) = jax.device_get(
                 gradient(params, x[:, first], np.where(np.arange(19) < n, 1, 0)[None])
             )
@@ -335,10 +341,11 @@ def test_a_leaking_border_would_be_seen(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_cache_filled_in_pieces_gives_what_one_pass_gives(name, pieces):
     module, params = make(name)
+    # In row 2 a new document begins where a piece may begin.
     x, segments = (
         hidden(2, 11),
         np.asarray([[1] * 11, [4] * 5 + [1] * 6]),
-    )  # a new document may begin where a piece does
+    )
     whole, _ = applied(name)(params, x, segments)
     cache, ys, at = empty_cache(module.config, 2), [], 0
     for n in pieces:
@@ -364,7 +371,8 @@ def test_padding_around_a_prompt_leaves_state_and_decoding_as_if_it_were_alone(n
     outputs = []
     for x, s in ((prompt, np.ones((1, 3), int)), (padded, segments)):
         y, cache = applied(name)(params, x, s, empty)
-        if x is padded:  # and a row of nothing but padding
+        if x is padded:
+            # Append a row of padding only.
             _, cache = applied(name)(
                 params, np.full_like(padded, 7.0), np.zeros_like(segments), cache
             )
@@ -392,7 +400,7 @@ def test_bfloat16_compute_keeps_a_float32_state_near_the_exact_one(name):
 
 
 def theirs(name):
-    """transformers' mixer on torch with the parameters of ours."""
+    """transformers' mixer on torch with our parameters."""
     module, params = make(name)
     c = module.config
     shared = dict(

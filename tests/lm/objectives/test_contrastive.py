@@ -1,4 +1,4 @@
-"""Contrastive learning: the loss is torch's over all texts of the batch, however it is cut up, and what is learned is what is exported."""
+"""Contrastive learning: torch's loss over the whole batch, however split, and the exported encoder."""
 
 import json
 import pathlib
@@ -30,7 +30,7 @@ WIDTH = 7
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """(BERT on torch, the same here with the mean over a text)."""
+    """Return (BERT on torch, the same model here with mean pooling)."""
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     theirs = transformers.BertModel(
@@ -49,7 +49,7 @@ def encoder(tmp_path_factory):
 
 
 def texts_of(rows, texts, seed=0):
-    """Token ids [B, C, W] and which of them are there, of lengths from 2 to W."""
+    """Token ids [B, C, W] and their mask, with lengths from 2 to W."""
     rng = np.random.default_rng(seed)
     there = np.arange(WIDTH) < rng.integers(2, WIDTH + 1, (rows, texts, 1))
     return rng.integers(1, 50, (rows, texts, WIDTH)) * there, there
@@ -71,7 +71,7 @@ def embedded(model, tokens, there):
 
 
 def of_torch(vectors, temperature, symmetric, out=None):
-    """F.cross_entropy over the matrix of cosines; `out` bool [B, N]: what is no negative."""
+    """F.cross_entropy over the matrix of cosines; `out` bool [B, N] excludes negatives."""
     unit = torch.nn.functional.normalize(vectors, dim=-1)
     scores = unit[:, 0] @ torch.cat([unit[:, i] for i in range(1, unit.shape[1])]).T / temperature
     out = torch.zeros_like(scores, dtype=torch.bool) if out is None else torch.tensor(out)
@@ -95,9 +95,8 @@ def test_the_loss_is_not_torchs_or_reads_the_padding(encoder, negatives, tempera
     loss = jax.jit(lambda p, b, parts: LOSS(model, p, b, **options, parts=parts), static_argnums=2)
     ours = loss(params, batch_of(tokens, there), 1)
     assert float(ours.weight) == 6 and float(ours.sum) / 6 == pytest.approx(wanted, abs=2e-4)
-    filled = batch_of(
-        *(np.pad(x, ((0, 3), (0, 0), (0, 0))) for x in (tokens, there))
-    )  # as the last batch of an evaluation is
+    # Filled up like the last batch of an evaluation.
+    filled = batch_of(*(np.pad(x, ((0, 3), (0, 0), (0, 0))) for x in (tokens, there)))
     for parts in (1, 3):
         again = loss(params, filled, parts)
         assert float(again.weight) == 6 and float(again.sum) == pytest.approx(
@@ -133,7 +132,11 @@ def test_the_loss_is_not_that_of_sentence_transformers(encoder, symmetric):
 
 
 def test_a_right_answer_of_another_row_is_a_negative(encoder):
-    """Row 1 has row 0's text, row 2 its positive; row 3 has it as a positive; row 4's positive is its own text and a negative of row 5."""
+    """Equal texts in several rows must not count as negatives.
+
+    Row 1 has row 0's text, row 2 its positive; row 3 has it as a positive; row 4's positive is its
+    own text and a negative of row 5.
+    """
     theirs, model, params = encoder
     tokens, there = texts_of(6, 3)
     for to, of in (
@@ -164,7 +167,7 @@ def test_a_right_answer_of_another_row_is_a_negative(encoder):
 
 
 def metrics_of(folder, mesh=(1, 1, 1), accumulate=1):
-    """Of a first step."""
+    """Metrics of a first step."""
     config = smoke.get_config("contrastive,bert")
     config.data.cache, config.accumulate = str(folder / "cache"), accumulate
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
@@ -194,7 +197,7 @@ def test_a_text_is_its_own_pair_under_one_dropout_or_a_part_has_the_masks_of_ano
     _, model, params = encoder
     noisy = lm.build(model.config.replace(dropout=0.5))
     tokens, there = texts_of(4, 2)
-    tokens[:], there[:] = tokens[:1, :1], there[:1, :1]  # eight times the same text
+    tokens[:], there[:] = tokens[:1, :1], there[:1, :1]  # the same text eight times
     batch = batch_of(tokens, there)
     for parts in (1, 2):
         vectors = np.asarray(_vectors(noisy, params, batch, parts)).reshape(8, -1)
@@ -311,7 +314,7 @@ def test_a_text_is_laid_elsewhere_or_cut_otherwise_than_it_is_embedded():
 
 
 def test_what_is_learned_is_not_what_the_memory_searches_with(tmp_path, capsys):
-    """Trained on pairs, evaluated, exported: the encoder of a memory reads it and finds the passages."""
+    """Train on pairs, evaluate, export; the encoder of a memory then finds the passages."""
     config = smoke.get_config("contrastive,bert")
     config.data.cache, config.log.tensorboard, config.eval.data.heldout = (
         str(tmp_path / "cache"),

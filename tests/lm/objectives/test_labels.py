@@ -1,4 +1,4 @@
-"""The losses of labels are those of transformers, whatever rows are padded with and however a batch is cut up."""
+"""Label losses equal those of transformers for any padding and any split of the batch."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def case(tmp_path, kind, **changes):
-    """(transformers' model, ours, params)."""
+    """Return (transformers' model, our model, params)."""
     cases = {
         "x": (f"Bert{kind}", parity.BERT, dict(num_labels=2 if kind == heads.SPAN else 3) | changes)
     }

@@ -1,4 +1,4 @@
-"""The chunked loss is the plain loss, in value and gradient, and never holds all logits."""
+"""The chunked loss equals the plain loss in value and gradient, without holding all logits."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def test_all_logits_exist_at_one_time():
             for x in eqn.outvars
             if hasattr(x.aval, "shape")
         }
-        return found - {(v, 32)}  # the table itself
+        return found - {(v, 32)}  # the embedding table
 
     assert (b, 5, v) in shapes(5), "the logits of a chunk are not where this test looks for them"
     assert not {s for s in shapes(5) if v in s and np.prod(s) >= b * t * v}

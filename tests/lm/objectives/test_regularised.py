@@ -1,4 +1,4 @@
-"""Label smoothing is torch's and z-loss PaLM's, in value and gradient, however the batch is cut; off, nothing of them is left."""
+"""Label smoothing as in torch and z-loss as in PaLM, for any split; no computation when off."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_a_token_s_loss_is_not_torch_s_with_a_squared_log_z(smoothing, z):
 
 
 def formula(model, params, batch, smoothing, z):
-    """(what is to be learned, cross-entropy alone), of all logits at once."""
+    """(regularised loss, cross-entropy alone) from all logits at once."""
     logits = model.apply({"params": params}, batch).logits
     wanted = (1 - smoothing) * jax.nn.one_hot(
         batch.targets, logits.shape[-1]
@@ -70,7 +70,7 @@ def test_value_or_gradient_is_not_that_of_the_plain_formula(smoothing, z):
     (theirs, plain), gradient = jax.jit(
         jax.value_and_grad(lambda p: formula(model, p, batch, smoothing, z), has_aux=True)
     )(params)
-    forward = jax.jit(ours)(params)  # another path than with a gradient
+    forward = jax.jit(ours)(params)  # without a gradient another code path runs
     (value, found), of_it = jax.jit(
         jax.value_and_grad(lambda p: (ours(p).sum, ours(p)), has_aux=True)
     )(params)

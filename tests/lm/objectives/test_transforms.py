@@ -1,4 +1,4 @@
-"""What each objective makes of a packed row, against the papers' formulas and transformers' own collator; documents never mix."""
+"""Objectives on packed rows, against the papers' formulas and transformers' collator."""
 
 import itertools
 import math
@@ -41,7 +41,7 @@ def pack(texts=TEXTS, length=160, whole=True):
 
 
 def made(transform, packed, seed=0):
-    """The fields of every row."""
+    """Fields of every row."""
     lengths, rows = transform.lengths(packed), batches.Rows(packed)
     return [
         transform.fields(rows[i], np.random.default_rng((seed, i)), lengths)
@@ -50,13 +50,13 @@ def made(transform, packed, seed=0):
 
 
 def pieces(fields, prefix=""):
-    """{segment: where} of a row's side."""
+    """{segment: positions} of one side of a row."""
     segments = fields[f"{prefix}segments"]
     return {int(s): np.flatnonzero(segments == s) for s in np.unique(segments) if s}
 
 
 def documents(packed, i):
-    """{segment: the document's tokens} of a packed row."""
+    """{segment: tokens of the document} of a packed row."""
     return {
         s: np.asarray(packed.targets[i])[at].tolist()
         for s, at in pieces({"segments": np.asarray(packed.segments[i])}).items()
@@ -64,7 +64,7 @@ def documents(packed, i):
 
 
 def within(count, total, chance):
-    """Whether a count is within five standard deviations of what a binomial distribution says."""
+    """Whether a count is within five standard deviations of the binomial mean."""
     return abs(count - total * chance) < 5 * math.sqrt(total * chance * (1 - chance))
 
 
@@ -172,7 +172,7 @@ def test_whole_words_are_hidden_whole_and_a_document_is_what_an_encoder_reads():
 
 
 def paper_counts(length, rate, mean):
-    """random_spans_noise_mask of the paper's code, in plain Python."""
+    """Span and token counts of random_spans_noise_mask of the paper's code, in plain Python."""
     tokens = min(max(round(length * rate), 1), length - 1)
     spans = max(round(tokens / mean), 1)
     return tokens, min(spans, length - tokens)
@@ -200,9 +200,8 @@ def test_every_way_to_cut_spans_is_as_likely_as_another():
     rng = np.random.default_rng(0)
     seen = {}
     for _ in range(4000):
-        mask = span_corruption.noise_mask(
-            8, 0.5, 2.0, rng
-        )  # 4 missing in 2 spans, 4 kept in 2: 3 x 3 ways
+        # 4 masked tokens in 2 spans, 4 kept in 2: 3 x 3 ways.
+        mask = span_corruption.noise_mask(8, 0.5, 2.0, rng)
         seen[mask.tobytes()] = seen.get(mask.tobytes(), 0) + 1
     assert len(seen) == 9 and all(within(count, 4000, 1 / 9) for count in seen.values())
 
@@ -243,16 +242,15 @@ def test_both_sides_of_span_corruption_together_are_the_document(name):
             restored = list(
                 itertools.chain.from_iterable(spans.get(token, [token]) for token in read[:-1])
             )
-            assert restored == [
-                token for token in text if token != END
-            ]  # its start and end are not of the text
+            # The document's start and end tokens are not part of the text.
+            assert restored == [token for token in text if token != END]
         assert (row["weights"] == (row["segments"] > 0)).all()
 
 
 def test_ul2_draws_the_seven_denoisers_of_the_paper_evenly_and_says_which():
     text, n, rng = np.arange(1000, 1240), 240, np.random.default_rng(0)
     packed = packing.pack([(np.array([END, *text, END]), 240)] * 2, n + 1)
-    kinds = {  # missing tokens and spans of 240: rates and mean spans of table 1
+    kinds = {  # masked tokens and spans of 240: rates and mean spans of table 1
         (36, 12): "r",
         (36, 4): "r",
         (60, 1): "s",
@@ -264,7 +262,7 @@ def test_ul2_draws_the_seven_denoisers_of_the_paper_evenly_and_says_which():
     seen = dict.fromkeys(kinds, 0)
     transform = ul2.ul2(MODAL, T5, modes=True)
     lengths, row = transform.lengths(packed), batches.Rows(packed)[0]
-    assert lengths == (168, 224)  # 120 + 40 + 1 written, 1 + 204 + 12 + 1 read, made multiples of 8
+    assert lengths == (168, 224)  # decoder 120 + 40 + 1, encoder 1 + 204 + 12 + 1, rounded up to 8
     for _ in range(1400):
         fields = transform.fields(row, rng, lengths)
         read, written = (
@@ -319,9 +317,8 @@ def test_spans_of_infilling_are_poisson_and_some_hide_nothing():
         known = np.concatenate([[999], seen, [2000]])
         gaps = [b - a - 1 for a, b in itertools.pairwise(known[known != MASK])]
         masks = np.diff(np.flatnonzero(known != MASK)) - 1
-        lengths += [
-            gap for gap, n in zip(gaps, masks, strict=True) if n == 1
-        ]  # spans beside one another cannot be told apart
+        # Adjacent spans cannot be told apart.
+        lengths += [gap for gap, n in zip(gaps, masks, strict=True) if n == 1]
     counts = np.bincount(lengths, minlength=12)[:12] / len(lengths)
     poisson = np.array([math.exp(-3) * 3**k / math.factorial(k) for k in range(12)])
     assert np.abs(counts - poisson).max() < 0.012
