@@ -1,4 +1,4 @@
-"""Contrastive learning: torch's loss over the whole batch, however split, and the exported encoder."""
+"""Contrastive learning: torch's loss over the whole batch, however split; the exported encoder."""
 
 import json
 import pathlib
