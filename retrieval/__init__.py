@@ -1,21 +1,32 @@
-"""The non-parametric side: a memory of passages that can be changed, searched and read by a language model.
+"""The non-parametric side: a memory of passages to search, change and read with a language model.
 
-Names are loaded when first used, so that `import retrieval` costs nothing.
+Names are imported on first use, so `import retrieval` is fast.
 """
 
 import importlib
 
-import lm  # noqa: F401 (python -m retrieval.x: answers Ctrl-C, and checks what JAX reads, before the rest is imported)
+# First, so that `python -m retrieval.x` handles Ctrl-C and checks JAX's environment early.
+import lm  # noqa: F401
 
 _HOMES = {
-    "Answer": "retrieval.answering", "Reader": "retrieval.answering", "answer": "retrieval.answering",
+    "Answer": "retrieval.answering",
+    "Reader": "retrieval.answering",
+    "answer": "retrieval.answering",
     "CrossEncoder": "retrieval.cross_encoder",
-    "Commit": "retrieval.passages", "Diff": "retrieval.passages", "Hit": "retrieval.passages", "Passage": "retrieval.passages",
-    "Encoder": "retrieval.encoder", "ExactIndex": "retrieval.exact_index", "ScannIndex": "retrieval.scann_index",
-    "EVERY_GROUP": "retrieval.filters", "Filter": "retrieval.filters",
-    "Memory": "retrieval.memory", "RetrievalError": "retrieval.errors",
-    "ShardedIndex": "retrieval.sharded_index", "Tuning": "retrieval.tuning",
-}  # fmt: skip
+    "Commit": "retrieval.passages",
+    "Diff": "retrieval.passages",
+    "Hit": "retrieval.passages",
+    "Passage": "retrieval.passages",
+    "Encoder": "retrieval.encoder",
+    "ExactIndex": "retrieval.exact_index",
+    "ScannIndex": "retrieval.scann_index",
+    "EVERY_GROUP": "retrieval.filters",
+    "Filter": "retrieval.filters",
+    "Memory": "retrieval.memory",
+    "RetrievalError": "retrieval.errors",
+    "ShardedIndex": "retrieval.sharded_index",
+    "Tuning": "retrieval.tuning",
+}
 
 __all__ = sorted(_HOMES)
 

@@ -1,4 +1,4 @@
-"""Answers with and without a memory: the same reader, the same questions, closed-book and open-book side by side."""
+"""Answering questions closed-book and open-book: the same reader without and with a memory."""
 
 import collections
 import dataclasses
@@ -18,22 +18,29 @@ from retrieval.passages import Hit, titled
 from retrieval.support import supported
 from retrieval.words import words
 
-MARGIN = 0.1  # of cosine: passages further below the best are not shown; a small reader mistakes them for the answer
-FLOOR = 0.25  # of cosine: with no passage as near, the memory does not know. For MiniLM; docs/memory.md says how it was chosen
+# Cosine below the best at which passages are not shown: a small reader takes them for the answer.
+MARGIN = 0.1
+# Least cosine of the best passage for a known answer; for MiniLM, chosen as docs/memory.md says.
+FLOOR = 0.25
 REFUSAL = re.compile(
-    r"\b(i (don.?t|do not|can ?not|can.?t) (know|answer|tell|find)|i( a|.?)m not sure|no information|(not enough|insufficient) information"
-    r"|(is|are|was|were) not (\w+ )?(mentioned|stated|given|provided|known)|do(es)? not (mention|say|state|give|provide)"
-    r"|(can ?not|can.?t) be (determined|answered|known))|^\W*(unknown|n/a)\W*$|\b(is|are|was|were|remains?) unknown\b",
+    r"\b(i (don.?t|do not|can ?not|can.?t) (know|answer|tell|find)|i( a|.?)m not sure"
+    r"|no information|(not enough|insufficient) information"
+    r"|(is|are|was|were) not (\w+ )?(mentioned|stated|given|provided|known)"
+    r"|do(es)? not (mention|say|state|give|provide)"
+    r"|(can ?not|can.?t) be (determined|answered|known))|^\W*(unknown|n/a)\W*$"
+    r"|\b(is|are|was|were|remains?) unknown\b",
     re.IGNORECASE,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """citations: the passages shown to the reader that hold the answer's words, or all that were shown when none does.
+    """The answers to a question and the passages that support the open-book one.
 
-    sentences: of each citation the sentence that supports the answer best, as it stands in its text. known: whether the memory
-    supports `text`; when it does not, say so instead of showing `text` as an answer.
+    citations: the passages shown to the reader that contain the answer's words; all shown passages
+    if none does.
+    sentences: per citation, its sentence that best supports the answer, verbatim.
+    known: whether the memory supports `text`; if not, say so instead of showing `text`.
     """
 
     question: str
@@ -45,14 +52,16 @@ class Answer:
 
 
 class Searchable(Protocol):
-    """What is asked for passages: a Memory, or a view of one."""
+    """What `answer` searches: a Memory, or a view of one."""
 
     def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A memory that is always searched with the same `options`, such as groups and where; see `Memory.search`."""
+    """A memory that is always searched with the same `options`, such as groups; see
+    `Memory.search`.
+    """
 
     memory: Memory
     options: dict
@@ -67,25 +76,30 @@ class Reader:
     def __init__(self, model, params, tokenizer):
         if not model.config.causal:
             raise RetrievalError(
-                f"a {model.config.family} model cannot write an answer: the reader must be a causal language model"
+                f"a {model.config.family} model cannot write an answer: the reader must be a "
+                "causal language model"
             )
         self.model, self.params = lm.separate(model, params)
         self.tokenizer = tokenizer
         self.stop_tokens = [*model.config.eos_token_ids]
-        if not tokenizer.chat_template:  # a plain language model goes on with a question of its own
+        if not tokenizer.chat_template:  # a base model would continue with another question
             self.stop_tokens += tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
 
     @classmethod
     def from_hf(cls, path_or_id) -> "Reader":
-        """From a directory, hub id or GGUF file. Raises ValueError (lm.WeightsError) when it cannot be read."""
+        """Load from a directory, hub id or GGUF file.
+
+        Raises ValueError (lm.WeightsError) when it cannot be read.
+        """
         return cls(*lm.from_hf(path_or_id), lm.load_tokenizer(path_or_id))
 
     def prompt_tokens(self, max_new_tokens: int) -> int:
-        """How long a prompt may be when `max_new_tokens` are to follow it."""
+        """Return the longest prompt, in tokens, that leaves room for `max_new_tokens`."""
         room = self.model.config.max_length - max_new_tokens
         if max_new_tokens < 1 or room < 1:
             raise RetrievalError(
-                f"max_new_tokens={max_new_tokens}: expected 1 to {self.model.config.max_length - 1}, the reader's context"
+                f"max_new_tokens={max_new_tokens}: expected 1 to "
+                f"{self.model.config.max_length - 1}, the reader's context"
             )
         return room
 
@@ -95,7 +109,7 @@ class Reader:
         max_new_tokens: int,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """Greedy answers, one line each; `on_batch(number)` is called as answers are done."""
+        """Return greedy answers, one line each; `on_batch(number)` is called as answers finish."""
         inputs.check_ids(self.model.config, prompts, self.tokenizer)
         tokens = lm.generate(
             self.model,
@@ -111,14 +125,19 @@ class Reader:
 
 
 def answer(
-    questions: Sequence[str], memory: Searchable, reader: Reader, k: int = 3, max_new_tokens: int = 24,
-    on_batch: Callable[[int], None] | None = None, floor: float = FLOOR,
-) -> list[Answer]:  # fmt: skip
-    """Answers every question twice: from the reader's weights alone, and from at most k passages of the memory.
+    questions: Sequence[str],
+    memory: Searchable,
+    reader: Reader,
+    k: int = 3,
+    max_new_tokens: int = 24,
+    on_batch: Callable[[int], None] | None = None,
+    floor: float = FLOOR,
+) -> list[Answer]:
+    """Answer every question from the reader's weights alone and from at most k passages.
 
-    An empty memory gives the closed-book answer twice, without citations. `on_batch(number)` is called as answers are done, of
-    which there are two a question. floor: see `is_known`. Raises RetrievalError, before the reader runs, for a question that is
-    blank or too long.
+    An empty memory gives the closed-book answer twice, without citations. on_batch(number) is
+    called as answers finish; there are two per question. floor: see `is_known`. Raises
+    RetrievalError, before the reader runs, for a question that is blank or too long.
     """
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not math.isfinite(floor):
         raise RetrievalError(
@@ -134,9 +153,9 @@ def answer(
         build_prompt(reader.tokenizer, question, found, room)
         for question, found in zip(questions, hits, strict=True)
     ]
-    texts = reader(
-        [prompt.tokens for prompt in (*closed, *opened)], max_new_tokens, on_batch
-    )  # of one question one batch, compiled once
+    # One call for both: a single question is then one batch, compiled once.
+    texts = reader([prompt.tokens for prompt in (*closed, *opened)], max_new_tokens, on_batch)
+
     closed_texts, open_texts = texts[: len(closed)], texts[len(closed) :]
     return [
         _answer(question, text, prompt.shown, closed_text, floor)
@@ -157,12 +176,15 @@ def _answer(
 
 
 def close_to_the_best(hits: Sequence[Hit], margin: float = MARGIN) -> list[Hit]:
-    """The hits within `margin` of the best one's score."""
+    """Return the hits within `margin` of the best score."""
     return [hit for hit in hits if hit.score >= hits[0].score - margin]
 
 
 def citations(text: str, shown: Sequence[Hit]) -> tuple[Hit, ...]:
-    """Of the shown passages, those that hold most of the answer's words; all of them when no passage holds half."""
+    """Return the shown passages that contain most of the answer's words.
+
+    All of them if no passage contains half of the words.
+    """
     said = set(words(text))
     if not said or not shown:
         return tuple(shown)
@@ -176,9 +198,10 @@ def citations(text: str, shown: Sequence[Hit]) -> tuple[Hit, ...]:
 
 
 def supporting_sentence(passage: str, question: str, text: str) -> str:
-    """The sentence of a passage that shares most with an answer and its question; the first of equals.
+    """Return the sentence of a passage that shares most words with the answer and question.
 
-    A shared word counts 2 when it is the answer's and 1 when it is the question's, over the number of sentences that hold it.
+    A shared word counts 2 if it is the answer's plus 1 if it is the question's, divided by the
+    number of sentences that contain it. The first of equal sentences is returned.
     """
     parts = [passage[start:end] for start, end in sentences(passage, 0, len(passage))] or [passage]
     found = [set(words(part)) for part in parts]
@@ -190,13 +213,16 @@ def supporting_sentence(passage: str, question: str, text: str) -> str:
 
 
 def is_known(question: str, text: str, shown: Sequence[Hit], floor: float = FLOOR) -> bool:
-    """Whether the passages shown support an answer: the best is at least `floor` near, the reader does not say that it does not
-    know, and one passage holds all that the answer adds to the question (see `support.supported`)."""
+    """Whether the passages shown support an answer.
+
+    The best hit must score at least `floor`, the reader must not refuse, and one passage must
+    contain all that the answer adds to the question (see `support.supported`).
+    """
     if not shown or shown[0].score < floor or not text.strip() or REFUSAL.search(text):
         return False
     return supported(question, text, [titled(hit.title, hit.text) for hit in shown])
 
 
 def first_line(text: str) -> str:
-    """The first line that is not blank, without white space around it."""
+    """Return the first line that is not blank, stripped."""
     return one_line(next((line for line in text.splitlines() if line.strip()), ""))

@@ -1,4 +1,7 @@
-"""Asks a model with and without its memory: python -m retrieval.ask --memory=DIR --reader=PATH_OR_GGUF "In which country is Bagheria?" """
+"""Answer questions with and without a memory.
+
+python -m retrieval.ask --memory=DIR --reader=PATH_OR_GGUF "In which country is Bagheria?"
+"""
 
 import dataclasses
 import sys
@@ -12,7 +15,7 @@ from retrieval.cli import (
     filter_options,
     open_memory,
     parser,
-)  # fmt: skip
+)
 from retrieval.inert import as_json, shown
 
 
@@ -20,7 +23,8 @@ from retrieval.inert import as_json, shown
 def main(argv=None):
     options = parser(
         "retrieval.ask",
-        "Answer questions from a memory, with the passages used, beside the answer from the weights alone.",
+        "Answer questions from a memory, with the passages used, beside the answer from the "
+        "weights alone.",
     )
     options.add_argument("question", nargs="+", help="one or several questions, each in quotes")
     add_reader_options(options)
@@ -53,9 +57,13 @@ def main(argv=None):
         words = (
             f"the reader's words, which the memory does not support: {shown(given.text) or 'none'}"
         )
-        unknown = f"does not know ({words if given.citations else 'nothing in the memory can be read and matches'})"
+        unknown = (
+            "does not know ("
+            f"{words if given.citations else 'nothing in the memory can be read and matches'})"
+        )
         print(
-            f"{shown(given.question)}\n  open-book:   {shown(given.text) if given.known else unknown}"
+            f"{shown(given.question)}\n  open-book:   "
+            f"{shown(given.text) if given.known else unknown}"
         )
         for hit, sentence in zip(given.citations, given.sentences, strict=True):
             said = shown(f"[{hit.id}] {hit.title + ': ' if hit.title else ''}{sentence}")

@@ -1,4 +1,7 @@
-"""Tries a deletion without making it: python -m retrieval.audit --memory=DIR --reader=PATH "Where is Bagheria?" --ids bagheria"""
+"""Try a deletion without making it.
+
+python -m retrieval.audit --memory=DIR --reader=PATH "Where is Bagheria?" --ids bagheria
+"""
 
 import dataclasses
 import sys
@@ -11,9 +14,10 @@ from retrieval.inert import as_json, shown
 def main(argv=None):
     options = parser(
         "retrieval.audit",
-        "Ask with the whole memory, without some passages, and without any, and say where a deleted answer would still come from. "
-        "Nothing is deleted.",
-        "Put the questions first: ... 'In which country is Bagheria?' --ids bagheria sicily --answer Italy",
+        "Ask with the whole memory, without some passages, and without any, and say where a "
+        "deleted answer would still come from. Nothing is deleted.",
+        "Put the questions first: ... 'In which country is Bagheria?' --ids bagheria sicily "
+        "--answer Italy",
     )
     options.add_argument("question", nargs="+", help="one or several questions, each in quotes")
     options.add_argument(

@@ -1,7 +1,8 @@
-"""The deletion audit: does a reader still know what was taken out of its memory, and if so, from where?
+"""The deletion audit: whether a reader still knows what was deleted, and from where.
 
-After the deletion audit of limited memory language models (LMLM, Zhao et al. 2025): each question is answered from the whole memory
-(FULL), with passages left out (DEL-ON), and without any retrieval (DEL-OFF). Nothing is deleted: search leaves the passages out.
+After the deletion audit of limited memory language models (LMLM, Zhao et al. 2025). Each question
+is answered from the whole memory (FULL), without some passages (DEL-ON) and without retrieval
+(DEL-OFF). Nothing is deleted: search leaves the passages out.
 """
 
 import dataclasses
@@ -27,10 +28,12 @@ VERDICTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """full, deleted, closed_book: the texts under FULL, DEL-ON and DEL-OFF. verdict: a key of VERDICTS.
+    """The result of an audit for one question.
 
-    names: what counts as the answer; none where answers were compared.
-    citations: the passages that the answer with the deletion cites; full_citations: those that the whole memory's answer cites.
+    names: what counts as the answer; empty where answers were compared.
+    full, deleted, closed_book: the texts under FULL, DEL-ON and DEL-OFF.
+    verdict: a key of VERDICTS.
+    citations, full_citations: the passages cited under DEL-ON and FULL.
     """
 
     question: str
@@ -44,7 +47,7 @@ class Audit:
 
 
 class Without:
-    """A memory as it would be found without some passages: nothing is written, and searches are those of the memory."""
+    """A view of a memory without some passages; nothing is written."""
 
     def __init__(self, memory: Searchable, ids: Collection[str]):
         self.memory, self.ids = memory, frozenset(ids)
@@ -55,14 +58,22 @@ class Without:
 
 
 def audit(
-    questions: Sequence[str], ids: Sequence[str], memory: Memory, reader: Reader, names: Sequence[str] = (), k: int = 3,
-    max_new_tokens: int = 24, on_batch: Callable[[int], None] | None = None,
-) -> list[Audit]:  # fmt: skip
-    """Audits the deletion of `ids` with every question. names: what counts as the answer; without any, the answers of FULL are compared
-    with those of DEL-ON and DEL-OFF (see `same_answer`), and there is one only where the memory supports it (`Answer.known`).
+    questions: Sequence[str],
+    ids: Sequence[str],
+    memory: Memory,
+    reader: Reader,
+    names: Sequence[str] = (),
+    k: int = 3,
+    max_new_tokens: int = 24,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Audit]:
+    """Audit the deletion of `ids` with every question.
 
-    A name counts where it stands as whole words, so short ones find more; passages of every access group are asked. The reader runs
-    four times a question. Raises RetrievalError for an unknown id, and what `answer` raises.
+    names: what counts as the answer, as whole words, so short names match more. Without names, the
+    answers of FULL are compared with those of DEL-ON and DEL-OFF (see `same_answer`), and only
+    where the memory supports them (`Answer.known`). Passages of every access group are searched.
+    The reader runs four times per question. Raises RetrievalError for an unknown id, and what
+    `answer` raises.
     """
     if not ids:
         raise RetrievalError("no passages to audit: give the ids whose deletion is tried")
@@ -75,10 +86,10 @@ def audit(
 
 
 def same_answer(question: str, one: str, other: str) -> bool:
-    """Whether two texts answer a question alike: the words that bear content in one of them all stand in the other.
+    """Whether two texts give the same answer: all content words of one are in the other.
 
-    Of these count the ones that the question lacks, where both have some: "Paris" and "The capital of France is Paris" are the same
-    answer to what the capital of France is. A text that says that it does not know is no answer.
+    Words of the question are ignored if both texts have others: "Paris" and "The capital of France
+    is Paris" are the same answer to what the capital of France is. A refusal is no answer.
     """
     if any(not text.strip() or REFUSAL.search(text) for text in (one, other)):
         return False

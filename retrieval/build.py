@@ -1,13 +1,23 @@
-"""Builds a memory from files, or brings one up to date with them: python -m retrieval.build --memory=DIR --encoder=PATH --input docs"""
+"""Build or update a memory from files.
+
+python -m retrieval.build --memory=DIR --encoder=PATH --input docs
+"""
 
 import sys
 
 from retrieval.cli import add_encoder_option, add_record_options, entry_point, parser
 
-ABOUT = "Build a memory from files, folders and data sets, or bring one up to date: what is unchanged is not embedded again."
-FORMATS = """Text (.txt: a passage a paragraph), Markdown, HTML, PDF; .jsonl, .json, .csv, .tsv, .parquet, tfds:NAME[:SPLIT] and
-hf:NAME[:SPLIT], whose rows have text (required), id, title, source, time, tags, access, metadata. .gz, gs:// and s3:// too. Folders are
-read recursively, links in them are not followed. Up to 4,096 passages make a commit; an interrupted build goes on when it is run again."""
+ABOUT = (
+    "Build a memory from files, folders and data sets, or bring one up to date: "
+    "what is unchanged is not embedded again."
+)
+FORMATS = (
+    "Text (.txt: a passage a paragraph), Markdown, HTML, PDF; .jsonl, .json, .csv, .tsv, .parquet, "
+    "tfds:NAME[:SPLIT] and\nhf:NAME[:SPLIT], whose rows have text (required), id, title, source, "
+    "time, tags, access, metadata. .gz, gs:// and s3:// too. Folders are\nread recursively, links "
+    "in them are not followed. Up to 4,096 passages make a commit; an interrupted build goes on "
+    "when it is run again."
+)
 
 
 @entry_point
@@ -55,7 +65,8 @@ def main(argv=None):
     )
     cut.add_argument(
         "--text-field",
-        help="field of rows that holds the text (default: text); when given, fields of no other meaning become metadata",
+        help="field of rows that holds the text (default: text); when given, fields of no other "
+        "meaning become metadata",
     )
     cut.add_argument(
         "--id-field",
@@ -123,7 +134,8 @@ def main(argv=None):
     }
     if args.reembed and not (args.encoder or args.embedding):
         options.error(
-            "--reembed needs what is new: --encoder=PATH, or another option of the encoder, such as --dim"
+            "--reembed needs what is new: --encoder=PATH, or another option of the encoder, such "
+            "as --dim"
         )
     idle = (
         "chunk",

@@ -1,11 +1,17 @@
-"""A chat in the terminal, with or without a memory: python -m retrieval.chat --model=PATH [--memory=DIR]"""
+"""Chat in the terminal, with or without a memory: python -m retrieval.chat --model=PATH
+[--memory=DIR]
+"""
 
 import sys
 
 from retrieval.cli import add_encoder_option, bare_parser, entry_point, open_memory, place
 
-COMMANDS = """/open, /closed  switch the memory on and off    /sources  what the latest answer was given to read
-/new            forget the conversation          /quit     end (or Ctrl-D); Ctrl-C stops an answer"""
+COMMANDS = (
+    "/open, /closed  switch the memory on and off    "
+    "/sources  what the latest answer was given to read\n"
+    "/new            forget the conversation          "
+    "/quit     end (or Ctrl-D); Ctrl-C stops an answer"
+)
 
 
 @entry_point

@@ -1,8 +1,9 @@
-"""Checksums: sha256 and size of every file of a memory's table, in a file beside it.
+"""Checksums: sha256 and size of every file of a memory's table, in a journal beside it.
 
-Lance keeps no checksums, so a flipped bit would be read as data. Its files never change once written: those that a commit
-writes are noted right after it, one line a commit with a copy of its record, and each line carries a checksum of its own. A
-process killed between the two leaves files that are not noted; the next change notes them.
+Lance keeps no checksums, so a flipped bit would be read as data. Its files never change once
+written. The files of a commit are recorded right after it: one journal line per commit, with a copy
+of the commit's record and a checksum of the line itself. A process killed between the two leaves
+files that are not recorded; the next change records them.
 """
 
 import hashlib
@@ -19,14 +20,15 @@ from retrieval.errors import RetrievalError
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums"
-AT_A_KILL = (
-    3  # versions that a change may have made before it noted their files: its own, and upkeep's
-)
-HINT = "_versions/latest_version_hint.json"  # the one file that Lance writes over; only ever a hint
+AT_A_KILL = 3  # most versions that a killed change leaves unrecorded: its own and maintenance
+HINT = "_versions/latest_version_hint.json"  # the only file that Lance overwrites
 
 
 def files_of(dataset: lance.LanceDataset) -> set[str]:
-    """The files that a version's rows and deletions are in, relative to the table, and the folders of all indices."""
+    """Return the data and deletion files of a version, and the folders of all indices.
+
+    Paths are relative to the table.
+    """
     names = {f"_indices/{path.name}" for path in Path(dataset.uri, "_indices").glob("*")}
     for fragment in (fragment.metadata for fragment in dataset.get_fragments()):
         names.update(f"data/{file.path}" for file in fragment.files)
@@ -36,14 +38,17 @@ def files_of(dataset: lance.LanceDataset) -> set[str]:
 
 
 def manifest_of(version: int) -> str:
-    """The file that says what a version is made of, relative to the table."""
+    """Return the path of a version's manifest, relative to the table."""
     return f"_versions/{2**64 - 1 - version:020}.manifest"
 
 
 def new_files(
     dataset: lance.LanceDataset, before: set[str], version: int, uuid: str = "*"
 ) -> set[str]:
-    """The files written since `version`, which had the files `before`. uuid: of the transaction, where there was only one."""
+    """Return the files written since `version`, which had the files `before`.
+
+    uuid: of the transaction, where there was only one.
+    """
     table = Path(dataset.uri)
     names = files_of(dataset) - before
     folders = {name for name in names if name.startswith("_indices/")}
@@ -62,9 +67,10 @@ def new_files(
 def note(
     table: Path, since: int, version: int, names: Iterable[str], record: str | None = None
 ) -> None:
-    """Notes the files written after version `since` up to `version`, and the record of the latter, if it has one.
+    """Record the files written after version `since` up to `version`.
 
-    Where that fails, a warning says so and the next change notes the files.
+    record: the commit record of `version`, if it has one. On failure a warning is logged and the
+    next change records the files.
     """
     journal = table.parent / CHECKSUMS
     try:
@@ -73,9 +79,8 @@ def note(
         with open(journal, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
-            start = (
-                b"" if file.read(1) in (b"", b"\n") else b"\n"
-            )  # a line that was cut off stays a line of its own
+            # Keep a truncated last line separate from this one.
+            start = b"" if file.read(1) in (b"", b"\n") else b"\n"
             line = start + f"{_hash(body)} {body}\n".encode()
             try:
                 written = file.write(line)
@@ -95,7 +100,7 @@ def note(
 
 
 def catch_up(table: Path, version: int) -> None:
-    """Notes every file of the table that is not noted, where the last line is older than `version`."""
+    """Record every unrecorded file of the table if the last line is older than `version`."""
     if newest_noted(table)["version"] == version:
         return
     lines, _ = _read(table.parent / CHECKSUMS)
@@ -111,7 +116,7 @@ def catch_up(table: Path, version: int) -> None:
 
 
 def records(journal: Path) -> dict[int, str | None]:
-    """version -> its record, None for upkeep, of those versions that were noted when they were written."""
+    """Return version -> record (None for maintenance) of versions recorded when written."""
     lines = [line for line in _read(journal)[0] if line["since"] < line["version"]]
     upkeep = {
         version: None for line in lines for version in range(line["since"] + 1, line["version"])
@@ -120,25 +125,30 @@ def records(journal: Path) -> dict[int, str | None]:
 
 
 def newest_noted(table: Path) -> dict:
-    """What the last line notes; no version, so 0, and no files where there is none, or it is not whole."""
+    """Return the last line; version 0 and no files where there is none or it is damaged."""
     return _last(table.parent / CHECKSUMS) or {"version": 0, "files": {}}
 
 
 def check_newest(table: Path, version: int, noted: Mapping) -> None:
-    """Raises RetrievalError where the newest version that is there is older than the one `noted` before it was looked for, or its manifest
-    has changed: Lance would read another state without a word."""
+    """Raise RetrievalError when the newest version was lost or its manifest was changed.
+
+    noted: the last line, read before the version was looked up. Without this check Lance would
+    silently read another state.
+    """
     what = manifest_of(noted["version"])
     if noted["version"] > version:
         raise RetrievalError(
-            f"{table / what} is gone: version {noted['version']} was committed, and version {version} would be shown in its place; restore "
-            f"the file from a copy of the memory, or delete {table.parent / CHECKSUMS} to go on from version {version}"
+            f"{table / what} is gone: version {noted['version']} was committed, and version "
+            f"{version} would be shown in its place; restore "
+            f"the file from a copy of the memory, or delete {table.parent / CHECKSUMS} to go on "
+            f"from version {version}"
         )
     if noted["version"] == version and what in noted["files"]:
         check_files(table, {what: noted["files"][what]})
 
 
 def check_versions(table: Path, versions: Collection[int]) -> None:
-    """Raises RetrievalError where the manifest of one of these versions has changed since it was written."""
+    """Raise RetrievalError where a manifest of these versions has changed since it was written."""
     wanted = {manifest_of(version) for version in versions}
     noted = (
         (name, facts)
@@ -156,17 +166,19 @@ def check_files(table: Path, files: Mapping[str, tuple[int, str]]) -> None:
 
 
 def damaged(table: Path) -> list[str]:
-    """What is wrong with the files of a table, a sentence each."""
+    """Return what is damaged in the files of a table, one sentence each."""
     journal = table.parent / CHECKSUMS
     if not journal.exists():
         return [
-            f"{journal} is missing: the next change writes it anew, and cannot tell what was damaged before"
+            f"{journal} is missing: the next change writes it anew, and cannot tell what was "
+            "damaged before"
         ]
     lines, problems = _read(journal)
     if missing := _unnoted(table, lines):
         problems.append(
-            f"{journal} says nothing of {len(missing):,} versions (the first is {missing[0]}), lines of it are gone: restore it from a "
-            "copy of the memory, what was damaged in these cannot be told"
+            f"{journal} says nothing of {len(missing):,} versions (the first is {missing[0]}), "
+            "lines of it are gone: restore it from a copy of the memory, what was damaged in "
+            "these cannot be told"
         )
     for line in lines:
         what = f"written by version {line['version']}: restore it from a copy of the memory"
@@ -180,13 +192,17 @@ def damaged(table: Path) -> list[str]:
             good = False
         if not good:
             problems.append(
-                f"{hint} does not name version {newest}: delete it, it is only a hint and the next change writes it anew"
+                f"{hint} does not name version {newest}: delete it, it is only a hint and the "
+                "next change writes it anew"
             )
     return problems
 
 
 def _unnoted(table: Path, lines: list[dict]) -> list[int]:
-    """The versions whose manifests are there and not noted; [] for the last few, as a process leaves that is killed at a commit."""
+    """Return the versions whose manifests exist but are not recorded.
+
+    [] for the last few versions, which a process killed at a commit leaves.
+    """
     noted, newest = (
         {name for line in lines for name in line["files"]},
         max((line["version"] for line in lines), default=0),
@@ -203,7 +219,10 @@ def _unnoted(table: Path, lines: list[dict]) -> list[int]:
 
 
 def damaged_in(table: Path, folders: Collection[str]) -> list[str]:
-    """What is wrong with the files that were noted in some of a table's folders; nothing where there are no checksums."""
+    """Return what is damaged in the recorded files of some folders of a table.
+
+    [] where there are no checksums.
+    """
     lines = _read(table.parent / CHECKSUMS)[0] if folders else []
     noted = {
         name: facts
@@ -224,7 +243,7 @@ def _differing(table: Path, files: Mapping[str, tuple[int, str]]) -> Iterator[st
 
 
 def _read(journal: Path) -> tuple[list[dict], list[str]]:
-    """(the lines that are whole, a sentence for each that is not)."""
+    """Return (valid lines, a sentence for each damaged line)."""
     text = journal.read_bytes().decode("ascii", "replace") if journal.exists() else ""
     texts = text.split("\n")
     lines = [_line(line) for line in texts[:-1]] + [None] * bool(texts[-1])
@@ -238,7 +257,7 @@ def _read(journal: Path) -> tuple[list[dict], list[str]]:
 
 
 def _last(journal: Path) -> dict | None:
-    """The last line; None where there is none, or it is not whole."""
+    """Return the last line; None where there is none or it is damaged."""
     if not journal.exists():
         return None
     with open(journal, "rb") as file:
@@ -252,7 +271,7 @@ def _last(journal: Path) -> dict | None:
 
 
 def _line(text: str) -> dict | None:
-    """What a line notes; None when it differs from its checksum."""
+    """Parse a line; None when it differs from its checksum."""
     digest, _, body = text.partition(" ")
     return json.loads(body) if digest == _hash(body) else None
 
@@ -262,7 +281,7 @@ def _hash(text: str) -> str:
 
 
 def _digest(path: Path) -> tuple[int, str]:
-    """(bytes, sha256)"""
+    """Return (bytes, sha256)."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest

@@ -1,4 +1,4 @@
-"""What the entry points share: one clear line on stderr and exit code 2 for what a user can put right."""
+"""Shared parts of the entry points: options, errors as one line on stderr, exit codes."""
 
 import argparse
 import dataclasses
@@ -19,9 +19,10 @@ from retrieval.inert import as_json, shown
 
 
 def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
-    """Wraps `run(argv)` so that a wrong input prints one line and gives 2, and Ctrl-C gives 130; else its own exit code, or 0.
+    """Wrap `run(argv)` as an entry point.
 
-    Where nobody reads the output to its end, it stops as silently as other tools do, with 141.
+    Exit codes: 2 with one line on stderr for a wrong input, 130 for Ctrl-C, 141 if the reader of a
+    pipe stops early, else what `run` returns, or 0.
     """
 
     @functools.wraps(run)
@@ -34,15 +35,12 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
                 code = run(argv) or 0
             sys.stdout.flush()
             return code
-        except BrokenPipeError:  # who reads has seen enough, as `head` has
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # Python flushes once more at its end
+        except BrokenPipeError:  # such as `| head`
+            # Python flushes stdout once more when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
-        except (
-            ValueError,
-            OSError,
-        ) as error:  # RetrievalError, WeightsError and GenerationError are ValueErrors
+        # RetrievalError, WeightsError and GenerationError are ValueErrors.
+        except (ValueError, OSError) as error:
             print(f"error: {shown(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as stopped:
@@ -56,7 +54,7 @@ def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., 
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one to show and the text does not name it."""
+    """Show a default if there is one and the help text does not name it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         none = action.default is None or action.default is False or action.default in ("", [])
@@ -69,19 +67,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        """One line, as of every other mistake."""
+        """Exit with one line, as for every other error."""
         self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
 
 
 def bare_parser(module: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser whose help shows defaults, without options."""
+    """Return a parser whose help shows defaults, without options."""
     return _Parser(
         prog=program(module), description=description, epilog=epilog, formatter_class=_Help
     )
 
 
 def parser(module: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser whose help shows defaults; every memory command has --memory and --json."""
+    """Return a parser for a memory command, with --memory and --json."""
     made = bare_parser(module, description, epilog)
     made.add_argument(
         "--memory",
@@ -109,7 +107,7 @@ def add_record_options(made: argparse.ArgumentParser) -> None:
 
 
 def print_commit(commit, in_json: bool) -> None:
-    """One line: version, time, author, action, the first ids, reason."""
+    """Print one line: version, time, author, action, the first ids, reason."""
     if in_json:
         print(as_json(dataclasses.asdict(commit)))
         return
@@ -118,7 +116,8 @@ def print_commit(commit, in_json: bool) -> None:
     )
     reason = f"  # {shown(commit.reason)}" if commit.reason else ""
     print(
-        f"{commit.version:>6}  {commit.time}  {shown(commit.author)}  {commit.action:<6}  {shown(ids)}{reason}"
+        f"{commit.version:>6}  {commit.time}  {shown(commit.author)}  {commit.action:<6}  "
+        f"{shown(ids)}{reason}"
     )
 
 
@@ -140,7 +139,8 @@ def add_past_option(made: argparse._ActionsContainer) -> None:
         "--as-of",
         type=version_or_time,
         metavar="VERSION",
-        help="the memory as it was after this version, or at this time (2026-03-01T12:00+02:00; UTC where it names no zone)",
+        help="the memory as it was after this version, or at this time (2026-03-01T12:00+02:00; "
+        "UTC where it names no zone)",
     )
 
 
@@ -189,7 +189,7 @@ def named(text: str) -> tuple[str, str]:
 
 
 def filter_options(args: argparse.Namespace) -> dict:
-    """What `Memory.search` is given for these options."""
+    """Return the arguments of `Memory.search` for these options."""
     from retrieval import EVERY_GROUP, Filter
 
     where = Filter(
@@ -204,7 +204,10 @@ def version_or_time(text: str) -> int | str:
 
 @phases.phase("opening the memory")
 def open_memory(path: Path | str, encoder: str | None, as_of: int | str | None = None):
-    """The memory at `path`, its encoder's files at a path or hub id if one is given; or as it was after a version or at a time."""
+    """Open the memory at `path`, or as it was after a version or at a time.
+
+    encoder: where its encoder's files are, as a path or hub id, if not at the recorded path.
+    """
     from retrieval import Memory
     from retrieval.encoding import encoder_like
     from retrieval.store import Store

@@ -1,25 +1,28 @@
-"""Conflicts: two writers on an object store, where no lock can be held, must not both commit on top of the same version."""
+"""Commit conflicts between writers on an object store.
+
+No lock can be held there, and two writers must not both commit on top of the same version.
+"""
 
 import dataclasses
 
 import lance
 import pyarrow as pa
 
-FRAGMENTS_A_COMMIT = 1_000  # at most; of a million rows each
+FRAGMENTS_A_COMMIT = 1_000  # upper bound; a fragment has up to a million rows
 
 
 def exclusive(transaction: lance.Transaction, dataset: lance.LanceDataset) -> None:
-    """Makes a transaction that adds rows conflict with any other commit since `dataset`.
+    """Make a transaction that adds rows conflict with any other commit since `dataset`.
 
-    Lance would let two appends pass, each with the same id. It lets nothing pass beside a merge, which lists all fragments. Edits
-    and deletes stay as they are: those of the same rows conflict, and those of others may pass, whichever comes first.
+    Lance lets two appends with the same ids both pass. It lets nothing pass beside a merge, which
+    lists all fragments, so an append becomes a merge. Edits and deletes are left as they are: those
+    of the same rows conflict, and those of other rows may commit in any order.
     """
     if not isinstance(transaction.operation, lance.LanceOperation.Append):
         return
     fragments = [fragment.metadata for fragment in dataset.get_fragments()]
-    first = (
-        dataset.version * FRAGMENTS_A_COMMIT
-    )  # never an id that an older fragment, or an index over it, has had
+    # An id that no older fragment, and no index over it, has used.
+    first = dataset.version * FRAGMENTS_A_COMMIT
     new = [
         dataclasses.replace(fragment, id=id)
         for id, fragment in enumerate(transaction.operation.fragments, start=first)
@@ -28,10 +31,11 @@ def exclusive(transaction: lance.Transaction, dataset: lance.LanceDataset) -> No
 
 
 def exchange(dataset: lance.LanceDataset, ids: pa.Table, rows: pa.Table) -> lance.Transaction:
-    """A transaction that puts `rows` in the place of those of `ids`, and conflicts with any other commit since `dataset`.
+    """Return a transaction that replaces the rows of `ids` by `rows`.
 
-    So an undo is made: beside Lance's restore any commit may pass, and is undone unseen. Every fragment is named as changed, so that
-    whatever another writer changes meets it.
+    It conflicts with any other commit since `dataset`. Undo uses it on an object store: Lance's
+    restore lets another commit pass and then reverts it unseen. Every fragment is listed as
+    changed, so any concurrent change conflicts.
     """
     transaction, _ = dataset.merge_insert("id").when_matched_delete().execute_uncommitted(ids)
     made = transaction.operation

@@ -1,4 +1,4 @@
-"""Conversation: a model that stays loaded, the turns so far, and a memory that can be switched on and off."""
+"""A chat with a loaded model: the turns so far, and a memory that can be switched on and off."""
 
 import dataclasses
 import sys
@@ -20,9 +20,12 @@ from retrieval.passages import Hit
 
 @dataclasses.dataclass
 class Conversation:
-    """open: whether questions are answered from the memory, each by itself, as `retrieval.answer` does; else from the conversation.
+    """A chat.
 
-    shown: the passages that the latest answer was given to read. turns: {"role", "content"} each, the system message first if any.
+    open: answer each question by itself from the memory, as `retrieval.answer` does; otherwise
+    answer from the conversation.
+    shown: the passages given to the reader for the latest answer.
+    turns: {"role", "content"} each, the system message first if any.
     """
 
     reader: Reader
@@ -47,12 +50,16 @@ class Conversation:
         system: str,
         seed: int,
     ) -> "Conversation":
-        """With a model from whatever `path_or_id` names. Raises RetrievalError, or ValueError, for what cannot chat."""
+        """Start a chat with the model that `path_or_id` names.
+
+        Raises RetrievalError, or ValueError, for a model that cannot chat.
+        """
         model, params, tokenizer = load(path_or_id)
         template = load_template(path_or_id, tokenizer)
         if system and template is None and not tokenizer.chat_template:
             raise RetrievalError(
-                f"the tokenizer of {path_or_id} has no chat template, which a system message needs: leave it out"
+                f"the tokenizer of {path_or_id} has no chat template, which a system message "
+                "needs: leave it out"
             )
         reader = Reader(model, params, tokenizer)
         reader.prompt_tokens(max_new_tokens)
@@ -62,29 +69,42 @@ class Conversation:
         )
 
     def ask(self, question: str) -> Iterator[str]:
-        """The answer, piece by piece. The turn is kept, as far as it was answered, also where the caller stops early."""
+        """Yield the answer piece by piece.
+
+        The turn is kept as far as it was answered, even if the caller stops early.
+        """
         tokens = self._from_memory(question) if self.open else self._from_turns(question)
         stops = () if self.template is None or self.open else (self.template.stop,)
         turn = {"role": "assistant", "content": ""}
         self.turns += [{"role": "user", "content": question}, turn]
         stop_tokens = self.reader.stop_tokens if self.open else None
         for piece in stream_text(
-            self.reader.model, self.reader.params, self.reader.tokenizer, tokens, self.max_new_tokens, self.sampler,
-            stop_strings=stops, stop_tokens=stop_tokens, seed=self.seed,
-        ):  # fmt: skip
+            self.reader.model,
+            self.reader.params,
+            self.reader.tokenizer,
+            tokens,
+            self.max_new_tokens,
+            self.sampler,
+            stop_strings=stops,
+            stop_tokens=stop_tokens,
+            seed=self.seed,
+        ):
             turn["content"] += piece
             yield piece
 
     def sources(self) -> Iterator[str]:
-        """A line for each passage that supports the latest answer."""
+        """Yield a line for each passage that supports the latest answer."""
         if not self.shown:
             return
         question, answer = (turn["content"] for turn in self.turns[-2:])
         for hit in citations(answer, self.shown):
-            yield f"[{hit.id}] {hit.title + ': ' if hit.title else ''}{supporting_sentence(hit.text, question, answer)}  ({hit.score:.3f})"
+            yield (
+                f"[{hit.id}] {hit.title + ': ' if hit.title else ''}"
+                f"{supporting_sentence(hit.text, question, answer)}  ({hit.score:.3f})"
+            )
 
     def is_known(self) -> bool:
-        """Whether the memory supports the latest answer; true where it was not asked."""
+        """Whether the memory supports the latest answer; True if the memory was not used."""
         if not self.open or len(self.turns) < 2:
             return True
         question, answer = (turn["content"] for turn in self.turns[-2:])
@@ -103,7 +123,10 @@ class Conversation:
         return prompt.tokens
 
     def _from_turns(self, question: str) -> list[int]:
-        """The whole conversation, without its oldest turns where it is too long; of a plain language model the question alone."""
+        """Return the prompt of the whole conversation, dropping its oldest turns if too long.
+
+        A base model gets the question alone.
+        """
         self.shown = ()
         system, past = (
             [turn for turn in self.turns if turn["role"] == "system"],
@@ -118,13 +141,14 @@ class Conversation:
                 return tokens
             if not past or not chats:
                 raise RetrievalError(
-                    f"the question makes a prompt of {len(tokens):,} tokens; the model can take {room:,}: ask a shorter one"
+                    f"the question makes a prompt of {len(tokens):,} tokens; the model can take "
+                    f"{room:,}: ask a shorter one"
                 )
             past = past[2:]
 
 
 def converse(conversation: Conversation, commands: str) -> None:
-    """Reads questions and commands from standard input until its end or /quit, and prints answers as they are made."""
+    """Read questions and commands from standard input until its end or /quit; print answers."""
     asks = sys.stdin.isatty()
     if asks:
         import readline  # noqa: F401 (input() then edits lines)
@@ -159,16 +183,13 @@ def _answer(conversation: Conversation, question: str) -> None:
                 print("(the memory does not support this answer)")
     except KeyboardInterrupt:
         print(" [stopped]")
-    except (
-        ValueError,
-        lm.ConfigError,
-    ) as error:  # one question that cannot be answered ends no chat
+    except (ValueError, lm.ConfigError) as error:  # the chat goes on after a failed question
         print(f"error: {shown(error)}", file=sys.stderr)
     sys.stdout.flush()
 
 
 def _printable(text: str) -> str:
-    """As `shown`, with the spaces at both ends of a piece."""
+    """Return `shown(text)` with the spaces at both ends of a piece kept."""
     return (
         text[: len(text) - len(text.lstrip(" "))]
         + shown(text)

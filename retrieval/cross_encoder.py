@@ -1,4 +1,6 @@
-"""CrossEncoder: reads a query and a passage together and says how well they go (Nogueira & Cho 2019, Passage re-ranking with BERT)."""
+"""CrossEncoder: scores a query and a passage together (Nogueira & Cho 2019, Passage re-ranking with
+BERT).
+"""
 
 from functools import partial
 
@@ -15,10 +17,11 @@ LABELS = (1, 2)  # a score; or irrelevant, relevant
 
 
 class CrossEncoder:
-    """(query, N texts) -> float32 [N], higher is better: for `Memory.search(..., rerank=...)`.
+    """(query, N texts) -> float32 [N], higher is better; for `Memory.search(..., rerank=...)`.
 
-    The model classifies sequences. Its one label is the score; of two labels the score is how far the second is ahead, in logits. Texts
-    beyond `max_length` tokens, the query's included, lose their ends.
+    The model classifies sequences. A single label is the score; of two labels the score is the
+    second logit minus the first. Texts beyond `max_length` tokens, the query's included, are
+    truncated.
     """
 
     def __init__(self, model, params, tokenizer, max_length: int | None = None):
@@ -26,7 +29,8 @@ class CrossEncoder:
         if c.head != "sequence_classification" or c.n_labels not in LABELS:
             labels = f" with {c.n_labels} labels" if c.n_labels else ""
             raise RetrievalError(
-                f"a {c.family} model with head={c.head!r}{labels} scores no pairs: expected sequence_classification with one label, or two"
+                f"a {c.family} model with head={c.head!r}{labels} scores no pairs: expected "
+                "sequence_classification with one label, or two"
             )
         self.max_length = min(c.max_length, max_length or c.max_length)
         self._config, self._tokenizer, self._params = c, tokenizer, params
@@ -35,22 +39,25 @@ class CrossEncoder:
 
     @classmethod
     def from_hf(cls, path_or_id, max_length: int | None = None) -> "CrossEncoder":
-        """From a directory or hub id. Raises ValueError (lm.WeightsError) when it cannot be read, RetrievalError for another head."""
+        """Load from a directory or hub id.
+
+        Raises ValueError (lm.WeightsError) when it cannot be read, RetrievalError for another head.
+        """
         return cls(*lm.from_hf(path_or_id), lm.load_tokenizer(path_or_id), max_length)
 
     def __call__(self, query: str, texts: list[str]) -> np.ndarray:
-        """Raises RetrievalError for a query that leaves no room for a text."""
+        """Score texts. Raises RetrievalError for a query that leaves no room for a text."""
         asked = len(self._tokenizer(query, "")["input_ids"])
         if asked >= self.max_length:
             raise RetrievalError(
-                f"the query {query[:40]!r}... takes {asked} of the reranker's {self.max_length} tokens: ask a shorter one"
+                f"the query {query[:40]!r}... takes {asked} of the reranker's {self.max_length} "
+                "tokens: ask a shorter one"
             )
         scores = np.zeros(len(texts), np.float32)
         if not len(texts):
             return scores
-        plain = [
-            without_control(self._tokenizer, text) for text in texts
-        ]  # a separator in a text is only text
+        # Separators spelled in a text must not be read as control tokens.
+        plain = [without_control(self._tokenizer, text) for text in texts]
         pairs = self._tokenizer(
             [query] * len(texts), plain, truncation="only_second", max_length=self.max_length
         )
@@ -70,6 +77,6 @@ class CrossEncoder:
 
 
 def _scores(model, params, batch) -> jax.Array:
-    """[B] float32."""
+    """Return float32 [B]."""
     logits = model.apply({"params": params}, batch).logits
     return logits[:, -1] - logits[:, 0] if logits.shape[-1] == 2 else logits[:, 0]

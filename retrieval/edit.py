@@ -1,4 +1,7 @@
-"""Changes passages of a memory: python -m retrieval.edit --memory=DIR --edit=ID --text="..." | --delete ID ..."""
+"""Edit or delete passages of a memory.
+
+python -m retrieval.edit --memory=DIR --edit=ID --text="..." | --delete ID ...
+"""
 
 import sys
 
@@ -16,7 +19,8 @@ from retrieval.cli import (
 def main(argv=None):
     options = parser(
         "retrieval.edit",
-        "Edit or delete passages, as one commit; retrieval.undo takes it back, retrieval.log shows it.",
+        "Edit or delete passages, as one commit; retrieval.undo takes it back, retrieval.log "
+        "shows it.",
     )
     what = options.add_mutually_exclusive_group(required=True)
     what.add_argument(

@@ -1,4 +1,4 @@
-"""Encoder: sentences to unit vectors with any encoder or decoder of ours (Sentence-BERT, Reimers & Gurevych 2019, section 3)."""
+"""Encoder: texts to unit vectors (Sentence-BERT, Reimers & Gurevych 2019, section 3)."""
 
 import hashlib
 import json
@@ -23,52 +23,57 @@ from retrieval.passages import check_unicode
 
 logger = logging.getLogger(__name__)
 
-LENGTHS = (
-    16,
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-)  # rows are padded to one of these: so many compilations a size of batch
-ROWS = 32  # texts a batch
-FEW_ROWS = (1, 4)  # a query, or a few, in a batch as small: a third to two thirds of the time
-FEW_SKIP = (
-    16,
-    32,
-    48,
-    96,
-    192,
-)  # lengths that such a batch is not padded to: nearly every query has 64, so that it is compiled once
+# Padded lengths; each is compiled once per batch size.
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+ROWS = 32  # texts in a batch
+FEW_ROWS = (1, 4)  # batch sizes for few queries: a third to two thirds of the time
+# Lengths not used for small batches: nearly every query is padded to 64 and compiles once.
+FEW_SKIP = (16, 32, 48, 96, 192)
 POOLINGS = ("mean", "first", "last")
-HASHED = 2**27  # values of a model
-SPELLED = "Zürich's café, 1998: 42 naïve don't-know-hows — and THE END. 東京"  # what a fingerprint knows a tokenizer by
+HASHED = 2**27  # parameter values in a fingerprint, at most about twice as many
+# The text that identifies a tokenizer in a fingerprint.
+SPELLED = "Zürich's café, 1998: 42 naïve don't-know-hows — and THE END. 東京"
 
 
 class Encoder:
-    """list[str] -> float32 [N, dim], rows of length 1: the last hidden states pooled as the model says, else their mean over a text, or
-    of a model that sees only earlier tokens the last one (Muennighoff 2022, SGPT, section 3, without its weights).
+    """list[str] -> float32 [N, dim], rows of length 1.
 
-    Calling it embeds texts as they are; `queries` and `passages`, which a memory calls, put a prefix before each, as E5 (Wang et al.
-    2022, section 4) and instructed models expect. Tokens beyond `max_length`, the prefix's included, are not seen; `truncated` counts the
-    texts that lost some, and a warning says so. What is more than one batch is spread over the devices of `mesh` (axis "rows"; all of
-    this process's by default), each of which holds the whole model.
+    The last hidden states are pooled as the model says. By default that is their mean over the
+    text, or the last one for a causal model (Muennighoff 2022, SGPT, section 3, without its
+    weights).
+
+    Calling it embeds texts as they are. `queries` and `passages`, which a memory calls, put a
+    prefix before each, as E5 (Wang et al. 2022, section 4) and instructed models expect. Tokens
+    beyond `max_length`, including the prefix, are cut; `truncated` counts the texts concerned, and
+    a warning is logged. More than one batch is spread over the devices of `mesh` (axis "rows";
+    default: all of this process), each of which holds the whole model.
     """
 
     def __init__(
-        self, model, params, tokenizer, max_length: int | None = None, source: str = "", *, pooling: str | None = None,
-        query_prefix: str = "", passage_prefix: str = "", dim: int | None = None, mesh: Mesh | None = None,
-    ):  # fmt: skip
-        """pooling: mean, first (BERT's [CLS]) or last, instead of the model's. dim: only so many coordinates, the first, are kept
-        (Kusupati et al. 2022, Matryoshka Representation Learning, section 3). Raises RetrievalError for what cannot be."""
+        self,
+        model,
+        params,
+        tokenizer,
+        max_length: int | None = None,
+        source: str = "",
+        *,
+        pooling: str | None = None,
+        query_prefix: str = "",
+        passage_prefix: str = "",
+        dim: int | None = None,
+        mesh: Mesh | None = None,
+    ):
+        """Set up an encoder; see the class.
+
+        pooling: mean, first (BERT's [CLS]) or last, instead of the model's. dim: keep only the
+        first `dim` coordinates (Kusupati et al. 2022, Matryoshka Representation Learning, section
+        3). Raises RetrievalError for invalid arguments.
+        """
         config = model.config
         if config.encoder_layers:
             raise RetrievalError(
-                f"{source or 'the model'} ({config.family}) is an encoder-decoder: an encoder or a decoder embeds texts"
+                f"{source or 'the model'} ({config.family}) is an encoder-decoder: an encoder or "
+                "a decoder embeds texts"
             )
         if max_length is not None and (
             isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3
@@ -91,7 +96,8 @@ class Encoder:
             check_unicode(name, prefix)
             if prefix and (taken := len(tokenizer(prefix)["input_ids"])) >= longest:
                 raise RetrievalError(
-                    f"{name}={prefix[:40]!r} takes {taken} of the encoder's {longest} tokens: give a shorter one"
+                    f"{name}={prefix[:40]!r} takes {taken} of the encoder's {longest} tokens: "
+                    "give a shorter one"
                 )
         self.source, self.dim, self.max_length, self.truncated = (
             source,
@@ -123,12 +129,23 @@ class Encoder:
 
     @classmethod
     def from_hf(
-        cls, path_or_id, max_length: int | None = None, *, pooling: str | None = None, query_prefix: str | None = None,
-        passage_prefix: str | None = None, dim: int | None = None, dtype: str = "float32", mesh: Mesh | None = None,
-    ) -> "Encoder":  # fmt: skip
-        """From a directory or hub id of an encoder or decoder. What is not given is what the files of sentence-transformers in it say:
-        pooling, length, and the prompts of queries and passages. dtype: "bfloat16" computes with half the memory. Raises ValueError
-        (lm.WeightsError) when it cannot be read, RetrievalError for modules, poolings and options that are not supported."""
+        cls,
+        path_or_id,
+        max_length: int | None = None,
+        *,
+        pooling: str | None = None,
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+        dim: int | None = None,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+    ) -> "Encoder":
+        """Load an encoder or decoder from a directory or hub id.
+
+        Pooling, length and prompts of queries and passages default to its sentence-transformers
+        files. dtype: "bfloat16" computes with half the memory. Raises ValueError (lm.WeightsError)
+        when it cannot be read, RetrievalError for unsupported modules, poolings and options.
+        """
         options: dict[str, Any] = {
             "max_length": max_length,
             "query_prefix": query_prefix,
@@ -154,7 +171,7 @@ class Encoder:
         )
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """Raises RetrievalError when given one string instead of a list."""
+        """Embed texts. Raises RetrievalError when given one string instead of a list."""
         return self._vectors(texts, "")
 
     def queries(self, texts: list[str]) -> np.ndarray:
@@ -185,7 +202,7 @@ class Encoder:
         return vectors
 
     def _run(self, batch: lm.Batch) -> jax.Array:
-        """[B, dim], on the first device for up to 32 rows, else an equal share on each."""
+        """Return [B, dim], on the first device for up to 32 rows, else sharded over all."""
         if len(batch.tokens) <= ROWS:
             return self._embed(self._first, batch)
         return self._embed(self._whole, jax.device_put(batch, NamedSharding(self._mesh, P("rows"))))
@@ -206,7 +223,8 @@ class Encoder:
         if cut:
             self.truncated += cut
             logger.warning(
-                "%d of %d texts are longer than the encoder's %d tokens: their ends are not searched",
+                "%d of %d texts are longer than the encoder's %d tokens: their ends are not "
+                "searched",
                 cut,
                 len(texts),
                 self.max_length,
@@ -215,15 +233,18 @@ class Encoder:
 
 
 def lengths_to(longest: int) -> tuple[int, ...]:
-    """What rows of at most `longest` tokens are padded to."""
+    """Return the padded lengths for rows of at most `longest` tokens."""
     return (*(length for length in LENGTHS if length < longest), longest)
 
 
 def by_length(
     rows: Sequence[Sequence[int]], lengths: Sequence[int], pad: int, devices: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of rows of like length: (which rows, tokens, segments), the last two int32 [B, T], T one of `lengths`, B 1 or 4
-    for few rows, 32, or for more 32 a device."""
+    """Batch rows of similar length: yield (row indices, tokens, segments).
+
+    Tokens and segments are int32 [B, T]. T is one of `lengths`. B is 1 or 4 for few rows, 32 for up
+    to 32, else 32 per device.
+    """
     order = np.argsort([len(row) for row in rows], kind="stable")
     if len(rows) <= FEW_ROWS[-1]:
         lengths = [length for length in lengths if length not in FEW_SKIP or length == lengths[-1]]
@@ -242,14 +263,18 @@ def by_length(
 
 
 def _unit_vectors(model, dim: int, params, batch) -> jax.Array:
-    """[B, dim] float32, rows of length 1."""
+    """Return float32 [B, dim], rows of length 1."""
     pooled = model.apply({"params": params}, batch).pooled[:, :dim]
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
 
 def _fingerprints(config, params, max_length: int, options: dict, tokenizer) -> tuple[str, str]:
-    """sha256 over the shape of the model, options that are not the usual, what the tokenizer makes of a text, and every parameter's name,
-    shape and values, all of them up to 134 million; and what older memories have: of values only the outermost."""
+    """Return the fingerprint of an encoder, and the one that older memories hold.
+
+    The fingerprint is a sha256 over the model's shape, options that are not the default, the tokens
+    of a fixed text, and every parameter's name, shape and values (all values, up to 134 million).
+    The older one covers only the outermost values.
+    """
     shape = {
         name: getattr(config, name)
         for name in (
@@ -282,9 +307,8 @@ def _fingerprints(config, params, max_length: int, options: dict, tokenizer) -> 
         (jax.tree_util.keystr(path), value)
         for path, value in jax.tree_util.tree_leaves_with_path(params)
     )
-    every = (
-        sum(value.size for _, value in leaves) // HASHED | 1
-    )  # odd: no power of two, which would meet the same columns again and again
+    # Odd, as a power of two would sample the same columns again and again.
+    every = sum(value.size for _, value in leaves) // HASHED | 1
     for path, value in leaves:
         flat, head = np.asarray(value).reshape(-1), f"{path} {value.shape}".encode()
         now.update(head + np.ascontiguousarray(flat[::every]).tobytes())

@@ -1,20 +1,26 @@
-"""RetrievalError: everything this room refuses, in words."""
+"""RetrievalError: every error that the retrieval package raises on purpose."""
 
 import contextlib
 import re
 
 
 class RetrievalError(ValueError):
-    """The message names the thing, its value, what was expected and what to do; the memory is unchanged."""
+    """An invalid input or a damaged memory; the memory is unchanged.
+
+    The message names the thing, its value, what was expected and what to do.
+    """
 
 
 class Overtaken(RetrievalError):
-    """Another writer changed what this change was made from."""
+    """Another writer changed the passage that this change was based on."""
 
 
 @contextlib.contextmanager
 def in_words(what: str):
-    """Turns what Lance raises into a RetrievalError; on damaged files its Rust code panics, which Python sees as a BaseException."""
+    """Turn Lance's exceptions into a RetrievalError.
+
+    On damaged files its Rust code panics, which Python sees as a BaseException.
+    """
     try:
         yield
     except RetrievalError:
@@ -29,6 +35,6 @@ def in_words(what: str):
 
 
 def first_line(error: BaseException) -> str:
-    """What a dependency says, without the place in its own source that Lance adds."""
+    """Return a dependency's message without the Rust source location that Lance adds."""
     text = re.sub(r",? /\S+\.rs:\d+.*", "", (str(error).splitlines() or [""])[0])
     return text[:200] or type(error).__name__

@@ -1,11 +1,16 @@
-"""Asks a file of questions closed-book and open-book, scores both, and writes a row a question.
+"""Answer a file of questions closed-book and open-book, score both, and write a row per question.
 
-python -m retrieval.evaluate --memory=DIR --reader=MODEL --questions=questions.jsonl --output=answers.jsonl
+    python -m retrieval.evaluate --memory=DIR --reader=MODEL \\
+        --questions=questions.jsonl --output=answers.jsonl
 
-A question is a JSON object a line: "question", "answers" (list of right names), and if wanted "others" (wrong names that hold a right one).
-Its row in the output has all its fields, and "closed_book", "open_book" (text), "closed_correct", "open_correct", "closed_exact",
-"open_exact" (see lm/evaluation/accuracy.py), "closed_f1", "open_f1" (SQuAD's, of the words shared), "known" (whether the
-memory supports the open-book answer), and "citations", best first: the passages read.
+The input has a JSON object per line: "question", "answers" (list of right names) and optionally
+"others" (wrong names that contain a right one). An output row has all fields of its question and:
+
+- "closed_book", "open_book": the answers' texts
+- "closed_correct", "open_correct", "closed_exact", "open_exact": see lm/evaluation/accuracy.py
+- "closed_f1", "open_f1": SQuAD's F1 of shared words
+- "known": whether the memory supports the open-book answer
+- "citations": the passages read, best first
 """
 
 import dataclasses
@@ -24,7 +29,10 @@ from retrieval.errors import RetrievalError
 
 
 def read_questions(path: Path) -> list[dict]:
-    """The rows of a question file. Raises RetrievalError or DataError naming the line that is none."""
+    """Return the rows of a question file.
+
+    Raises RetrievalError or DataError naming an invalid line.
+    """
     if not path.is_file():
         raise RetrievalError(
             f"--questions={path} is no file: expected one of JSON lines with question and answers"
@@ -38,7 +46,8 @@ def read_questions(path: Path) -> list[dict]:
             or not row["answers"]
         ):
             raise RetrievalError(
-                f"{where}: expected an object with 'question', a text, and 'answers', a list of names that is not empty"
+                f"{where}: expected an object with 'question', a text, and 'answers', a list of "
+                "names that is not empty"
             )
         if not names(row.get("others", [])):
             raise RetrievalError(f"{where}: others is {row['others']!r}; expected a list of names")
@@ -49,7 +58,10 @@ def read_questions(path: Path) -> list[dict]:
 
 
 def score(row: dict, answered) -> dict:
-    """The question's row with both answers (a retrieval.Answer), whether each is right, and what was cited."""
+    """Return the question's row with both answers, their scores and the citations.
+
+    answered: a retrieval.Answer.
+    """
     names, others = row["answers"], row.get("others", ())
     closed, opened = answered.closed_book_text, answered.text
     return {
@@ -68,7 +80,10 @@ def score(row: dict, answered) -> dict:
 
 
 def progress(total: int) -> Callable[[int], None]:
-    """A callback that is told how many more are done, and says so every tenth of the way, with the time left."""
+    """Return a callback that counts finished answers and reports every tenth of `total`.
+
+    The report includes the time left.
+    """
     began, done, shown = time.monotonic(), 0, 0
 
     def tell(number: int) -> None:
@@ -77,7 +92,8 @@ def progress(total: int) -> Callable[[int], None]:
         if done * 10 // total > shown or done == total:
             shown, spent = done * 10 // total, time.monotonic() - began
             print(
-                f"  {done}/{total} answers, {spent:.0f} s, about {spent / done * (total - done):.0f} s left",
+                f"  {done}/{total} answers, {spent:.0f} s, about "
+                f"{spent / done * (total - done):.0f} s left",
                 file=sys.stderr,
             )
 
@@ -161,12 +177,14 @@ def main(argv=None):
         else:
             share = f"{right / len(scored):.1%} (95 % interval {low:.1%} to {high:.1%})"
             print(
-                f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact ({exactly / len(scored):.1%}), F1 {f1_mean:.3f}"
+                f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact "
+                f"({exactly / len(scored):.1%}), F1 {f1_mean:.3f}"
             )
     if not args.json:
         right = sum(row["open_correct"] for row in known)
         print(
-            f"  says that it knows: {len(known)}/{len(scored)}, {len(known) / len(scored):.1%}; {right} of these are right"
+            f"  says that it knows: {len(known)}/{len(scored)}, {len(known) / len(scored):.1%}; "
+            f"{right} of these are right"
         )
 
 

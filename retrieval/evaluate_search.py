@@ -1,4 +1,8 @@
-"""Measures search against judgements: python -m retrieval.evaluate_search --memory=DIR --beir=FOLDER, or --queries=FILE --qrels=FILE"""
+"""Evaluate search against relevance judgements.
+
+python -m retrieval.evaluate_search --memory=DIR --beir=FOLDER
+python -m retrieval.evaluate_search --memory=DIR --queries=FILE --qrels=FILE
+"""
 
 import sys
 from collections.abc import Sequence
@@ -10,14 +14,23 @@ from retrieval.errors import RetrievalError
 from retrieval.inert import as_json
 from retrieval.search import MODES
 
-ABOUT = "Measure search against judgements (qrels): recall, nDCG, MAP and MRR, as trec_eval computes them."
-EPILOG = """A BEIR folder has queries.jsonl and qrels/SPLIT.tsv; `retrieval.build --input FOLDER/corpus.jsonl --id-field=_id` makes its
-memory. A document that was cut into passages ranks where its best passage does. As in BEIR, a document with the query's own id is left
-out."""
+ABOUT = (
+    "Measure search against judgements (qrels): recall, nDCG, MAP and MRR, "
+    "as trec_eval computes them."
+)
+EPILOG = (
+    "A BEIR folder has queries.jsonl and qrels/SPLIT.tsv; `retrieval.build --input "
+    "FOLDER/corpus.jsonl --id-field=_id` makes its\nmemory. A document that was cut into passages "
+    "ranks where its best passage does. As in BEIR, a document with the query's own id is left\n"
+    "out."
+)
 
 
 def documents(ids: Sequence[str], names: set[str], query: str) -> list[str]:
-    """The documents of passages, best first, each once: NAME:2 is of NAME where the memory has a passage of that name."""
+    """Return the distinct documents of ranked passages, best first, without the query's own.
+
+    NAME:2 belongs to NAME where the memory has a passage of that name.
+    """
     owner = lambda id: (
         name
         if (name := id.rpartition(":")[0]) in names and id.rpartition(":")[2].isdecimal()
@@ -62,7 +75,8 @@ def main(argv=None):
     judged = {id: grades for id, grades in qrels.items() if max(grades.values()) > 0}
     if lost := [id for id in judged if id not in queries]:
         raise RetrievalError(
-            f"{len(lost):,} judged queries have no text, such as {lost[0]!r}: give the queries that belong to these judgements"
+            f"{len(lost):,} judged queries have no text, such as {lost[0]!r}: give the queries "
+            "that belong to these judgements"
         )
     if not judged:
         raise RetrievalError("no query has a relevant document: nothing can be measured")
@@ -70,7 +84,8 @@ def main(argv=None):
     names = set(memory.ids())
     if not any(names.intersection(grades) for grades in judged.values()):
         raise RetrievalError(
-            "the memory holds none of the judged documents: build it with --id-field naming the field of their ids, such as _id"
+            "the memory holds none of the judged documents: build it with --id-field naming the "
+            "field of their ids, such as _id"
         )
     from retrieval import EVERY_GROUP
 

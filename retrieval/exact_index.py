@@ -1,4 +1,4 @@
-"""ExactIndex: exact search on the accelerator, over vectors that are sharded across its devices."""
+"""ExactIndex: exact search on the accelerator, with vectors sharded across its devices."""
 
 import functools
 from collections.abc import Sequence
@@ -14,23 +14,22 @@ from retrieval.index import Rows
 from retrieval.locks import ReadersWriter
 from retrieval.vectors import Ids, check_ids, check_k, read_manifest, save_index, unit_rows
 
-SCORES_AT_ONCE = (
-    1 << 27
-)  # a search of many queries is split, so that their scores take at most half a gigabyte
+SCORES_AT_ONCE = 1 << 27  # scores in one step of a search: at most half a gigabyte
 
 
 def rows_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices (default: all of this process) along one axis, "rows"."""
+    """Return a mesh of devices (default: all of this process) with one axis, "rows"."""
     devices = devices or jax.local_devices()
     return jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 class ExactIndex:
-    """Every query against every vector: a matrix product and a top-k on each device, of which only k a device are merged.
+    """Compare every query with every vector: a matrix product and a top-k on each device.
 
-    The vectors live on the devices of `mesh` (axis "rows"; all of this process's devices by default), in blocks of rows, and are
-    changed in place. They are padded to powers of two, so that a growing memory compiles a handful of times. On a TPU the top-k is
-    `approx_max_k` (Chern et al. 2022) at recall 0.99, elsewhere exact.
+    Only k results per device are merged. The vectors are sharded by rows over `mesh` (axis "rows";
+    default: all devices of this process) and updated in place. They are padded to powers of two, so
+    a growing memory compiles only a few times. On a TPU the top-k is `approx_max_k` (Chern et al.
+    2022) at recall 0.99; elsewhere it is exact.
     """
 
     def __init__(self, vectors: np.ndarray, rows: Rows, mesh: Mesh | None = None):
@@ -41,7 +40,7 @@ class ExactIndex:
 
     @classmethod
     def build(cls, vectors, ids: Ids, mesh: Mesh | None = None) -> "ExactIndex":
-        """The index of vectors [N, dim], on the devices of a mesh with the one axis "rows"."""
+        """Build an index of vectors [N, dim] on a mesh with the single axis "rows"."""
         vectors = unit_rows(vectors, None)
         return cls(vectors, Rows.of(ids, len(vectors)), mesh)
 
@@ -104,7 +103,7 @@ class ExactIndex:
             )
 
     def health(self) -> dict:
-        """kind, size, devices and recall, which is 1.0 (on a TPU at least 0.99)."""
+        """Return kind, size, devices and recall: 1.0, or 0.99 on a TPU."""
         return {
             "kind": "exact",
             "size": len(self),
@@ -129,7 +128,7 @@ class ExactIndex:
         ), manifest
 
     def _sharded(self, vectors: np.ndarray, size: int = 0) -> jax.Array:
-        """Vectors with room for `size` rows, a block on each device."""
+        """Place vectors with room for `size` rows, one block of rows per device."""
         devices = self._mesh.size
         length = -(-_power_of_two(max(size, len(vectors))) // devices) * devices
         return jax.device_put(_padded(vectors, length), NamedSharding(self._mesh, P("rows")))
@@ -147,7 +146,10 @@ class ExactIndex:
         return np.asarray(found[0])[:count], np.asarray(found[1])[:count]
 
     def _in_place(self, change, rows: list[int], what: np.ndarray) -> None:
-        """Changes rows of the array in its own memory. The padding is a row beyond the end, which is dropped."""
+        """Apply `change` to rows of the array, donating its memory.
+
+        The rows are padded with an index beyond the end, which the update drops.
+        """
         padding = _power_of_two(len(rows), 1) - len(rows)
         at = np.pad(np.array(rows, np.int32), (0, padding), constant_values=len(self._vectors))
         what = np.pad(what, [(0, padding)] + [(0, 0)] * (what.ndim - 1))
@@ -172,7 +174,7 @@ def _on_tpu() -> bool:
 
 
 def _scores_top_k(vectors_ND, queries_QD, size, *, k: int, mesh: Mesh):
-    """Scores and rows [Q, k], best first; rows from `size` on are padding."""
+    """Return scores and rows [Q, k], best first; rows from `size` on are padding."""
 
     def block_top_k(vectors_BD, queries_QD, size):
         first = jax.lax.axis_index("rows") * len(vectors_BD)

@@ -1,4 +1,4 @@
-"""A memory in the browser: python -m retrieval.explore --memory=DIR [--reader=PATH]"""
+"""Explore a memory in the browser: python -m retrieval.explore --memory=DIR [--reader=PATH]"""
 
 import asyncio
 import contextlib
@@ -17,14 +17,15 @@ from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
 from retrieval.errors import RetrievalError
 
 HOST = "127.0.0.1"
-PATIENCE = 1  # seconds that Ctrl-C waits for requests that are not finished
+PATIENCE = 1  # seconds that Ctrl-C waits for running requests
 
 
 @entry_point
 def main(argv=None):
     options = parser(
         "retrieval.explore",
-        "Ask, look around, change and undo in the browser. Serves this machine only, to who has the address it prints; Ctrl-C ends it.",
+        "Ask, look around, change and undo in the browser. Serves this machine only, to who has "
+        "the address it prints; Ctrl-C ends it.",
     )
     options.add_argument(
         "--reader",
@@ -45,7 +46,8 @@ def main(argv=None):
         from retrieval.explorer.app import make_app
     except ImportError as error:
         raise RetrievalError(
-            f"the explorer needs {error.name}, which is not installed: pip install 'openbook[explore]'"
+            f"the explorer needs {error.name}, which is not installed: pip install "
+            "'openbook[explore]'"
         ) from None
     memory = open_memory(args.memory, args.encoder)
     from retrieval import Reader
@@ -57,19 +59,22 @@ def main(argv=None):
             listener.bind((HOST, args.port))
         except OSError as error:
             raise RetrievalError(
-                f"--port={args.port} cannot be listened on ({error.strerror}): take another, or 0 for a free one"
+                f"--port={args.port} cannot be listened on ({error.strerror}): take another, or "
+                "0 for a free one"
             ) from None
-        listener.listen(
-            128
-        )  # who has the address can connect from now on, and waits until the page is there
+        listener.listen(128)  # connections are accepted from now on and wait for the app
         url = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
         print(json.dumps({"url": url}) if args.json else f"{args.memory} is at {url}", flush=True)
         app = make_app(memory, reader, token)
         config = uvicorn.Config(
-            app, lifespan="off", server_header=False,
-            access_log=False, log_config=None, log_level="warning",  # an access log would hold the token
+            app,
+            lifespan="off",
+            server_header=False,
+            access_log=False,  # it would contain the token
+            log_config=None,
+            log_level="warning",
             timeout_graceful_shutdown=PATIENCE,
-        )  # fmt: skip
+        )
         logging.getLogger("uvicorn.error").addFilter(_is_worth_saying)
         try:
             with _redirect(url) if args.open else contextlib.nullcontext() as page:
@@ -82,18 +87,22 @@ def main(argv=None):
 
 @contextlib.contextmanager
 def _redirect(url: str) -> Generator[str]:
-    """The file:// address of a page that leads to `url`, which only this user can read, unlike the command line of a browser."""
+    """Yield the file:// address of a page that leads to `url`.
+
+    Only this user can read the page; a browser's command line would be visible to others.
+    """
     with tempfile.TemporaryDirectory(prefix="openbook-") as folder:  # of mode 0700
         page = os.path.join(folder, "explorer.html")
         with open(os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(
-                f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}"><title>Openbook</title>'
+                f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">'
+                "<title>Openbook</title>"
             )
         yield f"file://{page}"
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:
-    """Not that requests were cut off at the end."""
+    """Filter out log records of requests cut off at shutdown."""
     cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cancelled and "graceful shutdown" not in str(record.msg)
 

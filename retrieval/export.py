@@ -1,4 +1,7 @@
-"""Writes passages as JSON lines, which retrieval.build reads: python -m retrieval.export --memory=DIR [--history] > passages.jsonl"""
+"""Export passages as JSON lines, which retrieval.build reads.
+
+python -m retrieval.export --memory=DIR [--history] > passages.jsonl
+"""
 
 import dataclasses
 import sys
@@ -7,11 +10,11 @@ from retrieval.cli import add_past_option, entry_point, parser
 from retrieval.inert import as_json
 from retrieval.passages import Passage
 
-PART = 1_000  # passages read at once
+PART = 1_000  # passages per read
 
 
 def as_row(passage: Passage) -> dict:
-    """The fields of a passage that are set, but for where a build read it from."""
+    """Return the non-empty fields of a passage, except its origin."""
     return {
         name: value
         for name, value in dataclasses.asdict(passage).items()

@@ -1,4 +1,4 @@
-"""What filters ask about, for every passage of a version, kept in step with the store: a search never loops over passages."""
+"""Dictionary-encoded access, tag and time columns for vectorised filters."""
 
 import json
 import threading
@@ -21,14 +21,16 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
-READ_ANEW_FROM = 2_000  # changed passages; reading whole columns is then faster
+READ_ANEW_FROM = 2_000  # changed passages; above, reading whole columns is faster
 
 
 class Facts:
-    """What filters ask about, for all passages of one version: per column, its distinct values and a code into them for every row.
+    """The filter columns of all passages of one version, kept in step with the store.
 
-    A condition is asked once per distinct value of a column. A change costs what it changed. In a view of the past, who may read a
-    passage is decided by its access group then and by that of now: what was taken from a group is not readable in the past either.
+    Each column has its distinct values and an integer code per row, so a condition is evaluated
+    once per distinct value. The cost of a change is proportional to the rows it changed. In a view
+    of the past, a passage is readable only if both its access group then and its access group now
+    allow it.
     """
 
     def __init__(self, store: Store):
@@ -39,7 +41,10 @@ class Facts:
         self._lock = threading.Lock()
 
     def allowed(self, where: Filter | None, groups: Collection[str]) -> Allowed | None:
-        """Those that `groups` may read and that `where` lets through; None when that is all of them. Call it where the store stays."""
+        """Return the passages that `groups` may read and `where` matches; None if all.
+
+        The caller keeps the store from moving.
+        """
         with self._lock:
             self._follow()
             rights = [name for name in self._values if name.startswith("access")]
@@ -59,7 +64,10 @@ class Facts:
             return None if mask.all() else Allowed(self._ids, self._row, mask)
 
     def _described(self, wanted: dict[str, str]) -> np.ndarray:
-        """bool [N]: which passages have these values; the metadata of all is read, once a version."""
+        """Return bool [N]: the passages with these metadata values.
+
+        The metadata of all passages is read once per version.
+        """
         if self._metadata[0] != self._store.version:
             table = self._store.columns(["id", "metadata"])
             texts = dict(zip(table["id"].to_pylist(), table["metadata"].to_pylist(), strict=True))
@@ -71,7 +79,10 @@ class Facts:
         return np.array([wanted.items() <= held.get(id, {}).items() for id in self._ids], bool)
 
     def learn(self, passages: Collection[Passage]) -> None:
-        """Takes over what the store's version, just written, holds of the only passages that it changed. Call it where the store stays."""
+        """Take the filter values of the only passages that the newest commit changed.
+
+        The caller keeps the store from moving.
+        """
         with self._lock:
             self._written = self._store.version, {passage.id: passage for passage in passages}
 
@@ -79,9 +90,7 @@ class Facts:
         if self._version != self._store.version:
             changed = self._store.history.changed_since(self._version) if self._version else None
             version, written = self._written
-            if (
-                changed and version == self._store.version and changed == written.keys()
-            ):  # all that was changed is known
+            if changed and version == self._store.version and changed == written.keys():
                 rows = [
                     {name: getattr(passage, name) for name in COLUMNS}
                     for passage in written.values()
@@ -104,11 +113,9 @@ class Facts:
     def _read(self, table: pa.Table) -> None:
         self._ids = table["id"].to_pylist()
         self._row = {id: row for row, id in enumerate(self._ids)}
-        self._values: dict[
-            str, dict[str, int]
-        ] = {}  # per column, the distinct values and their codes
-        self._codes: dict[str, np.ndarray] = {}  # and the code of every row
-        self._moments = np.zeros(0)  # of the distinct times, in seconds since 1970
+        self._values: dict[str, dict[str, int]] = {}  # column -> distinct value -> code
+        self._codes: dict[str, np.ndarray] = {}  # column -> code of every row
+        self._moments = np.zeros(0)  # of the distinct times, seconds since 1970
         for name in COLUMNS[1:]:
             self._put(name, _strings(table[name]).combine_chunks())
 
@@ -122,7 +129,7 @@ class Facts:
     def _update(self, changed: set[str], table: pa.Table) -> None:
         ids = table["id"].to_pylist()
         for id in changed.difference(ids):
-            if id in self._row:  # the last row moves into the gap
+            if id in self._row:  # move the last row into the gap
                 row, last = self._row.pop(id), self._ids.pop()
                 if last != id:
                     self._ids[row], self._row[last] = last, row
@@ -152,7 +159,10 @@ class Facts:
 
 
 def last_access(present: Store, ids: list[str], since: int) -> list[str]:
-    """The access group of each id as it is now or, where the passage is gone, as it was last; `since`: a version that had them all."""
+    """Return the current access group of each id, or its last one if it was deleted.
+
+    since: a version that contained all of them.
+    """
     known = _access(present)
     gone = set(ids).difference(known)
     touching = (
@@ -180,7 +190,7 @@ def _access(store: Store, ids: Collection[str] | None = None) -> dict[str, str]:
 
 
 def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column with null as "" and a list of tags as one string."""
+    """Replace null by "" and join a list of tags into one string."""
     if pa.types.is_list(column.type):
         column = pc.call_function("binary_join", [column, BETWEEN])
     return pc.fill_null(column, "")

@@ -1,4 +1,4 @@
-"""Filters: which passages a search may return, decided before anything is ranked."""
+"""Filters: which passages a search may return, decided before ranking."""
 
 import dataclasses
 import datetime
@@ -10,16 +10,18 @@ import numpy as np
 from retrieval.errors import RetrievalError
 from retrieval.passages import items, moment
 
-BETWEEN = "\x1f"  # tags in one string; a tag is printable, so none holds it
+BETWEEN = "\x1f"  # separates tags in one string; tags are printable, so none contains it
 
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """Passages with at least one of `any_tags` and every one of `all_tags`, whose time is at or after `after` and before `before`.
+    """Conditions on tags, time and metadata; a passage must meet all of them.
 
-    Text without a zone is UTC, a datetime without one local time. metadata: values that passages
-    have under these names, exactly. Tags are compared in Unicode's composed form (NFC), with case.
-    Times are ISO 8601; a passage without a time passes neither bound. Raises RetrievalError for what is not.
+    any_tags: it has at least one of them. all_tags: it has all of them. Tags are compared in
+    Unicode's composed form (NFC), case-sensitively. after, before: its time t satisfies after <= t
+    < before; ISO 8601 text (UTC without a zone) or a datetime (local time without a zone). A
+    passage without a time meets neither bound. metadata: exact values by name. Raises
+    RetrievalError for anything else.
     """
 
     any_tags: tuple[str, ...] = ()
@@ -38,7 +40,8 @@ class Filter:
         for name in ("after", "before"):
             if not isinstance(getattr(self, name), str | datetime.datetime):
                 raise RetrievalError(
-                    f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as 2026-11-24, or a datetime"
+                    f"{name} is {getattr(self, name)!r}; expected an ISO 8601 time, such as "
+                    "2026-11-24, or a datetime"
                 )
             if getattr(self, name):
                 moment(getattr(self, name), name)
@@ -56,7 +59,7 @@ class Filter:
 
 
 class _EveryGroup(Collection):
-    """Holds every name: for the owner of a memory, who may read all of it."""
+    """Contains every group name: for the owner of a memory, who may read all of it."""
 
     def __contains__(self, group: object) -> bool:
         return True
@@ -76,7 +79,10 @@ NAMES = "names of access groups, () for what everybody may read"
 
 
 def checked_groups(groups: Collection[str]) -> Collection[str]:
-    """The groups as a set. Raises RetrievalError when one is no name; "" is nobody's group, and everybody's passages need none."""
+    """Return the groups as a set. Raises RetrievalError for an invalid name.
+
+    "" is not a group name: passages with access "" are readable by everybody.
+    """
     if isinstance(groups, _EveryGroup):
         return groups
     names = [groups] if isinstance(groups, str) else items(groups, NAMES)
@@ -91,7 +97,7 @@ def readable(access: str, groups: Collection[str]) -> bool:
 
 
 class Allowed:
-    """The passages that pass: a mask over ids, each of which is in a row."""
+    """The passages that pass a filter: a mask over ids by row."""
 
     def __init__(self, ids: list[str], row: dict[str, int], mask: np.ndarray):
         self._ids, self._row, self._mask = ids, row, mask

@@ -1,4 +1,7 @@
-"""History: who changed what, when and why. Each commit's own transaction carries its record, so data and record cannot disagree."""
+"""History: who changed what, when and why.
+
+Each commit's own transaction carries its record, so data and record cannot disagree.
+"""
 
 import dataclasses
 import datetime
@@ -16,47 +19,52 @@ from retrieval.errors import RetrievalError, in_words
 from retrieval.passages import Commit, moment
 
 RECORD = "openbook"  # the transaction property that holds a commit's record
-MANY = 16  # transactions
+MANY = 16  # unread transactions; above, the journal is read instead
 REEMBED = "reembed"  # the action after which vectors before and after cannot be compared
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A commit as it is written: the Commit's fields, and the version that undo would restore (None: nothing to undo)."""
+    """A commit, and the version that undoing it restores (None: nothing to undo)."""
 
     commit: Commit
     undo_to: int | None
 
 
 class History:
-    """The records of a table up to its `dataset`'s version. A version never changes, so each is read once."""
+    """The records of a table up to its `dataset`'s version.
+
+    A version never changes, so each record is read once.
+    """
 
     def __init__(self, dataset: lance.LanceDataset, journal: Path | None = None):
         self.dataset = dataset
-        self._journal = journal  # of checksums, which has the records too: one file is read faster than many transactions
+        self._journal = journal  # checksums file with copies of the records: faster to read
         self._read: dict[int, Record | None] = {}
-        self._lock = (
-            threading.Lock()
-        )  # reading a transaction borrows the handle mutably: others would meet a RuntimeError
+        # Reading a transaction borrows the handle mutably: a second thread gets a RuntimeError.
+        self._lock = threading.Lock()
         self._handle = lance.dataset(dataset.uri)
 
     def log(self) -> list[Commit]:
-        """Every change, oldest first."""
+        """Return every change, oldest first."""
         return [record.commit for record in self._after(0)]
 
     def changed_since(self, version: int) -> set[str] | None:
-        """The ids touched by commits after `version`; None when that version is not in this past, or had another encoder."""
+        """Return the ids touched by commits after `version`.
+
+        None when this history does not contain that version, or it had another encoder.
+        """
         if not 1 <= version <= self.dataset.version:
             return None
         reembedded = any(record.commit.action == REEMBED for record in self._after(version))
         return None if reembedded else self.touched_since(version)
 
     def touched_since(self, version: int) -> set[str]:
-        """The ids that commits after `version` added, edited, deleted or restored."""
+        """Return the ids that commits after `version` added, edited, deleted or restored."""
         return {id for record in self._after(version) for id in record.commit.ids}
 
     def learn(self, version: int, text: str) -> Commit:
-        """Takes over the record of a commit that was just made, so that it need not be read."""
+        """Cache the record of a commit that was just made; return its Commit."""
         with self._lock:
             record = self._read[version] = _parsed(version, text)
         assert record is not None
@@ -66,16 +74,20 @@ class History:
         return next(record.commit for record in self._after(version))
 
     def state(self, version: int) -> Record:
-        """The record of the change that made the state seen at `version`."""
+        """Return the record of the change that made the state seen at `version`."""
         for earlier in range(version, 0, -1):
             if (record := self._record(earlier)) is not None:
                 return record
         raise RetrievalError(
-            f"{self.dataset.uri} has no history: it was not made by Memory.create, or its _transactions folder was removed"
+            f"{self.dataset.uri} has no history: it was not made by Memory.create, or its "
+            "_transactions folder was removed"
         )
 
     def tag(self, version: int) -> str:
-        """Names the commit that made the state of `version`: another memory, or a copy that went its own way, has another tag."""
+        """Hash the commit that made the state of `version`; "" for an unknown version.
+
+        Another memory, or a copy that has since diverged, has another tag.
+        """
         if not 1 <= version <= self.dataset.version:
             return ""
         record = self.state(version)
@@ -85,13 +97,17 @@ class History:
         ).hexdigest()
 
     def at(self, when: str | datetime.datetime) -> int:
-        """The version that was the newest at a moment (see `passages.moment`). Raises RetrievalError for one before the first."""
+        """Return the version that was the newest at a time (see `passages.moment`).
+
+        Raises RetrievalError for a time before the first version.
+        """
         then = moment(when, "the time asked for")
         earlier = [commit.version for commit in self.log() if moment(commit.time) <= then]
         if earlier:
             return earlier[-1]
         raise RetrievalError(
-            f"{self.dataset.uri} did not exist at {then.isoformat()}: its first version is of {self.state(1).commit.time}"
+            f"{self.dataset.uri} did not exist at {then.isoformat()}: its first version is of "
+            f"{self.state(1).commit.time}"
         )
 
     def _after(self, version: int):
@@ -111,7 +127,7 @@ class History:
         return (record for record in records if record is not None)
 
     def _record(self, version: int) -> Record | None:
-        """What was written with `version`; None for upkeep."""
+        """Return the record written with `version`; None for a maintenance commit."""
         with self._lock:
             if version not in self._read:
                 self._read[version] = _record_of(self._handle, version)
@@ -121,10 +137,11 @@ class History:
 def _record_of(dataset: lance.LanceDataset, version: int) -> Record | None:
     try:
         with in_words(
-            f"the record of version {version} in {dataset.uri} cannot be read; `verify` says what is damaged"
+            f"the record of version {version} in {dataset.uri} cannot be read; `verify` says "
+            "what is damaged"
         ):
             transaction = dataset.read_transaction(version)
-    except TypeError:  # pylance 14 cannot show a compaction in Python
+    except TypeError:  # pylance 14 cannot convert a compaction to Python
         return None
     return _parsed(
         version,
@@ -140,22 +157,20 @@ def _parsed(version: int, text: str | None) -> Record | None:
         commit = Commit(
             version, row["action"], row["author"], row["reason"], row["time"], tuple(row["ids"])
         )
-        plain = commit.action in (
-            "add",
-            "edit",
-            "delete",
-        )  # on an object store another commit may have come in between
+        # On an object store another commit may have come in between, so undo_to may be too old.
+        plain = commit.action in ("add", "edit", "delete")
         return Record(commit, version - 1 if plain else row["undo_to"])
     except (ValueError, KeyError, TypeError):
         raise RetrievalError(
-            f"the record of version {version} is damaged: `verify` says which file, restore it from a copy"
+            f"the record of version {version} is damaged: `verify` says which file, restore it "
+            "from a copy"
         ) from None
 
 
 def properties(
     action: str, ids: Sequence[str], author: str | None, reason: str, undo_to: int | None
 ) -> dict[str, str]:
-    """The transaction properties that make a commit's record."""
+    """Return the transaction properties that hold a commit's record."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     record = {
         "action": action,

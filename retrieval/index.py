@@ -1,8 +1,9 @@
-"""What every index answers to, and the ids it keeps: nearest neighbours of unit vectors by cosine.
+"""Index: the interface of every vector index (nearest neighbours by cosine), and its ids.
 
-An index knows ids and vectors and nothing else; it can always be rebuilt from the store. Searching never returns an id that
-was not put in, and a search never sees half of a change. Ids are texts, as a memory's are, or whole numbers, as places in an array are:
-these are answered as an array, in a fraction of the time.
+An index holds ids and unit vectors only and can always be rebuilt from the store. A search never
+returns an id that was not inserted and never sees half of a change. Ids are strings, as in a
+memory, or integers, as positions in an array; integer ids are returned as an array, which is much
+faster.
 """
 
 from collections.abc import Sequence
@@ -14,58 +15,72 @@ from retrieval.errors import RetrievalError
 from retrieval.passages import listed
 from retrieval.vectors import Ids, check_ids, whole
 
-Found = (
-    tuple[list[list[str]], list[np.ndarray]] | tuple[np.ndarray, np.ndarray]
-)  # ids and scores of each query
+# Ids and scores of each query.
+Found = tuple[list[list[str]], list[np.ndarray]] | tuple[np.ndarray, np.ndarray]
 
 
 class Index(Protocol):
-    """Unit vectors with names, safe for any number of threads. Every method raises RetrievalError on bad input, before anything changes."""
+    """Unit vectors by id, safe for any number of threads.
+
+    Every method raises RetrievalError on bad input, before anything changes.
+    """
 
     dim: int
-    numbers: bool  # whether ids are whole numbers
+    numbers: bool  # whether ids are integers
 
     def __len__(self) -> int: ...
 
     def __contains__(self, id: str | int) -> bool: ...
 
     def search(self, queries: np.ndarray, k: int) -> Found:
-        """queries [Q, dim] -> per query the ids of its min(k, size) nearest, best first, and their cosines, float32: two lists, or two
-        arrays [Q, min(k, size)] where ids are whole numbers (int64)."""
+        """Return the ids of the min(k, size) nearest vectors of each query, and their cosines.
+
+        queries [Q, dim]; best first; cosines are float32. Two lists, one entry per query; or two
+        arrays [Q, min(k, size)] where ids are integers (int64).
+        """
 
     def upsert(self, vectors: np.ndarray, ids: Ids) -> None:
-        """Puts vectors [N, dim] under ids, replacing those that exist."""
+        """Insert vectors [N, dim] under ids, replacing those that exist."""
 
     def delete(self, ids: Ids) -> None:
-        """Removes ids; one that is unknown is an error."""
+        """Delete ids; an unknown one is an error."""
 
     def save(self, directory, **facts) -> None:
-        """Writes the index and a manifest with `facts` (JSON values), atomically."""
+        """Write the index and a manifest with `facts` (JSON values), atomically."""
 
     def health(self) -> dict:
-        """How the index is, as plain values: at least kind, size and recall, measured or 1.0 where every search is exact."""
+        """Return plain values: at least kind, size and recall (measured, or 1.0 if exact)."""
 
     @classmethod
     def build(cls, vectors: np.ndarray, ids: Ids) -> Self:
-        """The index of vectors [N, dim]. Ids are whole numbers if they are given as an array of these, and always will be."""
+        """Build an index of vectors [N, dim].
+
+        Ids given as an integer array stay integers for the life of the index.
+        """
         ...
 
     @classmethod
     def load(cls, directory) -> tuple[Self, dict]:
-        """(index, manifest). A missing, changed or truncated file is an error."""
+        """Return (index, manifest). A missing, changed or truncated file is an error."""
 
 
 class Rows:
-    """ids in row order, and the row of each id. Deleting moves the last row into the gap, as ScaNN does."""
+    """The id of each row and the row of each id.
+
+    Deleting moves the last row into the gap, as ScaNN does.
+    """
 
     def __init__(self, ids: Sequence, numbers: bool = False):
-        self.numbers, self._none = numbers, 0 if numbers else None  # in rows that are free
+        self.numbers, self._none = numbers, 0 if numbers else None  # _none fills free rows
         self.row = {id: row for row, id in enumerate(ids)}
         self._ids = np.array([*ids, self._none], np.int64 if numbers else object)
 
     @classmethod
     def of(cls, ids: Ids, count: int) -> "Rows":
-        """Of `count` different texts, or an array of numbers. Raises RetrievalError for others."""
+        """Make rows for `count` distinct strings or an integer array.
+
+        Raises RetrievalError for other ids.
+        """
         return cls(check_ids(ids, count, whole(ids)), whole(ids))
 
     def __len__(self):
@@ -75,15 +90,15 @@ class Rows:
         return self._ids[: len(self)].tolist()
 
     def at(self, rows: np.ndarray) -> list:
-        """The ids of rows [...], as nested lists."""
+        """Return the ids of rows [...], as nested lists."""
         return self._ids.take(rows).tolist()  # a fifth faster than [rows]
 
     def answer(self, rows: np.ndarray, scores: np.ndarray) -> Found:
-        """rows and scores [Q, k] as an index answers."""
+        """Return rows and scores [Q, k] in the form of `Index.search`."""
         return (self._ids.take(rows), scores) if self.numbers else (self.at(rows), list(scores))
 
     def answer_one(self, rows: np.ndarray, scores: np.ndarray) -> Found:
-        """rows and scores [k] of one query, sooner."""
+        """Return rows and scores [k] of one query in the form of `Index.search`, faster."""
         return (
             (self._ids.take(rows[None]), scores[None])
             if self.numbers
@@ -91,7 +106,7 @@ class Rows:
         )
 
     def named(self, rows: np.ndarray, scores: np.ndarray) -> Found:
-        """The answer without what is padded: a score that is not finite."""
+        """Like `answer`, without padding, which has a score that is not finite."""
         found = np.isfinite(scores)
         if found.all():
             return self.answer(rows, scores)
@@ -100,7 +115,7 @@ class Rows:
         ]
 
     def check(self, ids: Ids, count: int | None = None) -> list:
-        """The ids as a list, which are to be of the kind that the rows have."""
+        """Return the ids as a list. Raises RetrievalError unless they are of the rows' kind."""
         return check_ids(ids, count, self.numbers)
 
     def check_known(self, ids: Ids) -> list:
@@ -111,7 +126,7 @@ class Rows:
         return ids
 
     def place(self, id: str | int) -> int:
-        """The row of id, a new one at the end if it has none."""
+        """Return the row of an id; an unknown id gets a new row at the end."""
         row = self.row.setdefault(id, len(self.row))
         if row >= len(self._ids):
             self._ids = np.concatenate(
@@ -121,7 +136,7 @@ class Rows:
         return row
 
     def remove(self, id: str | int) -> tuple[int, int]:
-        """(the row that is freed, the last row, which now lives there)."""
+        """Remove an id; return (freed row, last row, whose id moved into the freed one)."""
         row, last = self.row.pop(id), len(self.row)
         moved, self._ids[last] = self._ids.item(last), self._none
         if row != last:

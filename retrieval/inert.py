@@ -1,53 +1,65 @@
-"""Text from outside is data: nothing that a tokenizer, a chat template or a terminal takes for an instruction gets through from it."""
+"""Sanitising of untrusted text for tokenizers, chat templates and terminals.
+
+Retrieved text is data: nothing in it may act as an instruction.
+"""
 
 import json
 import re
 import unicodedata
 from collections.abc import Iterable
 
-# Controls (of the terminal, too: ESC, CSI), marks of direction and invisible characters, but not the joiners that scripts need.
+# Control characters (also ESC and CSI of terminals), direction marks and invisible characters,
+# but not the joiners that some scripts need.
 UNSEEN = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    r"\U000e0000-\U000e007f]"
 )
-ROUNDS = 8  # of reading a text as its tokens spell it
+ROUNDS = 8  # of encoding, decoding and checking
 
 
 def one_line(text: str) -> str:
-    """`text` with every run of white space, line ends included, turned into one space."""
+    """Collapse every run of white space in `text`, line ends included, into one space."""
     return " ".join(text.split())
 
 
 def shown(text) -> str:
-    """`text` for a terminal: on one line, and what would move the cursor, colour or turn the writing spelled out, as \\x1b."""
+    """Return `text` on one line for a terminal, control characters escaped as \\x1b.
+
+    Those are characters that move the cursor, set colours or change the writing direction.
+    """
     return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), one_line(str(text)))
 
 
 def as_json(value) -> str:
-    """JSON on one line, with the same characters escaped and no others."""
+    """Return JSON on one line, with the same characters escaped and no others."""
     return UNSEEN.sub(
         lambda found: json.dumps(found[0])[1:-1], json.dumps(value, ensure_ascii=False)
     )
 
 
 def control_tokens(tokenizer) -> dict[int, str]:
-    """id -> spelling of the tokens that stand for no text, but for white space."""
+    """Return id -> spelling of the tokenizer's added tokens, without white space ones."""
     return {
         id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if str(token).strip()
     }
 
 
 def encode_plain(tokenizer, text: str) -> list[int]:
-    """Token ids of `text`, in which the spelling of a special token is only text; other control tokens are left out."""
+    """Tokenise `text` with special tokens in it read as ordinary text.
+
+    Other control tokens are dropped.
+    """
     control = control_tokens(tokenizer)
     tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [token for token in tokens if token not in control]
 
 
 def encode_foreign(tokenizer, text: str, markers: re.Pattern, most: int) -> list[int]:
-    """The first `most` tokens of `encode_plain`, of one line, with no marker in what they spell: of those only the words are left.
+    """Return at most `most` tokens of `text` on one line, with no marker in what they decode to.
 
-    What is left out, normalised or spelled as a byte (<0x0A>) may make a marker or a line end of what was none: so it is looked at what
-    the tokens read as. A text that hides one in another eight times is left out.
+    A marker keeps only its words. Dropped tokens, normalisation or byte tokens (<0x0A>) can create
+    a marker or a line end, so the decoded text is checked, up to ROUNDS times. If a marker remains,
+    the result is empty.
     """
     for _ in range(ROUNDS):
         tokens = encode_plain(tokenizer, text)[:most]
@@ -59,16 +71,19 @@ def encode_foreign(tokenizer, text: str, markers: re.Pattern, most: int) -> list
 
 
 def without_control(tokenizer, text: str) -> str:
-    """`text` with the words only of what spells a control token, for models that read text and such tokens in one go."""
+    """Reduce each control token spelled in `text` to its words.
+
+    For models that tokenise text and control tokens together.
+    """
     spelled, normal = (
         one_of(control_tokens(tokenizer).values()),
-        unicodedata.normalize("NFKC", text),
-    )  # as some tokenizers do
+        unicodedata.normalize("NFKC", text),  # as some tokenizers do
+    )
     return spelled.sub(_words, normal) if spelled.search(normal) else text
 
 
 def one_of(spellings: Iterable[str]) -> re.Pattern:
-    """Finds any of the spellings, the longest first; where there are none, nothing."""
+    """Compile a pattern of any of the spellings, longest first; no spellings match nothing."""
     return re.compile(
         "|".join(re.escape(text) for text in sorted(spellings, key=len, reverse=True)) or r"(?!)"
     )

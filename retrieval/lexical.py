@@ -1,9 +1,12 @@
-"""Search by words: BM25 (Robertson & Zaragoza 2009, section 3.2; k1 = 1.2, b = 0.75) in Lance's full-text index.
+"""Lexical search: BM25 (Robertson & Zaragoza 2009, section 3.2; k1 = 1.2, b = 0.75) in Lance.
 
-The index is part of the table: every version has its own, an undo brings the old one back, and rows that it does not hold yet are
-read and scored with the rest. Versions without one (small, or written before there was any) are indexed in memory.
-The column `terms` holds the output of `retrieval.words.words`, which Lance splits at spaces and stems as English; no word is left out.
-A change of that normalisation needs a new column name: a table without the column is searched in memory until its next change.
+The full-text index is part of the table: every version has its own, and undo restores the old one.
+Rows that are not indexed yet are read and scored with the rest. Versions without an index (small or
+old ones) are indexed in memory.
+
+The column `terms` holds the output of `retrieval.words.words`, which Lance splits at spaces and
+stems as English; there are no stop words. A change of that normalisation needs a new column name: a
+table without the column is searched in memory until its next change.
 """
 
 import contextlib
@@ -22,27 +25,31 @@ from retrieval.words import asked, words
 
 logger = logging.getLogger(__name__)
 
-WORDS, INDEX = "terms", "terms_idx"  # the column that is searched: the words of title and text
-OLD_WORDS = "words"  # the column of format 2: title and text themselves
+WORDS, INDEX = "terms", "terms_idx"  # the searched column (words of title and text), its index
+OLD_WORDS = "words"  # the searched column of format 2: title and text as they are
 WORDS_SCHEMA = pa.schema([(WORDS, pa.string())])
-KEPT_FROM = 500  # rows; below, indexing a copy in memory takes no longer than a change to the table
-MOST_WORDS = (
-    4096  # of a query: Lance takes 16 KB for each, and ends the process where there is no more
-)
-LATE = 128  # rows that are not in the index yet; each costs a search some microseconds
+KEPT_FROM = 500  # rows; below, indexing a copy in memory is as fast as a change to the table
+MOST_WORDS = 4096  # of a query: Lance takes 16 KB each and aborts when memory runs out
+LATE = 128  # unindexed rows that trigger upkeep; each costs a search some microseconds
 OPTIONS: dict[str, Any] = dict(
-    base_tokenizer="whitespace", max_token_length=None, language="English", stem=True, remove_stop_words=False, ascii_folding=True,
+    base_tokenizer="whitespace",
+    max_token_length=None,
+    language="English",
+    stem=True,
+    remove_stop_words=False,
+    ascii_folding=True,
     with_position=False,
-)  # fmt: skip
+)
 
 
 def search(
     dataset: lance.LanceDataset, text: str, n: int, ids: str | None = None
 ) -> tuple[list[str], np.ndarray]:
-    """The ids of the at most n rows that share a word with `text`, best first, and their BM25 scores, float32. dataset: a `searchable`.
+    """Return the ids of at most n rows that share a word with `text`, and BM25 scores, float32.
 
-    ids: an SQL condition on the rows, applied before ranking. The statistics are those of the whole table: deleted and replaced rows
-    count in them until their part of the index is written anew, rows added since then do not. Of a long text the first words count.
+    dataset: from `searchable`. Best first. ids: an SQL condition on the rows, applied before
+    ranking. Statistics are of the whole table: deleted and replaced rows count until their part of
+    the index is rewritten; rows added since do not. Only the first words of a long text count.
     """
     text, n = (
         " ".join(asked(text)[:MOST_WORDS])[: 8 * MOST_WORDS],
@@ -61,9 +68,9 @@ def search(
 
 
 def searchable(dataset: lance.LanceDataset, sound: set[str]) -> lance.LanceDataset:
-    """The table itself where its words are indexed, else, or where the index is damaged, an indexed copy of them in memory.
+    """Return the table if its word index is sound, else an indexed copy of its words in memory.
 
-    sound: folders of the index that were compared with their checksums before, to which this adds.
+    sound: folders of the index whose checksums were verified before; updated here.
     """
     folders = _folders(dataset)
     damaged = checksums.damaged_in(Path(dataset.uri), folders - sound)
@@ -72,12 +79,14 @@ def searchable(dataset: lance.LanceDataset, sound: set[str]) -> lance.LanceDatas
         return dataset
     if damaged:
         logger.warning(
-            "%s: a copy of the words is indexed in memory; once some passages have changed the index is made anew",
+            "%s: a copy of the words is indexed in memory; once some passages have changed the "
+            "index is made anew",
             damaged[0],
         )
     elif WORDS not in dataset.schema.names and dataset.count_rows() >= KEPT_FROM:
         logger.warning(
-            "%s: its word index is of an older format; until its next change a copy is indexed in memory",
+            "%s: its word index is of an older format; until its next change a copy is indexed "
+            "in memory",
             dataset.uri,
         )
     rows = dataset.to_table(columns=["id", "title", "text"]).combine_chunks()
@@ -91,7 +100,7 @@ def searchable(dataset: lance.LanceDataset, sound: set[str]) -> lance.LanceDatas
 
 
 def with_words(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """The column that is searched, from the columns title and text."""
+    """Compute the searched column from the columns title and text."""
     pairs = zip(rows["title"].to_pylist(), rows["text"].to_pylist(), strict=True)
     return pa.record_batch(
         {WORDS: pa.array([terms(titled(title, text)) for title, text in pairs], pa.string())}
@@ -99,7 +108,7 @@ def with_words(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def terms(searchable: str) -> str:
-    """What the column holds of a passage's `searchable`: its words, with spaces between."""
+    """Return the searched column's value: the words of a `Passage.searchable`, joined by spaces."""
     return " ".join(words(searchable))
 
 
@@ -108,7 +117,7 @@ def indexes(dataset: lance.LanceDataset) -> set[str]:
 
 
 def _folders(dataset: lance.LanceDataset) -> set[str]:
-    """Where the parts of the index are, relative to the table."""
+    """Return the folders of the word index, relative to the table."""
     return {
         f"_indices/{part.uuid}"
         for index in dataset.describe_indices()
@@ -118,23 +127,25 @@ def _folders(dataset: lance.LanceDataset) -> set[str]:
 
 
 def due(dataset: lance.LanceDataset, names: set[str]) -> bool:
-    """Whether `upkeep` has something to do, where indexes of these names exist: there are KEPT_FROM rows, or LATE that are new."""
-    if (
-        WORDS not in dataset.schema.names
-    ):  # undone to a version of an older format; the next change adds it
-        return False
+    """Whether `upkeep` has work: KEPT_FROM rows without an index, or LATE unindexed rows.
+
+    names: of the table's indexes.
+    """
+    if WORDS not in dataset.schema.names:
+        return False  # restored from an older format; the next change adds the column
     if INDEX in names:
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is damaged
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # a damaged index
             return dataset.stats.index_stats(INDEX)["num_unindexed_rows"] >= LATE
         return True
     return dataset.count_rows() >= KEPT_FROM
 
 
 def upkeep(dataset: lance.LanceDataset) -> None:
-    """Makes the index, or brings it up to date, where that is due.
+    """Create the word index, or add new rows to it, if due.
 
-    New rows become a part of their own, merged with the parts before it that are at most twice its size: a row is written anew a
-    few times over its life, and no change waits for the whole index. A damaged index is made anew.
+    New rows become a part of their own, merged with the preceding parts of at most twice its size.
+    So a row is rewritten a few times over its life, and no change waits for the whole index. A
+    damaged index is rebuilt.
     """
     names = indexes(dataset)
     if not due(dataset, names):

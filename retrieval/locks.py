@@ -1,4 +1,4 @@
-"""Two locks: one writer among processes (a locked file), and many readers or one writer among threads."""
+"""Locks: one writer among processes (a locked file); many readers or one writer among threads."""
 
 import contextlib
 import fcntl
@@ -14,16 +14,18 @@ WAIT_SECONDS = 120.0
 
 @contextlib.contextmanager
 def file_lock(path: Path, wait_seconds: float = WAIT_SECONDS):
-    """Holds an exclusive lock on `path` (created when missing). The system releases it when the process dies, however it dies.
+    """Hold an exclusive lock on `path`, which is created when missing.
 
-    The holder may remove or move the file: who waited for it then locks the one that is there.
-    Raises RetrievalError when another process or thread holds it for longer than `wait_seconds`.
+    The operating system releases it when the process dies. The holder may remove or move the file:
+    a waiting process then locks the file that is there. Raises RetrievalError when another process
+    or thread holds it for longer than `wait_seconds`.
     """
     deadline = time.monotonic() + wait_seconds
     while (descriptor := _locked(path)) is None:
         if time.monotonic() > deadline:
             raise RetrievalError(
-                f"{path} is held by another writer for more than {wait_seconds:g} s: wait for it to finish, then try again"
+                f"{path} is held by another writer for more than {wait_seconds:g} s: wait for it "
+                "to finish, then try again"
             )
         time.sleep(0.005)
     try:
@@ -33,12 +35,13 @@ def file_lock(path: Path, wait_seconds: float = WAIT_SECONDS):
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor that holds the lock; None where another one does."""
+    """Return a descriptor that holds the lock; None if it is held elsewhere."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise RetrievalError(
-            f"{path} cannot be opened for writing ({error.strerror}): a memory needs a writable folder to be changed"
+            f"{path} cannot be opened for writing ({error.strerror}): a memory needs a writable "
+            "folder to be changed"
         ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,7 +57,7 @@ def _locked(path: Path) -> int | None:
 
 
 class ReadersWriter:
-    """Any number of readers, or one writer; a waiting writer goes before new readers. Not reentrant."""
+    """A lock for many readers or one writer; a waiting writer goes first. Not reentrant."""
 
     def __init__(self):
         self._mutex = threading.Lock()
@@ -64,7 +67,7 @@ class ReadersWriter:
         self._writing = False
 
     def read(self) -> "ReadersWriter":
-        """`with lock.read():`, in a microsecond, as every search does it."""
+        """Use as `with lock.read():`; costs about a microsecond, once per search."""
         return self
 
     def __enter__(self) -> None:

@@ -1,4 +1,7 @@
-"""Shows what happened to a memory, or to one passage: python -m retrieval.log --memory=DIR [--id=ID | --diff A B]"""
+"""Show the history of a memory or of one passage.
+
+python -m retrieval.log --memory=DIR [--id=ID | --diff A B]
+"""
 
 import dataclasses
 import sys
@@ -11,7 +14,8 @@ from retrieval.inert import as_json, shown
 def main(argv=None):
     options = parser(
         "retrieval.log",
-        "Show every commit of a memory, oldest first: version, time, author, action, passages, reason.",
+        "Show every commit of a memory, oldest first: version, time, author, action, passages, "
+        "reason.",
     )
     what = options.add_mutually_exclusive_group()
     what.add_argument(

@@ -1,4 +1,4 @@
-"""Measures of a ranking against judgements, with the formulas of trec_eval, and the files of BEIR (Thakur et al. 2021)."""
+"""Ranking metrics with trec_eval's formulas, and readers of BEIR's files (Thakur et al. 2021)."""
 
 import csv
 import math
@@ -12,13 +12,16 @@ Judgements = Mapping[str, float]  # document -> relevance; 0 and below is not re
 
 
 def recall(ranked: Sequence[str], judged: Judgements, k: int) -> float:
-    """The share of the relevant documents among the first k."""
+    """Return the fraction of the relevant documents among the first k."""
     relevant = {id for id, grade in judged.items() if grade > 0}
     return len(relevant.intersection(ranked[:k])) / len(relevant)
 
 
 def ndcg(ranked: Sequence[str], judged: Judgements, k: int) -> float:
-    """Normalised discounted cumulative gain of the first k: the sum of relevance / log2(rank + 1), over that of the best order."""
+    """Normalised discounted cumulative gain of the first k.
+
+    The sum of relevance / log2(rank + 1), divided by that of the ideal order.
+    """
     gain = lambda grades: math.fsum(
         grade / math.log2(rank + 1) for rank, grade in enumerate(grades[:k], start=1) if grade > 0
     )
@@ -28,7 +31,7 @@ def ndcg(ranked: Sequence[str], judged: Judgements, k: int) -> float:
 
 
 def average_precision(ranked: Sequence[str], judged: Judgements) -> float:
-    """The mean over relevant documents of the precision at their rank; 0 for one that is not found."""
+    """Mean over relevant documents of the precision at their rank; 0 if not found."""
     ranks = [rank for rank, id in enumerate(ranked, start=1) if judged.get(id, 0.0) > 0]
     return math.fsum(found / rank for found, rank in enumerate(ranks, start=1)) / sum(
         grade > 0 for grade in judged.values()
@@ -36,14 +39,17 @@ def average_precision(ranked: Sequence[str], judged: Judgements) -> float:
 
 
 def reciprocal_rank(ranked: Sequence[str], judged: Judgements) -> float:
-    """1 / the rank of the first relevant document; 0 where none is found."""
+    """1 / the rank of the first relevant document; 0 if none is found."""
     return next(
         (1 / rank for rank, id in enumerate(ranked, start=1) if judged.get(id, 0.0) > 0), 0.0
     )
 
 
 def read_queries(path: Path) -> dict[str, str]:
-    """id -> text of JSON lines with _id (or id) and text (or question). Raises RetrievalError naming a line that is none."""
+    """Read id -> text from JSON lines with _id (or id) and text (or question).
+
+    Raises RetrievalError naming an invalid line.
+    """
     if not path.is_file():
         raise RetrievalError(f"{path} is no file: expected JSON lines with _id and text")
     queries = {}
@@ -58,9 +64,10 @@ def read_queries(path: Path) -> dict[str, str]:
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, float]]:
-    """query -> document -> relevance, of BEIR's TSV (query-id, corpus-id, score, with a line of names) or TREC's (query 0 document score).
+    """Read query -> document -> relevance.
 
-    Raises RetrievalError naming a line that is neither.
+    Accepts BEIR's TSV (query-id, corpus-id, score, with a header) and TREC's format (query 0
+    document score). Raises RetrievalError naming an invalid line.
     """
     if not path.is_file():
         raise RetrievalError(
@@ -81,6 +88,7 @@ def read_qrels(path: Path) -> dict[str, dict[str, float]]:
                 judged.setdefault(query, {})[document] = float(grade)
             except ValueError:
                 raise RetrievalError(
-                    f"{path}, line {number}: expected query-id, corpus-id and score; it has {cells!r}"
+                    f"{path}, line {number}: expected query-id, corpus-id and score; it has "
+                    f"{cells!r}"
                 ) from None
     return judged

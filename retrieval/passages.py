@@ -1,4 +1,4 @@
-"""Passage, Hit and Commit: what goes into a memory, what comes out, and what happened to it."""
+"""Passage, Hit, Commit and Diff, with the checks of what users pass in."""
 
 import dataclasses
 import datetime
@@ -21,11 +21,15 @@ SHOWN = 5  # names listed in an error message
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A piece of text with a name. id: unique in its memory; metadata: str -> str, kept but not searched.
+    """A piece of text with an id that is unique in its memory.
 
-    span: its [start, end) in the source document, in characters. time: of the content, ISO 8601 ("1998", "2026-11-24T10:00Z"; UTC
-    where it names no zone), "" unknown. tags: free words. access: the group that may read it, "" everybody. origin: the file a build
-    read it from, "" where no build did, None in a memory made before this was recorded.
+    metadata: str -> str, stored but not searched.
+    span: [start, end) in the source document, in characters.
+    time: of the content, ISO 8601 ("1998", "2026-11-24T10:00Z"; UTC without a zone), "" if unknown.
+    tags: free words.
+    access: the group that may read it, "" for everybody.
+    origin: the file that a build read it from; "" where no build did, None in a memory made before
+    origins were recorded.
     """
 
     id: str
@@ -41,12 +45,15 @@ class Passage:
 
     @property
     def searchable(self) -> str:
-        """The text that is searched: the title, if any, then the text."""
+        """The searched text: the title, if any, then the text."""
         return titled(self.title, self.text)
 
     @property
     def content_hash(self) -> str:
-        """sha256, in hex, over all fields. Those after metadata count only where one is set: format 1 had none of them."""
+        """The sha256 of all fields, in hex.
+
+        Fields after metadata are included only if one is set, as format 1 had none of them.
+        """
         later = [self.span, self.time, self.tags, self.access]
         fields = [
             self.id,
@@ -67,7 +74,11 @@ def titled(title: str, text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A passage that was found. score: cosine in [-1, 1], or what the mode of search gives; version: the commit that wrote this text."""
+    """A passage that a search found.
+
+    score: cosine in [-1, 1], or the score of the search mode.
+    version: the commit that wrote this text.
+    """
 
     id: str
     text: str
@@ -85,7 +96,12 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Commit:
-    """One change of a memory. action: create | add | edit | delete | undo | reembed; time: ISO 8601, UTC; ids: the passages it touched."""
+    """One change of a memory.
+
+    action: create | add | edit | delete | undo | reembed.
+    time: ISO 8601, UTC.
+    ids: the passages it touched.
+    """
 
     version: int
     action: str
@@ -97,7 +113,7 @@ class Commit:
 
 @dataclasses.dataclass(frozen=True)
 class Diff:
-    """Ids, sorted, by what became of them from one version to another."""
+    """Sorted ids of the passages that differ between two versions."""
 
     added: tuple[str, ...]
     edited: tuple[str, ...]
@@ -105,7 +121,10 @@ class Diff:
 
 
 def items(given: Iterable, expected: str) -> list:
-    """What is given, as a list. Raises RetrievalError for what cannot be listed, such as an array without dimensions."""
+    """Return `given` as a list.
+
+    Raises RetrievalError for what is not iterable, such as an array without dimensions.
+    """
     try:
         each = iter(given)
     except TypeError:
@@ -114,7 +133,7 @@ def items(given: Iterable, expected: str) -> list:
 
 
 def checked_ids(ids: Iterable[str]) -> list[str]:
-    """The ids as a list; one alone may be given as it is. Raises RetrievalError for what is no id."""
+    """Return the ids as a list; a single string is one id. Raises RetrievalError for a bad id."""
     checked = [ids] if isinstance(ids, str) else items(ids, "passage ids")
     for id in checked:
         check_id(id)
@@ -122,23 +141,28 @@ def checked_ids(ids: Iterable[str]) -> list[str]:
 
 
 def check_record(author: str | None, reason: str) -> None:
-    """Raises RetrievalError for an author or reason that the log could not say."""
+    """Raise RetrievalError for an author or reason that the log cannot store."""
     for name, value in (("author", "" if author is None else author), ("reason", reason)):
         check_unicode(name, value)
         if len(value) > MAX_RECORD_CHARACTERS:
             raise RetrievalError(
-                f"the {name} has {len(value):,} characters; at most {MAX_RECORD_CHARACTERS:,} are kept in the log"
+                f"the {name} has {len(value):,} characters; at most {MAX_RECORD_CHARACTERS:,} "
+                "are kept in the log"
             )
 
 
 def check_passages(passages: Iterable[Passage]) -> list[Passage]:
-    """The passages as a list. Raises RetrievalError for a wrong type, an empty or huge text, a bad id or an id given twice."""
+    """Return the passages as a list.
+
+    Raises RetrievalError for a wrong type, an empty or huge text, a bad id or a repeated id.
+    """
     checked = items(passages, "a list of retrieval.Passage(id, text, ...)")
     seen: set[str] = set()
     for number, passage in enumerate(checked):
         if not isinstance(passage, Passage):
             raise RetrievalError(
-                f"item {number} is a {type(passage).__name__}; expected a retrieval.Passage(id, text, ...)"
+                f"item {number} is a {type(passage).__name__}; expected a retrieval.Passage(id, "
+                "text, ...)"
             )
         check_id(passage.id)
         if passage.id in seen:
@@ -150,17 +174,20 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
         for name in ("title", "source", "time", "access"):
             if not isinstance(getattr(passage, name), str):
                 raise RetrievalError(
-                    f"passage {passage.id!r}: {name} is {getattr(passage, name)!r}; expected a string"
+                    f"passage {passage.id!r}: {name} is {getattr(passage, name)!r}; expected a "
+                    "string"
                 )
             check_unicode(f"passage {passage.id!r}: {name}", getattr(passage, name))
         if not isinstance(passage.metadata, dict):
             raise RetrievalError(
-                f"passage {passage.id!r}: metadata is a {type(passage.metadata).__name__}; expected a dict of strings"
+                f"passage {passage.id!r}: metadata is a {type(passage.metadata).__name__}; "
+                "expected a dict of strings"
             )
         for key, value in passage.metadata.items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise RetrievalError(
-                    f"passage {passage.id!r}: metadata {key!r}: {value!r} is no pair of strings; turn both into strings"
+                    f"passage {passage.id!r}: metadata {key!r}: {value!r} is no pair of strings; "
+                    "turn both into strings"
                 )
             check_unicode(f"passage {passage.id!r}: metadata", key + value)
         if passage.origin is not None:
@@ -179,8 +206,8 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
         size += sum(map(len, passage.tags))
         if size > MAX_TEXT_CHARACTERS:
             raise RetrievalError(
-                f"passage {passage.id!r} has {size:,} characters of title, source and metadata, with its tags; "
-                f"at most {MAX_TEXT_CHARACTERS:,} are kept"
+                f"passage {passage.id!r} has {size:,} characters of title, source and metadata, "
+                f"with its tags; at most {MAX_TEXT_CHARACTERS:,} are kept"
             )
         if passage.time:
             moment(passage.time, f"passage {passage.id!r}: time")
@@ -189,35 +216,42 @@ def check_passages(passages: Iterable[Passage]) -> list[Passage]:
 
 
 def ordinary(text: str) -> bool:
-    """Whether a text prints: spaces of any width and the joiners within words (U+200C, U+200D) do, other invisible characters do not."""
+    """Whether every character is printable.
+
+    Spaces of any width and the joiners within words (U+200C, U+200D) are; other invisible
+    characters are not.
+    """
     return all(
         c.isprintable() or c in "\u200c\u200d" or unicodedata.category(c) == "Zs" for c in text
     )
 
 
 def check_word(id: str, word: str) -> None:
-    """Raises RetrievalError for a tag or access group that is not 1 to 128 printable characters."""
+    """Raise RetrievalError for a tag or access group that is not 1 to 128 printable characters."""
     if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD_CHARACTERS or not ordinary(word):
         raise RetrievalError(
-            f"passage {id!r}: tag or access group {str(word)[:80]!r}: expected 1 to {MAX_WORD_CHARACTERS} printable characters"
+            f"passage {id!r}: tag or access group {str(word)[:80]!r}: expected 1 to "
+            f"{MAX_WORD_CHARACTERS} printable characters"
         )
 
 
 def check_span(id: str, span: tuple[int, int] | None) -> None:
-    """Raises RetrievalError unless `span` is None or two whole numbers 0 <= start <= end."""
+    """Raise RetrievalError unless `span` is None or two integers 0 <= start <= end."""
     if span is None:
         return
     whole = isinstance(span, tuple) and len(span) == 2 and all(type(n) is int for n in span)
     if not whole or not 0 <= span[0] <= span[1] < 2**63:
         raise RetrievalError(
-            f"passage {id!r}: span is {span!r}; expected two whole numbers, 0 <= start <= end, or None"
+            f"passage {id!r}: span is {span!r}; expected two whole numbers, 0 <= start <= end, "
+            "or None"
         )
 
 
 def moment(text: str | datetime.datetime, what: str = "time") -> datetime.datetime:
-    """The first instant an ISO 8601 text stands for, UTC unless it names a zone; a year or a month will do.
+    """Return the first instant of an ISO 8601 text, which may be a year or a month.
 
-    A datetime without a zone is local time, as Python takes it. Raises RetrievalError, naming `what`, for anything else.
+    Text without a zone is UTC; a datetime without a zone is local time. Raises RetrievalError,
+    naming `what`, for anything else.
     """
     if isinstance(text, datetime.datetime):
         try:
@@ -231,54 +265,64 @@ def moment(text: str | datetime.datetime, what: str = "time") -> datetime.dateti
         )
     except (TypeError, ValueError):
         raise RetrievalError(
-            f"{what} is {text!r}; expected ISO 8601, such as 2026-11-24 or 2026-11-24T10:00:00+01:00; UTC without a zone"
+            f"{what} is {text!r}; expected ISO 8601, such as 2026-11-24 or "
+            "2026-11-24T10:00:00+01:00; UTC without a zone"
         ) from None
     return then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
 
 
 def check_id(id: str) -> None:
-    """Raises RetrievalError unless `id` is a string of 1 to 512 printable characters."""
+    """Raise RetrievalError unless `id` is a string of 1 to 512 printable characters."""
     if not isinstance(id, str) or not id or len(id) > MAX_ID_CHARACTERS or not ordinary(id):
         shown = repr(id) if len(repr(id)) < 80 else repr(id)[:77] + "..."
         raise RetrievalError(
-            f"passage id {shown} is not usable: expected 1 to {MAX_ID_CHARACTERS} printable characters, as a string"
+            f"passage id {shown} is not usable: expected 1 to {MAX_ID_CHARACTERS} printable "
+            "characters, as a string"
         )
 
 
 def check_text(id: str, text: str) -> None:
-    """Raises RetrievalError for a text that is no string, is blank, is not valid Unicode or has over a million characters."""
+    """Raise RetrievalError for a text that is not a string, blank, too long or invalid Unicode.
+
+    The limit is a million characters.
+    """
     if not isinstance(text, str):
         raise RetrievalError(f"passage {id!r}: text is a {type(text).__name__}; expected a string")
     if not text.strip():
         raise RetrievalError(f"passage {id!r} has no text: give it some, or leave it out")
     if len(text) > MAX_TEXT_CHARACTERS:
         raise RetrievalError(
-            f"passage {id!r} has {len(text):,} characters; at most {MAX_TEXT_CHARACTERS:,} make one passage: split it into paragraphs"
+            f"passage {id!r} has {len(text):,} characters; at most {MAX_TEXT_CHARACTERS:,} make "
+            "one passage: split it into paragraphs"
         )
     check_unicode(f"passage {id!r}: text", text)
 
 
 def check_unicode(what: str, text: str) -> None:
-    """Raises RetrievalError when it is no string, or holds half a surrogate pair, which no file can store."""
+    """Raise RetrievalError unless `text` is a string without lone surrogates."""
     if not isinstance(text, str):
         raise RetrievalError(f"{what} is a {type(text).__name__}; expected a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise RetrievalError(
-            f"{what} is not valid Unicode at character {error.start}: decode the file with its right encoding"
+            f"{what} is not valid Unicode at character {error.start}: decode the file with its "
+            "right encoding"
         ) from None
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, quoted, and how many more there are; for error messages."""
+    """Quote the first few names and count the rest, for error messages."""
     names = list(names)
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(repr(name) for name in names[:SHOWN]) + more
 
 
 def nearest(id: str, known: Iterable[str]) -> str:
-    """ " (did you mean ...?)" with one of the first 50,000 known ids that holds this one, or is close to it; else ""."""
+    """Suggest a known id in a message: " (did you mean ...?)", or "" if none is close.
+
+    It is one of the first 50,000 known ids that contains `id`, or else resembles it.
+    """
     known = list(itertools.islice(known, 50_000))
     close = [
         other for other in known if id.casefold() in other.casefold()
@@ -287,7 +331,7 @@ def nearest(id: str, known: Iterable[str]) -> str:
 
 
 def some(items: list, what: str) -> list:
-    """The items. Raises RetrievalError when there are none."""
+    """Return the items. Raises RetrievalError when there are none."""
     if not items:
         raise RetrievalError(f"no {what} were given: expected at least one")
     return items

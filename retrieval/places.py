@@ -1,4 +1,4 @@
-"""Where a memory is: a folder, or a URI of an object store that Lance can reach (s3://, gs://, az://)."""
+"""Where a memory is: a folder, or a URI on an object store that Lance can reach (s3, gs, az)."""
 
 import contextlib
 import hashlib
@@ -20,16 +20,18 @@ LOCK = "lock"
 
 
 def place_of(path) -> Path | str:
-    """A Path, or the URI as it is, without a slash at its end. Raises RetrievalError for what is no path."""
+    """Return an absolute Path, or a URI without its trailing slash.
+
+    Raises RetrievalError for anything else.
+    """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise RetrievalError(
             f"{path!r} is no path: expected the folder of a memory, or its URI on an object store"
         )
     check_unicode("the path of a memory", text)
-    return (
-        text.rstrip("/") if "://" in text else Path(text).absolute()
-    )  # a process may change its folder
+    # Absolute, as a process may change its working directory.
+    return text.rstrip("/") if "://" in text else Path(text).absolute()
 
 
 def table_uri(place: Path | str) -> str:
@@ -37,7 +39,7 @@ def table_uri(place: Path | str) -> str:
 
 
 def index_folder(place: Path | str) -> Path:
-    """Where the index is saved: in the memory's folder; for an object store, in the user's cache."""
+    """Where the index is saved: in the memory's folder, or in the user's cache for a URI."""
     if isinstance(place, Path):
         return place / INDEX
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -45,7 +47,10 @@ def index_folder(place: Path | str) -> Path:
 
 
 def writers_lock(place: Path | str):
-    """One writer at a time in a folder. An object store has no locks: writers there meet at the commit, see conflicts.py."""
+    """Allow one writer at a time in a folder.
+
+    An object store has no locks: writers there conflict at the commit, see conflicts.py.
+    """
     return file_lock(place / LOCK) if isinstance(place, Path) else contextlib.nullcontext()
 
 
@@ -72,7 +77,7 @@ def exists(path) -> bool:
 
 
 def check_there(place: Path | str) -> None:
-    """Raises RetrievalError when there is no memory at `place`."""
+    """Raise RetrievalError when there is no memory at `place`."""
     if not exists(place):
         there = isinstance(place, Path) and place.exists()
         what = (
@@ -88,7 +93,10 @@ def check_there(place: Path | str) -> None:
 
 
 def identity(place: Path | str) -> tuple[int, int] | None:
-    """What another memory in the same place does not share; None on an object store, or where there is none."""
+    """Return (device, inode) of the table, which differs if another memory takes its place.
+
+    None on an object store, or where there is no memory.
+    """
     try:
         found = os.stat(place / TABLE / "_versions") if isinstance(place, Path) else None
     except OSError:
@@ -97,7 +105,7 @@ def identity(place: Path | str) -> tuple[int, int] | None:
 
 
 def bytes_in(folder: Path) -> int:
-    """Of all files below a folder, from which others may vanish meanwhile."""
+    """Total size of the files below a folder; files may disappear meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -106,9 +114,10 @@ def bytes_in(folder: Path) -> int:
 
 
 def replace(place: Path, work: Path) -> None:
-    """Puts the memory `work` in the place of what is at `place`, whole or not at all: `recover` mends what a killed process left.
+    """Replace what is at `place` by the memory `work`, atomically.
 
-    Waits for a writer in the old memory; later writers there meet an error. Raises RetrievalError where one does not finish.
+    `recover` repairs what a killed process left. Waits for a writer in the old memory; later
+    writers there get an error. Raises RetrievalError when a writer does not finish.
     """
     old = _aside(place)
     with _swapping(place):
@@ -121,14 +130,14 @@ def replace(place: Path, work: Path) -> None:
 
 
 def recover(place: Path | str) -> None:
-    """Brings a memory back that a killed process put aside, and removes one that was replaced. Waits while another process swaps."""
+    """Restore a memory that a killed process had moved aside; remove one that was replaced.
+
+    Waits while another process is replacing the memory.
+    """
     if not isinstance(place, Path):
         return
     place = place.resolve()
-    old, there = (
-        _aside(place),
-        exists(place),
-    )  # in this order: a memory that is nowhere was moved between the two looks
+    old, there = _aside(place), exists(place)
     if not old.exists():
         return
     with (
@@ -143,7 +152,7 @@ def recover(place: Path | str) -> None:
 
 @contextlib.contextmanager
 def _swapping(place: Path, wait_seconds: float = WAIT_SECONDS):
-    """One process at a time moves memories at `place`."""
+    """Hold the lock under which one process at a time moves memories at `place`."""
     lock = place.with_name(f".{place.name}.swap")
     with file_lock(lock, wait_seconds):
         yield
@@ -155,7 +164,10 @@ def _aside(place: Path) -> Path:
 
 
 def check_free(path) -> None:
-    """Raises RetrievalError unless a memory can be made at `path`: a new or empty folder, or one left by an interrupted create."""
+    """Raise RetrievalError unless a memory can be made at `path`.
+
+    It must be a new or empty folder, or one left by an interrupted create.
+    """
     place = place_of(path)
     if exists(place):
         raise RetrievalError(f"{place} already holds a memory: open it, or choose another folder")
@@ -168,10 +180,11 @@ def check_free(path) -> None:
     )
     if strangers:
         raise RetrievalError(
-            f"{place} is not empty ({listed(strangers)}): a memory needs a folder of its own; choose a new one"
+            f"{place} is not empty ({listed(strangers)}): a memory needs a folder of its own; "
+            "choose a new one"
         )
     if any((place / TABLE / "data").glob("*")):
         raise RetrievalError(
-            f"{place} holds passages, but {place / TABLE / '_versions'} nothing that says which: restore that folder from a copy of the "
-            "memory, or choose another place"
+            f"{place} holds passages, but {place / TABLE / '_versions'} nothing that says which: "
+            "restore that folder from a copy of the memory, or choose another place"
         )

@@ -1,4 +1,4 @@
-"""How far a long job is and the time left: a bar on a terminal, elsewhere a line now and then for the log."""
+"""Progress of a long job: a bar on a terminal, else a log line now and then."""
 
 import logging
 import sys
@@ -15,9 +15,10 @@ SHOW_FROM = 2 * CHUNK
 def chunks_with_progress(
     items: Sequence, what: str, chunk: int = CHUNK, show_from: int = SHOW_FROM
 ) -> Iterator[Sequence]:
-    """Yields `items` in chunks; from `show_from` items on shows how far it is when stderr is a terminal, and logs it every 30 s when not.
+    """Yield `items` in chunks and report progress labelled `what`.
 
-    rich honours NO_COLOR.
+    From `show_from` items on, a bar is shown if stderr is a terminal. Otherwise progress is logged
+    every 30 s. rich honours NO_COLOR.
     """
     starts = range(0, len(items), chunk)
     if len(items) < show_from or not sys.stderr.isatty():
@@ -43,9 +44,13 @@ def chunks_with_progress(
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=len(items))
         for start in starts:

@@ -1,8 +1,9 @@
-"""Ranking: from queries to the best passages, by vectors, by words or by both, filtered first and diversified last.
+"""Ranking: from queries to the best passages, by vectors, by words or by both.
 
-    allowed passages -> candidates, dense | lexical -> fusion -> reranking -> maximal marginal relevance -> k hits
+    allowed passages -> candidates, dense | lexical -> fusion
+        -> reranking -> maximal marginal relevance -> k hits
 
-Everything up to fusion sees one version of a memory: its index, its table and the facts that filters ask about.
+Everything up to fusion sees one version of a memory: its index, table and filter columns.
 """
 
 import dataclasses
@@ -26,21 +27,17 @@ from retrieval.store import Store
 from retrieval.vectors import check_k, unit_rows
 
 RRF_K = 60  # Cormack, Clarke & Buettcher 2009, section 2
-DEPTH = 100  # candidates that are fused, reranked or diversified, or 4 k where that is more
-FEW = 2_000  # allowed passages; as few are compared one by one
-WIDEST = (
-    16_384  # how many are retrieved in search of allowed ones before all allowed ones are compared
-)
+DEPTH = 100  # candidates to fuse, rerank or diversify, or 4 k where that is more
+FEW = 2_000  # allowed passages; up to this many are compared exhaustively
+WIDEST = 16_384  # most passages retrieved to find allowed ones, before an exhaustive comparison
 
 Found = tuple[list[str], np.ndarray]  # ids, best first, and their scores, float32
-Rerank = Callable[
-    [str, list[str]], Sequence[float]
-]  # a query and N texts -> N scores, higher is better
+Rerank = Callable[[str, list[str]], Sequence[float]]  # query, N texts -> N scores, higher is better
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What `Memory.search` was asked for. Raises RetrievalError for what cannot be answered."""
+    """The arguments of `Memory.search`. Raises RetrievalError for invalid ones."""
 
     texts: Sequence[str]
     k: int
@@ -65,7 +62,8 @@ class Request:
             check_unicode(f"query {number}", text)
             if len(text) > MAX_TEXT_CHARACTERS:
                 raise RetrievalError(
-                    f"query {number} has {len(text):,} characters: at most {MAX_TEXT_CHARACTERS:,} are searched for"
+                    f"query {number} has {len(text):,} characters: at most "
+                    f"{MAX_TEXT_CHARACTERS:,} are searched for"
                 )
         if self.rerank is not None and not callable(self.rerank):
             raise RetrievalError(
@@ -86,7 +84,7 @@ class Request:
 
     @property
     def compares(self) -> bool:
-        """Whether vectors are compared, so that queries have to be encoded."""
+        """Whether vectors are compared, so that queries must be encoded."""
         return self.mode != "lexical"
 
     @property
@@ -96,7 +94,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One version of a memory, and what is asked of it. queries: unit rows [Q, dim]; None, like index, where no vectors are compared."""
+    """One version of a memory, and the queries put to it.
+
+    queries: unit rows [Q, dim]. Queries and index are None in lexical mode.
+    """
 
     store: Store
     index: Index | None
@@ -107,13 +108,17 @@ class View:
 def find(
     view: View, request: Request, allowed: Allowed | None
 ) -> list[tuple[list[Hit], np.ndarray | None]]:
-    """Per query its candidates, best first, and their vectors, unit rows, where those are needed to diversify them."""
+    """Return the candidates of each query, best first, and their vectors if diversifying.
+
+    Vectors are unit rows.
+    """
     ranked = rank(view, request.mode, request.candidates, allowed)
     wanted = {id for ids, _ in ranked for id in ids}
     passages = view.store.get(wanted)
     if lost := sorted(wanted.difference(passages)):
         raise RetrievalError(
-            f"the table of {view.store.path} does not find {listed(lost)}: `verify` says what is damaged"
+            f"the table of {view.store.path} does not find {listed(lost)}: `verify` says what is "
+            "damaged"
         )
     vectors: dict[str, np.ndarray] = {}
     if request.diversity and passages:
@@ -122,9 +127,8 @@ def find(
     found = []
     for ids, scores in ranked:
         hits = [_hit(*passages[id], score) for id, score in zip(ids, scores, strict=True)]
-        hits = [
-            hit for hit in hits if readable(hit.access, request.groups)
-        ]  # again, on what is handed out
+        # Access is checked again on what is returned.
+        hits = [hit for hit in hits if readable(hit.access, request.groups)]
         found.append(
             (hits, np.stack([vectors[hit.id] for hit in hits]) if vectors and hits else None)
         )
@@ -132,7 +136,10 @@ def find(
 
 
 def choose(text: str, hits: list[Hit], vectors: np.ndarray | None, request: Request) -> list[Hit]:
-    """The k hits of one query among its candidates, best first. After reranking, scores are the reranker's."""
+    """Select the k hits of one query among its candidates, best first.
+
+    After reranking, scores are the reranker's.
+    """
     order, relevance = list(range(len(hits))), np.array([hit.score for hit in hits], np.float32)
     if request.rerank is not None and hits:
         relevance = np.asarray(
@@ -140,14 +147,14 @@ def choose(text: str, hits: list[Hit], vectors: np.ndarray | None, request: Requ
         )
         if relevance.shape != (len(hits),) or not np.isfinite(relevance).all():
             raise RetrievalError(
-                f"the reranker gave {relevance.shape} scores for {len(hits)} passages; expected a finite one for each"
+                f"the reranker gave {relevance.shape} scores for {len(hits)} passages; expected "
+                "a finite one for each"
             )
         order = np.argsort(-relevance, kind="stable").tolist()
     if vectors is not None:
         cosine = request.mode == "dense" and request.rerank is None
-        scale = (
-            1.0 if cosine else max(float(np.abs(relevance).max()), 1e-12)
-        )  # to compare with cosines
+        # Scores other than cosines are scaled to be comparable with cosines.
+        scale = 1.0 if cosine else max(float(np.abs(relevance).max()), 1e-12)
         order = [
             order[i]
             for i in diversify(
@@ -158,13 +165,13 @@ def choose(text: str, hits: list[Hit], vectors: np.ndarray | None, request: Requ
 
 
 def dense(view: View, chosen: list[int], n: int) -> list[Found]:
-    """The n nearest passages of each chosen query, and their cosines."""
+    """Return the n nearest passages of each chosen query, and their cosines."""
     assert view.index is not None and view.queries is not None
     return list(zip(*view.index.search(view.queries[chosen], n), strict=True))
 
 
 def dense_among(view: View, chosen: list[int], n: int, allowed: Allowed) -> list[Found]:
-    """The same among the allowed passages only, each of them compared."""
+    """Like `dense` among the allowed passages, all of which are compared."""
     assert view.queries is not None
     vectors, ids = view.store.vectors(allowed.ids() if len(allowed) <= FEW else None)
     keep = [row for row, id in enumerate(ids) if id in allowed]
@@ -177,7 +184,10 @@ def dense_among(view: View, chosen: list[int], n: int, allowed: Allowed) -> list
 
 
 def lexical(view: View, chosen: list[int], n: int) -> list[Found]:
-    """The n best passages of each chosen query by BM25; those without a word of it are not found."""
+    """Return the n best passages of each chosen query by BM25.
+
+    A passage must share a word with the query.
+    """
     return [view.store.lexical(view.texts[query], n) for query in chosen]
 
 
@@ -196,9 +206,10 @@ MODES: dict[str, tuple[Ranker, ...]] = {
 
 
 def rank(view: View, mode: str, n: int, allowed: Allowed | None) -> list[Found]:
-    """Per query its min(n, allowed) best passages, in mode lexical of those with a word of it, and their scores.
+    """Return the min(n, allowed) best passages of each query, and their scores.
 
-    A score is a cosine (dense), BM25 (lexical) or the sum of reciprocal ranks (hybrid).
+    In mode lexical a passage must share a word with the query. A score is a cosine (dense), BM25
+    (lexical) or the sum of reciprocal ranks (hybrid).
     """
     if len(MODES[mode]) == 1:
         return among(view, MODES[mode][0], n, allowed)
@@ -208,9 +219,10 @@ def rank(view: View, mode: str, n: int, allowed: Allowed | None) -> list[Found]:
 
 
 def among(view: View, ranker: Ranker, n: int, allowed: Allowed | None) -> list[Found]:
-    """Per query the n best of the allowed passages (None: all).
+    """Return the n best of the allowed passages (None: all) of each query.
 
-    Few are compared one by one. Else more than n are retrieved, twice as many each time, until n of them are allowed.
+    If few are allowed, all of these are compared. Else more than n are retrieved, doubling each
+    time, until n of them are allowed.
     """
     search, exactly = ranker
     left = list(range(len(view.texts)))
@@ -239,22 +251,21 @@ def _kept(found: Found, allowed: Allowed, n: int) -> Found:
 
 
 def fuse(rankings: Sequence[Sequence[str]]) -> Found:
-    """Reciprocal rank fusion: an id scores the sum over rankings of 1 / (60 + its rank there), ranks from 1."""
+    """Reciprocal rank fusion: the score of an id is the sum of 1 / (60 + rank), ranks from 1."""
     scores: dict[str, float] = {}
     for ranking in rankings:
         for place, id in enumerate(ranking, start=1):
             scores[id] = scores.get(id, 0.0) + 1 / (RRF_K + place)
-    ids = sorted(
-        scores, key=lambda id: -scores[id]
-    )  # stable: of equals, the one that the first ranking has first
+    ids = sorted(scores, key=lambda id: -scores[id])  # stable: ties follow the first ranking
     return ids, np.array([scores[id] for id in ids], np.float32)
 
 
 def diversify(relevance: np.ndarray, vectors: np.ndarray, k: int, diversity: float) -> list[int]:
-    """Maximal marginal relevance (Carbonell & Goldstein 1998): k positions, chosen one by one.
+    """Maximal marginal relevance (Carbonell & Goldstein 1998): select k positions greedily.
 
-    relevance [N]; vectors: unit rows [N, D]. The next is the one with the highest (1 - diversity) * relevance - diversity * its
-    largest cosine to those chosen; diversity 0 keeps the order of relevance.
+    relevance [N]; vectors: unit rows [N, D]. The next position maximises (1 - diversity) *
+    relevance - diversity * its largest cosine to those selected. Diversity 0 keeps the order of
+    relevance.
     """
     closest = np.zeros(len(relevance), np.float32)
     left, chosen = np.ones(len(relevance), bool), []

@@ -1,4 +1,4 @@
-"""Rows: what a passage, its vector and its checksums are in a Lance table."""
+"""Conversion between passages, their vectors and checksums and the rows of a Lance table."""
 
 import json
 import zlib
@@ -15,13 +15,12 @@ from retrieval.lexical import OLD_WORDS, WORDS, terms, with_words
 from retrieval.passages import Passage
 from retrieval.places import table_uri
 
-FORMAT = "3"  # 1 had no span, time, tags, access and vector_crc, early 2 no origin, 2 no terms; the next change upgrades them
-SETTINGS = (
-    "openbook.format",
-    "openbook.encoder",
-    "openbook.encoder_source",
-    "openbook.dim",
-)  # in the schema's metadata
+# Format 1 lacked span, time, tags, access and vector_crc; early format 2 origin; 2 terms.
+# The next change to a memory upgrades its table.
+FORMAT = "3"
+# Keys of the schema's metadata.
+SETTINGS = ("openbook.format", "openbook.encoder", "openbook.encoder_source", "openbook.dim")
+# Columns that hold the fields of a Passage.
 FIELDS = (
     "id",
     "text",
@@ -34,11 +33,15 @@ FIELDS = (
     "tags",
     "access",
     "origin",
-)  # of a Passage
+)
 
 
 def table_schema(dim: int) -> pa.Schema:
-    """The columns. Those that format 1 did not have can be null, which stands for the default; of origin, for unknown."""
+    """Return the columns of the table.
+
+    Columns that format 1 did not have are nullable. Null stands for the default; in `origin` it
+    means unknown.
+    """
     text = [
         pa.field(name, pa.string(), nullable=False)
         for name in ("id", "text", "title", "source", "metadata")
@@ -54,7 +57,7 @@ def table_schema(dim: int) -> pa.Schema:
         pa.field("vector", pa.list_(pa.float16(), dim), nullable=False),
         pa.field("vector_crc", pa.int64()),
     ]
-    words = [pa.field(WORDS, pa.string())]  # what is searched by words
+    words = [pa.field(WORDS, pa.string())]
     made = [
         pa.field("content_hash", pa.string(), nullable=False),
         pa.field("version", pa.int64(), nullable=False),
@@ -63,7 +66,11 @@ def table_schema(dim: int) -> pa.Schema:
 
 
 def upgrade(dataset: lance.LanceDataset, dim: int) -> lance.LanceDataset | None:
-    """An older table with the columns it lacks, all null but its words, and its new format; None for one of today. Rewrites nothing."""
+    """Add the columns that an older table lacks, and set its format.
+
+    Returns the new version, or None for a current table. The new columns are null, except the
+    words, which are computed. No existing data is rewritten.
+    """
     lacking = [field for field in table_schema(dim) if field.name not in dataset.schema.names]
     if not lacking:
         return None
@@ -76,7 +83,7 @@ def upgrade(dataset: lance.LanceDataset, dim: int) -> lance.LanceDataset | None:
         )
     dataset = lance.dataset(
         dataset.uri
-    )  # a handle of its own: changing columns changes it under readers
+    )  # changing columns modifies the handle, which readers share
     dataset.update_schema_metadata({"openbook.format": FORMAT})
     if WORDS not in dataset.schema.names:
         dataset.add_columns(with_words, read_columns=["title", "text"])
@@ -95,7 +102,7 @@ def passage_of(row: dict) -> Passage:
 
 
 def sound_passage(row: dict) -> Passage | None:
-    """None where what is stored is no passage any more."""
+    """Return the passage of a row; None if the stored values are not valid."""
     try:
         return passage_of(row)
     except (ValueError, TypeError, AttributeError):
@@ -105,11 +112,15 @@ def sound_passage(row: dict) -> Passage | None:
 def table_of(
     passages: Sequence[Passage], vectors: np.ndarray, dim: int, versions: Sequence[int]
 ) -> pa.Table:
-    """Rows, with the versions that wrote their texts. Raises RetrievalError unless vectors are finite, [len(passages), dim]."""
+    """Return rows, with the versions that wrote their texts.
+
+    Raises RetrievalError unless vectors are finite and of shape [len(passages), dim].
+    """
     vectors = np.asarray(vectors)
     if vectors.shape != (len(passages), dim):
         raise RetrievalError(
-            f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {dim}], a row for each passage"
+            f"vectors have shape {list(vectors.shape)}; expected [{len(passages)}, {dim}], a row "
+            "for each passage"
         )
     with np.errstate(over="ignore"):
         half = np.ascontiguousarray(vectors, np.float16)
@@ -139,7 +150,7 @@ def table_of(
 
 
 def ids_table(ids: Sequence[str]) -> pa.Table:
-    """The column id alone, to match rows by."""
+    """Return a table with the id column only, to match rows by."""
     return pa.table(
         [pa.array(ids, pa.string())],
         schema=pa.schema([pa.field("id", pa.string(), nullable=False)]),
@@ -147,13 +158,16 @@ def ids_table(ids: Sequence[str]) -> pa.Table:
 
 
 def half_vectors(table: pa.Table, dim: int) -> np.ndarray:
-    """float16 [N, dim]: the vector column."""
+    """Return the vector column as float16 [N, dim]."""
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["vector"].chunks]
     return np.concatenate(flat or [np.zeros(0, np.float16)]).reshape(-1, dim)
 
 
 def damaged_vectors(table: pa.Table, dim: int) -> list[str]:
-    """The ids whose vectors differ from their checksums. Rows from format 1 have none and pass."""
+    """Return the ids whose vectors differ from their checksums.
+
+    Rows of format 1 have no checksums and pass.
+    """
     rows = zip(
         table["id"].to_pylist(),
         table["vector_crc"].to_pylist(),
@@ -164,7 +178,10 @@ def damaged_vectors(table: pa.Table, dim: int) -> list[str]:
 
 
 def settings_of(dataset: lance.LanceDataset, path: Path | str) -> tuple[str, str, int]:
-    """encoder, encoder source and dim of a table. Raises RetrievalError for one that is not ours, or of a newer format."""
+    """Return encoder, encoder source and dim of a table.
+
+    Raises RetrievalError for a table that Memory.create did not make, or of a newer format.
+    """
     with in_words(f"{table_uri(path)} cannot be read; `verify` says what is damaged"):
         metadata = dataset.schema.metadata or {}
         found, encoder, source, dim = (
@@ -174,11 +191,12 @@ def settings_of(dataset: lance.LanceDataset, path: Path | str) -> tuple[str, str
             newer = found.isdecimal() and int(found) > int(FORMAT)
             remedy = "install a newer openbook" if newer else "it was not made by Memory.create"
             raise RetrievalError(
-                f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: {remedy}"
+                f"{path} holds a table of format {found!r}, this openbook reads 1 to {FORMAT}: "
+                f"{remedy}"
             )
         return encoder, source, int(dim)
 
 
 def among(ids: Iterable[str]) -> str:
-    """The condition that a row's id is one of `ids`."""
+    """Return the SQL condition that a row's id is one of `ids`."""
     return "id IN ({})".format(", ".join("'" + id.replace("'", "''") + "'" for id in ids))

@@ -1,4 +1,4 @@
-"""ScannIndex: approximate search on the host, which watches itself."""
+"""ScannIndex: approximate search on the host that measures its recall and retrains itself."""
 
 import logging
 import tempfile
@@ -21,9 +21,9 @@ from retrieval.vectors import Ids, check_k, read_manifest, save_index, unit_rows
 
 logger = logging.getLogger(__name__)
 
-USUAL = 0.99  # of the recall that a tuning measured is still as usual
+USUAL = 0.99  # fraction of the tuned recall that still counts as unchanged
 SURELY = 2  # standard errors of a measured recall
-REST = 9  # times as long as a check took, the next one for the sake of queries waits: a tenth of one core at most
+REST = 9  # pause after a check, in multiples of its time: at most a tenth of one core
 
 
 def default_index() -> type[Index]:
@@ -36,25 +36,26 @@ def default_index() -> type[Index]:
 
 
 def needed_megabytes(size: int, dim: int) -> tuple[float, float]:
-    """Of memory that the default index of so many vectors takes, and at most while it is built."""
+    """Return (memory of the default index, peak memory while it is built), in MB."""
     if default_index() is ExactIndex:
         return size * dim * 4 / 1e6, 2 * size * dim * 4 / 1e6
     kind = kind_for(size, Tuning())
     kept = needed_bytes(size, dim, kind, kind == "partitioned" and is_core())
-    return kept / 1e6, (
-        kept + (1 if kind == "brute" or is_core() else 2) * size * dim * 4
-    ) / 1e6  # the vectors, and turned ones
+    # While building: the vectors, and a rotated copy where ScaNN is given one.
+    return kept / 1e6, (kept + (1 if kind == "brute" or is_core() else 2) * size * dim * 4) / 1e6
 
 
 class ScannIndex:
-    """ScaNN (Guo et al. 2020, Anisotropic Vector Quantization), kept from its own pitfalls.
+    """A ScaNN index (Guo et al. 2020, Anisotropic Vector Quantization) that checks itself.
 
-    Built without ScaNN's `docids`: rows are numbered here, so that no failed call can shift names, and nothing is pickled.
-    Everything is validated first, because ScaNN ends the process on some bad input and corrupts itself on other.
+    It is built without ScaNN's `docids`: rows are numbered here, so a failed call cannot shift
+    names and nothing is pickled. All input is validated first, as ScaNN ends the process on some
+    bad input and corrupts itself on other.
 
-    It watches itself. What is put in is scored exactly as well until a thread has measured that the searcher finds rows like it. Where it
-    does not, or rows crowd into few partitions, every row is scored until a new searcher is trained beside the old one. Recall of the
-    latest queries is measured after every 256 of them; where only these find too little, search is widened for them.
+    New rows are also scored exactly until a background thread (the watch) has measured that the
+    searcher finds rows like them. If it does not, or if rows crowd into few partitions, every row
+    is scored until a new searcher is trained beside the old one. Recall is measured after every 256
+    queries; if only recent queries have low recall, the search is widened for them.
     """
 
     def __init__(self, trained: Searcher, tuning: Tuning, dim: int):
@@ -68,18 +69,17 @@ class ScannIndex:
         self._fresh, self._asked = Recent(dim), Recent(dim)
         self._watch: threading.Thread | None = None
         self._missed: list[tuple] | None = None  # changes made while a searcher is trained
-        self._quiet_until = 0  # changes; after a training that failed
-        self._measured, self._rest_until = (
-            0,
-            0.0,
-        )  # queries asked at the last check; when the next one may be, by time.monotonic
-        self.when_trained: Callable[[], None] = lambda: (
-            None
-        )  # called by the watch after each training
+        self._quiet_until = 0  # changed rows before the next attempt, after a failed training
+        # Queries asked at the last check; time.monotonic() before which no check starts.
+        self._measured, self._rest_until = 0, 0.0
+        self.when_trained: Callable[[], None] = lambda: None  # called after each training
 
     @classmethod
     def build(cls, vectors, ids: Ids, tuning: Tuning | None = None) -> "ScannIndex":
-        """The index of vectors [N, dim]; what `tuning` leaves open is chosen by size and measured (see `health`)."""
+        """Build an index of vectors [N, dim].
+
+        What `tuning` leaves open is chosen by size and measured (see `health`).
+        """
         vectors, tuning = unit_rows(vectors, None), tuning or Tuning()
         return cls(
             Searcher.on(vectors, Rows.of(ids, len(vectors)), tuning), tuning, vectors.shape[1]
@@ -151,10 +151,16 @@ class ScannIndex:
             ) from None
 
     def health(self) -> dict:
-        """kind, size, leaves, leaves_searched, reorder and reach (for the 10 nearest), trained_on (rows), changed (rows since), unproven
-        (of these, which are scored exactly), imbalance of the partitions, recall of the 10 nearest as last measured for its own rows and
-        query_recall for the latest 256 queries (None before so many were asked; both 1.0 where exact), target, and training: whether it
-        measures or trains now."""
+        """Return the state of the index as plain values.
+
+        kind, size.
+        leaves, leaves_searched, reorder, reach: for the 10 nearest.
+        trained_on: rows. changed: rows since then. unproven: of these, rows scored exactly.
+        imbalance: of the partitions.
+        recall: of the 10 nearest, as last measured on its own rows (1.0 where exact).
+        query_recall: for the latest 256 queries; None before there are as many; 1.0 where exact.
+        target: the recall aimed at. training: whether it is measuring or training now.
+        """
         with self._lock.read():
             trained, training = self._trained, self._watch is not None
             width = trained.width(10) if trained.settings else Width(0, 0)
@@ -181,7 +187,7 @@ class ScannIndex:
             return facts | recalls | {"target": self._tuning.recall, "training": training}
 
     def wait(self) -> None:
-        """Returns when no check or training is under way or due."""
+        """Wait until no check or training is running or due."""
         while True:
             with self._lock.write():
                 self._rest_until = 0.0
@@ -191,10 +197,10 @@ class ScannIndex:
                 return
             watch.join()
 
-    # Watching
+    # The watch: a thread that checks recall and retrains
 
     def _change(self, change, *what) -> None:
-        """Applies a change, under the write lock, and starts the watch when it is due."""
+        """Apply a change, under the write lock, and start the watch if it is due."""
         change(self._trained, *what)
         if self._missed is not None:
             self._missed.append((change, *(w.copy() for w in what)))
@@ -215,7 +221,10 @@ class ScannIndex:
         return self._asked.count >= self._measured + PROBES and time.monotonic() >= self._rest_until
 
     def _look(self) -> None:
-        """Checks and trains until nothing is due; after a failure the old searcher stays until as much again has changed."""
+        """Check and train until nothing is due.
+
+        After a failure the old searcher stays until as many rows again have changed.
+        """
         while due := self._next():
             try:
                 if due == "check":
@@ -240,7 +249,10 @@ class ScannIndex:
             return due
 
     def _check(self) -> None:
-        """Measures recall of the 10 nearest of each kind of probe. Edits wait for one probe at a time."""
+        """Measure recall of the 10 nearest for each kind of probe.
+
+        The lock is held for one probe at a time, so edits wait only briefly.
+        """
         with self._lock.write():
             trained, self._measured, began = self._trained, self._asked.count, time.monotonic()
             fresh, look, many = (
@@ -249,9 +261,9 @@ class ScannIndex:
                 trained.enough(),
             )
         aim, usual = self._tuning.recall, USUAL * trained.settings[0].recall
-        margin = (
-            SURELY if usual >= aim else -SURELY
-        )  # settings that were given may reach less: what is not clearly less will do
+        # Settings given by the user may reach less than the target: then only a recall clearly
+        # below what they reached is too low.
+        margin = SURELY if usual >= aim else -SURELY
         aim = min(aim, usual)
 
         def look_at(probes: np.ndarray, own: int = 1) -> tuple[float, float]:
@@ -266,7 +278,7 @@ class ScannIndex:
             trained.recall = round(own, 4)
             trained.query_recall = round(asked, 4) if self._measured >= PROBES else None
             if least >= aim:
-                if many:  # a few are found while no more of their kind crowd them out
+                if many:  # a few rows may be found only until more of their kind crowd them out
                     trained.unproven.proven(look)
             elif own < aim:
                 trained.doubt = f"recall of {own:.3f}"
@@ -289,9 +301,10 @@ class ScannIndex:
         self._rest_until = time.monotonic() + REST * (time.monotonic() - began)
 
     def _recall(self, probes: np.ndarray, aim: float, own: int = 1) -> tuple[float, float]:
-        """Recall of the 10 nearest and its standard error.
+        """Return recall of the 10 nearest and its standard error.
 
-        Of a few probes, and of all where these might say by chance that it is enough; `own` as in `recall_of`.
+        A few probes are measured first; the rest follow unless the few clearly reach `aim`. own:
+        see `recall_of`.
         """
         few, found, recall, error = np.s_[:: -(-len(probes) // CHECKS) or 1], [], 1.0, 0.0
         for some in (probes[few], np.delete(probes, few, axis=0)):
@@ -317,9 +330,9 @@ class ScannIndex:
             return self._trained.exact(probe, min(k, len(self._trained.rows)))
 
     def _train(self) -> None:
-        """Trains a searcher on the rows as they are, makes up for the changes it missed, and puts it in the old one's place."""
+        """Train a searcher on the current rows, replay missed changes and swap it in."""
         with tempfile.TemporaryDirectory(prefix="index-") as folder:
-            with self._lock.read():  # no writer between the copy and the list of what it misses
+            with self._lock.read():  # no writer between the copy and the start of the missed list
                 self._missed = missed = []
                 self._trained.write(Path(folder))
                 rows, few = (
@@ -332,9 +345,7 @@ class ScannIndex:
                 self._tuning,
                 [self._fresh.rows(), self._asked.rows()],
             )
-        if (
-            few and trained.settings
-        ):  # to be trained on is no proof: a kind of which there are few is hardly seen by a training
+        if few and trained.settings:  # training hardly sees a kind of row that is rare
             trained.unproven.put(*few)
         done = 0
         while done < len(missed):

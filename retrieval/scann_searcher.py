@@ -1,4 +1,7 @@
-"""What ScaNN has trained, its rows and how widely it is searched. The only module that touches ScaNN."""
+"""Searcher: a trained ScaNN searcher with its rows and search settings.
+
+The only module that touches ScaNN.
+"""
 
 import contextlib
 import importlib
@@ -34,19 +37,17 @@ from retrieval.unproven import Unproven
 logger = logging.getLogger(__name__)
 
 SCANN = "scann.scann_ops.py.scann_ops_pybind"
-AVQ = 2.0  # centres by ScaNN's own loss: fewer partitions to search
-SOAR = {
-    "soar_lambda": 1.5,
-    "overretrieve_factor": 2.0,
-}  # each row in two (Sun et al. 2023): a third to half as many to search
-CHECKS = 32  # of each kind, on which recall is looked at between; on all PROBES where it has fallen
-RETRAIN_AFTER = 0.5  # of the rows changed since the training
-IMBALANCE = 0.7  # more than at the training: new rows crowd into few partitions, so far from the centres that search misses them
-WIDENING = (
-    2  # times the share of changed rows: more partitions and candidates until the next training
-)
+AVQ = 2.0  # centres trained with ScaNN's anisotropic loss: fewer partitions to search
+# Each row is in two partitions (Sun et al. 2023): a third to half as many to search.
+SOAR = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}
+CHECKS = 32  # probes of each kind in a check of recall; all PROBES if recall has fallen
+RETRAIN_AFTER = 0.5  # fraction of rows changed since training
+# Rise in imbalance since training at which new rows are taken to crowd into few partitions, far
+# from the centres, where a search misses them.
+IMBALANCE = 0.7
+WIDENING = 2  # growth of partitions and candidates per fraction of changed rows
 CORES = os.cpu_count() or 1
-ALL = -1  # what ScaNN takes for "as configured"
+ALL = -1  # ScaNN's "as configured"
 
 
 def package():
@@ -54,14 +55,18 @@ def package():
         return importlib.import_module(SCANN)
     except ImportError as error:
         raise RetrievalError(
-            f"ScaNN is not available ({error}): its wheels exist for Linux on x86-64 with AVX and on ARM; "
-            "install scann there, or use retrieval.ExactIndex, which searches exactly on any machine"
+            f"ScaNN is not available ({error}): its wheels exist for Linux on x86-64 with AVX and "
+            "on ARM; install scann there, or use retrieval.ExactIndex, which searches exactly on "
+            "any machine"
         ) from None
 
 
 def is_core() -> bool:
-    """Whether the module is scann-core's (docs/memory.md): in ScaNN 1.4.2 itself, changes of spilled rows corrupt the heap, and the kernels
-    that make codes of two dimensions cheap to read never run."""
+    """Whether the installed module is scann-core's (docs/memory.md).
+
+    In ScaNN 1.4.2, changes to spilled rows corrupt the heap, and the kernels that make
+    2-dimensional codes cheap to read never run.
+    """
     package()
     try:
         return getattr(sys.modules["scann"], "__version__", "") == importlib.metadata.version(
@@ -72,7 +77,10 @@ def is_core() -> bool:
 
 
 class Searcher:
-    """A searcher with its rows and what was found out about it. Changed only by a holder of the index's write lock."""
+    """A trained searcher, its rows and its measurements.
+
+    Changed only under the index's write lock.
+    """
 
     def __init__(
         self,
@@ -102,7 +110,11 @@ class Searcher:
     def on(
         cls, vectors: np.ndarray, rows: Rows, tuning: Tuning, probes: Sequence[np.ndarray] = ()
     ) -> "Searcher":
-        """Trained on unit vectors [N, dim], tuned on some of them and the farther half of each of `probes` [P, dim]: the worst counts."""
+        """Train on unit vectors [N, dim] and tune the search settings.
+
+        They are tuned on a sample of the vectors and the farther half of each of `probes` [P, dim];
+        the lowest recall of these kinds counts.
+        """
         size, dim = vectors.shape
         kind = kind_for(size, tuning)
         leaves = min(tuning.leaves or 2 * math.isqrt(size), size) if kind == "partitioned" else 1
@@ -143,14 +155,15 @@ class Searcher:
 
     def set(self, settings: list[Setting]) -> None:
         self.settings, self.recall = settings, settings[0].recall if settings else 1.0
-        self.widths: dict[int, Width] = {}  # by k, until the rows change
+        self.widths: dict[int, Width] = {}  # by k; cleared when rows change
 
     def tuned(
         self, others: Sequence[np.ndarray], best: Callable, lock: Callable = contextlib.nullcontext
     ) -> list[Setting]:
-        """What the rows' own probes and the farther half of each of `others` [P, dim] need, the worst counts.
+        """Return settings that suit the rows' own probes and the farther half of each of `others`.
 
-        best(probes) -> [P, k]: their exact best scores, descending. `lock()` is held for some probes at a time.
+        others: arrays [P, dim]; the lowest recall counts. best(probes) -> [P, k]: their exact best
+        scores, descending. lock() is held for some probes at a time.
         """
         kinds = [
             (self.probes, best(self.probes)),
@@ -195,18 +208,16 @@ class Searcher:
         )
 
     def _near(self, queries: np.ndarray, k: int, width: Width):
-        if (
-            len(queries) == 1
-        ):  # ScaNN's own path for one query, on this thread, which gives few where it finds few
+        # ScaNN's single-query path runs on this thread and may return fewer than k rows.
+        if len(queries) == 1:
             rows, scores = self.searcher.search(
                 queries[0] / width.reach, k, width.reorder, width.leaves
             )
             if len(rows) == k:
                 return self.rows.answer_one(rows, scores * width.reach)
         rows, scores = self._found(queries, k, width)
-        short = np.isnan(
-            scores[:, -1]
-        )  # the partitions searched held fewer than k: ScaNN pads with row 0 and NaN
+        # Where the searched partitions hold fewer than k rows, ScaNN pads with row 0 and NaN.
+        short = np.isnan(scores[:, -1])
         if not short.any():
             return self.rows.answer(rows, scores)
         rows[short], scores[short] = self._found(
@@ -228,11 +239,11 @@ class Searcher:
         return self._found(queries, k, width)[1]
 
     def exact(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """The k best scores: every row is a candidate, in every partition."""
+        """Return the k best scores, with every row of every partition a candidate."""
         return self.scores(queries, k, Width(self.leaves, len(self.rows)))
 
     def _scanned(self, queries, leaves, reach) -> float:
-        """How many rows a search looks at, by asking for all that it has seen."""
+        """Return the mean number of rows that a search scans, by asking for all of them."""
         size = len(self.rows)
         if self.leaves == 1:
             return size
@@ -258,7 +269,8 @@ class Searcher:
         expected = [self.rows.place(id) for id in ids]
         if list(placed) != expected:
             raise RuntimeError(
-                f"ScaNN put rows at {list(placed)[:5]}..., expected {expected[:5]}...: rebuild the index"
+                f"ScaNN put rows at {list(placed)[:5]}..., expected {expected[:5]}...: rebuild "
+                "the index"
             )
         if self.settings:
             self.unproven.put(vectors, ids)
@@ -283,7 +295,7 @@ class Searcher:
         )
 
     def due(self) -> str:
-        """Why it is to be trained again, "check" if recall is to be looked at, or "" if all is well."""
+        """Why to train again; "check" if recall is to be measured; "" if nothing is due."""
         size, kind = len(self.rows), kind_for(len(self.rows), self.tuning)
         if kind != self.kind and size > self.trained_on:
             return f"{size} rows make it {kind}"
@@ -298,7 +310,7 @@ class Searcher:
         return "check" if self.enough() else ""
 
     def enough(self) -> bool:
-        """Whether there are as many unproven rows as it takes to look at their recall."""
+        """Whether there are enough unproven rows to measure their recall."""
         return len(self.unproven) >= max(PROBES, math.isqrt(len(self.rows)))
 
     def write(self, folder: Path) -> None:
@@ -315,12 +327,14 @@ class Searcher:
     def read(cls, folder: Path, manifest: dict, ids: list) -> "Searcher":
         if "hashed_dataset_soar.npy" in manifest["files"] and not is_core():
             raise RetrievalError(
-                f"{folder} was built with scann-core, and ScaNN 1.4 would corrupt it at a change: build the index again"
+                f"{folder} was built with scann-core, and ScaNN 1.4 would corrupt it at a "
+                "change: build the index again"
             )
         searcher = _turned(package().load_searcher(str(folder)).searcher, saved_turn(folder))
         if searcher.size() != len(ids):
             raise RetrievalError(
-                f"{folder} holds {searcher.size():,} vectors for {len(ids):,} ids: build the index again"
+                f"{folder} holds {searcher.size():,} vectors for {len(ids):,} ids: build the "
+                "index again"
             )
         probes = saved_rows(folder, slice(None, None, -(-len(ids) // PROBES) or 1))
         settings = [Setting(**s) for s in manifest["settings"]]
@@ -352,7 +366,11 @@ def _turned(searcher, turn: np.ndarray | None):
 
 
 def needed_bytes(size: int, dim: int, kind: str, spilled: bool = False) -> int:
-    """Memory of an index beside the vectors it is built from: its own copy, 4 bits for 2 dimensions, and each row's partition, or both."""
+    """Return the memory of an index beside the vectors it is built from.
+
+    It holds its own copy, 4 bits per 2 dimensions, and the partition of each row. spilled: each row
+    is in two partitions.
+    """
     return size * dim * 4 + (1 + spilled) * (
         (0 if kind == "brute" else size * dim // 4) + (8 * size if kind == "partitioned" else 0)
     )

@@ -1,4 +1,7 @@
-"""Finds passages: python -m retrieval.search --memory=DIR "a question" """
+"""Search a memory.
+
+python -m retrieval.search --memory=DIR "a question"
+"""
 
 import dataclasses
 import sys

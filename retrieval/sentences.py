@@ -1,5 +1,8 @@
-"""What a sentence-transformers folder says about reading texts, besides how they are pooled, which `lm.from_hf` reads; and what a memory
-remembers of its encoder: a path, or a path and the options by which it differs from what the path alone stands for."""
+"""Text settings of a sentence-transformers folder, and what a memory records of its encoder.
+
+Pooling is read by `lm.from_hf`. A memory records a path, or a path and the options by which the
+encoder differs from the default for that path.
+"""
 
 import json
 import sys
@@ -14,10 +17,8 @@ MODULES, LENGTH, PROMPTS = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
-QUERY, PASSAGE = (
-    ("query",),
-    ("document", "passage", "corpus"),
-)  # the names of prompts, the first of those there are
+# Names of prompts, in order of preference.
+QUERY, PASSAGE = ("query",), ("document", "passage", "corpus")
 PLAIN = {
     "do_lower_case": False,
     "transformer_task": "feature-extraction",
@@ -28,30 +29,33 @@ PLAIN = {
 
 
 def said(path_or_id) -> dict[str, Any]:
-    """max_length, query_prefix and passage_prefix of a folder or hub id; max_length is huge where nothing limits texts but the model.
+    """Return max_length, query_prefix and passage_prefix of a folder or hub id.
 
-    A folder that gives neither queries nor passages a prompt of their own gives both its default prompt. Raises RetrievalError for
-    settings that are not supported, and WeightsError when there is no such folder.
+    max_length is huge where only the model limits it. A folder with no prompt for queries or
+    passages uses its default prompt for both. Raises RetrievalError for unsupported settings and
+    WeightsError when there is no such folder.
     """
     folder = resolve(path_or_id, weights=False)
     settings, prompts = _object(folder / LENGTH), _object(folder / PROMPTS)
     for name, plain in PLAIN.items():
         if (settings.get(name) or plain) != plain:
             raise RetrievalError(
-                f"{folder / LENGTH}: {name}={settings[name]!r} is not supported; without it texts are read differently"
+                f"{folder / LENGTH}: {name}={settings[name]!r} is not supported; without it "
+                "texts are read differently"
             )
     if "message" in (settings.get("modality_config") or ()):
         raise RetrievalError(
-            f"{folder / LENGTH}: modality_config puts texts into the chat template (message), which is not supported"
+            f"{folder / LENGTH}: modality_config puts texts into the chat template (message), "
+            "which is not supported"
         )
     longest = settings.get("max_seq_length")
-    if (
-        longest is None and (folder / MODULES).is_file()
-    ):  # version 6 writes the length into the tokenizer's file
+    # sentence-transformers 6 writes the length into the tokenizer's file.
+    if longest is None and (folder / MODULES).is_file():
         longest = _object(folder / "tokenizer_config.json").get("model_max_length")
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int)):
         raise RetrievalError(
-            f"{folder}: the longest text is said to have {longest!r} tokens: expected a whole number"
+            f"{folder}: the longest text is said to have {longest!r} tokens: expected a whole "
+            "number"
         )
     longest = min(longest or sys.maxsize, sys.maxsize)
     named = prompts.get("prompts") or {}
@@ -70,7 +74,7 @@ def said(path_or_id) -> dict[str, Any]:
 
 
 def remembered(path: str, options: dict[str, Any]) -> str:
-    """What a memory keeps to make its encoder again: the path, or JSON where the path alone stands for other options."""
+    """Return the record of an encoder: its path, or JSON if options differ from the default."""
     differ = {
         name: value for name, value in options.items() if value != _of_path_alone(path).get(name)
     }
@@ -78,7 +82,10 @@ def remembered(path: str, options: dict[str, Any]) -> str:
 
 
 def recalled(source: str, path: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The path and all the options that `remembered` was given; at another `path`, where the folder now lies, if one is given."""
+    """Return the path and all the options given to `remembered`.
+
+    path: where the folder is now, if it has moved.
+    """
     kept = json.loads(source) if source.startswith("{") else {"path": source}
     path = path or kept["path"]
     return path, _of_path_alone(path) | {
@@ -87,13 +94,16 @@ def recalled(source: str, path: str | None = None) -> tuple[str, dict[str, Any]]
 
 
 def _of_path_alone(path: str) -> dict[str, Any]:
-    """How memories read a folder when they remembered nothing else: without prefixes, up to the length in one file."""
+    """Return the options that a path alone stands for in a memory's record.
+
+    They are without prefixes, with the length of one file.
+    """
     longest = _object(Path(path) / LENGTH).get("max_seq_length") or sys.maxsize
     return {"max_length": longest, "query_prefix": "", "passage_prefix": "", "dtype": "float32"}
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where there is no file."""
+    """Return the JSON object in a file; {} where there is no file."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""ShardedIndex: one index over the processes of a JAX run, each holding the ids that hash to it."""
+"""ShardedIndex: one index over the processes of a JAX run, partitioned by a hash of the ids."""
 
 import json
 import zlib
@@ -16,18 +16,16 @@ from retrieval.passages import listed
 from retrieval.scann_index import default_index
 from retrieval.vectors import Ids, check_ids, check_k, unit_rows, whole
 
-OF_ONE_HISTORY = (
-    "shards",
-    "dim",
-    "store_version",
-    "state",
-    "fingerprint",
-)  # what the manifests of all shards agree on
+# Manifest entries that must be equal in all shards.
+OF_ONE_HISTORY = ("shards", "dim", "store_version", "state", "fingerprint")
 
 
 class ShardedIndex:
-    """Answers as one index would. All processes call each method but `len` at the same time, one call after another, each with its own
-    part: its queries, the vectors it has made, the ids it removes. A part may be empty; an error of one is raised by all.
+    """An index whose shards live in different processes; it answers like a single index.
+
+    All processes must call each method except `len` together, in the same order, each with its own
+    part: its queries, its vectors, the ids it removes. A part may be empty. An error in one process
+    is raised in all.
     """
 
     def __init__(self, shard: Index):
@@ -36,11 +34,15 @@ class ShardedIndex:
 
     @classmethod
     def build(cls, vectors, ids: Ids, kind: type[Index] | None = None) -> "ShardedIndex":
-        """The index of what all processes give; `kind` is that of a shard, by default ScannIndex where ScaNN runs."""
+        """Build the index from the vectors of all processes.
+
+        kind: class of a shard; by default ScannIndex where ScaNN runs.
+        """
         vectors = _agreed(lambda: unit_rows(vectors, None))
         if len(dims := set(_told(vectors.shape[1]))) > 1:
             raise RetrievalError(
-                f"vectors have {listed(sorted(map(str, dims)))} dimensions on different processes: expected one number"
+                f"vectors have {listed(sorted(map(str, dims)))} dimensions on different "
+                "processes: expected one number"
             )
         numbers = any(_told(whole(ids)))  # an empty part may be any list
         vectors, ids = _routed(vectors, ids, numbers)
@@ -72,7 +74,10 @@ class ShardedIndex:
         return (ids, scores) if self.numbers else (ids.tolist(), list(scores))
 
     def _of_all(self, ids, scores, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the shards have found, at most k a query: ids and scores [Q, processes * k], -inf where a shard has fewer."""
+        """Gather the results of all shards: ids and scores [Q, processes * k].
+
+        Each shard has at most k results per query; missing ones score -inf.
+        """
         shape, none = (len(scores), k), 0 if self.numbers else None
         held, near = (
             np.full(shape, none, np.int64 if self.numbers else object),
@@ -80,7 +85,7 @@ class ShardedIndex:
         )
         for row, (names, own) in enumerate(zip(ids, scores, strict=True)):
             held[row, : len(own)], near[row, : len(own)] = names, own
-        if self.numbers:  # in halves, since JAX has no int64 unless it is told to
+        if self.numbers:  # as uint32 halves: JAX has no int64 by default
             parts = [part.view(np.int64) for part in _gathered(held.view(np.uint32))]
         else:
             parts = [np.array(part, object).reshape(shape) for part in _told(held.tolist())]
@@ -108,23 +113,26 @@ class ShardedIndex:
         self._count()
 
     def save(self, directory, **facts) -> None:
-        """Each process saves its shard in the folder, which all of them share."""
+        """Save each process's shard in `directory`, which all processes share."""
         _agreed(lambda: self._shard.save(_place(directory), shards=jax.process_count(), **facts))
 
     @classmethod
     def load(cls, directory, kind: type[Index] | None = None) -> tuple["ShardedIndex", dict]:
-        """(index, manifest of this process's shard). As many processes as have saved it, or it is an error."""
+        """Return (index, manifest of this process's shard).
+
+        Raises RetrievalError unless as many processes load it as saved it.
+        """
         shard, manifest = _agreed(lambda: (kind or default_index()).load(_place(directory)))
         told = _told({name: manifest.get(name) for name in OF_ONE_HISTORY})
         if told[0]["shards"] != jax.process_count() or any(facts != told[0] for facts in told):
             raise RetrievalError(
-                f"{directory} was saved by {told[0]['shards']} processes, or not by all at once; here are {jax.process_count()}: "
-                "build the index again"
+                f"{directory} was saved by {told[0]['shards']} processes, or not by all at once; "
+                f"here are {jax.process_count()}: build the index again"
             )
         return cls(shard), manifest
 
     def health(self) -> dict:
-        """kind, size, the health of every shard, and the least recall of them."""
+        """Return kind, size, the health of every shard and the lowest recall among them."""
         shards = _told(self._shard.health())
         return {
             "kind": "sharded",
@@ -146,20 +154,20 @@ def _owner(id: str | int) -> int:
 
 
 def _routed(vectors: np.ndarray, ids: Ids, numbers: bool) -> tuple[np.ndarray, list]:
-    """Of the vectors and ids of all processes, those that belong to this one."""
+    """Return the vectors and ids, from all processes, that belong to this one."""
     parts = _told(_agreed(lambda: check_ids(ids, len(vectors), numbers)))
     every = [id for part in parts for id in part]
-    check_ids(every, len(every), numbers)  # twice on different processes
+    check_ids(every, len(every), numbers)  # finds ids repeated across processes
     mine = [row for row, id in enumerate(every) if _owner(id) == jax.process_index()]
     return np.concatenate(_gathered(vectors))[mine], [every[row] for row in mine]
 
 
 def _agreed(do: Callable[[], Any]) -> Any:
-    """do() on every process; where it fails on one, all raise, so that none waits for it."""
+    """Return do(); if it fails in one process, raise in all, so that none waits for it."""
     done, error = None, ""
     try:
         done = do()
-    except Exception as failure:  # whatever it is, the others wait
+    except Exception as failure:  # the other processes wait, whatever it is
         error = (
             str(failure)
             if isinstance(failure, RetrievalError) and str(failure)
@@ -172,7 +180,7 @@ def _agreed(do: Callable[[], Any]) -> Any:
 
 
 def _told(value: Any) -> list[Any]:
-    """The value, plain data, of every process."""
+    """Gather a JSON value from every process."""
     return [
         json.loads(part.tobytes())
         for part in _gathered(np.frombuffer(json.dumps(value).encode(), np.uint8))
@@ -180,7 +188,7 @@ def _told(value: Any) -> list[Any]:
 
 
 def _gathered(rows: np.ndarray) -> list[np.ndarray]:
-    """The rows [N, ...] of every process; N may differ."""
+    """Gather rows [N, ...] from every process; N may differ."""
     counts = np.reshape(multihost_utils.process_allgather(np.array([len(rows)])), -1)
     padded = np.zeros((max(1, counts.max()), *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows

@@ -1,4 +1,4 @@
-"""Whether a memory still holds what was written: files against their checksums, passages and vectors against theirs, the index."""
+"""Verifying a memory: files, passages and vectors against their checksums, and the index."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from retrieval.store import Store
 
 
 def problems(path) -> list[str]:
-    """What is wrong with the memory at `path`, a sentence each, with the remedy; [] where it is sound.
+    """Return what is damaged in the memory at `path`, one sentence each with the remedy.
 
-    Rows are read only where all files are sound. What a process wrote just before it was killed may have no checksum yet.
+    [] when it is sound. Rows are read only if all files are sound. Files written just before a
+    process was killed may have no checksum yet.
     """
     place = place_of(path)
-    table = (
-        Path(table_uri(place)) if isinstance(place, Path) else None
-    )  # an object store checks its files itself
+    # An object store checks its files itself.
+    table = Path(table_uri(place)) if isinstance(place, Path) else None
     found = checksums.damaged(table) if table and table.is_dir() else []
     if found and table and (table.parent / checksums.CHECKSUMS).exists():
         return found
@@ -46,4 +46,6 @@ def _damaged_rows(store: Store) -> Iterator[str]:
     for batch in table.drop_columns(["vector"]).to_batches(max_chunksize=8192):
         for row in batch.to_pylist():
             if passage_of(row).content_hash != row["content_hash"]:
-                yield f"passage {row['id']!r} in {store.path} differs from its content hash: {remedy}"
+                yield (
+                    f"passage {row['id']!r} in {store.path} differs from its content hash: {remedy}"
+                )

@@ -1,4 +1,4 @@
-"""Says what is in a memory and what it takes: python -m retrieval.stats --memory=DIR"""
+"""Report the contents and size of a memory: python -m retrieval.stats --memory=DIR"""
 
 import sys
 
@@ -10,7 +10,8 @@ from retrieval.inert import as_json, shown
 def main(argv=None):
     options = parser(
         "retrieval.stats",
-        "Say how many passages a memory holds, with which encoder and index, and what it takes on disk.",
+        "Say how many passages a memory holds, with which encoder and index, and what it takes "
+        "on disk.",
     )
     args = options.parse_args(argv)
     stats = open_memory(args.memory, None).stats()

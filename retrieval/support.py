@@ -1,6 +1,7 @@
-"""Whether a passage supports an answer by its words: a check without a model, which knows numbers, inflection and negation.
+"""Lexical support: whether a passage contains the words of an answer.
 
-It sees words, not meaning: a wrong answer made of words of one passage passes, a right one in other words than the passage's does not.
+A check without a model that handles numbers, inflection and negation. It sees words, not meaning: a
+wrong answer made of one passage's words passes, and a right answer in other words does not.
 docs/memory.md says how often.
 """
 
@@ -10,31 +11,42 @@ from collections.abc import Collection, Iterable, Sequence
 
 from retrieval.words import asked, words
 
-# Words that bear no content, or only frame an answer; they need not stand in a passage.
-_FREE = """
-a an the this that these those and or but so as than then if in on at of to by for from with into about over under between during after
-before since until is are was were be been being am do does did has have had can could will would may might must shall should i it its he
-him his she her they them their we us our you your who whom whose which what when where why how there here also only just very more most
-such both each all some any other same s t d ll re ve m don doesn didn isn aren wasn weren yes no true false not answer question passage
-text context according based given states stated mentioned mentions says said called named known located lies lie because due
-der die das ein eine ist war und im le la les un une est et en el los las es y il lo e di del в во на и с из от это
-"""
-_NUMBERS = """
-zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty
-"""
-_ENDINGS = """
--s -es -d -ed -ing -r -er -ers -or -ly -n -an -ian -ish -ese -e -en -isch -ische y-ies y-ied y-ian y-ians y-ily e-ing e-ian e-ish e-ese
-s-d es-ed ed-ing s-ing es-ing r-s n-ns -ns -ans -ians a-an a-ans a-ian ia-ian
-"""
+# Words without content or that only frame an answer; a passage need not contain them.
+_FREE = (
+    "\n"
+    "a an the this that these those and or but so as than then if in on at of to by for from "
+    "with into about over under between during after\n"
+    "before since until is are was were be been being am do does did has have had can could "
+    "will would may might must shall should i it its he\n"
+    "him his she her they them their we us our you your who whom whose which what when where "
+    "why how there here also only just very more most\n"
+    "such both each all some any other same s t d ll re ve m don doesn didn isn aren wasn weren "
+    "yes no true false not answer question passage\n"
+    "text context according based given states stated mentioned mentions says said called named "
+    "known located lies lie because due\n"
+    "der die das ein eine ist war und im le la les un une est et en el los las es y il lo e di "
+    "del в во на и с из от это\n"
+)
+_NUMBERS = (
+    "\n"
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen twenty\n"
+)
+_ENDINGS = (
+    "\n"
+    "-s -es -d -ed -ing -r -er -ers -or -ly -n -an -ian -ish -ese -e -en -isch -ische y-ies "
+    "y-ied y-ian y-ians y-ily e-ing e-ian e-ish e-ese\n"
+    "s-d es-ed ed-ing s-ing es-ing r-s n-ns -ns -ans -ians a-an a-ans a-ian ia-ian\n"
+)
 FREE = frozenset(_FREE.split())
 NUMBERS = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
-ENDINGS = {
-    frozenset(pair.split("-")) for pair in _ENDINGS.split()
-}  # of two forms of a word, after what they share
-STEM = 4  # letters that two forms share at least
+# Pairs of endings of two forms of a word, after their common prefix.
+ENDINGS = {frozenset(pair.split("-")) for pair in _ENDINGS.split()}
+STEM = 4  # least common prefix of two forms, in letters
 PERCENT = re.compile(r"%|\bper cent\b", re.IGNORECASE)
 NEGATION = re.compile(
-    r"\b(not|cannot|no(?!\.\s*\d)|never|neither|nor|none|nobody|nothing|nicht|keine?[rmns]?|nie|niemals|ne|jamais|nunca|non|не|нет)\b|n['’]t\b",
+    r"\b(not|cannot|no(?!\.\s*\d)|never|neither|nor|none|nobody|nothing|nicht|keine?[rmns]?"
+    r"|nie|niemals|ne|jamais|nunca|non|не|нет)\b|n['’]t\b",
     re.IGNORECASE,
 )
 CLAUSE = re.compile(
@@ -49,10 +61,11 @@ NAME = re.compile(r"(?<=\s)[^\W\d_a-z]\w+|\d[\d.,]*")
 
 
 def supported(question: str, text: str, passages: Sequence[str]) -> bool:
-    """Whether one passage holds every content word of an answer that the question does not hold.
+    """Whether one passage contains every content word of an answer that the question lacks.
 
-    A clause that is negated supports only an answer that is negated too. An answer without such words repeats the question: it
-    counts if it says no, if it says yes and the question's names and numbers stand in a passage, or if the question gives a choice.
+    A negated clause supports only a negated answer. An answer without such words repeats the
+    question. It counts if it says no, if it says yes and a passage contains the question's names
+    and numbers, or if the question offers a choice.
     """
     denied = NO.match(text)
     text = text[denied.end() :] if denied else text
@@ -90,7 +103,7 @@ def _units(text: str) -> str:
 
 
 def _content(found: Iterable[str]) -> list[str]:
-    """The distinct words that bear content, small numbers as digits."""
+    """Return the distinct content words, small numbers as digits."""
     return list(dict.fromkeys(NUMBERS.get(word, word) for word in found if word not in FREE))
 
 
@@ -99,7 +112,10 @@ def _stands(word: str, held: Collection[str]) -> bool:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two words are forms of one: Italy and Italian, but not Austria and Australia, nor numbers."""
+    """Whether two words are forms of one: Italy and Italian, but not Austria and Australia.
+
+    Numbers are never forms of each other.
+    """
     if one == other:
         return True
     if (

@@ -1,7 +1,8 @@
-"""How widely an approximate index has to search: chosen by size, measured on its own vectors, or given.
+"""Search settings of an approximate index: given, chosen by size, or measured on its vectors.
 
-Partitions are searched best first: those whose centres score at most `reach` less than the best one's, and at most so many. A query in
-the middle of a crowd needs few, one between crowds many, and the scores of the centres tell them apart.
+Partitions are searched best first, up to a maximum number, if their centres score at most `reach`
+less than the best centre. A query in the middle of a cluster needs few partitions and one between
+clusters needs many; the scores of the centres tell them apart.
 """
 
 import math
@@ -15,28 +16,35 @@ from retrieval.errors import RetrievalError
 from retrieval.turning import product
 
 KINDS = ("brute", "quantised", "partitioned")
-BRUTE_FORCE_BELOW = 20_000  # rows (ScaNN docs/algorithms.md); above: quantised scores, the best of them scored again exactly
-PARTITIONS_FROM = 100_000  # rows; above: 2 sqrt(n) partitions, measured 11 and 24 % faster than sqrt(n), of which the nearest are searched
-LEAST_ROWS = 256  # ScaNN trains neither quantiser nor partitions on a handful
+# Rows (ScaNN docs/algorithms.md); above, quantised scores, the best of which are rescored exactly.
+BRUTE_FORCE_BELOW = 20_000
+# Rows; above, 2 sqrt(n) partitions, measured 11 and 24 % faster than sqrt(n).
+PARTITIONS_FROM = 100_000
+LEAST_ROWS = 256  # fewer do not suffice to train ScaNN's quantiser or partitions
 MEASURED_AT = (10, 100)  # k; between and beyond them the settings follow a power law
-PROBES = 256  # rows on which settings are measured, of the index's own, of those put in since and of those asked for
-MARGIN = 0.4  # of the recall that may be missing: queries are farther from the rows than the rows are from each other
-FAR = 4.0  # more than centres of unit vectors differ by
+PROBES = 256  # rows of each kind that settings are measured on: trained, new and queries
+# Share of the permitted recall loss kept in reserve: queries are farther from the rows than the
+# rows are from each other.
+MARGIN = 0.4
+FAR = 4.0  # more than the scores of centres of unit vectors can differ by
 REACHES = np.geomspace(FAR / 400, FAR, 64).tolist()
-BEYOND = (
-    1.2,
-    math.inf,
-)  # times the least reach that suffices without a limit on partitions; a limit can then be low, or is all there is
-ROWS_A_CANDIDATE = 30  # quantised rows that can be scanned in the time of scoring one exactly (measured at 128 dimensions)
+# Multiples to try of the least reach that suffices without a limit on partitions.
+BEYOND = (1.2, math.inf)
+ROWS_A_CANDIDATE = 30  # quantised rows scanned in the time of one exact score (128 dimensions)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What an index chooses for itself, unless it is given here. "" and 0 leave the choice to the index.
+    """Settings of an index; "" and 0 leave the choice to the index.
 
-    kind: "brute" (exact), "quantised" or "partitioned"; leaves: partitions; leaves_searched and reorder: partitions searched and
-    candidates scored exactly, for any k; reach: how much less than the best a partition's centre may score to be searched (without limit
-    where leaves_searched alone is given); recall: what is aimed at, of the 10 nearest. Raises RetrievalError for other values.
+    kind: "brute" (exact), "quantised" or "partitioned".
+    leaves: number of partitions.
+    leaves_searched, reorder: partitions searched and candidates scored exactly, for any k.
+    reach: how much less than the best a searched partition's centre may score; unlimited where
+    leaves_searched alone is given.
+    recall: the target, of the 10 nearest.
+
+    Raises RetrievalError for other values.
     """
 
     kind: str = ""
@@ -63,7 +71,8 @@ class Tuning:
                 raise RetrievalError(f"{name}={value!r}: expected a number")
         if not 0 <= self.reach < math.inf:
             raise RetrievalError(
-                f"reach={self.reach!r}: expected a difference of cosines, 0 to choose by measurement"
+                f"reach={self.reach!r}: expected a difference of cosines, 0 to choose by "
+                "measurement"
             )
         if not 0 < self.recall <= 1:
             raise RetrievalError(
@@ -85,7 +94,10 @@ def kind_for(size: int, tuning: Tuning) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What reaches `recall` for the k nearest: the most partitions searched, candidates scored exactly, and how far partitions may be."""
+    """Search settings that reach `recall` for the k nearest.
+
+    leaves: most partitions searched. reorder: candidates scored exactly. reach: see the module.
+    """
 
     k: int
     leaves: int
@@ -95,7 +107,7 @@ class Setting:
 
 
 class Width(NamedTuple):
-    """How widely one search goes: at most so many partitions, candidates scored exactly, how far partitions may be."""
+    """How widely one search goes; fields as in `Setting`."""
 
     leaves: int
     reorder: int
@@ -103,7 +115,7 @@ class Width(NamedTuple):
 
 
 class Recent:
-    """The latest few of the rows that passed by."""
+    """A ring buffer of the latest PROBES rows."""
 
     def __init__(self, dim: int):
         self._rows, self.count = np.zeros((PROBES, dim), np.float32), 0
@@ -122,12 +134,13 @@ class Recent:
 
 
 def recall_of(scores: np.ndarray, last: np.ndarray, own: int = 1) -> float:
-    """The share of the k nearest that was found, beyond the `own` nearest ones: 1 where a probe is itself among the rows.
+    """Return the fraction of the k nearest that was found, not counting the `own` nearest.
 
-    scores [P, k + own]: what was found; last [P]: the exact score of the (k + own)-th.
-    By scores, not ids, so that a copy of a vector is as good as the vector (as ann-benchmarks counts).
+    own: 1 where a probe is itself among the rows. scores [P, k + own]: what was found. last [P]:
+    the exact score of the (k + own)-th. Scores are compared, not ids, so a copy of a vector is as
+    good as the vector (as in ann-benchmarks).
     """
-    found = (scores >= last[:, None] - 1e-5).sum(axis=1)  # NaN, where ScaNN found too few, is not
+    found = (scores >= last[:, None] - 1e-5).sum(axis=1)  # NaN (too few found) compares false
     return float(np.maximum(found - own, 0).mean() / (scores.shape[1] - own))
 
 
@@ -141,10 +154,12 @@ def measured(
     tuning: Tuning,
     cuts: Sequence[int] = (),
 ) -> Setting:
-    """The cheapest setting that finds `tuning.recall` of the k nearest of the probes, of every kind of them.
+    """Return the cheapest setting that reaches `tuning.recall` for every kind of probe.
 
-    scores(k+1, leaves, reorder, reach) -> [P, k+1] searches the probes; scanned(leaves, reach): the quantised rows that
-    this reads for one; last [P]: the probes' exact k+1-th best score; cuts: where another kind begins.
+    scores(k+1, leaves, reorder, reach) -> [P, k+1]: searches the probes.
+    scanned(leaves, reach): quantised rows read per probe.
+    last [P]: the exact (k+1)-th best score of each probe.
+    cuts: where the next kind of probe begins.
     """
     target = tuning.recall + MARGIN * (1 - tuning.recall)
 
@@ -199,12 +214,15 @@ def measured(
 def setting_for(
     settings: list[Setting], k: int, leaves: int, size: int, tuning: Tuning, widened: float = 1.0
 ) -> Width:
-    """What k takes, from the settings measured at some k, ascending, `widened` times; never fewer candidates than k."""
+    """Interpolate the measured settings (ascending in k) for k, scaled by `widened`.
+
+    There are never fewer candidates than k.
+    """
     low, high = settings[0], settings[-1]
     power = math.log(max(k, low.k) / low.k) / math.log(high.k / low.k) if high.k > low.k else 0.0
     leaf = math.ceil(widened * low.leaves * (high.leaves / low.leaves) ** power)
     reorder = math.ceil(widened * low.reorder * (high.reorder / low.reorder) ** power)
-    if k > high.k:  # the far neighbours have the least between them
+    if k > high.k:  # scores of far neighbours differ the least
         reorder = max(reorder, 4 * k)
     reach = (
         FAR if tuning.leaves_searched else widened * low.reach * (high.reach / low.reach) ** power
@@ -214,13 +232,19 @@ def setting_for(
 
 
 def farther_half(probes: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of probes [P, dim] that easy and hard ones are mixed in, with their best scores [P, k], those whose nearest vectors are farthest."""
+    """Return the half of probes [P, dim] whose nearest vectors are farthest, with their scores.
+
+    best [P, k]: best scores. Easy probes would hide the recall of hard ones.
+    """
     far = np.argsort(best[:, min(9, best.shape[1] - 1)])[: -(-len(probes) // 2)]
     return probes[far], best[far]
 
 
 def best_scores(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
-    """The min(k, N) best scores [P, k] of the probes among all vectors [N, dim], exactly, descending; a slice of the vectors at a time."""
+    """Return the exact min(k, N) best scores [P, k] of the probes, descending.
+
+    vectors [N, dim] are processed a slice at a time.
+    """
     best = np.zeros((len(probes), 0), np.float32)
     for start in range(0, len(vectors), 20_000):
         best = np.concatenate([best, product(probes, vectors[start : start + 20_000].T)], axis=1)
@@ -230,7 +254,7 @@ def best_scores(vectors: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
 
 
 def _series(first: int, last: int, factor: float) -> list[int]:
-    """first, and every next one `factor` larger or one more, up to last."""
+    """Return a series from `first` to `last`, each `factor` larger or at least one more."""
     series = [min(first, last)]
     while series[-1] < last:
         series.append(min(last, max(series[-1] + 1, int(series[-1] * factor))))
@@ -238,7 +262,7 @@ def _series(first: int, last: int, factor: float) -> list[int]:
 
 
 def _first(true: Callable[[int], bool], count: int) -> int:
-    """The first of 0 ... count-1 from which on it is true, or the last one."""
+    """Return the first of 0 ... count-1 from which on `true` holds, or the last (bisection)."""
     low, high = 0, count - 1
     while low < high:
         middle = (low + high) // 2

@@ -1,13 +1,15 @@
-"""A rotation before quantisation: the directions of most variance first, so that the others can share a code.
+"""Rotation of vectors before quantisation, so that low-variance directions share a code.
 
-ScaNN spends 4 bits on every 2 dimensions alike, and its time is in reading these codes. Embeddings vary much in few directions
-(optimised product quantisation, Ge et al. 2013, section 3). By rate and distortion (a Gaussian of variance v, b bits: v / 4^b) a code
-over d dimensions leaves v * 4^(-4/d) of each, so that halving d wins, a code, 3/4 v at d = 4, 2 v at 8 and 3.3 v at 16: each
-direction gets the widest code whose halving would win less than a third of the mean variance.
+ScaNN spends 4 bits on every 2 dimensions alike, and its search time goes into reading these codes.
+Embeddings vary in few directions (optimised product quantisation, Ge et al. 2013, section 3). By
+rate-distortion theory (a Gaussian of variance v coded in b bits has distortion v / 4^b) a code over
+d dimensions leaves v * 4^(-4/d) of each. Halving d then gains, per code, 3/4 v at d = 4, 2 v at 8
+and 3.3 v at 16. Each direction gets the widest code whose halving would gain less than a third of
+the mean variance.
 
-A whole rotation of many dimensions is more than a processor's second cache holds, and takes a query longer than the codes that it
-saves. There only the first directions are turned to, by as many reflections (Householder's, in the compact form of Schreiber & Van Loan
-1989).
+A full rotation of many dimensions does not fit a processor's second-level cache and costs a query
+more time than the codes it saves. There only the first directions are rotated, by as many
+Householder reflections (compact form of Schreiber & Van Loan 1989).
 """
 
 import contextlib
@@ -19,14 +21,11 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-WIDTHS = (
-    (2, 0.44),
-    (4, 0.17),
-    (8, 0.10),
-)  # dimensions a code, down to this share of the mean variance
+# (dimensions of a code, least share of the mean variance of a direction in it)
+WIDTHS = ((2, 0.44), (4, 0.17), (8, 0.10))
 WIDEST = 16
-WORTH = 0.8  # of the codes that ScaNN would read; with more left, a turn is not worth its product
-WHOLE, REFLECTIONS = 512, 64  # dimensions up to which a rotation is whole; reflections beyond
+WORTH = 0.8  # share of ScaNN's codes; with more left, a rotation costs more than it saves
+WHOLE, REFLECTIONS = 512, 64  # most dimensions of a full rotation; reflections above that
 SAMPLE = 20_000
 FILE = "turn.npy"
 
@@ -37,10 +36,12 @@ def _blas() -> ThreadpoolController:
 
 
 class _Alone(contextlib.ContextDecorator):
-    """BLAS on the caller's thread alone: its others would loop on after a product, waiting for more, on the cores that ScaNN needs next.
+    """Run BLAS on the calling thread alone.
 
-    The number of threads is the process's: it is set by the first to enter, and put back by the last to leave. A fork waits until nobody
-    is inside, such as the watch of an index: BLAS, forked amid its work, waits forever in both processes. Not reentrant.
+    Its worker threads would spin after a product, on the cores that ScaNN needs next. The number of
+    threads is a setting of the process: the first to enter sets it and the last to leave restores
+    it. A fork waits until nobody is inside (such as an index's watch): a BLAS forked while working
+    waits forever in both processes. Not reentrant.
     """
 
     def __init__(self):
@@ -80,7 +81,10 @@ ALONE = _Alone()
 
 @ALONE
 def turn_of(vectors: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, int]]]:
-    """vectors float32 [N, D] -> (rotation, see `turned`, [(codes, dimensions of each)]), or (None, []) when it does not pay."""
+    """Return (rotation, [(codes, dimensions of each)]); (None, []) when it does not pay.
+
+    vectors: float32 [N, D]. The rotation is described in `turned`.
+    """
     sample = vectors[:: -(-len(vectors) // SAMPLE)]
     around = sample - sample.mean(axis=0)
     variances, directions = np.linalg.eigh(
@@ -102,7 +106,10 @@ def turn_of(vectors: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, int
 
 
 def reflections(directions: np.ndarray) -> np.ndarray:
-    """Orthonormal directions [D, R] -> float32 [2, R, D], V and T V of the rotation I - V' T V that turns to them, but for their signs."""
+    """Return V and T V, float32 [2, R, D], of a rotation to the given directions [D, R].
+
+    The rotation is I - V' T V. It maps to the orthonormal directions up to their signs.
+    """
     raw, scale = np.linalg.qr(directions, mode="raw")
     onto = np.triu(raw, 1) + np.eye(*raw.shape)
     inner = np.zeros((len(scale), len(scale)))
@@ -112,7 +119,7 @@ def reflections(directions: np.ndarray) -> np.ndarray:
 
 
 def widths_for(variances: np.ndarray) -> list[tuple[int, int]]:
-    """variances [D], descending -> [(codes, dimensions of each)], D dimensions together."""
+    """variances [D], descending -> [(codes, dimensions of each)], D dimensions in total."""
     share, at, widths = variances / max(variances.mean(), 1e-30), 0, []
     for width, least in (*WIDTHS, (WIDEST, -np.inf)):
         codes = (int((share > least).sum()) - at) // width
@@ -123,13 +130,12 @@ def widths_for(variances: np.ndarray) -> list[tuple[int, int]]:
 
 
 class Turned:
-    """A ScaNN searcher of turned rows, given rows and queries that are not."""
+    """A ScaNN searcher of rotated rows that takes unrotated rows and queries."""
 
     def __init__(self, searcher, turn: np.ndarray):
         self._searcher = searcher
-        self._turn = (
-            np.asfortranarray(turn) if turn.ndim == 2 else turn
-        )  # of one query, columns that lie together take half the time
+        # Column-major halves the time of one query.
+        self._turn = np.asfortranarray(turn) if turn.ndim == 2 else turn
 
     def __getattr__(self, name: str):
         return getattr(self._searcher, name)
@@ -149,7 +155,10 @@ class Turned:
 
 
 def turned(rows: np.ndarray, turn: np.ndarray, back: bool = False) -> np.ndarray:
-    """rows [N, D] or [D] rotated by a matrix [D, D] or reflections [2, R, D], or back."""
+    """Rotate rows [N, D] or [D] by a matrix [D, D] or reflections [2, R, D].
+
+    back: apply the inverse.
+    """
     if turn.ndim == 2:
         return product(rows, turn.T if back else turn)
     onto, off = turn[::-1] if back else turn
@@ -157,8 +166,8 @@ def turned(rows: np.ndarray, turn: np.ndarray, back: bool = False) -> np.ndarray
 
 
 def product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """rows [N, D] or [D] @ matrix on this thread alone."""
-    if rows.ndim == 1:  # one by one, in less time than it takes to set BLAS's threads
+    """Return rows [N, D] or [D] @ matrix, computed on this thread alone."""
+    if rows.ndim == 1:  # without BLAS: faster than setting its number of threads
         return (
             np.vecdot(matrix.T, rows)
             if matrix.T.flags.c_contiguous
@@ -174,7 +183,7 @@ def saved_turn(folder: Path) -> np.ndarray | None:
 
 
 def saved_rows(folder: Path, which: slice | list[int] = slice(None)) -> np.ndarray:
-    """Rows of a saved searcher, turned back."""
+    """Return rows of a saved searcher, rotated back."""
     rows, turn = (
         np.load(folder / "dataset.npy", mmap_mode="r", allow_pickle=False)[which],
         saved_turn(folder),

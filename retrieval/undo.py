@@ -1,4 +1,4 @@
-"""Takes back the latest change of a memory: python -m retrieval.undo --memory=DIR"""
+"""Undo the latest change of a memory: python -m retrieval.undo --memory=DIR"""
 
 import sys
 
@@ -9,7 +9,8 @@ from retrieval.cli import add_record_options, entry_point, open_memory, parser, 
 def main(argv=None):
     options = parser(
         "retrieval.undo",
-        "Restore the state before the latest change not yet undone, as a new commit. A second undo goes one change further back.",
+        "Restore the state before the latest change not yet undone, as a new commit. A second "
+        "undo goes one change further back.",
     )
     add_record_options(options)
     args = options.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Vectors that a long embedding has made so far, in a file beside the memory, so that an interrupted one goes on where it was."""
+"""Vectors that an interrupted embedding job has computed, kept in a file beside the memory."""
 
 import hashlib
 import logging
@@ -16,7 +16,10 @@ DIGEST = 16  # bytes of a text's sha256
 
 
 class Unfinished:
-    """text -> float16 [dim], as the memory stores it, of one encoder. Where nothing can be written, only this process remembers."""
+    """text -> float16 [dim] of one encoder, as the memory stores it.
+
+    Where the file cannot be written, the vectors are kept in this process only.
+    """
 
     def __init__(self, folder: Path, fingerprint: str, dim: int):
         self._dim, self._path = (
@@ -34,9 +37,8 @@ class Unfinished:
             record["crc"] == zlib.crc32(record["digest"].tobytes() + record["vector"].tobytes())
             for record in records
         ]
-        records = records[
-            : good.index(False) if False in good else None
-        ]  # a write that was cut off, and what follows it
+        # Drop a record that was cut off or damaged, and what follows it.
+        records = records[: good.index(False) if False in good else None]
         self._known = {record["digest"].tobytes(): record["vector"] for record in records}
         if self._known:
             logger.warning("%s: %s texts are embedded already", self._path, f"{len(self._known):,}")
@@ -44,11 +46,11 @@ class Unfinished:
             os.truncate(self._path, records.nbytes)
 
     def lacking(self, texts: Sequence[str]) -> list[str]:
-        """Each of the texts that has no vector yet, once."""
+        """Return the distinct texts that have no vector yet."""
         return [text for text in dict.fromkeys(texts) if _digest(text) not in self._known]
 
     def put(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        """vectors [len(texts), dim]"""
+        """Store vectors [len(texts), dim]."""
         records = np.zeros(len(texts), self._record)
         for record, text, vector in zip(records, texts, vectors, strict=True):
             digest = _digest(text)
@@ -67,13 +69,13 @@ class Unfinished:
             )
 
     def rows(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [len(texts), dim]. Raises KeyError for a text that has no vector."""
+        """Return float32 [len(texts), dim]. Raises KeyError for a text that has no vector."""
         return np.array([self._known[_digest(text)] for text in texts], np.float32).reshape(
             -1, self._dim
         )
 
     def remove(self) -> None:
-        """What this and other encoders have left."""
+        """Delete the files of this and all other encoders."""
         for path in self._path.parent.glob(f"{PREFIX}*"):
             path.unlink(missing_ok=True)
 

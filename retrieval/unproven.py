@@ -1,4 +1,4 @@
-"""Rows of which it is not known yet that an approximate search finds them: scored exactly beside it."""
+"""New rows that an approximate search may miss, scored exactly beside it."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,11 @@ from retrieval.turning import product
 
 
 class Unproven:
-    """A searcher is trained for the rows it was built from. Of others, put in since, it may find none, not even by their own vectors."""
+    """Rows inserted since a searcher was trained, until it is known to find them.
+
+    A searcher is trained for the rows it was built from; it may miss others, even when searched
+    with their own vectors.
+    """
 
     def __init__(self, dim: int, numbers: bool = False):
         self._rows, self._vectors = Rows([], numbers), np.zeros((0, dim), np.float32)
@@ -37,15 +41,18 @@ class Unproven:
                 self._vectors[row] = self._vectors[last]
 
     def rows(self) -> tuple[np.ndarray, list]:
-        """Their vectors and ids."""
+        """Return their vectors and ids."""
         return self._vectors[: len(self)].copy(), self.ids()
 
     def sample(self, count: int) -> np.ndarray:
-        """About so many of their vectors, from all over."""
+        """Return about `count` of their vectors, evenly spaced."""
         return self._vectors[: len(self)][:: -(-len(self) // count) or 1].copy()
 
     def look(self) -> int:
-        """Begins a look at what is here; `proven` of its number then drops what has not been put in since."""
+        """Start a check of the current rows; return its number.
+
+        `proven` of that number drops the rows not inserted since.
+        """
         self._looks += 1
         return self._looks
 
@@ -53,7 +60,10 @@ class Unproven:
         self.drop([id for id, since in self._since.items() if since < look])
 
     def beside(self, queries: np.ndarray, k: int, ids, scores) -> Found:
-        """What was found for queries [Q, dim], and those of these rows that are as near: the k best of both."""
+        """Merge the results of a search with these rows: the k best of both.
+
+        queries [Q, dim]; ids and scores: the results.
+        """
         if not self._since:
             return ids, scores
         own = product(

@@ -1,4 +1,4 @@
-"""What every index checks before it touches a vector, and how an index is written to disk."""
+"""Input checks shared by every index, and the on-disk format of an index."""
 
 import hashlib
 import json
@@ -16,16 +16,17 @@ from retrieval.passages import check_id, items, listed
 MANIFEST = "manifest.json"
 IDS = "ids.json"
 UNFINISHED = ".unfinished-"
-Ids = Sequence[str] | Sequence[int] | np.ndarray  # texts, or whole numbers [N]
-SMALLEST = 1e-30  # square of a row's length that float32 holds with all its digits
+Ids = Sequence[str] | Sequence[int] | np.ndarray  # strings, or integers [N]
+SMALLEST = 1e-30  # least squared length of a row that float32 holds at full precision
 
 
 def unit_rows(
     vectors, dim: int | None, what: str = "vectors", of: Sequence[str] = ()
 ) -> np.ndarray:
-    """float32 [N, D], C-ordered, each row of length 1. of: the texts that they are vectors of, for messages.
+    """Return float32 [N, D], C-ordered, each row scaled to length 1.
 
-    Raises RetrievalError for a shape other than [N, dim], NaN, infinity or a row of zeros: ScaNN ends the process on some of these.
+    of: the texts of the vectors, for error messages. Raises RetrievalError for a shape other than
+    [N, dim], NaN, infinity or a row of zeros: ScaNN ends the process on some of these.
     """
     try:
         rows = np.asarray(vectors)
@@ -34,11 +35,12 @@ def unit_rows(
         rows = np.ascontiguousarray(rows, np.float32)
     except (TypeError, ValueError):
         raise RetrievalError(
-            f"{what} are a {type(vectors).__name__} that is no array of numbers; expected float32 [N, D]"
+            f"{what} are a {type(vectors).__name__} that is no array of numbers; expected "
+            "float32 [N, D]"
         ) from None
     if rows.ndim != 2 or rows.shape[1] == 0 or (dim is not None and rows.shape[1] != dim):
         raise RetrievalError(f"{what} have shape {list(rows.shape)}; expected [N, {dim or 'D'}]")
-    if len(rows) == 1 and abs(rows[0].dot(rows[0]) - 1) < 1e-6:  # a query, in a third of the time
+    if len(rows) == 1 and abs(rows[0].dot(rows[0]) - 1) < 1e-6:  # fast path for one query
         return rows
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("nd,nd->n", rows, rows)
@@ -55,19 +57,23 @@ def unit_rows(
         )
         named = f" (of {of[row][:60]!r})" if row < len(of) else ""
         raise RetrievalError(
-            f"{what}: row {row}{named} {kind} ({wrong.size:,} such rows): nothing was changed; check the encoder"
+            f"{what}: row {row}{named} {kind} ({wrong.size:,} such rows): nothing was changed; "
+            "check the encoder"
         )
     return rows / np.sqrt(squares)[:, None]
 
 
 def whole(ids: Ids) -> bool:
-    """Whether ids are an array of whole numbers."""
+    """Whether ids are an integer array."""
     return isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"
 
 
 def check_ids(ids: Ids, count: int | None = None, numbers: bool = False) -> list:
-    """The ids as a list of str, or int. Raises RetrievalError unless they are different passage ids, or `numbers` of 64 bits, `count` of
-    them where one is given."""
+    """Return the ids as a list of str, or of int if `numbers`.
+
+    Raises RetrievalError unless they are distinct passage ids, or distinct 64-bit integers, and
+    `count` of them if it is given.
+    """
     if isinstance(ids, str) or (isinstance(ids, np.ndarray) and ids.ndim != 1):
         raise RetrievalError(f"ids={ids!r}: expected a list of passage ids")
     each: list = items(ids, "a list of passage ids")
@@ -97,7 +103,8 @@ def _number(id: int | np.integer) -> int:
         or not -(2**63) <= int(id) < 2**63
     ):
         raise RetrievalError(
-            f"id {id!r:.80} is not usable: this index was built with whole numbers, and expects them, of 64 bits"
+            f"id {id!r:.80} is not usable: this index was built with whole numbers, and expects "
+            "them, of 64 bits"
         )
     return int(id)
 
@@ -109,17 +116,17 @@ def check_k(k: int) -> int:
 
 
 def save_index(directory, write: Callable[[Path], None], ids: list[str], **facts) -> None:
-    """Puts a new version, 000001 and so on, into `directory`: what `write` fills, the ids and a manifest (`facts`, and sha256 and size
-    of every file); then removes older versions.
+    """Write a new version (000001 and so on) into `directory`, then remove older versions.
 
-    The manifest is written last and everything is flushed to disk before the version takes its name, in one rename. A process
-    killed at any moment leaves the version before or the new one, whole.
+    A version holds what `write` puts into its folder, the ids and a manifest (`facts`, sha256 and
+    size of every file). The manifest is written last, and everything is flushed to disk before one
+    rename gives the version its name. A process killed at any moment leaves the old version or the
+    new one, complete.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    before = [
-        path for path in directory.iterdir() if path.is_dir()
-    ]  # versions, and what killed processes left; writers hold a lock
+    # Older versions and leftovers of killed processes; writers hold a lock.
+    before = [path for path in directory.iterdir() if path.is_dir()]
     fresh = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=directory))
     try:
         write(fresh)
@@ -146,7 +153,7 @@ def save_index(directory, write: Callable[[Path], None], ids: list[str], **facts
 
 
 def _newest(directory: Path) -> tuple[int, Path]:
-    """(number, folder) of the newest version in a folder, (0, the folder itself) when there is none."""
+    """Return (number, folder) of the newest version; (0, `directory`) when there is none."""
     numbers = [
         int(path.name)
         for path in directory.iterdir()
@@ -156,9 +163,9 @@ def _newest(directory: Path) -> tuple[int, Path]:
 
 
 def read_manifest(directory, kind: str) -> tuple[Path, dict, list[str]]:
-    """(folder, manifest, ids) of the newest version of a saved index.
+    """Return (folder, manifest, ids) of the newest version of a saved index.
 
-    Raises RetrievalError when a file is missing, changed or unlisted, or the kind is another.
+    Raises RetrievalError when a file is missing, changed or unlisted, or the kind differs.
     """
     directory = Path(directory)
     try:
@@ -174,7 +181,8 @@ def read_manifest(directory, kind: str) -> tuple[Path, dict, list[str]]:
             raise RetrievalError(f"{directory} holds a {found} index; expected {kind}")
         if present != set(files):
             raise RetrievalError(
-                f"{directory} does not hold the files its manifest lists: {listed(sorted(present ^ set(files)))}"
+                f"{directory} does not hold the files its manifest lists: "
+                f"{listed(sorted(present ^ set(files)))}"
             )
         for name, expected in files.items():
             if _digest(directory / name) != expected["sha256"]:

@@ -1,4 +1,7 @@
-"""Checks a memory on disk: python -m retrieval.verify --memory=DIR; exit code 0 when it is sound, 1 when it is not"""
+"""Check a memory on disk: python -m retrieval.verify --memory=DIR
+
+Exit code 0 when it is sound, 1 when it is not.
+"""
 
 import sys
 
@@ -15,7 +18,7 @@ def main(argv=None):
     args = options.parse_args(argv)
     from retrieval.soundness import problems
 
-    found = problems(args.memory)  # what cannot be opened is looked at too
+    found = problems(args.memory)  # also checks what cannot be opened
     memory = None if found else open_memory(args.memory, None)
     if args.json:
         print(

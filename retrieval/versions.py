@@ -1,4 +1,4 @@
-"""A memory's table at its newest version or an older one, as it was written: Lance takes a manifest as it finds it."""
+"""Opening versions of a memory's table, with their manifests checked: Lance does not check them."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -11,20 +11,21 @@ from retrieval.places import check_there, identity, recover, table_uri
 
 
 def open_newest(place: Path | str) -> lance.LanceDataset:
-    """Raises RetrievalError where the newest version was lost or changed."""
+    """Open the newest version. Raises RetrievalError where it was lost or changed."""
     if isinstance(place, str):
         return open_version(place)
     table = Path(table_uri(place))
-    noted = checksums.newest_noted(table)  # first: what is noted by then is there
+    noted = checksums.newest_noted(table)  # before opening: a version noted now must be there
     dataset = open_version(place)
     checksums.check_newest(table, dataset.version, noted)
     return dataset
 
 
 def open_whole(place: Path | str) -> tuple[lance.LanceDataset, tuple[int, int] | None]:
-    """The newest version of the memory at `place` and the memory's identity, also while another one takes its place.
+    """Open the newest version; return it with the memory's identity.
 
-    Raises RetrievalError where there is none.
+    The two belong together even while another memory replaces this one. Raises RetrievalError where
+    there is none.
     """
     while True:
         recover(place)
@@ -41,7 +42,7 @@ def open_whole(place: Path | str) -> tuple[lance.LanceDataset, tuple[int, int] |
 
 
 def check_same(place: Path | str, here: tuple[int, int] | None) -> None:
-    """Raises RetrievalError unless the memory of this identity is still at `place`."""
+    """Raise RetrievalError unless the memory with this identity is still at `place`."""
     if identity(place) != here:
         raise RetrievalError(
             f"{place} was replaced or moved since it was opened here: open it again"
@@ -49,13 +50,16 @@ def check_same(place: Path | str, here: tuple[int, int] | None) -> None:
 
 
 def check_versions(place: Path | str, versions: Collection[int]) -> None:
-    """Raises RetrievalError where one of these versions was changed after it was written."""
+    """Raise RetrievalError where one of these versions was changed after it was written."""
     if versions and isinstance(place, Path):
         checksums.check_versions(Path(table_uri(place)), versions)
 
 
 def open_version(place: Path | str, version: int | None = None) -> lance.LanceDataset:
-    """None: the newest there is. Raises RetrievalError for an older one that was changed after it was written."""
+    """Open a version, None for the newest.
+
+    Raises RetrievalError for a numbered version that was changed after it was written.
+    """
     check_versions(place, [] if version is None else [version])
     asked = "" if version is None else f" at version {version}"
     with in_words(f"{table_uri(place)}{asked} cannot be read; `verify` says what is damaged"):

@@ -1,4 +1,4 @@
-"""Answers in the background: one reader, one thread, the latest answers remembered by question and version."""
+"""Background answering for the explorer: one reader thread, cached by question and version."""
 
 import collections
 import threading
@@ -13,7 +13,10 @@ STEPS = 2  # closed-book, then open-book
 
 
 class Job:
-    """A question put to one version of the memory. done: how many of its two answers are there."""
+    """A question put to one version of the memory.
+
+    done: how many of its two answers (closed-book, open-book) are finished.
+    """
 
     def __init__(self, question: str, version: int):
         self.question, self.version, self.done = question, version, 0
@@ -29,7 +32,10 @@ class Job:
 
 
 class Answers:
-    """`ask` returns at once; the same question to the same version is answered once."""
+    """A queue and cache of answers; `ask` returns at once.
+
+    A question to one version is answered once.
+    """
 
     def __init__(self, reader: Reader):
         self._reader = reader
@@ -49,12 +55,12 @@ class Answers:
             return self._jobs[key]
 
     def forget(self, job: Job) -> None:
-        """So that the question, put again, is tried again."""
+        """Drop a job, so that its question is tried again when asked again."""
         with self._lock:
             self._jobs.pop((job.question, job.version), None)
 
     def before(self, question: str, version: int) -> Job | None:
-        """The finished job of the question at the latest version before this one at which it was asked."""
+        """Return the finished job of the question at the latest earlier version it was asked at."""
         with self._lock:
             jobs = [
                 job
@@ -65,7 +71,7 @@ class Answers:
         return max(earlier, key=lambda job: job.version) if earlier else None
 
     def close(self) -> None:
-        """Leaves the questions that wait unanswered."""
+        """Stop without answering the queued questions."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, job: Job, memory: Memory) -> None:
@@ -80,10 +86,9 @@ class Answers:
 
         try:
             made = answered(memory) if memory.version == job.version else None
-            if (
-                made is None or memory.version != job.version
-            ):  # it has changed since the question was put
+            # The memory may have changed since the question was asked.
+            if made is None or memory.version != job.version:
                 made = answered(memory.as_of(job.version))
             job.result.set_result(made)
-        except Exception as error:  # whatever it is, the page shows it, and the thread goes on
+        except Exception as error:  # shown by the page; the thread must go on
             job.result.set_exception(error)

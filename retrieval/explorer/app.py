@@ -1,6 +1,8 @@
-"""The explorer's pages. What shows something is GET and may be at a past version (at=VERSION); what changes something is POST and never is.
+"""Pages of the explorer.
 
-Handlers that are plain functions run in threads, so a slow one holds up no other page.
+GET shows something, at a past version if at=VERSION is given. POST changes something, always at the
+newest version. Handlers that are plain functions run in threads, so a slow one does not block
+others.
 """
 
 import dataclasses
@@ -38,9 +40,12 @@ AUTHOR = "explorer"
 MODES = {"dense": "meaning", "lexical": "words", "hybrid": "both"}
 
 templates = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
+    loader=jinja2.FileSystemLoader(HERE / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 templates.filters |= {
     "when": lambda time: time[:16].replace("T", " ") + " UTC",
     "changes": changes,
@@ -49,7 +54,11 @@ templates.filters |= {
 
 
 class Explorer:
-    """What the pages share. answers: None without a reader. past: the memory at an earlier version; the latest few stay loaded."""
+    """State shared by all pages.
+
+    answers: None without a reader. past(version): the memory at an earlier version; the latest few
+    are cached.
+    """
 
     def __init__(self, memory: Memory, reader: Reader | None):
         self.memory, self.answers = memory, Answers(reader) if reader else None
@@ -57,25 +66,25 @@ class Explorer:
         self.changing = threading.Lock()
 
     def close(self) -> None:
-        """Ends once the answer that is being written is there."""
+        """Stop answering; the running answer is finished first."""
         if self.answers:
             self.answers.close()
 
     def newest(self) -> int:
-        len(self.memory)  # sees what others have committed
+        len(self.memory)  # moves to the newest version
         return self.memory.version
 
 
 @dataclasses.dataclass(frozen=True)
 class Now:
-    """Which version a page shows. at: None for the newest."""
+    """The version that a page shows. at: None for the newest."""
 
     memory: Memory
     at: int | None
     newest: int
 
     def link(self, path: str, **parameters) -> str:
-        """A link within the same version, without empty parameters."""
+        """Return a link within the same version, without empty parameters."""
         given = {
             name: value
             for name, value in {"at": self.at, **parameters}.items()
@@ -85,13 +94,19 @@ class Now:
 
 
 def make_app(memory: Memory, reader: Reader | None, token: str) -> Starlette:
-    """The explorer as an ASGI application that answers only to who knows the token."""
+    """Return the explorer as an ASGI application that answers only with the token."""
     routes = [
-        Route("/", ask), Route("/progress", progress), Route("/search", search), Route("/passage", passage),
-        Route("/map", show_map), Route("/history", history),
-        Route("/edit", edit, methods=["POST"]), Route("/delete", delete, methods=["POST"]), Route("/undo", undo, methods=["POST"]),
+        Route("/", ask),
+        Route("/progress", progress),
+        Route("/search", search),
+        Route("/passage", passage),
+        Route("/map", show_map),
+        Route("/history", history),
+        Route("/edit", edit, methods=["POST"]),
+        Route("/delete", delete, methods=["POST"]),
+        Route("/undo", undo, methods=["POST"]),
         Mount("/static", StaticFiles(directory=HERE / "static")),
-    ]  # fmt: skip
+    ]
     app = Starlette(
         routes=routes, exception_handlers={RetrievalError: refused, HTTPException: refused}
     )
@@ -101,7 +116,7 @@ def make_app(memory: Memory, reader: Reader | None, token: str) -> Starlette:
 
 
 def ask(request: Request) -> Response:
-    """A question, and both answers side by side; while they are made, how far they are."""
+    """Show a question with both answers side by side, or the progress until they are ready."""
     explorer, now, question = _explorer(request), _now(request), _asked(request)
     if not question or explorer.answers is None:
         hits = _found(now, question, 3) if question else []
@@ -150,7 +165,7 @@ def search(request: Request) -> Response:
 
 
 def passage(request: Request) -> Response:
-    """A passage, its history in words, its nearest neighbours, and forms to change it."""
+    """Show a passage, its history, its nearest neighbours, and forms to change it."""
     now, id = _now(request), request.query_params.get("id", "")
     try:
         past = now.memory.history(id)
@@ -178,7 +193,7 @@ def passage(request: Request) -> Response:
 
 
 def show_map(request: Request) -> Response:
-    """The memory in two dimensions; what a question finds, or one passage, stands out."""
+    """Show the memory in two dimensions, highlighting a question's hits or one passage."""
     now, question, id = _now(request), _asked(request), request.query_params.get("id", "")
     hits = _found(now, question, 3) if question else []
     marks = {hit.id: number for number, hit in enumerate(hits, start=1)} or ({id: 1} if id else {})
@@ -219,7 +234,8 @@ async def undo(request: Request) -> Response:
         if form["version"] != str(memory.version):
             raise HTTPException(
                 409,
-                f"the memory has changed since: it is now at version {memory.version}; look at its history first",
+                f"the memory has changed since: it is now at version {memory.version}; look at "
+                "its history first",
             )
         return memory.undo(AUTHOR)
 
@@ -229,16 +245,18 @@ async def undo(request: Request) -> Response:
 async def _changed(
     request: Request, change: Callable[[Memory, Any], Commit], *fields: str
 ) -> Response:
-    """Makes a change, then shows the question it came from, the passage, or the history, with a note of what was done."""
+    """Make a change, then redirect to the page it came from with a note of what was done.
+
+    That page is the question, the passage or the history.
+    """
     form = await read_form(request)
     missing = [name for name in fields if name not in form]
     if missing:
         raise HTTPException(400, f"the form lacks {missing[0]!r}")
     explorer = _explorer(request)
 
-    def one_at_a_time() -> (
-        Commit
-    ):  # what a form was made from is compared and changed before the next one is looked at
+    # The lock covers both the check that the form is current and the change.
+    def one_at_a_time() -> Commit:
         with explorer.changing:
             explorer.newest()
             return change(explorer.memory, form)
@@ -251,7 +269,7 @@ async def _changed(
 
 
 def _found(now: Now, text: str, k: int, mode: str = "dense") -> list[Hit]:
-    """What the owner of the memory finds: passages of every access group."""
+    """Search as the owner of the memory: passages of every access group."""
     return now.memory.search([text], k, mode=mode, groups=EVERY_GROUP)[0]
 
 
@@ -259,12 +277,13 @@ def _unchanged(memory: Memory, form) -> None:
     if memory.get(form["id"]).content_hash != form["was"]:
         raise HTTPException(
             409,
-            f"passage {form['id']!r} has changed since this page was shown: look at it again before changing it",
+            f"passage {form['id']!r} has changed since this page was shown: look at it again "
+            "before changing it",
         )
 
 
 def refused(request: Request, error: Exception) -> Response:
-    """What was wrong, in words, on a page of its own."""
+    """Show an error on a page of its own."""
     status, message = (
         (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
     )
@@ -283,9 +302,14 @@ def _page(request: Request, template: str, now: Now, status: int = 200, **values
     did = request.query_params.get("did", "")
     commit = now.memory.log()[-1] if now.at or (did == str(now.newest)) else None
     html = templates.get_template(template).render(
-        now=now, link=now.link, path=request.url.path, name=str(now.memory.path).rstrip("/").rpartition("/")[2],
-        commit=commit, did=bool(did) and not now.at and commit, **{"question": "", "id": "", **values},
-    )  # fmt: skip
+        now=now,
+        link=now.link,
+        path=request.url.path,
+        name=str(now.memory.path).rstrip("/").rpartition("/")[2],
+        commit=commit,
+        did=bool(did) and not now.at and commit,
+        **{"question": "", "id": "", **values},
+    )
     return HTMLResponse(html, status)
 
 

@@ -1,4 +1,4 @@
-"""A map of the memory: its vectors on their two widest axes (principal component analysis)."""
+"""A map of the memory: its vectors on their two principal axes (PCA)."""
 
 import dataclasses
 from collections import Counter
@@ -10,12 +10,15 @@ from retrieval.memory import Memory
 from retrieval.passages import Passage
 
 POINTS = 3000
-COLOURS = 6  # the most frequent kinds; the rest share a grey
+COLOURS = 6  # for the most frequent kinds; the rest are grey
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """x, y in [0, 1]. colour: the place of its kind in the atlas's `kinds`, COLOURS for all others."""
+    """A passage on the map, x and y in [0, 1].
+
+    colour: the index of its kind in `Atlas.kinds`, COLOURS for all others.
+    """
 
     passage: Passage
     x: float
@@ -31,9 +34,9 @@ class Atlas:
 
 
 def atlas(memory: Memory, wanted: Collection[str] = (), limit: int = POINTS) -> Atlas:
-    """At most `limit` passages, drawn evenly and the same each time, and those of `wanted` that exist.
+    """Map at most `limit` passages, sampled evenly and deterministically, and those of `wanted`.
 
-    A passage's kind is its first tag; where no passage drawn has one, its source.
+    A passage's kind is its first tag, or its source where no mapped passage has a tag.
     """
     ids = sorted(memory.ids())
     chosen = {ids[i] for i in np.linspace(0, len(ids) - 1, min(limit, len(ids)), dtype=int)} | set(
@@ -55,7 +58,10 @@ def atlas(memory: Memory, wanted: Collection[str] = (), limit: int = POINTS) -> 
 
 
 def flat(vectors: np.ndarray) -> np.ndarray:
-    """[N, D] -> [N, 2] in [0, 1]: the two widest axes, each with its largest entry positive, stretched over its middle 98 %."""
+    """Project [N, D] to [N, 2] in [0, 1]: the two principal axes.
+
+    The largest entry of each axis is made positive; coordinates are scaled to the middle 98 %.
+    """
     if not len(vectors):
         return np.zeros((0, 2))
     centred = vectors - vectors.mean(0)

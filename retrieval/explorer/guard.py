@@ -1,7 +1,8 @@
-"""Who may see the explorer: only this machine, by a secret token, from pages of its own.
+"""Access control of the explorer: this machine only, a secret token, same-origin changes.
 
-Any page in the user's browser can send requests to 127.0.0.1, and by DNS rebinding can even read answers, so being local is not enough:
-the Host header must name this machine, every request must show the token, and a change must come from the explorer's own page.
+Any page in the user's browser can send requests to 127.0.0.1, and by DNS rebinding even read the
+responses, so being local is not enough. The Host header must name this machine, every request must
+carry the token, and a change must come from the explorer's own page.
 """
 
 import hmac
@@ -17,12 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from retrieval.errors import RetrievalError
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
-MAX_BODY = 10 * 2**20  # bytes of a form: a passage of a million characters, each of them escaped
+MAX_BODY = 10 * 2**20  # bytes of a form: a passage of a million escaped characters
 HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
+    "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
+    "'none'",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",  # with no-referrer, browsers send forms with the origin "null"
+    "referrer-policy": "same-origin",  # with no-referrer, forms are sent with origin "null"
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
@@ -30,7 +32,11 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware. The first visit, /?token=..., trades the token for a cookie; scripts send it as "Authorization: Bearer"."""
+    """ASGI middleware that checks host, token and origin.
+
+    The first visit, /?token=..., exchanges the token for a cookie. Scripts send it as
+    "Authorization: Bearer".
+    """
 
     def __init__(self, app: ASGIApp, token: str):
         self.app, self.token = app, token
@@ -48,7 +54,7 @@ class Guard:
         await (refusal or self.app)(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope):
-        """A response that is no page of the explorer, or None when the request may pass."""
+        """Return a response that refuses or redirects, or None if the request may pass."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
@@ -58,11 +64,11 @@ class Guard:
         if scope["method"] == "GET" and self._is_token(parse_qs(query).get("token", [""])[0]):
             rest = urlencode([(name, value) for name, value in parse_qsl(query) if name != "token"])
             place = "/" + scope["path"].lstrip("/") + (f"?{rest}" if rest else "")
-            if (
-                headers.get("sec-fetch-site") == "cross-site"
-            ):  # from the page of --open: a redirect would still be, and lack the cookie
+            # From the page of --open: a redirect would stay cross-site and not send the cookie.
+            if headers.get("sec-fetch-site") == "cross-site":
                 entered = HTMLResponse(
-                    f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(place)}">'
+                    '<!doctype html><meta http-equiv="refresh" '
+                    f'content="0; url={html.escape(place)}">'
                 )
             else:
                 entered = RedirectResponse(place, 303)
@@ -88,7 +94,10 @@ class Guard:
 
 
 async def read_form(request: Request) -> Mapping[str, str]:
-    """The fields of a posted form, line ends as "\\n". Raises RetrievalError when it is over 10 MB."""
+    """Return the fields of a posted form, with "\\n" line ends.
+
+    Raises RetrievalError when it is over 10 MB.
+    """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

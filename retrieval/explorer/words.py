@@ -1,14 +1,14 @@
-"""Texts in parts, for a page to mark: what supports an answer, what an edit changed."""
+"""Splitting texts for highlighting: what supports an answer, what an edit changed."""
 
 import difflib
 import re
 
 AROUND = 240  # characters shown on each side of a marked sentence
-MAX_WORDS = 5_000  # of two texts together; longer ones are not compared, which takes the square of their length
+MAX_WORDS = 5_000  # of two texts together; longer ones are not compared (quadratic time)
 
 
 def marked(text: str, sentence: str) -> tuple[str, str, str]:
-    """(before, sentence, after) of a text that holds the sentence, the outer parts cut to what is near it."""
+    """Split a text into (before, sentence, after), shortening the outer parts."""
     before, found, after = text.partition(sentence)
     if len(before) > AROUND:
         before = "… " + before[-AROUND:].partition(" ")[2]
@@ -18,7 +18,7 @@ def marked(text: str, sentence: str) -> tuple[str, str, str]:
 
 
 def changes(before: str, after: str) -> list[tuple[str, str]]:
-    """[("same" | "out" | "in", text)] that turns one text into the other, word by word."""
+    """Return the word diff of two texts: [("same" | "out" | "in", text)]."""
     old, new = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (before, after))
     if not old or len(old) + len(new) > MAX_WORDS:
         return [("same", after)]

@@ -1,8 +1,8 @@
-"""A memory at the input door: retrieved passages are put before the question (In-Context RALM, Ram et al. 2023).
+"""In-context retrieval: passages are put before the question (RALM, Ram et al. 2023).
 
-Text from a memory is data. It is put on one line, so that it cannot pass for another passage or for the question, and is
-tokenised with special tokens switched off and what the chat template writes around messages broken, so that it cannot end the
-user's turn.
+Text from a memory is data. Each passage is put on one line, so that it cannot pass for another
+passage or for the question. It is tokenised without special tokens and with the chat template's
+markers broken, so that it cannot end the user's turn.
 """
 
 import dataclasses
@@ -18,29 +18,31 @@ from retrieval.inert import encode_foreign, encode_plain, one_line, one_of
 from retrieval.passages import Hit
 
 INSTRUCTION = "Answer the question in a few words."
-MAX_PASSAGE_TOKENS = 192  # of one passage; a small reader loses itself in longer ones
-MIN_PASSAGE_TOKENS = 16  # a passage is not cut to less; it is left out
-CONTENT = (
-    "openbook content goes here"  # stands for the user's turn while the chat template is rendered
-)
+MAX_PASSAGE_TOKENS = 192  # a small reader loses track in longer passages
+MIN_PASSAGE_TOKENS = 16  # a passage that would be cut to less is left out
+CONTENT = "openbook content goes here"  # placeholder for the user's turn in the chat template
 BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """tokens: what the reader reads. shown: the hits in it, best first; those that did not fit are left out."""
+    """A prompt and the hits in it.
+
+    shown: best first; hits that did not fit are left out.
+    """
 
     tokens: list[int]
     shown: tuple[Hit, ...]
 
 
 def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int) -> Prompt:
-    """Numbered passages, then the question, as one user turn of the tokenizer's chat template (or plain text without one).
+    """Build numbered passages and the question as one user turn.
 
-    Several passages have the question before them too: a small reader then mixes them up far less (query-aware
-    contextualisation, Liu et al. 2024, Lost in the Middle, section 4.2). Each passage is cut at its end to
-    192 tokens; when the whole is longer than `max_tokens`, the last passages are left out, and the first is cut.
-    Raises RetrievalError when the question alone is too long.
+    The tokenizer's chat template is used, or plain text without one. With several passages the
+    question comes before them too: a small reader then confuses them far less (query-aware
+    contextualisation, Liu et al. 2024, Lost in the Middle, section 4.2). Each passage is cut to 192
+    tokens. If the prompt exceeds `max_tokens`, the last passages are left out, and the first is
+    cut. Raises RetrievalError when the question alone is too long.
     """
     if not isinstance(question, str) or not question.strip():
         raise RetrievalError(f"the question is {question!r}: expected some text")
@@ -69,14 +71,14 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int)
     tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
     if len(tokens) > max_tokens:
         raise RetrievalError(
-            f"the question {one_line(question)[:40]!r}... makes a prompt of {len(tokens):,} tokens; the reader can take {max_tokens:,}: "
-            "ask a shorter one"
+            f"the question {one_line(question)[:40]!r}... makes a prompt of {len(tokens):,} "
+            f"tokens; the reader can take {max_tokens:,}: ask a shorter one"
         )
     return Prompt(tokens, ())
 
 
 def _line(tokenizer, markers: re.Pattern, number: int, hit: Hit, max_tokens: int) -> list[int]:
-    """One passage as a line of at most `max_tokens` tokens."""
+    """Return one passage as a line of at most `max_tokens` tokens."""
     head, end = encode_plain(tokenizer, f"[{number}]"), encode_plain(tokenizer, "\n")
     title = f" {one_line(hit.title)}:" if hit.title and not hit.text.startswith(hit.title) else ""
     return [
@@ -93,9 +95,11 @@ def _cue(tokenizer) -> str:
 
 
 def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
-    """The tokens before and after the user's text: of the chat template, or a start token where there is one.
+    """Return the tokens before and after the user's text.
 
-    `instruction` is the system's message, or the first line of the user's where the template knows no system.
+    They come from the chat template; without one, they are a start token, if there is one.
+    instruction: the system message, or the first line of the user's turn if the template has no
+    system role.
     """
     if not tokenizer.chat_template:
         start = affixes(tokenizer)[0] or [i for i in (tokenizer.bos_token_id,) if i is not None]
@@ -103,7 +107,8 @@ def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
     text = _rendered(tokenizer, instruction)
     if text.count(CONTENT) != 1:
         raise RetrievalError(
-            "the tokenizer's chat template does not show a user's message exactly once: give the reader another template"
+            "the tokenizer's chat template does not show a user's message exactly once: give the "
+            "reader another template"
         )
     before, after = text.split(CONTENT)
     return tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
@@ -119,13 +124,15 @@ def _rendered(tokenizer, instruction: str) -> str:
 
 
 def _markers(tokenizer) -> re.Pattern:
-    """What the chat template writes around messages, such as [/INST], <|user|> or ASSISTANT:, which to some tokenizers is plain text."""
+    """Compile what the chat template writes around messages: [/INST], <|user|>, ASSISTANT:.
+
+    Some tokenizers treat such markers as plain text.
+    """
     if not tokenizer.chat_template:
         return one_of(())
     text = _rendered(tokenizer, INSTRUCTION)
-    last = [
-        part.split()[-1:] for part in re.split(f"{INSTRUCTION}|{CONTENT}", text)
-    ]  # the words before a message and the answer
+    # The words before each message and before the answer.
+    last = [part.split()[-1:] for part in re.split(f"{INSTRUCTION}|{CONTENT}", text)]
     return one_of(
         {
             *BRACKETED.findall(text),

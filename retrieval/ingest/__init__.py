@@ -1,4 +1,4 @@
-"""From files to passages: find files, read documents, cut them, look for duplicates, and change in a memory what differs.
+"""Ingestion: find files, read documents, cut them into passages, find duplicates, update a memory.
 
 report = Report()
 files, documents = read(["notes", "rows.jsonl"], report)

@@ -1,4 +1,4 @@
-"""What python -m retrieval.build does with its options: read and cut, compare, change, and say what was done."""
+"""The build command: read and cut files, compare them with a memory, update it, report."""
 
 import argparse
 import dataclasses
@@ -16,14 +16,19 @@ from retrieval.progress import chunks_with_progress
 
 
 def build(args: argparse.Namespace) -> None:
-    """Brings the memory up to date with the files, or makes it. Raises RetrievalError before anything changes."""
+    """Create or update a memory from the files given.
+
+    Raises RetrievalError before anything changes.
+    """
     started, report = time.monotonic(), Report(args.max_bad_share)
+    # Read first: a bad file is reported at once.
     files, documents = reading.read(
         args.input, report, args.text_field, args.max_megabytes, args.id_field
-    )  # first: a bad file is found at once
+    )
     if args.sync and report.bad:
         raise RetrievalError(
-            f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or leave out --sync"
+            f"--sync would remove what {report.bad:,} bad documents and rows held: mend them, or "
+            "leave out --sync"
         )
     from retrieval import Encoder, Memory
     from retrieval.encoding import encoder_like, made_with
@@ -36,8 +41,9 @@ def build(args: argparse.Namespace) -> None:
     if args.replace:
         if isinstance(place, str):
             raise RetrievalError(
-                f"--replace moves folders, which {place} on an object store cannot be: leave it out and give --sync, which makes "
-                "the passages of these files the same as they are now and keeps the history, or build under a new name"
+                f"--replace moves folders, which {place} on an object store cannot be: leave it "
+                "out and give --sync, which makes the passages of these files the same as they "
+                "are now and keeps the history, or build under a new name"
             )
         place = place.resolve()
         if not exists(place):
@@ -55,9 +61,8 @@ def build(args: argparse.Namespace) -> None:
         if anew
         else encoder_like(known, args.encoder, **args.embedding)
     )
-    if (
-        store is not None and args.replace and not made_with(store, encoder)
-    ):  # left by a build with another encoder
+    # Left by an interrupted build with another encoder.
+    if store is not None and args.replace and not made_with(store, encoder):
         shutil.rmtree(work)
         store = None
     memory = None if store is None else Memory.open(work, encoder)
@@ -77,14 +82,22 @@ def build(args: argparse.Namespace) -> None:
         kept, most = needed_megabytes(size, Store.open(work).dim)
         if plan.added and most >= 1:
             said(
-                f"the index of {size:,} passages takes about {kept:,.0f} MB of memory, {most:,.0f} while it is built"
+                f"the index of {size:,} passages takes about {kept:,.0f} MB of memory, "
+                f"{most:,.0f} while it is built"
             )
         updates.apply(memory, plan, sync, args.author, args.reason, said)
     counts = {
-        "documents": report.documents - report.bad, "passages": len(passages), "added": len(plan.added), "edited": len(plan.edited),
-        "removed": len(plan.gone) if sync else 0, "unchanged": plan.unchanged, "gone": 0 if sync else len(plan.gone),
-        "duplicates": len(plan.repeats), "bad": report.bad, "skipped": dict(report.skipped),
-    }  # fmt: skip
+        "documents": report.documents - report.bad,
+        "passages": len(passages),
+        "added": len(plan.added),
+        "edited": len(plan.edited),
+        "removed": len(plan.gone) if sync else 0,
+        "unchanged": plan.unchanged,
+        "gone": 0 if sync else len(plan.gone),
+        "duplicates": len(plan.repeats),
+        "bad": report.bad,
+        "skipped": dict(report.skipped),
+    }
     facts = (
         {"version": 0, "size": 0}
         if memory is None
@@ -111,7 +124,7 @@ def build(args: argparse.Namespace) -> None:
 
 
 def reembed(args: argparse.Namespace) -> None:
-    """Embeds every passage with another encoder, in one commit."""
+    """Encode every passage with another encoder, in one commit."""
     from retrieval import Encoder, Memory
     from retrieval.encoding import encoder_like
     from retrieval.store import Store
@@ -130,9 +143,11 @@ def reembed(args: argparse.Namespace) -> None:
         "seconds": time.monotonic() - started,
     }
     print(
-        as_json(facts) if args.json
-        else f"{args.memory}: {facts['size']:,} passages embedded anew in {facts['seconds']:.1f} s, version {facts['version']}"
-    )  # fmt: skip
+        as_json(facts)
+        if args.json
+        else f"{args.memory}: {facts['size']:,} passages embedded anew in {facts['seconds']:.1f} "
+        f"s, version {facts['version']}"
+    )
 
 
 def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> list[Passage]:
@@ -170,16 +185,24 @@ def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> l
 def _summary(
     args: argparse.Namespace, plan: updates.Plan, report: Report, counts: dict, facts: dict
 ):
-    """Lines for a reader: what was done, and what needs a look."""
+    """Yield report lines: what was done, and what needs attention."""
     changes = ", ".join(
         f"{counts[name]:,} {name}" for name in ("added", "edited", "removed", "unchanged")
     )
     would = "would be " if args.dry_run else ""
-    yield f"{args.memory}: {counts['documents']:,} documents, {counts['passages']:,} passages: {would}{changes}"
+    yield (
+        f"{args.memory}: {counts['documents']:,} documents, {counts['passages']:,} passages: "
+        f"{would}{changes}"
+    )
     if not args.dry_run:
-        yield f"version {facts['version']}, {facts['size']:,} passages in all, {facts['seconds']:.1f} s"
+        yield (
+            f"version {facts['version']}, {facts['size']:,} passages in all, "
+            f"{facts['seconds']:.1f} s"
+        )
     if report.bad:
-        yield f"{report.bad:,} bad documents and rows left out: {'; '.join(report.examples['bad'])}"
+        yield (
+            f"{report.bad:,} bad documents and rows left out: {'; '.join(report.examples['bad'])}"
+        )
     for reason, count in report.skipped.items():
         yield f"{count:,} skipped, {reason}: {listed(report.examples[reason])}"
     if plan.repeats:
@@ -191,4 +214,7 @@ def _summary(
         advice = "left out" if args.drop_duplicates else "--drop-duplicates leaves them out"
         yield f"{len(plan.repeats):,} duplicates, {exact:,} exact: {shown}; {advice}"
     if counts["gone"]:
-        yield f"{counts['gone']:,} passages are no longer in their files: {listed(plan.gone)}; --sync removes them"
+        yield (
+            f"{counts['gone']:,} passages are no longer in their files: {listed(plan.gone)}; "
+            "--sync removes them"
+        )

@@ -1,4 +1,4 @@
-"""Chunking: documents cut into passages that an encoder sees whole, at the borders of sentences wherever they fit."""
+"""Chunking: cut documents into passages of limited length, at sentence borders where possible."""
 
 import bisect
 import collections
@@ -14,20 +14,25 @@ from retrieval.ingest.sentences import lines, paragraphs, pieces, sentences, wor
 from retrieval.passages import MAX_ID_CHARACTERS, Passage
 
 Span = tuple[int, int]
-Count = Callable[[Sequence[str]], Sequence[int]]  # texts -> the number of tokens of each
+Count = Callable[[Sequence[str]], Sequence[int]]  # texts -> tokens of each
 Cut = Callable[[str, int, int], list[Span]]  # text, start, end -> the spans of its parts
 
-LONGEST = 32  # characters of a token; to BERT a word of a megabyte is one unknown token
+LONGEST = 32  # assumed characters of a token, at most: BERT makes one [UNK] of any long word
 WAYS = ("auto", "headings", "sentences", "tokens", "none")
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunking:
-    """way: of WAYS. size: most tokens of a passage with its title. overlap: most tokens that it repeats of the one before.
+    """How to cut documents into passages.
 
-    A passage holds whole sentences: of one paragraph ("sentences"), or of what stands under one heading ("headings"). "tokens" takes
-    words wherever they stand, "none" whole documents. What is too long for a passage by itself is cut: a sentence between lines, a line
-    between words, a word anywhere. "auto": sentences for text files, headings for others; a row of a table stays whole when it fits.
+    way: one of WAYS.
+    size: most tokens of a passage with its title.
+    overlap: most tokens that a passage repeats of the one before.
+
+    A passage holds whole sentences: of one paragraph ("sentences") or of one section under a
+    heading ("headings"). "tokens" cuts between any words; "none" keeps whole documents. A unit too
+    long for a passage is cut: a sentence between lines, a line between words, a word anywhere.
+    "auto" is sentences for text files and headings for others; a table row stays whole if it fits.
     """
 
     way: str = "auto"
@@ -43,17 +48,21 @@ class Chunking:
             raise RetrievalError(f"size={self.size}: expected at least 8 tokens")
         if not 0 <= self.overlap <= self.size // 2:
             raise RetrievalError(
-                f"overlap={self.overlap}: expected 0 to {self.size // 2}, half of the size of a passage"
+                f"overlap={self.overlap}: expected 0 to {self.size // 2}, half of the size of a "
+                "passage"
             )
 
 
 def passages(document: Document, chunking: Chunking, count: Count) -> Iterator[Passage]:
-    """The passages of a document. `count` counts tokens of the encoder that will see them.
+    """Yield the passages of a document.
 
-    Each has its span in the document's text; its own text is that span with whitespace joined. Ids are the document's name, under a
-    heading "#" and the headings' words, then ":" and a number, which counts from 1 under each name. A row that fits is left as it is,
-    its name is its id, and its span is what its field says; of one that does not fit the first passage has the bare name, and spans
-    count from where the field says that the row begins.
+    count: counts tokens as the encoder sees them.
+
+    A passage's text is its span of the document's text with white space collapsed. Its id is the
+    document's name, then "#" and the words of its headings if any, then ":" and a number that
+    counts from 1 for each name. A row that fits stays as it is: its id is its name and its span is
+    that of its field. If it does not fit, the first passage has the bare name, and spans are offset
+    by the start of the row's span.
     """
     d, begin = document, document.span[0] if document.span else 0
     as_row = Passage(
@@ -80,12 +89,14 @@ def passages(document: Document, chunking: Chunking, count: Count) -> Iterator[P
 
 
 def token_counter(tokenizer) -> Count:
-    """Counts the tokens that a fast tokenizer of transformers makes of each text, without those that it adds at the ends."""
+    """Return a counter of tokens per text for a fast tokenizer of transformers.
+
+    Tokens that the tokenizer adds at the ends are not counted.
+    """
     import tokenizers
 
-    plain = tokenizers.Tokenizer.from_str(
-        tokenizer.backend_tokenizer.to_str()
-    )  # five times as fast as the wrapper
+    # Five times as fast as the wrapper.
+    plain = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     plain.no_truncation()
     plain.no_padding()
     return lambda texts: [
@@ -102,7 +113,7 @@ def _fits(document: Document, size: int, count: Count) -> bool:
 def _groups(
     document: Document, chunking: Chunking, count: Count
 ) -> Iterator[tuple[str, str, list[Span]]]:
-    """(what ids begin with, title, spans of the passages) of each part of a document that no passage reaches across."""
+    """Yield (id prefix, title, passage spans) of each part that no passage may cross."""
     text, way = document.text, document.way if chunking.way == "auto" else chunking.way
     if way == "none":
         yield document.name, document.title, [(0, len(text))]
@@ -113,9 +124,7 @@ def _groups(
         else [(document.name, document.title, 0, len(text))]
     ):
         room = chunking.size - (count([f"{title}. "])[0] if title else 0)
-        room = max(
-            room, chunking.size // 2
-        )  # a title that is longer still is cut by the encoder, which warns
+        room = max(room, chunking.size // 2)  # a longer title is cut by the encoder, which warns
         cuts: list[Cut] = [words, partial(pieces, room=room)]
         cuts = cuts if way == "tokens" else [sentences, lines, *cuts]
         parts = paragraphs(text, start, end) if way == "sentences" else [(start, end)]
@@ -132,7 +141,10 @@ def _groups(
 def fitting(
     text: str, spans: list[Span], room: int, count: Count, finer: Sequence[Cut]
 ) -> list[tuple[int, int, int]]:
-    """(start, end, tokens) of each span; one of more than `room` tokens is cut by the first of `finer`, its parts by the next."""
+    """Return (start, end, tokens) of each span, none above `room` tokens if possible.
+
+    A longer span is cut by the first of `finer`, and its parts by the next.
+    """
     least = [-(-(end - start) // LONGEST) for start, end in spans]
     counts = iter(
         count(
@@ -154,7 +166,10 @@ def fitting(
 
 
 def pack(units: Sequence[tuple[int, int, int]], room: int, overlap: int) -> Iterator[Span]:
-    """Spans of as many successive units (start, end, tokens) as fit; each begins with the last units of the one before, up to `overlap`."""
+    """Yield spans of as many successive units (start, end, tokens) as fit.
+
+    Each span begins with the last units of the one before, up to `overlap` tokens.
+    """
     first = 0
     while first < len(units):
         last, tokens = first + 1, units[first][2]
@@ -164,7 +179,7 @@ def pack(units: Sequence[tuple[int, int, int]], room: int, overlap: int) -> Iter
         yield units[first][0], units[last - 1][1]
         if last == len(units):
             return
-        left = min(overlap, room - units[last][2])  # the next unit must fit too
+        left = min(overlap, room - units[last][2])  # leave room for the next unit
         again = last
         while again - 1 > first and units[again - 1][2] <= left:
             again -= 1
@@ -173,7 +188,10 @@ def pack(units: Sequence[tuple[int, int, int]], room: int, overlap: int) -> Iter
 
 
 def _sections(document: Document) -> Iterator[tuple[str, str, int, int]]:
-    """(name, title, start, end) of what stands before the first heading, and under each; of one with nothing under it, its own."""
+    """Yield (name, title, start, end) of the text before the first heading and under each.
+
+    A heading with nothing under it is a section of its own.
+    """
     above: list[Heading] = []
     starts = [0, *(heading.end for heading in document.headings)]
     ends = [*(heading.start for heading in document.headings), len(document.text)]
@@ -194,12 +212,15 @@ def _sections(document: Document) -> Iterator[tuple[str, str, int, int]]:
             and not (below and below.level > heading.level)
             and not document.text[start:end].strip()
         ):
-            start = heading.start  # nothing stands under it: it is all there is to find
+            start = heading.start  # the section is the heading itself
         yield document.name + (f"#{path}" if path else ""), title, start, end
 
 
 def _anchors(titles: Collection[str]) -> dict[str, str]:
-    """title -> what stands for it in ids: its words, C# and C++ as they are; with a hash where others have these words too."""
+    """Return title -> its form in ids: its words joined by "-", with C# and C++ kept.
+
+    A hash is appended where other titles have the same words.
+    """
     words = {
         title: "-".join(re.findall(r"\w+[#+*]*", title.lower()))[:60] or "-" for title in titles
     }

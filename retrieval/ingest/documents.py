@@ -1,4 +1,4 @@
-"""Document: what a reader makes of a file or a row, before it is cut into passages; Report: what was read, and what was not."""
+"""Document: the content of a file or row before it is cut; Report: what was read and skipped."""
 
 import codecs
 import collections
@@ -8,17 +8,19 @@ import re
 from retrieval.errors import RetrievalError
 from retrieval.passages import moment
 
-FILE = "file"  # the metadata that names the file of a row with a source of its own
-FILE_TOO = "openbook:file"  # where the row has a "file" itself
-NAMED = 3  # of what was skipped or cannot be used, in a message
-UNUSABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
-)  # control characters but tab and newline; half surrogate pairs
+FILE = "file"  # metadata key of a row's file, where the row has a source of its own
+FILE_TOO = "openbook:file"  # the same, where the row has a "file" itself
+NAMED = 3  # examples per reason in a message
+# Control characters except tab and newline; lone surrogates.
+UNUSABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """[start, end) of a heading in its document's text, in characters; level 1 is the highest."""
+    """A heading and its span [start, end) in the document's text, in characters.
+
+    level: 1 is the highest.
+    """
 
     start: int
     end: int
@@ -28,11 +30,17 @@ class Heading:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """name: what the ids of its passages begin with. where: file, and line or row, for messages. pages: where each page begins.
+    """The text of a file or row, with what its passages inherit.
 
-    text: what spans count in. way: how it is best cut. whole: one passage, with the name as its id, as long as it is short enough.
-    time: ISO 8601, "" unknown. origin: see files.File.
-    tags, access, span (where the text stands in its source): only ever from rows, whose fields say so.
+    name: the prefix of its passages' ids.
+    text: what spans refer to.
+    where: file, and line or row, for messages.
+    time: ISO 8601, "" if unknown.
+    tags, access, span (of the text in its source): set by fields of rows only.
+    pages: where each page begins.
+    way: how to cut it by default.
+    whole: make it one passage with the name as its id, if short enough.
+    origin: see files.File.
     """
 
     name: str
@@ -53,24 +61,29 @@ class Document:
 
 
 def read_from(source: str, metadata: dict[str, str]) -> str:
-    """The file that a passage of this source and metadata was read from."""
+    """Return the file that a passage with this source and metadata was read from."""
     return metadata.get(FILE_TOO) or metadata.get(FILE) or source
 
 
 def in_utf16(raw: bytes) -> bool:
-    """Whether a text begins as UTF-16 does, which Windows writes."""
+    """Whether a text begins with a UTF-16 byte order mark, which Windows writes."""
     return raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not raw.startswith(
         codecs.BOM_UTF32_LE
     )
 
 
 class Unusable(Exception):
-    """Why a document or row cannot be read, and what to do; its reader says where."""
+    """Why a document or row cannot be read, and what to do; the caller adds where."""
 
 
 @dataclasses.dataclass
 class Report:
-    """documents: read, good and bad. bad: those left out. skipped: what was no document, by reason; examples: some of either."""
+    """Counts of what was read.
+
+    documents: read, good and bad. bad: those left out.
+    skipped: files that are not documents, by reason.
+    examples: names of some bad and skipped ones, by reason.
+    """
 
     most_bad: float = 0.0
     documents: int = 0
@@ -83,7 +96,10 @@ class Report:
         self._example(reason, name)
 
     def count(self, where: str, problem: str = "") -> None:
-        """Counts a document. Raises RetrievalError at once when it has a problem and none may be bad."""
+        """Count a document.
+
+        Raises RetrievalError at once if it has a problem and no bad ones are allowed.
+        """
         self.documents += 1
         if problem:
             self.bad += 1
@@ -92,11 +108,12 @@ class Report:
                 raise RetrievalError(where + problem)
 
     def close(self) -> None:
-        """Raises RetrievalError when more documents were bad than the share that may be."""
+        """Raise RetrievalError when the share of bad documents is too high."""
         if self.bad > self.most_bad * self.documents:
             raise RetrievalError(
-                f"{self.bad:,} of {self.documents:,} documents and rows cannot be used, more than --max-bad-share={self.most_bad:g} "
-                f"allows: {'; '.join(self.examples.get('bad', []))}"
+                f"{self.bad:,} of {self.documents:,} documents and rows cannot be used, more than "
+                f"--max-bad-share={self.most_bad:g} allows: "
+                f"{'; '.join(self.examples.get('bad', []))}"
             )
 
     def _example(self, reason: str, name: str) -> None:
@@ -105,19 +122,23 @@ class Report:
 
 
 def plain(text: str) -> str:
-    """The text with one kind of line end, and a space or U+FFFD for what no passage can hold; printable once its whitespace is joined."""
+    """Normalise line ends and replace characters that a passage cannot hold.
+
+    Control characters become spaces, lone surrogates U+FFFD. The result is printable once its white
+    space is collapsed.
+    """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return UNUSABLE.sub(lambda found: "\ufffd" if found[0] >= "\ud800" else " ", text)
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """A title: whitespace joined, cut after a word."""
+    """Collapse white space and shorten to `most` characters after a word, as for a title."""
     text = " ".join(plain(text).split())
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0]
 
 
 def printable(name: str) -> str:
-    """A name that can be an id or a line of a log: what does not print becomes %XX, of its UTF-8 bytes."""
+    """Make a name printable, for ids and logs: other characters become %XX of their UTF-8."""
     return "".join(
         c
         if c.isprintable()
@@ -127,7 +148,7 @@ def printable(name: str) -> str:
 
 
 def known_time(said: str) -> str:
-    """What a document says of its time, when it is ISO 8601; else ""."""
+    """Return the time a document states if it is ISO 8601, else ""."""
     try:
         return said.strip() if moment(said.strip()) else ""
     except RetrievalError:

@@ -1,8 +1,11 @@
-"""Duplicates: texts equal but for case, encoding (see `words.plain`) and spaces, and near ones by MinHash (Broder 1997).
+"""Duplicate detection: exact up to case, encoding and spaces; near duplicates by MinHash (Broder
+1997).
 
-Two texts are near when the Jaccard similarity of their sets of five successive words is at least 0.8. Candidates share one of BANDS bands
-of ROWS minima of random hashes (locality-sensitive hashing; Leskovec, Rajaraman & Ullman 2020, section 3.4): a pair of similarity s does
-with probability 1 - (1 - s^6)^32, which is 0.9999 at 0.8. Each candidate is then measured, so none is reported that is not near.
+Two texts are near duplicates when the Jaccard similarity of their sets of five successive words is
+at least 0.8. Candidates share one of BANDS bands of ROWS minima of random hashes
+(locality-sensitive hashing; Leskovec, Rajaraman & Ullman 2020, section 3.4). A pair of similarity s
+does so with probability 1 - (1 - s^6)^32, which is 0.9999 at 0.8. Each candidate is then measured,
+so there are no false positives.
 """
 
 import hashlib
@@ -17,11 +20,14 @@ from retrieval.words import SEAM, asked, plain
 NEAR = 0.8
 SHINGLE = 5  # words
 BANDS, ROWS = 32, 6
-WINDOW = 32  # earlier texts of a band that one is compared with: bounds the work on texts made from one template
+WINDOW = 32  # earlier texts of a band to compare with: bounds the work on templated texts
 
 
 class Duplicate(NamedTuple):
-    """Text number `index` repeats the earlier one `of`. similarity: Jaccard, in [NEAR, 1]; exact: equal when normalised."""
+    """Text number `index` repeats the earlier text number `of`.
+
+    similarity: Jaccard, in [NEAR, 1]. exact: equal when normalised.
+    """
 
     index: int
     of: int
@@ -30,7 +36,10 @@ class Duplicate(NamedTuple):
 
 
 def find(texts: Sequence[str]) -> list[Duplicate]:
-    """What repeats an earlier text that repeats none itself, in order of index: leaving these out leaves no pair that was found."""
+    """Return the texts that repeat an earlier text, which repeats none itself, by index.
+
+    Without the returned texts, no detected pair is left.
+    """
     first: dict[bytes, int] = {}
     same = {}
     for i, text in enumerate(texts):
@@ -46,20 +55,19 @@ def find(texts: Sequence[str]) -> list[Duplicate]:
             and (similarity := jaccard(shingles[a], shingles[b])) >= NEAR
         ):
             near[alone[b]] = Duplicate(alone[b], alone[a], similarity, False)
-    copies = {
-        i: near[d.of]._replace(index=i) if d.of in near else d for i, d in same.items()
-    }  # of one that is left out itself
+    # An exact copy of a near duplicate repeats what that one repeats.
+    copies = {i: near[d.of]._replace(index=i) if d.of in near else d for i, d in same.items()}
     return [found for _, found in sorted((near | copies).items())]
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two sorted arrays of distinct values: |a and b| / |a or b|."""
+    """Return |a and b| / |a or b| of two sorted arrays of distinct values."""
     common = len(np.intersect1d(a, b, assume_unique=True))
     return common / (len(a) + len(b) - common)
 
 
 def shingled(text: str) -> np.ndarray:
-    """uint64 [n], sorted, distinct: hashes of every five successive words; of all words when there are fewer."""
+    """Hash every five successive words (all words if fewer): uint64 [n], sorted, distinct."""
     hashes = np.array([_word(word) for word in asked(text) or [text]], np.uint64)
     length = min(SHINGLE, len(hashes))
     total = np.zeros(len(hashes) - length + 1, np.uint64)
@@ -69,7 +77,10 @@ def shingled(text: str) -> np.ndarray:
 
 
 def signatures(shingles: Sequence[np.ndarray]) -> np.ndarray:
-    """uint32 [N, BANDS * ROWS]: of each set its minimum under as many random hashes, x -> (a x + b mod 2^64) / 2^32 with odd a."""
+    """Return MinHash signatures, uint32 [N, BANDS * ROWS].
+
+    Each entry is the minimum of a set under x -> (a x + b mod 2^64) / 2^32 with random odd a.
+    """
     rng = np.random.default_rng(0)
     a = rng.integers(0, 2**64, BANDS * ROWS, np.uint64) | np.uint64(1)
     b = rng.integers(0, 2**64, BANDS * ROWS, np.uint64)
@@ -80,7 +91,7 @@ def signatures(shingles: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def candidates(shingles: Sequence[np.ndarray]) -> set[tuple[int, int]]:
-    """Pairs (earlier, later) that share a band, and whose signatures do not speak against their being near."""
+    """Return pairs (earlier, later) that share a band and whose signatures are similar enough."""
     all_minima, pairs = signatures(shingles), set()
     for band in range(BANDS):
         minima = (
@@ -96,15 +107,14 @@ def candidates(shingles: Sequence[np.ndarray]) -> set[tuple[int, int]]:
             if not len(at):
                 break
             earlier, later = order[at], order[at + back]
-            alike = (all_minima[earlier] == all_minima[later]).mean(
-                axis=1
-            ) >= NEAR - 0.15  # five standard deviations
+            # 0.15: about five standard deviations.
+            alike = (all_minima[earlier] == all_minima[later]).mean(axis=1) >= NEAR - 0.15
             pairs.update(zip(earlier[alike].tolist(), later[alike].tolist(), strict=True))
     return pairs
 
 
 def digest(text: str) -> bytes:
-    """Equal for texts that are equal but for case, encoding and spaces."""
+    """Hash a text; texts equal up to case, encoding and spaces have the same hash."""
     return hashlib.sha256(" ".join(plain(text).replace(SEAM, "").split()).encode()).digest()
 
 

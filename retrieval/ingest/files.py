@@ -1,4 +1,4 @@
-"""Files to read: those named, those that a glob matches, those below a folder."""
+"""File discovery: named files, matches of globs, files below folders."""
 
 import fnmatch
 import os
@@ -11,13 +11,18 @@ from lm.data import sources
 from retrieval.errors import RetrievalError
 from retrieval.ingest.documents import Report, in_utf16, printable
 
-SNIFFED = 8192  # bytes in which a zero byte says that a file is no text
+SNIFFED = 8192  # first bytes of a file, in which a zero byte marks it as binary
 MAGIC = re.compile(r"[*?\[]")
 
 
 class File(NamedTuple):
-    """path: a path, a URI or the name of a data set. name: the source of its passages, and what their ids begin with. origin: which
-    passages are its own: the name, with the folder above it, a // between the two, where the name does not begin with a folder's."""
+    """A file to read.
+
+    path: a path, a URI or the name of a data set.
+    name: the source of its passages and the prefix of their ids.
+    origin: identifies which passages came from it. It is the name if that begins with a folder's,
+    else the folder above, "//" and the name.
+    """
 
     path: str
     name: str
@@ -27,12 +32,13 @@ class File(NamedTuple):
 def find(
     inputs: Sequence[str], suffixes: Collection[str], binary: Collection[str], report: Report
 ) -> list[File]:
-    """The files of paths, folders, globs, URIs and names of data sets (tfds:, hf:), each once, in order.
+    """Return the files of paths, folders, globs, URIs and data sets (tfds:, hf:), each once.
 
-    Names: a file's own; below a folder, the folder's and the way down from there; of a glob, the way down from its first wildcard.
-    In folders and globs no link is followed, and what is hidden, empty, of no known suffix, or binary without being one of the `binary`
-    suffixes, is left out and counted. Raises RetrievalError for an input that is missing or holds nothing to read, and for two files
-    of one name; OSError for a folder that cannot be read.
+    A named file has its own name. Below a folder a name is the folder's and the relative path; of a
+    glob it is the path from the first wildcard. In folders and globs, links are not followed.
+    Hidden or empty files, unknown suffixes and binary files not in `binary` are skipped and
+    counted. Raises RetrievalError for an input that is missing or holds nothing to read, and for
+    two files with one name; OSError for a folder that cannot be read.
     """
     found: dict[str, File] = {}
     for given in inputs:
@@ -42,7 +48,8 @@ def find(
                 f"{reason}: {', '.join(report.examples[reason])}" for reason in report.skipped
             )
             raise RetrievalError(
-                f"{given} holds nothing to read{skipped and f' ({skipped})'}: expected files ending in {suffixes_of(suffixes)}"
+                f"{given} holds nothing to read{skipped and f' ({skipped})'}: expected files "
+                f"ending in {suffixes_of(suffixes)}"
             )
         for file in files:
             found.setdefault(
@@ -58,7 +65,11 @@ def find(
 
 
 def covers(inputs: Sequence[str], files: Sequence[File]) -> Callable[[str], bool]:
-    """Whether an origin is one of the files, or would be if it were still below one of the folders or matched one of the globs."""
+    """Return a test of whether an origin belongs to the inputs.
+
+    It does if it is one of the files, or if such a file would be found below one of the folders or
+    by one of the globs.
+    """
     origins, folders, globs = {file.origin for file in files}, [], []
     for given in inputs:
         if os.path.isdir(given):
@@ -89,14 +100,18 @@ def covers(inputs: Sequence[str], files: Sequence[File]) -> Callable[[str], bool
 
 
 def covers_names(inputs: Sequence[str], files: Sequence[File]) -> Callable[[str], bool]:
-    """Whether a name is one of the files', or begins as one of the folders': all there is to go by where no origin was recorded."""
+    """Return a test of whether a file name belongs to the inputs.
+
+    It does if it is one of the files or below one of the folders; used where no origin was
+    recorded.
+    """
     names = {file.name for file in files}
     folders = tuple(f"{_called(Path(given))}/" for given in inputs if os.path.isdir(given))
     return lambda name: name in names or name.startswith(folders)
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Whether the parts of a path match those of a glob, where ** stands for any number of folders."""
+    """Whether path parts match glob parts, where ** matches any number of folders."""
     if not pattern or not parts:
         return not parts and not pattern
     if pattern[0] == "**":
@@ -139,7 +154,7 @@ def _of(
 
 
 def _split(given: str) -> tuple[str, str]:
-    """What is above a glob's first wildcard, up to the last slash, and the pattern below it."""
+    """Split a glob at the last slash before its first wildcard: (folder, pattern)."""
     above = MAGIC.split(given)[0].rpartition("/")[0]
     return above, given[len(above) :].lstrip("/")
 
@@ -193,7 +208,7 @@ def _kept(
 
 
 def _not_read(path: Path, root: Path, suffixes: Collection[str], binary: Collection[str]) -> str:
-    """Why a file of a folder or glob is left out; "" when it is read."""
+    """Why to skip a file of a folder or glob; "" to read it."""
     way, kind = path.relative_to(root), sources.kind(path.name)
     if any(part.startswith(".") for part in way.parts):
         return "hidden"

@@ -1,6 +1,6 @@
-"""Text, Markdown and PDF: bytes to the fields of a Document. HTML has a file of its own.
+"""Readers of text, Markdown and PDF: bytes to the fields of a Document (HTML: see html.py).
 
-A reader takes the bytes of a file and raises Unusable, which says why and what to do, when they are not of that format.
+A reader raises Unusable, with the reason and the remedy, for bytes not of its format.
 """
 
 import datetime
@@ -15,12 +15,12 @@ from retrieval.ingest.html import html
 from retrieval.ingest.layout import page_text, unbroken
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-TITLE = 2000  # characters of a heading that are looked at
+TITLE = 2000  # characters of a heading that are considered
 MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|[*`]|\\(?=\W)")
 
 
 def text(raw: bytes) -> dict:
-    """UTF-8, or UTF-16 that begins with its mark."""
+    """Read UTF-8, or UTF-16 with a byte order mark."""
     try:
         return {
             "text": plain(raw.decode("utf-16" if in_utf16(raw) else "utf-8-sig")),
@@ -31,12 +31,16 @@ def text(raw: bytes) -> dict:
             raise Unusable(" begins as UTF-16 and does not go on so: save it as UTF-8") from None
         line = raw.count(b"\n", 0, error.start) + 1
         raise Unusable(
-            f" is not UTF-8 (line {line}, byte {raw[error.start]:#04x}): convert it, for example with iconv -t UTF-8"
+            f" is not UTF-8 (line {line}, byte {raw[error.start]:#04x}): convert it, for example "
+            "with iconv -t UTF-8"
         ) from None
 
 
 def markdown(raw: bytes) -> dict:
-    """CommonMark. The text is the file's own, without front matter, whose title and date are taken."""
+    """Read CommonMark.
+
+    The text is the file's own, with front matter blanked; its title and date are taken.
+    """
     from markdown_it import MarkdownIt
 
     source = text(raw)["text"]
@@ -46,9 +50,8 @@ def markdown(raw: bytes) -> dict:
         if front
         else {}
     )
-    source = (
-        re.sub(r"[^\n]", " ", front[0]) + source[front.end() :] if front else source
-    )  # spans count in the whole file
+    # Blank the front matter instead of removing it: spans refer to the whole file.
+    source = re.sub(r"[^\n]", " ", front[0]) + source[front.end() :] if front else source
     starts = [0, *itertools.accumulate(len(line) + 1 for line in source.split("\n"))]
     tokens = MarkdownIt("commonmark").disable("inline").parse(source)
     headings = [
@@ -74,7 +77,7 @@ def markdown(raw: bytes) -> dict:
 
 
 def pdf(raw: bytes) -> dict:
-    """The text that a PDF holds, a page after the other; an image of text has none."""
+    """Read the text of a PDF page by page; scanned images have none."""
     import pypdf
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)
@@ -87,13 +90,15 @@ def pdf(raw: bytes) -> dict:
         title = one_line(str(facts.title or "")) if facts else ""
     except Unusable:
         raise
-    except Exception as error:  # pypdf raises whatever a broken file makes of it
+    except Exception as error:  # pypdf raises anything for a broken file
         raise Unusable(
-            f" is no PDF that can be read ({type(error).__name__}: {one_line(str(error))}): print it to a new PDF"
+            f" is no PDF that can be read ({type(error).__name__}: {one_line(str(error))}): "
+            "print it to a new PDF"
         ) from None
     if not any(page.strip() for page in pages):
         raise Unusable(
-            " is a PDF without text, perhaps scanned: recognise its text first, for example with ocrmypdf"
+            " is a PDF without text, perhaps scanned: recognise its text first, for example with "
+            "ocrmypdf"
         )
     pages = unbroken(pages)
     starts = [0, *itertools.accumulate(len(page) + 1 for page in pages)][:-1]
@@ -108,11 +113,18 @@ def pdf(raw: bytes) -> dict:
 def _created(facts) -> str:
     try:
         made: datetime.datetime | None = facts and facts.creation_date
-    except Exception:  # a date in a format of its maker's own
+    except Exception:  # a date in a non-standard format
         return ""
     return made.isoformat() if made else ""
 
 
 READERS: dict[str, Callable[[bytes], dict]] = {
-    ".txt": text, ".text": text, ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html, ".xhtml": html, ".pdf": pdf,
-}  # fmt: skip
+    ".txt": text,
+    ".text": text,
+    ".md": markdown,
+    ".markdown": markdown,
+    ".html": html,
+    ".htm": html,
+    ".xhtml": html,
+    ".pdf": pdf,
+}

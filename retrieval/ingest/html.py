@@ -1,48 +1,79 @@
-"""HTML: what a reader of the page sees, without what surrounds it. Nothing that a page names is fetched."""
+"""HTML reader: the visible text of a page without navigation. Nothing is fetched."""
 
 import re
 
 from retrieval.ingest.documents import Heading, Unusable, in_utf16, known_time, one_line, plain
 
 UNSEEN = {
-    "script", "style", "noscript", "template", "nav", "footer", "button", "select", "textarea", "svg", "canvas", "iframe", "object",
-    "head", "dialog", "rt", "rp",
-}  # fmt: skip
-LINES = {
-    "br",
-    "li",
-    "tr",
-    "dt",
-    "dd",
-    "option",
-}  # begin a line; every other block begins after an empty one
+    "script",
+    "style",
+    "noscript",
+    "template",
+    "nav",
+    "footer",
+    "button",
+    "select",
+    "textarea",
+    "svg",
+    "canvas",
+    "iframe",
+    "object",
+    "head",
+    "dialog",
+    "rt",
+    "rp",
+}
+# Elements that begin a new line; other blocks begin after an empty line.
+LINES = {"br", "li", "tr", "dt", "dd", "option"}
 BLOCKS = {
-    "address", "article", "aside", "blockquote", "body", "details", "div", "dl", "fieldset", "figcaption", "figure", "form", "h1", "h2",
-    "h3", "h4", "h5", "h6", "header", "hr", "main", "ol", "p", "pre", "section", "summary", "table", "ul",
-}  # fmt: skip
+    "address",
+    "article",
+    "aside",
+    "blockquote",
+    "body",
+    "details",
+    "div",
+    "dl",
+    "fieldset",
+    "figcaption",
+    "figure",
+    "form",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "header",
+    "hr",
+    "main",
+    "ol",
+    "p",
+    "pre",
+    "section",
+    "summary",
+    "table",
+    "ul",
+}
 LEVELS = {f"h{level}": level for level in range(1, 7)}
 INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 TIMES = ("article:published_time", "date", "dc.date", "dcterms.date")
-LATIN = {
-    "iso-8859-1",
-    "iso8859-1",
-    "latin1",
-    "latin-1",
-    "ascii",
-    "us-ascii",
-}  # which to a browser are windows-1252
+# Charsets that browsers read as windows-1252.
+LATIN = {"iso-8859-1", "iso8859-1", "latin1", "latin-1", "ascii", "us-ascii"}
 SEPARATORS = ("", " ", "\n", "\n\n")
-SIGNS = {"", "#", "¶", "§", "🔗"}  # of a link beside a heading to itself
+SIGNS = {"", "#", "¶", "§", "🔗"}  # texts of a link from a heading to itself
 EXPONENT = re.compile(r"[-+−]?\d+|[a-z]|[-+−]?[\da-z]+[-+−*/ ][\da-z]+", re.IGNORECASE)
-UNIT = re.compile(r"(?<![^\W_])(?:[a-zµμ]{1,3}|mc|[A-Z])$")  # km, cm, x: what is raised to a power
+UNIT = re.compile(r"(?<![^\W_])(?:[a-zµμ]{1,3}|mc|[A-Z])$")  # bases of a power: km, cm, x
 RAISED = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
-SECTION = re.compile(
-    r"<!\[(?!CDATA\[)"
-)  # such as Word writes: a comment to a browser, an error to Python's parser
+# Written by Word: a comment to a browser, an error to Python's parser.
+SECTION = re.compile(r"<!\[(?!CDATA\[)")
 
 
 class _Text:
-    """Text as it is laid out: whitespace joined, except in `pre`, and the widest separator asked for between two pieces."""
+    """Laid-out text: white space collapsed except in `pre`.
+
+    Between two pieces stands the widest separator asked for.
+    """
 
     def __init__(self):
         self.parts, self.length, self.pending = [], 0, 0
@@ -65,7 +96,7 @@ class _Text:
 
     @property
     def before(self) -> str:
-        """The end of what the next piece will be joined to; "" where a separator is due."""
+        """The end of the text that the next piece joins; "" where a separator is due."""
         return "" if self.pending or not self.parts else self.parts[-1][-40:]
 
     @property
@@ -75,7 +106,10 @@ class _Text:
 
 
 def html(raw: bytes) -> dict:
-    """UTF-8, or the charset that the page declares. The text is that of the first <main> with any, else of the body."""
+    """Read UTF-8, or the charset that the page declares.
+
+    The text is that of the first non-empty <main>, else of the body.
+    """
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(SECTION.sub("<! [", _decoded(raw)), "html.parser")
@@ -103,19 +137,20 @@ def _decoded(raw: bytes) -> str:
     ):
         try:
             return plain(raw.decode(charset or "utf-8"))
-        except (LookupError, ValueError):  # also of a charset with a NUL in its name
+        except (LookupError, ValueError):  # ValueError also for a NUL in a charset's name
             continue
     raise Unusable(
-        " is neither UTF-8 nor of the charset it declares: convert it, for example with iconv -t UTF-8"
+        " is neither UTF-8 nor of the charset it declares: convert it, for example with iconv -t "
+        "UTF-8"
     )
 
 
 def _seen(root) -> tuple[str, tuple[Heading, ...]]:
-    """The text of an element, and its headings. Without recursion: pages nest as deep as they like."""
+    """Return the text of an element and its headings; iterative, as pages nest deeply."""
     from bs4 import CData, NavigableString
 
     out, spans, pre, notes = _Text(), [], 0, _notes(root)
-    todo: list = [(root, None)]  # (node, None), or on leaving an element, (element, where it began)
+    todo: list = [(root, None)]  # (node, None); on leaving an element, (element, its start)
     while todo:
         node, began = todo.pop()
         if isinstance(node, NavigableString):
@@ -149,7 +184,7 @@ def _seen(root) -> tuple[str, tuple[Heading, ...]]:
 
 
 def _notes(root) -> set[str]:
-    """The numbers and letters that begin a block: the notes that markers in the text refer to."""
+    """Return the numbers and letters that begin a block: the footnotes that markers refer to."""
     first = (
         node
         for node in root.find_all("sup")
@@ -163,9 +198,10 @@ def _text_before(node) -> bool:
 
 
 def _shifted(node, before: str, notes: set[str]) -> tuple[int, str]:
-    """(separator, text) of a superscript or subscript after the text `before`: a marker of a note never becomes part of a number.
+    """Return (separator, text) of a superscript or subscript after the text `before`.
 
-    An exponent is written 10^6 or km², a fraction 1/2, an ordinal 1st, a subscript CO2 or x_i; a marker with a link is left out, another
+    A footnote marker must not become part of a number. An exponent is written 10^6 or km², a
+    fraction 1/2, an ordinal 1st, a subscript CO2 or x_i. A marker with a link is left out; another
     is set apart: 5,000 [1].
     """
     text = " ".join(node.get_text().split())
@@ -204,7 +240,7 @@ def _shifted(node, before: str, notes: set[str]) -> tuple[int, str]:
 
 
 def _links_itself(node) -> bool:
-    """Whether a link is the sign beside a heading that leads to it."""
+    """Whether a link is the sign beside a heading that links to it."""
     alone = (
         node.name == "a"
         and len(node.contents) <= 1

@@ -1,4 +1,4 @@
-"""The text of a PDF's pages as it is read: columns one after the other, letters for glyphs, no words broken at the ends of lines."""
+"""PDF text in reading order: columns, glyphs as letters, hyphenated words rejoined."""
 
 import collections
 import itertools
@@ -6,13 +6,9 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-FORMS = re.compile(
-    r"[\ufb00-\ufb4f\ufb50-\ufdff\ufe70-\ufefc]+"
-)  # ligatures and presentation forms: how glyphs look, not what they spell
-BROKEN = re.compile(
-    r"([^\W\d_]+)[-\u2010\u00ad][ \t]*\n[ \t]*([^\W\d_]+)"
-)  # a word at the end of a line
-COMPOUND = frozenset(  # first parts that keep their hyphen, where the text itself does not say
+FORMS = re.compile(r"[\ufb00-\ufb4f\ufb50-\ufdff\ufe70-\ufefc]+")  # ligatures, presentation forms
+BROKEN = re.compile(r"([^\W\d_]+)[-\u2010\u00ad][ \t]*\n[ \t]*([^\W\d_]+)")  # hyphenated word
+COMPOUND = frozenset(  # prefixes that keep their hyphen if the text gives no evidence
     [
         "all",
         "co",
@@ -33,14 +29,15 @@ COMPOUND = frozenset(  # first parts that keep their hyphen, where the text itse
         "well",
     ]
 )
-ROWS = 6  # at least, that two columns share
-PROSE = (
-    18  # characters of a line, on average: shorter ones are cells of a table, which is read by rows
-)
+ROWS = 6  # least number of lines that two columns share
+PROSE = 18  # least mean length of a line; shorter ones are table cells, read by rows
 
 
 class Piece(NamedTuple):
-    """Text at (x, y) of a page, in points from its lower left; order: of the page's content."""
+    """Text at (x, y) of a page, in points from the lower left.
+
+    order: its position in the page's content.
+    """
 
     x: float
     y: float
@@ -49,7 +46,10 @@ class Piece(NamedTuple):
 
 
 def page_text(page) -> str:
-    """The text of a pypdf page. Two columns of prose whose lines alternate in the file are read one after the other."""
+    """Return the text of a pypdf page.
+
+    Two columns of prose whose lines alternate in the file are read one after the other.
+    """
     pieces: list[Piece] = []
 
     def note(text: str, cm, tm, font, size) -> None:
@@ -62,7 +62,10 @@ def page_text(page) -> str:
 
 
 def in_columns(pieces: list[Piece]) -> str:
-    """The lines of a page, its left column before its right one; "" where the lines of no two columns of prose alternate."""
+    """Return the lines of a page, left column first.
+
+    "" unless the lines of two columns of prose alternate.
+    """
     if len(pieces) < 2 * ROWS:
         return ""
     starts = collections.Counter(round(piece.x) for piece in pieces)
@@ -90,9 +93,10 @@ def in_columns(pieces: list[Piece]) -> str:
 
 
 def unbroken(pages: list[str]) -> list[str]:
-    """The pages with words put together that were broken at the ends of lines.
+    """Rejoin words that were hyphenated at line ends.
 
-    A hyphen stays where the text has the word with it elsewhere, before a capital, and after parts such as "self"; else it goes.
+    The hyphen stays where the text has the hyphenated word elsewhere, before a capital, and after
+    prefixes such as "self".
     """
     held = set(
         re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", " ".join(pages).lower().replace("\u2010", "-"))

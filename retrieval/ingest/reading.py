@@ -1,4 +1,4 @@
-"""Reading: the documents of files, folders, globs and data sets, whatever their format."""
+"""Reading documents of any supported format from files, folders, globs and data sets."""
 
 import dataclasses
 import gzip
@@ -25,10 +25,11 @@ def read(
     max_megabytes: float = MAX_MEGABYTES,
     id_field: str = "id",
 ) -> tuple[list[File], list[Document]]:
-    """The files of `inputs` (see files.find) and their documents; the report says what was left out, and why.
+    """Return the files of `inputs` (see files.find) and their documents.
 
-    Raises RetrievalError naming the file, and the line where there is one: for more bad documents than `report.most_bad` allows, for a file
-    above `max_megabytes` (of tables, which are read a row at a time, there may be more), and for a named file that holds nothing.
+    The report counts what was left out, and why. Raises RetrievalError, naming the file and line,
+    for more bad documents than `report.most_bad` allows, for a file above `max_megabytes` (tables,
+    which are read row by row, may be larger) and for a named file without passages.
     """
     files = find(inputs, SUFFIXES, BINARY, report)
     documents: list[Document] = []
@@ -67,7 +68,8 @@ def _document(file: File, report: Report, max_bytes: int) -> Iterator[Document]:
         return
     if len(raw) > max_bytes:
         raise RetrievalError(
-            f"{where} has more than {max_bytes / 1e6:g} MB: split it, or allow more with --max-megabytes"
+            f"{where} has more than {max_bytes / 1e6:g} MB: split it, or allow more with "
+            "--max-megabytes"
         )
     try:
         fields = READERS[sources.kind(file.path)](raw)

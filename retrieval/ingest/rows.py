@@ -1,4 +1,7 @@
-"""Rows: JSONL, JSON, CSV, TSV, Parquet, TFDS, Hugging Face data sets. A row is a document, and a passage unless it is too long for one."""
+"""Row reader: JSONL, JSON, CSV, TSV, Parquet, TFDS and Hugging Face data sets.
+
+A row is a document, and one passage unless it is too long.
+"""
 
 import json
 import re
@@ -12,27 +15,20 @@ from retrieval.ingest.files import File
 from retrieval.passages import Passage, check_passages, check_unicode
 
 TEXT = "text"
-FIELDS = (
-    "id",
-    "title",
-    "source",
-    "metadata",
-    "time",
-    "tags",
-    "access",
-    "span",
-)  # with the text, a Passage as JSON
+# Fields of a Passage as JSON, beside the text.
+FIELDS = ("id", "title", "source", "metadata", "time", "tags", "access", "span")
 SUFFIXES = (*sources.LINES, ".csv", ".tsv", ".json", ".parquet")
 
 
 def documents(
     file: File, report: Report, text_field: str | None = None, id_field: str = "id"
 ) -> Iterator[Document]:
-    """A document a row, named by its `id_field`, else <file name>:<number of its line or row>; bad rows are counted in the report.
+    """Yield a document per row, named by its `id_field`, or <file name>:<line or row number>.
 
-    A row of JSON has no fields but these (and a passage's `origin`, which a build records anew).
-    Of a table, or with a `text_field`, every other field becomes metadata. Raises RetrievalError for a bad row when
-    none may be bad; lm.data.sources.DataError when the source cannot be opened.
+    Bad rows are counted in the report. A JSON row may only have known fields (and a passage's
+    `origin`, which a build records anew). In a table, or with a `text_field`, every other field
+    becomes metadata. Raises RetrievalError for a bad row when none are allowed;
+    lm.data.sources.DataError when the source cannot be opened.
     """
     strict = text_field is None and sources.kind(file.path) in (*sources.LINES, ".json")
     for row in sources.rows(file.path):
@@ -58,7 +54,8 @@ def _document(row: Any, where: str, file: str, field: str, id_field: str, strict
         )
         has = f"; here it is {row[field]!r}" if isinstance(row, dict) and field in row else has
         raise Unusable(
-            f': expected an object with a string "{field}", such as {{"id": "a", "{field}": "..."}}{has}'
+            f': expected an object with a string "{field}", such as {{"id": "a", "{field}": '
+            f'"..."}}{has}'
         )
     if id_field != "id" and row.get(id_field) in (None, ""):
         raise Unusable(
@@ -70,14 +67,15 @@ def _document(row: Any, where: str, file: str, field: str, id_field: str, strict
     others = [name for name in row if name not in own]
     if strict and others:
         raise Unusable(
-            f': unknown field {others[0]!r}; put it into "metadata", or give --text-field={field}, which puts all such there'
+            f': unknown field {others[0]!r}; put it into "metadata", or give '
+            f"--text-field={field}, which puts all such there"
         )
     if not row[field].strip():
         raise Unusable(" has no text: give it some, or leave it out")
     metadata, tags = row.get("metadata") or {}, row.get("tags") or []
     if not isinstance(metadata, dict):
         raise Unusable(f": metadata is {metadata!r}; expected an object of strings")
-    if isinstance(tags, str) and not strict:  # a cell of a table
+    if isinstance(tags, str) and not strict:  # a table cell
         tags = [tag.strip() for tag in re.split("[,;]", tags) if tag.strip()]
     if not isinstance(tags, list):
         raise Unusable(f": tags is {tags!r}; expected a list of words")
@@ -98,7 +96,7 @@ def _document(row: Any, where: str, file: str, field: str, id_field: str, strict
     )
     values = {key: _string(value) for key, value in metadata.items() if value is not None}
     title, time, access = (row.get(key) or "" for key in ("title", "time", "access"))
-    if not isinstance(time, str):  # of a table: a date, or a year
+    if not isinstance(time, str):  # a table's date or year
         time = time.isoformat() if hasattr(time, "isoformat") else str(time)
     check_passages(
         [

@@ -1,39 +1,83 @@
-"""Where a text may be cut: the spans of its paragraphs, sentences, lines and words. All spans are without whitespace at their ends."""
+"""Spans of paragraphs, sentences, lines and words, without white space at their ends."""
 
 import re
 
 Span = tuple[int, int]
 
 NO_END = {
-    "al", "approx", "bzw", "ca", "cf", "ch", "co", "corp", "dept", "dr", "ed", "eds", "eq", "esp", "etc", "fig", "figs", "gen", "gov",
-    "inc",     "jr", "ltd", "mr", "mrs", "ms", "mt", "nr", "no", "op", "pp", "prof", "ref", "rev", "sec", "sen", "sgt", "sr", "st",
-    "vol", "vs",
-}  # fmt: skip
+    "al",
+    "approx",
+    "bzw",
+    "ca",
+    "cf",
+    "ch",
+    "co",
+    "corp",
+    "dept",
+    "dr",
+    "ed",
+    "eds",
+    "eq",
+    "esp",
+    "etc",
+    "fig",
+    "figs",
+    "gen",
+    "gov",
+    "inc",
+    "jr",
+    "ltd",
+    "mr",
+    "mrs",
+    "ms",
+    "mt",
+    "nr",
+    "no",
+    "op",
+    "pp",
+    "prof",
+    "ref",
+    "rev",
+    "sec",
+    "sen",
+    "sgt",
+    "sr",
+    "st",
+    "vol",
+    "vs",
+}
 PARAGRAPH = re.compile(r"\n[ \t]*\n")
 LINE = re.compile(r"\n")
 WORD = re.compile(r"\S+")
 LAST_WORD = re.compile(r"[\w.]+$")
 CLOSE = "\"'”’»)\\]」』）》〉"
 END = re.compile(
-    rf"(?<![.!?…])[.!?…]++[{CLOSE}]*+(?=\s)"  # a stop, with what closes after it; a row of stops is looked at once
-    rf"|[。｡！？；．︒‼⁇⁈⁉।॥؟۔։።፧፨။។៕།༎᠃᠉෴]+[{CLOSE}]*"  # stops after which no space is due: of CJK, Indic, Arabic, Armenian, Ethiopic ...
+    # Stops and closing quotes; a run of stops is scanned once.
+    rf"(?<![.!?…])[.!?…]++[{CLOSE}]*+(?=\s)"
+    # Stops without a following space: CJK, Indic, Arabic, Armenian, Ethiopic and others.
+    rf"|[。｡！？；．︒‼⁇⁈⁉।॥؟۔։።፧፨။។៕།༎᠃᠉෴]+[{CLOSE}]*"
     rf"|…+[{CLOSE}]*(?=[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7a3])"
     r"|\u037e|(?<=[\u0370-\u03ff\u1f00-\u1fff]);(?=\s)"  # the Greek question mark
-    r"|(?<=[\u0e01-\u0e5b\u0e81-\u0eff])[ \u00a0]+(?=[\u0e01-\u0e5b\u0e81-\u0eff])"  # Thai and Lao end them with a space
-    r"|\n(?=[ \t]*\n)"  # a paragraph's end
-    r"|\n(?=[ \t]*(?:[-*+•|]|\d+[.)])[ \t])"  # an item of a list, a row of a table
+    # Thai and Lao end sentences with a space.
+    r"|(?<=[\u0e01-\u0e5b\u0e81-\u0eff])[ \u00a0]+(?=[\u0e01-\u0e5b\u0e81-\u0eff])"
+    r"|\n(?=[ \t]*\n)"  # end of a paragraph
+    r"|\n(?=[ \t]*(?:[-*+•|]|\d+[.)])[ \t])"  # list item or table row
 )
 
 
 def paragraphs(text: str, start: int, end: int) -> list[Span]:
-    """What blank lines divide."""
+    """Split at blank lines."""
     return _between(
         text, start, end, (found.start() for found in PARAGRAPH.finditer(text, start, end))
     )
 
 
 def sentences(text: str, start: int, end: int) -> list[Span]:
-    """By stops, but not those of common abbreviations, initials, numbered items, or before a small letter; by paragraphs and items too."""
+    """Split at sentence ends, paragraphs and list items.
+
+    A full stop does not end a sentence after a common abbreviation, an initial or an item number,
+    or before a lower-case letter.
+    """
     return _between(
         text,
         start,
@@ -51,7 +95,10 @@ def words(text: str, start: int, end: int) -> list[Span]:
 
 
 def pieces(text: str, start: int, end: int, room: int) -> list[Span]:
-    """So many characters that they cannot be more than `room` tokens: of bytes at worst, up to four of which make a character."""
+    """Cut into pieces of at most `room` tokens.
+
+    A token is at worst one byte, and a character has up to four bytes.
+    """
     size = max(1, room // 4)
     return [(at, min(at + size, end)) for at in range(start, end, size)]
 

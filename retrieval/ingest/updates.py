@@ -1,4 +1,7 @@
-"""Updates: what makes a memory hold the passages of the files, no more than what differs, in parts that an interruption leaves in place."""
+"""Updates: change a memory to hold the passages of the files, in resumable commits.
+
+Only what differs is changed.
+"""
 
 import dataclasses
 import json
@@ -13,12 +16,12 @@ from retrieval.memory import Memory
 from retrieval.passages import Passage, listed, titled
 from retrieval.store import Store
 
-PART = 4096  # passages a commit
+PART = 4096  # passages per commit
 
 
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-    """Passage `id` repeats passage `of`. similarity: as in duplicates.Duplicate; exact: equal but for case, encoding and spaces."""
+    """Passage `id` repeats passage `of`; fields as in duplicates.Duplicate."""
 
     id: str
     of: str
@@ -28,8 +31,12 @@ class Repeat:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What differs between files and memory. adopted: unchanged ones whose origin was not recorded yet; gone: ids that came from the files
-    but are in them no more; moved: by the id of an added passage the one of those that says the same."""
+    """The differences between files and memory.
+
+    adopted: unchanged passages whose origin is not recorded yet.
+    gone: ids that came from these files but are no longer in them.
+    moved: id of an added passage -> id of one in `gone` with the same title and text.
+    """
 
     added: list[Passage]
     edited: list[Passage]
@@ -47,13 +54,16 @@ def plan(
     covers_names: Callable[[str], bool],
     drop_duplicates: bool = False,
 ) -> Plan:
-    """Compares passages, which check_passages has passed, with a memory's store (None: a new memory) by id and content hash.
+    """Compare passages with a memory's store (None: a new memory) by id and content hash.
 
-    covers: whether an origin is one of the files. covers_names: whether a source is one, for passages from before origins were recorded,
-    of which those count whose id is one that a build gives: the source at its beginning, or any for a row of a table.
+    passages: checked by check_passages. covers: whether an origin is one of the files.
+    covers_names: whether a source is one, for passages stored before origins were recorded; these
+    count only if their id is one that a build gives: it begins with the source, or the source is a
+    table.
 
-    Repeats are exact ones of passages from elsewhere in the memory, exact and near ones of earlier `passages`; they are looked for only
-    when something differs or they are to be dropped. Raises RetrievalError for an id that came from elsewhere.
+    Repeats are exact copies of passages from elsewhere in the memory, and exact or near copies of
+    earlier `passages`. They are searched only when something differs or they are to be dropped.
+    Raises RetrievalError for an id that came from elsewhere.
     """
     stored = (
         store.columns(["id", "content_hash", "source", "metadata", "origin"]).to_pylist()
@@ -78,7 +88,8 @@ def plan(
     changed = [passage.id for passage in passages if not same(passage)]
     if strangers := [id for id in changed if id in hashes and id not in ours]:
         raise RetrievalError(
-            f"in the memory already, but not from these files: {listed(strangers)}: give the new ones other ids, or delete those"
+            f"in the memory already, but not from these files: {listed(strangers)}: give the new "
+            "ones other ids, or delete those"
         )
     repeats = find_repeats(passages, store, ours) if changed or drop_duplicates else []
     if drop_duplicates:
@@ -109,8 +120,10 @@ def plan(
 def find_repeats(
     passages: Sequence[Passage], store: Store | None, ours: Collection[str]
 ) -> list[Repeat]:
-    """The passages that repeat one of the memory that is not among `ours`, or an earlier one of these: what is searched, title and text,
-    and for the same readers."""
+    """Return the passages that repeat a stored one not in `ours`, or an earlier one.
+
+    Title and text are compared, among passages of the same access group.
+    """
     rows = store.columns(["id", "title", "text", "access"]).to_pylist() if store is not None else []
     others = {
         (duplicates.digest(titled(r["title"], r["text"])), r["access"] or ""): r["id"]
@@ -135,13 +148,19 @@ def find_repeats(
 
 
 def apply(
-    memory: Memory, plan: Plan, sync: bool = False, author: str | None = None, reason: str = "",
+    memory: Memory,
+    plan: Plan,
+    sync: bool = False,
+    author: str | None = None,
+    reason: str = "",
     said: Callable[[str], None] = lambda line: None,
-) -> None:  # fmt: skip
-    """Edits, adds and, with `sync`, removes: commits of at most 4,096 passages. `said` is called with a line after each but the last.
+) -> None:
+    """Edit, add and, with `sync`, delete passages, in commits of at most 4,096.
 
-    An interruption leaves whole commits; planning and applying again does the rest. A passage whose text was there before, under its
-    own or another id that is edited with it or gone, keeps its vector. What is adopted is written once more, with its origin.
+    said: called with a progress line after each commit but the last. An interruption leaves
+    complete commits; planning and applying again does the rest. A passage keeps its vector if its
+    title and text were stored before, under its own id or under one that is edited with it or gone.
+    Adopted passages are written again with their origin.
     """
     add = lambda part, **how: memory.add(
         part, like=[plan.moved[p.id] for p in part if p.id in plan.moved], **how
@@ -156,7 +175,8 @@ def apply(
         if done < total:
             seconds = time.monotonic() - start
             said(
-                f"{done:,} of {total:,} passages, {done / seconds:.0f}/s, about {seconds * (total - done) / done:.0f} s left"
+                f"{done:,} of {total:,} passages, {done / seconds:.0f}/s, about "
+                f"{seconds * (total - done) / done:.0f} s left"
             )
     for part in _parts(plan.adopted):
         memory.update(part, author=author, reason="files that passages were read from recorded")
