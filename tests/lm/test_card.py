@@ -1,4 +1,4 @@
-"""The model card of an export, as the hub's own library reads it."""
+"""The model card of an export, read with the library of the Hugging Face hub."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.lm.training import runs
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A base with a licence, and a run of one step from it."""
+    """A base model with a licence, and a run of one step from it."""
     folder = tmp_path_factory.mktemp("card")
     model, params = tiny("gpt2", vocab_size=258, max_length=64)
     lm.to_hf(model, params, folder / "base", bytes_only(mask=False))

@@ -1,4 +1,4 @@
-"""The cache of compiled programs: where it is, what turns it off, and that a second process need not compile."""
+"""The compilation cache: its place, how to disable it, and reuse by a second process."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from lm.compiled import keep_compiled
 
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
-    """The environment without a word on the cache, and JAX's settings as they were afterwards."""
+    """Clear the cache's environment variables, and restore JAX's settings afterwards."""
     names = [
         compiled.DIR,
         "JAX_COMPILATION_CACHE_MAX_SIZE",
@@ -23,7 +23,7 @@ def settings(monkeypatch, tmp_path):
         *compiled.SETTINGS,
     ]
     for name in names:
-        monkeypatch.setenv(name, "")  # so that what the test sets is taken back
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what the test sets
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = {name: getattr(jax.config, name.lower()) for name in names}

@@ -84,7 +84,7 @@ def test_a_training_run_is_exported_in_the_dtype_asked_for(model_directory, tmp_
 
 
 def test_a_checkpoint_sharded_over_a_mesh_is_exported(tmp_path, capsys):
-    """Written by a run on 8 devices whose parameters are split over two axes; read by a command that knows of no mesh."""
+    """A run on 8 devices shards the parameters over two axes; the command uses no mesh."""
     pytest.importorskip("torch")
     config = runs.config(
         tmp_path,
@@ -129,9 +129,8 @@ def test_a_mistake_is_one_line_and_exit_2(model_directory, tmp_path, capsys):
     assert "does not exist" in errors[0] and "is the model itself" in errors[1]
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "t5", "mamba"]
-)  # transformers makes an empty one up for the last two
+# For T5 and Mamba transformers would invent an empty tokenizer.
+@pytest.mark.parametrize("family", ["llama", "t5", "mamba"])
 def test_a_directory_without_a_tokenizer_says_what_it_lacks(family, tmp_path):
     lm.to_hf(*tiny(family), tmp_path / "bare")
     with pytest.raises(WeightsError, match=r"it has no tokenizer.json"):
@@ -174,7 +173,7 @@ SETTINGS = {
 
 
 def adapter_of(folder, base, model, params, **changed):
-    """(folder with a PEFT adapter of `base`, the merged params)."""
+    """Write a PEFT adapter of `base`. Returns (its folder, the merged params)."""
     spec = Lora(2)
     fresh = lora.initialise(params, rules.by_path(model.logical_axes()), spec, jax.random.key(0))
     adapters = jax.tree.map(lambda x: x + 0.1, fresh)
@@ -293,7 +292,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(model_directory, tmp_
 
 @pytest.fixture(scope="module")
 def instructed(tmp_path_factory):
-    """A folder with x.jsonl, a run that was taught with a template and options, and out, an export of it."""
+    """A folder with x.jsonl, a run trained with a template and options, and its export `out`."""
     folder, tokenizer = tmp_path_factory.mktemp("instructed"), bytes_only()
     (folder / "x.jsonl").write_text('{"instruction": "Say 1.", "input": "", "output": "1"}\n')
     config = small.MODEL.replace(vocab_size=320, n_layers=1, max_length=256, eos_token_ids=(0,))

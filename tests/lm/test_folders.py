@@ -1,4 +1,4 @@
-"""A folder that holds something else is refused before anything is written there, and keeps its bytes."""
+"""Folders with other contents are refused before anything is written, and keep their bytes."""
 
 import json
 

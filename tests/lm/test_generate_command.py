@@ -1,4 +1,4 @@
-"""python -m lm.generate: what a person types and sees."""
+"""python -m lm.generate: arguments and output."""
 
 import io
 import os

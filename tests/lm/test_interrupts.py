@@ -1,4 +1,4 @@
-"""Ctrl-C is answered at once, by one line; wrong JAX_* variables are one line too."""
+"""Ctrl-C ends at once with one line; wrong JAX_* variables give one line too."""
 
 import os
 import pathlib
@@ -83,7 +83,7 @@ def test_an_interrupt_in_another_thread_fails():
 
 @pytest.mark.parametrize("module", ["lm.train", "retrieval.build"])
 def test_ctrl_c_during_imports_ends_in_a_stack_trace(tmp_path, module):
-    """A module that is imported on the way sends it, as a terminal would."""
+    """A module that is imported early sends the signal, as a terminal would."""
     (tmp_path / "absl.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
     )
@@ -192,7 +192,10 @@ def lines_of_phases(capsys, argv=()):
 
 
 def test_a_long_phase_is_silent_or_a_short_one_is_said(capsys, monkeypatch):
-    """Of nested ones the innermost; not while something else is heard; not with --json, nor outside an entry point."""
+    """Of nested phases the innermost is reported.
+
+    Nothing is reported while there is other output, with --json, or outside an entry point.
+    """
     monkeypatch.setattr(phases, "EVERY", 0.1)
     first, *later = lines_of_phases(capsys)
     assert first == "compiling ..." and later and set(later) == {"compiling: 0 s so far"}

@@ -1,4 +1,4 @@
-"""What `import lm` offers."""
+"""Public names of `import lm`."""
 
 import importlib
 

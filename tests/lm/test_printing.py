@@ -1,4 +1,4 @@
-"""Commands whose output nobody reads to the end, as after `| head`."""
+"""Commands whose reader closes the pipe, as `| head` does."""
 
 import contextlib
 import os
@@ -19,7 +19,10 @@ from lm.printing import piped
 
 @contextlib.contextmanager
 def unread():
-    """Standard output is a pipe that nobody reads. Not a fixture: pytest sets its own output for each phase of a test."""
+    """Replace standard output by a pipe that nobody reads.
+
+    This is not a fixture, because pytest sets its own output for each phase of a test.
+    """
     ends = os.pipe()
     os.close(ends[0])
     out = open(ends[1], "w", encoding="utf-8")  # noqa: SIM115 (closing may raise, and must not hide the block)
@@ -65,7 +68,7 @@ def test_an_entry_point_whose_reader_has_gone_says_an_error(wrap):
 
 
 def test_a_broken_pipe_is_taken_for_a_file_that_cannot_be_read():
-    """Every entry point that ends in a line for an OSError lets this one through."""
+    """Every entry point that turns an OSError into a line lets BrokenPipeError through."""
     files = [
         file for file in Path(lm.__file__).parent.glob("*.py") if "@entry_point" in file.read_text()
     ]

@@ -1,6 +1,6 @@
-"""Every objective with every family it is defined for: it learns, a copy that stopped halfway ends in the same bits, the preview is right.
+"""Every objective with its families: it learns, resumes bit for bit, and previews correctly.
 
-One family of each kind here; `python -m pytest -m slow tests/lm/test_smoke.py` takes all.
+One family of each kind runs here; `python -m pytest -m slow tests/lm/test_smoke.py` runs all.
 """
 
 import itertools
@@ -70,7 +70,7 @@ def right_instruct(row):
 
 
 def right_prefix_lm(row):
-    """Context, at least its start and one more, then tokens with a loss, document by document."""
+    """Each document is a context of at least its start and one token, then a trained part."""
     documents = itertools.groupby(
         (p for p in row.tokens if p.segment), key=lambda piece: piece.segment
     )
@@ -91,7 +91,7 @@ def right_span_corruption(row):
 
 
 def right_ul2(row):
-    """As above, document by document: what is read, each sentinel as one, and what is written fill one another."""
+    """In each document input and output complete each other, with each sentinel as one token."""
     for segment in {piece.segment for piece in row.tokens if piece.segment}:
         read, written = (
             [piece.text for piece in side if piece.segment == segment]
@@ -116,7 +116,7 @@ def right_denoising(row):
 
 
 def right_classification(row):
-    """Nothing but the label, by its name; and it is that of the text."""
+    """Only the label is trained, is shown by name, and is that of the text."""
     text = "".join(piece.text for piece in row.tokens if not piece.special).replace("·", " ")
     return row.said in [
         f"label {line['label']}" for line in _lines("topics.jsonl") if line["text"] == text
@@ -124,7 +124,7 @@ def right_classification(row):
 
 
 def right_token_classification(row):
-    """The first piece of every word, and no other, has the tag of that word, by its name."""
+    """Only the first piece of each word has the word's tag, shown by name."""
     tagged = {
         (word, tag)
         for line in _lines("names.jsonl")
@@ -158,7 +158,7 @@ def right_question_answering(row):
 
 
 def right_contrastive(row):
-    """A question, its own passage, which is what is to be found, and a passage that is not."""
+    """A question, its own passage as the target, and another passage."""
     texts = [
         "".join(p.text for p in row.tokens if p.segment == number).replace("·", " ")
         for number in (1, 2, 3)

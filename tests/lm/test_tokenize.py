@@ -1,4 +1,4 @@
-"""python -m lm.tokenize makes the rows that lm.train reads, of every source, and of nothing that has changed since."""
+"""python -m lm.tokenize makes the rows that lm.train reads, for every source, never stale ones."""
 
 import json
 import os

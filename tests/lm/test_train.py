@@ -1,4 +1,4 @@
-"""python -m lm.train: killed at any step and started again, it ends where an undisturbed run ends; bad input is one clear line."""
+"""python -m lm.train: a killed run resumes to the same end; bad input gives one clear line."""
 
 import os
 import pathlib

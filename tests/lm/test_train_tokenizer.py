@@ -1,4 +1,4 @@
-"""python -m lm.train_tokenizer: what it writes is what transformers, tokenizers and a training run read, for each kind of model."""
+"""python -m lm.train_tokenizer: transformers, tokenizers and training read its output."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with x.jsonl, and a tokenizer of 400 tokens in a folder of each model's name."""
+    """A folder with x.jsonl, and a tokenizer of 400 tokens for each model in its own folder."""
     folder = tmp_path_factory.mktemp("tokenizers")
     (folder / "x.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in PARAGRAPHS))
     for model, more in OPTIONS.items():
@@ -89,7 +89,7 @@ def test_a_special_token_is_elsewhere_or_is_cut_up(made, model, ids):
 
 
 def test_byte_pairs_depend_on_how_the_text_is_stored(made, tmp_path):
-    """Of the three only these do not: the library's training of WordPiece and Unigram is not deterministic."""
+    """Byte-level BPE only: the library trains WordPiece and Unigram non-deterministically."""
     (tmp_path / "whole.txt").write_text("\n\n".join(PARAGRAPHS))
     for number in range(3):
         (tmp_path / f"part{number}.txt").write_text("\n\n".join(PARAGRAPHS[number::3]))
@@ -128,7 +128,8 @@ def test_a_run_cannot_use_it(made, capsys, variant, model, marks):
         for piece in [*row["tokens"], *(row["encoder"] or [])]
     }
     failed = {check["name"] for check in shown["checks"] if check["ok"] is False}
-    assert failed <= {"training: duplicates"}  # windows of a token or two, where documents are cut
+    # Cut documents leave windows of one or two tokens.
+    assert failed <= {"training: duplicates"}
 
 
 def test_an_unknown_model_is_not_named(tmp_path, capsys):
@@ -148,7 +149,7 @@ def test_the_commands_of_the_page_do_not_run(made, tmp_path, monkeypatch, capsys
     (tmp_path / "wiki").mkdir()
     (tmp_path / "wiki" / "x.jsonl").write_text((made / "x.jsonl").read_text())
     monkeypatch.chdir(tmp_path)
-    for command in commands:  # as typed, but for a data set to download and the size
+    for command in commands:  # as on the page, except downloads and sizes
         words = shlex.split(
             re.sub(
                 r"vocab_size=\d+", "vocab_size=400", command.replace("tfds:wiki", "wiki/*.jsonl")

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: sharded, older, damaged, interrupted. No torch needed: the files are written here."""
+"""Checkpoints: sharded, older, damaged and interrupted. Files are written here, without torch."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def saved(tmp_path):
 
 
 def rewrite(directory, change):
-    """Applies `change` to the tensors {name: array} of a one-file checkpoint."""
+    """Apply `change` to the tensors {name: array} of a single-file checkpoint."""
     tensors = load_file(directory / "model.safetensors")
     save_file(
         change(tensors) or tensors, directory / "model.safetensors", metadata={"format": "pt"}

@@ -1,4 +1,4 @@
-"""GGUF files: tiny ones written here with the `gguf` package in llama.cpp's layout, and damaged ones."""
+"""GGUF files: tiny ones in llama.cpp's layout, made by the `gguf` package, and damaged ones."""
 
 import time
 
@@ -44,7 +44,7 @@ MERGES = ["h e", "l l", "he ll", "Ġ hell", "1 2"]
 
 
 def permuted(weight, heads):
-    """llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute."""
+    """LlamaModel.permute of llama.cpp's convert_hf_to_gguf.py."""
     return (
         weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
         .swapaxes(1, 2)
@@ -53,7 +53,7 @@ def permuted(weight, heads):
 
 
 def write_gguf(path, model, params, quantise=None, tokens=TOKENS, pre="smollm", **fields):
-    """The model as llama.cpp's converter writes it."""
+    """Write the model as llama.cpp's converter does."""
     c = model.config
     lm.to_hf(model, params, path.parent / "hf")
     writer = gguf.GGUFWriter(path, "llama")
@@ -215,7 +215,7 @@ def test_metadata_is_read_as_the_gguf_package_reads_it_in_a_fraction_of_the_time
 
 def test_a_later_part_of_a_gguf_model_is_not_named_as_one(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m-00002-of-00003.gguf", "llama")
-    writer.kv_data = [{}]  # as llama-gguf-split writes it: no metadata but its place
+    writer.kv_data = [{}]  # as llama-gguf-split writes it: only the part's place as metadata
     writer.add_uint16("split.no", 1)
     writer.add_uint16("split.count", 3)
     writer.write_header_to_file()

@@ -1,4 +1,4 @@
-"""Reading and writing stacks whose layers differ in shape, kept in one tree a block of their period, and state-space layers."""
+"""Weights of stacks with layers of several shapes, stored a tree for each block of their period."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from lm.weights import WeightsError
 from tests.lm.small_models import identical, tiny
 
 PERIODIC = dict(n_layers=6, layer_pattern=("ssm", "global", "ssm"))
-APERIODIC = dict(n_layers=5, layer_pattern=("global", "ssm", "ssm"))  # 5 layers: nothing repeats
+APERIODIC = dict(n_layers=5, layer_pattern=("global", "ssm", "ssm"))  # 5 layers: no repetition
 SMALL = dict(ssm_heads=8, ssm_groups=2, ssm_state=3)
 
 
@@ -85,9 +85,8 @@ def test_a_damaged_hybrid_is_refused_with_every_tensor_named_as_in_the_file(hybr
         tensors[f"model.layers.{last_ssm}.mamba.A_log"],
         tensors[f"model.layers.{attention}.self_attn.k_proj.weight"],
     )
-    tensors[f"model.layers.{attention}.mamba.D"] = np.ones(
-        8, np.float32
-    )  # of a state-space layer, where attention is
+    # A tensor of a state-space layer in an attention layer.
+    tensors[f"model.layers.{attention}.mamba.D"] = np.ones(8, np.float32)
     tensors[f"model.layers.{last_ssm}.mamba.conv1d.weight"] = np.ones((32, 1, 4), np.float32)
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(WeightsError) as error:

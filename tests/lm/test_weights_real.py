@@ -1,4 +1,7 @@
-"""Real weights against transformers on torch: the samples of the quickstart, fetched if not cached; skipped without a network."""
+"""Real weights against transformers on torch, from the quickstart's samples.
+
+Skipped when a sample is neither cached nor downloadable.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ def sample(name: str):
         return samples.fetch(name)
     except DataError as error:
         if not str(error).startswith("could not download"):
-            raise  # a wrong checksum is no reason to skip
+            raise  # a wrong checksum must fail
         pytest.skip(str(error).splitlines()[0])
 
 

@@ -1,4 +1,4 @@
-"""A fusion that jaxlib 0.10.2 gets wrong on the CPU is off where it is known to matter, and no other jaxlib sees its flag."""
+"""The flag against a wrong CPU fusion of jaxlib 0.10.2: set only where needed, only there."""
 
 import importlib.metadata
 import os
@@ -24,7 +24,7 @@ rtol=1e-4)
 
 
 def test_a_sum_of_squares_of_a_product_is_right_in_its_last_row():
-    """jax#39103, in a process that has imported JAX but not started its devices."""
+    """jax#39103, in a process that imported JAX but has not started its devices."""
     clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", REPRODUCER],

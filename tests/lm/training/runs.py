@@ -1,10 +1,10 @@
-"""Training runs of seconds."""
+"""Training runs of a few seconds."""
 
 from configs import tiny
 
 
 def text(folder, name="x.txt"):
-    """A file of some text; its path."""
+    """Write a text file. Returns its path."""
     path = folder / name
     path.write_text(
         "".join(
@@ -15,7 +15,7 @@ def text(folder, name="x.txt"):
 
 
 def config(folder, **changes):
-    """configs/tiny.py, smaller still; `changes` are dotted fields."""
+    """A smaller configs/tiny.py; `changes` are dotted fields."""
     c = tiny.get_config()
     c.update_from_flattened_dict(
         {

@@ -1,4 +1,4 @@
-"""A model, a mesh and a step small enough to compile often."""
+"""A model, a mesh and a step that are small enough to compile often."""
 
 import functools
 import sys
@@ -38,7 +38,7 @@ def mesh_of(data: int, fsdp: int, tensor: int):
 
 
 def parts(config=MODEL, *, clip=1.0):
-    """(model, optimizer, schedule)."""
+    """Return (model, optimizer, schedule)."""
     schedule = schedules.schedule("cosine", 1e-3, 2, 10, 0.1)
     return build(config), optimizer.adamw(schedule, clip=clip), schedule
 
@@ -67,12 +67,15 @@ def lowered(shape, config=MODEL, accumulate=1):
 
 @functools.cache
 def compiled(shape, accumulate=1):
-    """The step for a mesh of `shape`."""
+    """The compiled step for a mesh of `shape`."""
     return lowered(shape, accumulate=accumulate)[0].compile()
 
 
 def _resharding():
-    """What XLA can only do by replicating a whole array (openxla/xla#15207): shows that its warning would be seen."""
+    """A resharding that XLA can only do by replicating an array (openxla/xla#15207).
+
+    It shows that the test would see XLA's warning.
+    """
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     rows, columns = (
         NamedSharding(mesh, spec)
@@ -83,9 +86,8 @@ def _resharding():
     jax.jit(add, in_shardings=(rows, rows, columns), out_shardings=columns).lower(x, x, x).compile()
 
 
-if (
-    __name__ == "__main__"
-):  # run by test_step.py in a process of its own, for what XLA says on standard error
+# test_step.py runs this in a separate process to read XLA's standard error.
+if __name__ == "__main__":
     if sys.argv[1:] == ["control"]:
         _resharding()
     else:

@@ -1,4 +1,4 @@
-"""Answers in the course of a run: scored at their intervals, the same questions each time, and the training is as without them."""
+"""Answers during a run: scored at intervals, same questions each time, no effect on training."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The newest checkpoint that can be read is used; others are set aside and named, never deleted."""
+"""The newest readable checkpoint is used; damaged ones are set aside and named, never deleted."""
 
 import dataclasses
 import json
@@ -268,7 +268,7 @@ def test_a_run_that_lost_its_id_takes_its_steps_for_another_run_s(run, caplog):
 @pytest.mark.parametrize("name", ["model/config.json", "model/tokenizer/tokenizer.json"])
 def test_a_damaged_description_of_the_weights_is_believed(run, name):
     whole = (run / name).read_bytes()
-    flip(run / name, whole.index(b"2") * 8)  # 2 becomes 3
+    flip(run / name, whole.index(b"2") * 8)  # changes the digit 2 to 3
     with pytest.raises(CheckpointError, match=f"{name} differs from its digest. Put back"):
         checkpoints.load_params(run)
     (run / name).write_bytes(whole[:40])

@@ -1,4 +1,4 @@
-"""What begins a document: the tokenizer that a run keeps says what training packed, to other programs too."""
+"""Start and end tokens: the tokenizer saved with a run frames a text as training did."""
 
 import json
 
@@ -19,7 +19,7 @@ from lm.training import documents
 def test_a_text_is_framed_unlike_a_packed_document(tmp_path, objective, kind):
     tokenizer = make(kind)
     if kind == "wordpiece" and objective in ("next_token", "prefix_lm"):
-        return  # it has no end-of-text token, and its documents are refused
+        return  # without an end-of-text token its documents are refused
     whole = OBJECTIVES[objective].whole
     document = next(packing.encode(["hello"], tokenizer, whole))[0].tolist()
     framed = documents.as_trained(tokenizer, objective)

@@ -1,4 +1,4 @@
-"""What a run says when it is done: figures as in metrics.jsonl, and commands that the entry points accept."""
+"""Final messages of a run: figures as in metrics.jsonl, and commands that entry points accept."""
 
 import pathlib
 import shlex

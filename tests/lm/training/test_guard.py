@@ -1,4 +1,4 @@
-"""A run whose gradients are not finite goes on for as long as it is allowed to, its weights untouched, and then stops."""
+"""Non-finite gradients: the run continues for the allowed number of steps, weights unchanged."""
 
 import pytest
 
@@ -56,7 +56,7 @@ def see(losses):
 
 
 def test_a_spike_begins_where_the_loss_leaves_its_usual_height():
-    quiet = [5.0 - n / 10 for n in range(20)]  # to 3.1
+    quiet = [5.0 - n / 10 for n in range(20)]  # down to 3.1
     assert not any(see(quiet + [4.5, 3.0])[1])
     spike, off = see(quiet + [40.0, 90.0, float("nan")])
     assert off == [False] * 20 + [True] * 3 and spike.since == 21

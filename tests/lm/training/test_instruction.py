@@ -1,4 +1,4 @@
-"""Instruct runs from files: what contradicts is refused, the template travels with the run, and held-out tasks are evaluated."""
+"""Instruct runs: contradictions are refused, templates are saved, held-out tasks are evaluated."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ def command_of():
 
 
 def config(folder, family="llama", **changes):
-    """A run of seconds on eight tasks of a few records."""
+    """A run of a few seconds on eight tasks of a few records."""
     for task in range(8):
         rows = [
             {"instruction": f"task {task}", "input": str(i), "output": "ab"[i % 2] * 3}
@@ -152,7 +152,7 @@ def test_a_prompt_s_weight_is_that_of_evaluation_or_of_another_objective(tmp_pat
         assert isinstance(packed, Packed)
         weights = packed.extra["weights"][packed.segments > 0]
         assert {float(w) for w in weights} == {prompt, 1.0}
-        assert (weights == 1).sum() == 4 * len(packed.document_bytes)  # three letters and the end
+        assert (weights == 1).sum() == 4 * len(packed.document_bytes)  # three letters, end token
     c.update_from_flattened_dict({"objective.instruct.prompt_loss_weight": 0.0})
     plain = setup.training_data(c, run)
     assert isinstance(trained, Packed) and isinstance(plain, Packed)
@@ -181,9 +181,8 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     loop.train(c, workdir)
     said = capsys.readouterr().out
     template = templates.get("tulu", tokenizers.bytes_only())
-    assert (
-        f"template tulu {template.fingerprint}: 168 trained tokens" in said
-    )  # of 42 examples, three letters and the end
+    # Three letters and the end token of each of 42 examples.
+    assert f"template tulu {template.fingerprint}: 168 trained tokens" in said
     rows = [
         json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
     ]
@@ -200,13 +199,13 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
         return
     with pytest.raises(CheckpointError, match=r"holds a run with another template: tulu .* plain"):
         loop.train(config(tmp_path, **{"data.template": "plain", "steps": 5}), workdir)
-    # A run that begins from this one, or from its export, keeps its template unless told otherwise.
+    # A run that starts from this run, or from its export, keeps its template by default.
     assert export.main([f"--model={workdir}", f"--output={tmp_path / 'exported'}"]) == 0
     for start in (workdir, str(tmp_path / "exported")):
         next_ = config(tmp_path, **{"init_from": start, "tokenizer": "", "data.template": ""})
         carried = setup.prepare(next_, paths.resolve(str(tmp_path / "next"))).template
         assert carried is not None and carried.fingerprint == template.fingerprint
-    # Generation spells prompts as training did, unless a flag says otherwise.
+    # Generation formats prompts as training did by default.
     seen, command = [], command_of()
     with pytest.MonkeyPatch.context() as m:
         keep = lambda model, params, tokenizer, ids, *_, **__: (
@@ -220,7 +219,7 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     assert seen == ["<|user|>\nhi\n<|assistant|>\n", "hi", "hi"]
     file = tmp_path / "run" / "model" / "template.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "0" * 16}))
-    (tmp_path / "run" / "digests-0-of-1").unlink()  # they would notice first
+    (tmp_path / "run" / "digests-0-of-1").unlink()  # otherwise the digests would fail first
     assert command.main([f"--model={workdir}", "--prompt=hi"]) == 2
     assert "spells records differently" in capsys.readouterr().err
 
@@ -229,7 +228,7 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
 def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_objective(
     tmp_path, family, own
 ):
-    """Rows of it are those of a run of that objective alone; answers stay what they were; a run learns both."""
+    """Replayed rows equal those of a run of their objective alone; a run learns both kinds."""
     (tmp_path / "old.txt").write_text(
         "".join(f"The old text goes on and on, {i} times. " for i in range(40))
     )

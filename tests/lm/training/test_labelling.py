@@ -1,4 +1,4 @@
-"""Labels together with what else a run may have: several sources, and low-rank adapters."""
+"""Labels combined with several sources and with low-rank adapters."""
 
 import json
 
@@ -16,7 +16,7 @@ LABELS = {"a.jsonl": ("x", "y"), "b.jsonl": ("y", "z")}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two files of labelled texts, which have a label in common, and a decoder of text."""
+    """Two files of labelled texts with one common label, and a decoder of text."""
     folder = tmp_path_factory.mktemp("labels")
     for name, labels in LABELS.items():
         rows = [{"text": f"{name[0]} {i}", "label": labels[i % 2]} for i in range(8)]
@@ -71,9 +71,8 @@ def test_adapters_leave_a_head_of_chance_as_it_is(folder, tmp_path):
         and not same["head"]["classifier"]
         and same["embeddings"]["token"]
     )
-    again = config(
-        folder, **changes, init_from=str(tmp_path / "run")
-    )  # it has the head: adapters may leave it
+    # The model already has the head, so adapters may leave it frozen.
+    again = config(folder, **changes, init_from=str(tmp_path / "run"))
     assert loop.train(again, tmp_path / "again") == 0
     head = load(str(tmp_path / "again"))[1]["head"]
     assert np.array_equal(head["classifier"], found["head"]["classifier"])

@@ -1,4 +1,4 @@
-"""A run: its folder, its end, a signal, another mesh, a loss that is not a number."""
+"""A run: its folder, its end, signals, another mesh, a loss that is not finite."""
 
 import importlib
 import json
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    """(workdir, how many compilations had been done at each row) of a run nobody disturbed."""
+    """(workdir, number of compilations at each row) of an uninterrupted run."""
     compiled, seen = [], {}
     listen = lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -60,7 +60,7 @@ def whole(folder):
 
 @pytest.fixture(scope="module")
 def stopped(folder):
-    """A run of the same config that got a SIGTERM during its fifth step."""
+    """A run of the same config that got SIGTERM during its fifth step."""
     write = trackers.Trackers.write
 
     def interrupt(self, row):
@@ -100,7 +100,7 @@ def test_the_run_folder_lacks_a_file(whole):
 
 def test_the_step_compiles_again_after_warm_up(whole):
     _, compilations = whole
-    assert compilations[2] == compilations[3]  # the first checkpoint, of step 4, compiles copies
+    assert compilations[2] == compilations[3]  # the first checkpoint, at step 4, compiles copies
     assert compilations[7] == compilations[11], (
         "evaluation or a checkpoint makes the step compile again"
     )
@@ -206,7 +206,10 @@ def test_weights_to_start_from_are_not_used(whole, folder):
 
 
 def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
-    """Ctrl-C that reaches one of them stops both at one step, saved, with 130; resumed, they end as one process does."""
+    """Ctrl-C in one process stops both at the same saved step with code 130.
+
+    Resumed, they end as a single process does.
+    """
     env = os.environ | {
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -230,7 +233,7 @@ def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
 
 
 def test_a_prompt_begins_unlike_the_documents_of_training(whole, monkeypatch, tmp_path):
-    """The bytes tokenizer begins no text by itself, and training begins every document with its token 0."""
+    """The bytes tokenizer adds no start token; training starts every document with token 0."""
     model, params, tokenizer = load(str(whole[0]))
     ids, asked = [0, *tokenizers.bytes_only().encode("The 3")], []
     assert np.load(next((whole[0].parent / "cache").rglob("tokens.npy")))[0, 0] == 0
@@ -255,7 +258,7 @@ def test_a_run_from_before_this_was_kept_begins_prompts_otherwise(whole, tmp_pat
         whole[0], tmp_path / "old", ignore=shutil.ignore_patterns("cache", "tensorboard")
     )
     tokenizers.bytes_only().save_pretrained(old / "model" / "tokenizer")
-    (old / "digests-0-of-1").unlink()  # which came later still
+    (old / "digests-0-of-1").unlink()  # from a later version
     assert load(str(old))[2].encode("a") == [0, *tokenizers.bytes_only().encode("a")]
     config = json.loads((old / "config.json").read_text())
     (old / "config.json").write_text(

@@ -1,4 +1,4 @@
-"""Meshes and rules that do not fit are refused in words, before anything compiles."""
+"""Meshes and rules that do not fit are refused with clear errors before anything compiles."""
 
 import jax
 import pytest

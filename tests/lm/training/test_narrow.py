@@ -1,4 +1,4 @@
-"""bfloat16 parameters are trained as float32 ones would be: no moment and no update is lost to rounding."""
+"""bfloat16 parameters train like float32 ones: no moment or update is lost to rounding."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ F32 = jnp.dtype("float32")
 
 
 def trained(name, dtype, rounding="master", rate=RATE):
-    """(params, optimizer's state) after UPDATES with a gradient of ones, without decay."""
+    """(params, optimizer state) after UPDATES steps with a gradient of ones, without decay."""
     options = {"b2": B2} if name == "adamw" else {}
     o = optimizer.build(
         name, lambda _: rate, AXES, weight_decay=0.0, clip=0.0, rounding=rounding, **options
@@ -86,7 +86,7 @@ def test_stochastic_rounding_moves_the_mean_as_far_without_a_copy():
             for name, x in params.items()
         ]
     )
-    spacing = 2.0**-8  # of bfloat16 in [0.5, 1): as far as all updates together
+    spacing = 2.0**-8  # of bfloat16 in [0.5, 1), equal to the sum of all updates
     np.testing.assert_allclose(
         moved.mean(), -UPDATES * 1e-5, atol=4 * spacing / np.sqrt(moved.size)
     )

@@ -1,4 +1,4 @@
-"""Every optimizer against torch, transformers or its paper's formula, on layers stacked as ours are."""
+"""Optimizers against torch, transformers or the paper's formula, on stacked layers."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def with_(transformation):
 
 
 def as_matrices(name, x):
-    """The layers of a parameter, each as [inputs, outputs], as copies."""
+    """Copies of a parameter's layers, each as a matrix [inputs, outputs]."""
     m = matrix(name, AXES[name])
     if m is None:
         return [x.copy()] if "layers" not in AXES[name] else [layer.copy() for layer in x]
@@ -70,7 +70,7 @@ def as_matrices(name, x):
 
 
 def theirs(make, names=tuple(SHAPES)):
-    """The same updates by a torch optimizer `make(parameters, weight_decay)` on each layer's matrix alone."""
+    """The same updates by a torch optimizer `make(parameters, weight_decay)`, matrix by matrix."""
     found = {}
     for name in names:
         layers = []
@@ -102,7 +102,7 @@ def test_adafactor_is_not_transformers_layer_by_layer():
     )
     one = optimizer._adafactor(AXES, {}, factored=2)
     plain = optax.chain(one, optax.scale_by_learning_rate(RATE))
-    # transformers factors a table by its last two dimensions as well; a vector is not factored by either.
+    # transformers also factors a table by its last two dimensions. Neither factors a vector.
     assert_close(with_(plain), theirs(make), rtol=5e-5, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""A run in object storage: its small files through the same functions, against a storage that lives in memory."""
+"""Runs in object storage: small files use the same functions, tested on in-memory storage."""
 
 import pytest
 from etils import epath
@@ -12,7 +12,7 @@ from tests.lm.models.test_model import make
 
 
 class Bucket(MemoryFileSystem):
-    """gs:// in memory: no appending, as in object storage."""
+    """gs:// in memory. Like object storage it cannot append."""
 
     protocol = ("gs", "gcs")
 
@@ -96,4 +96,4 @@ def test_files_in_a_bucket_are_read_again_for_their_digests(bucket, monkeypatch)
 
 def test_storage_that_does_not_answer_is_taken_for_an_empty_run():
     with pytest.raises(ConfigError, match="s3://bucket/run cannot be reached"):
-        paths.resolve("s3://bucket/run")  # its client is not installed
+        paths.resolve("s3://bucket/run")  # the client for s3 is not installed

@@ -1,4 +1,4 @@
-"""Every recipe has a small form that needs nothing but the checkout: its data is read, drawn and checked without another option."""
+"""Every recipe's small form needs only the checkout: its data is read, drawn and checked."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from lm import preview
 
 ROOT = Path(__file__).parents[3]
-LATER = {"quickstart_pretrain", "lora"}  # read what was made before: stages of a study, a base
+LATER = {"quickstart_pretrain", "lora"}  # need earlier output: a stage of a study, a base model
 RECIPES = sorted(
     {
         path.stem
@@ -41,6 +41,5 @@ def test_a_recipe_at_tiny_reads_what_it_trains_on_and_nothing_is_wrong_with_it(
     shown = json.loads(printed.out)
     assert shown["rows"]
     wrong = [check for check in shown["checks"] if check["ok"] is False]
-    assert all("overlap" in check["name"] for check in wrong), (
-        wrong
-    )  # small sets of a kind share phrases
+    # Small data sets of one kind share phrases.
+    assert all("overlap" in check["name"] for check in wrong), wrong

@@ -1,4 +1,4 @@
-"""One table of patterns for weight decay, learning rates and freezing: every parameter is covered, and what is frozen keeps its bits."""
+"""Pattern tables for weight decay, learning rates and freezing cover every parameter."""
 
 import functools
 
@@ -78,7 +78,7 @@ def test_splitting_and_joining_loses_a_parameter():
 
 @pytest.fixture(scope="module")
 def frozen_run():
-    """(state before, state after two steps, compiled step's gradients) with FREEZE, on a mesh that shards."""
+    """(state before, state after two steps, compiled step's gradients) with FREEZE, sharded."""
     mesh = small.mesh_of(1, 2, 1)
     model, _, schedule = small.parts()
     adamw = optimizer.adamw(schedule, rates=FREEZE)

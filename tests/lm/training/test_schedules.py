@@ -1,4 +1,4 @@
-"""Every schedule against its closed form, written out update by update in Python's float64."""
+"""Every schedule against its closed form, computed for each update in float64."""
 
 import math
 
@@ -12,7 +12,7 @@ PEAK, WARMUP, STEPS, FINAL, COOLDOWN = 2e-3, 8, 50, 0.2, 12
 
 
 def down(name, n):
-    """The share of the peak at update n after the rise, as the papers write it."""
+    """Share of the peak at update n after warm-up, as in the papers."""
     done = min(1.0, (n - WARMUP) / (STEPS - WARMUP))
     return {
         "cosine": FINAL + (1 - FINAL) * (1 + math.cos(math.pi * done)) / 2,
@@ -31,7 +31,7 @@ def test_a_schedule_is_not_its_closed_form(name):
 
 
 def test_the_cosine_is_not_the_one_that_older_runs_followed():
-    """Bit for bit what optimizer.learning_rate computed, as a resumed run would notice."""
+    """A resumed run gets bit for bit the values of earlier versions."""
     import jax.numpy as jnp
 
     def before(count):
@@ -50,7 +50,7 @@ def test_a_run_without_warmup_does_not_start_at_the_peak(name):
 
 
 def test_a_run_shorter_than_its_warmup_never_reaches_its_peak():
-    """100 updates of rise in a run of 8: as 4 of rise, and a half cosine in the other 4; written out by hand."""
+    """A warm-up of 100 in a run of 8 becomes 4, then a half cosine over 4; values by hand."""
     config = defaults()
     config.optimizer.update(learning_rate=1.0, warmup=100)
     config.steps = 8

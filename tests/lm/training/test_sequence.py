@@ -1,4 +1,4 @@
-"""What changes the rows of a run is said by name when it is resumed, and refused unless it is allowed."""
+"""On resume, changes that affect the rows are named, and refused unless allowed."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A config that cannot work is refused in words before any data is touched."""
+"""Invalid configs are refused with clear errors before any data is read."""
 
 import json
 import pathlib
@@ -62,9 +62,8 @@ def test_a_config_that_cannot_work_is_started(tmp_path, monkeypatch, field, valu
     c.update_from_flattened_dict(field if isinstance(field, dict) else {field: value})
     if said is None:
         return settings.check(c, 8)
-    monkeypatch.chdir(
-        tmp_path
-    )  # the data files of the config are not here: touching them would be another error
+    # The config's data files do not exist here, so reading them would be a different error.
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=said):
         loop.train(c, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -182,9 +181,8 @@ def test_flops_differ_from_what_the_compiler_counts():
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"])
     run = jax.jit(lambda p, b: model.apply({"params": p}, b).logits)
     counted = run.lower(params, batch).compile().cost_analysis()["flops"] / 128
-    ours = (
-        flops.forward_per_token(config.replace(causal=False, head="none"), 32) + 2 * 512 * 32
-    )  # XLA computes all scores
+    # XLA computes all scores, masked ones too.
+    ours = flops.forward_per_token(config.replace(causal=False, head="none"), 32) + 2 * 512 * 32
     assert ours == pytest.approx(counted, rel=0.15)
 
 
@@ -208,7 +206,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_matrix_parameters_are_not_those_of_the_model(name):
-    """Counted for the flops against the arrays themselves: every matrix but tables, convolutions and what only recurs."""
+    """Counts for the flops against the arrays: all matrices but tables and convolutions."""
     config = small.MODEL.replace(tie_embeddings=False, **OTHERS[name])
     shapes = jax.eval_shape(
         lambda: build(config).init(jax.random.key(0), Batch.of([[1, 2]]))["params"]
@@ -254,7 +252,7 @@ def test_fields_of_model_are_ignored_with_init_from_in_silence():
     section = settings.model_section(settings.MODEL)
     section.update(vocab_size=0, dtype="bfloat16", dropout=0.1, max_length=4096)
     settings.check_ignored(section, loaded, used)
-    section.update(n_layers=2, d_model=32, eos_token_ids=(3,))  # the same as the model's
+    section.update(n_layers=2, d_model=32, eos_token_ids=(3,))  # the same values as the model's
     settings.check_ignored(section, loaded, used)
     section.update(n_layers=99, vocab_size=7)
     with pytest.raises(

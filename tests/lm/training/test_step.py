@@ -1,4 +1,4 @@
-"""The step gives the same numbers however it is cut up, and is really sharded."""
+"""The step gives equal results for every split and mesh, and is really sharded."""
 
 import os
 import pathlib
@@ -53,7 +53,7 @@ def test_micro_batches_of_unequal_weight_are_averaged_as_if_equal():
     model, adamw, schedule = small.parts(small.MODEL.replace(n_layers=1), clip=0.0)
     tokens = np.random.default_rng(0).integers(0, 64, (4, 16))
     segments = np.ones((4, 16), np.int32)
-    segments[1, 3:] = segments[3, 5:] = 0  # micro-batch 1 of 2 is rows 1 and 3
+    segments[1, 3:] = segments[3, 5:] = 0  # micro-batch 1 of 2 has rows 1 and 3
     batch = Batch.of(tokens, segments)
     mesh = small.mesh_of(1, 1, 1)
     state = create_state(model, adamw, mesh, 0)
@@ -123,7 +123,7 @@ def test_a_step_compiles_again_after_the_first():
 
 
 def plain_step(model, adamw):
-    """The step without any extra, written out: gradient of the mean, clipping, AdamW."""
+    """The step without extras: gradient of the mean, clipping, AdamW."""
 
     def step(params, opt_state, batch):
         def mean(p):
@@ -177,7 +177,7 @@ SPIKES = (1.0, 1e6, float("nan"), float("inf"))
 
 
 def spiked(model, params, batch, rng=None):
-    """Next-token loss times what the first token says of it."""
+    """Next-token loss times the spike that the batch's first token type selects."""
     found = next_token(model, params, batch, rng)
     return found.replace(sum=found.sum * jnp.asarray(SPIKES)[batch.types[0, 0]])
 
@@ -259,6 +259,7 @@ def test_an_optimizer_gives_other_numbers_on_eight_devices(name):
         return jax.device_get(state.params)
 
     one, eight = run((1, 1, 1)), run((2, 2, 2))
-    # Where a gradient is next to nothing its sign is rounding, and the first steps of Lion and AdamW are signs.
+    # The sign of a tiny gradient is rounding noise, and the first steps of Lion and AdamW are
+    # signs.
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         assert np.mean(np.abs(a - b) > 1e-4) < 0.01

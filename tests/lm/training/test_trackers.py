@@ -1,4 +1,4 @@
-"""metrics.jsonl holds each step once, also across kills."""
+"""metrics.jsonl contains each step once, also after kills."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def test_rows_after_the_restored_step_are_kept_or_others_lost(tmp_path):
             first.write({"step": 3, "eval/x/loss": 9.0})
     first.close()
     with (tmp_path / trackers.FILE).open("a") as f:
-        f.write('{"step": 6, "lo')  # a kill in the middle of a line
+        f.write('{"step": 6, "lo')  # killed in the middle of a line
     assert [row["step"] for row in trackers.read(tmp_path)] == [1, 2, 3, 3, 4, 5]
     second = trackers.Trackers(tmp_path, 3, tensorboard=False)
     second.write({"step": 4, "loss": 0.5})
@@ -74,7 +74,7 @@ def test_a_damaged_line_loses_those_after_it_or_stops_the_run(tmp_path, caplog):
 
 
 class Wandb(types.ModuleType):
-    """What of wandb is called, and what it was called with."""
+    """A stand-in for wandb that records calls."""
 
     class Error(Exception):
         pass

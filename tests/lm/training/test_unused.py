@@ -1,4 +1,4 @@
-"""A field that the chosen objective does not read is refused, whichever objective and whichever field."""
+"""A field that the chosen objective does not read is refused, for every objective and field."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 """A run of test_loop.py by two processes: python -m tests.lm.training.two_processes FOLDER
 
-Ctrl-C reaches the second process alone, during the fifth step; then two more processes resume the run. They are forked, so that the
-imports are paid once. Prints the exit codes of each pair.
+Ctrl-C reaches only the second process, during the fifth step; then two more processes resume the
+run. Processes are forked, so that imports run once. Prints the exit codes of each pair.
 """
 
 import os
@@ -18,7 +18,7 @@ EVAL = {"eval.every": 6}
 
 
 def pair(folder: pathlib.Path, interrupted: bool) -> list[int]:
-    """The exit codes of two processes that train as `test_loop.stopped` does."""
+    """Exit codes of two processes that train as `test_loop.stopped` does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {
@@ -41,7 +41,10 @@ def pair(folder: pathlib.Path, interrupted: bool) -> list[int]:
 
 
 def interrupting(write, other: int):
-    """Trackers.write that sends SIGINT to the process `other` at step 5, and then lets steps take as long as the news of it."""
+    """Trackers.write that sends SIGINT to the process `other` at step 5, then slows steps.
+
+    The delay lets the signal take effect within a few steps.
+    """
 
     def slow(self, row):
         write(self, row)
