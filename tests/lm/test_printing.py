@@ -25,7 +25,8 @@ def unread():
     """
     ends = os.pipe()
     os.close(ends[0])
-    out = open(ends[1], "w", encoding="utf-8")  # noqa: SIM115 (closing may raise, and must not hide the block)
+    # No `with`: closing may raise, which must not hide an error of the block.
+    out = open(ends[1], "w", encoding="utf-8")  # noqa: SIM115
     try:
         with contextlib.redirect_stdout(out):
             yield
