@@ -6,8 +6,9 @@ A config file starts from defaults(), changes what it needs, and ends in special
 from ml_collections import ConfigDict
 
 from lm.adaptation import lora
+from lm.distributed import rules, sharding
 from lm.evaluation import generation, words
-from lm.training import optimizer, rules, settings, sharding
+from lm.training import optimizer, settings
 
 
 def defaults() -> ConfigDict:

@@ -30,7 +30,7 @@ def main(argv=None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        from lm.evaluation import comparison
+        from lm.training import comparison
 
         if len(args.runs) < 2:
             raise ValueError(f"one run is given, {args.runs[0]}: give two or more to compare")

@@ -51,10 +51,11 @@ def write(config, workdir: str, sampled: bool) -> None:
 
     from lm import folders
     from lm.adaptation import fisher
+    from lm.distributed import sharding
     from lm.models.config import LM_HEADS, ConfigError
     from lm.objectives import OBJECTIVES
     from lm.phases import phase
-    from lm.training import optimizer, setup, sharding
+    from lm.training import optimizer, setup
 
     if not config.init_from:
         raise ConfigError(

@@ -28,8 +28,9 @@ def main(argv=None) -> int:
         return 0
     keep_compiled()
     from lm.data.sources import DataError
+    from lm.distributed import mesh
     from lm.models.config import ConfigError
-    from lm.training import command_line, loop, mesh
+    from lm.training import command_line, loop
     from lm.training.checkpoints import CheckpointError
     from lm.weights import WeightsError
 

@@ -43,7 +43,7 @@ def imports(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def forbidden(tree):
@@ -68,6 +68,28 @@ def test_no_room_imports_one_above_it():
         modules = imports(ast.parse(path.read_text()))
         found += [f"{name(path)} imports {m}" for m in modules if m.split(".")[0] in above]
     assert not found
+
+
+def packages(room):
+    """Folders of a room, each with the folders of that room that its files import."""
+    folders = {p.name for p in (ROOT / room).iterdir() if (p / "__init__.py").is_file()}
+    graph = {folder: set() for folder in folders}
+    for path in (ROOT / room).rglob("*/*.py"):
+        own = path.relative_to(ROOT / room).parts[0]
+        for module in imports(ast.parse(path.read_text())):
+            parts = module.split(".")
+            if own in folders and parts[0] == room and len(parts) > 1 and parts[1] in folders:
+                graph[own].add(parts[1])
+    return {folder: found - {folder} for folder, found in graph.items()}
+
+
+@pytest.mark.parametrize("room", ["lm", "retrieval", "launch"])
+def test_packages_of_a_room_import_each_other_in_a_circle(room):
+    graph = packages(room)
+    assert graph
+    while free := {folder for folder, found in graph.items() if not found & set(graph)}:
+        graph = {folder: found for folder, found in graph.items() if folder not in free}
+    assert not graph, f"a circle among {graph}"
 
 
 def test_nothing_runs_a_text_as_code_or_a_shell():

@@ -15,10 +15,10 @@ import safetensors
 import safetensors.numpy
 
 from lm.batch import Batch
+from lm.distributed.rules import by_path
+from lm.losses import cross_entropy
 from lm.models.config import ConfigError
-from lm.objectives import cross_entropy
 from lm.objectives.next_token import head_of
-from lm.training.rules import by_path
 
 
 def diagonal(nll: Callable[[Any, Any], jax.Array], params, examples, chunk: int = 1):

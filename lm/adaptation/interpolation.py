@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from lm.distributed.rules import by_path
 from lm.models.config import ConfigError
-from lm.training.rules import by_path
 
 
 def interpolate(base: dict, tuned: dict, alpha: float) -> dict:

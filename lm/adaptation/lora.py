@@ -17,9 +17,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from lm.distributed.rules import by_path, idle_parts
 from lm.models.config import ConfigError
-from lm.training.matrices import Matrix, matrix
-from lm.training.rules import by_path, idle_parts
+from lm.models.matrices import Matrix, matrix
 
 # all kernels within the layers (Biderman et al. 2024, section 4)
 PATTERN = r"(attention|cross|mlp|ssm)/"

@@ -6,10 +6,10 @@ import jax
 
 from lm.adaptation import interpolation
 from lm.data import packing
+from lm.distributed.mesh import make_mesh
+from lm.distributed.sharding import replicated
 from lm.evaluation import perplexity
 from lm.loading import load
-from lm.training.mesh import make_mesh
-from lm.training.sharding import replicated
 
 
 def mixes(

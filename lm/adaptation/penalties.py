@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from lm.batch import Batch
-from lm.objectives import cross_entropy
+from lm.distributed.rules import by_path
+from lm.losses import cross_entropy
 from lm.objectives.loss import Loss
 from lm.objectives.next_token import head_of
-from lm.training.rules import by_path
 
 DIRECTIONS = ("forward", "reverse")
 

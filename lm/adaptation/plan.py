@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from lm.adaptation import lora as low_rank
 from lm.adaptation.lora import Lora
 from lm.adaptation.penalties import DIRECTIONS, penalised
+from lm.distributed.rules import by_path
 from lm.models.config import LM_HEADS, ConfigError, nearest
 from lm.objectives.loss import Loss
-from lm.training.rules import by_path
 
 
 @dataclasses.dataclass(frozen=True)

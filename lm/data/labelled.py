@@ -12,11 +12,23 @@ from typing import Any
 from lm.data import sources
 from lm.data.files import RECORDS
 from lm.data.sources import DataError, Row, Tally
+from lm.models.config import ModelConfig
 
 CLASSIFICATION, TOKENS, QUESTIONS, CONTRASTIVE = TASKS = (
     "classification", "token_classification", "question_answering", "contrastive",
 )  # fmt: skip
+HEADS = {  # the head of a model that an objective trains
+    CLASSIFICATION: "sequence_classification",
+    TOKENS: "token_classification",
+    QUESTIONS: "question_answering",
+    CONTRASTIVE: "embedding",
+}
 LABEL = {CLASSIFICATION: "label", TOKENS: "tags"}  # the usual name of the field
+
+
+def class_names(c: ModelConfig) -> tuple[str, ...]:
+    """Names of a model's labels; those without a name get transformers' `LABEL_0`, `LABEL_1`, ..."""
+    return c.label_names or tuple(f"LABEL_{i}" for i in range(c.n_labels))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,8 @@ import jax
 from lm.data import packing, records, templates
 from lm.data.labelled import TASKS
 from lm.data.records import Reading
+from lm.distributed.mesh import make_mesh
+from lm.distributed.sharding import replicated
 from lm.evaluation import generation, perplexity, pseudo, scores, words
 from lm.evaluation.progress import bar
 from lm.loading import kept_template, load, load_template, run_config
@@ -21,8 +23,6 @@ from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
 from lm.phases import phase
 from lm.printing import program
-from lm.training.mesh import make_mesh
-from lm.training.sharding import replicated
 
 # objectives that read plain text
 OF_TEXT = ("next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising")

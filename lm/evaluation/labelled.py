@@ -17,16 +17,25 @@ import numpy as np
 from lm.batch import Batch
 from lm.data import batches, label_rows, labelled
 from lm.data.label_rows import Encoded, Shape
-from lm.data.labelled import CLASSIFICATION, CONTRASTIVE, QUESTIONS, TASKS, TOKENS, Fields
+from lm.data.labelled import (
+    CLASSIFICATION,
+    CONTRASTIVE,
+    HEADS,
+    QUESTIONS,
+    TASKS,
+    TOKENS,
+    Fields,
+    class_names,
+)
 from lm.data.packing import Packed
+from lm.distributed import sharding
+from lm.distributed.sharding import ACTIVATIONS, Rules
 from lm.evaluation import labels, scores
 from lm.evaluation.accuracy import wilson
 from lm.loading import load, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError, nearest
 from lm.phases import phase
-from lm.training import labelling, sharding
-from lm.training.sharding import ACTIVATIONS, Rules
 
 
 def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = ACTIVATIONS):
@@ -68,9 +77,9 @@ def of_labels(args) -> tuple[dict, str]:
         )
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
-    if c.head != labelling.HEADS[args.task]:
+    if c.head != HEADS[args.task]:
         raise ConfigError(
-            f"--task={args.task} needs a model with head={labelling.HEADS[args.task]!r}, "
+            f"--task={args.task} needs a model with head={HEADS[args.task]!r}, "
             f"and this {c.family} has {c.head!r}"
         )
     if c.encoder_layers:
@@ -118,7 +127,7 @@ def label(args, bar) -> tuple[list[dict], int]:
     """
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
-    if c.head != labelling.HEADS[CLASSIFICATION] or c.encoder_layers:
+    if c.head != HEADS[CLASSIFICATION] or c.encoder_layers:
         raise ConfigError(
             f"{args.model} is a {c.family} model with head={c.head!r}: "
             "one with sequence_classification labels texts"
@@ -180,7 +189,7 @@ def reading(args, c) -> tuple[Fields, Shape, tuple[str, ...]]:
     pairs = bool(pair) or args.task == QUESTIONS
     shape = Shape(length, pairs and c.type_vocab_size > 1, bool(pair), stride, framed=not c.causal)
     shape = Shape(length, framed=False) if args.task == CONTRASTIVE else shape
-    return fields, shape, () if value else labelling.unnamed_labels(c)
+    return fields, shape, () if value else class_names(c)
 
 
 def _trained(path: str, task: str) -> dict:

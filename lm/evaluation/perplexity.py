@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from lm.data import batches
 from lm.data.packing import DataError, Packed
+from lm.distributed import sharding
+from lm.distributed.sharding import ACTIVATIONS, Rules
 from lm.loading import run_config
 from lm.objectives.next_token import token_losses
-from lm.training import sharding
-from lm.training.sharding import ACTIVATIONS, Rules
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 
 from lm.batch import Batch
 from lm.data.packing import Packed
+from lm.distributed import sharding
 from lm.evaluation.perplexity import Perplexity, summarise
 from lm.models import inputs
 from lm.objectives import pieces
 from lm.objectives.next_token import token_losses
-from lm.training import sharding
 
 NAME = "pseudo_perplexity"
 

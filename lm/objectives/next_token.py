@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.batch import Batch
-from lm.objectives import cross_entropy
+from lm.losses import cross_entropy
 from lm.objectives.loss import Loss
 
 

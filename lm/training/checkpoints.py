@@ -25,14 +25,14 @@ from lm.adaptation import plan
 from lm.adaptation.lora import Lora
 from lm.data import templates
 from lm.data.templates import Template
+from lm.distributed.rules import by_path
+from lm.distributed.sharding import path_name
 from lm.models import build
 from lm.models.config import ModelConfig
 from lm.training import digests
 from lm.training import steps as step_folders
 from lm.training.documents import as_trained
 from lm.training.paths import Folder, is_remote, local_copy, resolve, upload, write_atomically
-from lm.training.rules import by_path
-from lm.training.sharding import path_name
 from lm.training.state import TrainState, average_of
 from lm.training.steps import CheckpointError, folder_of, steps
 

@@ -10,7 +10,16 @@ import ml_collections
 from lm import families
 from lm.data import label_rows, labelled
 from lm.data.label_rows import Shape
-from lm.data.labelled import CLASSIFICATION, CONTRASTIVE, QUESTIONS, TASKS, TOKENS, Fields
+from lm.data.labelled import (
+    CLASSIFICATION,
+    CONTRASTIVE,
+    HEADS,
+    QUESTIONS,
+    TASKS,
+    TOKENS,
+    Fields,
+    class_names,
+)
 from lm.data.packing import Packed
 from lm.data.sources import Tally
 from lm.heads import with_head
@@ -18,12 +27,6 @@ from lm.models import LanguageModel, build
 from lm.models.config import ConfigError, ModelConfig
 
 OBJECTIVES = TASKS
-HEADS = {
-    CLASSIFICATION: "sequence_classification",
-    TOKENS: "token_classification",
-    QUESTIONS: "question_answering",
-    CONTRASTIVE: "embedding",
-}
 CLASSIFIER = "head/classifier"  # the path of what gives labels
 POOLINGS = ("", "mean", "first", "last")
 
@@ -158,7 +161,7 @@ def with_labels(
     elif name != QUESTIONS:
         names = _names(config, sources, c)
         fields = dict(n_labels=len(names) or 1, label_names=names)
-        unnamed = c.head == HEADS[name] and not c.label_names and names == unnamed_labels(c)
+        unnamed = c.head == HEADS[name] and not c.label_names and names == class_names(c)
         if unnamed:
             fields["label_names"] = ()
     if c.head == HEADS[name] and all(getattr(c, field) == value for field, value in fields.items()):
@@ -182,11 +185,6 @@ def with_labels(
     return build(new.replace(pad_token_id=c.pad_token_id)), params
 
 
-def unnamed_labels(c: ModelConfig) -> tuple[str, ...]:
-    """What labels without names are called, as transformers does."""
-    return c.label_names or tuple(f"LABEL_{i}" for i in range(c.n_labels))
-
-
 def _names(config: ml_collections.ConfigDict, sources: list, c: ModelConfig) -> tuple[str, ...]:
     """The names of the labels; () for values."""
     name = config.objective.name
@@ -200,7 +198,7 @@ def _names(config: ml_collections.ConfigDict, sources: list, c: ModelConfig) -> 
             raise ConfigError(
                 "this model gives a value: set objective.classification.regression, or objective.classification.labels"
             )
-        return unnamed_labels(c)
+        return class_names(c)
     records = [
         record for one in sources
         for record in labelled.read(one.data.files, fields_of(one), max_bad_share=one.data.max_bad_share)
@@ -218,7 +216,7 @@ def pack(
 ) -> Packed:
     """The packed records of data.files or of an entry of eval.data. Raises ConfigError and DataError."""
     regression = config.objective.name == CLASSIFICATION and model.n_labels == 1
-    names = () if regression else unnamed_labels(model)
+    names = () if regression else class_names(model)
     return label_rows.pack_files(
         files, tokenizer, fields_of(config), shape_of(config, model), names, cache,
         max_bad_share=config.data.max_bad_share, max_long=config.data.max_long, tally=tally,

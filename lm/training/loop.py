@@ -13,6 +13,7 @@ import jax
 from lm import folders, phases
 from lm.data import packing
 from lm.data.mixtures import Mixture
+from lm.distributed import rules, sharding
 from lm.evaluation import labelled
 from lm.evaluation.perplexity import make_evaluator
 from lm.interrupts import Stopped
@@ -26,11 +27,9 @@ from lm.training import (
     labelling,
     narrow,
     paths,
-    rules,
     run_folder,
     settings,
     setup,
-    sharding,
     trackers,
 )
 from lm.training import steps as step_folders

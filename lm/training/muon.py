@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from lm.training.matrices import Matrix, matrix
-from lm.training.sharding import path_name
+from lm.distributed.sharding import path_name
+from lm.models.matrices import Matrix, matrix
 
 Axes = Mapping[str, tuple[str, ...]]  # parameter's path -> logical names of its dimensions
 

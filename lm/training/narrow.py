@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.training.rules import by_path
+from lm.distributed.rules import by_path
 
 ROUNDINGS = ("master", "stochastic")
 

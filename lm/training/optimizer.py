@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lm.distributed import rules
+from lm.distributed.rules import DECAY, RATES, Table
+from lm.distributed.sharding import path_name
 from lm.models.config import ConfigError, nearest
-from lm.training import narrow, rules, schedules
+from lm.training import narrow, schedules
 from lm.training.muon import Axes, each_matrix, grouped, muon_matrix, scale_by_muon
-from lm.training.rules import DECAY, RATES, Table
-from lm.training.sharding import path_name
 
 # Name -> the settings it reads of those that not every optimizer has.
 USES: Mapping[str, tuple[str, ...]] = {

@@ -10,6 +10,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from lm.adaptation import plan
+from lm.distributed import mesh as meshes
+from lm.distributed import sharding
 from lm.models import inputs
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.objectives import OBJECTIVES
@@ -20,11 +22,9 @@ from lm.training import (
     mixing,
     optimizer,
     schedules,
-    sharding,
     trackers,
     unused,
 )
-from lm.training import mesh as meshes
 
 Config = ml_collections.ConfigDict
 

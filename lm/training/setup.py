@@ -19,24 +19,16 @@ from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
 from lm.data.sources import Tally
 from lm.data.templates import Template
+from lm.distributed import rules, sharding
+from lm.distributed.mesh import make_mesh
+from lm.distributed.sharding import Rules
 from lm.loading import load_template
 from lm.models import LanguageModel, build, inputs
 from lm.models.config import ConfigError, ModelConfig
 from lm.objectives import OBJECTIVES, Transform
-from lm.training import (
-    checkpoints,
-    instruction,
-    labelling,
-    mixing,
-    optimizer,
-    rules,
-    settings,
-    sharding,
-)
+from lm.training import checkpoints, instruction, labelling, mixing, optimizer, settings
 from lm.training.documents import as_trained
-from lm.training.mesh import make_mesh
 from lm.training.paths import Folder, is_remote
-from lm.training.sharding import Rules
 from lm.training.state import Extras, TrainState, abstract_state, average_of, create_state
 from lm.training.step import make_train_step
 

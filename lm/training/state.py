@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from lm.adaptation.plan import Plan
 from lm.batch import Batch
-from lm.training import guard, rules, sharding
-from lm.training.rules import RATES, Table, by_path
-from lm.training.sharding import ACTIVATIONS, PARAMETERS, Rules, path_name
+from lm.distributed import rules, sharding
+from lm.distributed.rules import RATES, Table, by_path
+from lm.distributed.sharding import ACTIVATIONS, PARAMETERS, Rules, path_name
+from lm.training import guard
 
 
 @flax.struct.dataclass

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from lm.batch import Batch
+from lm.distributed import rules
+from lm.distributed.rules import RATES, Table
 from lm.objectives.loss import Loss
-from lm.training import guard, rules
-from lm.training.rules import RATES, Table
+from lm.training import guard
 from lm.training.state import TrainState
 
 Objective = Callable[..., Loss]

@@ -14,10 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from lm.distributed.sharding import path_name
 from lm.models.config import ConfigError
 from lm.training import digests
 from lm.training.paths import Folder, resolve, write_atomically
-from lm.training.sharding import path_name
 
 STEP = re.compile(
     r"0|[1-9][0-9]{0,17}", re.ASCII

@@ -47,8 +47,9 @@ def ours_train() -> float:
     import numpy as np
 
     import lm
+    from lm.distributed import mesh, sharding
     from lm.objectives import next_token
-    from lm.training import mesh, optimizer, schedules, sharding, state, step
+    from lm.training import optimizer, schedules, state, step
 
     model, _ = ours_model()
     devices = mesh.make_mesh()

@@ -13,9 +13,10 @@ from lm.adaptation import lora, peft
 from lm.adaptation.lora import Lora
 from lm.data import templates
 from lm.data.tokenizers import bytes_only
+from lm.distributed import rules
 from lm.loading import GENERATION, keep_generation, kept, load_template
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop, rules
+from lm.training import checkpoints, loop
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
 from lm.weights import WeightsError

@@ -12,10 +12,11 @@ from lm.adaptation import lora, peft, plan
 from lm.adaptation.lora import Lora
 from lm.adaptation.peft_config import scale_of
 from lm.batch import Batch
+from lm.distributed import rules, sharding
 from lm.models.config import ConfigError
+from lm.models.matrices import matrix
 from lm.objectives import next_token
-from lm.training import optimizer, rules, sharding
-from lm.training.matrices import matrix
+from lm.training import optimizer
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
 from tests.lm.small_models import identical, tiny

@@ -10,9 +10,10 @@ import pytest
 from lm.adaptation import lora, penalties, plan
 from lm.adaptation.lora import Lora
 from lm.batch import Batch
+from lm.distributed import rules, sharding
 from lm.models import build
 from lm.objectives import next_token
-from lm.training import optimizer, rules, sharding
+from lm.training import optimizer
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
 from tests.lm.small_models import identical

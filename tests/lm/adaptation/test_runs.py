@@ -11,9 +11,10 @@ import pytest
 from lm import evaluate, export, fisher, interpolate
 from lm.adaptation import lora, peft
 from lm.data import templates, tokenizers
+from lm.distributed import rules
 from lm.loading import kept_template, load
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop, rules, settings
+from lm.training import checkpoints, loop, settings
 from tests.lm.small_models import identical
 from tests.lm.training import runs
 

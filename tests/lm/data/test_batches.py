@@ -6,9 +6,9 @@ import pytest
 
 from lm.batch import Batch
 from lm.data import batches, packing
+from lm.distributed import sharding
 from lm.models import build
 from lm.objectives import next_token
-from lm.training import sharding
 from tests.lm.training import small
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from lm.data import batches, mixtures, packing
 from lm.data.mixtures import Mixture, Part
 from lm.data.sources import DataError
+from lm.distributed import sharding
 from lm.models.config import ConfigError
 from lm.objectives import Transform
-from lm.training import sharding
 from tests.lm.training import small
 
 

@@ -14,8 +14,8 @@ import pytest
 
 import lm
 from lm import families
+from lm.distributed import sharding
 from lm.objectives import next_token
-from lm.training import sharding
 
 FAMILIES = sorted(families.FAMILIES)
 DOCUMENTS = [[5, 9, 2, 7, 7, 30, 11], [3, 4, 50, 61, 12], [8, 8, 1, 40, 33, 20, 19, 2, 70]]

@@ -8,11 +8,11 @@ import pytest
 
 from lm import families
 from lm.batch import Batch
+from lm.distributed.mesh import make_mesh
+from lm.distributed.sharding import parameter_shardings
 from lm.families.table import conv1d, depthwise, expand, interleaved, linear, norm, row, table
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.training.mesh import make_mesh
-from lm.training.sharding import parameter_shardings
 from lm.weights.load import parameter_shapes
 
 FIXED_EPS = ("opt", "distilbert", "marian", "bart", "mbart")  # not stated in their config.json

@@ -12,11 +12,12 @@ from lm import evaluate, fisher
 from lm.batch import Batch
 from lm.data import batches, packing, templates, tokenizers
 from lm.data.examples import Record
+from lm.distributed import sharding
 from lm.evaluation import generation, labelled, likelihood, pseudo
 from lm.evaluation.harness import Harness
 from lm.models import ConfigError, inputs
 from lm.objectives import OBJECTIVES
-from lm.training import loop, sharding
+from lm.training import loop
 from retrieval.answering import Reader
 from retrieval.cross_encoder import CrossEncoder
 from retrieval.encoder import Encoder

@@ -17,9 +17,10 @@ from lm.data import label_rows, labelled, tokenizers
 from lm.data.label_rows import Shape
 from lm.data.labelled import Fields
 from lm.data.sources import DataError
+from lm.distributed import sharding
 from lm.models.config import ConfigError
 from lm.objectives import OBJECTIVES
-from lm.training import checkpoints, loop, paths, settings, setup, sharding, trackers
+from lm.training import checkpoints, loop, paths, settings, setup, trackers
 from tests.lm.training import small
 
 torch = pytest.importorskip("torch")

@@ -9,8 +9,9 @@ import pytest
 import lm
 from configs import smoke
 from lm.batch import Batch
+from lm.distributed import sharding
 from lm.objectives import OBJECTIVES
-from lm.training import paths, setup, sharding
+from lm.training import paths, setup
 from tests.lm.families import test_heads as heads
 from tests.lm.families import test_parity as parity
 from tests.lm.training import small

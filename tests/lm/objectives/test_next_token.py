@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from lm.batch import Batch
+from lm.losses import cross_entropy
 from lm.models import build
-from lm.objectives import cross_entropy, next_token
+from lm.objectives import next_token
 from lm.objectives.next_token import token_losses
 from tests.lm.training.small import MODEL
 

@@ -11,10 +11,12 @@ from lm import fisher
 from lm.adaptation import fisher as information
 from lm.batch import Batch
 from lm.data import batches, packing
+from lm.distributed import sharding
 from lm.evaluation.perplexity import make_evaluator
+from lm.losses import cross_entropy
 from lm.models import build
-from lm.objectives import cross_entropy, next_token
-from lm.training import loop, sharding, trackers
+from lm.objectives import next_token
+from lm.training import loop, trackers
 from lm.training.state import create_state
 from lm.training.step import make_train_step
 from tests.lm.training import runs, small

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from lm.data import batches, packing
 from lm.data.tokenizers import bytes_only
+from lm.distributed import sharding
 from lm.families import preset
 from lm.models.config import ConfigError
 from lm.objectives import denoising, span_corruption, ul2
 from lm.objectives.masked import masked
 from lm.objectives.prefix_lm import prefix_lm
-from lm.training import sharding
 from tests.lm.training import small
 
 TOKENIZER = bytes_only(mask=True, sentinels=100)

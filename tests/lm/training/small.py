@@ -8,11 +8,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.data import packing
 from lm.data.batches import TrainBatches
+from lm.distributed import sharding
+from lm.distributed.mesh import make_mesh
 from lm.models import build
 from lm.models.config import ModelConfig
 from lm.objectives import next_token
-from lm.training import optimizer, schedules, sharding
-from lm.training.mesh import make_mesh
+from lm.training import optimizer, schedules
 from lm.training.state import create_state
 from lm.training.step import make_train_step
 

@@ -9,10 +9,10 @@ import pytest
 from lm.adaptation.lora import Lora
 from lm.adaptation.plan import Plan
 from lm.batch import Batch
+from lm.distributed.rules import by_path
 from lm.models import build
 from lm.models.config import ConfigError
 from lm.training import narrow, optimizer, settings
-from lm.training.rules import by_path
 from lm.training.state import Extras, abstract_state, create_state
 from tests.lm.training import small
 

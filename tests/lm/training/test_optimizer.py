@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from lm import families
+from lm.distributed import rules
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.training import muon, optimizer, rules
-from lm.training.matrices import Matrix, matrix
+from lm.models.matrices import Matrix, matrix
+from lm.training import muon, optimizer
 
 torch = pytest.importorskip("torch")
 STEPS, RATE, DECAY = 4, 0.03, 0.1

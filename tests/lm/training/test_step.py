@@ -12,9 +12,10 @@ import optax
 import pytest
 
 from lm.batch import Batch
+from lm.distributed import rules, sharding
 from lm.models import build
 from lm.objectives import next_token
-from lm.training import guard, optimizer, rules, sharding
+from lm.training import guard, optimizer
 from lm.training.state import Extras, average_of, create_state
 from lm.training.step import make_train_step
 from tests.lm.small_models import identical

@@ -11,7 +11,8 @@ import socket
 import sys
 import time
 
-from lm.training import loop, mesh, trackers
+from lm.distributed import mesh
+from lm.training import loop, trackers
 from tests.lm.training import runs
 
 EVAL = {"eval.every": 6}

@@ -11,8 +11,8 @@ from collections.abc import Collection
 import flax.traverse_util
 import jax
 
+from lm.distributed.sharding import path_name
 from lm.models.config import ConfigError
-from lm.training.sharding import path_name
 
 Table = tuple[tuple[str, float], ...]
 

@@ -7,8 +7,7 @@ import pytest
 from configs import tiny
 from lm import compare
 from lm.data import tokenizers
-from lm.evaluation import comparison
-from lm.training import checkpoints, settings
+from lm.training import checkpoints, comparison, settings
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import pytest
 
 from lm import families
 from lm.batch import Batch
+from lm.distributed import rules, sharding
 from lm.models import build
 from lm.models.config import ConfigError
 from lm.objectives import next_token
-from lm.training import optimizer, rules, sharding
+from lm.training import optimizer
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
 from tests.lm.training import small

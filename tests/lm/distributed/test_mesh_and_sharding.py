@@ -3,10 +3,10 @@
 import jax
 import pytest
 
+from lm.distributed import sharding
+from lm.distributed.mesh import make_mesh, resolve
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.training import sharding
-from lm.training.mesh import make_mesh, resolve
 from lm.training.state import abstract_state, create_state
 from tests.lm.training import small
 
