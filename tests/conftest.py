@@ -8,7 +8,7 @@ import pytest
 from lm import phases
 from tests import processes
 
-# The second flag makes LLVM compile our tiny programs two to three times faster; XLA's passes all run.
+# The second flag makes LLVM compile small programs two to three times faster. All XLA passes run.
 FLAGS = {"xla_force_host_platform_device_count": "8", "xla_backend_optimization_level": "0"}
 # Compilation is most of the tests' time; these make it another three to five times faster. They are
 # set only for the jaxlib releases known to have them: an unknown flag ends the process.
