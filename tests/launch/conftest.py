@@ -1,4 +1,7 @@
-"""A fake gcloud and a fake sbatch on PATH. They log every argv and keep state in files, so a test can see what would still cost money."""
+"""Fakes of gcloud and sbatch on PATH.
+
+They log every argv and keep state in files, so a test can see what would still cost money.
+"""
 
 import dataclasses
 import json
@@ -88,13 +91,17 @@ STUB = "#!/bin/sh\nexit 0\n"  # python3 of a worker: only installs
 
 @dataclasses.dataclass
 class Cloud:
-    """The fake cloud: home holds its state, one directory a worker and the log of calls."""
+    """The fake cloud; `home` holds its state, a folder per worker and the log of calls."""
 
     home: Path
     name: str = "trial"
 
     def plan(self, states=("ACTIVE",), *later_states, workers=1, undeletable=0, **more):
-        """How the cloud behaves. states: of the queued resource, one a look, the last for ever; later_states: those of later creations."""
+        """Set how the cloud behaves.
+
+        states: of the queued resource, one per query; the last one stays. later_states: those of
+        resources created later.
+        """
         (self.home / "plan.json").write_text(
             json.dumps(
                 {"states": [states, *later_states], "workers": workers, "name": self.name, **more}
@@ -113,7 +120,7 @@ class Cloud:
         return [call for call in self.calls() if call[2:4] == list(words)]
 
     def left(self) -> list[str]:
-        """Queued resources that still exist."""
+        """Return the queued resources that still exist."""
         return json.loads((self.home / "cloud.json").read_text())["resources"]
 
 
@@ -141,7 +148,7 @@ def cloud(tmp_path, monkeypatch):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A small git checkout that is the current directory."""
+    """Make a small git checkout and change into it."""
     root = tmp_path / "checkout"
     root.mkdir()
     (root / ".gitignore").write_text("ignored.txt\n")

@@ -58,7 +58,10 @@ def test_a_command_is_not_its_module():
 
 
 def test_the_command_line_waits_for_jax():
-    code = "import sys, launch.cli, launch.run, launch.study; print('jax' in sys.modules, 'flax' in sys.modules)"
+    code = (
+        "import sys, launch.cli, launch.run, launch.study; print('jax' in sys.modules, 'flax' in "
+        "sys.modules)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
         == "False False\n"

@@ -1,4 +1,4 @@
-"""The forgetting study: its texts share no article, its stages fit together, and its table says what was measured."""
+"""The forgetting study: disjoint texts, connected stages, a table that matches the results."""
 
 import importlib
 import json
@@ -8,7 +8,10 @@ import pytest
 from launch.forgetting import report, texts
 from launch.stages import load_study
 
-WIKI = " \n = One = \n \n Of one . \n = = Part = = \n \n More . \n \n = Two = \n \n Of two . \n \n = Three = \n \n Of three . \n"
+WIKI = (
+    " \n = One = \n \n Of one . \n = = Part = = \n \n More . \n \n = Two = \n \n Of two . \n \n = "
+    "Three = \n \n Of three . \n"
+)
 
 
 def test_an_article_is_in_both_texts_or_in_none(tmp_path):

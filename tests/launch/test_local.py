@@ -1,4 +1,4 @@
-"""--on=local must be the command itself: its arguments, its signals, its exit code."""
+"""--on=local behaves like the command itself: arguments, signals and exit code."""
 
 import json
 import os
@@ -38,7 +38,8 @@ def test_a_signal_does_not_reach_the_command():
     process = start(
         "python",
         "-c",
-        "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(9)); print('on', flush=True); time.sleep(30)",
+        "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(9)); print('on', "
+        "flush=True); time.sleep(30)",
     )
     assert process.stdout is not None and process.stdout.readline() == "on\n"
     process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The quickstart's own stages on made-up places: passages, questions, the edit story, the report."""
+"""Stages of the quickstart on made-up places: passages, questions, edits, the report."""
 
 import json
 import re
@@ -52,11 +52,17 @@ def geonames(tmp_path):
     ]
     cities = {
         str(i): {
-            "geonameid": i, "name": name, "countrycode": country, "population": population, "admin1code": region, "timezone": "Etc/UTC",
-            "latitude": 1.0, "longitude": 2.0,
+            "geonameid": i,
+            "name": name,
+            "countrycode": country,
+            "population": population,
+            "admin1code": region,
+            "timezone": "Etc/UTC",
+            "latitude": 1.0,
+            "longitude": 2.0,
         }
         for i, (name, country, population, region) in enumerate(rows)
-    }  # fmt: skip
+    }
     (tmp_path / "cities15000.json").write_text(json.dumps(cities))
     (tmp_path / "countries.json").write_text(json.dumps(COUNTRIES))
     (tmp_path / "us_states.json").write_text(json.dumps({"OR": {"name": "Oregon"}}))
@@ -292,9 +298,17 @@ def test_what_a_killed_run_left_changed_is_undone_and_the_users_own_changes_are_
 def row(i, bin, closed, opened, **more):
     hit = {"id": f"city-{i}", "text": "A <b>city</b> | here."}
     return {
-        "question": f"In which country is {i}?", "answers": ["Italy"], "passage": f"city-{i}", "bin": bin, "closed_book": "No idea",
-        "open_book": "<script>alert(1)</script>", "closed_correct": closed, "open_correct": opened, "citations": [hit], **more,
-    }  # fmt: skip
+        "question": f"In which country is {i}?",
+        "answers": ["Italy"],
+        "passage": f"city-{i}",
+        "bin": bin,
+        "closed_book": "No idea",
+        "open_book": "<script>alert(1)</script>",
+        "closed_correct": closed,
+        "open_correct": opened,
+        "citations": [hit],
+        **more,
+    }
 
 
 def test_facts_to_edit_are_answered_right_from_their_own_passage():
@@ -316,7 +330,7 @@ def test_facts_to_edit_are_answered_right_from_their_own_passage():
 
 @pytest.fixture
 def finished(tmp_path):
-    """A study's directory with made-up results."""
+    """Make a study's directory with made-up results."""
     answers = [row(i, i // 4, i % 4 == 0, i % 4 != 3) for i in range(40)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
     (tmp_path / "pretrain").mkdir()

@@ -1,4 +1,4 @@
-"""The sbatch script: it must be one that Slurm and bash accept, and carry the command unchanged."""
+"""The sbatch script is accepted by Slurm and bash and carries the command unchanged."""
 
 import json
 import os
@@ -40,15 +40,17 @@ def test_the_script_is_not_the_one_of_the_record():
         Path("runs/launch"),
     )
     assert text.split("\n\n")[0] == (
-        "#!/bin/bash\n#SBATCH --job-name=trial\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n#SBATCH --gres=gpu:8\n#SBATCH --exclusive\n"
-        "#SBATCH --time=90\n#SBATCH --signal=TERM@300\n#SBATCH --requeue\n#SBATCH --open-mode=append\n"
+        "#!/bin/bash\n#SBATCH --job-name=trial\n#SBATCH --nodes=2\n#SBATCH "
+        "--ntasks-per-node=8\n#SBATCH --gres=gpu:8\n#SBATCH --exclusive\n"
+        "#SBATCH --time=90\n#SBATCH --signal=TERM@300\n#SBATCH --requeue\n#SBATCH "
+        "--open-mode=append\n"
         "#SBATCH --output=runs/launch/trial-%j.log"
     )
     assert "\nsrun --kill-on-bad-exit=1 train '--note=two words'\n" in text
 
 
 def run_script(tmp_path: Path, command: list[str]) -> subprocess.CompletedProcess:
-    """Runs the script with a srun that runs its command and a scontrol that says what it was asked."""
+    """Run the script with fakes of srun, which runs its command, and scontrol, which echoes."""
     for name, text in (("srun", 'shift\nexec "$@"'), ("scontrol", 'echo "scontrol $*"')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -108,7 +110,8 @@ def test_a_dry_run_submits_or_writes(cloud, tmp_path, monkeypatch, capfd):
     [
         ("4242\n", "4242", ""),
         (
-            "** Welcome to Big, 2026 **\n7 nodes are down\n\n4242;big\nsbatch: see https://x/2026\n",
+            "** Welcome to Big, 2026 **\n7 nodes are down\n\n4242;big\nsbatch: see "
+            "https://x/2026\n",
             "4242",
             " --clusters=big",
         ),

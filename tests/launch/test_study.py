@@ -1,4 +1,4 @@
-"""A study: stages run in order, what is done is not done again, and what went wrong is told."""
+"""A study: stages run in order, finished ones are not repeated, failures are reported."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def stage(name: str, **more) -> dict:
 
 
 def write(*stages: dict, **fields) -> str:
-    """Writes study.py, a config as users write it; returns its name."""
+    """Write study.py, a config as users write it; return its name."""
     config = {"name": "trial", **fields}
     lines = [
         "import ml_collections",
@@ -59,7 +59,7 @@ def study(*argv: str) -> int:
 
 
 def ran() -> list[str]:
-    """The stages that ran since the last look."""
+    """Return the stages that ran since the last call."""
     log = Path("log")
     names = log.read_text().split() if log.exists() else []
     log.unlink(missing_ok=True)
@@ -77,7 +77,10 @@ def status(workdir: str = "runs/trial") -> list[str]:
 def start(
     *argv: str, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=None
 ) -> subprocess.Popen[str]:
-    code = "import sys; from launch.study import main; sys.exit(main(sys.argv[1:], allowed=('tests.',)))"
+    code = (
+        "import sys; from launch.study import main; sys.exit(main(sys.argv[1:], "
+        "allowed=('tests.',)))"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, "--config=study.py", *argv],
         stdout=stdout,
@@ -173,7 +176,7 @@ def get_config(variant="none"):
 
 
 def test_what_a_config_says_is_not_what_counts(place):
-    """A file it imports, its variant, and the two ways to name it; a comment changes nothing."""
+    """A file that it imports, its variant, and its two names count; a comment does not."""
     Path("train.py").write_text(CONFIGURED)
     Path("common.py").write_text("STEPS = 1\n")
     ways = (["--config", "train.py"], ["--config=train.py"], ["--config", "train.py:tiny"])
@@ -403,7 +406,10 @@ def test_a_config_that_cannot_be_read_ends_in_a_stack_trace(place, capfd, config
 
 
 def test_a_variant_does_not_reach_the_config(place):
-    text = "def get_config(variant=''):\n    return dict(name='trial', stages=[dict(name='a', module='lm.train', about=variant)])\n"
+    text = (
+        "def get_config(variant=''):\n    return dict(name='trial', stages=[dict(name='a', "
+        "module='lm.train', about=variant)])\n"
+    )
     Path("study.py").write_text(text)
     assert load_study("study.py:tiny").stages[0].about == "tiny"
 

@@ -1,4 +1,4 @@
-"""A TPU run against a cloud that keeps state: whatever happens, nothing is left that costs money, and the reason is told."""
+"""TPU runs against a stateful fake cloud: no cost is left behind, and the cause is reported."""
 
 import json
 import os
@@ -20,9 +20,8 @@ from launch.target import Target
 from launch.tpu import STATES, Timing
 
 FAST = Timing(poll=0.02, call=8.0, transfer=8.0, settle=0.3, tick=0.02, patience=3)
-QUIET = Timing(
-    poll=60.0, call=8.0, transfer=8.0, settle=0.3, tick=0.02
-)  # never looks at the state while the command runs
+# Never polls the state while the command runs.
+QUIET = Timing(poll=60.0, call=8.0, transfer=8.0, settle=0.3, tick=0.02)
 TPU = ["--on=tpu:v5litepod-16,spot", "--name=trial", "--zone=us-west4-a"]
 HELLO = ["--", "echo", "hello"]
 
@@ -103,9 +102,8 @@ def test_a_dry_run_calls_something_or_prints_other_commands_than_the_run(
 
     planned = [same(words[1:]) for words in commands(printed) if words[0] == "gcloud"]
     real = [same(call) for call in cloud.calls()]
-    assert planned == [
-        call for i, call in enumerate(real) if call not in real[:i]
-    ]  # the state is looked at more than once
+    # The state is queried more than once.
+    assert planned == [call for i, call in enumerate(real) if call not in real[:i]]
 
 
 def test_a_dry_run_outside_a_checkout_fails(cloud, tmp_path, capsys, monkeypatch):
@@ -117,7 +115,7 @@ def test_a_dry_run_outside_a_checkout_fails(cloud, tmp_path, capsys, monkeypatch
 
 
 def commands(text: str) -> list[list[str]]:
-    """The commands of a printed plan; a newline inside quotes does not end one."""
+    """Return the commands of a printed plan; a newline inside quotes does not end one."""
     found, lines = [], []
     for line in text.splitlines():
         lines.append(line)
@@ -132,7 +130,10 @@ def commands(text: str) -> list[list[str]]:
 
 def test_a_failure_of_one_worker_leaves_others_running_or_hides_its_error(cloud, checkout, capfd):
     cloud.plan(workers=3)
-    script = 'if [ $WORKER = 1 ]; then echo "ValueError: bad shape" >&2; echo later; exit 3; else sleep 30; fi'
+    script = (
+        'if [ $WORKER = 1 ]; then echo "ValueError: bad shape" >&2; echo later; exit 3; else '
+        "sleep 30; fi"
+    )
     began = time.monotonic()
     assert run("--", "bash", "-c", script) == 3
     assert time.monotonic() - began < 10
@@ -220,8 +221,11 @@ def test_a_run_under_nohup_ends_with_its_terminal():
 
 
 def driver(*argv: str) -> subprocess.Popen:
-    """The same entry point in a process of its own, with the fast timing."""
-    code = f"import sys; from launch.run import main; from launch.tpu import Timing; sys.exit(main(sys.argv[1:], {FAST!r}))"
+    """Run the same entry point in a process of its own, with fast timing."""
+    code = (
+        "import sys; from launch.run import main; from launch.tpu import Timing; "
+        f"sys.exit(main(sys.argv[1:], {FAST!r}))"
+    )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *TPU, *argv],
@@ -282,7 +286,7 @@ BRIEF = Timing(poll=0.02, call=1.0, transfer=8.0, settle=0.3, tick=0.02, patienc
 
 
 def test_its_own_tpu_is_taken_for_someone_elses(cloud, checkout, capfd):
-    """gcloud asks again by itself when an answer is lost, and is then told that the resource exists."""
+    """gcloud retries when a reply is lost, and is then told that the resource exists."""
     cloud.plan(create={"rc": 1, "err": EXISTS})
     assert run(*HELLO) == 0
     assert cloud.left() == [] and "[0] hello" in capfd.readouterr().out
@@ -302,12 +306,12 @@ def test_an_unsure_create_is_passed_over_in_silence(cloud, checkout, capfd, desc
     err = capfd.readouterr().err
     assert "IT MAY COST MONEY" in err and "The read operation timed out" in err
     assert (
-        "gcloud compute tpus queued-resources describe trial --format=json --zone=us-west4-a --quiet\n"
-        in err
+        "gcloud compute tpus queued-resources describe trial --format=json --zone=us-west4-a "
+        "--quiet\n" in err
     )
     assert (
-        f"openbook-run is {gcloud.RUN}-0, delete it with:\n  gcloud compute tpus queued-resources delete trial --force"
-        in err
+        f"openbook-run is {gcloud.RUN}-0, delete it with:\n  gcloud compute tpus "
+        "queued-resources delete trial --force" in err
     )
     assert cloud.said("queued-resources", "delete") == []
 
@@ -360,9 +364,8 @@ BAD = [
 
 
 def test_an_answer_that_cannot_be_read_ends_the_run_at_once(cloud, checkout):
-    cloud.plan(
-        [*BAD[:2], "CREATING", *BAD[2:4], "CREATING", *BAD[4:], "ACTIVE"]
-    )  # patience is three in a row
+    # Three bad states in a row are an error.
+    cloud.plan([*BAD[:2], "CREATING", *BAD[2:4], "CREATING", *BAD[4:], "ACTIVE"])
     assert run(*HELLO) == 0
 
 
@@ -388,7 +391,10 @@ def test_a_state_of_tomorrow_ends_the_run(cloud, checkout, capfd):
 
 
 def test_a_state_gcloud_documents_has_no_action():
-    documented = "STATE_UNSPECIFIED CREATING ACCEPTED PROVISIONING FAILED DELETING ACTIVE SUSPENDING SUSPENDED WAITING_FOR_RESOURCES"
+    documented = (
+        "STATE_UNSPECIFIED CREATING ACCEPTED PROVISIONING FAILED DELETING ACTIVE SUSPENDING "
+        "SUSPENDED WAITING_FOR_RESOURCES"
+    )
     assert set(STATES) == set(documented.split())
 
 
@@ -398,7 +404,10 @@ def test_a_preemption_is_taken_for_a_failure_or_not_tried_again(
 ):
     mark = tmp_path / "began"
     cloud.plan([[str(mark), state, "ACTIVE"]], ["ACTIVE"], workers=2)
-    script = f"if [ $WORKER = 1 ]; then sleep 0.1; elif [ -e {mark} ]; then echo resumed; else touch {mark}; exit 255; fi"
+    script = (
+        f"if [ $WORKER = 1 ]; then sleep 0.1; elif [ -e {mark} ]; then echo resumed; else touch "
+        f"{mark}; exit 255; fi"
+    )
     assert run("--retries=1", "--", "bash", "-c", script) == 0
     assert cloud.left() == []
     assert (

@@ -1,6 +1,10 @@
-"""A stage for tests: python -m tests.launch.tool --log=FILE [--write=FILE] [--say=TEXT] [--wait=FILE] [--stubborn] [--exit=CODE]
+"""A stage for tests.
 
-Adds a line to --log, writes --write, says --say, waits until --wait exists, ignores SIGTERM and SIGINT if --stubborn.
+    python -m tests.launch.tool --log=FILE [--write=FILE] [--say=TEXT] [--wait=FILE]
+        [--stubborn] [--exit=CODE]
+
+Adds a line to --log, writes --write, prints --say and waits until --wait exists. --stubborn ignores
+SIGTERM and SIGINT.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The explorer in a real browser: a server in a thread, and the machine's own Chromium driven by playwright."""
+"""The explorer in a real browser: a server thread, and installed Chromium driven by playwright."""
 
 import contextlib
 import shutil
@@ -6,18 +6,18 @@ import socket
 import threading
 
 TOKEN = "a-token-of-the-tests"
-PATIENCE = 90_000  # milliseconds, on a machine that is busy
+PATIENCE = 90_000  # milliseconds, for a busy machine
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def chromium() -> str | None:
-    """The path of a Chromium, if there is one."""
+    """Return the path of a Chromium, if there is one."""
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 @contextlib.contextmanager
 def served(memory, reader):
-    """Serves the explorer on a free port; gives the address that lets a browser in."""
+    """Serve the explorer on a free port; yield the address that grants access."""
     import uvicorn
 
     from retrieval.explorer.app import make_app
@@ -58,7 +58,7 @@ def headless():
 
 @contextlib.contextmanager
 def page(browser, address: str, **options):
-    """A page of a fresh session, at an address. A script error, or a request elsewhere, fails."""
+    """Open an address in a fresh session; fail on a script error or a request elsewhere."""
     opened, wrong = browser.new_page(**options), []
     try:
         opened.set_default_timeout(PATIENCE)

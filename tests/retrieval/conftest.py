@@ -1,4 +1,4 @@
-"""A toy encoder, the same in every process, and memories made with it."""
+"""Fixtures: a deterministic toy encoder and memories made with it."""
 
 import threading
 
@@ -11,7 +11,7 @@ from tests.retrieval.toy import encode
 
 @pytest.fixture(autouse=True)
 def no_index_of_another_test_looks_at_itself():
-    """What a test holds up or counts is its own."""
+    """Stop background index checks leaking between tests."""
     for thread in threading.enumerate():
         if thread.name == "index watch":
             thread.join()

@@ -1,20 +1,26 @@
-"""Tiny models with tokenizers, made on the spot, as transformers would save them."""
+"""Tiny random models with tokenizers, saved as transformers saves them."""
 
 import string
 
 import tokenizers
 import transformers
 
-TURN = "<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+TURN = (
+    "<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt "
+    "%}<|start|>assistant\n{% endif %}"
+)
 CHAT = "{% for m in messages %}" + TURN
 NO_SYSTEM = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    + TURN
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% "
+    "endif %}" + TURN
 )
 
 
 def byte_tokenizer(chat_template=CHAT):
-    """A token a byte; <|start|>, <|end|> and <|think|> (added, but not called special) have their own."""
+    """A tokenizer with one token per byte.
+
+    <|start|>, <|end|> and <|think|> (added, but not marked special) are single tokens.
+    """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     core = tokenizers.Tokenizer(
         tokenizers.models.BPE({token: i for i, token in enumerate(alphabet)}, [])
@@ -31,7 +37,7 @@ def byte_tokenizer(chat_template=CHAT):
 
 
 def word_tokenizer():
-    """BERT's: letters as word pieces."""
+    """A BERT tokenizer with letters as word pieces."""
     words = [
         "[PAD]",
         "[UNK]",
@@ -46,15 +52,19 @@ def word_tokenizer():
 
 
 def save_encoder(path, max_positions=64):
-    """A random BERT of two layers; returns it on torch, with its tokenizer."""
+    """Save a random BERT of two layers; return it in torch, with its tokenizer."""
     import torch
 
     torch.manual_seed(0)
     tokenizer = word_tokenizer()
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
         max_position_embeddings=max_positions,
-    )  # fmt: skip
+    )
     model = transformers.BertModel(config).eval()
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -62,14 +72,21 @@ def save_encoder(path, max_positions=64):
 
 
 def save_reader(path, chat_template=CHAT, context=1024):
-    """A random Llama of one layer over bytes."""
+    """Save a random one-layer Llama over bytes."""
     import torch
 
     torch.manual_seed(0)
     tokenizer = byte_tokenizer(chat_template)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=context, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=context,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)

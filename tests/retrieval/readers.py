@@ -1,4 +1,4 @@
-"""A reader without weights, whose answers can be foretold."""
+"""A reader without weights, whose answers are predictable."""
 
 import re
 
@@ -7,8 +7,11 @@ from tests.retrieval.models import byte_tokenizer
 
 
 class Copier:
-    """Says where the first word of the question "lies in" as the first passage says that tells it; else what its `weights`
-    (first word -> answer) say; else `guess` if it sees a passage; else "nowhere"."""
+    """Answer where the first word of the question "lies in".
+
+    The answer is from the first passage that says so; else from `weights` (first word -> answer);
+    else `guess` if there is a passage; else "nowhere".
+    """
 
     def __init__(self, weights, guess="nowhere"):
         self.tokenizer, self.weights, self.guess = byte_tokenizer(), weights, guess

@@ -1,4 +1,7 @@
-"""One process of test_index_sharded.py: python -m tests.retrieval.sharded RANK PROCESSES PORT FOLDER."""
+"""One process of test_index_sharded.py.
+
+python -m tests.retrieval.sharded RANK PROCESSES PORT FOLDER
+"""
 
 import sys
 
@@ -13,7 +16,7 @@ RANK, PROCESSES, PORT = map(int, sys.argv[1:4])
 
 
 class Broken:
-    """A shard that fails in ways that nobody foresaw."""
+    """A shard that raises unexpected errors."""
 
     def __init__(self, shard):
         self._shard = shard
@@ -55,9 +58,8 @@ def check(kind, folder):
     assert sharded.health()["size"] == 650 and len(sharded.health()["shards"]) == PROCESSES
 
     def same(index):
-        queries = clustered(3 + 4 * RANK, seed=RANK)[
-            : None if RANK else 0
-        ]  # its own, of its own number, and one has none
+        # Each process has a different number of queries; rank 0 has none.
+        queries = clustered(3 + 4 * RANK, seed=RANK)[: None if RANK else 0]
         for k in (1, 10, 900):
             (found, scores), (right, right_scores) = (
                 index.search(queries, k),
@@ -80,9 +82,7 @@ def check(kind, folder):
         ].shape == (0, 3)
 
     same(sharded)
-    own = (
-        mine(np.arange(700)) if RANK else []
-    )  # one process has none, and does not say of which kind
+    own = mine(np.arange(700)) if RANK else []  # rank 0 has no ids, so not their kind either
     numbers = ShardedIndex.build(vectors[own], own, kind)
     numbers.upsert(
         vectors[::PROCESSES] if RANK == 0 else vectors[:0],

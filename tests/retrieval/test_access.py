@@ -1,4 +1,4 @@
-"""Who may read what: nothing leaks to another group, in any mode, at any time."""
+"""Access control: nothing leaks to another group, in any mode, at any time."""
 
 import random
 
@@ -132,9 +132,8 @@ def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
                 tags=rng.choice([("t",), ("t", "u"), ()]),
                 time=rng.choice(["", "2020"]),
             )
-            for _ in range(
-                rng.randrange(3)
-            ):  # before it was asked what another does, to the same passage or one beside it
+            # Another handle changes the same passage, or another, before the next query.
+            for _ in range(rng.randrange(3)):
                 other.edit(
                     rng.choice([id, rng.choice(ids)]),
                     access=rng.choice(GROUPS),
@@ -143,7 +142,7 @@ def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
                 )
             if rng.random() < 0.3:
                 memory.edit(id, access=rng.choice(GROUPS))
-        len(memory)  # sees what the other has done
+        len(memory)  # moves to the newest version
         for where in (None, Filter(any_tags="t"), Filter(after="2000")):
             for groups in ((), ("board",), EVERY_GROUP):
                 new = Facts(memory._store).allowed(where, groups)

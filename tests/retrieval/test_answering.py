@@ -31,7 +31,8 @@ def test_the_prompt_is_one_user_turn_that_ends_with_the_question():
         byte_tokenizer(), [hit("X is in Y."), hit("Z is in W.", "b", title="Zed")]
     )
     assert text == (
-        "<|start|>user\nAnswer the question in a few words. Use these facts:\nQuestion: Where is X?\n[1] X is in Y.\n"
+        "<|start|>user\nAnswer the question in a few words. Use these facts:\nQuestion: Where is "
+        "X?\n[1] X is in Y.\n"
         "[2] Zed: Z is in W.\nQuestion: Where is X?<|end|>\n<|start|>assistant\n"
     )
     assert [h.id for h in prompt.shown] == ["a", "b"]
@@ -125,14 +126,21 @@ PASSAGE = (
 )
 
 
-@pytest.mark.parametrize("question, text, sentence", [
-    ("In which country is Bagheria?", "Italy", "The U.S. visitor J. Smith says it lies in Italy, near Palermo!"),
-    ("What is Bagheria?", "a city", "Bagheria is a city."),
-    ("How many people?", "55,047", "“It has 55,047 people.”"),
-    ("Which age?", "It is old.", "It is old."),
-    ("Who?", "Nobody at all", "Bagheria is a city."),
-    ("哪里", "东京在日本", "东京在日本。"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "question, text, sentence",
+    [
+        (
+            "In which country is Bagheria?",
+            "Italy",
+            "The U.S. visitor J. Smith says it lies in Italy, near Palermo!",
+        ),
+        ("What is Bagheria?", "a city", "Bagheria is a city."),
+        ("How many people?", "55,047", "“It has 55,047 people.”"),
+        ("Which age?", "It is old.", "It is old."),
+        ("Who?", "Nobody at all", "Bagheria is a city."),
+        ("哪里", "东京在日本", "东京在日本。"),
+    ],
+)
 def test_the_supporting_sentence_is_the_one_that_holds_the_answer_and_stands_in_the_passage(
     question, text, sentence
 ):
@@ -151,43 +159,81 @@ def test_a_word_that_every_sentence_holds_supports_none():
     )
 
 
-@pytest.mark.parametrize("text, known", [
-    ("Italy", True), ("It is Italian.", True), ("Bagheria", False), ("Yes.", True), ("in 1950", True), ("意大利", True),
-    ("Kamen-na-Obi, Italy", False), ("Bagheria is a city in Norway", False), ("Italy, since 1950", True), ("Italy, since 1951", False),
-    ("Bagheria is not in Italy", False), ("It has 40 people", False),
-    ("Peru", False), ("", False), ("I don't know.", False), ("1951", False),
-    ("The country is not mentioned.", False), ("Unknown", False), ("N/A", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, known",
+    [
+        ("Italy", True),
+        ("It is Italian.", True),
+        ("Bagheria", False),
+        ("Yes.", True),
+        ("in 1950", True),
+        ("意大利", True),
+        ("Kamen-na-Obi, Italy", False),
+        ("Bagheria is a city in Norway", False),
+        ("Italy, since 1950", True),
+        ("Italy, since 1951", False),
+        ("Bagheria is not in Italy", False),
+        ("It has 40 people", False),
+        ("Peru", False),
+        ("", False),
+        ("I don't know.", False),
+        ("1951", False),
+        ("The country is not mentioned.", False),
+        ("Unknown", False),
+        ("N/A", False),
+    ],
+)
 def test_an_answer_that_no_passage_holds_is_not_known(text, known):
     shown = [hit("The city lies in Italy (意大利) since 1950.", title="Bagheria", score=0.5)]
     assert is_known("In which country is Bagheria?", text, shown) == known
 
 
-@pytest.mark.parametrize("text, passage, known", [
-    ("The passage does not mention who built it.", "A passage of the temple.", False),
-    ("There is not enough information.", "There is information on it.", False),
-    ("I am not sure.", "It is not sure.", False), ("It cannot be determined.", "It was determined.", False),
-    ("unknown", "It is unknown.", False), ("The author is unknown.", "The author wrote.", False),
-    ("5", "There are 1,500 of them.", False), ("12", "In 2012 there were 40.", False), ("40", "In 2012 there were 40.", True),
-    ("The Unknown Soldier", "The tomb of the Unknown Soldier.", True), ("Rome", "He met Jerome.", False), ("Romans", "A Roman road.", True),
-    ("\u610f\u5927\u5229", "\u4ed6\u4f4f\u5728\u610f\u5927\u5229\u3002", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, passage, known",
+    [
+        ("The passage does not mention who built it.", "A passage of the temple.", False),
+        ("There is not enough information.", "There is information on it.", False),
+        ("I am not sure.", "It is not sure.", False),
+        ("It cannot be determined.", "It was determined.", False),
+        ("unknown", "It is unknown.", False),
+        ("The author is unknown.", "The author wrote.", False),
+        ("5", "There are 1,500 of them.", False),
+        ("12", "In 2012 there were 40.", False),
+        ("40", "In 2012 there were 40.", True),
+        ("The Unknown Soldier", "The tomb of the Unknown Soldier.", True),
+        ("Rome", "He met Jerome.", False),
+        ("Romans", "A Roman road.", True),
+        ("\u610f\u5927\u5229", "\u4ed6\u4f4f\u5728\u610f\u5927\u5229\u3002", True),
+    ],
+)
 def test_a_refusal_in_other_words_or_a_number_inside_another_is_not_known(text, passage, known):
     assert is_known("What?", text, [hit(passage)]) == known
 
 
-@pytest.mark.parametrize("question, text, passage, known", [
-    ("How many live there?", "5,000", "5000 people live there.", True), ("How many live there?", "5000", "There are ５,０００.", True),
-    ("How many live there?", "5,001", "There are 5,000 or 1.", False), ("How many towers?", "3", "It has three towers.", True),
-    ("How much?", "20%", "It was 20 per cent.", True), ("How large?", "10 km²", "It has 10 km2.", True),
-    ("Where is it?", "Austria", "It is in Australia.", False), ("Where is it?", "Australia", "It is an Australian town.", True),
-    ("Где?", "в Москве", "Это Москва.", True), ("Wo?", "Zürich", "In Zürich.", True), ("어디?", "서울", "서울은 수도이다", True),
-    ("Where is it?", "Norway", "It is not in Norway, but in Italy.", False),
-    ("Where is it?", "Italy", "It is not in Norway, but in Italy.", True),
-    ("Where is it not?", "Norway", "It is not in Norway.", True), ("Where?", "not in Norway", "It is not in Norway.", True),
-    ("Is Oslo in Norway?", "Yes.", "Oslo is a town in Norway.", True), ("Is Oslo in Italy?", "Yes.", "Oslo is a town in Norway.", False),
-    ("Is Oslo in Italy?", "No, in Norway.", "Oslo is a town in Norway.", True), ("Is it in Italy or Norway?", "Norway", "In Norway.", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "question, text, passage, known",
+    [
+        ("How many live there?", "5,000", "5000 people live there.", True),
+        ("How many live there?", "5000", "There are ５,０００.", True),
+        ("How many live there?", "5,001", "There are 5,000 or 1.", False),
+        ("How many towers?", "3", "It has three towers.", True),
+        ("How much?", "20%", "It was 20 per cent.", True),
+        ("How large?", "10 km²", "It has 10 km2.", True),
+        ("Where is it?", "Austria", "It is in Australia.", False),
+        ("Where is it?", "Australia", "It is an Australian town.", True),
+        ("Где?", "в Москве", "Это Москва.", True),
+        ("Wo?", "Zürich", "In Zürich.", True),
+        ("어디?", "서울", "서울은 수도이다", True),
+        ("Where is it?", "Norway", "It is not in Norway, but in Italy.", False),
+        ("Where is it?", "Italy", "It is not in Norway, but in Italy.", True),
+        ("Where is it not?", "Norway", "It is not in Norway.", True),
+        ("Where?", "not in Norway", "It is not in Norway.", True),
+        ("Is Oslo in Norway?", "Yes.", "Oslo is a town in Norway.", True),
+        ("Is Oslo in Italy?", "Yes.", "Oslo is a town in Norway.", False),
+        ("Is Oslo in Italy?", "No, in Norway.", "Oslo is a town in Norway.", True),
+        ("Is it in Italy or Norway?", "Norway", "In Norway.", True),
+    ],
+)
 def test_all_that_an_answer_adds_stands_in_the_passage_in_some_form(question, text, passage, known):
     assert is_known(question, text, [hit(passage)]) == known
 

@@ -1,4 +1,4 @@
-"""The deletion audit: what is left out is what a deletion would leave out, and each verdict is given where it is true."""
+"""The deletion audit leaves out what a deletion would, and each verdict is correct."""
 
 import pytest
 
@@ -8,9 +8,12 @@ from tests.retrieval.readers import Copier
 from tests.retrieval.toy import encode
 
 FACTS = {
-    "oslo": "Oslo lies in Norway.", "oslo2": "The harbour town Oslo lies in Norway.", "rome": "Rome lies in Italy.",
-    "lima": "Lima lies in Peru.", "rest": "Nothing of note.",
-}  # fmt: skip
+    "oslo": "Oslo lies in Norway.",
+    "oslo2": "The harbour town Oslo lies in Norway.",
+    "rome": "Rome lies in Italy.",
+    "lima": "Lima lies in Peru.",
+    "rest": "Nothing of note.",
+}
 
 
 @pytest.fixture
@@ -29,14 +32,17 @@ def test_what_is_found_without_passages_is_what_is_found_after_their_deletion(me
     ]
 
 
-@pytest.mark.parametrize("question, ids, weights, verdict", [
-    ("Rome lies in which land?", ["rome"], {}, "forgotten"),
-    ("Rome lies in which land?", ["rome"], {"Rome": "Italy"}, "leak"),
-    ("Oslo lies in which land?", ["oslo"], {}, "elsewhere"),
-    ("Oslo lies in which land?", ["oslo", "oslo2"], {}, "forgotten"),
-    ("Lima lies in which land?", ["rome"], {}, "elsewhere"),
-    ("Bonn lies in which land?", ["rome"], {}, "unanswered"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "question, ids, weights, verdict",
+    [
+        ("Rome lies in which land?", ["rome"], {}, "forgotten"),
+        ("Rome lies in which land?", ["rome"], {"Rome": "Italy"}, "leak"),
+        ("Oslo lies in which land?", ["oslo"], {}, "elsewhere"),
+        ("Oslo lies in which land?", ["oslo", "oslo2"], {}, "forgotten"),
+        ("Lima lies in which land?", ["rome"], {}, "elsewhere"),
+        ("Bonn lies in which land?", ["rome"], {}, "unanswered"),
+    ],
+)
 def test_a_verdict_says_where_the_answer_still_comes_from(facts, question, ids, weights, verdict):
     gold = {"Rome": "Italy", "Oslo": "Norway", "Lima": "Peru", "Bonn": "Germany"}[
         question.split()[0]
@@ -54,15 +60,23 @@ def test_a_reader_that_answers_without_a_source_when_it_sees_any_passage_is_an_a
     assert [hit.id for hit in done.full_citations] == ["rome"]
 
 
-@pytest.mark.parametrize("question, ids, weights, verdict", [
-    ("Rome lies in which land?", ["rome"], {}, "forgotten"),
-    ("Rome lies in which land?", ["rome"], {"Rome": "Rome lies in Italy, of course."}, "leak"),
-    ("Rome lies in which land?", ["rome"], {"Rome": "I do not know whether it is Italy"}, "forgotten"),
-    ("Rome lies in which land?", ["rome"], {"Rome": "Rome lies in Spain"}, "forgotten"),
-    ("Oslo lies in which land?", ["oslo"], {}, "elsewhere"),
-    ("Bonn lies in which land?", ["rome"], {}, "unanswered"),
-    ("Bonn lies in which land?", ["rome"], {"Bonn": "I don't know."}, "unanswered"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "question, ids, weights, verdict",
+    [
+        ("Rome lies in which land?", ["rome"], {}, "forgotten"),
+        ("Rome lies in which land?", ["rome"], {"Rome": "Rome lies in Italy, of course."}, "leak"),
+        (
+            "Rome lies in which land?",
+            ["rome"],
+            {"Rome": "I do not know whether it is Italy"},
+            "forgotten",
+        ),
+        ("Rome lies in which land?", ["rome"], {"Rome": "Rome lies in Spain"}, "forgotten"),
+        ("Oslo lies in which land?", ["oslo"], {}, "elsewhere"),
+        ("Bonn lies in which land?", ["rome"], {}, "unanswered"),
+        ("Bonn lies in which land?", ["rome"], {"Bonn": "I don't know."}, "unanswered"),
+    ],
+)
 def test_without_names_the_answers_before_and_after_are_compared(
     facts, question, ids, weights, verdict
 ):
@@ -80,11 +94,22 @@ def test_weights_that_know_what_the_whole_memory_does_not_say_are_a_leak(facts):
     )
 
 
-@pytest.mark.parametrize("one, other, same", [
-    ("Paris", "The capital of France is Paris.", True), ("Paris, France", "Paris", True), ("Paris", "Lyon", False),
-    ("1889", "It was built in 1889", True), ("1889", "It was built in 1887", False), ("Yes", "No", False), ("Yes.", "yes", True),
-    ("France", "It is in France", True), ("", "", False), ("unknown", "unknown", False), ("パリ", "パリ", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("Paris", "The capital of France is Paris.", True),
+        ("Paris, France", "Paris", True),
+        ("Paris", "Lyon", False),
+        ("1889", "It was built in 1889", True),
+        ("1889", "It was built in 1887", False),
+        ("Yes", "No", False),
+        ("Yes.", "yes", True),
+        ("France", "It is in France", True),
+        ("", "", False),
+        ("unknown", "unknown", False),
+        ("パリ", "パリ", True),
+    ],
+)
 def test_which_answers_are_the_same(one, other, same):
     assert (
         same_answer("What is the capital of France?", one, other)

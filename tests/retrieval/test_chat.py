@@ -1,4 +1,4 @@
-"""The chat: a pipe as its terminal, the memory switched on and off, and Ctrl-C that stops an answer and not the program."""
+"""The chat: piped input, switching the memory on and off, and Ctrl-C that stops only an answer."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def reader(tmp_path_factory):
 
 @pytest.fixture
 def typed(monkeypatch):
-    """Makes lines the standard input, through a pipe."""
+    """Pipe lines into standard input."""
 
     def typed(*lines):
         read, write = os.pipe()
@@ -36,7 +36,7 @@ def typed(monkeypatch):
 
 @pytest.fixture
 def run(reader, memory, monkeypatch, typed, capsys):
-    """Chats by the entry point with a memory, and gives what it prints."""
+    """Chat through the entry point with a memory; return the output."""
     monkeypatch.setattr(chat, "open_memory", lambda path, encoder: memory)
 
     def run(*lines, options=("--memory=m",)):

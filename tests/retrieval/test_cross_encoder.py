@@ -1,4 +1,4 @@
-"""A cross-encoder scores what transformers scores on torch, and reorders what a memory finds."""
+"""CrossEncoder scores equal transformers' on torch, and reorder a memory's hits."""
 
 import numpy as np
 import pytest
@@ -17,9 +17,15 @@ def saved(path, labels):
     torch.manual_seed(1)
     tokenizer = word_tokenizer()
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, num_labels=labels, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=labels,
+        initializer_range=0.3,
+    )
     model = transformers.BertForSequenceClassification(config).eval()
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)

@@ -1,4 +1,4 @@
-"""Bit flips, full and read-only disks: what is damaged is named, what is lost is nothing."""
+"""Bit flips, full and read-only disks: damage is named and nothing is lost."""
 
 import logging
 import os
@@ -18,7 +18,10 @@ NORMAL_AND_SLOW = [40, pytest.param(500, marks=pytest.mark.slow)]
 
 @pytest.fixture
 def lived(tmp_path, monkeypatch):
-    """A memory with every kind of file: adds, edits, deletes, undos, a compaction, an id index, a saved search index."""
+    """A memory with every kind of file.
+
+    Adds, edits, deletes, undos, a compaction, an id index and a saved search index.
+    """
     monkeypatch.setattr("retrieval.upkeep.UPKEEP", ((4, 5), (4, 10**6)))
     monkeypatch.setattr("retrieval.upkeep.SCALAR_INDEX_FROM", 10)
     memory = Memory.create(tmp_path / "m", encode)
@@ -126,7 +129,7 @@ def test_a_writer_killed_before_it_noted_its_files_is_made_up_for_by_the_next_ch
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder that is a disk of 4 MB, and a function that mounts it anew with other options."""
+    """A folder on a 4 MB disk, and a function that remounts it with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = lambda options: (
@@ -193,9 +196,16 @@ def test_a_memory_on_a_read_only_disk_can_be_searched_and_says_why_it_cannot_be_
     assert len(memory) == 29 and memory.verify() == []
 
 
-@pytest.mark.parametrize("damage", [
-    lambda lines: [], lambda lines: lines[:3], lambda lines: lines[:4] + lines[5:], lambda lines: lines[1:],
-], ids=["emptied", "cut", "one gone", "the first gone"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: [],
+        lambda lines: lines[:3],
+        lambda lines: lines[:4] + lines[5:],
+        lambda lines: lines[1:],
+    ],
+    ids=["emptied", "cut", "one gone", "the first gone"],
+)
 def test_checksums_that_are_gone_are_missed(lived, damage):
     journal = lived.path / "checksums"
     lines = journal.read_text().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Whatever kills a writer, and whoever reads meanwhile: each call happened or did not, and search shows what is stored."""
+"""Killed writers, concurrent readers: a call happened or did not; search matches the store."""
 
 import json
 import os
@@ -49,7 +49,7 @@ ENCODERS = (encode, lambda texts: -encode(texts))
 
 
 def opened(path):
-    """The memory, with the encoder that it has by now."""
+    """Open the memory with its current encoder."""
     for encoder in ENCODERS:
         try:
             return Memory.open(path, encoder)
@@ -59,7 +59,7 @@ def opened(path):
 
 
 def applied(action, new, some, now, undo_stack):
-    """(state, undo stack, commits made) after a call."""
+    """Return (state, undo stack, commits made) after a call."""
     if action in ("retrain", "snapshot") or (action == "undo" and not undo_stack):
         return now, undo_stack, 0
     if action == "reembed":
@@ -67,9 +67,10 @@ def applied(action, new, some, now, undo_stack):
     if action == "undo":
         return undo_stack[-1], undo_stack[:-1], 1
     after = {
-        "add": lambda: now | {id: f"text of {id}" for id in new}, "edit": lambda: now | {some[0]: f"edited in {new[0]}"},
+        "add": lambda: now | {id: f"text of {id}" for id in new},
+        "edit": lambda: now | {some[0]: f"edited in {new[0]}"},
         "delete": lambda: {id: text for id, text in now.items() if id not in some},
-    }[action]()  # fmt: skip
+    }[action]()
     return after, [*undo_stack, now], 1
 
 

@@ -174,16 +174,15 @@ def test_a_decoder_embeds_other_than_by_its_last_token(tmp_path):
 
 
 def save_sentences(path, kind, pooling, prompts=None, length=None, normalize=True):
-    """A random BERT or Llama as sentence-transformers saves it; returns it there."""
+    """Save a random BERT or Llama as sentence-transformers does; return it."""
     pytest.importorskip("sentence_transformers")
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     {"bert": save_encoder, "llama": save_reader}[kind](path / "plain")
     if kind == "llama":
-        (
-            path / "plain" / "chat_template.jinja"
-        ).unlink()  # with one, version 6 spells every text as a turn of a talk
+        # With a chat template, sentence-transformers 6 renders every text as a chat turn.
+        (path / "plain" / "chat_template.jinja").unlink()
         tokenizer = byte_tokenizer(chat_template=None)
         tokenizer.pad_token = tokenizer.eos_token
         tokenizer.save_pretrained(path / "plain")
@@ -361,7 +360,10 @@ def test_a_memory_forgets_or_mixes_up_an_option_of_its_encoder(bert, encoder, tm
 
 
 def test_a_memory_that_remembers_only_a_path_is_read_by_newer_rules(bert, tmp_path):
-    """Made before prompts and the tokenizer's length were read: then as now its vectors are those of texts without them."""
+    """A memory from before prompts and tokenizer lengths were read keeps its vectors.
+
+    Its texts are embedded without them.
+    """
     folder = shutil.copytree(bert[0], tmp_path / "model")
     plain = Encoder.from_hf(folder)
     assert plain.source == str(folder)
@@ -385,7 +387,10 @@ def test_a_memory_that_remembers_only_a_path_is_read_by_newer_rules(bert, tmp_pa
 
 
 def test_the_fingerprint_of_an_encoder_without_options_changes(tmp_path):
-    """Memories hold these, the first in earlier days, of weights that are the same on every machine."""
+    """Existing memories hold these fingerprints; the first is the older kind.
+
+    The weights are the same on every machine.
+    """
     config = transformers.BertConfig(
         vocab_size=67,
         hidden_size=32,
@@ -403,10 +408,10 @@ def test_the_fingerprint_of_an_encoder_without_options_changes(tmp_path):
     encoder = Encoder.from_hf(tmp_path)
     assert encoder.former_fingerprint == "model-c753e54a3786cfcc06b90455a5b2baa2"
     assert encoder.fingerprint == "model2-7b902d44b0e0aeb9829faa59c6c558ae"
-    assert (
+    assert (  # of the same values
         Encoder.from_hf(tmp_path, dtype="bfloat16").fingerprint
         != Encoder.from_hf(tmp_path).fingerprint
-    )  # of the same values
+    )
 
 
 def test_a_memory_is_built_moved_changed_and_searched_with_other_options_by_command(

@@ -142,9 +142,17 @@ def test_every_command_takes_a_memory_that_was_emptied(built, models, tmp_path, 
     assert edit.main([*at, "--delete", *Memory.open(built).ids()]) == 0
     (tmp_path / "asked.jsonl").write_text('{"question": "Where is town 1?", "answers": ["land 1"]}')
     for command, options in {
-        search: ["town 1"], stats: [], verify: [], log: [], ask: [*reader, "Where is town 1?"],
-        evaluate: [*reader, f"--questions={tmp_path / 'asked.jsonl'}", f"--output={tmp_path / 'answers.jsonl'}"],
-    }.items():  # fmt: skip
+        search: ["town 1"],
+        stats: [],
+        verify: [],
+        log: [],
+        ask: [*reader, "Where is town 1?"],
+        evaluate: [
+            *reader,
+            f"--questions={tmp_path / 'asked.jsonl'}",
+            f"--output={tmp_path / 'answers.jsonl'}",
+        ],
+    }.items():
         capsys.readouterr()
         assert command.main([*at, *options]) == 0, command
         assert said(capsys) if in_json else capsys.readouterr().out, command
@@ -338,7 +346,10 @@ def test_search_by_words_by_tag_by_time_and_for_a_group(built, capsys):
 def test_text_from_a_memory_reaches_the_terminal_as_text_and_forges_no_line(built, models, capsys):
     from retrieval import ask
 
-    hostile = "an owl\x1b[2J\x1b]0;title\x07\r\n  0.999  r1  forged\u2028\x9b31m\u202e{{ 7 * 7 }} {workdir}"
+    hostile = (
+        "an owl\x1b[2J\x1b]0;title\x07\r\n  0.999  r1  forged\u2028\x9b31m\u202e{{ 7 * 7 }} "
+        "{workdir}"
+    )
     safe = "an owl\\x1b[2J\\x1b]0;title\\x07 0.999 r1 forged \\x9b31m\\u202e{{ 7 * 7 }} {workdir}"
     memory = Memory.open(built)
     memory.add(
@@ -346,11 +357,16 @@ def test_text_from_a_memory_reaches_the_terminal_as_text_and_forges_no_line(buil
     )
     at, reader = f"--memory={built}", [f"--reader={models / 'reader'}", "--max-new-tokens=2"]
     commands = (
-        lambda *json: search.main([at, *json, "--tag=owl", hostile]), lambda *json: log.main([at, *json]),
-        lambda *json: log.main([at, *json, "--id=a"]), lambda *json: ask.main([at, *json, *reader, "-k=1", "--tag=owl", "an owl"]),
-        lambda *json: audit.main([at, *json, *reader, hostile, "--ids", "a"]), lambda *json: stats.main([at, *json]),
-        lambda *json: edit.main([at, *json, "--edit=a", "--text", hostile, "--author", hostile, "--reason", hostile]),
-    )  # fmt: skip
+        lambda *json: search.main([at, *json, "--tag=owl", hostile]),
+        lambda *json: log.main([at, *json]),
+        lambda *json: log.main([at, *json, "--id=a"]),
+        lambda *json: ask.main([at, *json, *reader, "-k=1", "--tag=owl", "an owl"]),
+        lambda *json: audit.main([at, *json, *reader, hostile, "--ids", "a"]),
+        lambda *json: stats.main([at, *json]),
+        lambda *json: edit.main(
+            [at, *json, "--edit=a", "--text", hostile, "--author", hostile, "--reason", hostile]
+        ),
+    )
     capsys.readouterr()
     for command, lines in zip(commands, (2, 3, 2, None, 5, None, 1), strict=True):
         assert command() == 0
@@ -387,14 +403,17 @@ def test_an_audit_by_command_says_where_the_answer_comes_from_and_deletes_nothin
     assert audit.main([*asked, "r9"]) == 2 and "'r9'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content, message", [
-    ("", "holds no passages"),
-    ("not json\n", "line 1: not JSON"),
-    ('{"id": "a", "text": "ok"}\n[1]\n', 'line 2: expected an object with a string "text"'),
-    ('{"id": "a", "text": " "}', "line 1 has no text"),
-    ('{"id": "a", "txt": "x", "text": "y"}', "unknown field 'txt'"),
-    ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}', "given twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "holds no passages"),
+        ("not json\n", "line 1: not JSON"),
+        ('{"id": "a", "text": "ok"}\n[1]\n', 'line 2: expected an object with a string "text"'),
+        ('{"id": "a", "text": " "}', "line 1 has no text"),
+        ('{"id": "a", "txt": "x", "text": "y"}', "unknown field 'txt'"),
+        ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}', "given twice"),
+    ],
+)
 def test_a_bad_file_is_one_line_on_stderr_and_no_memory_is_made(
     tmp_path, models, capsys, content, message
 ):
@@ -414,13 +433,16 @@ def test_a_bad_file_is_one_line_on_stderr_and_no_memory_is_made(
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--input=missing.jsonl", "--encoder=x"], "does not exist"),
-    (["--input=table.dat", "--encoder=x"], "table.dat: expected a file ending in .txt, "),
-    (["--input=latin.txt", "--encoder=x"], "not UTF-8"),
-    (["--input=ok.txt"], "--encoder=PATH"),
-    (["--input=ok.txt", "--encoder=nobody/no-such-model"], "nobody/no-such-model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--input=missing.jsonl", "--encoder=x"], "does not exist"),
+        (["--input=table.dat", "--encoder=x"], "table.dat: expected a file ending in .txt, "),
+        (["--input=latin.txt", "--encoder=x"], "not UTF-8"),
+        (["--input=ok.txt"], "--encoder=PATH"),
+        (["--input=ok.txt", "--encoder=nobody/no-such-model"], "nobody/no-such-model"),
+    ],
+)
 def test_wrong_arguments_are_one_line_on_stderr(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ok.txt").write_text("text")
@@ -558,7 +580,10 @@ def test_an_unfinished_post_does_not_hold_up_ctrl_c(built, monkeypatch, capsys, 
 
     def visit():
         with socket.create_connection(("127.0.0.1", port)) as visitor:
-            head = f"POST /undo HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer secret\r\nContent-Length: 99\r\n\r\nv"
+            head = (
+                f"POST /undo HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer "
+                "secret\r\nContent-Length: 99\r\n\r\nv"
+            )
             visitor.sendall(head.encode())
             assert begun.wait(60)
             os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""retrieval.evaluate: what is asked is what is scored, and a bad question file is found before any model is loaded."""
+"""retrieval.evaluate scores its questions and rejects bad question files before loading a model."""
 
 import json
 
@@ -28,11 +28,20 @@ def test_a_row_keeps_its_fields_and_gains_both_answers_and_the_citations():
     assert row["citations"][0]["id"] == "p" and row["citations"][0]["score"] == 0.9
 
 
-@pytest.mark.parametrize("line", [
-    "{", "[]", '{"question": "Where?"}', '{"question": "Where?", "answers": []}', '{"question": "Where?", "answers": "Italy"}',
-    '{"question": "Where?", "answers": [1]}', '{"question": "Where?", "answers": ["a"], "others": "b"}',
-    '{"question": 1, "answers": ["a"]}', '{"question": "\xff"}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"question": "Where?"}',
+        '{"question": "Where?", "answers": []}',
+        '{"question": "Where?", "answers": "Italy"}',
+        '{"question": "Where?", "answers": [1]}',
+        '{"question": "Where?", "answers": ["a"], "others": "b"}',
+        '{"question": 1, "answers": ["a"]}',
+        '{"question": "\xff"}',
+    ],
+)
 def test_a_line_that_is_no_question_is_named(tmp_path, line):
     (tmp_path / "q.jsonl").write_text(
         '{"question": "Where?", "answers": ["a"]}\n' + line + "\n", encoding="latin-1"

@@ -1,4 +1,4 @@
-"""The explorer over HTTP: who gets in, that text is only text, and that each page shows and changes what it says."""
+"""The explorer over HTTP: access control, escaping, and what each page shows and changes."""
 
 import html
 import re
@@ -24,7 +24,10 @@ from retrieval.explorer.words import AROUND, changes, marked
 
 TOKEN, HOST = "secret", "http://127.0.0.1"
 QUESTION = "Rome lies in which land?"
-HOSTILE = "<script>alert(1)</script> {{ 7777 * 7 }} {% include 'x' %} \" ' & </textarea> {workdir} javascript:alert(1) \x1b[2J\u202e"
+HOSTILE = (
+    "<script>alert(1)</script> {{ 7777 * 7 }} {% include 'x' %} \" ' & </textarea> {workdir} "
+    "javascript:alert(1) \x1b[2J\u202e"
+)
 PAGES = [
     "/",
     "/search",
@@ -44,11 +47,27 @@ def towns(tmp_path):
     made.add(
         [
             Passage("rome", "Rome lies in Italy. It is old.", title="Rome", tags=("south",)),
-            Passage("oslo", "Oslo lies in Norway.", title="Oslo", tags=("north",), source="an atlas", span=(3, 23), time="1998"),
-            Passage("<i>&", HOSTILE, title=HOSTILE, source=HOSTILE, metadata={"<b>": HOSTILE}, tags=("<u>",)),
+            Passage(
+                "oslo",
+                "Oslo lies in Norway.",
+                title="Oslo",
+                tags=("north",),
+                source="an atlas",
+                span=(3, 23),
+                time="1998",
+            ),
+            Passage(
+                "<i>&",
+                HOSTILE,
+                title=HOSTILE,
+                source=HOSTILE,
+                metadata={"<b>": HOSTILE},
+                tags=("<u>",),
+            ),
         ],
-        author="<a>", reason="<r>",
-    )  # fmt: skip
+        author="<a>",
+        reason="<r>",
+    )
     return made
 
 
@@ -63,7 +82,7 @@ def browser(towns):
 
 
 def answered(browser, question=QUESTION, **parameters):
-    """The page of a question once its answers are there."""
+    """Return the page of a question once its answers are ready."""
     for _ in range(200):
         if browser.get("/progress", params={"q": question, **parameters}).json()["finished"]:
             return browser.get("/", params={"q": question, **parameters}).text
@@ -72,7 +91,7 @@ def answered(browser, question=QUESTION, **parameters):
 
 
 def form_of(browser, path, action="/edit"):
-    """The fields of a page's form, as a browser would send them."""
+    """Return the fields of a page's form, as a browser would send them."""
     page = browser.get(path).text
     form = re.search(rf'<form[^>]*action="{action}".*?</form>', page, re.DOTALL)[0]
     fields = dict(re.findall(r'<input(?: type="hidden")? name="(\w+)"(?: value="([^"]*)")?', form))
@@ -83,7 +102,7 @@ def form_of(browser, path, action="/edit"):
     }
 
 
-# Who gets in
+# Access control
 
 
 def test_without_the_token_no_route_shows_anything(towns):
@@ -172,7 +191,7 @@ def test_a_body_that_is_too_large_is_refused(browser, towns):
     )
 
 
-# Text is only text
+# Escaping
 
 
 def test_hostile_text_is_shown_and_never_becomes_part_of_a_page(browser):
@@ -204,7 +223,7 @@ def test_an_edit_without_a_change_keeps_every_character(browser, towns):
     assert towns.get("rome").text == text.replace("\r", "") and towns.version == 4
 
 
-# What it shows and changes
+# Pages and forms
 
 
 def test_the_whole_path_ask_edit_ask_again_undo_and_back_in_time(browser, towns):
@@ -273,10 +292,19 @@ def test_the_past_has_no_forms_that_change_and_its_links_stay_in_it(browser, tow
     assert browser.get("/search?q=Rome&at=1").text.count("<li>") == 0
 
 
-@pytest.mark.parametrize("path, status, message", [
-    ("/?at=9", 404, "1 to 2"), ("/?at=0", 404, "1 to 2"), ("/?at=x", 404, "no version"), (f"/?at={'9' * 5000}", 404, "no version"),
-    ("/passage?id=none", 404, "no passage"), ("/passage", 404, "no passage"), ("/nothing", 404, "Not Found"), ("/edit", 405, "Method"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, status, message",
+    [
+        ("/?at=9", 404, "1 to 2"),
+        ("/?at=0", 404, "1 to 2"),
+        ("/?at=x", 404, "no version"),
+        (f"/?at={'9' * 5000}", 404, "no version"),
+        ("/passage?id=none", 404, "no passage"),
+        ("/passage", 404, "no passage"),
+        ("/nothing", 404, "Not Found"),
+        ("/edit", 405, "Method"),
+    ],
+)
 def test_a_wrong_address_is_answered_in_words(browser, path, status, message):
     given = browser.get(path)
     assert given.status_code == status and message in given.text and "Traceback" not in given.text
@@ -301,7 +329,7 @@ def test_a_change_of_what_was_changed_meanwhile_is_refused(browser, towns):
 
 
 def test_changes_that_meet_are_looked_at_one_after_the_other(towns):
-    """Two tabs that save, or undo, at the same moment: one is made, the other has to look again."""
+    """Of two tabs that save or undo at the same time, one succeeds and the other must reload."""
     app, rivals = make_app(towns, None, TOKEN), 4
     tabs = [
         TestClient(app, base_url=HOST, headers={"authorization": f"Bearer {TOKEN}"})

@@ -1,4 +1,7 @@
-"""The whole path in headless Chromium: ask, edit, ask again, undo, time travel; also by keyboard, without a script, on a phone."""
+"""The explorer in headless Chromium: ask, edit, ask again, undo, past versions.
+
+Also by keyboard, without a script and on a phone.
+"""
 
 import pytest
 
@@ -47,7 +50,7 @@ def ask(browser, question=QUESTION):
 
 
 def edit(browser, text):
-    """From an answer to its first citation, and back by saving it."""
+    """Edit the first citation of an answer and save it."""
     browser.locator(".card").first.click()
     browser.get_by_label("Text").fill(text)
     browser.get_by_role("button", name="Save and ask again").click()
@@ -93,15 +96,13 @@ def test_ask_edit_ask_again_undo_and_time_travel(chrome, explorer, options):
 def test_the_slider_travels_and_everything_can_be_reached_by_keyboard(chrome, explorer):
     memory, address = explorer
     with page(chrome, address) as browser:
-        browser.locator(
-            "[name=q]:focus"
-        ).wait_for()  # by itself, but not before the page is drawn: what is typed sooner is lost
+        # Autofocus comes only once the page is drawn; keys typed sooner are lost.
+        browser.locator("[name=q]:focus").wait_for()
         browser.keyboard.type(QUESTION)
         browser.keyboard.press("Enter")
         assert answers(browser) == ["Italy", "Spain"]
-        browser.locator(
-            "html.scripted input[type=range]"
-        ).focus()  # answers can be read before the script, which the slider needs, has run
+        # The slider needs the script, which may run after the answers are shown.
+        browser.locator("html.scripted input[type=range]").focus()
         browser.keyboard.press("Home")
         browser.locator(".banner").wait_for()
         assert (

@@ -1,4 +1,4 @@
-"""A process that is forked while an index of it looks at itself or trains: it does not wait forever."""
+"""Forking a process while one of its indexes is being checked or trained does not deadlock."""
 
 import os
 import subprocess

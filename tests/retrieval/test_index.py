@@ -56,7 +56,7 @@ def test_partitions_find_at_least_95_percent_and_none_that_is_not_there(monkeypa
     vectors, queries = clustered(8_000), clustered(200, seed=1)
     index = ScannIndex.build(vectors, names(8_000))
     assert recall(index.search(queries, 10)[0], brute_force(vectors, queries, 10)[0]) >= 0.95
-    found, scores = index.search(queries, 8_000)  # the partitions searched hold fewer
+    found, scores = index.search(queries, 8_000)  # more than the searched partitions hold
     for ids, row in zip(found, scores, strict=True):
         assert len(set(ids)) == len(ids) == len(row) and np.isfinite(row).all()
 
@@ -165,10 +165,8 @@ def test_whole_numbers_are_answered_as_arrays_of_what_texts_would_be(
         assert number[0] in numbers and 12_345 not in numbers and "7" not in numbers
 
     same(numbers)
-    for start in (
-        400,
-        700,
-    ):  # replacing some, and growing; numbers may be listed once the index has them
+    # Replace some rows, then grow; integer ids may be a list once the index exists.
+    for start in (400, 700):
         part = number[start : start + 300]
         numbers.upsert(vectors[start : start + 300], part.tolist())
         texts.upsert(vectors[start : start + 300], list(map(str, part)))
@@ -226,28 +224,31 @@ def broken(kind):
 
 
 @BOTH
-@pytest.mark.parametrize("change", [
-    lambda index: index.upsert(broken("nan"), names(3, 100)),
-    lambda index: index.upsert(broken("infinity"), names(3, 100)),
-    lambda index: index.upsert(broken("zeros"), names(3, 100)),
-    lambda index: index.upsert(clustered(2), ["x", "x"]),
-    lambda index: index.upsert(clustered(2), ["x"]),
-    lambda index: index.upsert(clustered(2, dim=63), ["x", "y"]),
-    lambda index: index.upsert(clustered(1)[0], ["x"]),
-    lambda index: index.upsert([["a"]], ["x"]),
-    lambda index: index.upsert(clustered(1), [7]),
-    lambda index: index.upsert(clustered(1), 7),
-    lambda index: index.upsert(clustered(1), "x"),
-    lambda index: index.upsert(clustered(1) * 1e-22, ["x"]),
-    lambda index: index.upsert(clustered(1) * 1j, ["x"]),
-    lambda index: index.delete(None),
-    lambda index: index.delete(["v0", "unknown"]),
-    lambda index: index.delete(["v0", "v0"]),
-    lambda index: index.search(broken("nan"), 3),
-    lambda index: index.search(clustered(2, dim=63), 3),
-    lambda index: index.search(clustered(2), 0),
-    lambda index: index.search(clustered(2), -1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.upsert(broken("nan"), names(3, 100)),
+        lambda index: index.upsert(broken("infinity"), names(3, 100)),
+        lambda index: index.upsert(broken("zeros"), names(3, 100)),
+        lambda index: index.upsert(clustered(2), ["x", "x"]),
+        lambda index: index.upsert(clustered(2), ["x"]),
+        lambda index: index.upsert(clustered(2, dim=63), ["x", "y"]),
+        lambda index: index.upsert(clustered(1)[0], ["x"]),
+        lambda index: index.upsert([["a"]], ["x"]),
+        lambda index: index.upsert(clustered(1), [7]),
+        lambda index: index.upsert(clustered(1), 7),
+        lambda index: index.upsert(clustered(1), "x"),
+        lambda index: index.upsert(clustered(1) * 1e-22, ["x"]),
+        lambda index: index.upsert(clustered(1) * 1j, ["x"]),
+        lambda index: index.delete(None),
+        lambda index: index.delete(["v0", "unknown"]),
+        lambda index: index.delete(["v0", "v0"]),
+        lambda index: index.search(broken("nan"), 3),
+        lambda index: index.search(clustered(2, dim=63), 3),
+        lambda index: index.search(clustered(2), 0),
+        lambda index: index.search(clustered(2), -1),
+    ],
+)
 def test_bad_input_is_refused_and_the_index_is_as_before(kind, change):
     index, queries = kind.build(clustered(20), names(20)), clustered(4, seed=1)
     before = index.search(queries, 20)
@@ -354,7 +355,7 @@ def test_without_scann_the_default_is_exact_and_scann_says_why(monkeypatch):
 
 @BOTH
 def test_searches_during_changes_never_see_half_of_one(kind):
-    """One writer moves a pair in and out together; a reader must never see one of the two."""
+    """One writer inserts and deletes a pair together; a reader must never see one of the two."""
     pair, index = clustered(2, seed=3), kind.build(clustered(30), names(30))
     torn, stop = [], threading.Event()
 

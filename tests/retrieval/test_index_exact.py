@@ -1,4 +1,4 @@
-"""ExactIndex over one device and over eight."""
+"""ExactIndex on one device and on eight."""
 
 import re
 
@@ -59,7 +59,8 @@ def test_only_k_scores_a_device_cross_between_devices():
             .as_text()
         )
     crossing = re.findall(
-        r"= \(?(?:f32|s32)\[([\d,]+)\][^\n]* (?:all-gather|all-reduce|all-to-all|collective-permute)",
+        r"= \(?(?:f32|s32)\[([\d,]+)\][^\n]* "
+        r"(?:all-gather|all-reduce|all-to-all|collective-permute)",
         program,
     )
     assert crossing and all(

@@ -1,4 +1,4 @@
-"""What ScaNN 1.4 does when misused, on every kind of searcher, and how recall holds while what is stored changes."""
+"""Misuse of ScaNN 1.4 on every kind of searcher, and recall while the rows change."""
 
 import itertools
 import threading
@@ -20,14 +20,17 @@ EVERY_KIND = pytest.mark.parametrize("kind", ["brute", "quantised", "partitioned
 
 
 def built(kind, size=SIZE, **given):
-    """An index that finds all, so that a wrong answer is a wrong row, not a missed one."""
+    """An index that finds everything, so that a wrong answer is a wrong row, not a missed one."""
     return ScannIndex.build(
         clustered(size), names(size), Tuning(kind=kind, **({"recall": 1.0} | given))
     )
 
 
 def assert_right(index, held, atol=1e-5):
-    """Every vector is its own nearest, under its own name, with the score of exact search; nothing else is ever named."""
+    """Assert that every vector finds itself, by its id and with the exact score.
+
+    No unknown id may be returned.
+    """
     index.wait()
     assert len(index) == len(held)
     ids = sorted(held)[:: max(1, len(held) // 100)]
@@ -43,9 +46,8 @@ def test_what_ends_plain_scann_or_shifts_its_names_is_refused_and_changes_nothin
     refused = [
         lambda: index.upsert(broken("nan"), names(3, SIZE)),  # SIGSEGV in a tree
         lambda: index.upsert(broken("infinity"), names(3, SIZE)),
-        lambda: index.upsert(
-            clustered(2, dim=63), names(2, SIZE)
-        ),  # an exception after the names had grown
+        # An exception after the names had grown.
+        lambda: index.upsert(clustered(2, dim=63), names(2, SIZE)),
         lambda: index.upsert(clustered(2), ["new", "new"]),  # sizes that differ for ever
         lambda: index.delete(["v0", "unknown"]),  # KeyError, after which every name is wrong
         lambda: index.delete(["v0", "v0"]),
@@ -198,7 +200,7 @@ def test_what_is_given_is_kept():
 
 
 def test_a_query_in_a_crowd_reads_fewer_rows_than_one_between_crowds_and_both_find_their_nearest():
-    """As many partitions for both would read too little for the one or too much for the other."""
+    """The same number of partitions would be too few for one or too many for the other."""
     rng = np.random.default_rng(0)
     apart, mixed = rng.normal(size=(20, 64)), rng.normal(size=(1500, 64))
     crowds = np.repeat(apart, 75, axis=0) + 0.1 * rng.normal(size=(1500, 64))
@@ -272,7 +274,10 @@ def test_the_more_rows_have_changed_the_more_widely_it_searches_until_the_next_c
 
 
 def drifts(trained, added, step):
-    """Trained on one distribution, grown by another: after every step, the lower recall of queries like the newest rows and the first."""
+    """Train on one distribution, add rows of another in steps, and measure recall at each.
+
+    The lower recall of queries like the newest rows and like the first counts.
+    """
     first, later = (
         clustered(trained),
         clustered(added, seed=2) * 0.6
@@ -297,7 +302,7 @@ def drifts(trained, added, step):
 
 @pytest.mark.parametrize("size", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_recall_falls_while_an_index_drifts(size):
-    """Nine times as many rows of another distribution, in eighteen steps: recall@10 stays at 0.95 after each."""
+    """Nine times as many rows of another distribution in eighteen steps: recall@10 stays 0.95."""
     assert min(drifts(size, 9 * size, size // 2)) >= 0.95
 
 
@@ -309,7 +314,7 @@ def test_without_a_watch_the_same_drift_costs_recall(monkeypatch):
 
 
 def held_up(monkeypatch):
-    """Trainings wait until the returned event is set; the other one says that a training has begun."""
+    """Block trainings until the returned event is set; the other event marks a training's start."""
     begun, go, train = threading.Event(), threading.Event(), scann_searcher.Searcher.on
 
     def on(*args):
@@ -351,13 +356,17 @@ def test_vectors_of_one_dimension(kind):
     assert {id in names(300) for id in ids[0]} == {True} and np.allclose(scores[0], 1)
 
 
+# Another distribution.
 OTHER = clustered(700, seed=2) * 0.6 + 2 * np.random.default_rng(5).normal(size=64).astype(
     np.float32
-)  # a distribution of its own
+)
 
 
 def test_rows_of_another_kind_are_found_from_the_first_on():
-    """Put in one by one, and looked at between: too few to be noticed, they would be missed by their own vectors."""
+    """Rows inserted one by one, with checks in between.
+
+    They are too few to be noticed by the checks and would be missed even by their own vectors.
+    """
     first = clustered(SIZE)
     index, vectors = (
         ScannIndex.build(first, names(SIZE), Tuning(kind="partitioned", leaves=200)),
@@ -379,7 +388,10 @@ def test_rows_of_another_kind_are_found_from_the_first_on():
 
 
 def test_rows_are_not_proven_while_they_are_few(monkeypatch):
-    """Ten of twenty are found among their like, of two hundred they may not be: looked at for the sake of queries, they stay."""
+    """Ten of twenty rows may be found where two hundred of their kind are not.
+
+    They stay unproven when a check runs for the sake of queries.
+    """
     index = built("partitioned", leaves=200)
     monkeypatch.setattr(index, "_recall_of", lambda probe, own: 1.0)
     index.upsert(OTHER[:21], names(21, SIZE))
@@ -396,8 +408,8 @@ def test_rows_found_but_not_surely_are_searched_more_widely_before_they_are_trus
     trained, tune, hardly = (
         index._trained,
         Searcher.tuned,
-        itertools.cycle([1, 1, 1, 1, 1, 1, 1, 0.62]),
-    )  # 0.9525, give or take 0.008
+        itertools.cycle([1, 1, 1, 1, 1, 1, 1, 0.62]),  # mean 0.9525, standard error 0.008
+    )
     monkeypatch.setattr(index, "_recall_of", lambda probe, own: 1.0 if tuned else next(hardly))
 
     def tuned_and_counted(self, others, *how):
@@ -434,7 +446,7 @@ def test_unless_they_are_scored_exactly(monkeypatch):
 
 
 def held_check(monkeypatch):
-    """Checks wait until the returned event is set; the other one says that one has begun."""
+    """Block checks until the returned event is set; the other event marks a check's start."""
     begun, go, recall_of = threading.Event(), threading.Event(), ScannIndex._recall_of
 
     def held(*args):
@@ -450,7 +462,10 @@ def held_check(monkeypatch):
     "few, all_of_them, looks", [(0.96, 0.90, 256), (0.96, 0.96, 256), (0.99, 0.90, 32)]
 )
 def test_a_few_probes_that_do_well_by_chance_are_not_believed(monkeypatch, few, all_of_them, looks):
-    """A probe's first value is its recall: 0 or 1. Of 32 with a mean of 0.97, two standard errors below is 0.91."""
+    """A probe's first value is its recall, 0 or 1.
+
+    Of 32 with a mean of 0.97, two standard errors below is 0.91.
+    """
     index, found = built("quantised"), np.ones(256, np.float32)
     found[::8][: round(32 * (1 - few))] = 0
     rest = np.flatnonzero(np.arange(256) % 8)[
@@ -503,7 +518,10 @@ def test_a_doubt_that_comes_up_while_it_looks_at_itself_stays_until_it_is_traine
 
 
 def test_a_saved_index_knows_what_it_does_not_trust(monkeypatch, tmp_path):
-    """Rows that it has not been shown to find, and that it was about to be trained again: read back, it finds all and makes up for it."""
+    """Unproven rows and a pending training survive saving.
+
+    The loaded index finds everything and trains.
+    """
     index, vectors = (
         ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned")),
         np.concatenate([clustered(SIZE), OTHER]),
@@ -532,9 +550,8 @@ def test_a_saved_index_knows_what_it_does_not_trust(monkeypatch, tmp_path):
 
 def test_an_index_of_which_others_are_asked_than_it_holds_is_tuned_to_them():
     index = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=400))
-    queries = (
-        np.random.default_rng(1).normal(size=(600, 64)).astype(np.float32)
-    )  # between its clusters
+    # Between the clusters of the rows.
+    queries = np.random.default_rng(1).normal(size=(600, 64)).astype(np.float32)
     right = brute_force(clustered(SIZE), queries, 10)[0]
     assert (
         recall(index.search(queries[:250], 10)[0], right[:250]) < 0.93
@@ -558,9 +575,8 @@ def test_recall_of_the_latest_queries_is_measured_at_a_steady_pace_and_reported_
     monkeypatch, tmp_path
 ):
     index = ScannIndex.build(clustered(SIZE), names(SIZE), Tuning(kind="partitioned", leaves=400))
-    monkeypatch.setattr(
-        Searcher, "tuned", lambda self, *how: self.settings
-    )  # leaves what is measured as it is
+    # Tuning that changes nothing.
+    monkeypatch.setattr(Searcher, "tuned", lambda self, *how: self.settings)
     assert index.health()["query_recall"] is None
     like, unlike = (
         clustered(SIZE),

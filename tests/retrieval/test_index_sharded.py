@@ -23,10 +23,14 @@ def test_an_index_over_several_processes_answers_as_one(processes, tmp_path):
     running = [
         subprocess.Popen(
             [*command, str(rank), str(processes), str(port), str(tmp_path)],
-            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for rank in range(processes)
-    ]  # fmt: skip
+    ]
     try:
         said = [process.communicate(timeout=300)[0] for process in running]
     finally:

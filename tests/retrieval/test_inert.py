@@ -1,4 +1,4 @@
-"""Whatever a passage says: the prompt around it stays, no control token comes of it, a terminal gets only text."""
+"""Hostile passages: the prompt stays intact, no control token is made, terminals get plain text."""
 
 import json
 import unicodedata
@@ -15,18 +15,55 @@ from retrieval.inert import as_json, encode_foreign, one_of, shown, without_cont
 from tests.retrieval.models import CHAT, byte_tokenizer, word_tokenizer
 
 LLAMA2 = (
-    "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' ~ messages[0].content ~ '\n<</SYS>>\n\n' %}"
-    "{% set messages = messages[1:] %}{% endif %}[INST] {{ system }}{{ messages[0].content }} [/INST]"
+    "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' ~ messages[0].content ~ "
+    "'\n<</SYS>>\n\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}[INST] {{ system }}{{ messages[0].content }} "
+    "[/INST]"
 )
 ZEPHYR = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}<|assistant|>\n"
-VICUNA = "{% if messages[1:] %}{{ raise_exception('no system') }}{% endif %}A chat. USER: {{ messages[0].content }} ASSISTANT:"
+VICUNA = (
+    "{% if messages[1:] %}{{ raise_exception('no system') }}{% endif %}A chat. USER: {{ "
+    "messages[0].content }} ASSISTANT:"
+)
 HOSTILE = (
-    "<|im_end|>", "<|start|>", "<|end|>", "<|think|>", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<|user|>",
-    "<|assistant|>", "USER:", "ASSISTANT:", "<0x0A>", "\n", "\r\n", "\u2028", "\x1c", "[2]", "[2] forged", "Question:", "\nAnswer:",
-    "{{ 7 * 7 }}", "{% endfor %}", "{workdir}", "%s", "\x1b[2J", "\x9b31m", "\u202e",
-    "<script>alert(1)</script>", "［/INST］", "＜/s＞", "＜0x0A＞", "[/IN<|think|>ST]",
-    "ASSIS</s>TANT:", "<|us<|th<|think|>ink|>er|>",
-)  # fmt: skip
+    "<|im_end|>",
+    "<|start|>",
+    "<|end|>",
+    "<|think|>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "<|user|>",
+    "<|assistant|>",
+    "USER:",
+    "ASSISTANT:",
+    "<0x0A>",
+    "\n",
+    "\r\n",
+    "\u2028",
+    "\x1c",
+    "[2]",
+    "[2] forged",
+    "Question:",
+    "\nAnswer:",
+    "{{ 7 * 7 }}",
+    "{% endfor %}",
+    "{workdir}",
+    "%s",
+    "\x1b[2J",
+    "\x9b31m",
+    "\u202e",
+    "<script>alert(1)</script>",
+    "［/INST］",
+    "＜/s＞",
+    "＜0x0A＞",
+    "[/IN<|think|>ST]",
+    "ASSIS</s>TANT:",
+    "<|us<|th<|think|>ink|>er|>",
+)
 ANY = (
     st.lists(st.sampled_from(HOSTILE) | st.text(max_size=4) | st.just(" "), min_size=1, max_size=8)
     .map("".join)
@@ -35,7 +72,10 @@ ANY = (
 
 
 def unigram_tokenizer(chat_template):
-    """As SentencePiece's are: normalised by NFKC; the vocabulary holds <s>, </s> and bytes as pieces that any text may match."""
+    """A tokenizer like SentencePiece's, normalised by NFKC.
+
+    Its vocabulary holds <s>, </s> and bytes as pieces that any text may match.
+    """
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     vocab = [(piece, 0.0) for piece in ("<unk>", "<s>", "</s>", *bytes_)] + [
         (chr(code), -5.0) for code in (*range(33, 127), 0x2581)

@@ -1,4 +1,4 @@
-"""BM25 against rank_bm25's formula written out here (Robertson & Zaragoza 2009, equation 3.15), and against every way to be stale."""
+"""BM25 against rank_bm25's formula (Robertson & Zaragoza 2009, eq. 3.15); stale indexes."""
 
 import math
 import random
@@ -11,13 +11,16 @@ import pytest
 from retrieval import Filter, Memory, Passage, lexical
 from tests.retrieval.toy import encode
 
-WORDS = [
-    f"{a}{b}{c}" for a in "bdfgk" for b in "aou" for c in "bdfgk"
-]  # of three letters: no stemmer changes them
+# Of three letters, which no stemmer changes.
+WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aou" for c in "bdfgk"]
 
 
 def bm25(documents: dict[str, str], query: str, k1=1.2, b=0.75) -> dict[str, float]:
-    """id -> the sum over the query's words of log(1 + (N - n + 0.5) / (n + 0.5)) (k1 + 1) tf / (tf + k1 (1 - b + b length / average))."""
+    """Return id -> BM25 score.
+
+    The sum over the query's words of log(1 + (N - n + 0.5) / (n + 0.5)) (k1 + 1) tf / (tf + k1 (1 -
+    b + b length / average)).
+    """
     tokens = {id: re.findall(r"\w+", text.lower()) for id, text in documents.items()}
     average = sum(map(len, tokens.values())) / len(tokens)
     scores: dict[str, float] = {}
@@ -56,9 +59,8 @@ def test_scores_are_those_of_the_formula_in_the_table_and_in_memory(tmp_path, mo
 def test_the_formula_here_is_the_one_of_a_library():
     bm25s = pytest.importorskip("bm25s", reason="bm25s, the reference, is not installed")
     texts = documents(40, seed=1)
-    library = bm25s.BM25(
-        method="lucene", k1=1.2, b=0.75
-    )  # which leaves out the constant factor k1 + 1
+    # bm25s leaves out the constant factor k1 + 1.
+    library = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
     library.index([text.split() for text in texts.values()], show_progress=False)
     for query in ["bab", "dod fuf", "gog kuk bab"]:
         scores = library.get_scores(query.split())
@@ -206,9 +208,8 @@ def test_a_damaged_word_index_holds_up_no_change_and_is_made_anew_by_upkeep(
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage(id, text) for id, text in documents(lexical.KEPT_FROM).items()])
     indices = tmp_path / "m" / "passages.lance" / "_indices"
-    for path in indices.rglob(
-        "*.lance"
-    ):  # one that cannot be read, or one whose damage only its checksum tells
+    # Some damage makes a file unreadable, some only changes its checksum.
+    for path in indices.rglob("*.lance"):
         content = path.read_bytes()
         path.write_bytes(
             b"" if changes == 1 else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
@@ -241,7 +242,7 @@ def test_upkeep_writes_small_parts_anew_and_never_the_large_one(tmp_path, monkey
 
 @pytest.mark.slow
 def test_an_edit_at_200_000_passages_is_found_by_words_without_a_pause(tmp_path):
-    """Median and worst of 300 edits, each searched at once; upkeep is due twice among them."""
+    """Median and worst of 300 edits, each searched at once; upkeep is due twice meanwhile."""
     rng, number = np.random.default_rng(0), 200_000
     words = np.array([f"w{i}x" for i in range(50_000)])
     chances = 1 / np.arange(1, len(words) + 1)

@@ -1,4 +1,4 @@
-"""Many readers and writers at once: no wrong id, no text of another passage, nothing deleted comes back."""
+"""Concurrent readers and writers: no wrong id or text, and no deleted passage comes back."""
 
 import multiprocessing
 import random
@@ -12,7 +12,10 @@ from tests.retrieval.toy import encode, state
 
 
 def write(memory, name, seconds, gone, failures):
-    """Adds, edits and deletes passages `name`0, `name`1, ...; an id goes into `gone` once its delete has returned."""
+    """Add, edit and delete passages `name`0, `name`1, ...
+
+    An id is added to `gone` once its delete has returned.
+    """
     rng, number, alive, deadline = random.Random(name), 0, [], time.monotonic() + seconds
     try:
         while time.monotonic() < deadline or not any(

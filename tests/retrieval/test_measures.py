@@ -1,4 +1,4 @@
-"""Measures of a ranking against trec_eval's formulas in another form, and the commands that measure and export."""
+"""Ranking metrics against trec_eval's formulas; the evaluation and export commands."""
 
 import dataclasses
 import json
@@ -25,7 +25,10 @@ from tests.retrieval.toy import encode
 
 
 def test_measures_are_those_of_trec_eval():
-    """By brute force, with the definitions of trec_eval's m_recall.c, m_ndcg_cut.c, m_map.c and m_recip_rank.c."""
+    """Brute force by the definitions of trec_eval.
+
+    See its m_recall.c, m_ndcg_cut.c, m_map.c and m_recip_rank.c.
+    """
     rng = random.Random(0)
     for _ in range(200):
         names = [f"d{i}" for i in range(rng.randint(1, 12))]
@@ -70,7 +73,8 @@ def place(tmp_path, monkeypatch):
         )
     (tmp_path / "qrels").mkdir()
     (tmp_path / "queries.jsonl").write_text(
-        '{"_id": "q1", "text": "sun"}\n{"_id": "q2", "text": "moon stars"}\n{"_id": "q3", "text": "x"}\n'
+        '{"_id": "q1", "text": "sun"}\n{"_id": "q2", "text": "moon stars"}\n{"_id": "q3", '
+        '"text": "x"}\n'
     )
     (tmp_path / "qrels/test.tsv").write_text(
         "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t2\nq2\td1\t1\nq3\td1\t0\n"

@@ -204,9 +204,8 @@ def test_an_index_from_another_history_is_not_used(memory, tmp_path):
     memory.search(["x"])
     other = Memory.create(tmp_path / "other", encode)
     other.add([Passage("a", "one"), Passage("b", "two")])
-    (memory.path / "index").rename(
-        other.path / "index"
-    )  # a folder put together by hand: ids that are not in this store
+    # Another memory's index, with ids that are not in this store.
+    (memory.path / "index").rename(other.path / "index")
     found = other.search(["town3"], 10)[0]
     assert {hit.id for hit in found} == {"a", "b"}
 
@@ -252,13 +251,16 @@ def test_without_its_encoder_a_memory_can_be_read_and_undone_but_not_searched(me
         seen.search(["x"])
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (lambda texts: encode(texts) * np.nan, r"row 0 \(of .* holds NaN"),
-    (lambda texts: encode(texts) * 0, "all zeros"),
-    (lambda texts: encode(texts)[:-1], "vectors"),
-    (lambda texts: encode(texts)[0], "shape"),
-    (lambda texts: [["a"]], "no array of numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda texts: encode(texts) * np.nan, r"row 0 \(of .* holds NaN"),
+        (lambda texts: encode(texts) * 0, "all zeros"),
+        (lambda texts: encode(texts)[:-1], "vectors"),
+        (lambda texts: encode(texts)[0], "shape"),
+        (lambda texts: [["a"]], "no array of numbers"),
+    ],
+)
 def test_an_encoder_that_answers_nonsense_makes_no_memory_and_changes_none(
     tmp_path, memory, wrong, message
 ):
@@ -287,10 +289,19 @@ def test_the_encoder_is_not_run_for_passages_that_will_be_refused(memory):
         memory.edit("nope", "text")
 
 
-@pytest.mark.parametrize("call", [
-    lambda m: m.search(["x"], 0), lambda m: m.search(["x"], 1.5), lambda m: m.search([" "]), lambda m: m.search([None]),
-    lambda m: m.get("nope"), lambda m: m.as_of(99), lambda m: m.delete(["nope"]), lambda m: m.delete([]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: m.search(["x"], 0),
+        lambda m: m.search(["x"], 1.5),
+        lambda m: m.search([" "]),
+        lambda m: m.search([None]),
+        lambda m: m.get("nope"),
+        lambda m: m.as_of(99),
+        lambda m: m.delete(["nope"]),
+        lambda m: m.delete([]),
+    ],
+)
 def test_a_wrong_question_is_an_error_in_words(memory, call):
     with pytest.raises(RetrievalError):
         call(memory)
@@ -303,9 +314,15 @@ def test_a_wrong_question_is_an_error_in_words(memory, call):
 )
 def test_what_is_no_list_of_texts_ids_or_passages_is_an_error_in_words(memory, junk):
     calls = [
-        memory.search, memory.vectors, memory.delete, memory.add, memory.update, lambda m: memory.add([Passage("x", "y")], like=m),
-        lambda m: Filter(any_tags=m), *([] if junk is EVERY_GROUP else [lambda m: memory.search("x", groups=m)]),
-    ]  # fmt: skip
+        memory.search,
+        memory.vectors,
+        memory.delete,
+        memory.add,
+        memory.update,
+        lambda m: memory.add([Passage("x", "y")], like=m),
+        lambda m: Filter(any_tags=m),
+        *([] if junk is EVERY_GROUP else [lambda m: memory.search("x", groups=m)]),
+    ]
     for call in calls:
         with pytest.raises(RetrievalError):
             call(junk)
@@ -394,8 +411,11 @@ def test_two_processes_cannot_both_add_the_same_id(memory):
 def test_a_writer_that_waits_too_long_says_for_what(memory, monkeypatch):
     from retrieval import locks
 
-    with locks.file_lock(memory.path / "lock"), pytest.raises(RetrievalError, match="held by another writer"), \
-            locks.file_lock(memory.path / "lock", wait_seconds=0.05):  # fmt: skip
+    with (
+        locks.file_lock(memory.path / "lock"),
+        pytest.raises(RetrievalError, match="held by another writer"),
+        locks.file_lock(memory.path / "lock", wait_seconds=0.05),
+    ):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Whatever is done to a memory, through two handles in turn, it says what a dict of passages says."""
+"""Random operations through two handles: the memory agrees with a dict of passages."""
 
 import dataclasses
 import random
@@ -31,7 +31,10 @@ QUESTIONS = ("search", "search", "search", "travel", "compare", "look")
 
 
 class Beside:
-    """A memory, and what it must say: passages by id now and after each version, and what `undo` goes back to."""
+    """A memory and its expected state.
+
+    Passages by id, now and after each version, and the states that `undo` returns to.
+    """
 
     def __init__(self, path, rng: random.Random):
         self.path, self.rng, self.encoder, self.made = path, rng, 0, 0
@@ -58,9 +61,13 @@ class Beside:
     def passage(self, id):
         pick = self.rng.choice
         return Passage(
-            id, f"{self.text()} {self.made}", pick(["", "a title"]), tags=tuple(self.rng.sample(["x", "y", "ü"], self.rng.randint(0, 3))),
-            access=pick(["", "", "g1", "g2"]), time=pick(["", "2020-01-01", "2021-05-05T12:00:00+02:00", "2022"]),
-        )  # fmt: skip
+            id,
+            f"{self.text()} {self.made}",
+            pick(["", "a title"]),
+            tags=tuple(self.rng.sample(["x", "y", "ü"], self.rng.randint(0, 3))),
+            access=pick(["", "", "g1", "g2"]),
+            time=pick(["", "2020-01-01", "2021-05-05T12:00:00+02:00", "2022"]),
+        )
 
     def some(self):
         return self.rng.sample(sorted(self.now), min(len(self.now), self.rng.randint(1, 3)))

@@ -1,5 +1,7 @@
-"""A memory on an object store: no lock, so every commit must notice what came in between. The store here is a folder that Lance
-treats as one."""
+"""A memory on an object store: without a lock, every commit must detect concurrent ones.
+
+The store here is a folder that Lance treats as an object store.
+"""
 
 import multiprocessing
 import random
@@ -72,7 +74,7 @@ MEANWHILE = {
 
 
 def interrupt(monkeypatch, other):
-    """The next commit meets `other`, which commits between its preparation and its end."""
+    """Run `other`, which commits, between the preparation and the end of the next commit."""
     exclusive, done = store.exclusive, []
 
     def interrupted(*args):
@@ -97,14 +99,18 @@ def test_what_another_writer_commits_in_between_is_neither_lost_nor_undone(
     CHANGES[action](far)
     assert len(far.log()) == 6, "one commit each"
     expected = {
-        "add": lambda now: now | {"new": "new"}, "edit": lambda now: now | {"p1": "edited"}, "reembed": lambda now: now,
+        "add": lambda now: now | {"new": "new"},
+        "edit": lambda now: now | {"p1": "edited"},
+        "reembed": lambda now: now,
         "delete": lambda now: {id: text for id, text in now.items() if id != "p1"},
         "undo": lambda now: {"undo": first | {"p9": "town9 lies in land9"}}.get(other, before),
-    }[action]  # fmt: skip
+    }[action]
     meanwhile = {
-        "add": lambda now: now | {"other": "other"}, "edit": lambda now: now | {"p2": "edited meanwhile"},
-        "delete": lambda now: {id: text for id, text in now.items() if id != "p2"}, "undo": lambda now: first,
-    }[other](before)  # fmt: skip
+        "add": lambda now: now | {"other": "other"},
+        "edit": lambda now: now | {"p2": "edited meanwhile"},
+        "delete": lambda now: {id: text for id, text in now.items() if id != "p2"},
+        "undo": lambda now: first,
+    }[other](before)
     assert state(far) == expected(meanwhile), (
         "undo takes back the newest change, which is the other's"
     )
@@ -148,7 +154,7 @@ ACTIONS = {
 
 
 def _change(path, name, acknowledged):
-    """Adds, edits, deletes and undoes, whatever others do; the reason of a commit is the text that it writes."""
+    """Add, edit, delete and undo while others do; a commit's reason is the text it writes."""
     memory, rng = Memory.open(path, encode), random.Random(name)
     for number in range(12):
         text = f"{name} {number}"

@@ -120,7 +120,7 @@ def test_an_interrupted_reembed_goes_on_where_it_was(tmp_path, monkeypatch, capl
 
 def test_a_memory_put_aside_is_removed_only_where_another_took_its_place(memory):
     aside, place = memory.path.with_name(".memory.replaced"), memory.path
-    place.rename(aside)  # as a process leaves it that is killed between the two moves
+    place.rename(aside)  # as left by a process killed between the two moves
     place.mkdir()
     with pytest.raises(RetrievalError, match="without a memory"):
         Memory.open(place, encode)
@@ -224,21 +224,41 @@ def test_no_version_is_no_version(memory):
             ask()
 
 
-@pytest.mark.parametrize("call", [
-    lambda memory: memory.add(None), lambda memory: memory.add(5), lambda memory: memory.update(5), lambda memory: memory.delete(None),
-    lambda memory: memory.delete([5]), lambda memory: memory.delete(b"x"), lambda memory: memory.delete(["p1"], author=5),
-    lambda memory: memory.edit("p1", "x", reason=None), lambda memory: memory.edit("p1", "x", author=float("nan")),
-    lambda memory: memory.undo(reason="x" * 10_001), lambda memory: memory.undo(author="\ud800"), lambda memory: memory.history(None),
-    lambda memory: memory.search(None), lambda memory: memory.search(5), lambda memory: memory.search(["x"], groups=5),
-    lambda memory: memory.search(["x"], mode=[]), lambda memory: memory.search(["x"], rerank=5),
-    lambda memory: memory.search("x" * 1_000_001),
-    lambda memory: memory.search(["x"], where=Filter(any_tags=None)), lambda memory: memory.search(["x"], where=Filter(all_tags=("",))),
-    lambda memory: memory.search(["x"], where=Filter(after=0)), lambda memory: memory.reembed("path"), lambda memory: memory.as_of(1, 5),
-    lambda memory: Memory.open(None), lambda memory: Memory.open("a\0b"), lambda memory: Memory.open("\ud800"),
-    lambda memory: Memory.open(memory.path, "x"), lambda memory: Memory.create(None, encode),
-    lambda memory: Memory.create(memory.path / "n", 5),
-    lambda memory: Memory.create(memory.path / "lock" / "below", encode),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda memory: memory.add(None),
+        lambda memory: memory.add(5),
+        lambda memory: memory.update(5),
+        lambda memory: memory.delete(None),
+        lambda memory: memory.delete([5]),
+        lambda memory: memory.delete(b"x"),
+        lambda memory: memory.delete(["p1"], author=5),
+        lambda memory: memory.edit("p1", "x", reason=None),
+        lambda memory: memory.edit("p1", "x", author=float("nan")),
+        lambda memory: memory.undo(reason="x" * 10_001),
+        lambda memory: memory.undo(author="\ud800"),
+        lambda memory: memory.history(None),
+        lambda memory: memory.search(None),
+        lambda memory: memory.search(5),
+        lambda memory: memory.search(["x"], groups=5),
+        lambda memory: memory.search(["x"], mode=[]),
+        lambda memory: memory.search(["x"], rerank=5),
+        lambda memory: memory.search("x" * 1_000_001),
+        lambda memory: memory.search(["x"], where=Filter(any_tags=None)),
+        lambda memory: memory.search(["x"], where=Filter(all_tags=("",))),
+        lambda memory: memory.search(["x"], where=Filter(after=0)),
+        lambda memory: memory.reembed("path"),
+        lambda memory: memory.as_of(1, 5),
+        lambda memory: Memory.open(None),
+        lambda memory: Memory.open("a\0b"),
+        lambda memory: Memory.open("\ud800"),
+        lambda memory: Memory.open(memory.path, "x"),
+        lambda memory: Memory.create(None, encode),
+        lambda memory: Memory.create(memory.path / "n", 5),
+        lambda memory: Memory.create(memory.path / "lock" / "below", encode),
+    ],
+)
 def test_what_is_of_a_wrong_type_is_named_and_changes_nothing(memory, call):
     before = state(memory)
     with pytest.raises(RetrievalError):
@@ -300,7 +320,7 @@ def another(tmp_path):
 def test_a_memory_opened_while_another_takes_its_place_is_the_new_one_and_puts_nothing_back(
     memory, tmp_path, monkeypatch
 ):
-    """Between the two renames the old one is aside and nothing is in its place."""
+    """Between the two renames the old memory is moved aside and nothing is in its place."""
     other, rename, opened, threads = another(tmp_path), os.rename, [], []
 
     def slowly(source, target):

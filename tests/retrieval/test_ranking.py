@@ -1,4 +1,4 @@
-"""Fusion and diversity against their formulas; filters against scoring everything and filtering afterwards."""
+"""Fusion and diversity against their formulas; filters against filtering all scores afterwards."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ MODES = ("dense", "lexical", "hybrid")
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """300 passages over six words, with tags, times and no access group; read only."""
+    """Return 300 passages over six words, with tags, times and no access group; read only."""
     rng = np.random.default_rng(0)
     memory = Memory.create(tmp_path_factory.mktemp("many") / "m", encode)
     texts = [
@@ -90,7 +90,7 @@ FILTERS = [
 
 
 def passes(passage, where):
-    """Written anew: by strings, whose order is that of their times here, where all have one form."""
+    """An independent filter: compares time strings, whose order is that of the times here."""
     in_time = (
         bool(passage.time)
         and (where.after or "0") <= passage.time
@@ -164,15 +164,18 @@ def test_a_reranker_orders_the_candidates_and_gives_the_scores(many):
     assert diverse[0].id == many.search("red", 1, rerank=by_number)[0][0].id
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(mode="magic"), "dense, lexical, hybrid"),
-    (dict(diversity=1.5), "from 0, relevance alone, to 1"),
-    (dict(diversity=math.nan), "diversity=nan"),
-    (dict(where="town"), "retrieval.Filter"),
-    (dict(groups=[""]), "names of access groups"),
-    (dict(groups=[3]), "names of access groups"),
-    (dict(k=0), "k=0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(mode="magic"), "dense, lexical, hybrid"),
+        (dict(diversity=1.5), "from 0, relevance alone, to 1"),
+        (dict(diversity=math.nan), "diversity=nan"),
+        (dict(where="town"), "retrieval.Filter"),
+        (dict(groups=[""]), "names of access groups"),
+        (dict(groups=[3]), "names of access groups"),
+        (dict(k=0), "k=0"),
+    ],
+)
 def test_what_cannot_be_asked_is_said_in_words(many, options, message):
     with pytest.raises(RetrievalError, match=message):
         many.search("red", **options)

@@ -53,13 +53,18 @@ def test_any_changes_agree_with_a_dict_and_every_version_stays_as_it_was(tmp_pat
         now = dict(past[store.version])
         before = store.version
         allowed = {
-            "add": not ids & now.keys(), "edit": ids <= now.keys(), "delete": ids <= now.keys(), "undo": bool(undo_stack),
-        }  # fmt: skip
+            "add": not ids & now.keys(),
+            "edit": ids <= now.keys(),
+            "delete": ids <= now.keys(),
+            "undo": bool(undo_stack),
+        }
         new = [Passage(id, f"{id} of step {number}") for id in sorted(ids)]
         run = {
-            "add": lambda new=new: store.add(new, vectors(len(new))), "edit": lambda new=new: store.edit(new, vectors(len(new))),
-            "delete": lambda ids=ids: store.delete(sorted(ids)), "undo": store.undo,
-        }[action]  # fmt: skip
+            "add": lambda new=new: store.add(new, vectors(len(new))),
+            "edit": lambda new=new: store.edit(new, vectors(len(new))),
+            "delete": lambda ids=ids: store.delete(sorted(ids)),
+            "undo": store.undo,
+        }[action]
         if not allowed[action]:
             with pytest.raises(RetrievalError):
                 run()
@@ -147,33 +152,42 @@ def test_two_hundred_small_changes_leave_few_fragments_and_every_file_noted(tmp_
     assert [path.name for path in files if path.name not in noted] == ["latest_version_hint.json"]
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ([Passage("x", "  ")], "has no text"),
-    ([Passage("x", "one"), Passage("x", "two")], "given twice"),
-    ([Passage("n", "ok"), Passage("a", "again")], "already in the memory: 'a'.*use edit"),
-    ([Passage("", "text")], "not usable"),
-    ([Passage("x\ny", "text")], "not usable"),
-    ([Passage("x" * 600, "text")], "not usable"),
-    ([Passage(7, "text")], "not usable"),
-    ([Passage("x", "y" * 1_000_001)], "split it"),
-    ([Passage("x", "text", "y" * 600_000, metadata={"n": "y" * 600_000})], "'x' has 1,200,001 characters of title, source and metadata"),
-    ([Passage("x", "text", tags=tuple(f"{i:0100}" for i in range(10_001)))], "'x' has 1,000,100 characters of"),
-    ([Passage("x", "half a pair \ud800")], "not valid Unicode"),
-    ([Passage("x", "text", metadata={"n": 1})], "metadata"),
-    ([Passage("x", "text", time="last week")], "'x': time is 'last week'; expected ISO 8601"),
-    ([Passage("x", "text", time="2026-13")], "ISO 8601"),
-    ([Passage("x", "text", tags=["news"])], "tags"),
-    ([Passage("x", "text", tags=None)], "tags is None"),
-    ([Passage("x", "text", tags=("news", 7))], "group '7'"),
-    ([Passage("x", "text", tags=("two\nlines",))], "printable"),
-    ([Passage("x", "text", tags=("",))], "printable"),
-    ([Passage("x", "text", access="g" * 129)], "printable"),
-    ([Passage("x", "text", access=None)], "access"),
-    ([Passage("x", "text", span=(5, 2))], "span"),
-    ([Passage("x", "text", span=(0, 2.0))], "span"),
-    (["text"], "expected a retrieval.Passage"),
-    ([], "no passages"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ([Passage("x", "  ")], "has no text"),
+        ([Passage("x", "one"), Passage("x", "two")], "given twice"),
+        ([Passage("n", "ok"), Passage("a", "again")], "already in the memory: 'a'.*use edit"),
+        ([Passage("", "text")], "not usable"),
+        ([Passage("x\ny", "text")], "not usable"),
+        ([Passage("x" * 600, "text")], "not usable"),
+        ([Passage(7, "text")], "not usable"),
+        ([Passage("x", "y" * 1_000_001)], "split it"),
+        (
+            [Passage("x", "text", "y" * 600_000, metadata={"n": "y" * 600_000})],
+            "'x' has 1,200,001 characters of title, source and metadata",
+        ),
+        (
+            [Passage("x", "text", tags=tuple(f"{i:0100}" for i in range(10_001)))],
+            "'x' has 1,000,100 characters of",
+        ),
+        ([Passage("x", "half a pair \ud800")], "not valid Unicode"),
+        ([Passage("x", "text", metadata={"n": 1})], "metadata"),
+        ([Passage("x", "text", time="last week")], "'x': time is 'last week'; expected ISO 8601"),
+        ([Passage("x", "text", time="2026-13")], "ISO 8601"),
+        ([Passage("x", "text", tags=["news"])], "tags"),
+        ([Passage("x", "text", tags=None)], "tags is None"),
+        ([Passage("x", "text", tags=("news", 7))], "group '7'"),
+        ([Passage("x", "text", tags=("two\nlines",))], "printable"),
+        ([Passage("x", "text", tags=("",))], "printable"),
+        ([Passage("x", "text", access="g" * 129)], "printable"),
+        ([Passage("x", "text", access=None)], "access"),
+        ([Passage("x", "text", span=(5, 2))], "span"),
+        ([Passage("x", "text", span=(0, 2.0))], "span"),
+        (["text"], "expected a retrieval.Passage"),
+        ([], "no passages"),
+    ],
+)
 def test_a_passage_that_cannot_be_kept_is_refused_and_nothing_changes(tmp_path, wrong, message):
     store = filled(tmp_path / "m")
     with pytest.raises(RetrievalError, match=message):
@@ -181,11 +195,17 @@ def test_a_passage_that_cannot_be_kept_is_refused_and_nothing_changes(tmp_path, 
     assert store.version == Store.open(store.path).version == 2 and len(store) == 3
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (np.ones((2, 4)), r"shape \[2, 4\]; expected \[1, 4\]"), (np.ones((1, 5)), r"expected \[1, 4\]"), (np.ones(4), r"shape \[4\]"),
-    (np.full((1, 4), np.nan), "NaN or infinity"), (np.full((1, 4), np.inf), "NaN or infinity"),
-    (np.full((1, 4), 1e6), "float16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (np.ones((2, 4)), r"shape \[2, 4\]; expected \[1, 4\]"),
+        (np.ones((1, 5)), r"expected \[1, 4\]"),
+        (np.ones(4), r"shape \[4\]"),
+        (np.full((1, 4), np.nan), "NaN or infinity"),
+        (np.full((1, 4), np.inf), "NaN or infinity"),
+        (np.full((1, 4), 1e6), "float16"),
+    ],
+)
 def test_vectors_of_a_wrong_shape_or_not_finite_are_refused_and_nothing_changes(
     tmp_path, wrong, message
 ):
@@ -231,11 +251,14 @@ def test_ids_and_texts_come_back_as_they_went_in(tmp_path):
     assert sorted(store.ids()) == sorted(odd[3:])
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda path: None, "does not exist"),
-    (lambda path: path.mkdir(), "without a memory"),
-    (lambda path: path.write_text("x"), "is a file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "without a memory"),
+        (lambda path: path.write_text("x"), "is a file"),
+    ],
+)
 def test_what_is_no_memory_is_not_opened_and_not_touched(tmp_path, make, message):
     make(tmp_path / "m")
     with pytest.raises(RetrievalError, match=message):
@@ -254,7 +277,7 @@ def test_a_memory_is_not_made_over_another_or_among_other_files(tmp_path):
 
 
 def format_1(path):
-    """A memory as the first release wrote it."""
+    """A memory in the format of the first release."""
     text = [
         pa.field(name, pa.string(), nullable=False)
         for name in ("id", "text", "title", "source", "metadata")

@@ -1,4 +1,4 @@
-"""The rotation before quantisation: what it does to vectors, when it is left out, and that ScaNN takes its widths."""
+"""Rotation before quantisation: its effect on vectors, when it is skipped, ScaNN's code widths."""
 
 import threading
 
@@ -13,7 +13,7 @@ from retrieval.turning import REFLECTIONS, WHOLE, product, reflections, turn_of,
 
 
 def uneven(rng, count=3000, dim=64):
-    """Few directions hold most of the variance, none of them an axis."""
+    """Vectors whose variance is mostly in a few directions, none of them an axis."""
     axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
     rows = (rng.normal(size=(count, dim)) * 0.9 ** np.arange(dim)) @ axes.T
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
@@ -144,7 +144,7 @@ def test_a_turn_takes_one_thread_of_blas_and_leaves_it_as_many_as_it_had(rng):
         def __matmul__(self, turn):
             seen.append(blas_threads())
 
-    turning._blas.cache_clear()  # libraries that were loaded since have a BLAS of their own, which makes no product here
+    turning._blas.cache_clear()  # libraries loaded since have a BLAS that is not used here
     before, seen, turn = blas_threads(), [], np.eye(64, dtype=np.float32)
     product(Rows(), turn)
     assert seen == [[1] * len(before)]

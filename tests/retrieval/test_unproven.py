@@ -24,9 +24,8 @@ def test_rows_put_dropped_and_proven_are_merged_as_a_search_of_both_would(rng):
         assert sorted(unproven.ids()) == sorted(held) and len(unproven.sample(4)) <= max(
             4, len(held)
         )
-        searched = others | {
-            id: row for id, row in held.items() if id in others
-        }  # as a searcher would, of the newest vectors
+        # A searcher would have the newest vectors.
+        searched = others | {id: row for id, row in held.items() if id in others}
         for count, k in ((1, 5), (3, 5), (2, 100)):
             queries = rng.normal(size=(count, 8)).astype(np.float32)
             found = [

@@ -26,6 +26,9 @@ def _word(word):
 
 
 def state(memory):
-    """id -> text of everything in a memory, and nothing that search finds but the store does not hold."""
+    """Return id -> text of everything in a memory.
+
+    Asserts that search finds nothing that the store does not hold.
+    """
     ids = memory._store.ids()
     return {id: passage.text for id, (passage, _) in memory._store.get(ids).items()}

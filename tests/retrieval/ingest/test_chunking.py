@@ -1,4 +1,4 @@
-"""Passages are spans of their document, whole sentences where they fit, and never more than the encoder sees."""
+"""Passages are spans of their document: whole sentences if they fit, within the token limit."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from tests.retrieval.models import byte_tokenizer, word_tokenizer
 
 
 def count(texts):
-    """A token a letter."""
+    """One token per letter."""
     return [len("".join(text.split())) for text in texts]
 
 
@@ -92,21 +92,33 @@ def test_overlap_repeats_whole_sentences():
     ]
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("Dr. Smith met J. R. Jones. He left.", ["Dr. Smith met J. R. Jones.", "He left."]),
-    ("The U.S. Army, e.g. its corps. Then?! \"Yes.\" No", ["The U.S. Army, e.g. its corps.", "Then?!", '"Yes."', "No"]),
-    ("It costs 3.50 euro. 2. Buy it", ["It costs 3.50 euro.", "2.", "Buy it"]),
-    ("1. First thing. 2", ["1. First thing.", "2"]),
-    ("see p. 3 of it. and so on", ["see p. 3 of it. and so on"]),
-    ("你好。再见！好", ["你好。", "再见！", "好"]),
-    ("यह एक है। यह दो है॥ तीन", ["यह एक है।", "यह दो है॥", "तीन"]), ("یہ ہے۔ کیا؟ ہاں", ["یہ ہے۔", "کیا؟", "ہاں"]),
-    ("Մեկ։ Երկու։", ["Մեկ։", "Երկու։"]), ("አንድ። ሁለት።", ["አንድ።", "ሁለት።"]), ("ｱ｡ｲ．「ウ。」エ", ["ｱ｡", "ｲ．", "「ウ。」", "エ"]),
-    ("等等……走了；好", ["等等……", "走了；", "好"]), ("Τι είναι; Αυτό.", ["Τι είναι;", "Αυτό."]),
-    ("ฉันรักแมว เธอรักหมา", ["ฉันรักแมว", "เธอรักหมา"]),
-    ("စာ။ စာ။", ["စာ။", "စာ။"]), ("ខ្ញុំ។ អ្នក។", ["ខ្ញុំ។", "អ្នក។"]), ("Wait… for it; yes. No", ["Wait…", "for it; yes.", "No"]),
-    ("A title\n\nIts text\ngoes on", ["A title", "Its text\ngoes on"]),
-    ("Buy:\n- milk\n- bread\n", ["Buy:", "- milk", "- bread"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Dr. Smith met J. R. Jones. He left.", ["Dr. Smith met J. R. Jones.", "He left."]),
+        (
+            'The U.S. Army, e.g. its corps. Then?! "Yes." No',
+            ["The U.S. Army, e.g. its corps.", "Then?!", '"Yes."', "No"],
+        ),
+        ("It costs 3.50 euro. 2. Buy it", ["It costs 3.50 euro.", "2.", "Buy it"]),
+        ("1. First thing. 2", ["1. First thing.", "2"]),
+        ("see p. 3 of it. and so on", ["see p. 3 of it. and so on"]),
+        ("你好。再见！好", ["你好。", "再见！", "好"]),
+        ("यह एक है। यह दो है॥ तीन", ["यह एक है।", "यह दो है॥", "तीन"]),
+        ("یہ ہے۔ کیا؟ ہاں", ["یہ ہے۔", "کیا؟", "ہاں"]),
+        ("Մեկ։ Երկու։", ["Մեկ։", "Երկու։"]),
+        ("አንድ። ሁለት።", ["አንድ።", "ሁለት።"]),
+        ("ｱ｡ｲ．「ウ。」エ", ["ｱ｡", "ｲ．", "「ウ。」", "エ"]),
+        ("等等……走了；好", ["等等……", "走了；", "好"]),
+        ("Τι είναι; Αυτό.", ["Τι είναι;", "Αυτό."]),
+        ("ฉันรักแมว เธอรักหมา", ["ฉันรักแมว", "เธอรักหมา"]),
+        ("စာ။ စာ။", ["စာ။", "စာ။"]),
+        ("ខ្ញុំ។ អ្នក។", ["ខ្ញុំ។", "អ្នក។"]),
+        ("Wait… for it; yes. No", ["Wait…", "for it; yes.", "No"]),
+        ("A title\n\nIts text\ngoes on", ["A title", "Its text\ngoes on"]),
+        ("Buy:\n- milk\n- bread\n", ["Buy:", "- milk", "- bread"]),
+    ],
+)
 def test_sentences_end_where_a_reader_ends_them(text, expected):
     assert [text[start:end] for start, end in sentences(text, 0, len(text))] == expected
 
@@ -176,9 +188,10 @@ def test_a_heading_with_nothing_under_it_is_a_passage_itself():
         for p in passages(Document("d.md", where="d.md", **said), Chunking(), count)
     ]
     assert found == [
-        ("d.md#never-mix-a-and-b:1", "T > Never mix A and B", "## Never mix A and B"), ("d.md#next/deep:1", "T > Next > Deep", "Text."),
+        ("d.md#never-mix-a-and-b:1", "T > Never mix A and B", "## Never mix A and B"),
+        ("d.md#next/deep:1", "T > Next > Deep", "Text."),
         ("d.md#last:1", "T > Last", "## Last"),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_row_of_stops_is_looked_at_once():
@@ -261,10 +274,15 @@ def test_tokens_are_counted_as_the_encoder_counts_them(tokenizer):
     )
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(way="pages"), "chunk='pages' is unknown: expected one of auto"), (dict(size=7), "size=7"),
-    (dict(size=20, overlap=11), "overlap=11: expected 0 to 10"), (dict(overlap=-1), "overlap=-1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(way="pages"), "chunk='pages' is unknown: expected one of auto"),
+        (dict(size=7), "size=7"),
+        (dict(size=20, overlap=11), "overlap=11: expected 0 to 10"),
+        (dict(overlap=-1), "overlap=-1"),
+    ],
+)
 def test_a_wrong_way_of_cutting_is_refused(wrong, message):
     with pytest.raises(RetrievalError, match=message):
         Chunking(**wrong)

@@ -1,4 +1,4 @@
-"""Duplicates are those that comparing every pair finds, and leaving them out leaves none."""
+"""Duplicate detection agrees with comparing every pair, and dropping duplicates leaves none."""
 
 import itertools
 import re
@@ -24,7 +24,7 @@ def brute(a, b):
 
 @pytest.fixture
 def texts(rng):
-    """250 texts of 20 to 200 words, 100 of them copies of 50 others with a few words changed."""
+    """Return 250 texts of 20 to 200 words, 100 of them edited copies of 50 others."""
     made = [
         " ".join(f"w{i}" for i in rng.integers(0, 3000, rng.integers(20, 200))) for _ in range(150)
     ]
@@ -92,7 +92,8 @@ def test_leaving_duplicates_out_leaves_none(texts):
 
 def test_twenty_thousand_texts_of_one_template_are_done_within_seconds():
     texts = [
-        f"Town {i} is a city in land {i % 200}, it lies in region {i % 1000} and {i * 37 % 99999} people live in it"
+        f"Town {i} is a city in land {i % 200}, it lies in region {i % 1000} and "
+        f"{i * 37 % 99999} people live in it"
         for i in range(20_000)
     ]
     assert find(texts) == []

@@ -1,4 +1,7 @@
-"""Every kind of file is read as what it says; what cannot be read is named with its file and line; no text becomes anything but text."""
+"""Every file format is read correctly; unreadable input is named with file and line.
+
+Text from files never becomes anything but text.
+"""
 
 import datetime
 import gzip
@@ -35,7 +38,7 @@ def documents(*inputs, report=None, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """docs/a.md, docs/b.txt and docs/deep/c.html, among much that is not read."""
+    """Make docs/a.md, docs/b.txt and docs/deep/c.html, among files that are skipped."""
     docs = tmp_path / "docs"
     (docs / "deep").mkdir(parents=True)
     (docs / ".git").mkdir()
@@ -61,8 +64,13 @@ def test_a_folder_is_read_recursively_and_says_what_it_left_out(folder):
     report = Report()
     assert names(folder, report=report) == ["docs/a.md", "docs/b.txt", "docs/deep/c.html"]
     assert report.skipped == {
-        "hidden": 2, "links": 2, "empty": 1, "binary": 1, "of unknown kind .jpg": 1, "without a suffix": 1,
-    }  # fmt: skip
+        "hidden": 2,
+        "links": 2,
+        "empty": 1,
+        "binary": 1,
+        "of unknown kind .jpg": 1,
+        "without a suffix": 1,
+    }
     assert any(name.endswith("link.txt") for name in report.examples["links"])
 
 
@@ -86,10 +94,22 @@ def test_two_files_of_one_name_are_refused(folder, tmp_path):
         names(folder / "b.txt", tmp_path / "b.txt")
 
 
-@pytest.mark.parametrize("given, message", [
-    ("nothing.txt", "does not exist"), ("docs/photo.jpg", r"expected a file ending in .txt, .*, .json or .parquet"),
-    ("docs/*.pdf", r"holds nothing to read: expected"), ("docs/.git", "holds nothing to read"), ("docs/[a", "holds nothing to read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("nothing.txt", "does not exist"),
+        (
+            "docs/photo.jpg",
+            r"expected a file ending in .txt, .*, "
+            r".json "
+            r"or "
+            r".parquet",
+        ),
+        ("docs/*.pdf", r"holds nothing to read: expected"),
+        ("docs/.git", "holds nothing to read"),
+        ("docs/[a", "holds nothing to read"),
+    ],
+)
 def test_an_input_that_holds_nothing_is_named(folder, monkeypatch, given, message):
     monkeypatch.chdir(folder.parent)
     (folder / ".git" / "d.txt").unlink()
@@ -177,7 +197,10 @@ def test_text_that_was_read_can_be_stored_and_printed(text):
 
 
 def test_markdown_keeps_its_text_and_offsets_and_headings_in_code_are_none():
-    text = "---\ntitle: 'A guide'\ndate: 2024-05-01\n---\r\n# One `x` [y](z)\n\n```\n# no heading\n```\n\nTwo\n===\n> # quoted\n"
+    text = (
+        "---\ntitle: 'A guide'\ndate: 2024-05-01\n---\r\n# One `x` [y](z)\n\n```\n# no "
+        "heading\n```\n\nTwo\n===\n> # quoted\n"
+    )
     found = markdown(text.encode())
     assert [(h.level, h.title) for h in found["headings"]] == [(1, "One x y"), (1, "Two")]
     assert [found["text"][h.start : h.end] for h in found["headings"]] == [
@@ -339,30 +362,50 @@ def test_reading_touches_no_network(tmp_path, monkeypatch):
     assert len(documents(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("source, text", [
-    ("<p>5,000<sup>1</sup> live there.</p><p><sup>1</sup> in 2020</p>", "5,000 [1] live there.\n\n1 in 2020"),
-    ("1995<sup>3</sup>, 42<sup>2</sup><ol><li><sup>2</sup> A</ol>", "1995 [3], 42 [2]\n\n2 A"),
-    ("300<sup class=reference><a href='#n'>[1]</a></sup> men, 7<a href='#n'><sup>b</sup></a>", "300 men, 7"),
-    ("10<sup>6</sup> t, 1.6×10<sup>−19</sup> C, 2<sup>10</sup>", "10^6 t, 1.6×10^-19 C, 2^10"),
-    ("<a href='/x'>10<sup>9</sup> stars</a>", "10^9 stars"),
-    ("9 km<sup>2</sup>, m s<sup>-1</sup>, x<sup>n+1</sup>, city<sup>2</sup>", "9 km², m s⁻¹, x^(n+1), city [2]"),
-    ("1<sup>st</sup>, M<sup>me</sup> A, Foo<sup>TM</sup>, 8<sup>*</sup>", "1st, Mme A, Foo™, 8*"),
-    ("CO<sub>2</sub>, x<sub>i</sub>, 10<sub>2</sub>", "CO2, x_i, 10_2"), ("1<sup>1</sup>/<sub>2</sub> cups", "1 1/2 cups"),
-    ("<ruby>漢<rp>(</rp><rt>かん</rt></ruby>字", "漢字"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        (
+            "<p>5,000<sup>1</sup> live there.</p><p><sup>1</sup> in 2020</p>",
+            "5,000 [1] live there.\n\n1 in 2020",
+        ),
+        ("1995<sup>3</sup>, 42<sup>2</sup><ol><li><sup>2</sup> A</ol>", "1995 [3], 42 [2]\n\n2 A"),
+        (
+            "300<sup class=reference><a href='#n'>[1]</a></sup> men, 7<a href='#n'><sup>b</sup></a>",
+            "300 men, 7",
+        ),
+        ("10<sup>6</sup> t, 1.6×10<sup>−19</sup> C, 2<sup>10</sup>", "10^6 t, 1.6×10^-19 C, 2^10"),
+        ("<a href='/x'>10<sup>9</sup> stars</a>", "10^9 stars"),
+        (
+            "9 km<sup>2</sup>, m s<sup>-1</sup>, x<sup>n+1</sup>, city<sup>2</sup>",
+            "9 km², m s⁻¹, x^(n+1), city [2]",
+        ),
+        (
+            "1<sup>st</sup>, M<sup>me</sup> A, Foo<sup>TM</sup>, 8<sup>*</sup>",
+            "1st, Mme A, Foo™, 8*",
+        ),
+        ("CO<sub>2</sub>, x<sub>i</sub>, 10<sub>2</sub>", "CO2, x_i, 10_2"),
+        ("1<sup>1</sup>/<sub>2</sub> cups", "1 1/2 cups"),
+        ("<ruby>漢<rp>(</rp><rt>かん</rt></ruby>字", "漢字"),
+    ],
+)
 def test_what_is_raised_or_lowered_never_becomes_part_of_a_number(source, text):
     assert html(f"<body>{source}".encode())["text"] == text
 
 
 def test_a_heading_keeps_its_signs_but_not_the_link_to_itself():
     said = html(
-        b"<h2>C#</h2>a<h2>C<a class=headerlink href='#c'>#</a></h2>b<h2>F<a href='#f'>\xc2\xb6</a></h2>c"
+        b"<h2>C#</h2>a<h2>C<a class=headerlink href='#c'>#</a></h2>b<h2>F<a "
+        b"href='#f'>\xc2\xb6</a></h2>c"
     )
     assert [heading.title for heading in said["headings"]] == ["C#", "C", "F"]
 
 
 def test_words_broken_at_the_ends_of_lines_are_whole_again_and_hyphens_stay():
-    page = "The exam-\nple of a well-\nknown, two-\nfold Anglo-\nSaxon (two-fold) treaty, COVID-\n19 and da\u00ad\nta."
+    page = (
+        "The exam-\nple of a well-\nknown, two-\nfold Anglo-\nSaxon (two-fold) treaty, COVID-\n19 "
+        "and da\u00ad\nta."
+    )
     assert unbroken([page]) == [
         "The example of a well-known, two-fold Anglo-Saxon (two-fold) treaty, COVID-\n19 and data."
     ]
@@ -394,7 +437,7 @@ def test_two_columns_whose_lines_alternate_are_read_one_after_the_other_and_tabl
 
 @pytest.fixture(scope="module")
 def written():
-    """A PDF of two pages by matplotlib."""
+    """Make a PDF of two pages with matplotlib."""
     import io
 
     import matplotlib
@@ -426,10 +469,15 @@ def test_a_pdf_is_read_page_by_page(written):
     assert found["title"] == "Two pages" and found["time"].startswith("20")
 
 
-@pytest.mark.parametrize("how, message", [
-    ("encrypted", "is encrypted: save a copy without a password"), ("blank", "without text, perhaps scanned"),
-    ("cut", "no PDF that can be read"), ("noise", "no PDF that can be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("encrypted", "is encrypted: save a copy without a password"),
+        ("blank", "without text, perhaps scanned"),
+        ("cut", "no PDF that can be read"),
+        ("noise", "no PDF that can be read"),
+    ],
+)
 def test_a_pdf_that_cannot_be_read_is_named_and_says_why(tmp_path, written, how, message):
     import pypdf
 
@@ -574,19 +622,27 @@ def test_a_tfds_data_set_is_rows(monkeypatch):
         tables, "open_table", lambda name: [{"text": f"{name} {i}"} for i in range(2)]
     )
     assert [(d.name, d.text) for d in documents("tfds:news:train")] == [
-        ("tfds:news:train:1", "tfds:news:train 0"), ("tfds:news:train:2", "tfds:news:train 1"),
-    ]  # fmt: skip
+        ("tfds:news:train:1", "tfds:news:train 0"),
+        ("tfds:news:train:2", "tfds:news:train 1"),
+    ]
 
 
 BAD_ROWS = [
-    ("not json", "line 2: not JSON"), ("[1]", "line 2: expected an object"), ('{"text": 5}', "line 2: expected an object"),
-    ('{"text": " "}', "line 2 has no text"), ('{"text": "x", "txt": 1}', "line 2: unknown field 'txt'"),
-    ('{"text": "x", "id": "a\\nb"}', "line 2: passage id"), ('{"text": "x\\ud800"}', "line 2: .*half of a surrogate pair"),
-    ('{"text": "x", "tags": "a"}', "line 2: tags is 'a'"), ('{"text": "x", "tags": ["a\\u001b"]}', "line 2: .*tag or access group"),
-    ('{"text": "x", "metadata": 3}', "line 2: metadata is 3"), ('{"text": "x", "time": "soon"}', "line 2: .*ISO 8601"),
-    ('{"text": "x", "title": 3}', "line 2: .*title is 3"), ('{"text": "x", "span": "0-1"}', "line 2: span is '0-1'; expected .start, end"),
+    ("not json", "line 2: not JSON"),
+    ("[1]", "line 2: expected an object"),
+    ('{"text": 5}', "line 2: expected an object"),
+    ('{"text": " "}', "line 2 has no text"),
+    ('{"text": "x", "txt": 1}', "line 2: unknown field 'txt'"),
+    ('{"text": "x", "id": "a\\nb"}', "line 2: passage id"),
+    ('{"text": "x\\ud800"}', "line 2: .*half of a surrogate pair"),
+    ('{"text": "x", "tags": "a"}', "line 2: tags is 'a'"),
+    ('{"text": "x", "tags": ["a\\u001b"]}', "line 2: .*tag or access group"),
+    ('{"text": "x", "metadata": 3}', "line 2: metadata is 3"),
+    ('{"text": "x", "time": "soon"}', "line 2: .*ISO 8601"),
+    ('{"text": "x", "title": 3}', "line 2: .*title is 3"),
+    ('{"text": "x", "span": "0-1"}', "line 2: span is '0-1'; expected .start, end"),
     ('{"text": "x", "span": [3, 1]}', "line 2: .*span is .3, 1.; expected two whole numbers"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("line, message", BAD_ROWS)

@@ -1,4 +1,4 @@
-"""A second build adds, edits and removes exactly what changed; one that was cut off is finished by the next."""
+"""A second build applies exactly the differences; an interrupted build is resumed."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def docs(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, encoder, docs, capsys, monkeypatch):
-    """Builds from `docs` and gives what --json says."""
+    """Build from `docs` and return the output of --json."""
     toy.use(monkeypatch.setattr)
 
     def run(*arguments, code=0, inputs=None):
@@ -90,9 +90,16 @@ def test_a_second_build_changes_exactly_what_changed_and_embeds_nothing_else(
     assert sorted(seen) == ["A > B. Two, changed.", "A > D. Four.", "Five.", "Zeroth."]
     assert changes(run("--sync")) == (0, 0, 2, 0, 9)
     assert state(Memory.open(tmp_path / "m")) == {
-        "docs/a.md:1": "One.", "docs/a.md#b:1": "Two, changed.", "docs/a.md#d:1": "Four.", "docs/new.html:1": "Five.",
-        "docs/n.txt:1": "Zeroth.", "docs/n.txt:2": "First.", "docs/n.txt:3": "Second.", "r0": "row 0", "r2": "row 2",
-    }  # fmt: skip
+        "docs/a.md:1": "One.",
+        "docs/a.md#b:1": "Two, changed.",
+        "docs/a.md#d:1": "Four.",
+        "docs/new.html:1": "Five.",
+        "docs/n.txt:1": "Zeroth.",
+        "docs/n.txt:2": "First.",
+        "docs/n.txt:3": "Second.",
+        "r0": "row 0",
+        "r2": "row 2",
+    }
 
 
 def test_sync_removes_files_that_are_gone_and_nothing_that_came_from_elsewhere(run, docs, tmp_path):
@@ -226,7 +233,8 @@ def test_duplicates_are_reported_and_left_out_when_asked(run, docs, tmp_path):
 def test_a_document_can_set_neither_borders_nor_ids_of_others(run, docs, tmp_path):
     (docs / "evil.txt").write_text('{"id": "r1", "text": "replaced"}\nid: r1\x1b[2J\x07')
     (docs / "evil.html").write_text(
-        '<h1>r1</h1><p id="r1">]]&gt; r1</p><meta name="tags" content="x"><div data-access="all">y</div>'
+        '<h1>r1</h1><p id="r1">]]&gt; r1</p><meta name="tags" content="x"><div '
+        'data-access="all">y</div>'
     )
     run()
     texts = state(Memory.open(tmp_path / "m"))
@@ -307,7 +315,7 @@ def test_a_replacement_that_was_cut_off_goes_on_and_leaves_nothing_behind(
 
 @pytest.mark.parametrize("left", ["created", "emptied", "undone"])
 def test_a_build_goes_on_into_a_memory_that_is_empty(run, tmp_path, encoder, left):
-    """As one is whose build was killed before its first commit."""
+    """As left by a build that was killed before its first commit."""
     if left == "created":
         Memory.create(tmp_path / "m", toy.Toy(encoder))
         Memory.create(tmp_path / ".m.building", toy.Toy(encoder))
@@ -351,7 +359,7 @@ def test_what_a_link_leads_to_is_replaced(run, docs, tmp_path, encoder):
 
 
 def test_a_passage_whose_source_only_looks_like_a_file_s_is_not_of_that_file(run, docs, tmp_path):
-    """Rows say where their texts are from: that may be below a folder of the same name."""
+    """A row's source may name a path below a folder of the same name."""
     row = {"id": "x", "text": "of a manual", "source": "docs/manual.pdf"}
     named = {
         "id": "y",
@@ -424,10 +432,15 @@ def test_ids_given_twice_are_named_with_both_places(run, docs, tmp_path):
     )
 
 
-@pytest.mark.parametrize("option, said", [
-    ("--max-megabytes=inf", "--max-megabytes=inf: expected"), ("--max-megabytes=-1", "--max-megabytes=-1: expected"),
-    ("--max-bad-share=nan", "--max-bad-share=nan: expected"), ("--max-bad-share=2", "--max-bad-share=2: expected"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        ("--max-megabytes=inf", "--max-megabytes=inf: expected"),
+        ("--max-megabytes=-1", "--max-megabytes=-1: expected"),
+        ("--max-bad-share=nan", "--max-bad-share=nan: expected"),
+        ("--max-bad-share=2", "--max-bad-share=2: expected"),
+    ],
+)
 def test_a_number_that_cannot_be_is_refused(option, said, docs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         build.main([f"--memory={tmp_path / 'm'}", option, "--input", str(docs)])
@@ -465,7 +478,8 @@ def test_the_memory_an_index_takes_is_said_before_it_is_built(
     dim = Memory.open(tmp_path / "m").stats()["dim"]
     assert (
         capsys.readouterr().err
-        == f"the index of 9 passages takes about {9 * dim} MB of memory, {18 * dim} while it is built\n"
+        == f"the index of 9 passages takes about {9 * dim} MB of memory, {18 * dim} while it is "
+        "built\n"
     )
 
 
@@ -480,8 +494,8 @@ def test_what_was_done_is_said_in_words(run, docs, tmp_path, encoder, capsys):
         and "1 skipped, of unknown kind .jpg" in out
     )
     assert (
-        "1 duplicates, 1 exact: 'docs/n.txt:1' repeats 'docs/copy.txt:1'; --drop-duplicates leaves them out"
-        in out
+        "1 duplicates, 1 exact: 'docs/n.txt:1' repeats 'docs/copy.txt:1'; --drop-duplicates "
+        "leaves them out" in out
     )
     (docs / "copy.txt").unlink()
     assert build.main(at) == 0

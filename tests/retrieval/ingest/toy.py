@@ -1,4 +1,4 @@
-"""The toy encoder behind a path, with a tokenizer: a build without a model."""
+"""A toy encoder with a path and a tokenizer, to build without a model."""
 
 from retrieval import Encoder
 from tests.retrieval.models import word_tokenizer
@@ -18,11 +18,11 @@ class Toy:
 
 
 def save(folder):
-    """What a build reads besides the encoder."""
+    """Save what a build reads besides the encoder."""
     word_tokenizer().save_pretrained(folder)
     return folder
 
 
 def use(patch=setattr):
-    """Makes every encoder of this process a toy."""
+    """Replace every encoder of this process by a toy."""
     patch(Encoder, "from_hf", Toy)
