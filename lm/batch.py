@@ -1,10 +1,49 @@
 """Batch and Output: the one vocabulary of names that data, models and objectives share."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """Names of a batch field's axes, and its dtype.
+
+    Rows that belong together, such as two answers to one prompt, are a group: their fields have one
+    more axis, `group`, after `batch`. Micro-batches and devices split `batch` alone.
+    """
+
+    axes: tuple[str, ...]
+    dtype: type[np.generic] = np.int32
+
+    def names(self, ndim: int) -> tuple[str, ...]:
+        """Names of the axes of an array [B, ...] or [B, G, ...] with `ndim` axes.
+
+        Raises ValueError for another number of axes.
+        """
+        if ndim not in (len(self.axes), len(self.axes) + 1):
+            raise ValueError(f"expected the axes {self.axes}, with or without group after batch")
+        return self.axes if ndim == len(self.axes) else ("batch", "group", *self.axes[1:])
+
+
+TEXT, ENCODER_TEXT = ("batch", "length"), ("batch", "encoder_length")
+FIELDS = {
+    "tokens": Field(TEXT),
+    "targets": Field(TEXT),
+    "weights": Field(TEXT, np.float32),
+    "segments": Field(TEXT),
+    "positions": Field(TEXT),
+    "types": Field(TEXT),
+    "encoder_tokens": Field(ENCODER_TEXT),
+    "encoder_segments": Field(ENCODER_TEXT),
+    "encoder_positions": Field(ENCODER_TEXT),
+    "neighbours": Field(("batch", "chunk", "neighbour_length", "neighbour_width"), np.float32),
+    "neighbour_segments": Field(("batch", "chunk", "neighbour_length")),
+    "labels": Field(("batch", "labels"), np.float32),
+}
 
 
 @flax.struct.dataclass
@@ -33,6 +72,11 @@ class Batch:
     neighbours: jax.Array | None = None
     neighbour_segments: jax.Array | None = None
     labels: jax.Array | None = None
+
+    def ungrouped(self) -> "Batch":
+        """The rows of all groups as rows of one batch: fields [B, G, ...] become [B * G, ...]."""
+        grouped = self.tokens.ndim > len(FIELDS["tokens"].axes)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self) if grouped else self
 
     @classmethod
     def of(

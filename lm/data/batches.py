@@ -4,7 +4,7 @@ An objective's transform (lm/objectives/objective.py) makes a row's fields anew 
 in training that of (seed, place of the row in the endless stream), in evaluation that of the row number alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from lm.batch import Batch
+from lm.batch import FIELDS, Batch
 from lm.data.packing import Packed
+from lm.distributed.sharding import field_sharding
 from lm.models import inputs
-from lm.models.config import ModelConfig
+from lm.models.config import ConfigError, ModelConfig, nearest
 
 Lengths = tuple[int, int]  # of a batch's rows and of their encoder's; the second 0 without one
 SIDES = (
@@ -149,12 +150,11 @@ def lengths_of(packed: Packed | Stream, transform: Any = None) -> Lengths:
 
 
 def positions_of(segments: np.ndarray) -> np.ndarray:
-    """Positions within each document, int32 [B, T], from segment ids [B, T]."""
-    index = np.broadcast_to(np.arange(segments.shape[1], dtype=np.int32), segments.shape)
-    starts = np.concatenate(
-        [np.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
-    )
-    return index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+    """Positions within each document, int32 [..., T], from segment ids [..., T]."""
+    index = np.broadcast_to(np.arange(segments.shape[-1], dtype=np.int32), segments.shape)
+    starts = np.ones(segments.shape, bool)
+    starts[..., 1:] = segments[..., 1:] != segments[..., :-1]
+    return index - np.maximum.accumulate(np.where(starts, index, 0), axis=-1)
 
 
 def fields_of(
@@ -166,12 +166,73 @@ def fields_of(
     return transform.fields(row, np.random.default_rng(key), lengths)
 
 
+def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Stack rows of declared fields (`lm.batch.FIELDS`) to arrays of the declared dtypes.
+
+    Raises ConfigError, naming the field, for one that is not declared, that some rows lack, whose
+    shape differs between rows or has the wrong number of axes, or whose values the declared dtype
+    cannot hold.
+    """
+    found = {}
+    for name in sorted(set().union(*rows)):
+        if name not in FIELDS:
+            raise ConfigError(
+                f"a row has the field {name!r}{nearest(name, FIELDS)}, which lm.batch.FIELDS does "
+                f"not declare; expected some of {', '.join(FIELDS)}"
+            )
+        values = [np.asarray(row[name]) for row in rows if name in row]
+        shapes = sorted({value.shape for value in values})
+        if len(values) < len(rows) or len(shapes) > 1:
+            raise ConfigError(
+                f"the field {name!r} has the shapes {', '.join(map(str, shapes))} in {len(values)} "
+                f"of {len(rows)} rows of a batch; expected one shape in every row"
+            )
+        array = np.stack(values)
+        try:
+            FIELDS[name].names(array.ndim)
+        except ValueError as error:
+            raise ConfigError(
+                f"the field {name!r} of a row has shape {shapes[0]}: {error}"
+            ) from None
+        found[name] = cast(name, array)
+    return found
+
+
+def cast(name: str, values: np.ndarray) -> np.ndarray:
+    """Cast a field's values to its declared dtype; rounding to float32 is the only change allowed.
+
+    Raises ConfigError for values that it cannot hold: fractions as integers, integers out of range
+    or, as float32, above 2^24, and what is no number.
+    """
+    dtype = np.dtype(FIELDS[name].dtype)
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        new = values.astype(dtype) if values.dtype.kind in "biuf" else None
+    exact = new is not None and (
+        bool((np.isfinite(new) | ~np.isfinite(values)).all())
+        if values.dtype.kind == dtype.kind == "f"
+        else np.array_equal(new.astype(np.float64), values.astype(np.float64))
+    )
+    if new is None or not exact:
+        shown = values.ravel() if new is None else values[_lost(new, values)]
+        raise ConfigError(
+            f"the field {name!r} is declared as {dtype.name}, which cannot hold values such as "
+            f"{', '.join(map(repr, shown[:3].tolist()))} ({values.dtype}): another field, or "
+            "another value"
+        )
+    return new
+
+
+def _lost(new: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mask of the values that a cast changed."""
+    if new.dtype.kind == values.dtype.kind == "f":
+        return np.isfinite(values) & ~np.isfinite(new)
+    return new.astype(np.float64) != values.astype(np.float64)
+
+
 def _stack(rows: list[dict[str, np.ndarray]], config: ModelConfig | None) -> dict[str, np.ndarray]:
-    real = ("weights", "labels")
-    fields = {
-        name: np.stack([row[name] for row in rows]).astype(np.float32 if name in real else np.int32)
-        for name in rows[0]
-    }
+    fields = stacked(rows)
     for side in ("", "encoder_"):
         if f"{side}segments" in fields:
             fields[f"{side}positions"] = positions_of(fields[f"{side}segments"])
@@ -193,11 +254,12 @@ def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
 def _globalise(
     local: dict[str, np.ndarray], rows: np.ndarray, batch_size: int, sharding: NamedSharding
 ) -> Batch:
-    def of(values: np.ndarray) -> jax.Array:
+    def of(name: str, values: np.ndarray) -> jax.Array:
         def piece(index):
             wanted = np.arange(batch_size)[index[0]]
             return values[np.searchsorted(rows, wanted)][:, *index[1:]]
 
-        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, piece)
+        placed = field_sharding(sharding, name, values.ndim)
+        return jax.make_array_from_callback((batch_size, *values.shape[1:]), placed, piece)
 
-    return Batch(**{name: of(values) for name, values in local.items()})
+    return Batch(**{name: of(name, values) for name, values in local.items()})

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm.batch import FIELDS
 from lm.models.config import ConfigError, nearest
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -121,6 +122,17 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, int], rules: Rules = ACTIVATION
     """The sharding of every array of a batch, [B, T]. Raises ConfigError."""
     check_rules(mesh, rules, "activations")
     return partition(mesh, shape, ("batch", "length"), rules, "the batch", "activations")
+
+
+def field_sharding(rows: NamedSharding, name: str, ndim: int) -> NamedSharding:
+    """The sharding of one batch field with `ndim` axes, from that of arrays [B, T].
+
+    Axes other than `batch` and the lengths of both sides are not split.
+    """
+    batch, length = (*rows.spec, None, None)[:2]
+    split = {"batch": batch, "length": length, "encoder_length": length}
+    names = FIELDS[name].names(ndim)
+    return NamedSharding(rows.mesh, PartitionSpec(*(split.get(axis) for axis in names)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -99,11 +99,11 @@ def check(c, batch: Any, tokenizer=None, *, learned: bool = False) -> None:
         return
     values, segments = _known(fields.get("labels")), _known(fields.get("segments"))
     if c.head == "question_answering" and segments is not None:
-        labels = (segments.shape[1], f"a row has {segments.shape[1]} tokens")
+        labels = (segments.shape[-1], f"a row has {segments.shape[-1]} tokens")
     elif c.head != "sequence_classification" or c.n_labels == 1:
         return
     if values is not None and segments is not None:
-        used = values[(segments > 0).any(axis=1)]
+        used = values[(segments > 0).any(axis=-1)]
         wrong = used[~((used >= 0) & (used < labels[0]) & (used == np.floor(used)))]
         if wrong.size:
             raise ConfigError(f"labels hold {_counted(wrong, '{:g}'.format)}: {labels[1]}")

@@ -4,7 +4,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from lm import families
@@ -121,17 +120,19 @@ def shape_of(config: ml_collections.ConfigDict, model: ModelConfig) -> Shape:
     )
 
 
-def batch_fields(config: ml_collections.ConfigDict, model: ModelConfig) -> dict:
-    """The fields of a batch beside those of every objective: name -> (elements a row, dtype)."""
+def batch_fields(
+    config: ml_collections.ConfigDict, model: ModelConfig
+) -> dict[str, tuple[int, ...]]:
+    """Fields of a batch beside those of every objective: name -> shape of one row."""
     name = config.objective.name
     if name not in OBJECTIVES:
         return {}
-    labels = (
-        {}
-        if name in (TOKENS, CONTRASTIVE)
-        else {"labels": (2 if name == QUESTIONS else 1, jnp.float32)}
-    )
-    return labels | ({"types": (config.length, jnp.int32)} if shape_of(config, model).types else {})
+    more: dict[str, tuple[int, ...]] = {}
+    if name not in (TOKENS, CONTRASTIVE):
+        more["labels"] = (2 if name == QUESTIONS else 1,)
+    if shape_of(config, model).types:
+        more["types"] = (config.length,)
+    return more
 
 
 def with_labels(

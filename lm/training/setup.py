@@ -7,13 +7,12 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
 from lm.adaptation import fisher as fishers
 from lm.adaptation import plan as plans
-from lm.batch import Batch
+from lm.batch import FIELDS, Batch
 from lm.data import batches, encoding, packing, tokenizers
 from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
@@ -171,22 +170,27 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
 
 
 def abstract_batch(
-    rows: NamedSharding, batch_size: int, lengths: tuple[int, int], more: dict | None = None
+    rows: NamedSharding,
+    batch_size: int,
+    lengths: tuple[int, int],
+    more: dict[str, tuple[int, ...]] | None = None,
 ) -> Batch:
-    """A batch without contents, to compile for; lengths of its rows and of their encoder's, 0 without one.
+    """A batch without values, to compile for.
 
-    `more`: further fields, name -> (elements a row, dtype).
+    `lengths`: of its rows and of their encoder's, 0 without one. `more`: further fields by name,
+    with the shape of one row.
     """
+    names = ("tokens", "targets", "weights", "segments", "positions")
+    shapes = dict.fromkeys(names, (lengths[0],)) | (more or {})
+    if lengths[1]:
+        names = ("encoder_tokens", "encoder_segments", "encoder_positions")
+        shapes |= dict.fromkeys(names, (lengths[1],))
 
-    def array(length: int, dtype=jnp.int32) -> Any:
-        return jax.ShapeDtypeStruct((batch_size, length), dtype, sharding=rows)
+    def array(name: str, shape: tuple[int, ...]) -> Any:
+        placed = sharding.field_sharding(rows, name, 1 + len(shape))
+        return jax.ShapeDtypeStruct((batch_size, *shape), FIELDS[name].dtype, sharding=placed)
 
-    ids, read = array(lengths[0]), array(lengths[1]) if lengths[1] else None
-    return Batch(
-        tokens=ids, targets=ids, weights=array(lengths[0], jnp.float32), segments=ids, positions=ids,
-        encoder_tokens=read, encoder_segments=read, encoder_positions=read,
-        **{name: array(length, dtype) for name, (length, dtype) in (more or {}).items()},
-    )  # fmt: skip
+    return Batch(**{name: array(name, shape) for name, shape in shapes.items()})
 
 
 def training_data(

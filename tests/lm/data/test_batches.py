@@ -1,14 +1,21 @@
 """The global batch depends on seed and step only; positions restart with each document."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.batch import Batch
+import lm
+from lm.batch import FIELDS, Batch
 from lm.data import batches, packing
 from lm.distributed import sharding
 from lm.models import build
-from lm.objectives import next_token
+from lm.models.config import ConfigError
+from lm.objectives import Loss, next_token
+from lm.training.state import create_state
+from lm.training.step import make_train_step
 from tests.lm.training import small
 
 
@@ -124,3 +131,97 @@ def test_packed_documents_see_each_other(positions):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a_gradient, b_gradient
     )
+
+
+def test_the_declared_fields_are_not_those_of_a_batch():
+    assert list(FIELDS) == [field.name for field in dataclasses.fields(Batch)]
+
+
+def test_a_value_that_a_field_can_hold_is_changed():
+    for name, values in (
+        ("labels", np.array([-0.7, 0.0, 3e38])),  # float64
+        ("labels", np.array([True, False])),
+        ("labels", np.array([2**24, -3])),
+        ("labels", np.array([np.nan, np.inf, -np.inf])),
+        ("weights", np.array([0.5], np.float16)),
+        ("tokens", np.array([2**31 - 1, -(2**31)])),
+        ("tokens", np.array([7], np.uint8)),
+        ("tokens", np.array([2.0, -3.0])),
+    ):
+        found = batches.cast(name, values)
+        assert found.dtype == FIELDS[name].dtype
+        np.testing.assert_array_equal(found, values.astype(found.dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("tokens", np.array([1.0, -0.7]), r"'tokens' is declared as int32.*such as -0.7 \(float64"),
+        ("tokens", np.array([2**31]), "such as 2147483648"),
+        ("tokens", np.array([np.nan]), "such as nan"),
+        ("segments", np.array(["a"]), "such as 'a'"),
+        ("targets", np.array([1j]), "int32.*complex"),
+        ("labels", np.array([2**24 + 1]), "float32.*such as 16777217"),
+        ("weights", np.array([1e39, 1.0]), r"float32.*such as 1e\+39 \("),
+    ],
+)
+def test_a_lossy_cast_passes(name, values, said):
+    with pytest.raises(ConfigError, match=said):
+        batches.stacked([{name: values}])
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"token": [1]}], "the field 'token' .did you mean 'tokens'.*does not declare"),
+        ([{"tokens": [1]}, {"segments": [1]}], r"'segments' has the shapes \(1,\) in 1 of 2 rows"),
+        (
+            [{"tokens": [1]}, {"tokens": [1, 2]}],
+            r"'tokens' has the shapes \(1,\), \(2,\) in 2 of 2",
+        ),
+        ([{"tokens": 1}], r"'tokens' of a row has shape \(\): expected the axes"),
+        ([{"tokens": [[[1]]]}], r"'tokens' of a row has shape \(1, 1, 1\)"),
+    ],
+)
+def test_rows_that_are_no_batch_are_stacked(rows, said):
+    with pytest.raises(ConfigError, match=said):
+        batches.stacked(rows)
+
+
+class Pairs:
+    """A stream of two texts a row, of which the first is to become more likely than the second."""
+
+    lengths = (6, 0)
+
+    def __getitem__(self, place):
+        tokens = np.random.default_rng(place).integers(1, 60, (2, 6))
+        return {"tokens": tokens, "targets": tokens, "segments": tokens > 0, "weights": tokens > 0}
+
+
+def preference(model, params, batch, rng=None):
+    """-log sigmoid of the difference of log-likelihoods, summed over pairs."""
+    rows = batch.ungrouped()
+    logits = lm.forward(model, params, rows).logits[:, :-1]
+    of = jax.nn.log_softmax(logits)
+    said = jnp.take_along_axis(of, rows.tokens[:, 1:, None], axis=-1)[..., 0].sum(-1)
+    chosen, rejected = said.reshape(-1, 2).T
+    return Loss(-jax.nn.log_sigmoid(chosen - rejected).sum(), jnp.float32(len(chosen)), {})
+
+
+def test_a_group_is_split_by_micro_batches_or_devices():
+    model, adamw, schedule = small.parts(small.MODEL.replace(n_layers=1))
+    found = []
+    for shape, accumulate in (((1, 1, 1), 1), ((1, 1, 1), 4), ((2, 2, 2), 2)):
+        mesh = small.mesh_of(*shape)
+        rows = sharding.batch_sharding(mesh, (8, 6))
+        batch = next(batches.TrainBatches(Pairs(), 8, 0, rows))
+        assert batch.tokens.shape == (8, 2, 6) and batch.positions[3, 1].tolist() == [*range(6)]
+        with sharding.activate(mesh):
+            step = jax.jit(
+                make_train_step(model, preference, adamw, schedule, accumulate=accumulate)
+            )
+            state, metrics = step(create_state(model, adamw, mesh, 0), batch)
+        found.append(jax.device_get((metrics, state.params)))
+    assert found[0][0]["loss"] == pytest.approx(np.log(2), abs=0.5) and found[0][0]["weight"] == 8
+    for other in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other, found[0])
