@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-scann-core bench bench-retrieval docs docs-serve lint format lock clean
+.PHONY: help quickstart test test-slow test-times test-scann-core bench bench-retrieval docs docs-serve lint format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list what can be made
@@ -29,6 +29,9 @@ test: .venv/.test  ## environment + all tests on 8 forced CPU devices
 
 test-slow: .venv/.test  ## the larger sweeps too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-times: .venv/.test  ## all tests, then their time by folder and the 30 slowest files
+	$(BIN)/python -m tests.times -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-scann-core: .venv/.test  ## the memory's tests with scann-core in scann's place (docs/memory.md)
 	$(PIP) install --no-deps --upgrade --target .venv/scann-core scann-core==0.2.1

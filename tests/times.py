@@ -1,0 +1,55 @@
+"""Runs the tests, and lists the time they take by folder and by file: python -m tests.times [ARGUMENT_OF_PYTEST ...]
+
+The time of a test is that of its setup, call and teardown; a shared fixture counts with the test that is first to ask for it. Times of
+parallel workers are added up. Exit code: pytest's.
+"""
+
+import collections
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+
+FILES = 30  # slowest ones that are listed
+
+
+def read(report: pathlib.Path) -> list[tuple[str, float]]:
+    """(file, seconds) of every test in a JUnit report of the family xunit1."""
+    cases = ElementTree.parse(report).iter("testcase")
+    return [(case.get("file", "?"), float(case.get("time", 0))) for case in cases]
+
+
+def table(cases: Iterable[tuple[str, float]], files: int = FILES) -> list[str]:
+    """Lines: all folders, then the slowest files, slowest first, each with its share and its number of tests."""
+    by_folder, by_file, tests = collections.Counter(), collections.Counter(), collections.Counter()
+    for file, seconds in cases:
+        folder = file.rpartition("/")[0] or "."
+        by_folder[folder] += seconds
+        by_file[file] += seconds
+        tests.update((folder, file))
+    total = sum(by_file.values())
+    lines = [f"{sum(tests[file] for file in by_file):,} tests, {total:,.0f} s"]
+    for title, times in (("folder", by_folder.most_common()), ("file", by_file.most_common(files))):
+        lines += ["", f"seconds  share  tests  {title}"]
+        lines += [f"{s:7.1f}  {s / (total or 1):5.1%}  {tests[n]:5}  {n}" for n, s in times]
+    return lines
+
+
+def main(argv: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder) / "report.xml"
+        options = ["-o", "junit_family=xunit1", f"--junitxml={report}"]
+        begun = time.monotonic()
+        code = subprocess.run([sys.executable, "-m", "pytest", *options, *argv]).returncode
+        if report.exists():
+            print(
+                "\n".join(["", *table(read(report)), f"{time.monotonic() - begun:,.0f} s waited"])
+            )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
