@@ -1,1 +1,1 @@
-"""Where a command runs: this machine, a TPU pod, a SLURM cluster; and studies, which are chains of commands."""
+"""Run commands on this machine, a TPU pod or a SLURM cluster, and studies, chains of commands."""

@@ -1,4 +1,7 @@
-"""Runs the stages of a study in order, skips what is done, and keeps study.json. The rules of resuming are in launch/study.py."""
+"""Run the stages of a study in order, skip finished ones, and keep study.json.
+
+The rules of resuming are in launch/study.py.
+"""
 
 import contextlib
 import fcntl
@@ -41,15 +44,19 @@ MARKS = {
 def run_chain(
     study: Study, start: str = "", only: str = "", *, silence: float = 15.0, grace: float = 60.0
 ) -> int:
-    """Runs the study; start: this stage and all after it again; only: this stage alone. Returns the exit code (see launch/study.py).
+    """Run the study, and return the exit code (see launch/study.py).
 
-    Raises LaunchError for an unknown stage name, a working directory of another study, or one in use.
+    start: rerun this stage and all after it. only: rerun only this stage. silence: seconds without
+    output before a progress line. grace: seconds for a stage to end after a signal.
+    Raises LaunchError for an unknown stage name, and for a working directory of another study or in
+    use.
     """
     names = [stage.name for stage in study.stages]
     for wanted in (start, only):
         if wanted and wanted not in names:
             raise LaunchError(
-                f"stage {wanted!r} is not in study {study.name!r}{nearest(wanted, names)}; its stages: {', '.join(names)}"
+                f"stage {wanted!r} is not in study {study.name!r}{nearest(wanted, names)}; its "
+                f"stages: {', '.join(names)}"
             )
     console = Console(highlight=False, soft_wrap=True)
     (study.workdir / "logs").mkdir(parents=True, exist_ok=True)
@@ -71,7 +78,8 @@ def run_chain(
                 continue
             if not _why_run(study, i, record):
                 console.print(
-                    f"{MARKS['done']} {i + 1}/{len(names)} {stage.name}: done earlier, in {_clock(entry['seconds'])}"
+                    f"{MARKS['done']} {i + 1}/{len(names)} {stage.name}: done earlier, in "
+                    f"{_clock(entry['seconds'])}"
                 )
                 continue
             code = _run_stage(console, study, i, record, lock, silence, grace)
@@ -82,7 +90,8 @@ def run_chain(
         _write_record(study, record)
     if not code:
         console.print(
-            f"[green]study {escape(study.name)} done[/] in {_clock(time.monotonic() - began)}; record: {study.workdir}/study.json"
+            f"[green]study {escape(study.name)} done[/] in {_clock(time.monotonic() - began)}; "
+            f"record: {study.workdir}/study.json"
         )
     return code
 
@@ -107,7 +116,8 @@ def _run_stage(
     )
     about = f" [dim]{escape(stage.about)}[/]" if stage.about else ""
     console.print(
-        f"{MARKS['running']} {place} [bold]{stage.name}[/]{about} [dim](about {_clock(expected)}; study about {_clock(left)} left)[/]"
+        f"{MARKS['running']} {place} [bold]{stage.name}[/]{about} [dim](about "
+        f"{_clock(expected)}; study about {_clock(left)} left)[/]"
     )
     missing = [path for path in stage.inputs if not Path(path).exists()]
     if missing:
@@ -116,7 +126,10 @@ def _run_stage(
         _write_record(study, record)
 
         def beat(seconds: float) -> str:
-            return f"  {stage.name}: {_clock(seconds)} so far, about {_clock(expected - seconds)}; study about {_clock(left - seconds)} left"
+            return (
+                f"  {stage.name}: {_clock(seconds)} so far, about {_clock(expected - seconds)}; "
+                f"study about {_clock(left - seconds)} left"
+            )
 
         ended = run_child(
             [sys.executable, "-m", stage.module, *stage.args],
@@ -149,7 +162,8 @@ def _run_stage(
     _write_record(study, record)
     mark = MARKS[entry["status"]]
     console.print(
-        f"{mark} {place} {stage.name}: {entry['status']} after {_clock(ended.seconds)}, {entry['bytes']:,} bytes"
+        f"{mark} {place} {stage.name}: {entry['status']} after {_clock(ended.seconds)}, "
+        f"{entry['bytes']:,} bytes"
     )
     if entry["status"] == "done":
         return 0
@@ -164,11 +178,11 @@ def _run_stage(
 
 
 def _why_run(study: Study, i: int, record: dict[str, Any]) -> str:
-    """'' when stage i is done and nothing it depends on has changed, else what is new."""
+    """Reason to run stage i; '' if it is done and nothing that it depends on has changed."""
     stage, entry = study.stages[i], record["stages"][i]
     if entry["status"] != "done":
         return f"it is {entry['status']}"
-    if entry["digest"] == digest_by_files(stage):  # recorded before configs were resolved
+    if entry["digest"] == digest_by_files(stage):  # recorded by a version that did not read configs
         entry["digest"] = digest(stage)
     if entry["digest"] != digest(stage):
         return "its command or its config has changed"
@@ -182,7 +196,7 @@ def _why_run(study: Study, i: int, record: dict[str, Any]) -> str:
 
 
 def _used(study: Study, i: int, record: dict[str, Any]) -> dict[str, str]:
-    """What stage i reads: the run of the earlier stage that makes the path, or the path's content."""
+    """Input path of stage i -> run of the earlier stage that makes it, or its fingerprint."""
     used = {}
     for path in study.stages[i].inputs:
         maker = next(
@@ -200,7 +214,7 @@ def _used(study: Study, i: int, record: dict[str, Any]) -> dict[str, str]:
 
 
 def _within(path: str, other: str) -> bool:
-    """Whether one path is the other or lies in it."""
+    """Whether the paths are equal or one contains the other."""
     one, two = Path(os.path.abspath(path)), Path(os.path.abspath(other))
     return one.is_relative_to(two) or two.is_relative_to(one)
 
@@ -232,9 +246,10 @@ def _error(ended: Ended, unwritten: list[str]) -> str:
 
 
 def _expected(study: Study, record: dict[str, Any], i: int) -> tuple[float, float]:
-    """Expected seconds of stage i, and of all from i on that are not done.
+    """(expected seconds of stage i, of all unfinished stages from i on).
 
-    The hints are scaled by how this machine compared with them so far; half a minute at par is added, so that a short stage says little.
+    The hints are scaled by the ratio of actual to expected time so far. 30 seconds at ratio 1 are
+    added, so that short stages have little influence.
     """
     done = [
         (e["seconds"], s.seconds)
@@ -258,7 +273,8 @@ def _list_stages(console: Console, study: Study, record: dict[str, Any]) -> None
     for i, (stage, entry) in enumerate(zip(study.stages, record["stages"], strict=True)):
         mark = MARKS["done" if entry["status"] == "done" else "pending"]
         console.print(
-            f"  {mark} {i + 1} {stage.name:<{width}}  [dim]about {_clock(stage.seconds):>5}  {escape(stage.about)}[/]"
+            f"  {mark} {i + 1} {stage.name:<{width}}  [dim]about {_clock(stage.seconds):>5}  "
+            f"{escape(stage.about)}[/]"
         )
 
 
@@ -288,7 +304,7 @@ def _new_entry(study: Study, stage: Stage) -> dict[str, Any]:
 
 
 def _read_record(study: Study) -> dict[str, Any]:
-    """The record of an earlier run, in the order of today's stages; a fresh one where there is none or it cannot be read."""
+    """Read study.json, in the order of the current stages. Missing entries are new."""
     path = study.workdir / "study.json"
     earlier: dict[str, Any] = {}
     if path.exists():
@@ -297,11 +313,13 @@ def _read_record(study: Study) -> dict[str, Any]:
             name, earlier = old["study"], {entry["name"]: entry for entry in old["stages"]}
         except (ValueError, KeyError, TypeError) as error:
             raise LaunchError(
-                f"{path} is not a record of a study ({type(error).__name__}: {error}); move it away to start anew"
+                f"{path} is not a record of a study ({type(error).__name__}: {error}); move it "
+                "away to start anew"
             ) from error
         if name != study.name:
             raise LaunchError(
-                f"{study.workdir} holds study {name!r}, not {study.name!r}; choose another --workdir"
+                f"{study.workdir} holds study {name!r}, not {study.name!r}; choose another "
+                "--workdir"
             )
     stages = []
     for stage in study.stages:
@@ -325,12 +343,16 @@ def _write_record(study: Study, record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _alone_in(workdir: Path) -> Generator[int]:
-    """Holds workdir/.lock; stages inherit it, so a stage that outlives a killed study still keeps others out. Yields its descriptor."""
+    """Lock workdir/.lock, and yield its file descriptor.
+
+    Stages inherit the lock, so a stage that outlives a killed study still keeps others out.
+    """
     with (workdir / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise LaunchError(
-                f"{workdir} is in use by another study, or by a stage a killed study left behind; wait or end it"
+                f"{workdir} is in use by another study, or by a stage a killed study left "
+                "behind; wait or end it"
             ) from error
         yield lock.fileno()

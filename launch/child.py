@@ -1,4 +1,4 @@
-"""One child process with its output shown as it comes, kept in a log, and signals passed on to its whole process group."""
+"""Run a child process: show and log its output, and forward signals to its process group."""
 
 import collections
 import contextlib
@@ -23,8 +23,11 @@ ERROR = re.compile(r"\b(\w+(Error|Exception)|error|fatal)\b\s*:", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a child ended. returncode: its exit code, or minus the signal that killed it; seconds: wall time;
-    stopped_by: the signal this process was sent meanwhile and passed on (0: none); error: its last error line ('' if it wrote nothing)."""
+    """Result of a child process.
+
+    returncode: exit code, or minus the signal that killed it. seconds: wall time. stopped_by: first
+    signal that was received and forwarded, 0 for none. error: last error line, '' without output.
+    """
 
     returncode: int
     seconds: float
@@ -41,16 +44,19 @@ def run_child(
     grace: float = 60.0,
     keep_open: Sequence[int] = (),
 ) -> Ended:
-    """Runs argv to its end. Output goes to stdout and to log; a terminal is passed on as a terminal, so progress bars work.
+    """Run argv to its end; copy its output to stdout and to log.
 
-    beat(seconds since start) is printed whenever nothing was heard for `silence` seconds. SIGINT, SIGTERM and SIGHUP (as SIGTERM) are
-    passed on to the child's process group; it is killed on the second one, or when it has not ended `grace` seconds after the first.
-    keep_open: file descriptors to inherit.
+    If stdout is a terminal, the child gets a pseudo-terminal, so progress bars work.
+    beat: function of the seconds since the start; its text is printed after `silence` seconds
+    without output. keep_open: file descriptors to inherit.
+    SIGINT, SIGTERM and SIGHUP (as SIGTERM) are forwarded to the child's process group. It is killed
+    at the second signal, or `grace` seconds after the first.
     """
     terminal = sys.stdout.isatty()
     started = time.monotonic()
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    # A handler, set before the child starts, is not inherited: it gets default signals also where this process was told to ignore them.
+    # Child processes do not inherit handlers, so the child has default signal handling, even for
+    # signals that this process ignores.
     with (
         _output(terminal) as (ours, theirs),
         log.open("wb") as kept,
@@ -85,7 +91,7 @@ def _copy(
     sent: list[tuple[int, float]],
     grace: float,
 ) -> bytes:
-    """Copies the child's output until it and its output have ended; returns the last 64 KiB of it."""
+    """Copy the child's output until child and output have ended; return its last part."""
     tail: collections.deque[bytes] = collections.deque(maxlen=64)
     started = heard = time.monotonic()
     while True:
@@ -96,7 +102,7 @@ def _copy(
         if ready:
             try:
                 chunk = os.read(ours, 65536)
-            except OSError:  # a pseudo-terminal whose other side is closed
+            except OSError:  # the other side of the pseudo-terminal is closed
                 chunk = b""
             if not chunk:
                 return b"".join(tail)
@@ -104,12 +110,12 @@ def _copy(
             tail.append(chunk)
             kept.write(chunk)
             kept.flush()
-            with contextlib.suppress(OSError):  # the terminal may be gone; the log has it
+            with contextlib.suppress(OSError):  # the terminal may be gone; the log has the output
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
         elif (
             child.poll() is not None and now - heard > 0.5
-        ):  # ended, but something it started keeps its output open
+        ):  # the child has ended, but one of its children keeps the output open
             return b"".join(tail)
         elif now - heard > silence:
             heard = now
@@ -118,7 +124,7 @@ def _copy(
 
 @contextlib.contextmanager
 def _output(terminal: bool) -> Generator[tuple[int, int]]:
-    """(our end, the child's end) of a pseudo-terminal of our terminal's size, or of a pipe."""
+    """(our end, the child's end) of a pipe, or of a pseudo-terminal with our terminal's size."""
     if terminal:
         ours, theirs = pty.openpty()
         with contextlib.suppress(OSError):
@@ -136,9 +142,9 @@ def _output(terminal: bool) -> Generator[tuple[int, int]]:
 
 @contextlib.contextmanager
 def _signals(grace: float) -> Generator[tuple[list[tuple[int, float]], list[subprocess.Popen]]]:
-    """Passes signals on to the children in a list; yields the list of (signal, time) received, and that list.
+    """Forward signals; yield (list of received (signal, time), list of children to forward to).
 
-    A closed terminal ends the children too, unless nohup says that it ends nothing.
+    SIGHUP (closed terminal) is forwarded unless it is ignored, as under nohup.
     """
     sent: list[tuple[int, float]] = []
     children: list[subprocess.Popen] = []
@@ -166,7 +172,7 @@ def _signals(grace: float) -> Generator[tuple[list[tuple[int, float]], list[subp
 
 
 def _passed_on(number: int) -> int:
-    """The signal that a child gets for one of ours: training saves on SIGTERM, and a closed terminal is to lose nothing."""
+    """Signal to forward: SIGHUP becomes SIGTERM, on which training saves a checkpoint."""
     return signal.SIGTERM if number == signal.SIGHUP else number
 
 
@@ -176,7 +182,7 @@ def _kill(child: subprocess.Popen, number: int) -> None:
 
 
 def _error_line(output: bytes) -> str:
-    """The last line that reads like an error, else the last line."""
+    """Last line that looks like an error, else the last line."""
     lines = [
         line.strip()
         for line in re.split(r"[\r\n]+", ANSI.sub(b"", output).decode(errors="replace"))

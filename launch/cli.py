@@ -1,4 +1,4 @@
-"""The console script: openbook COMMAND ARGS runs the same entry point as python -m MODULE ARGS."""
+"""Console script: openbook COMMAND ARGS is python -m MODULE ARGS."""
 
 import importlib.metadata
 import os
@@ -50,19 +50,22 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The text of openbook --help."""
+    """Text of openbook --help."""
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items())
-    return f"usage: openbook COMMAND ...\n\n{rows}\n\nopenbook COMMAND --help says more; openbook --version tells the version."
+    return (
+        f"usage: openbook COMMAND ...\n\n{rows}\n\nopenbook COMMAND --help says more; openbook "
+        "--version tells the version."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command in this process, as python -m would. Returns 0 after --help and --version, 2 for an unknown command."""
+    """Run one command in this process. Returns 0 after --help and --version, 2 if unknown."""
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("--help", "-h", "help"):
         try:
             print(usage(), flush=True)
-        except BrokenPipeError:  # whoever reads has seen enough, as in openbook --help | head -3
+        except BrokenPipeError:  # the reader closed the pipe, as in openbook --help | head -3
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if command in ("--version", "-V"):
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module = COMMANDS[command][0]
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as python -m does: files beside the user can be imported
+        sys.path.insert(0, "")  # as python -m does: modules in the current directory are found
     sys.argv = [f"openbook {command}", *rest]
     interrupts.starting()
     printing.typed = f"openbook {command}"

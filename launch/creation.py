@@ -1,4 +1,7 @@
-"""Creating a queued resource where the answer may be lost: what this run made is known by its label, and nothing else is touched."""
+"""Create a queued resource when the answer of gcloud may be lost.
+
+A label identifies the resources of this run. Resources with another label are never touched.
+"""
 
 import dataclasses
 import re
@@ -8,8 +11,9 @@ from typing import Any
 
 from launch.gcloud import LABEL, Answer, Pod, Timing, ask, call
 
-REFUSED = re.compile(  # answers that are sure
-    r"\b(PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|NOT_FOUND|RESOURCE_EXHAUSTED|FAILED_PRECONDITION|OUT_OF_RANGE)\b"
+REFUSED = re.compile(  # definite refusals
+    r"\b(PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|NOT_FOUND|RESOURCE_EXHAUSTED"
+    r"|FAILED_PRECONDITION|OUT_OF_RANGE)\b"
 )
 EXISTS = re.compile("already.exists", re.IGNORECASE)
 NOT_FOUND = re.compile(r"\bNOT_FOUND\b|\bnot found\b")
@@ -17,16 +21,22 @@ NOT_FOUND = re.compile(r"\bNOT_FOUND\b|\bnot found\b")
 
 @dataclasses.dataclass(frozen=True)
 class Created:
-    """ours: whether the resource is there, or may be, and is this run's to delete; error: why the run cannot go on, '' if it can."""
+    """Result of `create`.
+
+    ours: the resource exists or may exist, and this run must delete it. error: reason to stop, ''
+    for success.
+    """
 
     ours: bool
     error: str = ""
 
 
 def create(pod: Pod, wait_hours: float, timing: Timing) -> Created:
-    """Asks for the resource and finds out whether it was made, for at most timing.call seconds after an answer that leaves it open.
+    """Request the resource, and find out whether it was created.
 
-    A name that an earlier try of this run still holds is waited for, timing.transfer seconds. What has another label is someone else's.
+    After an inconclusive answer it is polled for at most timing.call seconds. If an earlier try of
+    this run still holds the name, wait up to timing.transfer seconds. A resource with another label
+    belongs to someone else.
     """
     began = time.monotonic()
     while True:
@@ -49,19 +59,23 @@ def create(pod: Pod, wait_hours: float, timing: Timing) -> Created:
         if found and found.split("-")[0] != pod.label.split("-")[0]:
             return Created(
                 False,
-                f"{pod.name} exists already, is not this run's, and is left alone; choose another --name",
+                f"{pod.name} exists already, is not this run's, and is left alone; choose "
+                "another --name",
             )
         if time.monotonic() - began > (timing.transfer if pod.tried else timing.call):
             return Created(
                 False,
-                f"the name {pod.name} is still held by one that is being deleted; wait, or choose another --name",
+                f"the name {pod.name} is still held by one that is being deleted; wait, or "
+                "choose another --name",
             )
         time.sleep(timing.poll)
 
 
 def _watch(pod: Pod, timing: Timing, deadline: float, exists: bool) -> str | None:
-    """The label of what is there now ('someone else' without one, '' nothing, None not to be found out). What may still appear is
-    waited for until the deadline."""
+    """Label of the existing resource: 'someone else' without one, '' if there is none.
+
+    None if it cannot be found out. A resource that may still appear is polled until the deadline.
+    """
     found = None
     while True:
         described, why = ask(pod.describe(), timing.call)
@@ -77,7 +91,7 @@ def _watch(pod: Pod, timing: Timing, deadline: float, exists: bool) -> str | Non
 
 
 def _label(described: Any) -> str:
-    """The run's label, wherever gcloud shows it: of the resource, or of the nodes it is to have."""
+    """The run's label, anywhere in gcloud's output: of the resource or of its nodes."""
     if isinstance(described, dict):
         labels = described.get("labels")
         own = labels.get(LABEL) if isinstance(labels, dict) else None
@@ -97,7 +111,8 @@ def _unsure(pod: Pod, answer: Answer, found: str | None, exists: bool) -> Create
     if found:
         return Created(
             False,
-            f"gcloud could not create {pod.name} ({answer.said}); one that is not this run's is there and left alone",
+            f"gcloud could not create {pod.name} ({answer.said}); one that is not this run's is "
+            "there and left alone",
         )
     seen = (
         "it could not be looked for"
@@ -112,5 +127,6 @@ def _unsure(pod: Pod, answer: Answer, found: str | None, exists: bool) -> Create
     return Created(
         False,
         f"{asked}; {seen}. IT MAY COST MONEY. Look with:\n  {shlex.join(pod.describe())}\n"
-        f"and where its label {LABEL} is {pod.label}, delete it with:\n  {shlex.join(pod.delete())}",
+        f"and where its label {LABEL} is {pod.label}, delete it with:\n  "
+        f"{shlex.join(pod.delete())}",
     )

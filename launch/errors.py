@@ -1,4 +1,4 @@
-"""LaunchError, how an entry point of this room ends when it meets one, and the hint that goes into it. Needs nothing heavy."""
+"""LaunchError, its handling by entry points, and hints for messages. Imports nothing slow."""
 
 import difflib
 import functools
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 
 
 class LaunchError(ValueError):
-    """A request that cannot work; the message names the thing, its value, what was expected and what to do."""
+    """Invalid request. The message names the thing, its value, what was expected and what to do."""
 
 
 def one_line(main: Callable[..., int]) -> Callable[..., int]:
-    """Wraps an entry point: a LaunchError becomes one message on stderr and exit code 2, Ctrl-C exit code 130, never a stack trace."""
+    """Decorate an entry point: LaunchError prints a message and returns 2, Ctrl-C returns 130."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
@@ -26,7 +26,7 @@ def one_line(main: Callable[..., int]) -> Callable[..., int]:
             return 2
         except (
             BrokenPipeError
-        ):  # who reads has seen enough, as `head` has; Python flushes once more at its end
+        ):  # the reader has closed the pipe, as `head` does; Python flushes again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
@@ -36,6 +36,9 @@ def one_line(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' when some known name is close, else ''. As in lm.models.config, without importing JAX."""
+    """Hint ' (did you mean ...?)' for a similar known name, else ''.
+
+    A copy of lm.models.config.nearest, to avoid importing JAX.
+    """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

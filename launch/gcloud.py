@@ -1,4 +1,4 @@
-"""The gcloud commands of a run as argv lists, and one way to call them. Flags as in Google Cloud SDK 528 (GA track)."""
+"""gcloud commands as argv lists, and a function to call them (Google Cloud SDK 528, GA)."""
 
 import contextlib
 import dataclasses
@@ -14,15 +14,19 @@ from typing import Any
 from launch.target import Target
 
 FOLDER = "openbook-run"  # in the home directory of every worker
-LABEL = "openbook-run"  # of every resource
-RUN = uuid.uuid4().hex[:12]  # this program's own id
+LABEL = "openbook-run"  # key of the label of every resource
+RUN = uuid.uuid4().hex[:12]  # id of this process, in the label's value
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds. poll: between looks at the state; call: limit of a short gcloud call, and how long what a lost call did is watched for;
-    transfer: limit of copying and of deleting; settle: for other workers to show their errors; patience: describe calls in a row that
-    may fail."""
+    """Time limits in seconds.
+
+    poll: between state queries. call: limit of a short gcloud call, and of the search for a
+    resource after a lost answer. transfer: limit of copying and deleting. settle: for other workers
+    to print their errors. tick: between checks of workers.
+    patience: number of consecutive failed queries that are tolerated.
+    """
 
     poll: float = 15.0
     call: float = 120.0
@@ -34,7 +38,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """One queued resource and its single TPU, both called name. tried: earlier ones of this run, by the same name."""
+    """Queued resource and its single TPU, both called name. tried: number of earlier tries."""
 
     name: str
     target: Target
@@ -44,7 +48,7 @@ class Pod:
 
     @property
     def label(self) -> str:
-        """The value of LABEL that tells this resource from any other of its name."""
+        """Value of LABEL that identifies this resource."""
         return f"{RUN}-{self.tried}"
 
     def _gcloud(self, *words: str) -> list[str]:
@@ -52,7 +56,7 @@ class Pod:
         return ["gcloud", "compute", "tpus", *words, *place, "--quiet"]
 
     def create(self, wait_hours: float) -> list[str]:
-        """Asks for the TPU; the request lapses by itself after wait_hours."""
+        """Request the TPU; the request expires after wait_hours."""
         capacity = {"spot": ["--spot"], "reserved": ["--reserved"], "on-demand": []}[
             self.target.capacity
         ]
@@ -68,33 +72,33 @@ class Pod:
         )
 
     def state(self) -> list[str]:
-        """JSON: {"state": {"state": "ACTIVE", ...}}."""
+        """Query the state: JSON {"state": {"state": "ACTIVE", ...}}."""
         return self._gcloud("queued-resources", "describe", self.name, "--format=json(state)")
 
     def describe(self) -> list[str]:
-        """JSON: all that is known of it, with its labels."""
+        """Query all properties, including labels, as JSON."""
         return self._gcloud("queued-resources", "describe", self.name, "--format=json")
 
     def endpoints(self) -> list[str]:
-        """JSON: {"networkEndpoints": [one a worker]}."""
+        """Query the workers: JSON {"networkEndpoints": [one per worker]}."""
         return self._gcloud("tpu-vm", "describe", self.name, "--format=json(networkEndpoints)")
 
     def delete(self) -> list[str]:
-        """Deletes the request and its TPU, and waits until they are gone."""
+        """Delete the request and its TPU, and wait until they are gone."""
         return self._gcloud("queued-resources", "delete", self.name, "--force")
 
     def copy(self, files: Sequence[str]) -> list[str]:
-        """Copies files into the home directory of every worker, keeping their modes."""
+        """Copy files to the home directory of every worker, with their modes."""
         return self._gcloud("tpu-vm", "scp", *files, f"{self.name}:", "--worker=all")
 
     def fetch(self, path: str, into: str) -> list[str]:
-        """Copies a file or directory of FOLDER on worker 0 into the local directory `into`."""
+        """Copy a file or directory of FOLDER on worker 0 to the local directory `into`."""
         return self._gcloud(
             "tpu-vm", "scp", "--recurse", f"{self.name}:{FOLDER}/{path}", into, "--worker=0"
         )
 
     def ssh(self, worker: int | str, command: str) -> list[str]:
-        """Runs command in the shell of one worker ("all": of every worker, output at the end)."""
+        """Run command in the shell of one worker, or of all ("all", with output at the end)."""
         alive = "--ssh-flag=-o ServerAliveInterval=30 -o ServerAliveCountMax=4"
         return self._gcloud(
             "tpu-vm", "ssh", self.name, f"--worker={worker}", alive, f"--command={command}"
@@ -102,28 +106,34 @@ class Pod:
 
 
 def install_command(archive: str) -> str:
-    """Shell text: unpacks the archive from the home directory into FOLDER and installs it with Python 3.11 and JAX for TPU.
+    """Shell command that unpacks the archive to FOLDER and installs it with Python 3.11 and JAX.
 
-    It can run twice: gcloud runs a command again when the connection breaks.
+    It is idempotent, because gcloud runs a command again when the connection breaks.
     """
     return "\n".join(
         (
-            f"set -e; rm -rf {FOLDER}; mkdir {FOLDER}; tar -xzf {shlex.quote(archive)} -C {FOLDER}; cd {FOLDER}",
+            f"set -e; rm -rf {FOLDER}; mkdir {FOLDER}; tar -xzf {shlex.quote(archive)} -C "
+            f"{FOLDER}; cd {FOLDER}",
             "python3 -m pip install --quiet --user 'uv>=0.8'",
             "python3 -m uv venv --quiet --python 3.11 .venv",
-            "if [ -f requirements.lock ]; then python3 -m uv pip install --quiet --python .venv --require-hashes -r requirements.lock; fi",
+            "if [ -f requirements.lock ]; then python3 -m uv pip install --quiet --python .venv "
+            "--require-hashes -r requirements.lock; fi",
             "python3 -m uv pip install --quiet --python .venv --editable '.[tpu]'",
         )
     )
 
 
 def run_command(command: Sequence[str], secrets: str = "") -> str:
-    """Shell text: runs the command in FOLDER with the environment of the file secrets, which is removed once read.
+    """Shell command that runs `command` in FOLDER, with the environment of the file `secrets`.
 
-    gcloud runs a command again when the connection breaks or the command ends with 255. A second training beside the first would only
-    find the TPU busy, so a second start ends with 76 and says why.
+    The file is removed after it is read. gcloud runs a command again when the connection breaks or
+    the command returns 255. A second training process would find the TPU busy, so a second start
+    returns 76 with a message.
     """
-    again = "this worker was started before: the connection broke, or the command ended with exit code 255"
+    again = (
+        "this worker was started before: the connection broke, or the command ended with exit "
+        "code 255"
+    )
     lines = [
         f"cd {FOLDER} || exit 77",
         f"mkdir .started 2>/dev/null || {{ echo 'error: {again}' >&2; exit 76; }}",
@@ -136,7 +146,7 @@ def run_command(command: Sequence[str], secrets: str = "") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one gcloud call gave. returncode 124: it did not answer in time and was ended."""
+    """Result of a gcloud call. returncode 124: it timed out and was killed."""
 
     returncode: int
     stdout: str
@@ -144,7 +154,7 @@ class Answer:
 
     @property
     def said(self) -> str:
-        """Its last line of complaint."""
+        """Its last error line, else its last line."""
         lines = [line.strip() for line in (self.stderr or self.stdout).splitlines() if line.strip()]
         return next(
             (line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "nothing"
@@ -152,7 +162,10 @@ class Answer:
 
 
 def call(argv: Sequence[str], timeout: float) -> Answer:
-    """Runs gcloud to its end, in its own session so that Ctrl-C reaches only us; ends it, and what it started, after timeout seconds."""
+    """Run gcloud to its end; kill it and its children after timeout seconds.
+
+    It has its own session, so Ctrl-C does not reach it.
+    """
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -174,7 +187,7 @@ def call(argv: Sequence[str], timeout: float) -> Answer:
 
 
 def ask(argv: Sequence[str], timeout: float) -> tuple[dict[str, Any], str]:
-    """(the object gcloud printed, '') or ({}, why there is none)."""
+    """(JSON object that gcloud printed, '') or ({}, reason why there is none)."""
     answer = call(argv, timeout)
     if answer.returncode:
         return {}, answer.said
@@ -190,7 +203,7 @@ def ask(argv: Sequence[str], timeout: float) -> tuple[dict[str, Any], str]:
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """Kills a process started in its own session with everything it started, and reaps it."""
+    """Kill a process that has its own session, with all its children, and wait for it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

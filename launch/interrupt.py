@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as one exception, raised once and only where it is allowed: nothing else is ever cut short."""
+"""Turn SIGINT, SIGTERM and SIGHUP into one exception, raised once and only where it is allowed."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """This process was sent SIGINT, SIGTERM or SIGHUP; number is which."""
+    """Signal to this process. number: of the signal."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -19,7 +19,7 @@ class Interrupted(BaseException):
 
 @dataclasses.dataclass
 class Signals:
-    """came: the first signal that came, 0 for none. doing: what is told to someone who sends one where it has to wait."""
+    """Received signals. came: the first one, 0 for none. doing: work that a signal waits for."""
 
     came: int = 0
     doing: str = "starting"
@@ -27,7 +27,10 @@ class Signals:
 
     @contextlib.contextmanager
     def may_interrupt(self) -> Generator[None]:
-        """Within the block a signal raises Interrupted; one that came before raises it at once. A second one never raises."""
+        """Raise Interrupted for a first signal within the block, or at once for an earlier one.
+
+        A second signal never raises.
+        """
         try:
             self.allowed = True
             if self.came:
@@ -37,19 +40,19 @@ class Signals:
             self.allowed = False
 
     def handle(self, number: int, frame) -> None:
-        """The signal handler."""
+        """Handle a signal."""
         first, self.came = not self.came, self.came or number
         if first and self.allowed:
             raise Interrupted(number)
         with contextlib.suppress(
             OSError
-        ):  # the terminal may be gone; print could fail, or be the very thing that was interrupted
+        ):  # the terminal may be gone; print is not safe in a signal handler
             os.write(2, f"{self.doing}: wait for it to end\n".encode())
 
 
 @contextlib.contextmanager
 def catch_signals() -> Generator[Signals]:
-    """Within the block SIGINT, SIGTERM and SIGHUP go to the Signals it yields; one that is ignored (nohup) stays ignored."""
+    """Handle SIGINT, SIGTERM and SIGHUP in the block; ignored signals (nohup) stay ignored."""
     signals = Signals()
     heeded = [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, signals.handle) for number in heeded}

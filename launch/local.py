@@ -1,4 +1,4 @@
-"""--on=local: the command runs here, on this machine's CPU, GPUs or TPU."""
+"""--on=local: run the command on this machine's CPU, GPUs or TPU."""
 
 import os
 import shlex
@@ -10,9 +10,10 @@ from launch.target import this_python
 
 
 def run_local(command: Sequence[str], dry_run: bool = False) -> int:
-    """Becomes the command (exec), so signals, terminal and exit code are its own. `python` is the interpreter running now.
+    """Replace this process by the command (exec); `python` becomes the current interpreter.
 
-    Returns only from a dry run. Raises LaunchError when the command does not exist or cannot be run.
+    So signals, terminal and exit code are the command's own. Returns only from a dry run. Raises
+    LaunchError when the command cannot be run.
     """
     argv = this_python(command)
     if dry_run:
@@ -24,5 +25,6 @@ def run_local(command: Sequence[str], dry_run: bool = False) -> int:
         os.execvp(argv[0], argv)
     except OSError as error:
         raise LaunchError(
-            f"{argv[0]!r} cannot be run: {error.strerror}; expected a program, such as python -m lm.train ..."
+            f"{argv[0]!r} cannot be run: {error.strerror}; expected a program, such as python -m "
+            "lm.train ..."
         ) from error

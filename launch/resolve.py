@@ -1,6 +1,8 @@
-"""What config files say, for launch.stages: python -m launch.resolve FILE.py[:variant] ... prints a JSON object of them, by name.
+"""Read config files, and print a JSON object of their values by name, for launch.stages.
 
-It runs in a process of its own, so that a config is read with the files it imports as they are now, and may import what it likes.
+python -m launch.resolve FILE.py[:variant] ...
+
+It runs in a separate process, so that configs and the files they import are read anew.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """ConfigDicts, at any depth, as dicts; lists and tuples as lists."""
+    """Convert ConfigDicts at any depth to dicts, and tuples to lists."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):
@@ -25,19 +27,19 @@ def plain(value: Any) -> Any:
 
 
 def _read(config: str) -> Any:
-    """What get_config() returns, called as ml_collections' config flags do."""
+    """Call get_config() of a config file in the same way as ml_collections' config flags."""
     path, colon, variant = (
         config.partition(".py:") if ".py:" in config else (config.removesuffix(".py"), "", "")
     )
     spec = importlib.util.spec_from_file_location("resolved_config", f"{path}.py")
-    assert spec is not None and spec.loader is not None  # a .py file always has both
+    assert spec is not None and spec.loader is not None  # true for a .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return plain(module.get_config(variant) if colon else module.get_config())
 
 
 def main(configs: list[str]) -> int:
-    """Prints {"configs": {name: what it says as JSON text, or null where it cannot be read}, "files": those here that were imported}."""
+    """Print {"configs": {name: JSON text, or null on an error}, "files": imported local files}."""
     found: dict[str, str | None] = {}
     with contextlib.redirect_stdout(sys.stderr):
         for config in configs:
@@ -47,7 +49,7 @@ def main(configs: list[str]) -> int:
             except (
                 Exception,
                 SystemExit,
-            ):  # a config is a program; the stage itself says what is wrong with it
+            ):  # a config is a program and may raise anything; the stage itself reports it
                 found[config] = None
     imported = [
         Path(file)

@@ -1,4 +1,8 @@
-"""Runs a command somewhere: python -m launch.run --on=local | tpu:v5litepod-16,spot | slurm:2x8 [--dry-run] -- python -m lm.train ..."""
+"""Run a command on this machine, a TPU pod or SLURM.
+
+python -m launch.run --on=local | tpu:v5litepod-16,spot | slurm:2x8 [--dry-run] -- python -m
+    lm.train ...
+"""
 
 import argparse
 import getpass
@@ -18,13 +22,14 @@ from launch.tpu import Job, Timing, print_plan, run_tpu
 
 @one_line
 def main(argv: Sequence[str] | None = None, timing: Timing | None = None) -> int:
-    """Runs the command after `--`; returns its exit code, or those of launch/tpu.py. timing: how often the cloud is asked."""
+    """Run the command after `--`; return its exit code, or one of launch/tpu.py."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words[: words.index("--")] if "--" in words else words)
     command = words[words.index("--") + 1 :] if "--" in words else []
     if not command:
         raise LaunchError(
-            "no command: put it after `--`, as in --on=local -- python -m lm.train --config=... --workdir=..."
+            "no command: put it after `--`, as in --on=local -- python -m lm.train --config=... "
+            "--workdir=..."
         )
     target = parse_target(args.on)
     _refuse_unused(args, target.kind)
@@ -88,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refuse_unused(args: argparse.Namespace, kind: str) -> None:
-    """A flag that would be ignored is an error."""
+    """Raise LaunchError for a flag that would be ignored."""
     flags = ("name", "max_hours", "zone", "project", "wait_hours", "retries", "env")
     for flag in flags[{"local": 0, "slurm": 2, "tpu": 7}[kind] :]:
         if getattr(args, flag) is not None:

@@ -1,7 +1,8 @@
-"""--on=slurm:NxG: an sbatch script that runs the command under srun, one task a GPU, and is requeued until it ends by itself.
+"""--on=slurm:NxG: an sbatch script that runs the command under srun, with one task per GPU.
 
-JAX finds its peers only inside srun. Slurm sends SIGTERM five minutes before the time limit or at a preemption; training then saves a
-checkpoint and ends, the job is queued again, and training resumes from its --workdir, which must be on a file system all nodes share.
+JAX finds its peers only inside srun. Slurm sends SIGTERM five minutes before the time limit and on
+preemption. Training then saves a checkpoint and ends, and the script queues the job again. Training
+resumes from its --workdir, which must be on a file system that all nodes share.
 """
 
 import math
@@ -17,7 +18,7 @@ from launch.target import Target, this_python
 
 JOB = re.compile(
     r"(?:Submitted batch job )?(\d+)(?:;([\w.-]+))?"
-)  # what sbatch --parsable prints, and what a wrapper may leave of it
+)  # output of sbatch --parsable, or what a wrapper leaves of it
 
 SCRIPT = """\
 #!/bin/bash
@@ -46,7 +47,7 @@ exit "$code"
 def script(
     target: Target, command: Sequence[str], name: str, max_hours: float, folder: Path
 ) -> str:
-    """The text of the sbatch script; the command is quoted exactly."""
+    """Text of the sbatch script, with the command quoted."""
     return SCRIPT.format(
         name=name,
         nodes=target.nodes,
@@ -65,10 +66,10 @@ def run_slurm(
     dry_run: bool,
     folder: Path = Path("runs/launch"),
 ) -> int:
-    """Writes folder/name.sbatch and submits it; prints the job's id and how to follow and stop it. Returns 0.
+    """Write folder/name.sbatch and submit it; print the job's id and how to follow and stop it.
 
-    dry_run: prints the script and the command instead and calls nothing. Raises LaunchError when sbatch is missing, refuses,
-    or does not say what it did.
+    Returns 0. dry_run: only print the script and the command.
+    Raises LaunchError when sbatch is missing, fails, or prints no job id.
     """
     text = script(target, command, name, max_hours, folder)
     file = folder / f"{name}.sbatch"
@@ -82,7 +83,10 @@ def run_slurm(
         )
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
-    unsure = f"look with: squeue --me --name={name}; stop it with: scancel --name={name}; the script is {file}"
+    unsure = (
+        f"look with: squeue --me --name={name}; stop it with: scancel --name={name}; the script "
+        f"is {file}"
+    )
     try:
         done = subprocess.run(
             argv,
@@ -94,7 +98,8 @@ def run_slurm(
         )
     except subprocess.TimeoutExpired as error:
         raise LaunchError(
-            f"sbatch did not answer within 120 s, and whether it queued {name} is not known; {unsure}"
+            f"sbatch did not answer within 120 s, and whether it queued {name} is not known; "
+            f"{unsure}"
         ) from error
     lines = (done.stdout + "\n" + done.stderr).splitlines()
     said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
@@ -104,14 +109,16 @@ def run_slurm(
         )
     found = [
         match for line in done.stdout.splitlines() if (match := JOB.fullmatch(line.strip()))
-    ]  # sites put banners around it
+    ]  # sites print banners around it
     if not found:
         raise LaunchError(
-            f"sbatch ended with 0 and gave no id, but said: {said}; whether it queued {name} is not known; {unsure}"
+            f"sbatch ended with 0 and gave no id, but said: {said}; whether it queued {name} is "
+            f"not known; {unsure}"
         )
     job, cluster = found[-1][1], f" --clusters={found[-1][2]}" if found[-1][2] else ""
     print(f"job {job}: {name} on {target.nodes} x {target.tasks} GPUs, script {file}")
     print(
-        f"  follow: tail -F {folder}/{name}-{job}.log\n  state:  squeue --job={job}{cluster}\n  stop:   scancel {job}{cluster}"
+        f"  follow: tail -F {folder}/{name}-{job}.log\n  state:  squeue --job={job}{cluster}\n  "
+        f"stop:   scancel {job}{cluster}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""The code a remote machine gets: the files git tracks, as they are in the working tree, and a record of where they came from."""
+"""Code for a remote machine: tracked files in the working tree, with the commit and diff."""
 
 import dataclasses
 import io
@@ -17,7 +17,11 @@ DIFF = ".source.diff"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Tracked files of a checkout. bytes: their sum; commit: sha of HEAD ('' before the first); diff: what differs from it."""
+    """Tracked files of a checkout.
+
+    bytes: total size. commit: sha of HEAD ('' before the first commit). diff: changes since HEAD.
+    untracked: number of untracked files.
+    """
 
     root: Path
     files: tuple[str, ...]
@@ -29,11 +33,14 @@ class Source:
     def __str__(self) -> str:
         state = "with changes, recorded as a diff" if self.diff else "unchanged"
         left = f"; {self.untracked} untracked files are not sent" if self.untracked else ""
-        return f"{len(self.files)} files, {self.bytes / 1e6:.1f} MB, commit {self.commit[:12] or 'none'} {state}{left}"
+        return (
+            f"{len(self.files)} files, {self.bytes / 1e6:.1f} MB, commit "
+            f"{self.commit[:12] or 'none'} {state}{left}"
+        )
 
 
 def read_source(directory: Path, limit: int = LIMIT) -> Source:
-    """The checkout around directory. Raises LaunchError when it is none, or its tracked files exceed limit bytes."""
+    """Checkout around directory. Raises LaunchError if there is none or it exceeds limit bytes."""
     root = Path(_git(directory, "rev-parse", "--show-toplevel").decode().rstrip("\n"))
     listed = [
         name for name in os.fsdecode(_git(root, "ls-files", "-z", "--cached")).split("\0") if name
@@ -49,7 +56,8 @@ def read_source(directory: Path, limit: int = LIMIT) -> Source:
             for name in sorted(files, key=lambda name: -sizes[name])[:3]
         )
         raise LaunchError(
-            f"the tracked files of {root} are {total / 1e6:.1f} MB, more than the {limit / 1e6:.0f} MB that are copied to a machine; "
+            f"the tracked files of {root} are {total / 1e6:.1f} MB, more than the "
+            f"{limit / 1e6:.0f} MB that are copied to a machine; "
             f"largest: {largest}. Take data out of git and keep it in a bucket"
         )
     has_commit = _git(root, "rev-list", "-n1", "--all") != b""
@@ -64,7 +72,7 @@ def read_source(directory: Path, limit: int = LIMIT) -> Source:
 
 
 def write_archive(source: Source, path: Path) -> None:
-    """Writes the files as a .tar.gz, with RECORD (commit, changed) and, when the tree has changes, DIFF beside them."""
+    """Write the files to a .tar.gz, with RECORD (commit, changed) and the DIFF, if any."""
     record = json.dumps(
         {"commit": source.commit, "changed": bool(source.diff), "files": len(source.files)}
     ).encode()
@@ -95,6 +103,7 @@ def _git(directory: Path, *args: str) -> bytes:
     if done.returncode:
         said = (done.stderr.decode(errors="replace").strip() or "nothing").splitlines()[-1]
         raise LaunchError(
-            f"git {args[0]} failed in {directory}: {said}; the code to copy is what git tracks there"
+            f"git {args[0]} failed in {directory}: {said}; the code to copy is what git tracks "
+            "there"
         )
     return done.stdout

@@ -1,4 +1,7 @@
-"""What a study is: its config read strictly, its placeholders filled, its stages' commands and fingerprints. Format: launch/study.py."""
+"""Read the config of a study, fill in its placeholders, and fingerprint its stages.
+
+The format is described in launch/study.py.
+"""
 
 import dataclasses
 import hashlib
@@ -21,12 +24,12 @@ ALLOWED = ("lm.", "retrieval.", "launch.", "configs.")
 STUDY_FIELDS = ("name", "stages", "workdir", "samples_dir")
 HASHED_BYTES = (
     64 * 2**20
-)  # files up to this size are compared by content, larger ones by size and time of change
+)  # files up to this size are compared by content, larger ones by size and modification time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One command of a study, placeholders already filled. seconds: expected duration."""
+    """One command of a study, with placeholders filled in. seconds: expected duration."""
 
     name: str
     module: str
@@ -39,7 +42,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A chain of stages and the directory it writes to."""
+    """Chain of stages, and the directory that it writes to."""
 
     name: str
     workdir: Path
@@ -49,17 +52,22 @@ class Study:
 def load_study(
     config: str, workdir: str = "", samples: str = "", allowed: Sequence[str] = ALLOWED
 ) -> Study:
-    """Reads FILE.py[:variant]; workdir and samples, when given, win over the config's. Raises LaunchError for anything it does not know."""
+    """Read FILE.py[:variant]. Raises LaunchError for an invalid or unknown field.
+
+    workdir, samples: override the config's, if given. allowed: prefixes of module names.
+    """
     raw = plain(_get_config(config))
     if not isinstance(raw, dict):
         raise LaunchError(
-            f"{config}: get_config() returned {type(raw).__name__}; expected a ConfigDict with name and stages"
+            f"{config}: get_config() returned {type(raw).__name__}; expected a ConfigDict with "
+            "name and stages"
         )
     _known(config, raw, STUDY_FIELDS)
     name = _text(config, raw, "name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise LaunchError(
-            f"{config}: name={name!r}; expected letters, digits, '-', '_' and '.', as it names a directory"
+            f"{config}: name={name!r}; expected letters, digits, '-', '_' and '.', as it names a "
+            "directory"
         )
     places = {
         "workdir": workdir or _text(config, raw, "workdir", f"runs/{name}"),
@@ -68,7 +76,8 @@ def load_study(
     stages = raw.get("stages")
     if not isinstance(stages, list | tuple) or not stages:
         raise LaunchError(
-            f"{config}: stages={stages!r}; expected a tuple of at least one dict (see python -m pydoc launch.study)"
+            f"{config}: stages={stages!r}; expected a tuple of at least one dict (see python -m "
+            "pydoc launch.study)"
         )
     parsed = tuple(
         _stage(f"{config}: stages[{i}]", stage, places, allowed) for i, stage in enumerate(stages)
@@ -77,7 +86,8 @@ def load_study(
     for i, one in enumerate(names):
         if one in names[:i]:
             raise LaunchError(
-                f"{config}: two stages are named {one!r}; names must differ, as they name logs and records"
+                f"{config}: two stages are named {one!r}; names must differ, as they name logs "
+                "and records"
             )
     return Study(name=name, workdir=Path(places["workdir"]), stages=parsed)
 
@@ -95,7 +105,7 @@ def _get_config(config: str) -> Any:
         beside = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
         raise LaunchError(f"--config={config}: there is no file {file}{nearest(str(file), beside)}")
     spec = importlib.util.spec_from_file_location("study_config", file)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
+    assert spec is not None and spec.loader is not None  # true for a .py file
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -103,12 +113,13 @@ def _get_config(config: str) -> Any:
         takes_variant = bool(inspect.signature(get_config).parameters)
         if variant and not takes_variant:
             raise LaunchError(
-                f"--config={config}: get_config() of {file} takes no variant; leave out ':{variant}'"
+                f"--config={config}: get_config() of {file} takes no variant; leave out "
+                f"':{variant}'"
             )
         return get_config(variant) if takes_variant else get_config()
     except LaunchError:
         raise
-    except Exception as error:  # the config is user code: whatever it raises is reported by name, without a stack trace
+    except Exception as error:  # a config is a program and may raise anything
         raise LaunchError(
             f"--config={config} could not be read: {type(error).__name__}: {error}"
         ) from error
@@ -121,7 +132,8 @@ def _stage(where: str, raw: Any, places: Mapping[str, str], allowed: Sequence[st
     name = _text(where, raw, "name")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise LaunchError(
-            f"{where}: name={name!r}; expected lower-case letters, digits, '-' and '_', as it names a log file"
+            f"{where}: name={name!r}; expected lower-case letters, digits, '-' and '_', as it "
+            "names a log file"
         )
     where = f"{where} ({name})"
     module = _text(where, raw, "module")
@@ -129,7 +141,8 @@ def _stage(where: str, raw: Any, places: Mapping[str, str], allowed: Sequence[st
         tuple(allowed)
     ):
         raise LaunchError(
-            f"{where}: module={module!r} is not an entry point of this project; expected a name under {', '.join(allowed)}"
+            f"{where}: module={module!r} is not an entry point of this project; expected a name "
+            f"under {', '.join(allowed)}"
         )
     seconds = raw.get("seconds", Stage.seconds)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
@@ -146,7 +159,7 @@ def _stage(where: str, raw: Any, places: Mapping[str, str], allowed: Sequence[st
 
 
 def _argv(where: str, args: Any) -> list[str]:
-    """A dict of flags, or a list of arguments, as argv."""
+    """Convert a dict of flags, or a list of arguments, to argv."""
     if isinstance(args, list | tuple):
         for arg in args:
             _scalar(f"{where}: args", arg)
@@ -159,7 +172,8 @@ def _argv(where: str, args: Any) -> list[str]:
     for flag, value in args.items():
         if not isinstance(flag, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", flag):
             raise LaunchError(
-                f"{where}: args has the flag {flag!r}; write it without dashes, as in {{'workdir': '...'}}"
+                f"{where}: args has the flag {flag!r}; write it without dashes, as in "
+                f"{{'workdir': '...'}}"
             )
         for item in value if isinstance(value, list | tuple) else [value]:
             if item is None or (item is False and "." not in flag):
@@ -173,7 +187,7 @@ def _argv(where: str, args: Any) -> list[str]:
 
 
 def _fill(where: str, text: str, places: Mapping[str, str]) -> str:
-    """Replaces {workdir} and {samples} and nothing else; a near miss of one of them is an error."""
+    """Replace {workdir} and {samples}. A misspelling of one raises LaunchError."""
 
     def place(match: re.Match[str]) -> str:
         name = match[1]
@@ -213,14 +227,15 @@ def _known(where: str, raw: dict, fields: Sequence[str]) -> None:
     for field in raw:
         if field not in fields:
             raise LaunchError(
-                f"{where}: unknown field {field!r}{nearest(str(field), fields)}; one of {', '.join(fields)}"
+                f"{where}: unknown field {field!r}{nearest(str(field), fields)}; one of "
+                f"{', '.join(fields)}"
             )
 
 
 def digest(stage: Stage) -> str:
-    """sha256 over the stage's command and what the configs it names (--config=FILE.py[:variant]) say, with all that they import.
+    """SHA-256 of the stage's command and the values of its configs (--config=FILE.py[:variant]).
 
-    A config that cannot be read counts by the content of its file.
+    For a config that cannot be read, the fingerprint of its file is used.
     """
     said = {config: resolved(config) or fingerprint(_file(config)) for config in configs(stage)}
     return hashlib.sha256(
@@ -229,7 +244,7 @@ def digest(stage: Stage) -> str:
 
 
 def digest_by_files(stage: Stage) -> str:
-    """What `digest` was before configs were resolved: over the files that --config= names, without what they import."""
+    """Digest of earlier versions: of the config files themselves, without what they import."""
     files = {
         _file(arg.removeprefix("--config=")): ""
         for arg in stage.args
@@ -241,7 +256,7 @@ def digest_by_files(stage: Stage) -> str:
 
 
 def configs(stage: Stage) -> list[str]:
-    """The FILE.py[:variant] that its arguments name: --config=X, or --config and X."""
+    """Configs FILE.py[:variant] in the arguments: --config=X, or --config and X."""
     named = [arg.partition("=")[2] for arg in stage.args if re.match(r"--?config=", arg)]
     named += [
         after for arg, after in itertools.pairwise(stage.args) if arg in ("--config", "-config")
@@ -255,11 +270,14 @@ def _file(config: str) -> str:
 
 _resolved: dict[
     str, tuple[dict[str, str], str | None]
-] = {}  # config -> (fingerprints of the files it is made of, what it says)
+] = {}  # config -> (fingerprints of its files, its value as JSON)
 
 
 def resolved(config: str, others: Sequence[str] = ()) -> str | None:
-    """What a config says, as JSON text; None where it cannot be read. others: configs to read in the same process, for later."""
+    """Value of a config as JSON text; None if it cannot be read.
+
+    others: further configs to read in the same process and cache.
+    """
     known = _resolved.get(os.path.abspath(config))
     if known is None or any(fingerprint(file) != was for file, was in known[0].items()):
         wanted = list(dict.fromkeys([config, *others]))
@@ -281,9 +299,10 @@ def resolved(config: str, others: Sequence[str] = ()) -> str | None:
 
 
 def fingerprint(path: str | Path) -> str:
-    """Tells a changed file or directory from an unchanged one; '' when there is nothing at path.
+    """Fingerprint of a file or directory, which changes with its content; '' if there is none.
 
-    A file: size and sha256 (size and time of change above 64 MiB). A directory: the fingerprints of all its files, by relative path.
+    File: size and SHA-256, or size and modification time above 64 MiB. Directory: fingerprints of
+    all its files, by relative path.
     """
     path = Path(path)
     if path.is_dir():
@@ -301,7 +320,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def size(path: str | Path) -> int:
-    """Bytes of a file, or of all files under a directory; 0 when there is nothing."""
+    """Bytes of a file, or of all files under a directory; 0 if there is none."""
     path = Path(path)
     if path.is_dir():
         return sum(size(Path(root, file)) for root, _, names in os.walk(path) for file in names)

@@ -1,51 +1,71 @@
-"""Runs a study, a chain of stages: python -m launch.study --config=configs/studies/x.py[:variant] [--workdir=runs/x] [--samples-dir=DIR]
+"""Run a study, a chain of stages.
 
-A study config is a Python file whose get_config() (or get_config(variant)) returns an ml_collections.ConfigDict or a dict:
+python -m launch.study --config=configs/studies/x.py[:variant] [--workdir=runs/x]
+    [--samples-dir=DIR]
+
+A study config is a Python file whose get_config() (or get_config(variant)) returns an
+ml_collections.ConfigDict or a dict:
 
     name         str    name of the study
     stages       tuple of dicts, run in this order (below)
-    workdir      str    where the study writes; default runs/<name>; --workdir= wins
-    samples_dir  str    where real samples lie or are put; default samples; --samples-dir= wins
+    workdir      str    output directory; default runs/<name>; --workdir= overrides it
+    samples_dir  str    directory of real samples; default samples; --samples-dir= overrides it
 
-A stage is a dict; every other field is an error that suggests the nearest name:
+A stage is a dict with these fields. Another field is an error with a suggestion.
 
     name     str    lower-case letters, digits, - and _; unique in the study
-    module   str    an entry point under lm., retrieval., launch. or configs., run as `python -m MODULE ARGS`
-    args     dict   {"flag": value}: value str or number -> --flag=value; True -> --flag; False and None -> nothing;
-                    a list -> the flag once per item. A flag with a dot ("config.steps") is always --flag=value, True and False too.
-             list   or the argv itself, ["add", "--k=5", "some text"]
-    inputs   tuple  files and directories the stage reads; they must exist when it starts (default: none)
-    outputs  tuple  files and directories it leaves; they must exist when it ends (default: none)
+    module   str    entry point under lm., retrieval., launch. or configs., run as
+                    `python -m MODULE ARGS`
+    args     dict   {"flag": value}: a str or number -> --flag=value; True -> --flag; False and
+                    None -> nothing; a list -> the flag once per item. A flag with a dot
+                    ("config.steps") is always --flag=value, also for True and False.
+             list   or argv itself, ["add", "--k=5", "some text"]
+    inputs   tuple  files and directories that must exist when the stage starts (default: none)
+    outputs  tuple  files and directories that must exist when it ends (default: none)
     seconds  number expected duration on 2 CPU cores, for the ETA (default 10)
-    about    str    one line to show beside the name (default: none)
+    about    str    one-line description, shown beside the name (default: none)
 
-In args, inputs and outputs `{workdir}` and `{samples}` are replaced by the two directories; no other braces are touched, but a
-misspelled one of these is an error. Paths are relative to the directory the study is started in, as in the shell.
+In args, inputs and outputs, `{workdir}` and `{samples}` are replaced by the two directories. Other
+braces are unchanged, but a misspelling of one of these is an error. Paths are relative to the
+current directory.
 
     def get_config():
         c = ml_collections.ConfigDict()
         c.name = "tiny"
         c.stages = (
-            dict(name="train", module="lm.train", seconds=90, about="a small decoder from scratch",
-                 args={"config": "configs/tiny.py", "config.steps": 200, "workdir": "{workdir}/train"},
-                 inputs=("{samples}/speeches.jsonl",), outputs=("{workdir}/train/metrics.jsonl",)),
-            dict(name="evaluate", module="lm.evaluate", args={"model": "{workdir}/train", "json": "{workdir}/evaluation.json"},
-                 inputs=("{workdir}/train/metrics.jsonl",), outputs=("{workdir}/evaluation.json",)),
+            dict(
+                name="train",
+                module="lm.train",
+                seconds=90,
+                about="a small decoder from scratch",
+                args={"config": "configs/tiny.py", "workdir": "{workdir}/train"},
+                inputs=("{samples}/speeches.jsonl",),
+                outputs=("{workdir}/train/metrics.jsonl",),
+            ),
+            dict(
+                name="evaluate",
+                module="lm.evaluate",
+                args={"model": "{workdir}/train", "json": "{workdir}/evaluation.json"},
+                inputs=("{workdir}/train/metrics.jsonl",),
+                outputs=("{workdir}/evaluation.json",),
+            ),
         )
         return c
 
-What it writes: {workdir}/study.json, replaced atomically after every change, and the output of each stage in {workdir}/logs/<stage>.log.
-study.json is {"study", "state", "seconds", "stages": [{"name", "about", "command", "status", "seconds", "bytes", "outputs", "returncode",
-"error", "log", ...}]}; status is one of pending, running, done, failed, interrupted; bytes is the size of the declared outputs.
+Output: {workdir}/study.json, replaced atomically after every change, and the output of each stage
+in {workdir}/logs/<stage>.log. study.json is {"study", "state", "seconds", "stages": [{"name",
+"about", "command", "status", "seconds", "bytes", "outputs", "returncode", "error", "log", ...}]}.
+status is pending, running, done, failed or interrupted. bytes is the size of the declared outputs.
 
-Resuming: run the same line again. A stage is skipped ("done earlier") when it ended well and its command, what the configs it names
-(--config) say with all that they import, its inputs and its outputs are as they were. An input that an earlier stage makes counts as
-changed when that stage was run again; any other input when its content changed. An output file must have the content it was left with;
-an output directory must exist, since later stages may add to it. --from=STAGE runs that stage and all after it again; --only=STAGE
-runs that one stage.
+Resuming: run the same command again. A stage is skipped ("done earlier") when it succeeded and its
+command, the values of its configs (--config, with all imports), its inputs and its outputs are
+unchanged. An input that an earlier stage makes counts as changed when that stage was run again, any
+other input when its content changed. An output file must have the same content; an output directory
+must exist, since later stages may add to it. --from=STAGE reruns that stage and all after it.
+--only=STAGE reruns only that stage.
 
-Exit code: 0; 1 a stage failed (its last error line and its log are named); 2 a wrong config or request; 129 closed terminal;
-130 Ctrl-C; 143 SIGTERM.
+Exit codes: 0 success; 1 a stage failed (its last error line and its log are named); 2 an invalid
+config or request; 129 closed terminal; 130 Ctrl-C; 143 SIGTERM.
 """
 
 import argparse
@@ -59,7 +79,7 @@ from launch.stages import ALLOWED, load_study
 
 @one_line
 def main(argv: Sequence[str] | None = None, allowed: Sequence[str] = ALLOWED) -> int:
-    """Runs the study of the command line; allowed: the module prefixes a stage may have. Returns the exit code."""
+    """Run the study of the command line; return the exit code. allowed: prefixes of modules."""
     parser = argparse.ArgumentParser(
         prog="launch.study", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )

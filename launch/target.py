@@ -1,4 +1,4 @@
-"""Where to run: the value of --on, read and checked."""
+"""Parse and check the value of --on and related flags."""
 
 import dataclasses
 import os
@@ -23,7 +23,10 @@ KINDS = ("local", "tpu", "slurm")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """kind is one of KINDS; accelerator and capacity for tpu, nodes and tasks (a node; one GPU each) for slurm."""
+    """Where to run. kind: one of KINDS.
+
+    tpu: accelerator and capacity. slurm: nodes and tasks (per node, one GPU each).
+    """
 
     kind: str
     accelerator: str = ""
@@ -33,16 +36,20 @@ class Target:
 
     @property
     def image(self) -> str:
-        """The runtime image of the TPU's VMs."""
+        """Runtime image of the TPU's VMs."""
         return IMAGES[self.accelerator.split("-")[0]]
 
 
 def parse_target(text: str) -> Target:
-    """local, tpu:ACCELERATOR[,spot|reserved|on-demand] or slurm:NODESxGPUS. Raises LaunchError that says what was expected."""
+    """Parse local, tpu:ACCELERATOR[,spot|reserved|on-demand] or slurm:NODESxGPUS.
+
+    Raises LaunchError, which says what was expected.
+    """
     kind, _, rest = text.partition(":")
     if kind not in KINDS:
         raise LaunchError(
-            f"--on={text}: unknown place {kind!r}{nearest(kind, KINDS)}; expected local, tpu:v5litepod-16,spot or slurm:2x8"
+            f"--on={text}: unknown place {kind!r}{nearest(kind, KINDS)}; expected local, "
+            "tpu:v5litepod-16,spot or slurm:2x8"
         )
     if kind == "local":
         if rest:
@@ -66,38 +73,42 @@ def parse_target(text: str) -> Target:
             else nearest(match[1], IMAGES)
         )
         raise LaunchError(
-            f"--on={text}: unknown TPU generation {match[1]!r}{hint}; one of {', '.join(IMAGES)} (newer ones run on GKE only)"
+            f"--on={text}: unknown TPU generation {match[1]!r}{hint}; one of {', '.join(IMAGES)} "
+            "(newer ones run on GKE only)"
         )
     for option in options:
         if option not in CAPACITIES:
             raise LaunchError(
-                f"--on={text}: unknown option {option!r}{nearest(option, CAPACITIES)}; one of {', '.join(CAPACITIES)}"
+                f"--on={text}: unknown option {option!r}{nearest(option, CAPACITIES)}; one of "
+                f"{', '.join(CAPACITIES)}"
             )
     if len(options) > 1:
         raise LaunchError(
-            f"--on={text}: {' and '.join(options)} exclude each other; give one of {', '.join(CAPACITIES)}"
+            f"--on={text}: {' and '.join(options)} exclude each other; give one of "
+            f"{', '.join(CAPACITIES)}"
         )
     return Target("tpu", accelerator=accelerator, capacity=options[0] if options else "on-demand")
 
 
 def check_name(name: str) -> str:
-    """The name of a run, which names cloud resources and jobs; raises LaunchError for one they would refuse."""
+    """Check the name of a run. Raises LaunchError for one that cannot name cloud resources."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?", name):
         raise LaunchError(
-            f"--name={name}: expected at most 48 lower-case letters, digits and dashes, beginning with a letter"
+            f"--name={name}: expected at most 48 lower-case letters, digits and dashes, "
+            "beginning with a letter"
         )
     return name
 
 
 def check_hours(flag: str, hours: float) -> float:
-    """The value of a flag in hours; raises LaunchError unless it is more than 0 and at most 720."""
+    """Check a number of hours. Raises LaunchError unless it is above 0 and at most 720."""
     if not 0 < hours <= 720:
         raise LaunchError(f"--{flag}={hours:g}: expected hours, more than 0 and at most 720")
     return hours
 
 
 def this_python(command: Sequence[str]) -> list[str]:
-    """The command with a leading `python` or `python3` replaced by the interpreter running now."""
+    """Replace a leading `python` or `python3` by the current interpreter."""
     return (
         [sys.executable, *command[1:]]
         if os.path.basename(command[0]) == command[0] in ("python", "python3")

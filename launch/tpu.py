@@ -1,13 +1,13 @@
-"""--on=tpu: asks for a TPU pod, runs the command on all its workers, and deletes the pod on every way out.
+"""--on=tpu: create a TPU pod, run the command on all its workers, and always delete the pod.
 
-However the run ends - success, failure, Ctrl-C, SIGTERM, a closed terminal, an exception, giving up - the queued resource is
-deleted, and where that fails the command that deletes it is printed. Only a kill -9 of this program leaves it; that command is therefore
-printed at the start too. Resources have a label with the run's id: after a create whose answer was lost, only what has it is used or
-deleted, and what cannot be found out is said.
+The queued resource is deleted however the run ends: success, failure, Ctrl-C, SIGTERM, a closed
+terminal or an exception. If that fails, the command to delete it is printed. kill -9 of this
+program leaves it, so that command is also printed at the start. Resources have a label with the
+run's id. After a create with a lost answer, only resources with this label are used or deleted.
 
-Exit codes: the failing worker's own; 0 success; 69 the TPU never became ready; 70 gcloud failed; 71 the TPU could not be deleted;
-75 preempted (or the command stopped with 75, "resume me") and no retries left; 124 --max-hours reached; 129, 130 and 143 for SIGHUP,
-SIGINT and SIGTERM.
+Exit codes: the failing worker's own; 0 success; 69 the TPU never became ready; 70 gcloud failed;
+71 the TPU could not be deleted; 75 preempted (or the command returned 75, "resume me") with no
+retries left; 124 --max-hours reached; 129, 130 and 143 for SIGHUP, SIGINT and SIGTERM.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from launch.source import read_source, write_archive
 from launch.workers import report, run_on_workers
 
 NOT_READY, CLOUD, LEFT_BEHIND, PREEMPTED, OUT_OF_TIME = 69, 70, 71, 75, 124
-STATES = {  # of a queued resource -> what to do; an unknown one is waited out, until --wait-hours
+STATES = {  # state of a queued resource -> action; for an unknown state, wait until --wait-hours
     "CREATING": "wait",
     "ACCEPTED": "wait",
     "WAITING_FOR_RESOURCES": "wait",
@@ -45,7 +45,7 @@ STATES = {  # of a queued resource -> what to do; an unknown one is waited out, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to run and how long. env: names of environment variables to pass on in a file; retries: after preemptions only."""
+    """Command with its limits. env: environment variables to pass. retries: after preemptions."""
 
     pod: Pod
     command: tuple[str, ...]
@@ -56,7 +56,7 @@ class Job:
 
 
 class _Over(Exception):
-    """The run is over: code is the exit code, the message the reason in words."""
+    """End of the run. code: exit code. The message is the reason."""
 
     def __init__(self, code: int, message: str):
         super().__init__(message)
@@ -64,11 +64,12 @@ class _Over(Exception):
 
 
 def run_tpu(job: Job, timing: Timing) -> int:
-    """Runs the job; returns its exit code (see above). Raises LaunchError, before anything is asked for, when it cannot work."""
+    """Run the job; return its exit code (see above). Raises LaunchError for an invalid job."""
     _check(job)
     if not shutil.which("gcloud"):
         raise LaunchError(
-            "--on=tpu needs gcloud on PATH: https://cloud.google.com/sdk/docs/install, then gcloud auth login"
+            "--on=tpu needs gcloud on PATH: https://cloud.google.com/sdk/docs/install, then "
+            "gcloud auth login"
         )
     source = read_source(Path.cwd())
     print(f"code: {source}\n{_disk_note(job)}", end="")
@@ -90,35 +91,38 @@ def run_tpu(job: Job, timing: Timing) -> int:
 
 
 def print_plan(job: Job) -> None:
-    """The dry run: every command in order, ready to be pasted into a shell; calls nothing but git."""
+    """Print every command of the run in order, for a shell; call only git."""
     _check(job)
     pod, name = job.pod, job.pod.name
     files = [f"/tmp/{name}.tar.gz"] + ([f"/tmp/{name}.env"] if job.env else [])
     try:
         code = str(read_source(Path.cwd()))
-    except LaunchError as error:  # a plan can be looked at anywhere
+    except LaunchError as error:  # a plan can be printed outside a checkout
         code = f"none that could be copied: {error}"
     print(f"# code: {code}\ngit ls-files -z | tar --null --files-from=- -czf {files[0]}")
     if job.env:
         print(
-            f"# values of {', '.join(job.env)}, readable by you alone\n(umask 077; declare -px {shlex.join(job.env)} > {files[1]})"
+            f"# values of {', '.join(job.env)}, readable by you alone\n(umask 077; declare -px "
+            f"{shlex.join(job.env)} > {files[1]})"
         )
     print(f"# waits at most {job.wait_hours:g} h for it\n{shlex.join(pod.create(job.wait_hours))}")
     print(
-        f"# until ACTIVE\n{shlex.join(pod.state())}\n# how many workers\n{shlex.join(pod.endpoints())}\n{shlex.join(pod.copy(files))}"
+        f"# until ACTIVE\n{shlex.join(pod.state())}\n# how many workers\n"
+        f"{shlex.join(pod.endpoints())}\n{shlex.join(pod.copy(files))}"
     )
     print("# the real run gives every worker a process of its own, so that output comes at once")
     print(shlex.join(pod.ssh("all", install_command(f"{name}.tar.gz"))))
     print("".join(f"# {line}\n" for line in _disk_note(job).splitlines()), end="")
     print(
-        f"# at most {job.max_hours:g} h\n{shlex.join(pod.ssh('all', run_command(job.command, f'{name}.env' if job.env else '')))}"
+        f"# at most {job.max_hours:g} h\n"
+        f"{shlex.join(pod.ssh('all', run_command(job.command, f'{name}.env' if job.env else '')))}"
     )
     print(f"# on every way out\n{shlex.join(pod.delete())}")
 
 
 @dataclasses.dataclass
 class _Clock:
-    """Seconds of TPU time: left is what remains of --max-hours over all tries."""
+    """TPU time. left: seconds of --max-hours that remain for all tries."""
 
     left: float
     since: float | None = None
@@ -138,9 +142,10 @@ class _Clock:
 def _one_try(
     job: Job, files: Sequence[str], timing: Timing, signals: Signals, clock: _Clock
 ) -> int:
-    """Creates, runs and deletes; returns the exit code, which is LEFT_BEHIND where it was 0 or PREEMPTED and the delete failed.
+    """Create, run and delete; return the exit code, or LEFT_BEHIND if the delete failed.
 
-    Signals interrupt only what lies between the create and the delete; the delete itself is always reached and never cut short.
+    LEFT_BEHIND replaces 0 and PREEMPTED only. Signals interrupt only the part between create and
+    delete; the delete always runs to its end.
     """
     pod, ours, left = job.pod, True, False
     print(
@@ -171,13 +176,13 @@ def _one_try(
 
 
 def _delete(pod: Pod, timing: Timing) -> bool:
-    """Deletes the queued resource, trying three times. False when it may still be there; what to do is then printed."""
+    """Delete the queued resource in up to three tries. If it fails, print advice, return False."""
     answer = Answer(0, "", "")
     for attempt in range(3):
         if attempt:
             time.sleep(min(timing.poll, 10.0))
         answer = call(pod.delete(), timing.transfer)
-        # a delete whose answer was lost may have done its work, and the next one fail for another reason
+        # After a lost answer the resource may already be deleted, and the next delete then fails.
         if (
             not answer.returncode
             or NOT_FOUND.search(answer.stderr)
@@ -193,7 +198,7 @@ def _delete(pod: Pod, timing: Timing) -> bool:
 
 
 def _wait_until_active(job: Job, timing: Timing) -> None:
-    """Returns once the TPU is ready; raises _Over when it will not be."""
+    """Wait until the TPU is ready; raise _Over if it never will be."""
     deadline, shown, wrong = time.monotonic() + job.wait_hours * 3600, "", 0
     while True:
         state, detail = _state(job.pod, timing)
@@ -221,13 +226,14 @@ def _wait_until_active(job: Job, timing: Timing) -> None:
         if time.monotonic() > deadline:
             raise _Over(
                 NOT_READY,
-                f"{job.pod.name} was not ready within --wait-hours={job.wait_hours:g} (last state: {shown})",
+                f"{job.pod.name} was not ready within --wait-hours={job.wait_hours:g} (last "
+                f"state: {shown})",
             )
         time.sleep(timing.poll)
 
 
 def _state(pod: Pod, timing: Timing) -> tuple[str, str]:
-    """(state, detail) of the queued resource; ('', why) when it could not be read."""
+    """(state, detail) of the queued resource; ('', reason) if it cannot be read."""
     found, why = ask(pod.state(), timing.call)
     state = found.get("state")
     if isinstance(state, dict) and isinstance(state.get("state"), str):
@@ -237,7 +243,7 @@ def _state(pod: Pod, timing: Timing) -> tuple[str, str]:
 
 
 def _use(job: Job, files: Sequence[str], timing: Timing, clock: _Clock) -> int:
-    """Copies, installs and runs on a TPU that is ready; returns 0, a failing worker's exit code, or PREEMPTED."""
+    """Copy, install and run; return 0, a failing worker's exit code, or PREEMPTED."""
     workers = _count_workers(job.pod, timing)
     print(f"{job.pod.name}: {workers} workers, copying the code", flush=True)
     copied = call(job.pod.copy(files), timing.transfer)
@@ -277,7 +283,7 @@ def _use(job: Job, files: Sequence[str], timing: Timing, clock: _Clock) -> int:
 
 
 def _watch(job: Job, timing: Timing, clock: _Clock) -> Callable[[], None]:
-    """What to check while the workers run: time, and at every poll whether the TPU was taken away (ssh may hang then)."""
+    """Check to call while workers run: time, and at every poll preemption (ssh may hang then)."""
     next_look = time.monotonic() + timing.poll
 
     def watch() -> None:
@@ -292,7 +298,7 @@ def _watch(job: Job, timing: Timing, clock: _Clock) -> Callable[[], None]:
 
 
 def _preempted(job: Job, timing: Timing) -> bool:
-    """Whether a failure was a preemption. The state may lag behind the broken connections, so a spot TPU is looked at three times."""
+    """Whether a failure was a preemption. The state lags, so a spot TPU is queried three times."""
     for look in range(3 if job.pod.target.capacity == "spot" else 1):
         if look:
             time.sleep(timing.poll)
@@ -302,7 +308,7 @@ def _preempted(job: Job, timing: Timing) -> bool:
 
 
 def _own_workdir(command: Sequence[str]) -> str:
-    """The --workdir of the command where it is a relative path, so on a worker's own disk; else ''."""
+    """The command's --workdir if it is relative, so on a worker's disk; else ''."""
     for i, word in enumerate(command):
         path = (
             word.removeprefix("--workdir=")
@@ -323,13 +329,15 @@ def _disk_note(job: Job) -> str:
     if not path:
         return ""
     return (
-        f"note: --workdir={path} is on the TPU's own disk. Worker 0's is copied here when the command has ended, and lost when it is "
-        "preempted or interrupted; with several workers, or to resume, use --workdir=gs://BUCKET/...\n"
+        f"note: --workdir={path} is on the TPU's own disk. Worker 0's is copied here when the "
+        "command has ended, and lost when it is "
+        "preempted or interrupted; with several workers, or to resume, use "
+        "--workdir=gs://BUCKET/...\n"
     )
 
 
 def _fetch(job: Job, timing: Timing) -> None:
-    """Copies a work directory on worker 0's own disk to the same place here; a failure is told and changes nothing else."""
+    """Copy a relative work directory from worker 0 to this machine; only report a failure."""
     if path := _own_workdir(job.command):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         copied = call(job.pod.fetch(path, f"{Path(path).parent}/"), timing.transfer)
@@ -366,7 +374,8 @@ def _check(job: Job) -> None:
     for name in job.env:
         if not name.isidentifier() or not name.isascii():
             raise LaunchError(
-                f"--env={name}: expected the name of an environment variable; its value is read here and never put on a command line"
+                f"--env={name}: expected the name of an environment variable; its value is read "
+                "here and never put on a command line"
             )
         if name not in os.environ:
             raise LaunchError(
@@ -376,5 +385,6 @@ def _check(job: Job) -> None:
         raise LaunchError(f"--retries={job.retries}: expected a number from 0 to 1000")
     if not job.pod.zone:
         raise LaunchError(
-            "--on=tpu needs --zone=ZONE (gcloud compute tpus locations list names them), or CLOUDSDK_COMPUTE_ZONE set"
+            "--on=tpu needs --zone=ZONE (gcloud compute tpus locations list names them), or "
+            "CLOUDSDK_COMPUTE_ZONE set"
         )

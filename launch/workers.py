@@ -1,4 +1,4 @@
-"""One command on every worker at once: output as it comes, each line under its worker's number, and a failure stops them all."""
+"""Run one command on every worker, with prefixed output; a failure of one stops all."""
 
 import contextlib
 import dataclasses
@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from launch.gcloud import end_group
 
 FIRST_ERROR = re.compile(
-    r"^\s*([A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b|(\w+: )?(fatal|error|ERROR)\b)|Segmentation fault|Check failed"
+    r"^\s*([A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b|(\w+: "
+    r")?(fatal|error|ERROR)\b)|Segmentation fault|Check failed"
 )
 
 
 @dataclasses.dataclass
 class Worker:
-    """One worker's process. first_error: the first line that reads like an error; last: the last line of all."""
+    """Process of a worker. first_error: first line that looks like an error. last: last line."""
 
     number: int
     process: subprocess.Popen
@@ -37,10 +38,11 @@ def run_on_workers(
     settle: float = 5.0,
     tick: float = 0.2,
 ) -> list[Worker]:
-    """Runs commands[i] as worker i until all have ended. Returns those that failed, in the order in which they did; [] is success.
+    """Run commands[i] as worker i until all have ended; return the failed ones in order of failure.
 
-    When one fails the others get settle seconds to say why they fail too, and are then stopped. watch() is called every tick and ends the
-    wait by raising; whatever ends it, no process is left behind. Values in secrets are not printed.
+    After a failure the others have settle seconds to print their own errors, and are then stopped.
+    watch: called every tick; it may raise to end the run. No process is left running.
+    secrets: values that are masked in the output.
     """
     workers: list[Worker] = []
     failed: list[Worker] = []
@@ -85,17 +87,18 @@ def run_on_workers(
 
 
 def report(failed: Sequence[Worker], total: int) -> None:
-    """Prints to stderr the first error of every worker that failed; the first to fail comes first, as it is usually the cause."""
+    """Print the first error of every failed worker, in order of failure: the first is the cause."""
     for worker in failed:
         said = worker.first_error or worker.last or "nothing"
         print(
-            f"error: worker {worker.number} of {total} ended with {worker.ended}; its first error: {said}",
+            f"error: worker {worker.number} of {total} ended with {worker.ended}; its first "
+            f"error: {said}",
             file=sys.stderr,
         )
 
 
 def _read(worker: Worker, total: int, secrets: Sequence[str], lock: threading.Lock) -> None:
-    assert worker.process.stdout is not None  # it was opened as a pipe
+    assert worker.process.stdout is not None  # opened as a pipe
     width = len(str(total - 1))
     for raw in worker.process.stdout:
         line = raw.decode(errors="replace").rstrip("\r\n")
@@ -108,5 +111,5 @@ def _read(worker: Worker, total: int, secrets: Sequence[str], lock: threading.Lo
         with (
             lock,
             contextlib.suppress(OSError),
-        ):  # our own reader may be gone; the worker's output must still be read
+        ):  # stdout may be closed; the worker's output must still be read
             print(f"[{worker.number:>{width}}] {line}", flush=True)

@@ -1,7 +1,9 @@
-"""The table and the picture of configs/studies/forgetting.py: python -m launch.forgetting.report --workdir=DIR
+"""Write the report of configs/studies/forgetting.py: a table and a chart.
 
-A row a run: ROUGE-L and exact match on tasks held out, stop rate, and the perplexity of held-out text. Writes DIR/report.md and
-DIR/forgetting.svg: what was learned against what was forgotten.
+python -m launch.forgetting.report --workdir=DIR --models FOLDER=NAME ...
+
+One row per run: ROUGE-L and exact match on held-out tasks, stop rate, and perplexity of held-out
+text. Writes DIR/report.md and DIR/forgetting.svg.
 """
 
 import argparse
@@ -10,14 +12,23 @@ import sys
 from pathlib import Path
 
 NAMES = {
-    "base": "before", "none": "plain", "replay": "replay, a tenth", "kl": "KL to the base", "l2_sp": "L2-SP", "ewc": "EWC", "lora": "LoRA",
+    "base": "before",
+    "none": "plain",
+    "replay": "replay, a tenth",
+    "kl": "KL to the base",
+    "l2_sp": "L2-SP",
+    "ewc": "EWC",
+    "lora": "LoRA",
     "wise_ft": "WiSE-FT, α = 0.5",
-}  # fmt: skip
-HEAD = "| {} | ROUGE-L, held-out tasks | exact match | stops by itself | perplexity, held-out text | change |\n|---|---|---|---|---|---|"
+}
+HEAD = (
+    "| {} | ROUGE-L, held-out tasks | exact match | stops by itself | perplexity, held-out text "
+    "| change |\n|---|---|---|---|---|---|"
+)
 
 
 def read(folder: Path) -> dict[str, dict[str, dict]]:
-    """run -> {"tasks", "text"}: what lm.evaluate wrote. Raises OSError when a file is missing, ValueError when one is no JSON."""
+    """run -> {"tasks", "text"}: results of lm.evaluate. Raises OSError or ValueError (bad JSON)."""
     return {
         run: {
             what: json.loads((folder / f"{run}-{what}.json").read_text())
@@ -28,13 +39,16 @@ def read(folder: Path) -> dict[str, dict[str, dict]]:
 
 
 def table(model: str, runs: dict[str, dict[str, dict]]) -> str:
-    """One model's runs in Markdown, and what copying scores."""
+    """Markdown table of one model's runs and of the copying baselines."""
     lines, before = [HEAD.format(model)], runs["base"]["text"]["perplexity"]
     for run, found in runs.items():
         of, text = found["tasks"]["all"], found["text"]
         change = "" if run == "base" else f"{text['perplexity'] / before - 1:+.1%}"
-        lines.append(f"| {NAMES[run]} | {scored(of)} | {percent(of['scores']['exact_match'])} | {percent(of['scores']['stop_rate'])} "
-                     f"| {text['perplexity']:.2f} | {change} |")  # fmt: skip
+        lines.append(
+            f"| {NAMES[run]} | {scored(of)} | {percent(of['scores']['exact_match'])} | "
+            f"{percent(of['scores']['stop_rate'])} "
+            f"| {text['perplexity']:.2f} | {change} |"
+        )
     for name, of in runs["base"]["tasks"]["baselines"].items():
         lines.append(f"| {name} | {scored(of)} | {percent(of['scores']['exact_match'])} | | | |")
     return "\n".join(lines)
@@ -50,7 +64,7 @@ def percent(share: float) -> str:
 
 
 def picture(models: dict[str, dict[str, dict[str, dict]]], file: Path) -> None:
-    """A row of two panels a model, a bar a run: ROUGE-L with its interval, and the change of perplexity."""
+    """Plot two panels per model with a bar per run: ROUGE-L with interval, change of perplexity."""
     import matplotlib
 
     matplotlib.use("svg")

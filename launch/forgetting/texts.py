@@ -1,6 +1,9 @@
-"""Cuts WikiText-2 into two texts that share no article: python -m launch.forgetting.texts --input=valid.txt --output=DIR
+"""Split WikiText-2 into two texts without a common article.
 
-DIR/old.txt, every other article, is what a run may read again, and DIR/heldout.txt, the others, what tells whether it has forgotten.
+python -m launch.forgetting.texts --input=valid.txt --output=DIR
+
+DIR/old.txt has every other article and may be used for training. DIR/heldout.txt has the others and
+measures forgetting.
 """
 
 import argparse
@@ -10,11 +13,11 @@ from pathlib import Path
 
 TITLE = re.compile(
     r"^ = [^=].*[^=] = \n", re.MULTILINE
-)  # of an article; its sections have two and more signs
+)  # title of an article; titles of sections have two or more "="
 
 
 def articles(text: str) -> list[str]:
-    """The articles of a text in WikiText's format, each with its title line."""
+    """Articles of a text in WikiText's format, each with its title line."""
     starts = [found.start() for found in TITLE.finditer(text)]
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=False)]
 
@@ -38,13 +41,15 @@ def main(argv=None) -> int:
         found = articles(args.input.read_text(encoding="utf-8"))
         if len(found) < 2:
             raise ValueError(
-                f"{args.input} has {len(found)} articles; expected WikiText's format, where ' = Title = ' begins one"
+                f"{args.input} has {len(found)} articles; expected WikiText's format, where ' = "
+                "Title = ' begins one"
             )
         args.output.mkdir(parents=True, exist_ok=True)
         for name, part in (("old", found[::2]), ("heldout", found[1::2])):
             (args.output / f"{name}.txt").write_text("".join(part), encoding="utf-8")
             print(
-                f"{args.output / name}.txt: {len(part)} articles, {sum(map(len, part)):,} characters"
+                f"{args.output / name}.txt: {len(part)} articles, {sum(map(len, part)):,} "
+                "characters"
             )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

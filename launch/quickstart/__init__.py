@@ -1,1 +1,1 @@
-"""The stages of the first study that are its own: passages and questions from GeoNames, the edits, the report."""
+"""Stages of the quickstart study: passages and questions from GeoNames, edits, report."""

@@ -1,6 +1,7 @@
-"""Edits one fact of a memory, deletes another, undoes both, and asks after each; writes edits.json.
+"""Edit one fact of a memory, delete another, undo both, and ask after each; write edits.json.
 
-python -m launch.quickstart.edits --memory=DIR --reader=MODEL --answers=answers.jsonl --output=edits.json
+python -m launch.quickstart.edits --memory=DIR --reader=MODEL --answers=answers.jsonl \
+    --output=edits.json
 """
 
 import argparse
@@ -20,15 +21,15 @@ from retrieval.memory import Memory
 ELSEWHERE = (
     "Norway, Europe",
     "Portugal, Europe",
-)  # where the edited city is said to be; the second when it is in the first
+)  # new place of the edited city; the second if the city is in the first
 
 REASON = "quickstart, to be undone"
 
 
 def pick(answers: list[dict]) -> tuple[dict, dict]:
-    """The two shortest answers that are right from the passage asked about, and wrong closed-book if there are such.
+    """Choose the two shortest correct open-book answers, if possible with wrong closed-book ones.
 
-    Raises LaunchError when there are none.
+    Their first citation is the passage of the question. Raises LaunchError if there are not two.
     """
     right = [
         row
@@ -38,20 +39,21 @@ def pick(answers: list[dict]) -> tuple[dict, dict]:
     right.sort(key=lambda row: (row["closed_correct"], len(row["open_book"])))
     if len(right) < 2:
         raise LaunchError(
-            f"{len(right)} of {len(answers)} answers are right and cite the passage asked about; two are needed to edit"
+            f"{len(right)} of {len(answers)} answers are right and cite the passage asked about; "
+            "two are needed to edit"
         )
     return right[0], right[1]
 
 
 def restore(memory: Memory) -> None:
-    """Undoes what an earlier run of this stage changed and, being killed, did not undo."""
+    """Undo changes of an earlier run of this stage that was killed."""
     log = [commit for commit in memory.log() if commit.reason == REASON]
     for _ in range(sum(-1 if commit.action == "undo" else 1 for commit in log)):
         memory.undo(reason=REASON)
 
 
 def tell(memory: Memory, reader: Reader, edited: dict, deleted: dict) -> list[dict[str, Any]]:
-    """Asks both questions before, after an edit, after a deletion, and after undoing both."""
+    """Ask both questions before, after an edit, after a deletion, and after undoing both."""
     questions = [edited["question"], deleted["question"]]
     country = edited["answers"][0]
     elsewhere = next(place for place in ELSEWHERE if not place.startswith(country))
@@ -119,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         raise LaunchError(str(error)) from error
     if story[0]["asked"] != story[-1]["asked"]:
         raise LaunchError(
-            f"after undoing both changes the answers are not those before: {story[-1]['asked']}; the memory is at fault"
+            f"after undoing both changes the answers are not those before: {story[-1]['asked']}; "
+            "the memory is at fault"
         )
     log = [
         {

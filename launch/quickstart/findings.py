@@ -1,4 +1,4 @@
-"""What a run of the quickstart found, read from its files into one value that both reports are written from."""
+"""Results of a quickstart run, read from its files for both reports."""
 
 import dataclasses
 import json
@@ -12,14 +12,16 @@ from launch.errors import LaunchError
 from launch.quickstart.world import BINS, bin_label
 from lm.evaluation.accuracy import wilson
 
-Share = tuple[float, float, float]  # a share and its 95 % interval
+Share = tuple[float, float, float]  # (share, low, high) with a 95 % interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """closed, open: accuracy of each popularity bin, least populous first. curve: (step, loss in nats a token).
+    """Results of a run.
 
-    bits: (period, bits per byte, standard error). stages: (name, what it does, seconds, bytes), in order, those that are done.
+    closed, open: accuracy per popularity bin, least populous first. curve: (step, loss in nats per
+    token). bits: (period, bits per byte, standard error).
+    stages: (name, description, seconds, bytes) of finished stages, in order.
     """
 
     bins: list[str]
@@ -37,7 +39,7 @@ class Findings:
 
 
 def read(workdir: Path) -> Findings:
-    """Reads the files of a finished run. Raises LaunchError naming a file that is missing or is not what it should be."""
+    """Read the files of a finished run. Raises LaunchError, naming a missing or invalid file."""
     answers = _read(workdir / "answers.jsonl")
     metrics = _read(workdir / "pretrain" / "metrics.jsonl")
     edits = _read(workdir / "edits.json")
@@ -69,12 +71,13 @@ def read(workdir: Path) -> Findings:
         )
     except (KeyError, TypeError) as error:
         raise LaunchError(
-            f"{workdir} has a file of another version ({type(error).__name__}: {error}); run the study again"
+            f"{workdir} has a file of another version ({type(error).__name__}: {error}); run the "
+            "study again"
         ) from error
 
 
 def examples(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One answered question of each bin to show: right open-book and wrong closed-book where there is one."""
+    """One question per bin, if possible correct open-book and wrong closed-book."""
     shown = {}
     for row in answers:
         rank = (row["open_correct"], not row["closed_correct"])
@@ -84,7 +87,7 @@ def examples(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mistakes(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The questions answered wrong open-book, none left out."""
+    """All questions with a wrong open-book answer."""
     return [row for row in answers if not row["open_correct"]]
 
 
@@ -107,7 +110,8 @@ def _read(path: Path) -> Any:
         )
     except FileNotFoundError:
         raise LaunchError(
-            f"{path} does not exist: run the study's earlier stages first (launch.study --config=...)"
+            f"{path} does not exist: run the study's earlier stages first (launch.study "
+            "--config=...)"
         ) from None
     except ValueError as error:
         raise LaunchError(

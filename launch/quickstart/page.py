@@ -1,4 +1,4 @@
-"""The quickstart's report, as Markdown and as one HTML page that needs nothing else."""
+"""Report of the quickstart, as Markdown and as a self-contained HTML page."""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,23 +6,34 @@ from html import escape
 from launch.quickstart.findings import Findings, Share, examples, mistakes
 
 CREDIT = (
-    "Cities and countries: GeoNames (geonames.org), CC-BY 4.0. Elements: mendeleev, MIT. Speeches: United States "
-    "government, public domain. Reader: SmolLM2-135M-Instruct, Apache-2.0. Encoder: all-MiniLM-L6-v2, Apache-2.0."
+    "Cities and countries: GeoNames (geonames.org), CC-BY 4.0. Elements: mendeleev, MIT. "
+    "Speeches: United States "
+    "government, public domain. Reader: SmolLM2-135M-Instruct, Apache-2.0. Encoder: "
+    "all-MiniLM-L6-v2, Apache-2.0."
 )
-CSS = """
-:root{color-scheme:light dark;--bg:#fff;--ink:#1f2933;--soft:#5b6773;--line:#d9dee3;--card:#f6f8fa;--a:#b3541e;--b:#1d5fbf}
-@media(prefers-color-scheme:dark){:root{--bg:#14181d;--ink:#e6eaee;--soft:#9aa7b4;--line:#39424c;--card:#1c2229;--a:#f0955a;--b:#6aa9ff}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:54rem;margin:0 auto;padding:2rem 1.25rem 4rem}h1{font-size:1.9rem;line-height:1.2;margin:.5rem 0}
-h2{font-size:1.25rem;margin:2.6rem 0 .6rem}
-p{margin:.5rem 0}.soft{color:var(--soft)}svg{width:100%;height:auto;display:block}
-.figures{display:flex;gap:1rem;flex-wrap:wrap;margin:1.4rem 0}
-.figures div{flex:1 1 12rem;background:var(--card);border-radius:.6rem;padding:.9rem 1.1rem}
-.figures b{display:block;font-size:1.9rem;line-height:1.2}.closed b{color:var(--a)}.open b{color:var(--b)}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}
-th,td{text-align:left;vertical-align:top;padding:.45rem .7rem .45rem 0;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-"""
+CSS = (
+    "\n"
+    ":root{color-scheme:light dark;--bg:#fff;--ink:#1f2933;--soft:#5b6773;--line:#d9dee3;"
+    "--card:#f6f8fa;--a:#b3541e;--b:#1d5fbf}\n"
+    "@media(prefers-color-scheme:dark){:root{--bg:#14181d;--ink:#e6eaee;--soft:#9aa7b4;"
+    "--line:#39424c;--card:#1c2229;--a:#f0955a;--b:#6aa9ff}}\n"
+    "*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);"
+    'font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}\n'
+    "main{max-width:54rem;margin:0 auto;padding:2rem 1.25rem 4rem}h1{font-size:1.9rem;"
+    "line-height:1.2;margin:.5rem 0}\n"
+    "h2{font-size:1.25rem;margin:2.6rem 0 .6rem}\n"
+    "p{margin:.5rem 0}.soft{color:var(--soft)}svg{width:100%;height:auto;display:block}\n"
+    ".figures{display:flex;gap:1rem;flex-wrap:wrap;margin:1.4rem 0}\n"
+    ".figures div{flex:1 1 12rem;background:var(--card);border-radius:.6rem;"
+    "padding:.9rem 1.1rem}\n"
+    ".figures b{display:block;font-size:1.9rem;line-height:1.2}.closed b{color:var(--a)}"
+    ".open b{color:var(--b)}\n"
+    ".wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}\n"
+    "th,td{text-align:left;vertical-align:top;padding:.45rem .7rem .45rem 0;"
+    "border-bottom:1px solid var(--line)}\n"
+    "th{color:var(--soft);font-weight:600}td.n,th.n{text-align:right;"
+    "font-variant-numeric:tabular-nums}\n"
+)
 
 
 def percent(share: Share) -> str:
@@ -30,7 +41,7 @@ def percent(share: Share) -> str:
 
 
 def markdown(found: Findings) -> str:
-    """The report as Markdown, beside popularity.svg and training.svg."""
+    """Report as Markdown, which refers to popularity.svg and training.svg."""
     parts = [
         f"# Closed-book and open-book\n\n{summary(found)}\n\n![{alt(found)}](popularity.svg)\n"
     ]
@@ -48,12 +59,14 @@ def markdown(found: Findings) -> str:
 
 
 def html(found: Findings, pictures: dict[str, str]) -> str:
-    """The report as one page with the pictures in it; nothing is loaded from elsewhere."""
+    """Report as one HTML page with embedded pictures, without external resources."""
     body = [
         f"<h1>Closed-book and open-book</h1><p>{escape(summary(found))}</p>",
-        f'<div class="figures"><div class="closed"><b>{found.closed_all[0]:.1%}</b>right from the weights alone</div>'
+        f'<div class="figures"><div class="closed"><b>{found.closed_all[0]:.1%}</b>right from '
+        "the weights alone</div>"
         f'<div class="open"><b>{found.open_all[0]:.1%}</b>right with the memory</div>'
-        f"<div><b>{len(found.answers)}</b>questions in {len(found.bins)} popularity bins</div></div>",
+        f"<div><b>{len(found.answers)}</b>questions in {len(found.bins)} popularity "
+        "bins</div></div>",
         f"<figure style='margin:0'>{pictures['popularity.svg']}</figure>",
     ]
     for title, note, header, rows in tables(found):
@@ -65,22 +78,34 @@ def html(found: Findings, pictures: dict[str, str]) -> str:
         if rows:
             body.append(_table(header, rows))
     body.append(f'<h2>Sources</h2><p class="soft">{escape(CREDIT)}</p>')
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><style>{CSS}</style>'
-    top = f'<!doctype html><html lang="en"><head>{head}<title>Openbook: closed-book and open-book</title></head>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width,initial-scale=1"><style>{CSS}</style>'
+    )
+    top = (
+        f'<!doctype html><html lang="en"><head>{head}<title>Openbook: closed-book and '
+        "open-book</title></head>"
+    )
     return f"{top}<body><main>{''.join(body)}</main></body></html>\n"
 
 
 def summary(found: Findings) -> str:
     ahead = sum(o[0] > c[0] for o, c in zip(found.open, found.closed, strict=True))
     return (
-        f"The same language model was asked in which country {len(found.answers)} cities are. From its weights alone (closed-book) it was "
-        f"right in {percent(found.closed_all)}, reading passages from its memory (open-book) in {percent(found.open_all)}; open-book is "
-        f"ahead in {ahead} of {len(found.bins)} popularity bins. Intervals are Wilson's, 95 %. Measured on {found.hardware}."
+        f"The same language model was asked in which country {len(found.answers)} cities are. "
+        "From its weights alone (closed-book) it was "
+        f"right in {percent(found.closed_all)}, reading passages from its memory (open-book) in "
+        f"{percent(found.open_all)}; open-book is "
+        f"ahead in {ahead} of {len(found.bins)} popularity bins. Intervals are Wilson's, 95 %. "
+        f"Measured on {found.hardware}."
     )
 
 
 def alt(found: Findings) -> str:
-    return f"Accuracy by population: closed-book {found.closed_all[0]:.0%} and open-book {found.open_all[0]:.0%} over all questions"
+    return (
+        f"Accuracy by population: closed-book {found.closed_all[0]:.0%} and open-book "
+        f"{found.open_all[0]:.0%} over all questions"
+    )
 
 
 def tables(found: Findings) -> list[tuple[str, str, list[str], list[list[str]]]]:
@@ -131,7 +156,8 @@ def tables(found: Findings) -> list[tuple[str, str, list[str], list[list[str]]]]
         ),
         (
             "Training from scratch",
-            f"Loss fell from {first[1]:.2f} to {last[1]:.2f} nats a token in {last[0]:,.0f} steps on the speeches to 1900.",
+            f"Loss fell from {first[1]:.2f} to {last[1]:.2f} nats a token in {last[0]:,.0f} "
+            "steps on the speeches to 1900.",
             ["speeches of", "bits per byte", "standard error"],
             [[period, f"{bits:.3f}", f"{error:.3f}"] for period, bits, error in found.bits],
         ),
@@ -193,4 +219,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         )
 
     body = "".join(line(row, "td") for row in rows)
-    return f'<div class="wide"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table><thead>{line(header, "th")}</thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )

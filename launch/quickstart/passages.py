@@ -1,4 +1,4 @@
-"""Writes passages.jsonl and questions.jsonl: cities, countries, elements, and in which country a city is.
+"""Write passages.jsonl and questions.jsonl: cities, countries, elements; countries of cities.
 
 python -m launch.quickstart.passages --samples-dir=DIR --workdir=DIR [--cities=5000] [--per-bin=20]
 """
@@ -18,7 +18,7 @@ from lm.data.sources import DataError
 
 
 def write(path: Path, text: str) -> None:
-    """Writes the file, all or nothing, and the directory it is in."""
+    """Write the file atomically, and create its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     write(args.workdir / "questions.jsonl", json_lines(asked))
     print(
-        f"{len(passages):,} passages ({len(cities):,} cities, {len(countries)} countries) and {len(asked)} questions in {args.workdir}"
+        f"{len(passages):,} passages ({len(cities):,} cities, {len(countries)} countries) and "
+        f"{len(asked)} questions in {args.workdir}"
     )
     return 0
 

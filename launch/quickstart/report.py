@@ -1,4 +1,7 @@
-"""Writes report.html, report.md and the pictures of a finished quickstart: python -m launch.quickstart.report --workdir=runs/quickstart"""
+"""Write report.html, report.md and the charts of a finished quickstart.
+
+python -m launch.quickstart.report --workdir=runs/quickstart
+"""
 
 import argparse
 import sys
@@ -10,7 +13,7 @@ from launch.quickstart.passages import write
 
 
 def draw(found: findings.Findings) -> dict[str, str]:
-    """File name -> SVG."""
+    """Chart file name -> SVG."""
     shares = "; ".join(
         f"{b} people: {c[0]:.0%} closed, {o[0]:.0%} open"
         for b, c, o in zip(found.bins, found.closed, found.open, strict=True)
@@ -25,7 +28,8 @@ def draw(found: findings.Findings) -> dict[str, str]:
         ),
         "training.svg": charts.curve(
             "Training loss of the decoder trained from scratch",
-            f"Loss in nats a token by step, from {found.curve[0][1]:.2f} to {found.curve[-1][1]:.2f}.",
+            f"Loss in nats a token by step, from {found.curve[0][1]:.2f} to "
+            f"{found.curve[-1][1]:.2f}.",
             found.curve,
             "step",
             "nats",
@@ -45,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     found = findings.read(args.workdir)
     if not found.answers or not found.curve:
         raise LaunchError(
-            f"{args.workdir} has no {'answers' if not found.answers else 'training curve'}; run the study again"
+            f"{args.workdir} has no {'answers' if not found.answers else 'training curve'}; run "
+            "the study again"
         )
     pictures = draw(found)
     for name, picture in pictures.items():
@@ -53,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     write(args.workdir / "report.md", page.markdown(found))
     write(args.workdir / "report.html", page.html(found, pictures))
     print(
-        f"closed-book {page.percent(found.closed_all)}, open-book {page.percent(found.open_all)} of {len(found.answers)} questions"
+        f"closed-book {page.percent(found.closed_all)}, open-book {page.percent(found.open_all)} "
+        f"of {len(found.answers)} questions"
     )
     print(f"{args.workdir}/report.html")
     return 0

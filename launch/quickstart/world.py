@@ -1,4 +1,4 @@
-"""GeoNames and the elements as passages and questions. Data: GeoNames (geonames.org), CC-BY 4.0; mendeleev, MIT."""
+"""Passages and questions from GeoNames (geonames.org, CC-BY 4.0) and mendeleev (MIT)."""
 
 import collections
 import dataclasses
@@ -26,11 +26,11 @@ REGIONS = (
     "South America",
     "Central America",
     "Latin America",
-)  # not the country called America
+)  # contain "America", but do not mean the country
 DISSOLVED = (
     "AN",
     "CS",
-)  # countries that GeoNames still lists: Netherlands Antilles, Serbia and Montenegro
+)  # former countries in GeoNames: Netherlands Antilles, Serbia and Montenegro
 BINS = (
     15_000,
     20_000,
@@ -42,24 +42,52 @@ BINS = (
     400_000,
     800_000,
     2_000_000,
-)  # lower edges, people; the last is open
+)  # lower edges of population bins; the last is open
 ALIASES = {
-    "AE": ("UAE", "Emirates"), "BA": ("Bosnia",), "BN": ("Brunei Darussalam",), "CD": ("DR Congo", "DRC", "Congo-Kinshasa", "Congo"),
-    "CF": ("CAR",), "CG": ("Republic of Congo", "Congo-Brazzaville", "Congo"), "CI": ("Côte d'Ivoire",),
-    "CN": ("People's Republic of China", "PRC"), "CV": ("Cape Verde",), "CZ": ("Czech Republic",),
-    "GB": ("UK", "Great Britain", "Britain", "England", "Scotland", "Wales"), "GF": ("France",), "GP": ("France",), "HK": ("China",),
-    "KP": ("DPRK", "Korea"), "KR": ("Republic of Korea", "Korea"), "LA": ("Lao",), "MK": ("Macedonia",), "MM": ("Burma",),
-    "MO": ("Macau", "China"), "MQ": ("France",), "NL": ("Holland",), "PR": ("United States", "US", "USA"),
-    "PS": ("Palestine", "West Bank", "Gaza Strip"), "RE": ("Réunion", "France"), "RU": ("Russian Federation",),
-    "SY": ("Syrian Arab Republic",), "SZ": ("Swaziland",), "TL": ("East Timor",), "TR": ("Türkiye",), "TW": ("Republic of China",),
-    "TZ": ("United Republic of Tanzania",), "US": ("United States of America", "USA", "US", "America"), "VN": ("Viet Nam",),
+    "AE": ("UAE", "Emirates"),
+    "BA": ("Bosnia",),
+    "BN": ("Brunei Darussalam",),
+    "CD": ("DR Congo", "DRC", "Congo-Kinshasa", "Congo"),
+    "CF": ("CAR",),
+    "CG": ("Republic of Congo", "Congo-Brazzaville", "Congo"),
+    "CI": ("Côte d'Ivoire",),
+    "CN": ("People's Republic of China", "PRC"),
+    "CV": ("Cape Verde",),
+    "CZ": ("Czech Republic",),
+    "GB": ("UK", "Great Britain", "Britain", "England", "Scotland", "Wales"),
+    "GF": ("France",),
+    "GP": ("France",),
+    "HK": ("China",),
+    "KP": ("DPRK", "Korea"),
+    "KR": ("Republic of Korea", "Korea"),
+    "LA": ("Lao",),
+    "MK": ("Macedonia",),
+    "MM": ("Burma",),
+    "MO": ("Macau", "China"),
+    "MQ": ("France",),
+    "NL": ("Holland",),
+    "PR": ("United States", "US", "USA"),
+    "PS": ("Palestine", "West Bank", "Gaza Strip"),
+    "RE": ("Réunion", "France"),
+    "RU": ("Russian Federation",),
+    "SY": ("Syrian Arab Republic",),
+    "SZ": ("Swaziland",),
+    "TL": ("East Timor",),
+    "TR": ("Türkiye",),
+    "TW": ("Republic of China",),
+    "TZ": ("United Republic of Tanzania",),
+    "US": ("United States of America", "USA", "US", "America"),
+    "VN": ("Viet Nam",),
     "YT": ("France",),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class City:
-    """A city of GeoNames; population in people, latitude and longitude in degrees, region: its first-level division, a code."""
+    """City of GeoNames.
+
+    population: people. latitude, longitude: degrees. region: code of the first-level division.
+    """
 
     id: int
     name: str
@@ -72,7 +100,7 @@ class City:
 
 
 def read_cities(folder: Path) -> list[City]:
-    """The cities whose name, accents and case aside, no other city of the file has; most populous first."""
+    """Cities with a unique name, ignoring accents and case; most populous first."""
     states = {
         code: state["name"]
         for code, state in json.loads((folder / "us_states.json").read_text()).items()
@@ -99,7 +127,7 @@ def read_cities(folder: Path) -> list[City]:
 
 
 def read_countries(folder: Path) -> dict[str, dict]:
-    """GeoNames' row of every country of today, by its two-letter code."""
+    """GeoNames' rows of current countries, by two-letter code."""
     rows = json.loads((folder / "countries.json").read_text())
     return {
         code: {**row, "name": row["name"].strip()}
@@ -109,12 +137,12 @@ def read_countries(folder: Path) -> dict[str, dict]:
 
 
 def bin_of(population: int) -> int:
-    """The index of the popularity bin, -1 below the first edge."""
+    """Index of the popularity bin, -1 below the first edge."""
     return sum(population >= edge for edge in BINS) - 1
 
 
 def choose(cities: Sequence[City], count: int, seed: int = 0) -> list[City]:
-    """`count` cities, as evenly over the popularity bins as they allow, drawn at random within a bin."""
+    """Choose `count` cities, spread evenly over the popularity bins, at random within a bin."""
     rng, chosen = random.Random(seed), []
     bins = [[city for city in cities if bin_of(city.population) == i] for i in range(len(BINS))]
     for full, inside in enumerate(sorted(bins, key=len)):
@@ -129,7 +157,8 @@ def city_passage(city: City, countries: dict[str, dict]) -> Passage:
     return Passage(
         id=f"city-{city.id}",
         title=city.name,
-        text=f"{city.name} is a city in {country['name']}, {CONTINENTS[country['continentcode']]}. Region {city.region}; population "
+        text=f"{city.name} is a city in {country['name']}, "
+        f"{CONTINENTS[country['continentcode']]}. Region {city.region}; population "
         f"{city.population:,}; time zone {city.timezone}; coordinates {latitude}, {longitude}.",
         source="GeoNames, CC-BY 4.0",
         metadata={"country": city.country, "population": str(city.population)},
@@ -159,7 +188,8 @@ def country_passage(code: str, countries: dict[str, dict]) -> Passage:
 def element_passages(database: Path) -> Iterator[Passage]:
     with sqlite3.connect(f"file:{database.resolve()}?mode=ro", uri=True) as connection:
         rows = connection.execute(
-            "select atomic_number, name, symbol, discoverers, discovery_year, name_origin, uses from elements order by atomic_number"
+            "select atomic_number, name, symbol, discoverers, discovery_year, name_origin, uses "
+            "from elements order by atomic_number"
         ).fetchall()
     connection.close()
     for number, name, symbol, discoverers, year, origin, uses in rows:
@@ -178,7 +208,10 @@ def element_passages(database: Path) -> Iterator[Passage]:
 def questions(
     cities: Sequence[City], countries: dict[str, dict], per_bin: int, seed: int = 0
 ) -> list[dict]:
-    """`per_bin` questions a bin (rows of retrieval.evaluate), most populous bin last; none whose city's name gives its country away."""
+    """`per_bin` questions per bin (rows of retrieval.evaluate), most populous bin last.
+
+    Cities whose name contains the country's are left out.
+    """
     rng, rows = random.Random(seed), []
     names = {code: (row["name"], *ALIASES.get(code, ())) for code, row in countries.items()}
     for i, low in enumerate(BINS):
@@ -189,7 +222,8 @@ def questions(
         ]
         if len(inside) < per_bin:
             raise LaunchError(
-                f"bin {i} ({low:,} people and more) has {len(inside)} cities to ask about, {per_bin} are wanted; take more cities"
+                f"bin {i} ({low:,} people and more) has {len(inside)} cities to ask about, "
+                f"{per_bin} are wanted; take more cities"
             )
         for city in rng.sample(inside, per_bin):
             answers = names[city.country]
@@ -215,7 +249,7 @@ def questions(
 
 
 def bin_label(i: int) -> str:
-    """ "80-130k", "800k-2M", "2M+": people."""
+    """Label of a bin: "80-130k", "800k-2M", "2M+" people."""
 
     def short(n: int) -> str:
         return f"{n / 1e6:g}M" if n >= 1_000_000 else f"{n / 1e3:g}k"
