@@ -1,10 +1,14 @@
-"""Stanford Alpaca: LLaMA 7B instruct-tuned on its 52,002 examples (Taori et al. 2023; hyper-parameters of the repository's table).
+"""Stanford Alpaca: LLaMA 7B instruct-tuned on 52,002 examples (Taori et al. 2023).
 
-python -m lm.train --config=configs/alpaca_llama.py --workdir=runs/alpaca --config.data.files=alpaca_data.json
-For 8 GPUs of 80 GB. --config.init_from takes any decoder; --config.adaptation.lora.rank=16 with a learning rate of 2e-4 trains adapters on
-one GPU. The authors give no loss; their model won 90 of 179 blind comparisons with text-davinci-003. Not run here.
+python -m lm.train --config=configs/alpaca_llama.py --workdir=runs/alpaca \
+    --config.data.files=alpaca_data.json
+Hardware: 8 GPUs of 80 GB. Hyper-parameters are those of the repository's table.
+--config.init_from takes any decoder. --config.adaptation.lora.rank=16 with a learning rate of 2e-4
+trains adapters on one GPU. The authors give no loss; their model won 90 of 179 blind comparisons
+with text-davinci-003. Not run here.
 
-:tiny trains 0.13 M parameters on configs/examples/instruct.jsonl, in under a minute of a CPU: loss from 5.7 to about 2.2.
+:tiny trains 0.13 M parameters on configs/examples/instruct.jsonl, in under a minute on a CPU:
+loss from 5.7 to about 2.2.
 """
 
 from configs.defaults import defaults, specialise
@@ -13,17 +17,17 @@ from configs.defaults import defaults, specialise
 def get_config(variant=""):
     c = defaults()
     c.init_from = "huggyllama/llama-7b"
-    c.objective.name = "instruct"  # loss on the answers and their end token alone
+    c.objective.name = "instruct"  # loss on the answers and their end token only
     c.data.format = "alpaca"
-    c.data.template = "alpaca"  # ends in "### Response:", and the answer follows directly
-    c.data.too_long = "drop"  # the authors cut answers, and their end tokens, at 512
+    c.data.template = "alpaca"  # ends in "### Response:", directly before the answer
+    c.data.too_long = "drop"  # the authors cut answers, with their end tokens, at 512
     c.steps = 1218  # 3 epochs
-    c.batch_size = 48  # rows an update, of about 128 examples together
-    c.length = 512  # tokens a row, examples packed
-    c.model.dtype = "bfloat16"  # of activations; parameters and moments stay float32
-    c.model.remat = "full"  # keep layers' inputs, recompute the rest
+    c.batch_size = 48  # rows per update, with about 128 examples in total
+    c.length = 512  # tokens per row, with packed examples
+    c.model.dtype = "bfloat16"  # of activations; parameters and moments are float32
+    c.model.remat = "full"  # keep the inputs of layers, recompute the rest
     c.mesh.data = 1
-    c.mesh.fsdp = -1  # parameters and moments sharded over all devices
+    c.mesh.fsdp = -1  # shard parameters and moments over all devices
     c.optimizer.learning_rate = 2e-5
     c.optimizer.warmup = 37  # 3 % of the run
     c.optimizer.final = 0.0
@@ -34,10 +38,26 @@ def get_config(variant=""):
     return specialise(
         c,
         variant,
-        tiny={  # the same run at a size for a CPU
-            "init_from": "", "tokenizer": "bytes", "data.files": "configs/examples/instruct.jsonl", "steps": 150, "batch_size": 8,
-            "length": 512, "mesh.data": -1, "mesh.fsdp": 1, "optimizer.learning_rate": 1e-2, "optimizer.warmup": 10,
-            "checkpoint.every": 75, "eval.every": 75, "model.dtype": "float32", "model.remat": "none", "model.d_model": 64,
-            "model.n_layers": 2, "model.n_heads": 4, "model.n_kv_heads": 4, "model.head_dim": 16, "model.d_ff": 192,
+        tiny={  # the same run, small enough for a CPU
+            "init_from": "",
+            "tokenizer": "bytes",
+            "data.files": "configs/examples/instruct.jsonl",
+            "steps": 150,
+            "batch_size": 8,
+            "length": 512,
+            "mesh.data": -1,
+            "mesh.fsdp": 1,
+            "optimizer.learning_rate": 1e-2,
+            "optimizer.warmup": 10,
+            "checkpoint.every": 75,
+            "eval.every": 75,
+            "model.dtype": "float32",
+            "model.remat": "none",
+            "model.d_model": 64,
+            "model.n_layers": 2,
+            "model.n_heads": 4,
+            "model.n_kv_heads": 4,
+            "model.head_dim": 16,
+            "model.d_ff": 192,
         },
-    )  # fmt: skip
+    )

@@ -1,10 +1,12 @@
-"""Instruct tuning on many tasks, and what may keep a model from forgetting its text meanwhile: the runs of configs/studies/forgetting.py.
+"""Instruct tuning on many tasks, with methods against forgetting (configs/studies/forgetting.py).
 
-python -m lm.train --config=configs/forgetting.py --workdir=runs/tuned --config.data.files='t0,natural-instructions/tasks'
-SmolLM2-135M-Instruct (python -m lm.data.samples smollm2), in minutes of two CPU cores. docs/forgetting.md has what came out.
+python -m lm.train --config=configs/forgetting.py --workdir=runs/tuned \
+    --config.data.files='t0,natural-instructions/tasks'
+Model: SmolLM2-135M-Instruct (python -m lm.data.samples smollm2). Hardware: 2 CPU cores, minutes.
+Results: docs/forgetting.md.
 
-Variants: replay, kl, l2_sp, ewc, lora: the same run with that; fisher: what lm.fisher reads for ewc. t5-... are these for a small T5, which
-t5-text first trains on text alone.
+Variants: replay, kl, l2_sp, ewc, lora: the same run with this method; fisher: the config of
+lm.fisher for ewc. t5-METHOD is the same for a small T5, which t5-text first trains on text.
 """
 
 from ml_collections import ConfigDict
@@ -14,33 +16,34 @@ from lm.data.samples import directory
 from lm.families import preset
 from lm.training.settings import model_section
 
-HELD_OUT = "ag_news_*,common_gen_*,sciq_*,social_i_qa_*,task13??_*"  # whole data sets of T0, and a stretch of task numbers
+HELD_OUT = "ag_news_*,common_gen_*,sciq_*,social_i_qa_*,task13??_*"  # data sets of T0, a task range
 
 
 def get_config(variant=""):
     family, _, method = variant.rpartition("-")
     if family not in ("", "t5"):
         raise ValueError(
-            f"variant {variant!r} is unknown; this config has t5, and the variants of its docstring, also as t5-..."
+            f"variant {variant!r} is unknown; this config has t5, and the variants of its "
+            "docstring, also as t5-..."
         )
     t5 = family == "t5" or method == "t5"
     c = defaults()
     c.init_from = (
         "" if t5 else str(directory() / "smollm2-135m-instruct.gguf")
-    )  # of T5 a run of t5-text
-    c.objective.name = "instruct"  # loss on the answers and their end token alone
-    c.data.format = "auto"  # T0's prompts and completions, Super-NaturalInstructions' tasks
+    )  # for T5, set it to a run of t5-text
+    c.objective.name = "instruct"  # loss on the answers and their end token only
+    c.data.format = "auto"  # T0's prompts and completions, tasks of Super-NaturalInstructions
     c.data.template = "plain" if t5 else "chatml"
     c.data.hold_out = HELD_OUT
-    c.data.cap = 40  # records a task
+    c.data.cap = 40  # records per task
     c.data.max_long = (
-        0.5  # share of the examples that may be longer than a row; they are left out, and counted
+        0.5  # share of examples that may be too long for a row; they are dropped and counted
     )
     c.data.target_length = 64 if t5 else 0
-    c.length = 256  # tokens a row, examples packed
-    c.batch_size = 16 if t5 else 4  # rows an update
+    c.length = 256  # tokens per row, with packed examples
+    c.batch_size = 16 if t5 else 4  # rows per update
     c.steps = 250 if t5 else 28  # updates
-    c.optimizer.learning_rate = 3e-3 if t5 else 5e-4  # so much that a plain run forgets
+    c.optimizer.learning_rate = 3e-3 if t5 else 5e-4  # high enough for a plain run to forget
     c.optimizer.schedule = "linear"
     c.optimizer.warmup = 4
     c.optimizer.final = 0.0
@@ -48,10 +51,15 @@ def get_config(variant=""):
     c.optimizer.weight_decay = 0.0
     c.checkpoint.keep = 1
     c.eval.every = 0
-    text = {  # what is learned from text, where that is all there is
-        "objective.name": "span_corruption" if t5 else "next_token", "data.format": "text", "data.template": "", "data.hold_out": "",
-        "data.cap": 0, "data.max_long": 0.01, "data.target_length": 0,
-    }  # fmt: skip
+    text = {  # settings of training on text alone
+        "objective.name": "span_corruption" if t5 else "next_token",
+        "data.format": "text",
+        "data.template": "",
+        "data.hold_out": "",
+        "data.cap": 0,
+        "data.max_long": 0.01,
+        "data.target_length": 0,
+    }
     new, old = (
         {"files": "", "weight": 0.9},
         {"files": "", "weight": 0.1, "objective": text["objective.name"]},
@@ -60,20 +68,25 @@ def get_config(variant=""):
         "t5": {},
         "replay": {
             "data.mixture": ConfigDict({"new": new, "old": old})
-        },  # a tenth of the rows are text
+        },  # a tenth of the rows is text
         "kl": {"adaptation.kl.strength": 0.5},
         "l2_sp": {"adaptation.l2_sp": 0.003},
         "ewc": {
             "adaptation.ewc.strength": 1.0
-        },  # adaptation.ewc.fisher is a file that lm.fisher made with
+        },  # set adaptation.ewc.fisher to the file of lm.fisher
         "fisher": text | {"steps": 12},
         "lora": {"adaptation.lora.rank": 16, "optimizer.learning_rate": 1e-2 if t5 else 1e-3},
     }
     if t5:
         model = model_section(preset("t5", "tiny")).to_dict() | {
-            "vocab_size": 0, "d_model": 128, "d_ff": 512, "head_dim": 32, "tie_embeddings": False, "logit_scale": 1.0,
+            "vocab_size": 0,
+            "d_model": 128,
+            "d_ff": 512,
+            "head_dim": 32,
+            "tie_embeddings": False,
+            "logit_scale": 1.0,
             "initializer_range": 0.09,
-        }  # fmt: skip
+        }
         variants["text"] = (
             text
             | {f"model.{k}": v for k, v in model.items() if v is not None}

@@ -1,12 +1,15 @@
-"""Tk-Instruct at the size of T5 small: Super-NaturalInstructions, definition and two examples (Wang et al. 2022, section 6).
+"""Tk-Instruct with T5 small on Super-NaturalInstructions, definition and two examples.
+
+Wang et al. 2022, section 6.
 
 git clone https://github.com/allenai/natural-instructions
 python -m lm.train --config=configs/superni_t5_small.py --workdir=runs/tk
 python -m lm.evaluate --model=runs/tk --examples=natural-instructions/splits/default/test_tasks.txt
-One GPU, hours. Expected: ROUGE-L near 40 on the 119 test tasks (their figure 5, T5 small); copying an example gives 28.5. Not run here.
+Hardware: one GPU, hours. Expected: ROUGE-L near 40 on the 119 test tasks (their figure 5, T5
+small); copying an example gives 28.5. Not run here.
 
-:tiny trains 0.2 M parameters on the tasks of configs/examples, one of them held out, in about a minute of a CPU: loss there from 5.8 to
-about 3.8.
+:tiny trains 0.2 M parameters on the tasks of configs/examples, one of them held out, in about a
+minute on a CPU: loss there from 5.8 to about 3.8.
 """
 
 from ml_collections import ConfigDict
@@ -21,18 +24,18 @@ def get_config(variant=""):
     c.init_from = "google/t5-small-lm-adapt"
     c.objective.name = "instruct"
     c.data.files = (
-        "natural-instructions/splits/default/train_tasks.txt"  # English training tasks, 756 of them
+        "natural-instructions/splits/default/train_tasks.txt"  # 756 English training tasks
     )
     c.data.format = "superni"
     c.data.template = "tk_instruct"
-    c.data.tk_instruct.positive = 2  # the paper's best encoding: the definition and two examples
-    c.data.cap = 100  # instances a task
-    c.data.target_length = 128  # tokens a row of answers
-    c.data.max_long = 0.05  # examples whose answer alone is longer are left out, and counted
-    c.length = 1024  # tokens a row of prompts, which are packed
+    c.data.tk_instruct.positive = 2  # the paper's best encoding: definition and two examples
+    c.data.cap = 100  # instances per task
+    c.data.target_length = 128  # tokens per row of answers
+    c.data.max_long = 0.05  # share of examples with too long answers, which are dropped and counted
+    c.length = 1024  # tokens per row of packed prompts
     c.steps = 9460  # 2 epochs
-    c.batch_size = 8  # rows an update, of about 16 examples together
-    c.model.dtype = "bfloat16"  # of activations; parameters and moments stay float32
+    c.batch_size = 8  # rows per update, with about 16 examples in total
+    c.model.dtype = "bfloat16"  # of activations; parameters and moments are float32
     c.optimizer.learning_rate = 5e-5
     c.optimizer.schedule = "constant"
     c.optimizer.b2 = 0.999
@@ -44,10 +47,24 @@ def get_config(variant=""):
     return specialise(
         c,
         variant,
-        tiny={f"model.{name}": value for name, value in model.items() if value is not None} | {  # the same run at a size for a CPU
-            "init_from": "", "tokenizer": "bytes", "data.files": "configs/examples/tasks", "data.hold_out": "task003_*",
-            "eval.data.test": "hold_out", "steps": 60, "batch_size": 8, "length": 512, "data.target_length": 64,
-            "optimizer.learning_rate": 5e-3, "optimizer.warmup": 20, "checkpoint.every": 30, "eval.every": 30, "model.vocab_size": 0,
-            "model.dropout": 0.0, "model.max_length": 512, "model.dtype": "float32",
+        tiny={f"model.{name}": value for name, value in model.items() if value is not None}
+        | {  # the same run, small enough for a CPU
+            "init_from": "",
+            "tokenizer": "bytes",
+            "data.files": "configs/examples/tasks",
+            "data.hold_out": "task003_*",
+            "eval.data.test": "hold_out",
+            "steps": 60,
+            "batch_size": 8,
+            "length": 512,
+            "data.target_length": 64,
+            "optimizer.learning_rate": 5e-3,
+            "optimizer.warmup": 20,
+            "checkpoint.every": 30,
+            "eval.every": 30,
+            "model.vocab_size": 0,
+            "model.dropout": 0.0,
+            "model.max_length": 512,
+            "model.dtype": "float32",
         },
-    )  # fmt: skip
+    )

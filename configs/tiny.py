@@ -1,6 +1,7 @@
-"""A smoke run on any text: a byte-level Llama of 0.13 M parameters, seconds on a laptop CPU.
+"""Smoke run on any text: a byte-level Llama of 0.13 M parameters, seconds on a laptop CPU.
 
-python -m lm.train --config=configs/tiny.py --workdir=runs/tiny --config.data.files='README.md,docs/*.md'
+python -m lm.train --config=configs/tiny.py --workdir=runs/tiny \
+    --config.data.files='README.md,docs/*.md'
 Expected: loss from 5.8 to about 2.9 on those files, less on a shorter text.
 """
 
@@ -11,14 +12,14 @@ from lm.families import preset
 def get_config(variant=""):
     c = defaults()
     c.steps = 200  # updates
-    c.batch_size = 16  # rows an update
-    c.length = 64  # tokens a row
-    c.tokenizer = "bytes"  # one token a byte
+    c.batch_size = 16  # rows per update
+    c.length = 64  # tokens per row
+    c.tokenizer = "bytes"  # one token per byte
     c.data.files = "README.md,docs/*.md"  # any text
     c.model.update(
         d_model=64, n_layers=2, n_heads=8, n_kv_heads=8, head_dim=8, d_ff=192, max_length=128
     )
-    c.optimizer.learning_rate = 1e-2  # high: the model is small
+    c.optimizer.learning_rate = 1e-2  # high, since the model is small
     c.optimizer.warmup = 5
     c.checkpoint.every = 100
     c.samples.prompts = ("The ",)
@@ -32,14 +33,14 @@ def get_config(variant=""):
             "model.n_layers": 3,
             "model.ssm_inner": 140,
             "model.ssm_dt_rank": 4,
-        },  # as large as gpt2
-        fsdp={"mesh.data": 1, "mesh.fsdp": -1},  # parameters sharded over all devices
-        tensor={"mesh.data": 1, "mesh.tensor": -1},  # layers sharded over all devices
+        },  # as many parameters as gpt2
+        fsdp={"mesh.data": 1, "mesh.fsdp": -1},  # parameters are sharded over all devices
+        tensor={"mesh.data": 1, "mesh.tensor": -1},  # layers are sharded over all devices
     )
 
 
 def _shape(model):
-    """What makes a model of another family, without its vocabulary."""
+    """Architecture fields of a model of another family, without its vocabulary."""
     from lm.training.settings import model_section
 
     fields = model_section(model).to_dict()

@@ -1,8 +1,9 @@
-"""The main job: train a small model, give a real one a memory, and measure what each knows. make quickstart runs it.
+"""Study of the quickstart: train a small model, give a real one a memory, and measure both.
 
 python -m launch.study --config=configs/studies/quickstart.py [--samples-dir=DIR]
-2 CPU cores: under 8 minutes. Expected: open-book accuracy above closed-book in every popularity bin; runs/quickstart/report.html.
-Variant "tiny": the same chain with 60 cities and 20 questions, two minutes.
+`make quickstart` runs it. 2 CPU cores: under 8 minutes. Expected: open-book accuracy above
+closed-book in every popularity bin; runs/quickstart/report.html.
+Variant "tiny": the same stages with 60 cities and 20 questions, two minutes.
 """
 
 import ml_collections
@@ -10,9 +11,15 @@ import ml_collections
 from lm.data.samples import directory
 
 TRAINED_ON = "{samples}/speeches/1[78]*.txt,{samples}/speeches/1900*.txt"
-LATER = {  # every fifth year, except of this century: all
-    "1901-1950": "{samples}/speeches/1905*.txt,{samples}/speeches/19[1-4][05]*.txt,{samples}/speeches/1950*.txt",
-    "1951-2000": "{samples}/speeches/1955*.txt,{samples}/speeches/19[6-9][05]*.txt,{samples}/speeches/2000*.txt",
+LATER = {  # every fifth year up to 2000, and all years after
+    "1901-1950": (
+        "{samples}/speeches/1905*.txt,{samples}/speeches/19[1-4][05]*.txt,"
+        "{samples}/speeches/1950*.txt"
+    ),
+    "1951-2000": (
+        "{samples}/speeches/1955*.txt,{samples}/speeches/19[6-9][05]*.txt,"
+        "{samples}/speeches/2000*.txt"
+    ),
     "2001-": "{samples}/speeches/200[1-9]*.txt,{samples}/speeches/20[1-9]*.txt",
 }
 PERIODS = {period: "{workdir}/bits/" + period.strip("-") + ".json" for period in LATER}
@@ -25,7 +32,7 @@ def get_config(variant=""):
     tiny = variant == "tiny"
     c = ml_collections.ConfigDict()
     c.name = "quickstart-tiny" if tiny else "quickstart"
-    c.samples_dir = str(directory())  # $OPENBOOK_SAMPLES, else the user's cache; --samples-dir wins
+    c.samples_dir = str(directory())  # --samples-dir overrides it
     c.stages = (
         dict(
             name="samples",
