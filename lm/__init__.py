@@ -1,4 +1,4 @@
-"""The parametric side: models, training, generation, evaluation. Public names load on first use."""
+"""Parametric side: models, training, generation, evaluation. Public names load on first use."""
 
 import importlib
 import os
@@ -7,11 +7,11 @@ import types
 
 from lm import interrupts
 
-if sys.argv[:1] == ["-m"]:  # python -m lm.x, which has yet to import it
+if sys.argv[:1] == ["-m"]:  # python -m lm.x, before that module is imported
     interrupts.starting()
 os.environ.setdefault(
     "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-)  # that torch is not installed: we only take its tokenizers
+)  # transformers would warn that torch is missing; only its tokenizers are used
 
 _HOMES = {
     "lm.batch": ("Batch", "Output"),
@@ -54,7 +54,7 @@ def __dir__():
 
 
 class _Package(types.ModuleType):
-    """`lm.generate` is the function, also after the entry point lm/generate.py was imported (which would take its name)."""
+    """Module type that keeps `lm.generate` the function after lm/generate.py was imported."""
 
     @property
     def generate(self):

@@ -1,4 +1,4 @@
-"""Batch and Output: the one vocabulary of names that data, models and objectives share."""
+"""Batch and Output: field names shared by data, models and objectives."""
 
 import dataclasses
 from typing import Any
@@ -48,16 +48,19 @@ FIELDS = {
 
 @flax.struct.dataclass
 class Batch:
-    """Rows of packed documents; every array is [B, T], and [B, S] on the encoder side.
+    """Rows of packed documents. Arrays are [B, T], and [B, S] on the encoder side.
 
-    tokens: int32 token ids.            targets: int32, what each position should predict.
-    weights: float32 loss weight.       segments: int32 document number within the row, from 1; 0 = padding.
-    positions: int32 position within its document.   types: int32 token types (BERT) or None.
+    tokens: int32 token ids. targets: int32, token to predict at each position.
+    weights: float32 loss weight. positions: int32 position within the document.
+    segments: int32 document number within the row, from 1; 0 = padding.
+    types: int32 token types (BERT) or None.
 
-    encoder_tokens, encoder_segments, encoder_positions: the same for an encoder's input; a decoder token attends to the encoder tokens
-    of its own segment. neighbours: [B, C, S, N] vectors of the tokens retrieved for each of C chunks of the row, and
-    neighbour_segments int32 [B, C, S] the segment each is for, 0 = padding.
-    labels: float32 [B, K], what a row as a whole is labelled with: a class or a value (K = 1), or the first and last token of an answer.
+    encoder_tokens, encoder_segments, encoder_positions: the same for an encoder's input. A decoder
+    token attends to the encoder tokens of its own segment.
+    neighbours: [B, C, S, N] vectors of the tokens retrieved for each of C chunks of the row.
+    neighbour_segments: int32 [B, C, S], segment that each belongs to, 0 = padding.
+    labels: float32 [B, K], label of the row: a class or a value (K = 1), or the first and last
+    token of an answer (K = 2).
     """
 
     tokens: jax.Array
@@ -80,21 +83,40 @@ class Batch:
 
     @classmethod
     def of(
-        cls, tokens, segments=None, *, targets=None, weights=None, positions=None, types=None,
-        encoder_tokens=None, encoder_segments=None, encoder_positions=None, neighbours=None, neighbour_segments=None,
-    ) -> "Batch":  # fmt: skip
-        """Fills in what is not given: one document a row, positions from each document's start, next-token targets.
+        cls,
+        tokens,
+        segments=None,
+        *,
+        targets=None,
+        weights=None,
+        positions=None,
+        types=None,
+        encoder_tokens=None,
+        encoder_segments=None,
+        encoder_positions=None,
+        neighbours=None,
+        neighbour_segments=None,
+    ) -> "Batch":
+        """Make a batch, with defaults for missing fields.
 
-        The default weight is 1 where the next token belongs to the same document and 0 elsewhere, so that no document is
-        asked to predict the first token of another. Raises ValueError when a shape is not that of `tokens`.
+        Defaults: one document per row, positions from the start of each document, next-token
+        targets, and weight 1 where the next token is in the same document, else 0. So no document
+        predicts the first token of another. Raises ValueError for a shape that differs from that of
+        `tokens`.
         """
         tokens, segments, positions = _row("tokens", tokens, segments, positions)
         following = np.pad(segments[:, 1:], ((0, 0), (0, 1)))
         given: dict[str, Any] = dict(
-            tokens=tokens, segments=segments, positions=positions,
-            targets=np.pad(tokens[:, 1:], ((0, 0), (0, 1))) if targets is None else np.asarray(targets, np.int32),
-            weights=np.asarray((segments > 0) & (following == segments) if weights is None else weights, np.float32),
-        )  # fmt: skip
+            tokens=tokens,
+            segments=segments,
+            positions=positions,
+            targets=np.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+            if targets is None
+            else np.asarray(targets, np.int32),
+            weights=np.asarray(
+                (segments > 0) & (following == segments) if weights is None else weights, np.float32
+            ),
+        )
         if types is not None:
             given["types"] = np.asarray(types, np.int32)
         for name, value in given.items():
@@ -106,7 +128,8 @@ class Batch:
             row = _row("encoder_tokens", encoder_tokens, encoder_segments, encoder_positions)
             if len(row[0]) != len(tokens):
                 raise ValueError(
-                    f"encoder_tokens have {len(row[0])} rows, tokens {len(tokens)}; every row needs both"
+                    f"encoder_tokens have {len(row[0])} rows, tokens {len(tokens)}; every row "
+                    "needs both"
                 )
             given |= dict(
                 zip(("encoder_tokens", "encoder_segments", "encoder_positions"), row, strict=True)
@@ -123,7 +146,8 @@ class Batch:
                 or len(of) != len(tokens)
             ):
                 raise ValueError(
-                    f"neighbours have shape {np.shape(neighbours)} and neighbour_segments {of.shape}; expected [B, C, S, N] and [B, C, S] "
+                    f"neighbours have shape {np.shape(neighbours)} and neighbour_segments "
+                    f"{of.shape}; expected [B, C, S, N] and [B, C, S] "
                     f"with B = {len(tokens)}, the rows of tokens"
                 )
             given |= dict(neighbours=neighbours, neighbour_segments=of)
@@ -131,11 +155,12 @@ class Batch:
 
 
 def _row(what: str, tokens, segments, positions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens with segments and positions, int32 [B, T] each: one document a row, and positions from each document's start, if not given."""
+    """(tokens, segments, positions), int32 [B, T] each, with the defaults of `Batch.of`."""
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2:
         raise ValueError(
-            f"{what} have shape {tokens.shape}; expected [B, T]: pad the rows to one length (segments 0 = padding)"
+            f"{what} have shape {tokens.shape}; expected [B, T]: pad the rows to one length "
+            "(segments 0 = padding)"
         )
     segments = np.ones_like(tokens) if segments is None else np.asarray(segments, np.int32)
     index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
@@ -145,15 +170,19 @@ def _row(what: str, tokens, segments, positions) -> tuple[np.ndarray, np.ndarray
     for name, value in (("segments", segments), ("positions", positions)):
         if np.shape(value) != tokens.shape:
             raise ValueError(
-                f"{what.replace('tokens', name)} have shape {np.shape(value)}, {what} {tokens.shape}; they must be equal"
+                f"{what.replace('tokens', name)} have shape {np.shape(value)}, {what} "
+                f"{tokens.shape}; they must be equal"
             )
     return tokens, segments, np.asarray(positions, np.int32)
 
 
 @flax.struct.dataclass
 class Output:
-    """What a forward pass returns. logits float32 [B, T, V] (or what the head gives, see `LanguageModel`) or None, hidden [B, T, D],
-    pooled [B, D] or None, encoder_hidden [B, S, D] of an encoder-decoder that read its encoder's tokens, or None.
+    """Result of a forward pass.
+
+    logits: float32 [B, T, V], or what the head gives (see `LanguageModel`), or None.
+    hidden: [B, T, D]. pooled: [B, D] or None.
+    encoder_hidden: [B, S, D] if the encoder of an encoder-decoder was run, else None.
     """
 
     logits: jax.Array | None

@@ -1,4 +1,4 @@
-"""The model card (README.md) of an exported model: what it was made from, what it learned, and its figures."""
+"""Model card (README.md) of an exported model: its base, training and metrics."""
 
 from pathlib import Path
 
@@ -11,17 +11,21 @@ from lm.training import ending, trackers
 
 CARD = "README.md"
 MARK = "<!-- written by openbook export; a card without this line is left alone -->"
-PIPELINES = {  # of the hub, by head
-    "causal_lm": "text-generation", "masked_lm": "fill-mask", "sequence_classification": "text-classification",
-    "token_classification": "token-classification", "question_answering": "question-answering", "embedding": "sentence-similarity",
-}  # fmt: skip
+PIPELINES = {  # head -> pipeline tag of the Hugging Face hub
+    "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
+    "sequence_classification": "text-classification",
+    "token_classification": "token-classification",
+    "question_answering": "question-answering",
+    "embedding": "sentence-similarity",
+}
 
 
 def write(directory: str, source: str, config: ModelConfig, adapter_of: str = "") -> bool:
-    """Write the card of `source` (run, model directory, hub id or .gguf file) into the directory of its export.
+    """Write the card of `source` (run, model directory, hub id or .gguf) to an export's directory.
 
-    adapter_of: the base that an exported adapter names, "" for a whole model. Returns False, writing nothing, where `directory` has a
-    card that someone else wrote.
+    adapter_of: the base that an exported adapter names, "" for a complete model. Returns False, and
+    writes nothing, if `directory` has a card that was not written by this function.
     """
     path = Path(directory).expanduser() / CARD
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
@@ -31,7 +35,7 @@ def write(directory: str, source: str, config: ModelConfig, adapter_of: str = ""
 
 
 def text(name: str, source: str, config: ModelConfig, adapter_of: str = "") -> str:
-    """The card: YAML front matter as the hub reads it, then what a reader wants to know."""
+    """Text of the card: YAML front matter of the hub's format, then a table."""
     trained = run_config(source)
     base = adapter_of or (trained.get("init_from", "") if trained else source)
     licence = licence_of(base)
@@ -61,7 +65,8 @@ def text(name: str, source: str, config: ModelConfig, adapter_of: str = "") -> s
             ("data", f"`{read}`" if read else "random tokens"),
             (
                 "steps",
-                f"{trained.get('steps')} of {trained.get('batch_size')} rows of {trained.get('length')} tokens",
+                f"{trained.get('steps')} of {trained.get('batch_size')} rows of "
+                f"{trained.get('length')} tokens",
             ),
         ]
     if template := kept_template(source):
@@ -69,11 +74,14 @@ def text(name: str, source: str, config: ModelConfig, adapter_of: str = "") -> s
     if is_run(source) and (figures := ending.figures(trackers.read(source))):
         rows.append(("last figures", figures))
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
-    return f"---\n{data.to_yaml()}\n---\n{MARK}\n\n# {name}\n\nA {config.family} model, exported by Openbook.\n\n| | |\n|---|---|\n{table}\n"
+    return (
+        f"---\n{data.to_yaml()}\n---\n{MARK}\n\n# {name}\n\nA {config.family} model, exported by "
+        f"Openbook.\n\n| | |\n|---|---|\n{table}\n"
+    )
 
 
 def licence_of(base: str) -> str | None:
-    """The licence that a model directory's own card names, or that of the base it was trained from; None where none is known."""
+    """Licence in the card of a model directory, or of the base of a run; None if unknown."""
     if not base:
         return None
     if is_run(base):
@@ -83,7 +91,7 @@ def licence_of(base: str) -> str | None:
         return None
     try:
         return ModelCard(path.read_text(encoding="utf-8")).data.to_dict().get("license")
-    except (ValueError, yaml.YAMLError):  # front matter that is none
+    except (ValueError, yaml.YAMLError):  # invalid front matter
         return None
 
 

@@ -1,4 +1,4 @@
-"""Puts runs side by side: what differs between their configs, their last figures, and with --html their curves on one page.
+"""Compare runs: differences of their configs, last metrics, and curves of losses with --html.
 
 python -m lm.compare RUN RUN [RUN ...] [--html=compare.html] [--json[=FILE]]
 """

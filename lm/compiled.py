@@ -1,4 +1,4 @@
-"""A cache of compiled programs on disk, so that a second process does not compile what a first one did."""
+"""JAX's compilation cache on disk, shared by processes."""
 
 import contextlib
 import os
@@ -12,17 +12,18 @@ SETTINGS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
-MAX_BYTES = 2 * 1024**3  # of our own folder; JAX removes what was used longest ago, under a lock
-OFF = ("0", "f", "false", "n", "no", "off")  # as JAX reads them
-ABANDONED = 60.0  # seconds; an entry whose time of use is missing for longer was being written when its process ended
+MAX_BYTES = 2 * 1024**3  # of the default folder; JAX evicts the least recently used entries
+OFF = ("0", "f", "false", "n", "no", "off")  # values that JAX reads as false
+ABANDONED = 60.0  # seconds; an older entry without a time of use was only partly written
 
 
 def keep_compiled() -> None:
-    """Turns JAX's compilation cache on, in `$XDG_CACHE_HOME/openbook/compiled` (default ~/.cache).
+    """Enable JAX's compilation cache in `$XDG_CACHE_HOME/openbook/compiled` (default ~/.cache).
 
-    What the environment says of the cache is respected: `JAX_COMPILATION_CACHE_DIR` names another folder, and none where it is empty;
-    `JAX_ENABLE_COMPILATION_CACHE=0` turns it off. Settings reach JAX through the environment, so that this imports nothing,
-    and child processes have them too. Where the folder cannot be written, nothing is kept.
+    The environment takes precedence: `JAX_COMPILATION_CACHE_DIR` names another folder, or disables
+    the cache if it is empty, and `JAX_ENABLE_COMPILATION_CACHE=0` disables it. Settings are passed
+    through the environment, so JAX is not imported, and child processes inherit them. The cache is
+    disabled if the folder is not writable.
     """
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in OFF:
         return
@@ -32,7 +33,7 @@ def keep_compiled() -> None:
         try:
             folder = str(cache.expanduser() / "openbook" / "compiled")
             os.makedirs(folder, mode=0o700, exist_ok=True)
-        except (OSError, RuntimeError):  # a read-only disk; no home
+        except (OSError, RuntimeError):  # a read-only disk, or no home directory
             return
         if not os.access(folder, os.W_OK):
             return
@@ -53,7 +54,7 @@ def _set(settings: Mapping[str, str | float]) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes entries that were cut off while they were written: JAX would meet them, and not replace them, for ever."""
+    """Remove entries that were only partly written; JAX would neither use nor replace them."""
     for entry in folder.glob("*-cache"):
         with contextlib.suppress(OSError):
             whole = entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists()

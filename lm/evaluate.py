@@ -1,11 +1,14 @@
-"""What a model makes of text, as perplexity and bits per byte with its standard error, or its answers to instruct data, scored.
+"""Evaluate a model: bits per byte and perplexity of text, or scores of its answers or labels.
 
 python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --data='texts/*.txt' [--json[=FILE]]
-python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --examples=tasks/ [--template=tk_instruct] [--baselines] [--json[=FILE]]
-python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --task=question_answering --data=dev.json [--predictions=FILE] [--json[=FILE]]
+python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --examples=tasks/ [--template=tk_instruct]
+    [--baselines] [--json[=FILE]]
+python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --task=question_answering --data=dev.json
+    [--predictions=FILE] [--json[=FILE]]
 
-Text is read in windows of --length tokens that do not overlap; each document ends in the end-of-text token, which is predicted too.
-A run that was trained on instruct data is asked with its own template. docs/evaluation.md says what each number is.
+Text is read in non-overlapping windows of --length tokens. Each document ends with the end-of-text
+token, which is predicted too. A run on instruct data uses its own template. docs/evaluation.md
+explains each metric.
 """
 
 import json
@@ -35,7 +38,8 @@ def main(argv=None) -> int:
             args.predictions or args.label_field or args.pair_field or args.stride
         ) and not args.task:
             raise ValueError(
-                "--predictions, --label-field, --pair-field and --stride are of labelled data: give --task too"
+                "--predictions, --label-field, --pair-field and --stride are of labelled data: "
+                "give --task too"
             )
         if args.task and not args.data:
             raise ValueError(f"--task={args.task} needs --data=FILES, the labelled data")

@@ -1,9 +1,9 @@
-"""Writes a model as a Hugging Face directory that transformers loads, and checks it against torch where torch is installed.
+"""Export a model as a Hugging Face directory, and compare it with transformers if torch is there.
 
 python -m lm.export --model=RUN_FOLDER --output=DIR
-python -m lm.export --model=ADAPTER --output=DIR                     # a PEFT adapter, merged into the base that it names
+python -m lm.export --model=ADAPTER --output=DIR              # PEFT adapter merged into its base
 python -m lm.export --model=model.gguf --output=DIR --dtype=bfloat16
-python -m lm.export --model=LORA_RUN --output=DIR --adapter          # only the adapters, as PEFT's directory
+python -m lm.export --model=LORA_RUN --output=DIR --adapter   # only the adapters, in PEFT's format
 """
 
 import argparse
@@ -58,7 +58,10 @@ def load_run_tokenizer(workdir: str):
 
 @phase("comparing the export with transformers on torch")
 def largest_difference(model, params, tokenizer, directory: str) -> tuple[float, float]:
-    """(largest |ours - transformers on torch|, largest |value|) over what the head gives, or hidden states of a model without one."""
+    """(maximum |ours - transformers|, maximum |value|) over the head's outputs.
+
+    Over the hidden states for a model without a head.
+    """
     import torch
     import transformers
 
@@ -67,7 +70,7 @@ def largest_difference(model, params, tokenizer, directory: str) -> tuple[float,
         tokenizer.encode(PROMPT) if tokenizer else [(7 * i + 3) % c.vocab_size for i in range(16)]
     )[: c.max_length]
     if c.encoder_layers and c.eos_token_ids:
-        ids[-1] = c.eos_token_ids[0]  # transformers' classifiers of pairs read their label there
+        ids[-1] = c.eos_token_ids[0]  # transformers' classifiers read the label at this token
     decoder = [c.decoder_start_token_id or 0, *ids[:-1]]
     cls = getattr(
         transformers, json.loads((Path(directory) / "config.json").read_text())["architectures"][0]
@@ -132,7 +135,7 @@ def main(argv=None) -> int:
             )
         may_hold = (
             ("an adapter",) if args.adapter else ("a model", "a file", "other files", "a tokenizer")
-        )  # of which to_hf refuses the others
+        )  # to_hf refuses the other kinds
         folders.refuse("output", args.output, may_hold, read=[folders.base_of(args.model)])
         if args.adapter:
             from lm.adaptation import peft
@@ -141,7 +144,7 @@ def main(argv=None) -> int:
             model, adapters, lora, base = load_adapters(args.model)
             base = (
                 str(Path(base).resolve()) if Path(base).exists() else base
-            )  # PEFT may run in another folder
+            )  # an absolute path, since PEFT may run in another folder
             peft.save(args.output, model, adapters, lora, base)
             load_run_tokenizer(args.model).save_pretrained(args.output)
             save_template(args.output, kept_template(args.model))
@@ -149,7 +152,8 @@ def main(argv=None) -> int:
             print(f"wrote {args.output}: adapters in PEFT's format")
             if is_run(base) or base.endswith(".gguf"):
                 print(
-                    f"PEFT cannot load their base {base}: export it too, and write that directory or hub id as "
+                    f"PEFT cannot load their base {base}: export it too, and write that "
+                    "directory or hub id as "
                     f"base_model_name_or_path into {args.output}/{peft.CONFIG}",
                     file=sys.stderr,
                 )
@@ -160,18 +164,21 @@ def main(argv=None) -> int:
         save_template(args.output, template)
         _card(args.output, args.model, model.config)
         print(
-            f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} MB of weights"
+            f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} "
+            "MB of weights"
         )
         if not importlib.util.find_spec("torch"):
             print("torch is not installed: the export was not compared with transformers")
         else:
             difference, scale = largest_difference(model, params, tokenizer, args.output)
             print(
-                f"largest difference from transformers on torch: {difference:.2e} (values up to {scale:.3g})"
+                f"largest difference from transformers on torch: {difference:.2e} (values up to "
+                f"{scale:.3g})"
             )
             if not difference <= 1e-3 * max(scale, 1.0):
                 raise WeightsError(
-                    f"{args.output} does not compute what the model computes: do not use it, and report this"
+                    f"{args.output} does not compute what the model computes: do not use it, and "
+                    "report this"
                 )
     except BrokenPipeError:
         raise

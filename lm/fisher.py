@@ -1,9 +1,10 @@
-"""Writes the Fisher information of a model's weights, which adaptation.ewc holds later training to (docs/forgetting.md).
+"""Write the Fisher information of a model's weights, for adaptation.ewc (docs/forgetting.md).
 
 python -m lm.fisher --config=FILE.py[:VARIANT] --workdir=DIR [--sampled] [--config.FIELD=VALUE ...]
 
-The config is that of a training run: init_from names the model, data and objective what it must not forget, steps * batch_size the rows
-to read. Writes DIR/fisher.safetensors. --sampled: targets drawn from the model instead of the data's (the Fisher information proper).
+The config is that of a training run: init_from names the model, data and objective define what
+should not be forgotten, and steps * batch_size rows are read. Writes DIR/fisher.safetensors.
+--sampled: draw targets from the model (true Fisher information) instead of using the data's.
 """
 
 import logging
@@ -40,7 +41,7 @@ def main(argv=None) -> int:
 
 
 def write(config, workdir: str, sampled: bool) -> None:
-    """Reads config.steps batches and writes workdir/fisher.safetensors."""
+    """Read config.steps batches, and write workdir/fisher.safetensors."""
     import functools
     import itertools
     import math
@@ -64,11 +65,12 @@ def write(config, workdir: str, sampled: bool) -> None:
     folders.refuse("workdir", workdir, ("a tokenizer",))
     if config.objective.name in OBJECTIVES and OBJECTIVES[config.objective.name].joint:
         raise ConfigError(
-            f"objective {config.objective.name!r} compares the rows of a batch: no row has a likelihood of its own"
+            f"objective {config.objective.name!r} compares the rows of a batch: no row has a "
+            "likelihood of its own"
         )
     config.optimizer.update(
         schedule="constant", warmup=0, cooldown=0, final=optimizer.FINAL
-    )  # nothing is updated: steps may be few
+    )  # no updates are done, so any number of steps is allowed
     run = setup.prepare(config, Path(workdir))
     if run.params is None:
         raise ConfigError(
@@ -76,14 +78,15 @@ def write(config, workdir: str, sampled: bool) -> None:
         )
     if run.extras.plan is not None:
         raise ConfigError(
-            "adaptation is on: Fisher information is that of the base, before any; leave that section as it is by default"
+            "adaptation is on: Fisher information is that of the base, before any; leave that "
+            "section as it is by default"
         )
     if sampled and run.model.config.head not in LM_HEADS:
         raise ConfigError(
             f"--sampled draws tokens, and a model with head={run.model.config.head!r} predicts none"
         )
     batches = setup.train_batches(config, run, setup.training_data(config, run))
-    # The log-likelihood itself: without the label smoothing and the z-loss that training may add.
+    # The log-likelihood itself, without label smoothing and z-loss.
     objective = functools.partial(
         OBJECTIVES[config.objective.name].loss, chunk=config.objective.chunk
     )

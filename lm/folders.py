@@ -1,4 +1,4 @@
-"""What a folder holds, told by its files before something else is written there."""
+"""Detect what a folder contains, before something else is written to it."""
 
 import fnmatch
 import json
@@ -31,14 +31,16 @@ TOKENIZER = {
     "spiece.model",
     "tokenizer.model",
 }
-FISHER = "fisher.safetensors"  # weights of no model
+FISHER = "fisher.safetensors"  # does not make a folder a model
 
 
 def kind(folder: Any) -> str:
-    """"a run", "a model", "an adapter", "a tokenizer", "other files" with names that a run gives its own, "a file", or "".
+    """Kind of a folder, judged by its files.
 
-    folder: a path, also of object storage.
-    """  # fmt: skip
+    One of: "a run", "a model", "an adapter", "a tokenizer", "other files" (some named as a run's),
+    "a file", or "".
+    folder: a local path or one in object storage.
+    """
     if not folder.is_dir():
         return "a file" if folder.exists() else ""
     names = {path.name for path in folder.iterdir()} - {FISHER}
@@ -59,7 +61,7 @@ def kind(folder: Any) -> str:
 
 
 def base_of(path: str) -> str | None:
-    """What a run was started from, or an adapter is of, where `path` is one of these."""
+    """Base of a run or an adapter at `path`; None for anything else."""
     folder = pathlib.Path(path).expanduser()
     return _object(folder / "config.json").get("init_from") or _object(
         folder / "adapter_config.json"
@@ -69,9 +71,10 @@ def base_of(path: str) -> str | None:
 def refuse(
     option: str, path: Any, allowed: Collection[str] = (), read: Iterable[str | None] = ()
 ) -> None:
-    """Raises ConfigError when the folder that `option` names holds what would be written over, or would no longer be what it is.
+    """Raise ConfigError when writing to `path` would overwrite or spoil what it contains.
 
-    allowed: of the words of `kind`, those that may be there.   read: paths of what is read, none of which it may be.
+    option: name of the command-line option, for the message. allowed: kinds (see `kind`) that may
+    be there. read: input paths, which `path` must not be.
     """
     folder = pathlib.Path(path).expanduser() if isinstance(path, str) else path
     for other in filter(None, read):
@@ -84,7 +87,8 @@ def refuse(
             else ""
         )
         raise ConfigError(
-            f"--{option}={path} holds {found}{there}: give another folder, in which nothing can be written over"
+            f"--{option}={path} holds {found}{there}: give another folder, in which nothing can "
+            "be written over"
         )
 
 

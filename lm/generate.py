@@ -1,8 +1,10 @@
-"""Continues a prompt, or holds a chat, streaming to the terminal. An encoder-decoder's encoder reads the prompt.
-A run that was trained on instruct data spells prompts with its template; --template names another, or none.
+"""Continue a prompt or hold a chat, streaming to the terminal.
+
+With an encoder-decoder, the encoder reads the prompt. For a run on instruct data, prompts are
+rendered by its template; --template names another, or none.
 
 python -m lm.generate --model=PATH_OR_HUB_ID_OR_RUN --prompt="The capital of France is"
-python -m lm.generate --model=model.gguf --chat                    # interactive; an empty line ends it
+python -m lm.generate --model=model.gguf --chat               # interactive; an empty line ends it
 """
 
 import itertools
@@ -63,7 +65,7 @@ def main(argv=None) -> int:
 
 
 def prompts():
-    """Lines of standard input; on a terminal with a prompt mark, until an empty line."""
+    """Yield lines of standard input; on a terminal with a prompt, until an empty line."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")

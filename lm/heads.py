@@ -1,4 +1,4 @@
-"""with_head: a loaded model with another head, its other weights kept."""
+"""Replace the head of a loaded model, and keep its other weights."""
 
 import flax.traverse_util
 import jax
@@ -11,13 +11,17 @@ from lm.models import LanguageModel, build
 def with_head(
     model: LanguageModel, params: dict, head: str, key: jax.Array | None = None, **fields
 ) -> tuple[LanguageModel, dict]:
-    """The model and its parameters with `head` (see `ModelConfig`) instead of its own: to fine-tune, or to read hidden states.
+    """Replace the head of a model (see `ModelConfig`), to fine-tune it or to read hidden states.
 
-    The new head has the layers, biases and pooling of the family's Hugging Face class for it, so that it can be exported; `fields` of
-    ModelConfig change that: n_labels=3, label_names=(...), pooling="mean", normalize_embedding=False. Its parameters are drawn with
-    `key` (default jax.random.key(0)) as in a new model: weights from a normal of `initializer_range`, biases 0, and a value's weights 0,
-    so that a new critic expects nothing. An embedding is the mean over a bidirectional model's tokens, or the last of a causal one's.
-    Nothing of the old head is kept, but for the number of labels and their names where both have them; all else is the same arrays.
+    The new head has the layers, biases and pooling of the family's Hugging Face class, so that it
+    can be exported. fields: of ModelConfig, such as n_labels=3, label_names=(...), pooling="mean",
+    normalize_embedding=False.
+
+    key: for the new parameters, default jax.random.key(0). Weights are normal with
+    `initializer_range`, and biases are 0. The weights of a value head are 0, so that a new critic
+    predicts 0. An embedding is the mean over the tokens of a bidirectional model, or the last token
+    of a causal one. From the old head only the number and names of labels are kept, if both have
+    labels. All other arrays are shared with `params`.
 
     Raises ConfigError when the model cannot have that head, or its labels are not given.
     """
@@ -33,7 +37,7 @@ def with_head(
         drawn = flax.traverse_util.flatten_dict(new.init(key, example)["params"], sep="/")
         return {
             path: x for path, x in drawn.items() if path not in kept
-        }  # the compiler leaves out the others
+        }  # the compiler removes the others
 
     made = jax.jit(draw)(jax.random.key(0) if key is None else key)
     return new, flax.traverse_util.unflatten_dict(

@@ -1,10 +1,12 @@
-"""Mixes weights: between a base and a model tuned from it (WiSE-FT), or several tuned from one base (a soup); and measures each mix.
+"""Mix weights: interpolate a base and a tuned model (WiSE-FT), or average models (soup); evaluate.
 
-python -m lm.interpolate --base=BASE --tuned=RUN --alphas=0,0.25,0.5,0.75,1 --data=old.txt --data=new.txt [--json=FILE]
+python -m lm.interpolate --base=BASE --tuned=RUN --alphas=0,0.25,0.5,0.75,1 --data=old.txt
+    --data=new.txt [--json=FILE]
 python -m lm.interpolate --base=BASE --tuned=RUN --alphas=0.5 --output=DIR
 python -m lm.interpolate --soup=RUN_1,RUN_2,RUN_3 [--greedy --data=heldout.txt] --output=DIR
 
-A model is a run folder, a model directory, a hub id or a .gguf file. Several --alphas write DIR/alpha-0.25 and so on.
+A model is a run folder, a model directory, a hub id or a .gguf file. Several --alphas write
+DIR/alpha-0.25 and so on.
 """
 
 import argparse

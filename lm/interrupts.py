@@ -1,7 +1,8 @@
-"""Ctrl-C: the first says what it waits for, the second ends the process at once with exit code 130.
+"""Handle Ctrl-C: the first one reports what it waits for, the second ends the process with 130.
 
-Python runs a signal handler between two instructions of the main thread, which may be minutes away while that is in a tokenizer or in
-XLA. A thread that the operating system wakes (signal.set_wakeup_fd) answers instead. Nothing heavy is imported here.
+Python runs signal handlers between two instructions of the main thread. That can take minutes while
+it is in a tokenizer or in XLA. So a thread that the operating system wakes (signal.set_wakeup_fd)
+prints the report. This module imports nothing slow.
 """
 
 import contextlib
@@ -16,15 +17,13 @@ from collections.abc import Callable
 
 from lm import phases
 
-GRACE = (
-    0.5  # seconds in which a first Ctrl-C may end the process before it is said what it waits for
-)
-SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
+GRACE = 0.5  # seconds for a first Ctrl-C to end the process before the report is printed
+SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides the cursor
 INTERRUPTED = 128 + signal.SIGINT
 
 
 class Stopped(KeyboardInterrupt):
-    """This process was sent a signal and has nothing to save; number is which."""
+    """Signal to a process that has nothing to save. number: of the signal."""
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
@@ -32,11 +31,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Within the block the first signal raises Stopped, or only sets `received` where `waits` is set; a second SIGINT ends
-    the process at once.
+    """Signal handling within a block; a second SIGINT ends the process at once.
 
-    received: the first signal that came, 0 for none.   kept: what a second SIGINT leaves, in words.   In another thread than the main
-    one the block does nothing: signals are the main thread's.
+    The first signal raises Stopped, or only sets `received` if `waits` is set.
+    received: first signal, 0 for none. kept: for the message, what a second SIGINT leaves.
+    The block does nothing in another thread than the main one, which handles all signals.
     """
 
     def __init__(self, numbers: tuple[int, ...] = (signal.SIGINT,), kept: str = ""):
@@ -78,7 +77,7 @@ class Interrupts:
             )
 
     def _answer(self) -> None:
-        """Runs in a thread: answers each signal as it comes, until the block ends."""
+        """Report each signal, in a thread, until the block ends."""
         said, interrupts = time.monotonic(), 0
         waiting = b""
         while True:
@@ -109,8 +108,11 @@ class Interrupts:
 
 
 def starting() -> None:
-    """What comes before an entry point imports its modules: wrong JAX_* variables end this process with a line and exit code 2, and from
-    here on, until the entry point takes over, Ctrl-C with a line and 130."""
+    """Check JAX_* variables and set a handler, before an entry point imports its modules.
+
+    Wrong JAX_* variables end the process with a message and exit code 2. Until the entry point sets
+    its own handler, Ctrl-C ends the process with a message and 130.
+    """
     from lm import jax_settings
 
     if (
@@ -127,7 +129,7 @@ def starting() -> None:
 
 
 def leave(message: str) -> None:
-    """Ends the process now, whatever its threads do, with exit code 130."""
+    """Exit with code 130 at once, whatever other threads do."""
     with contextlib.suppress(OSError):
         os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + f"{message}\n".encode())
     os._exit(INTERRUPTED)
@@ -143,9 +145,10 @@ def _say(message: bytes) -> None:
 
 
 def entry_point(main: Callable[..., int]) -> Callable[..., int]:
-    """Wraps `main(argv)`: a signal ends it with a line and exit code 128 + its number, devices that cannot be had with a line and 2.
+    """Decorate `main(argv)` to turn signals and errors of devices into messages and exit codes.
 
-    Where nobody reads the output to its end, it ends quietly, with 141.
+    128 + number for a signal, 2 when the devices are not available, and 141 without a message when
+    the output is closed early.
     """
 
     @functools.wraps(main)
@@ -159,7 +162,7 @@ def entry_point(main: Callable[..., int]) -> Callable[..., int]:
                 return code
             except (
                 BrokenPipeError
-            ):  # who reads has seen enough, as `head` has; Python flushes once more at its end
+            ):  # the reader has closed the pipe, as `head` does; Python flushes again at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + signal.SIGPIPE
             except jax_settings.SettingsError as error:
@@ -173,7 +176,7 @@ def entry_point(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def _with_devices(main: Callable[..., int], argv) -> int:
-    """Raises SettingsError where main failed because the devices that the environment asks for cannot be had."""
+    """Call main. Raises SettingsError if it failed because the requested devices are missing."""
     from lm import jax_settings
 
     try:

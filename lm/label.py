@@ -1,9 +1,10 @@
-"""Labels new texts with a model that classifies, such as a run of configs/classify.py: a JSON object a text, in their order.
+"""Label new texts with a classifier, such as a run of configs/classify.py.
 
 python -m lm.label --model=RUN --data='new/*.txt' --output=labels.jsonl
 
-Texts are the lines of text files, or the field of JSONL, CSV or TSV that the run was trained on. Written is {"text", "label",
-"probability"}, with "pair" and the record's "id" where it has them; of a model that gives a value, "value" instead of the last two.
+Texts are the lines of text files, or the text field of JSONL, CSV or TSV, by default the one of the
+run. The output is JSONL in the same order: {"text", "label", "probability"}, with "pair" and the
+record's "id" if there are any. For a regression model, "value" replaces the last two.
 """
 
 import argparse
@@ -61,7 +62,8 @@ def main(argv=None) -> int:
 
         if args.batch_size < 1 or args.length < 0:
             raise ValueError(
-                f"--batch-size={args.batch_size}, --length={args.length}: expected at least 1, and 0 or more"
+                f"--batch-size={args.batch_size}, --length={args.length}: expected at least 1, "
+                "and 0 or more"
             )
         rows, cut = label(args, lambda total: bar(total, "texts"))
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""One way for every entry point to get a model: from a run folder, a directory, a hub id, a GGUF file, or a PEFT adapter's directory."""
+"""Load a model from a run folder, directory, hub id, GGUF file or PEFT adapter."""
 
 import json
 import pathlib
@@ -6,18 +6,18 @@ import pathlib
 from lm.phases import phase
 from lm.xla_flags import avoid_wrong_fusion
 
-TEMPLATE = (
-    "template.json"  # in the directory of an exported model: what lm.data.templates.remember keeps
-)
+TEMPLATE = "template.json"  # template of a run or exported model, from lm.data.templates.remember
 GENERATION = "generation_config.json"
 
 
 def load(path_or_id: str, dtype: str | None = None):
-    """(model, params, tokenizer) from whatever `path_or_id` names; params are a plain nested dict, adapters merged.
+    """(model, params, tokenizer); params are a plain nested dict, with adapters merged.
 
-    path_or_id: folder of a training run (its newest checkpoint), Hugging Face directory or hub id, .gguf file, or a PEFT adapter with
-    the base that it names. dtype: "float32", "bfloat16" or "float16", of parameters and computation; default: float32, a run's own.
-    Raises lm.WeightsError, lm.ConfigError or the checkpoint's own error (ValueErrors), naming the file, when it cannot be read.
+    path_or_id: training run (its newest checkpoint), Hugging Face directory or hub id, .gguf file,
+    or PEFT adapter, whose base is loaded too.
+    dtype: "float32", "bfloat16" or "float16", of parameters and computation; default: float32, or
+    the run's own.
+    Raises lm.WeightsError, lm.ConfigError or CheckpointError (all ValueErrors), naming the file.
     """
     if is_run(path_or_id):
         from lm.training.checkpoints import load_model_config, load_params
@@ -31,7 +31,7 @@ def load(path_or_id: str, dtype: str | None = None):
 
 
 def load_weights(path_or_id: str, dtype: str | None = None):
-    """(model, params) of a model that is no run: a directory, hub id, .gguf file or PEFT adapter."""
+    """(model, params) of a directory, hub id, .gguf file or PEFT adapter, but not a run."""
     from lm.adaptation import peft
     from lm.weights import WeightsError, from_hf, resolve
 
@@ -50,7 +50,10 @@ def load_weights(path_or_id: str, dtype: str | None = None):
 
 
 def load_tokenizer(path_or_id: str, config):
-    """The tokenizer of a model that is no run; an adapter's own, or its chat template, before those of its base."""
+    """Tokenizer of a model that is not a run.
+
+    An adapter's own tokenizer or chat template replaces that of its base.
+    """
     from lm import tokenizer as tokenizers
     from lm.adaptation import peft
     from lm.weights import WeightsError, resolve
@@ -60,7 +63,8 @@ def load_tokenizer(path_or_id: str, config):
         tokenizer = tokenizers.load_tokenizer(folder)
         if peft.is_adapter(folder) and len(tokenizer) > config.vocab_size:
             raise WeightsError(
-                f"the tokenizer of {path_or_id} has {len(tokenizer)} tokens, and its base's vocabulary {config.vocab_size}"
+                f"the tokenizer of {path_or_id} has {len(tokenizer)} tokens, and its base's "
+                f"vocabulary {config.vocab_size}"
             )
         return tokenizer
     base, template = base_of(folder), folder / "chat_template.jinja"
@@ -71,7 +75,7 @@ def load_tokenizer(path_or_id: str, config):
 
 
 def base_of(folder: pathlib.Path) -> str:
-    """The base that an adapter names. Raises ConfigError when it names none."""
+    """Base that an adapter names. Raises ConfigError when it names none."""
     from lm.adaptation import peft
     from lm.models.config import ConfigError
 
@@ -82,14 +86,15 @@ def base_of(folder: pathlib.Path) -> str:
         or pathlib.Path(base).expanduser().resolve() == folder.resolve()
     ):
         raise ConfigError(
-            f"{folder / peft.CONFIG}: base_model_name_or_path={base!r} names no base: write there the directory, run folder or hub id of "
+            f"{folder / peft.CONFIG}: base_model_name_or_path={base!r} names no base: write "
+            "there the directory, run folder or hub id of "
             "the model that the adapter was trained on"
         )
     return base
 
 
 def is_run(path: str) -> bool:
-    """Whether `path` is the work directory of a training run, and not a model's directory that has a folder `checkpoints`."""
+    """Whether `path` is a training run, not a model's directory with a folder `checkpoints`."""
     from lm.training.paths import resolve
 
     folder = resolve(path)
@@ -99,7 +104,7 @@ def is_run(path: str) -> bool:
 
 
 def run_config(path: str) -> dict:
-    """The config.json of a training run, or {} for anything else."""
+    """Content of a training run's config.json; {} for anything else."""
     from lm.training.paths import resolve
 
     file = resolve(path) / "config.json"
@@ -107,9 +112,9 @@ def run_config(path: str) -> dict:
 
 
 def kept(path_or_id: str, name: str) -> dict | None:
-    """The JSON object called `name` beside the weights of a model or run, for an adapter without it that of its base; None without any.
+    """JSON object in the file `name` beside a model's weights, or None.
 
-    Raises ConfigError for a file that is no JSON.
+    For an adapter without the file, that of its base. Raises ConfigError for invalid JSON.
     """
     from lm.adaptation import peft
     from lm.models.config import ConfigError
@@ -136,7 +141,7 @@ def kept(path_or_id: str, name: str) -> dict | None:
 
 
 def keep_generation(workdir, init_from: str) -> None:
-    """Puts the settings of generation_config.json that the base of a run has, if any, into the run's folder."""
+    """Copy generation_config.json of a run's base, if there is one, to the run's folder."""
     from lm.training import paths
 
     settings = kept(init_from, GENERATION) if init_from else None
@@ -147,9 +152,9 @@ def keep_generation(workdir, init_from: str) -> None:
 
 
 def kept_template(path_or_id: str) -> dict | None:
-    """What lm.data.templates.remember kept of the template of a run, or of a model exported from one; None where there is none.
+    """Description of the template of a run or exported model (lm.data.templates.remember), or None.
 
-    Another program's file of that name is none. Raises ConfigError for one that is no JSON.
+    A file of that name with other fields is ignored. Raises ConfigError for invalid JSON.
     """
     found = kept(path_or_id, TEMPLATE)
     fields = {"name": str, "options": dict, "fingerprint": str}
@@ -162,9 +167,10 @@ def kept_template(path_or_id: str) -> dict | None:
 
 
 def load_template(path_or_id: str, tokenizer):
-    """The lm.data.templates.Template that a run, or a model exported from one, was trained with; None where there is none.
+    """Template that a run, or a model exported from one, was trained with, or None.
 
-    Raises ConfigError when this tokenizer or code spells differently: what generation sends would not be what was learned.
+    Raises ConfigError when the template now renders differently, so that prompts would differ from
+    training.
     """
     from lm.data import templates
 
@@ -173,7 +179,7 @@ def load_template(path_or_id: str, tokenizer):
 
 
 def save_template(directory: str | pathlib.Path, kept: dict | None) -> None:
-    """Puts what `kept_template` gives into the directory of a model; None: removes what is there."""
+    """Write a template's description to a model's directory; None removes the file there."""
     file = pathlib.Path(directory).expanduser() / TEMPLATE
     if kept is None:
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the process is doing: said on standard error when nothing was heard for a while, and to someone who interrupts it."""
+"""Phases of work, reported on standard error after a silence, and when the user interrupts."""
 
 import contextlib
 import sys
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 
-AFTER, EVERY = 2.0, 30.0  # seconds of silence before a phase is said, and between later lines
+AFTER, EVERY = 2.0, 30.0  # seconds of silence before the first line, and between later lines
 
 _running: list[str] = []
 _speaks = False
@@ -14,19 +14,19 @@ _heard = 0.0
 
 
 def current() -> str:
-    """The innermost phase that is running."""
+    """Innermost running phase."""
     return _running[-1] if _running else "working"
 
 
 def heard() -> None:
-    """Something else was just said: phases wait."""
+    """Note that something was printed, which restarts the silence."""
     global _heard
     _heard = time.monotonic()
 
 
 @contextlib.contextmanager
 def spoken(argv: Sequence[str] | None = None) -> Generator[None]:
-    """Phases are said in the block, which is an entry point's: elsewhere, and with --json or --quiet in argv, they are silent."""
+    """Enable reports of phases within an entry point, unless argv has --json or --quiet."""
     global _speaks
     before, _speaks = (
         _speaks,
@@ -39,14 +39,14 @@ def spoken(argv: Sequence[str] | None = None) -> Generator[None]:
 
 
 def silence() -> None:
-    """No phase is said any more, as on every process of a run but the first."""
+    """Disable reports of phases, as on every process of a run but the first."""
     global _speaks
     _speaks = False
 
 
 @contextlib.contextmanager
 def named(what: str) -> Generator[None]:
-    """A block that does `what` ("loading the weights of X"), which is said to someone who interrupts it."""
+    """Name the work of a block ("loading the weights of X"), for a report on interruption."""
     _running.append(what)
     try:
         yield
@@ -56,9 +56,10 @@ def named(what: str) -> Generator[None]:
 
 @contextlib.contextmanager
 def phase(what: str, after: float | None = None) -> Generator[None]:
-    """As `named`; a line on standard error also says so when nothing was heard for `after` seconds (default AFTER), then every EVERY.
+    """Name the work of a block, as `named`, and report it on standard error after a silence.
 
-    Of phases within each other only the innermost is said. Also a decorator.
+    after: seconds before the first line, default AFTER; later lines follow every EVERY seconds. Of
+    nested phases only the innermost is reported. Also a decorator.
     """
     began, ended = time.monotonic(), threading.Event()
 

@@ -1,13 +1,14 @@
-"""Shows what a model will see and be asked for, token by token, before anything is trained, and checks it.
+"""Preview the tokens and losses of a training run, with checks for mistakes.
 
-python -m lm.preview --config=FILE.py[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...] [--rows=N] [--json] [--html[=FILE]]
+python -m lm.preview --config=FILE.py[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
+    [--rows=N] [--json] [--html[=FILE]]
 
-  --rows=N    rows to show (default 3) of the first batch; all of it is checked
-  --html      a page, at FILE or in the run folder as preview.html
-  --json      for programs, on standard output
+  --rows=N    rows to show (default 3) of the first batch; the checks use all of it
+  --html      write a page to FILE, or to preview.html in the run folder
+  --json      print JSON
 
-The batch is the first of the very stream that lm.train reads. Tokens with a loss are green and underlined; documents are divided by |.
-Exit codes: 0; 1 a check failed; 2 something is wrong with config or data.
+The batch is the first one that lm.train reads. Tokens with a loss are green and underlined;
+documents are separated by |. Exit codes: 0 success; 1 a check failed; 2 an error in config or data.
 """
 
 import json
@@ -58,7 +59,7 @@ def main(argv=None) -> int:
 
 
 def _read(argv: list[str]):
-    """(what the config is, rows, checks) of a command line."""
+    """(description of the config, rows, checks) for a command line."""
     import jax
 
     from lm.data import preview, templates
@@ -71,7 +72,8 @@ def _read(argv: list[str]):
     packed, held_out = setup.training_data(config, run), setup.evaluation_data(config, run)
     if run.tokenizer is None:
         raise ValueError(
-            "data.synthetic_rows without a tokenizer has no text to show; set data.files and tokenizer"
+            "data.synthetic_rows without a tokenizer has no text to show; set data.files and "
+            "tokenizer"
         )
     sample = jax.device_get(next(setup.train_batches(config, run, packed)))
     task, c = config.objective.name, run.model.config

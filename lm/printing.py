@@ -1,23 +1,23 @@
-"""What entry points print: it may be read in part, and names the command as it was typed."""
+"""Output of entry points: broken pipes, and the name of the command as it was typed."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Generator
 
-typed: str = ""  # "openbook edit", while the console script runs that command
+typed: str = ""  # such as "openbook edit", set by the console script
 
 
 @contextlib.contextmanager
 def piped() -> Generator[None]:
-    """What is printed in the block ends quietly when nobody reads it any more, as after `| head`."""
+    """Ignore a closed pipe while the block prints, as after `| head`."""
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # the interpreter would try again at exit
+    except BrokenPipeError:  # the interpreter would flush again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def program(module: str) -> str:
-    """How the running command was typed: "openbook edit", or "python -m" with its module."""
+    """Command as it was typed: "openbook edit", or "python -m" with its module."""
     return typed or f"python -m {module}"

@@ -1,11 +1,12 @@
-"""Tokenises and packs the data of a config once, into the cache that lm.train reads, so that training starts at once.
+"""Tokenise and pack a config's data into the cache of lm.train, so that training starts at once.
 
 python -m lm.tokenize --config=FILE.py[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
 
-  --workdir   the run folder; the rows go to its cache/, or to config.data.cache, which several runs may share
+  --workdir   run folder; rows go to its cache/, or to config.data.cache, which runs may share
 
-No accelerator is needed. Rows are kept by a hash of data, tokenizer, template and code: what has changed is made again, what has not is
-not. Interrupted, it starts again at the source it was at. Exit codes: 0; 2 something is wrong with config or data; 130 interrupted.
+No accelerator is needed. The cache key is a hash of data, tokenizer, template and code, so only
+changed data is packed again. An interrupted command resumes at its current source. Exit codes:
+0 success; 2 an error in config or data; 130 interrupted.
 """
 
 import logging

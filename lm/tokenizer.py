@@ -1,4 +1,4 @@
-"""load_tokenizer: a transformers tokenizer from a directory, a hub id or a GGUF file; torch is not needed, no code is run."""
+"""Load a transformers tokenizer from a directory, hub id or GGUF file, without torch."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,23 +13,24 @@ FILES = (
     "merges*",
     "*.model",
     "*.spm",
-)  # of which a directory with a tokenizer has at least one
-CONTROL = 3  # llama.cpp's token type of special tokens
+)  # a directory with a tokenizer has a file that matches one of these
+CONTROL = 3  # llama.cpp's token type of control tokens
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {  # tokenizer.ggml.pre -> the pattern that cuts text into words before byte-pair merges; None: GPT-2's own
+# tokenizer.ggml.pre -> pattern that splits text before byte-pair merges; None = that of GPT-2.
+SPLITS = {
     "gpt-2": None,
-    "smollm": None,  # after each digit is cut off
+    "smollm": None,  # after splitting off each digit
     "llama-bpe": CONTRACTIONS + WORDS % "1,3",
     "qwen2": CONTRACTIONS + WORDS % "1",
 }
 
 
 def load_tokenizer(path_or_id):
-    """The tokenizer that belongs to a model, with its special tokens and chat template.
+    """Load the tokenizer of a model, with its special tokens and chat template.
 
-    path_or_id: a model or tokenizer directory, a hub id, or a .gguf file. Returns a transformers tokenizer.
-    Raises WeightsError (a ValueError) when there is none or its kind is not supported.
+    path_or_id: directory of a model or tokenizer, hub id, or .gguf file. No code of the directory
+    is run. Raises WeightsError (a ValueError) when there is none or its kind is not supported.
     """
     path = resolve(path_or_id, weights=False)
     if path.is_file():
@@ -37,9 +38,10 @@ def load_tokenizer(path_or_id):
     import transformers
 
     present = files(path)
-    if not present:  # transformers would make an empty one up for some model types
+    if not present:  # transformers would invent a tokenizer for some model types
         raise WeightsError(
-            f"no tokenizer can be read from {path} (it has no tokenizer.json, vocab, merges or sentencepiece file)"
+            f"no tokenizer can be read from {path} (it has no tokenizer.json, vocab, merges or "
+            "sentencepiece file)"
         )
     try:
         return transformers.AutoTokenizer.from_pretrained(
@@ -52,14 +54,14 @@ def load_tokenizer(path_or_id):
 
 
 def files(directory: Path) -> list[str]:
-    """The names of a directory's files that are of a tokenizer, without which it has none."""
+    """Names of the tokenizer files in a directory."""
     return sorted(
         p.name for p in directory.iterdir() if any(fnmatch(p.name, pattern) for pattern in FILES)
     )
 
 
 def from_gguf(fields: Metadata):
-    """Byte-level BPE from the metadata of a GGUF file."""
+    """Make a byte-level BPE tokenizer from the metadata of a GGUF file."""
     import tokenizers
     import transformers
     from tokenizers import decoders, models, pre_tokenizers, processors
@@ -67,8 +69,10 @@ def from_gguf(fields: Metadata):
     kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in SPLITS:
         raise WeightsError(
-            f"{fields.path}: tokenizer model {kind!r} with pre-tokenizer {pre!r} is not supported (supported: gpt2 with one of "
-            f"{', '.join(SPLITS)}); load the tokenizer from the model's original directory or hub id instead"
+            f"{fields.path}: tokenizer model {kind!r} with pre-tokenizer {pre!r} is not "
+            "supported (supported: gpt2 with one of "
+            f"{', '.join(SPLITS)}); load the tokenizer from the model's original directory or "
+            "hub id instead"
         )
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
@@ -99,6 +103,10 @@ def from_gguf(fields: Metadata):
     extra = [token for token in special if token not in named.values()]
     length = fields.get(f"{fields['general.architecture']}.context_length")
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, additional_special_tokens=extra, chat_template=fields.get("tokenizer.chat_template"),
-        clean_up_tokenization_spaces=False, model_max_length=length, **named,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        additional_special_tokens=extra,
+        chat_template=fields.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        model_max_length=length,
+        **named,
+    )

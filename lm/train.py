@@ -1,15 +1,19 @@
-"""Trains a language model as a config file says; started again, it continues where it was.
+"""Train a language model as a config file says, or resume the run in --workdir.
 
 python -m lm.train --config=FILE.py[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
 
-  --config    a Python file with get_config(variant) -> ConfigDict; configs/defaults.py explains every field
-  --workdir   the run folder: checkpoints, metrics.jsonl, TensorBoard, plots, samples, status.json; shared by all hosts
-  --config.FIELD=VALUE   changes a field, e.g. --config.optimizer.learning_rate=1e-3 --config.mesh.fsdp=-1
+  --config    Python file with get_config(variant) -> ConfigDict; configs/defaults.py lists all
+              fields
+  --workdir   run folder: checkpoints, metrics.jsonl, TensorBoard, plots, samples, status.json;
+              shared by all hosts
+  --config.FIELD=VALUE   change a field, e.g. --config.optimizer.learning_rate=1e-3
+              --config.mesh.fsdp=-1
 
-Exit codes: 0 done; 2 something is wrong with config, data or checkpoint; 3 the training failed (e.g. NaN); 143 stopped by SIGTERM and
-130 by SIGINT (Ctrl-C), with everything saved; a second Ctrl-C ends at once, with what is saved by then. With several processes, stop any
-one of them: all end at the same step. Compiled code is kept between runs in ~/.cache/openbook/compiled;
-JAX_COMPILATION_CACHE_DIR or --config.compilation_cache names another folder.
+Exit codes: 0 complete; 2 an error in config, data or checkpoint; 3 training failed (e.g. NaN); 143
+stopped by SIGTERM, and 130 by SIGINT (Ctrl-C), with everything saved. A second Ctrl-C ends the
+process at once, without saving. With several processes, stop any one of them: all stop at the same
+step. Compiled code is cached in ~/.cache/openbook/compiled; JAX_COMPILATION_CACHE_DIR or
+--config.compilation_cache names another folder.
 """
 
 import logging
@@ -35,7 +39,7 @@ def main(argv=None) -> int:
     from lm.weights import WeightsError
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every file
     try:
         config, workdir = command_line.parse(argv)
         avoid_wrong_fusion(config.model.dtype)

@@ -1,11 +1,17 @@
-"""Trains a tokenizer on text and saves it as transformers does (AutoTokenizer and lm.load_tokenizer read it).
+"""Train a tokenizer on text, and save it for AutoTokenizer and lm.load_tokenizer.
 
 python -m lm.train_tokenizer --input='data/*.txt' --vocab_size=4096 --output=runs/tokenizer
-python -m lm.train_tokenizer --model=wordpiece --lowercase --input=wiki.jsonl --vocab_size=30000 --output=DIR     # for masked
-python -m lm.train_tokenizer --model=unigram --sentinels=100 --input=tfds:wiki --vocab_size=32000 --output=DIR    # for span_corruption
 
-bpe: byte-level BPE as GPT-2's, with <|endoftext|>; wordpiece: BERT's, with [PAD], [UNK], [CLS], [SEP], [MASK]; unigram: T5's, with
-<pad>, </s>, <unk>. More: docs/data.md.
+For masked language models:
+python -m lm.train_tokenizer --model=wordpiece --lowercase --input=wiki.jsonl --vocab_size=30000
+    --output=DIR
+
+For span corruption:
+python -m lm.train_tokenizer --model=unigram --sentinels=100 --input=tfds:wiki --vocab_size=32000
+    --output=DIR
+
+bpe: byte-level BPE as GPT-2's, with <|endoftext|>. wordpiece: BERT's, with [PAD], [UNK], [CLS],
+[SEP], [MASK]. unigram: T5's, with <pad>, </s>, <unk>. More: docs/data.md.
 """
 
 import argparse
@@ -16,7 +22,7 @@ from lm.data import sources, tokenizers
 from lm.interrupts import entry_point
 from lm.printing import program
 
-SAMPLE = 10_000_000  # characters of the first documents, on which bytes a token are measured
+SAMPLE = 10_000_000  # characters of the first documents, on which bytes per token are measured
 
 
 def arguments(argv=None) -> argparse.Namespace:
@@ -96,9 +102,14 @@ def main(argv=None) -> int:
         folders.refuse("output", args.output, ("a tokenizer", "other files"))
         special = [token.strip() for token in args.special_tokens.split(",") if token.strip()]
         tokenizer = tokenizers.train(
-            read(), args.vocab_size, args.model, special=special, sentinels=args.sentinels, lowercase=args.lowercase,
+            read(),
+            args.vocab_size,
+            args.model,
+            special=special,
+            sentinels=args.sentinels,
+            lowercase=args.lowercase,
             progress=sys.stderr.isatty(),
-        )  # fmt: skip
+        )
         tokenizer.save_pretrained(args.output)
     except BrokenPipeError:
         raise
@@ -115,7 +126,8 @@ def main(argv=None) -> int:
         else ""
     )
     print(
-        f"{args.output}: {len(tokenizer)} tokens{few} from {tally.records} documents; {size / max(count, 1):.2f} bytes a token"
+        f"{args.output}: {len(tokenizer)} tokens{few} from {tally.records} documents; "
+        f"{size / max(count, 1):.2f} bytes a token"
     )
     return 0
 

@@ -1,19 +1,18 @@
-"""Flags of XLA that keep a known fault of one release away from results."""
+"""XLA flags that avoid a bug of one release."""
 
 import importlib.metadata
 import os
 
-WRONG_FUSION = "xla_cpu_experimental_ynn_fusion_type"  # jax#39103: matmul, square and sum fused, a wrong last row; jax#40412: a crash
-AFFECTED = (
-    "0.10.2",
-)  # releases of jaxlib; another one may not know the flag, and would end the process
+# jax#39103: fused matmul, square and sum give a wrong last row; jax#40412: a crash.
+WRONG_FUSION = "xla_cpu_experimental_ynn_fusion_type"
+AFFECTED = ("0.10.2",)  # releases of jaxlib; others may not know the flag, and would abort
 
 
 def avoid_wrong_fusion(dtype: str) -> None:
-    """Switches off, in XLA_FLAGS, the CPU fusions that are wrong in the jaxlib installed, if there are such and `dtype` is float32.
+    """Disable the wrong CPU fusions in XLA_FLAGS, for an affected jaxlib and dtype float32.
 
-    In bfloat16 the same fusions are what makes matmuls fast, and no wrong result is known. Of no effect once JAX has started its
-    devices; a value that XLA_FLAGS gives the flag already is left alone.
+    In bfloat16 the same fusions make matmuls fast, and no wrong result is known. It has no effect
+    after JAX has started its devices. A value of the flag in XLA_FLAGS is not changed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if (

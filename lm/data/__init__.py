@@ -1,1 +1,4 @@
-"""Text into batches: sources (documents), packing (rows of tokens), batches (arrays on the devices)."""
+"""Text into batches.
+
+sources: files to documents. packing: documents to rows of tokens. batches: rows to device arrays.
+"""

@@ -1,7 +1,10 @@
-"""Batches: packed rows as sharded arrays. The global batch of a step is a function of (seed, step), whatever the number of hosts.
+"""Batches: packed rows as sharded arrays.
 
-An objective's transform (lm/objectives/objective.py) makes a row's fields anew whenever it is read, with a random generator of its own:
-in training that of (seed, place of the row in the endless stream), in evaluation that of the row number alone.
+The global batch of a step is a function of (seed, step), whatever the number of hosts.
+
+An objective's transform (lm/objectives/objective.py) computes a row's fields each time the row is
+read. Its random generator is seeded with (seed, position in the endless stream) in training, and
+with the row number alone in evaluation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +21,15 @@ from lm.distributed.sharding import field_sharding
 from lm.models import inputs
 from lm.models.config import ConfigError, ModelConfig, nearest
 
-Lengths = tuple[int, int]  # of a batch's rows and of their encoder's; the second 0 without one
+Lengths = tuple[int, int]  # (tokens of a row, tokens of its encoder row; 0 without an encoder)
 SIDES = (
     ("tokens", "targets", "segments", "weights"),
     ("encoder_tokens", "encoder_segments"),
-)  # the fields of either length
+)  # names of the fields with each length
 
 
 class Rows:
-    """Packed rows, read one at a time: the random-access source grain shuffles."""
+    """Random-access source over packed rows, which grain shuffles."""
 
     def __init__(self, packed: Packed):
         self._packed = packed
@@ -45,7 +48,10 @@ class Rows:
 
 
 class Stream(Protocol):
-    """An endless sequence of rows, place -> fields as objectives made them, of these lengths. Such is a Mixture of lm.data.mixtures."""
+    """Endless sequence of rows: position -> fields of `lm.Batch`, already transformed.
+
+    lengths: lengths of every row. `lm.data.mixtures.Mixture` is one implementation.
+    """
 
     lengths: Lengths
 
@@ -53,23 +59,33 @@ class Stream(Protocol):
 
 
 def shuffled(packed: Packed, seed: int) -> Any:
-    """The rows as an endless sequence, each epoch in another order."""
+    """Return the rows as an endless sequence, reshuffled every epoch."""
     rows: Any = Rows(packed)
     return grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
 
 
 class TrainBatches:
-    """An endless iterator of global batches [batch_size, T]; every epoch is shuffled, and transformed, anew from `seed`.
+    """Endless iterator of global batches [batch_size, T].
 
-    Each process reads only the rows its devices hold. `state()` is JSON, equal on all processes and for any number of them; it counts rows,
-    so that another batch size continues at the same row. `lengths`: those of the rows, and of the encoder's or 0. `transform`: of packed
-    rows; a stream's are made already. `config`: of the model that reads them; a batch with ids that it has no row for is a ConfigError.
+    Every epoch is reshuffled and transformed anew from `seed`. Each process reads only the rows
+    that its devices hold. `state()` is JSON and the same on every process, for any number of
+    processes. It counts rows, so a run with another batch size resumes at the same row.
+
+    packed: packed rows, or a Stream, whose rows are already transformed.
+    transform: applied to packed rows only.
+    config: of the model. A batch with an id outside its embeddings raises ConfigError.
+    lengths: (tokens of a row, tokens of its encoder row or 0).
     """
 
     def __init__(
-        self, packed: Packed | Stream, batch_size: int, seed: int, sharding: NamedSharding, transform: Any = None,
+        self,
+        packed: Packed | Stream,
+        batch_size: int,
+        seed: int,
+        sharding: NamedSharding,
+        transform: Any = None,
         config: ModelConfig | None = None,
-    ):  # fmt: skip
+    ):
         self.lengths = lengths_of(packed, transform)
         self._batch_size, self._sharding = batch_size, sharding
         self._rows = _local_rows(sharding, (batch_size, self.lengths[0]))
@@ -86,11 +102,11 @@ class TrainBatches:
         return batch
 
     def state(self) -> dict:
-        """Where the iterator stands, for a checkpoint: how many rows were read."""
+        """Position for a checkpoint: the number of rows read."""
         return {"rows": self._read}
 
     def restore(self, state: dict) -> None:
-        """Continues from a `state()`, or from one of an earlier version, which counts batches of this size."""
+        """Resume from a `state()`. States of an earlier version count batches instead of rows."""
         self._begin(state["rows"] if "rows" in state else state["next_index"] * self._batch_size)
 
     def _begin(self, first: int) -> None:
@@ -119,9 +135,11 @@ def in_order(
     lengths: Lengths | None = None,
     config: ModelConfig | None = None,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(row numbers int [batch_size], batch) over the rows once, in order; the last batch is filled with empty rows, numbered -1.
+    """Yield (row numbers int [batch_size], batch) over the rows once, in order.
 
-    `lengths`: the transform's for these rows, where they are known. `config`: as of `TrainBatches`.
+    The last batch is padded with empty rows, numbered -1.
+    lengths: of the transformed rows, if known; else computed from `packed`.
+    config: as in `TrainBatches`.
     """
     mine = _local_rows(sharding, (batch_size, packed.length))
     lengths = lengths_of(packed, transform) if lengths is None else lengths
@@ -142,7 +160,7 @@ def in_order(
 
 
 def lengths_of(packed: Packed | Stream, transform: Any = None) -> Lengths:
-    """The lengths of the rows that a transform makes of packed ones."""
+    """Lengths of the rows after the transform."""
     if not isinstance(packed, Packed):
         return packed.lengths
     read = packed.extra["encoder_tokens"].shape[1] if "encoder_tokens" in packed.extra else 0
@@ -160,7 +178,10 @@ def positions_of(segments: np.ndarray) -> np.ndarray:
 def fields_of(
     row: dict[str, np.ndarray], transform: Any, lengths: Lengths, key: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """The fields of `lm.Batch` that a transform makes of a packed row with the random numbers of `key`; None adds weights alone."""
+    """Apply a transform to a packed row, with a generator seeded by `key`, and return the fields.
+
+    Without a transform, only the field `weights` is added.
+    """
     if transform is None:
         return {"weights": row["segments"] > 0} | row
     return transform.fields(row, np.random.default_rng(key), lengths)
@@ -242,7 +263,7 @@ def _stack(rows: list[dict[str, np.ndarray]], config: ModelConfig | None) -> dic
 
 
 def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
-    """Which rows of the global batch this process's devices hold, ascending."""
+    """Rows of the global batch that this process's devices hold, ascending."""
     held = (
         range(shape[0])[index[0]]
         for index in sharding.addressable_devices_indices_map(shape).values()

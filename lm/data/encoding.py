@@ -1,7 +1,10 @@
-"""From examples to tokens, each with a loss or without one. Training and generation go through here, so they read the same tokens.
+"""Tokenise examples and mark the tokens that carry a loss.
 
-Text is tokenised in runs that never reach across the border of what is trained: a mask is exact by construction. The start and end tokens
-are those that the tokenizer adds by itself, and no more: a template that spells the start token is not given another.
+Training and generation both use this module, so they read the same tokens.
+
+Trained and untrained text is tokenised separately, so the loss mask is exact. Only the start and
+end tokens that the tokenizer itself adds are added. A template that already spells the start token
+does not get a second one.
 """
 
 import dataclasses
@@ -15,15 +18,20 @@ from lm.data.examples import Example, Segment
 from lm.data.sources import DataError
 
 AT_ONCE = 256  # examples per call of the tokenizer
-SPACE = "▁"  # what SentencePiece's tokens spell a space with
+SPACE = "▁"  # SentencePiece's symbol for a space
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """An example as tokens. ids: int32 [n], whose first is only read; trained: bool [n], those that are to be predicted.
+    """Tokens of one example.
 
-    prompt: how many ids generation is given.   read: int32 [m], what an encoder reads, or [0] without one.   bytes: of the answer, UTF-8.
-    keep: tokens at the beginning and the end of the prompt that are not text.   cut: tokens that the template left out.
+    ids: int32 [n]. The first is only an input, never a target.
+    trained: bool [n], True for tokens with a loss.
+    prompt: number of ids that are given to generation.
+    read: int32 [m], the encoder's input; [0] without an encoder.
+    bytes: UTF-8 bytes of the answer.
+    keep: number of special tokens at the start and the end of the prompt.
+    cut: tokens that the template left out.
     """
 
     ids: np.ndarray
@@ -39,12 +47,15 @@ class Encoded:
 class _Run:
     text: str
     trained: bool
-    special: bool  # control tokens spelled out are those tokens
-    first: bool  # begins a sequence
+    special: bool  # parse control tokens in the text as such
+    first: bool  # at the start of a sequence
 
 
 class Encoder:
-    """Encodes examples with a tokenizer; `decoder_start`: of an encoder-decoder, whose encoder reads the prompt, or None."""
+    """Encode examples with a tokenizer.
+
+    decoder_start: start token of an encoder-decoder, whose encoder reads the prompt; else None.
+    """
 
     def __init__(self, tokenizer, decoder_start: int | None = None):
         from lm.data.templates.jinja import special_tokens
@@ -58,7 +69,7 @@ class Encoder:
         self._space = bool(probe) and str(probe[0]).startswith(SPACE)
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[Encoded]:
-        """Raises DataError for an example that trains no token."""
+        """Encode each example. Raises DataError for an example without a trained token."""
         examples = iter(examples)
         while chunk := list(itertools.islice(examples, AT_ONCE)):
             split = [
@@ -76,7 +87,7 @@ class Encoder:
                 yield self._joined(example, asked, [(run, next(ids)) for run in response])
 
     def prompt(self, example: Example) -> list[int]:
-        """The ids that generation is given for an example with or without its answer: for the encoder, if there is one."""
+        """Ids of the prompt for generation. With an encoder, they are the encoder's input."""
         runs = self._runs(example.prompt, True)
         ids = [i for found in self._tokenise(runs) for i in found]
         return self._framed(ids)
@@ -117,7 +128,7 @@ class Encoder:
         return Encoded(ids, mask, 1, np.array(prompt, np.int32), size, kept, example.cut)
 
     def _framed(self, ids: list[int]) -> list[int]:
-        """With the tokens that the tokenizer adds to a text: the start unless it is there, and the end where an encoder reads it."""
+        """Add the tokenizer's start token if it is missing, and for an encoder its end token."""
         start = [] if ids[: len(self.prefix)] == self.prefix else self.prefix
         return [*start, *ids, *(self.suffix if self._start is not None else [])]
 
@@ -131,7 +142,11 @@ class Encoder:
         return found
 
     def _texts(self, segments: list[Segment]) -> list[tuple[str, bool]]:
-        """As one text where its control tokens are the template's own; else apart, so that those that a user spells out stay text."""
+        """(text, parse control tokens) pairs.
+
+        One pair if all control tokens in the text come from the template. Otherwise the segments
+        are separate, so that control tokens in a user's text stay text.
+        """
         joined = "".join(segment.text for segment in segments)
         own, at = [], 0
         for segment in segments:
@@ -153,14 +168,18 @@ class Encoder:
             texts = [self._text(runs[i]) for i in chosen]
             if texts:
                 encoded = self._tokenizer(
-                    texts, add_special_tokens=False, split_special_tokens=not special, return_attention_mask=False, verbose=False
-                )  # fmt: skip
+                    texts,
+                    add_special_tokens=False,
+                    split_special_tokens=not special,
+                    return_attention_mask=False,
+                    verbose=False,
+                )
                 for i, ids in zip(chosen, encoded["input_ids"], strict=True):
                     found[i] = list(ids)
         return found
 
     def _text(self, run: _Run) -> str:
-        # SentencePiece puts a space before every text; one that continues another brings its own.
+        # SentencePiece prepends a space to every text; a continuation already has its own.
         return (
             run.text[1:]
             if self._space and not run.first and re.match(r" \S", run.text)
@@ -169,14 +188,17 @@ class Encoder:
 
 
 def prompt_ids(tokenizer, text: str, encoder: bool = False) -> list[int]:
-    """The ids of a prompt without a template: what the tokenizer puts before a text, once, the text, and for an encoder its end."""
+    """Ids of a prompt without a template.
+
+    The tokenizer's prefix (once), the text, and for an encoder the tokenizer's suffix.
+    """
     before, after = affixes(tokenizer)
     ids = list(tokenizer.encode(text, add_special_tokens=False))
     return [*([] if ids[: len(before)] == before else before), *ids, *(after if encoder else [])]
 
 
 def affixes(tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer itself puts before and after a text."""
+    """Ids that the tokenizer itself puts before and after a text."""
     inner, outer = (
         list(tokenizer.encode("a", add_special_tokens=False)),
         list(tokenizer.encode("a")),

@@ -1,4 +1,7 @@
-"""Examples: what instruct data becomes. A record is what a file says; an example is a record as a template spells it out."""
+"""Data classes of instruct data.
+
+A record is a row of a file. An example is a record after a template rendered it.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,9 +10,11 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A stretch of text. trained: it carries a loss.
+    """Piece of text.
 
-    control: it is the template's own, so control tokens spelled out in it are those tokens; in a user's text they stay text.
+    trained: its tokens carry a loss.
+    control: written by the template, so control tokens in it are parsed as such. In a user's text
+    they stay text.
     """
 
     text: str
@@ -19,10 +24,12 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Segments in the order they are read. Tokens never reach across the border of what is trained and what is not.
+    """Segments in reading order. No token spans a trained and an untrained segment.
 
-    references: all responses that are right, for scoring.   task: what it is counted under.   cut: tokens its template left out of the
-    prompt's end to keep to a length.   unanswered: it is a prompt, and nothing more.
+    references: all correct responses, for scoring.
+    task: task under which it is counted.
+    cut: tokens that the template cut from the end of the prompt to keep to a length.
+    unanswered: it is a prompt without a response.
     """
 
     segments: tuple[Segment, ...]
@@ -33,12 +40,12 @@ class Example:
 
     @property
     def prompt(self) -> tuple[Segment, ...]:
-        """What generation is given: everything before the first trained segment of the last turn."""
+        """Prompt for generation: the segments before the first trained one of the last turn."""
         return self.segments[: self._border]
 
     @property
     def response(self) -> tuple[Segment, ...]:
-        """The last turn's trained segments, and what follows them; () when nothing is trained."""
+        """Trained segments of the last turn and what follows; () if nothing is trained."""
         return self.segments[self._border :]
 
     @property
@@ -59,8 +66,9 @@ class Example:
 class Turn:
     """One message of a conversation. role: "system", "user", "assistant" or "tool".
 
-    trained: whether it carries a loss, if it is an assistant's.   fields: what else the message holds, by its name in chat templates:
-    tool_calls, reasoning_content, name and the like.
+    trained: whether an assistant's message carries a loss.
+    fields: other fields of the message by their names in chat templates: tool_calls,
+    reasoning_content, name and the like.
     """
 
     role: str
@@ -71,7 +79,10 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """A solved (or wrongly solved) instance that a task shows; explanation: why, or None; instruction: "" = the task's."""
+    """Example of an instance that a task shows in its prompt, solved correctly or wrongly.
+
+    explanation: why it is right or wrong, or None. instruction: "" = that of the task.
+    """
 
     input: str
     output: str
@@ -81,12 +92,15 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One row of instruct data, whatever the format of its file.
+    """One row of instruct data, independent of the file's format.
 
-    Either an instruction (a task's definition, or a whole prompt), the input it is applied to or "", and the output wanted, with what else
-    a task shows; or the turns of a conversation. output, like the last assistant's turn, is "" in a prompt that is yet to be answered.
-    references: all outputs that are right, or () for the one.   source: file and line.   category: of its task, or "".
-    tools: that the conversation offers, as transformers passes them to a chat template.
+    It has one of two forms: `instruction` (a task's definition or a whole prompt) with `input` (may
+    be "") and `output`; or `turns`, the messages of a conversation. In a prompt without an answer,
+    `output` or the text of the last assistant turn is "".
+    references: all correct outputs; () if there is only `output`.
+    positive, negative: demonstrations of the task.
+    source: file and line. category: of the task, or "".
+    tools: tools of the conversation, in the form that transformers passes to chat templates.
     """
 
     instruction: str = ""
@@ -104,7 +118,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """A prompt with an answer that was preferred to another."""
+    """Prompt with a preferred and a rejected answer."""
 
     prompt: tuple[Turn, ...]
     chosen: str

@@ -1,4 +1,4 @@
-"""Files of text and records: found by name, folder or glob, unpacked, and decoded, or refused with what to do instead."""
+"""Find, decompress and decode files of text and records; refuse other kinds with advice."""
 
 import bz2
 import codecs
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the file, and the line where there is one."""
+    """Unusable data. The message names the file, and the line if there is one."""
 
 
-SETS = ("tfds:", "hf:")  # names of data sets, no files; lm/data/tables.py reads them
+SETS = ("tfds:", "hf:")  # prefixes of data set names, which lm/data/tables.py reads
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = {".csv": ",", ".tsv": "\t"}
 RECORDS = (*LINES, ".json", ".parquet", *TABLES)
-PROSE = (".txt", ".text", ".md")  # what a folder of texts holds besides records
+PROSE = (".txt", ".text", ".md")  # text files that are read from a folder, besides records
 PACKED = {
     ".gz": "gzip",
     ".bz2": "bzip2",
@@ -36,34 +36,55 @@ PACKED = {
     ".zstd": "zstd",
 }
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
-MARKUP = "convert it to text first, with HTML's tags taken out, or rename it to .txt to learn its tags too"
+MARKUP = (
+    "convert it to text first, with HTML's tags taken out, or rename it to .txt to learn its "
+    "tags too"
+)
 DOCUMENT = "convert it to text first (such as pdftotext, or pandoc -t plain)"
 ARROW = "save it as Parquet or JSONL (data_set.to_parquet, data_set.to_json)"
 ARCHIVE = "unpack it, and name the files in it"
 REFUSED = {
-    **dict.fromkeys((".html", ".htm", ".xhtml", ".xml"), MARKUP), **dict.fromkeys((".arrow", ".feather"), ARROW),
-    **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".ppt", ".pptx", ".ps", ".djvu"), DOCUMENT),
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".xml"), MARKUP),
+    **dict.fromkeys((".arrow", ".feather"), ARROW),
+    **dict.fromkeys(
+        (".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".ppt", ".pptx", ".ps", ".djvu"),
+        DOCUMENT,
+    ),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), "save the sheet as .csv"),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".z", ".br", ".sz"), ARCHIVE),
-    **dict.fromkeys((".db", ".sqlite", ".pkl", ".pickle", ".npy", ".npz", ".bin", ".idx", ".orc", ".avro"), "save it as JSONL or Parquet"),
-}  # fmt: skip
+    **dict.fromkeys(
+        (".db", ".sqlite", ".pkl", ".pickle", ".npy", ".npz", ".bin", ".idx", ".orc", ".avro"),
+        "save it as JSONL or Parquet",
+    ),
+}
 MAGIC = {
-    b"%PDF-": DOCUMENT, b"PK\x03\x04": ARCHIVE + " (or convert it, if it is .docx, .xlsx or .epub)", b"PAR1": "rename it to .parquet",
-    b"ARROW1": ARROW, b"\x1f\x8b": "rename it to end in .gz", b"BZh": "rename it to end in .bz2", b"\xfd7zXZ": "rename it to end in .xz",
-    b"\x28\xb5\x2f\xfd": "rename it to end in .zst", b"{\\rtf": DOCUMENT, b"SQLite format": "save it as JSONL or Parquet",
-}  # fmt: skip
-WIDE = {  # byte order marks, the longer first
-    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
-PROBE = 1 << 12  # bytes looked at to tell what a file is
-MARK = "\ufeff"  # UTF-8's byte order mark, also in the middle of files that were put together
+    b"%PDF-": DOCUMENT,
+    b"PK\x03\x04": ARCHIVE + " (or convert it, if it is .docx, .xlsx or .epub)",
+    b"PAR1": "rename it to .parquet",
+    b"ARROW1": ARROW,
+    b"\x1f\x8b": "rename it to end in .gz",
+    b"BZh": "rename it to end in .bz2",
+    b"\xfd7zXZ": "rename it to end in .xz",
+    b"\x28\xb5\x2f\xfd": "rename it to end in .zst",
+    b"{\\rtf": DOCUMENT,
+    b"SQLite format": "save it as JSONL or Parquet",
+}
+WIDE = {  # byte order mark -> encoding, longer marks first
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+PROBE = 1 << 12  # leading bytes that are used to detect the kind of a file
+MARK = "\ufeff"  # UTF-8's byte order mark; concatenated files also have it inside
 
 
 def find_files(patterns: str) -> list[str]:
-    """Sources of a comma-separated list of names, paths, folders and globs (`**` crosses folders), sorted within each, each once.
+    """Expand comma-separated names, paths, folders and globs (`**` crosses folders) to files.
 
-    A name that exists is that file, whatever it is spelled with: commas, brackets and stars too. A folder stands for the texts and
-    records in it. Raises DataError when a pattern matches no file.
+    Sorted within each pattern, without duplicates. A name that exists is that file, even if it
+    contains commas, brackets or stars. A folder stands for the texts and records in it. Raises
+    DataError when a pattern matches no file.
     """
     files: dict[str, None] = {}
     for pattern in split(patterns):
@@ -77,7 +98,8 @@ def find_files(patterns: str) -> list[str]:
             found = [f for f in matching(pattern) if os.path.isfile(f)]
         if not found:
             raise DataError(
-                f"no file matches {pattern!r} (looked from {os.getcwd()}); give a file or a glob such as 'data/*.txt'"
+                f"no file matches {pattern!r} (looked from {os.getcwd()}); give a file or a glob "
+                "such as 'data/*.txt'"
             )
         files.update(dict.fromkeys(found))
     if not files:
@@ -86,7 +108,7 @@ def find_files(patterns: str) -> list[str]:
 
 
 def split(patterns: str) -> list[str]:
-    """The names of a comma-separated list; commas belong to the longest name that exists."""
+    """Split a comma-separated list. Commas inside the longest existing name are part of it."""
     parts, found, at = patterns.split(","), [], 0
     while at < len(parts):
         ends = (
@@ -101,7 +123,7 @@ def split(patterns: str) -> list[str]:
 
 
 def _there(name: str) -> bool:
-    """Whether a name exists, or the folder in it whose own name holds its last comma."""
+    """Whether the name exists, or a leading folder of it that contains its last comma."""
     if os.path.exists(name) or "," not in name:
         return os.path.exists(name)
     end = name.find("/", name.rfind(","))
@@ -109,7 +131,7 @@ def _there(name: str) -> bool:
 
 
 def matching(pattern: str) -> list[str]:
-    """The paths that a name or glob stands for, sorted; the part of it that exists as it is spelled is no glob."""
+    """Paths that a name or glob matches, sorted. A leading part that exists is taken literally."""
     path = os.path.expanduser(pattern)
     if os.path.exists(path):
         return [path]
@@ -124,7 +146,10 @@ def matching(pattern: str) -> list[str]:
 
 
 def inside(folder: str, kinds: tuple[str, ...]) -> list[str]:
-    """The files of those kinds in a folder, sorted; hidden ones and folders are not looked into. Raises DataError when there is none."""
+    """Files of these kinds directly in a folder, sorted, without hidden files.
+
+    Raises DataError when there is none.
+    """
     path = os.path.expanduser(folder)
     names = sorted(
         name for name in os.listdir(path) if not name.startswith(".") and kind(name) in kinds
@@ -132,7 +157,8 @@ def inside(folder: str, kinds: tuple[str, ...]) -> list[str]:
     found = [os.path.join(path, name) for name in names if os.path.isfile(os.path.join(path, name))]
     if not found:
         raise DataError(
-            f"the folder {folder} holds no file ending in {', '.join(kinds)}; name other files, or '{os.path.join(folder, '**', '*.txt')}' "
+            f"the folder {folder} holds no file ending in {', '.join(kinds)}; name other files, "
+            f"or '{os.path.join(folder, '**', '*.txt')}' "
             "for those in folders below it"
         )
     return found
@@ -151,15 +177,16 @@ def _remote(pattern: str) -> list[str]:
         return sorted(_matching(folder, parts[fixed:]))
     except (
         Exception
-    ) as e:  # a missing package, credentials, bucket: whatever the storage's client raises
+    ) as e:  # any error of the storage client: missing package, credentials or bucket
         raise DataError(
-            f"{pattern} cannot be reached ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}); object storage needs its client "
+            f"{pattern} cannot be reached ({type(e).__name__}: "
+            f"{(str(e).splitlines() or [''])[0][:200]}); object storage needs its client "
             "(pip install gcsfs, or s3fs) and credentials (gcloud auth application-default login)"
         ) from e
 
 
 def _matching(folder: Any, parts: list[str]) -> Iterator[str]:
-    """Files below a folder whose path matches the globs, one a level; ** stands for any number of levels."""
+    """Files below a folder whose path matches the globs, one per level; ** matches any depth."""
     if parts[0] == "**" and parts[1:]:
         yield from _matching(folder, parts[1:])
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -177,7 +204,10 @@ def _matching(folder: Any, parts: list[str]) -> Iterator[str]:
 
 
 def kind(file: str) -> str:
-    """The suffix that says how a file is read, lower case, without that of its packing; "" for the name of a data set."""
+    """Suffix that decides how a file is read: lower case, without the compression suffix.
+
+    "" for the name of a data set.
+    """
     if file.startswith(SETS):
         return ""
     name, last = os.path.splitext(file.lower())
@@ -185,12 +215,12 @@ def kind(file: str) -> str:
 
 
 def is_packed(file: str) -> bool:
-    """Whether a file is unpacked as it is read."""
+    """Whether a file is decompressed when it is read."""
     return os.path.splitext(file.lower())[1] in PACKED
 
 
 def open_bytes(file: str) -> IO[bytes]:
-    """A file, here or in object storage, to read; unpacked when its name ends in one of PACKED."""
+    """Open a local or remote file for reading; decompress it if its suffix is in PACKED."""
     from etils import epath
 
     raw: Any = epath.Path(file).open("rb") if "://" in file else open(file, "rb")  # noqa: SIM115
@@ -211,15 +241,16 @@ def open_bytes(file: str) -> IO[bytes]:
 
 
 def check_kind(file: str) -> None:
-    """Raises DataError, with what to do, for a file whose name says that it holds neither text nor records."""
+    """Raise DataError, with advice, for a file whose suffix is neither text nor records."""
     if advice := REFUSED.get(kind(file)):
         raise DataError(f"{file}: {kind(file)} files are not read: {advice}")
 
 
 def text_of(raw: bytes, file: str) -> str:
-    """The text of a file: UTF-8, or UTF-16 or -32 with a byte order mark; marks are removed, and lines end in a new line.
+    """Decode a file: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
-    Raises DataError for other encodings, for what is no text, and for JSON, of which a .txt file is warned.
+    Byte order marks are removed, and line endings become a newline. Raises DataError for other
+    encodings, binary content and JSON; JSON in a .txt file is only warned about.
     """
     check_bytes(raw[:PROBE], file)
     encoding = _encoding(raw)
@@ -231,7 +262,10 @@ def text_of(raw: bytes, file: str) -> str:
     text = text.replace(MARK, "").replace("\r\n", "\n")
     text = text if "\n" in text else text.replace("\r", "\n")
     if what := _is_json(text):
-        said = f"{file}: it holds {what}, to be learned as prose; rename it, and set data.field to the one with the text"
+        said = (
+            f"{file}: it holds {what}, to be learned as prose; rename it, and set data.field to "
+            "the one with the text"
+        )
         if kind(file) not in PROSE:
             raise DataError(said)
         log.warning("%s", said)
@@ -239,12 +273,15 @@ def text_of(raw: bytes, file: str) -> str:
 
 
 def not_utf8(byte: int, encoding: str = "utf-8") -> str:
-    """What is wrong with a byte, and what to do."""
-    return f"byte {byte:#04x} is not {encoding.upper()}; convert the file first, e.g. iconv -f WINDOWS-1252 -t UTF-8, or what it is in"
+    """Message about a byte that does not decode, with advice."""
+    return (
+        f"byte {byte:#04x} is not {encoding.upper()}; convert the file first, e.g. iconv -f "
+        "WINDOWS-1252 -t UTF-8, or what it is in"
+    )
 
 
 def check_bytes(head: bytes, file: str) -> None:
-    """Raises DataError when a file begins as no text does. head: its first bytes."""
+    """Raise DataError when a file starts like a binary format. head: its first bytes."""
     for magic, advice in MAGIC.items():
         if head.startswith(magic):
             raise DataError(f"{file}: it is no text, whatever its name says: {advice}")
@@ -253,15 +290,20 @@ def check_bytes(head: bytes, file: str) -> None:
         if max(even, odd) > max(3, len(head) / 4) and min(even, odd) < max(even, odd) / 8:
             name = "UTF-16BE" if even > odd else "UTF-16LE"
             raise DataError(
-                f"{file}: it looks like {name} without a byte order mark; convert it: iconv -f {name} -t UTF-8"
+                f"{file}: it looks like {name} without a byte order mark; convert it: iconv -f "
+                f"{name} -t UTF-8"
             )
         raise DataError(
-            f"{file}: it holds zero bytes, so it is no text in UTF-8; convert it to text, JSONL or Parquet"
+            f"{file}: it holds zero bytes, so it is no text in UTF-8; convert it to text, JSONL "
+            "or Parquet"
         )
 
 
 def lines(opened: IO[bytes], file: str) -> Iterator[bytes]:
-    """The lines of an open file as UTF-8, without byte order marks. Raises DataError as `text_of` does."""
+    """Yield the lines of an open file as UTF-8, without byte order marks.
+
+    Raises DataError as `text_of` does.
+    """
     stream: Any = opened if hasattr(opened, "peek") else io.BufferedReader(opened)  # ty: ignore
     head = stream.peek(PROBE)[:PROBE]
     check_bytes(head, file)
@@ -284,7 +326,7 @@ def _encoding(head: bytes) -> str:
 
 
 def _is_json(text: str) -> str:
-    """What JSON a text is, in words, or ""."""
+    """Kind of JSON that a text is, in words; "" if it is not JSON."""
     first = next((line for line in text.split("\n", 3)[:3] if line.strip()), "").strip()
     if first[:1] not in ("{", "["):
         return ""
@@ -304,6 +346,6 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "\
 
 
 def unescaped(separator: str) -> str:
-    r"""A separator as it was typed in a shell, where \n, \t, \\, \xHH and \uHHHH stand for characters; CRLF is a new line, as in texts."""
+    r"""Separator with the escapes \n, \t, \\, \xHH and \uHHHH replaced; CRLF becomes a newline."""
     found = _ESCAPE.sub(lambda m: _ESCAPED.get(m[1]) or chr(int(m[1][1:], 16)), separator)
     return found.replace("\r\n", "\n")

@@ -1,6 +1,7 @@
-"""Examples in rows: none is split, each fits whole or is cut or left out as the policy says, and everything is counted.
+"""Pack whole examples into rows.
 
-A row of an encoder-decoder has two capacities, of what is read and of what is written; an example takes of both.
+No example is split. One that does not fit is truncated or dropped as the policy says, and counted.
+A row of an encoder-decoder has two capacities: encoder tokens and decoder tokens.
 """
 
 import dataclasses
@@ -13,15 +14,17 @@ from lm.data.packing import Packed, best_fit
 from lm.data.sources import DataError
 
 POLICIES = ("drop", "truncate_prompt", "raise")
-OPEN_ROWS = 512  # rows of two capacities that are tried for each example
+OPEN_ROWS = 512  # with two capacities: rows that are tried for each example
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """length: predictions a row.   read: tokens a row of the encoder, 0 without one.
+    """Capacity of a row, and the policy for examples that exceed it.
 
-    too_long: what is done with an example longer than a row: "drop" it; "truncate_prompt": leave out the beginning of its prompt, and drop
-    it when its answer alone is longer; or "raise". most: share of examples that may be dropped or cut before it is an error.
+    length: predictions per row. read: encoder tokens per row, 0 without an encoder.
+    too_long: "drop" the example; "truncate_prompt": remove the start of its prompt, or drop it if
+    its answer alone is too long; or "raise".
+    most: maximum share of examples that may be dropped or truncated before it is an error.
     """
 
     length: int
@@ -37,10 +40,12 @@ def pack(
     counts: dict[str, int] | None = None,
     prompt_weight: float = 0.0,
 ) -> Packed:
-    """Rows of examples by best fit, with weights [N, T] and, of an encoder-decoder, encoder_tokens and encoder_segments [N, S].
+    """Pack examples into rows by best fit.
 
-    A weight is 1 where a token is trained and `prompt_weight` where not (a decoder's prompts and the turns between answers).
-    Raises DataError, calling the examples `name`, when there are none or too many are too long. `counts` go with those made here.
+    Extra fields: weights [N, T], and for an encoder-decoder encoder_tokens and encoder_segments
+    [N, S]. The weight is 1 for a trained token and `prompt_weight` for any other (a decoder's
+    prompts and the turns between answers). counts: added to those of the result.
+    Raises DataError, which calls the examples `name`, when there are none or too many are too long.
     """
     kept, found = fitted(encoded, limits, name)
     sizes = np.array([[len(e.ids) - 1, len(e.read)] for e in kept])
@@ -100,7 +105,7 @@ def pack(
 def fitted(
     encoded: Iterable[Encoded], limits: Limits, name: str = "the data"
 ) -> tuple[list[Encoded], dict[str, int]]:
-    """(the examples that fit, or were cut to, and the counts of what did not). Raises DataError as `pack` does."""
+    """(examples that fit, maybe truncated; counts of the others). Raises DataError as `pack`."""
     kept: list[Encoded] = []
     counts = dict.fromkeys(
         (
@@ -143,19 +148,26 @@ def fitted(
             f", or {limits.read} for the encoder" if limits.read else ""
         )
         raise DataError(
-            f"{name}: {long:,} of {total:,} examples ({long / total:.1%}) are longer than a row of {room}, the longest {longest:,}; "
-            f"{allowed}. Raise length, shorten the data, or set data.max_long to the share that may be left out (too_long='drop') or cut "
-            f"(too_long='truncate_prompt'); in {counts['dropped_responses']:,} the answer itself is too long"
+            f"{name}: {long:,} of {total:,} examples ({long / total:.1%}) are longer than a row "
+            f"of {room}, the longest {longest:,}; "
+            f"{allowed}. Raise length, shorten the data, or set data.max_long to the share that "
+            "may be left out (too_long='drop') or cut "
+            f"(too_long='truncate_prompt'); in {counts['dropped_responses']:,} the answer itself "
+            "is too long"
         )
     if not kept:
         raise DataError(
-            f"{name}: none of {total:,} examples fits in a row of {limits.length} tokens; raise length"
+            f"{name}: none of {total:,} examples fits in a row of {limits.length} tokens; raise "
+            "length"
         )
     return kept, counts
 
 
 def _shortened(e: Encoded, over: Sequence[int]) -> Encoded | None:
-    """The example without so much of its prompt's beginning, but with its start and end tokens; None when that is not enough."""
+    """Remove tokens from the start of the prompt, but keep its special tokens.
+
+    over: surplus tokens (decoder, encoder). Returns None if the prompt is too short for it.
+    """
     first, last = e.keep
     ids, trained, prompt, read = e.ids, e.trained, e.prompt, e.read
     if over[1] > 0:
@@ -171,10 +183,12 @@ def _shortened(e: Encoded, over: Sequence[int]) -> Encoded | None:
 
 
 def best_fit_two(sizes: np.ndarray, capacity: tuple[int, int]) -> np.ndarray:
-    """The row of each pair of sizes [P, 2], int32 [P]: the largest shares first, each into the open row that it leaves fullest.
+    """Assign each pair of sizes [P, 2] to a row, int32 [P].
 
-    Fullest by the squares of what is left (Panigrahy et al. 2011, "Heuristics for Vector Bin Packing", section 3.2). The fullest row is
-    closed when many are open, so that it takes time in proportion to the number of examples.
+    Best-fit decreasing: the largest pairs first, each into the open row it fills most, measured
+    by the squares of the remaining space (Panigrahy et al. 2011, "Heuristics for Vector Bin
+    Packing", section 3.2). At most OPEN_ROWS rows are open: the fullest is closed, so the time is
+    linear in the number of examples.
     """
     share = sizes / np.asarray(capacity)
     row_of = np.zeros(len(sizes), np.int32)

@@ -1,4 +1,4 @@
-"""Instruct data for training: files of records, spelled out by a template, tokenised and packed, once for each content and template."""
+"""Instruct data for training: render records with a template, tokenise and pack them, and cache."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ from lm.data.templates import Template, with_examples
 from lm.data.templates.template import VERSION as TEMPLATES
 from lm.models.config import ConfigError
 
-VERSION = 1  # of how records are read, encoded and laid into rows; part of the cache key
-# the modules that decide the rows; their source is part of the cache key too
+VERSION = 1  # of reading, encoding and packing records; part of the cache key
+# Modules that affect the rows; a hash of their source is part of the cache key.
 CODE = (
     "files",
     "sources",
@@ -27,9 +27,11 @@ CODE = (
     "turns",
     "superni",
     "examples",
+    "formats",
     "encoding",
     "fitting",
     "instruct",
+    "packed",
     "packing",
     "templates",
 )
@@ -39,32 +41,55 @@ log = logging.getLogger(__name__)
 
 
 def examples(read: Read, template: Template) -> Iterator[Example]:
-    """The records as the template spells them. Raises DataError, naming file and line, when it has no place for one."""
+    """Render the records. Raises DataError, with file and line, if the template cannot hold one."""
     for i, record in enumerate(with_examples(read.records, template)):
         yield template.render(record, i)
 
 
 def pack_examples(
-    patterns: str, template: Template, tokenizer, limits: Limits, cache: str | os.PathLike, reading: Reading = EVERYTHING, *,
-    part: str = "train", decoder_start: int | None = None, prompt_weight: float = 0.0,
-) -> Packed:  # fmt: skip
-    """The packed examples of the files, memory-mapped from `cache` where the same were packed before.
+    patterns: str,
+    template: Template,
+    tokenizer,
+    limits: Limits,
+    cache: str | os.PathLike,
+    reading: Reading = EVERYTHING,
+    *,
+    part: str = "train",
+    decoder_start: int | None = None,
+    prompt_weight: float = 0.0,
+) -> Packed:
+    """Pack the examples of the files, or memory-map them from `cache`.
 
-    part: "train", "held_out" or "all", see `records.read`.   decoder_start: of an encoder-decoder, whose encoder reads all that comes
-    before the last answer.   prompt_weight: of the loss of a decoder's tokens that are not of an answer. The key is the content of the
-    files, the tokenizer, the template's fingerprint, the versions of the code and every argument that changes the rows. Raises DataError
-    and ConfigError, with file and line, for what cannot be used.
+    part: "train", "held_out", "holdout" or "all"; see `records.read`.
+    decoder_start: start token of an encoder-decoder, whose encoder reads everything before the last
+    answer.
+    prompt_weight: loss weight of a decoder's tokens outside answers.
+    The cache key covers the content of the files, the tokenizer, the template's fingerprint, the
+    code's version and every argument that affects the rows.
+    Raises DataError and ConfigError, with file and line, for unusable data.
     """
     if (decoder_start is None) == bool(limits.read):
         raise ConfigError(
-            "an encoder-decoder needs a length for its encoder and a decoder_start, and others neither"
+            "an encoder-decoder needs a length for its encoder and a decoder_start, and others "
+            "neither"
         )
     files, _ = records.find(patterns)
     identity = [
-        "instruct", VERSION, packing.code(*CODE), TEMPLATES, packing.VERSION, vars(limits), vars(reading), part, decoder_start,
-        prompt_weight, template.fingerprint,
-        sources.content_hash(files), [pathlib.Path(file).stem for file in files], packing.fingerprint(tokenizer),
-    ]  # fmt: skip
+        "instruct",
+        VERSION,
+        packing.code(*CODE),
+        TEMPLATES,
+        packing.VERSION,
+        vars(limits),
+        vars(reading),
+        part,
+        decoder_start,
+        prompt_weight,
+        template.fingerprint,
+        sources.content_hash(files),
+        [pathlib.Path(file).stem for file in files],
+        packing.fingerprint(tokenizer),
+    ]
     folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     if not folder.exists():
         read = records.read(patterns, reading, part)

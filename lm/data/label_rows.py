@@ -1,6 +1,9 @@
-"""Labelled records as rows: framed by the tokenizer's special tokens as transformers does it, with BERT's types, labels and targets."""
+"""Pack labelled records into rows.
 
-import copy
+Texts are framed by the tokenizer's special tokens as in transformers. Rows hold BERT's token types,
+labels and targets.
+"""
+
 import dataclasses
 import hashlib
 import json
@@ -8,9 +11,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tokenizers import processors
 
 from lm.data import labelled, packing, sources
+from lm.data.frame import Frame
 from lm.data.labelled import (
     CLASSIFICATION,
     CONTRASTIVE,
@@ -27,15 +30,19 @@ from lm.data.sources import DataError
 from lm.models.config import ConfigError
 
 LONGEST_QUESTION = (
-    64  # tokens, of which the rest is left out (Devlin et al. 2019: max_query_length of their code)
+    64  # tokens; longer questions are cut (max_query_length in the code of Devlin et al. 2019)
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """length: tokens a row.   types: rows have token types.   pairs: texts come in pairs.   stride: tokens from one window of a context
-    to the next, 0 = windows do not overlap.   framed: texts get an end-of-text token on both sides where the tokenizer adds none.
-    texts: of a record, each with a segment and an equal share of the row of its own."""
+    """Layout of the rows.
+
+    length: tokens per row. texts: texts per record, each with a segment and an equal share of the
+    row. types: rows have token types. pairs: texts come in pairs.
+    stride: tokens between the starts of two windows of a context, 0 = no overlap.
+    framed: where the tokenizer adds no special tokens, put its end-of-text token on both sides.
+    """
 
     length: int
     types: bool = False
@@ -52,9 +59,11 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """ids, types: [n].   targets, weights: [n], of tokens.   labels: of the row.   document: number of its record.
+    """Tokens of a text or window. ids, types: [n]. targets, weights: [n], of token labels.
 
-    offset: where a context's tokens begin within ids, which are of the characters `spans` [(first, end)].   cut: tokens left out.
+    labels: of the row. document: number of its record. cut: tokens left out.
+    offset: index in ids of the context's first token. spans: characters [(start, end)] of the
+    context's tokens.
     """
 
     ids: list[int]
@@ -68,72 +77,14 @@ class Encoded:
     cut: int = 0
 
 
-class Frame:
-    """The special tokens around a text, or around the two of a pair, with the types of each."""
-
-    def __init__(self, tokenizer, pair: bool, framed: bool):
-        if not getattr(tokenizer, "is_fast", False):
-            raise ConfigError(
-                "labels need a tokenizer that says where its tokens lie in the text (a tokenizer.json); this one does not"
-            )
-        if framed and not tokenizer.num_special_tokens_to_add(pair=pair):
-            tokenizer = _with_ends(tokenizer)
-        given = ("a", "a") if pair else ("a",)
-        example = tokenizer(*given, return_token_type_ids=True)
-        whose, self.specials = example.sequence_ids(0), []
-        ids, types = example["input_ids"], example["token_type_ids"]
-        self.types = [
-            next(kind for kind, side in zip(types, whose, strict=True) if side == part)
-            for part in range(len(given))
-        ]
-        part, at = 0, []
-        for token, kind, side in zip(ids, types, whose, strict=True):
-            if side is None:
-                at.append((token, kind))
-            elif side == part:
-                self.specials.append(at)
-                part, at = part + 1, []
-        self.specials.append(at)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.specials))
-
-    def around(self, *parts: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-        """(ids, types, where each part begins)."""
-        ids, types, starts = [], [], []
-        for i, specials in enumerate(self.specials):
-            ids += [token for token, _ in specials]
-            types += [kind for _, kind in specials]
-            if i < len(parts):
-                starts.append(len(ids))
-                ids += parts[i]
-                types += [self.types[i]] * len(parts[i])
-        return ids, types, starts
-
-
-def _with_ends(tokenizer):
-    """The tokenizer with its end-of-text token around texts, and between two. Raises ConfigError where it has none."""
-    end, number = tokenizer.eos_token, tokenizer.eos_token_id
-    if end is None:
-        raise ConfigError(
-            "the tokenizer adds no special tokens and has no end-of-text token (eos_token) to divide texts by; set one"
-        )
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$E $A $E".replace("$E", end),
-        pair="$E $A $E $B:1 $E:1".replace("$E", end),
-        special_tokens=[(end, number)],
-    )
-    return tokenizer
-
-
 def encode(
     records: Sequence, tokenizer, task: str, shape: Shape, names: Sequence[str] = ()
 ) -> Iterator[Encoded]:
-    """The rows, or parts of rows, of records; one of a record or, of what is longer than a row, several windows.
+    """Encode records; one that is longer than a row becomes several windows, or is cut.
 
-    A class is its place in `names`; () = the label is a value. Texts to classify lose their end, the longer of a pair first, as in
-    transformers. Raises ConfigError when nothing would be left of a text.
+    names: the class names, in order; () for a numeric label. Texts to classify are cut at the end,
+    the longer of a pair first, as in transformers. Raises ConfigError when a row has no room for
+    text.
     """
     frame = Frame(
         tokenizer,
@@ -143,7 +94,8 @@ def encode(
     room = shape.width - len(frame)
     if room < 2:
         raise ConfigError(
-            f"length={shape.length} leaves no room beside {shape.texts * len(frame)} special tokens; raise it"
+            f"length={shape.length} leaves no room beside {shape.texts * len(frame)} special "
+            "tokens; raise it"
         )
     make = {CLASSIFICATION: _texts, TOKENS: _words, QUESTIONS: _windows, CONTRASTIVE: _groups}[task]
     for document, record in enumerate(records):
@@ -167,7 +119,7 @@ def _texts(
 def _words(
     record: Words, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
 ) -> Iterator[Encoded]:
-    """Windows of whole words: the first piece of each has its tag."""
+    """Windows of whole words. The first token of a word carries its tag."""
     spelled = tokenizer(
         list(record.words),
         is_split_into_words=True,
@@ -196,15 +148,20 @@ def _words(
         whole, types, (start,) = frame.around(ids)
         after = len(whole) - start - len(ids)
         yield Encoded(
-            whole, types, document, [0] * start + targets + [0] * after, [0] * start + weights + [0] * after,
-            offset=start, cut=cut,
-        )  # fmt: skip
+            whole,
+            types,
+            document,
+            [0] * start + targets + [0] * after,
+            [0] * start + weights + [0] * after,
+            offset=start,
+            cut=cut,
+        )
 
 
 def _groups(
     record: Group, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
 ) -> Iterator[Encoded]:
-    """Every text, framed by itself; of a long one the beginning."""
+    """Each text of a group, framed separately and cut at the end."""
     for text in record.texts:
         spelled = _ids(tokenizer, text)
         ids, types, _ = frame.around(spelled[:room])
@@ -214,12 +171,19 @@ def _groups(
 def _windows(
     record: Question, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
 ) -> Iterator[Encoded]:
-    """Overlapping windows of the context, each after the question; one without the whole answer points at the first token."""
+    """Overlapping windows of the context, each after the question.
+
+    In a window without the complete answer, the labels point to the first token.
+    """
     question = _ids(tokenizer, record.question)
     asked = question[: min(LONGEST_QUESTION, room // 2)]
     spelled = tokenizer(
-        record.context, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-    )  # fmt: skip
+        record.context,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     ids, spans = spelled["input_ids"], [tuple(span) for span in spelled["offset_mapping"]]
     begin, text = record.answers[0]
     held = [i for i, (first, end) in enumerate(spans) if first < begin + len(text) and end > begin]
@@ -262,7 +226,10 @@ def pack(
     shape: Shape,
     counts: dict[str, int] | None = None,
 ) -> Packed:
-    """Rows: one text or window each, but several of token classification, and a record's texts. `sizes`: bytes of each record."""
+    """Pack one text or window per row; several for token classification, and a group's texts.
+
+    sizes: bytes of each record.
+    """
     if task == TOKENS:
         row_of = packing.best_fit([len(e.ids) for e in encoded], shape.length)
     else:
@@ -287,7 +254,7 @@ def pack(
         used[row] += len(e.ids) if task == TOKENS else shape.width
     extra: dict[str, np.ndarray] = {"weights": weights}
     if task != TOKENS:
-        targets = tokens  # what is read is what is shown; no token has a loss of its own
+        targets = tokens  # placeholder: no token has a loss of its own
     if task in (CLASSIFICATION, QUESTIONS):
         extra["labels"] = np.array([e.labels for e in encoded], np.float32)
     if shape.types:
@@ -295,7 +262,7 @@ def pack(
     document = np.array([e.document for e in encoded], np.int32)
     row_of, segment_of, document = (
         x[:: shape.texts] for x in (row_of, segment_of, document)
-    )  # the texts of a record are one
+    )  # one piece per record, not per text
     cut = sum(e.cut > 0 for e in encoded)
     counts = (counts or {}) | ({"cut_texts": cut} if cut else {})
     return Packed(
@@ -312,18 +279,36 @@ def pack(
 
 
 def pack_files(
-    patterns: str, tokenizer, fields: Fields, shape: Shape, names: Sequence[str], cache, *,
-    max_bad_share: float = 0.0, max_long: float = 1.0, tally: sources.Tally | None = None,
-) -> Packed:  # fmt: skip
-    """The packed records of the files, memory-mapped from `cache` where they were packed before.
+    patterns: str,
+    tokenizer,
+    fields: Fields,
+    shape: Shape,
+    names: Sequence[str],
+    cache,
+    *,
+    max_bad_share: float = 0.0,
+    max_long: float = 1.0,
+    tally: sources.Tally | None = None,
+) -> Packed:
+    """Pack the records of the files, or memory-map them from `cache`.
 
-    Raises DataError as `labelled.read` does, and when more than the share `max_long` of the texts lost a part.
+    Raises DataError as `labelled.read` does, and when more than the share `max_long` of the texts
+    is cut.
     """
     files = sources.find_files(patterns)
     identity = [
-        "labelled", packing.code("files", "sources", "tables", "labelled", "label_rows", "packing"), vars(fields), vars(shape), list(names),
-        max_long, max_bad_share, sources.content_hash(files), packing.fingerprint(tokenizer),
-    ]  # fmt: skip
+        "labelled",
+        packing.code(
+            "files", "sources", "tables", "labelled", "frame", "label_rows", "packed", "packing"
+        ),
+        vars(fields),
+        vars(shape),
+        list(names),
+        max_long,
+        max_bad_share,
+        sources.content_hash(files),
+        packing.fingerprint(tokenizer),
+    ]
     folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     if not folder.exists():
         tally = sources.Tally() if tally is None else tally
@@ -335,8 +320,10 @@ def pack_files(
         texts = len(records) * shape.texts
         if cut > max_long * texts:
             raise DataError(
-                f"{patterns}: {cut:,} of {texts:,} texts do not fit in {shape.width} tokens and lose a part, more than "
-                f"data.max_long={max_long:g} allows; raise length, or data.max_long to the share that may be cut"
+                f"{patterns}: {cut:,} of {texts:,} texts do not fit in {shape.width} tokens and "
+                "lose a part, more than "
+                f"data.max_long={max_long:g} allows; raise length, or data.max_long to the share "
+                "that may be cut"
             )
         packing.save(
             pack(
@@ -352,7 +339,7 @@ def pack_files(
 
 
 def size(record: labelled.Record) -> int:
-    """UTF-8 bytes of what is read of a record."""
+    """UTF-8 bytes of a record's text."""
     if isinstance(record, Text | Question):
         parts = (record.text, record.pair) if isinstance(record, Text) else (record.context,)
     else:

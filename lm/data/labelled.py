@@ -1,7 +1,7 @@
-"""Records with labels: of a text or a pair of texts, of every word, and of the span of a text that answers a question; and texts that
-belong together.
+"""Read labelled records: texts or pairs with a label, tagged words, questions, groups of texts.
 
-JSONL, JSON, Parquet and data sets as in lm/data/sources.py, CSV and TSV with a line of names; questions also in SQuAD's nested JSON.
+JSONL, JSON, Parquet and data sets as in lm/data/sources.py; CSV and TSV with a header line;
+questions also in SQuAD's nested JSON.
 """
 
 import dataclasses
@@ -15,15 +15,18 @@ from lm.data.sources import DataError, Row, Tally
 from lm.models.config import ModelConfig
 
 CLASSIFICATION, TOKENS, QUESTIONS, CONTRASTIVE = TASKS = (
-    "classification", "token_classification", "question_answering", "contrastive",
-)  # fmt: skip
-HEADS = {  # the head of a model that an objective trains
+    "classification",
+    "token_classification",
+    "question_answering",
+    "contrastive",
+)
+HEADS = {  # objective -> head of its model
     CLASSIFICATION: "sequence_classification",
     TOKENS: "token_classification",
     QUESTIONS: "question_answering",
     CONTRASTIVE: "embedding",
 }
-LABEL = {CLASSIFICATION: "label", TOKENS: "tags"}  # the usual name of the field
+LABEL = {CLASSIFICATION: "label", TOKENS: "tags"}  # default field of the label
 
 
 def class_names(c: ModelConfig) -> tuple[str, ...]:
@@ -33,10 +36,12 @@ def class_names(c: ModelConfig) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Which fields of a record hold what.   text: a text or, of token_classification, a list of words.   pair: a second text; "" = none.
+    """Names of the fields of a record. Questions have SQuAD's: question, context, answers.
 
-    label: of the text or, a list, of its words; "" = the task's usual name.   regression: the label is a number.   negatives: of the
-    first `n_negatives` texts that are not of the pair, a text or a list.   Questions have SQuAD's names: question, context, answers.
+    text: a text, or for token_classification a list of words. pair: a second text, "" = none.
+    label: label of the text, or list of tags of its words; "" = the task's default name.
+    regression: the label is a number.
+    negatives: a text or a list; the first `n_negatives` are used.
     """
 
     task: str
@@ -50,7 +55,7 @@ class Fields:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """label: a name, the number of a class, or a value."""
+    """Text or pair with its label: a class name, a class number, or a value."""
 
     text: str
     pair: str
@@ -60,7 +65,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """As many tags, names or numbers, as words."""
+    """Words with as many tags, each a name or a number."""
 
     words: tuple[str, ...]
     tags: tuple[str | int, ...]
@@ -69,7 +74,10 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """answers: (first character within the context, text) of each; the first is learned, all are right."""
+    """Question about a context. answers: (index of the first character in the context, text).
+
+    The first answer is trained; all count as correct.
+    """
 
     id: str
     question: str
@@ -80,7 +88,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """texts: one, its positive (the text itself, where records have none), and negatives."""
+    """texts: an anchor, its positive (the anchor itself if records have none), and negatives."""
 
     texts: tuple[str, ...]
     where: str
@@ -90,7 +98,7 @@ Record = Text | Words | Question | Group
 
 
 class _Bad(Exception):
-    """Why a record cannot be used, and what to do."""
+    """Reason why a record cannot be used, and what to do."""
 
 
 def read(
@@ -101,10 +109,12 @@ def read(
     max_bad_share: float = 0.0,
     tally: Tally | None = None,
 ) -> list[Any]:
-    """The records of the files, in order: Text, Words, Question or Group, as the task has them. With `names`, other labels are bad.
+    """Read the records of the files, in order: Text, Words, Question or Group, by the task.
 
-    Raises DataError, naming file and line, for a record that lacks a field, holds an empty text, an unknown label, or an answer that
-    is not where it says; of these up to the share `max_bad_share` are left out, counted and warned of. So when there is no record.
+    names: the known labels; others make a record bad. A record is bad if it lacks a field, has an
+    empty text, an unknown label, or an answer that is not at its index. Up to the share
+    `max_bad_share` of bad records are left out, counted and warned about; more raise DataError,
+    with file and line. So do files without a record.
     """
     tally = Tally() if tally is None else tally
     makers = {CLASSIFICATION: _text, TOKENS: _words, QUESTIONS: _question, CONTRASTIVE: _group}
@@ -133,9 +143,10 @@ def read(
 
 
 def unlabelled(patterns: str, field: str = "text", pair: str = "") -> list[tuple[Text, Any]]:
-    """(a text, or pair, with the label 0; the "id" of its record or None) of every record of the files; of plain text, of every line.
+    """Read records without labels: [(Text with the label 0, its "id" or None)].
 
-    Raises DataError, naming file and line, for a record without the field, or with an empty text.
+    Every line of a plain text file is a record. Raises DataError, with file and line, for a record
+    without the field or with an empty text.
     """
     tally = Tally()
     found = []
@@ -143,7 +154,7 @@ def unlabelled(patterns: str, field: str = "text", pair: str = "") -> list[tuple
         plain = sources.kind(file) not in RECORDS and not file.startswith(sources.SETS)
         for row in _rows(file, tally, "\n"):
             if plain and not row.value[sources.TEXT].strip():
-                continue  # an empty line
+                continue
             try:
                 if row.problem or not isinstance(row.value, dict):
                     raise _Bad(
@@ -164,7 +175,7 @@ def unlabelled(patterns: str, field: str = "text", pair: str = "") -> list[tuple
 
 
 def names_of(records: Sequence[Record]) -> tuple[str, ...]:
-    """The names of all labels of records, sorted, numbers by size. Raises DataError when there is only one, so nothing to learn."""
+    """Names of all labels, sorted; numbers by value. Raises DataError for a single label."""
     labels = {label for record in records for label in labels_of(record)}
     if all(isinstance(label, int) for label in labels):
         found = tuple(map(str, sorted(labels)))
@@ -172,26 +183,31 @@ def names_of(records: Sequence[Record]) -> tuple[str, ...]:
         found = tuple(sorted(map(str, labels)))
     if len(found) < 2:
         raise DataError(
-            f"every record has the label {found[0]!r}: there is nothing to tell apart; check the files and data.label_field"
+            f"every record has the label {found[0]!r}: there is nothing to tell apart; check the "
+            "files and data.label_field"
         )
     return found
 
 
 def labels_of(record: Record) -> tuple:
-    """The labels of a record: one of a text, one a word, none of questions and groups."""
+    """Labels of a record: one for a text, one per word, none for questions and groups."""
     if isinstance(record, Text):
         return (record.label,)
     return record.tags if isinstance(record, Words) else ()
 
 
 def number(label: str | int | float, names: Sequence[str]) -> int:
-    """The class of a label: that of its name, or the number itself where no name is its digits. Raises _Bad (in `read`) otherwise."""
+    """Index of a label in `names`; a number that is not a name is the index itself.
+
+    Raises _Bad (in `read`) for an unknown label.
+    """
     if str(label) in names:
         return names.index(str(label))
     if str(label).isdecimal() and int(label) < len(names):
         return int(label)
     raise _Bad(
-        f"the label {label!r} is unknown; known are {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
+        f"the label {label!r} is unknown; known are "
+        f"{', '.join(names[:20])}{', ...' * (len(names) > 20)}"
     )
 
 
@@ -203,7 +219,7 @@ def _rows(file: str, tally: Tally, separator: str = "") -> Iterator[Row]:
 
 
 def _unnested(row: Row) -> Iterator[Row]:
-    """The questions of an article of SQuAD."""
+    """Questions of a SQuAD article."""
     paragraphs = row.value["paragraphs"]
     for i, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [paragraphs], 1):
         if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
@@ -245,11 +261,13 @@ def _words(row: Mapping, fields: Fields, where: str) -> Words:
     for field, values in ((fields.text, words), (name, tags)):
         if not isinstance(values, list):
             raise _Bad(
-                f"field {field!r} is {type(values).__name__}, expected a list, or a text with spaces between its words"
+                f"field {field!r} is {type(values).__name__}, expected a list, or a text with "
+                "spaces between its words"
             )
     if len(words) != len(tags) or not words:
         raise _Bad(
-            f"{len(words)} words in {fields.text!r} and {len(tags)} tags in {name!r}: expected as many, and more than none"
+            f"{len(words)} words in {fields.text!r} and {len(tags)} tags in {name!r}: expected "
+            "as many, and more than none"
         )
     if not all(isinstance(word, str) and word.strip() for word in words):
         raise _Bad(f"field {fields.text!r} holds an empty word, or what is no text")
@@ -262,18 +280,20 @@ def _question(row: Mapping, fields: Fields, where: str) -> Question:
         _string(row, "context"),
         _got(row, "answers"),
     )
-    if isinstance(answers, dict):  # of lists, as Hugging Face's data sets have them
+    if isinstance(answers, dict):  # of lists, as in Hugging Face's data sets
         starts, texts = answers.get("answer_start"), answers.get("text")
         if not isinstance(starts, list) or not isinstance(texts, list) or len(starts) != len(texts):
             raise _Bad(
-                "'answers' is no list of objects, nor an object of the lists 'text' and 'answer_start'"
+                "'answers' is no list of objects, nor an object of the lists 'text' and "
+                "'answer_start'"
             )
         answers = [
             {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
         ]
     if not isinstance(answers, list) or not answers:
         raise _Bad(
-            "the question has no answer; such of SQuAD 2.0 cannot be learned here: leave them out, or set data.max_bad_share"
+            "the question has no answer; such of SQuAD 2.0 cannot be learned here: leave them "
+            "out, or set data.max_bad_share"
         )
     found = []
     for answer in answers:
@@ -288,7 +308,8 @@ def _question(row: Mapping, fields: Fields, where: str) -> Question:
             )
         if start < 0 or context[start : start + len(text)] != text:
             raise _Bad(
-                f"the answer {text!r} is not at character {start} of the context, where {context[max(start, 0) :][: len(text)]!r} is"
+                f"the answer {text!r} is not at character {start} of the context, where "
+                f"{context[max(start, 0) :][: len(text)]!r} is"
             )
         found.append((start, text))
     return Question(str(row.get("id", where)), question, context, tuple(found), where)
@@ -303,11 +324,13 @@ def _group(row: Mapping, fields: Fields, where: str) -> Group:
         isinstance(other, str) and other.strip() for other in negatives
     ):
         raise _Bad(
-            f"field {fields.negatives!r} holds {negatives!r:.80}, expected a text or a list of texts, none empty"
+            f"field {fields.negatives!r} holds {negatives!r:.80}, expected a text or a list of "
+            "texts, none empty"
         )
     if len(negatives) < fields.n_negatives:
         raise _Bad(
-            f"field {fields.negatives!r} holds {len(negatives)} texts, fewer than objective.contrastive.negatives={fields.n_negatives}"
+            f"field {fields.negatives!r} holds {len(negatives)} texts, fewer than "
+            f"objective.contrastive.negatives={fields.n_negatives}"
         )
     return Group((text, positive, *negatives[: fields.n_negatives]), where)
 
@@ -317,7 +340,8 @@ def _label(value: Any) -> str | int:
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise _Bad(
-            f"the label {value!r} is {type(value).__name__}, expected a name or the number of a class"
+            f"the label {value!r} is {type(value).__name__}, expected a name or the number of a "
+            "class"
         )
     return int(value)
 
@@ -336,6 +360,7 @@ def _string(row: Mapping, name: str) -> str:
     value = _got(row, name)
     if not isinstance(value, str) or not value.strip():
         raise _Bad(
-            f"field {name!r} is {'empty' if isinstance(value, str) else type(value).__name__}, expected a text"
+            f"field {name!r} is {'empty' if isinstance(value, str) else type(value).__name__}, "
+            "expected a text"
         )
     return value

@@ -1,9 +1,12 @@
-"""Mixtures: several packed sources as one endless stream of rows, in exact proportions; what comes at a place is computed, not drawn.
+"""Mixtures: an endless stream of rows from several packed sources in exact proportions.
 
-Rates follow T5 (Raffel et al. 2020, section 3.5.2): source m of e_m documents has the rate min(e_m, limit) ("examples-proportional mixing"
-with an artificial limit on the size of a data set), or a weight of its own; rates are then raised to 1 / temperature and normalised.
-A rate is a share of rows. Rows are of one length, so weights are shares of tokens; a size is counted in the documents of T5 but applied to
-the rows they fill, so that without a limit every document is seen equally often, however many fit a row.
+The source of each position is computed deterministically, not drawn.
+
+Rates follow T5 (Raffel et al. 2020, section 3.5.2). Source m with e_m documents has the rate
+min(e_m, limit) ("examples-proportional mixing" with an artificial limit on the size of a data set),
+or a given weight. Rates are then raised to 1 / temperature and normalised. A rate is a share of
+rows. Rows have one length, so a weight is a share of tokens. Sizes are counted in documents, as in
+T5, but scaled by rows per document: without a limit every document is seen equally often.
 """
 
 import dataclasses
@@ -18,14 +21,16 @@ from lm.data.packing import Packed
 from lm.data.sources import DataError
 from lm.models.config import ConfigError
 
-ONE = 2**48  # shares are whole multiples of 1 / ONE
+ONE = 2**48  # shares are integer multiples of 1 / ONE
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A source of a mixture. weight: its share relative to those of the others; None = by its size.
+    """Source of a mixture.
 
-    limit: documents that it counts for at most where it counts by its size; 0 = all.   transform: what its objective does to its rows.
+    weight: share relative to the other sources; None = by size.
+    limit: maximum number of documents that count as its size, 0 = all.
+    transform: its objective's transform of rows.
     """
 
     name: str
@@ -36,12 +41,15 @@ class Part:
 
 
 class Mixture:
-    """An endless stream of the rows of several sources: place -> fields of a row, a function of (seed, place) and of the parts alone.
+    """Endless stream: position -> fields of a row. A function of (seed, position) and the parts.
 
-    Each source is shuffled anew every epoch, by a seed of its own. After n places, each of M has been read n times its rate, give or take
-    log2(M) + 1 rows: places are dealt by halving the sources again and again, and a half gets a place whenever its share of those so far
-    crosses a whole number. A source of rate 0 is never read; where one has it all, the stream is that of the source alone.
-    Raises DataError when the rows of the sources are not of one kind, ConfigError when the rates make no sense.
+    Each source is reshuffled every epoch with its own seed. After n positions, each of M sources
+    has been read n times its rate, within log2(M) + 1 rows. Positions are assigned by recursive
+    halving of the list of sources: a half gets a position when its cumulative share crosses an
+    integer. A source with rate 0 is never read. A source with rate 1 gives the same stream as
+    without a mixture.
+    Raises DataError when rows of the sources have different fields or shapes, and ConfigError for
+    invalid rates.
     """
 
     def __init__(self, parts: Sequence[Part], temperature: float = 1.0, seed: int = 0):
@@ -58,7 +66,7 @@ class Mixture:
         self._check_alike()
 
     def at(self, place: int) -> tuple[int, int]:
-        """(source, how many of its rows came before) of a place from 0 on."""
+        """(source, number of its earlier rows) at a position, from 0."""
         low, high, node = 0, len(self.parts), 0
         while high - low > 1:
             middle = (low + high) // 2
@@ -76,7 +84,7 @@ class Mixture:
         return self._row(self.parts[source], self._streams[source][count], place)
 
     def _row(self, part: Part, row: dict[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
-        """The fields of a row as its objective makes them, at the lengths of the mixture: more is padding, which is segment 0."""
+        """Apply the source's transform, and pad to the lengths of the mixture (segment 0)."""
         fields = batches.fields_of(row, part.transform, self.lengths, (self.seed, place))
         for name in batches.SIDES[0] + batches.SIDES[1]:
             if name in fields:
@@ -87,7 +95,7 @@ class Mixture:
 
     @property
     def packed(self) -> list[Packed]:
-        """The rows of every source that is read."""
+        """Packed rows of every source with a rate above 0."""
         return [self.parts[m].packed for m in self._streams]
 
     @property
@@ -102,7 +110,7 @@ class Mixture:
         }
 
     def stats(self) -> dict[str, float]:
-        """The sources' together, as of `Packed.stats`; shares are means over their rows."""
+        """Totals over the sources of `Packed.stats`; shares are means over the rows."""
         every = [p.stats() for p in self.packed]
         total = sum(len(p) for p in self.packed)
         found: dict[str, float] = {}
@@ -117,7 +125,7 @@ class Mixture:
         return found | {"length": self.length}
 
     def described(self) -> list[str]:
-        """One line a source: its rate, its size, and how many rows of the mixture are an epoch of it."""
+        """One line per source: its rate, its size, and its epoch in rows of the mixture."""
         lines = []
         for part, rate in zip(self.parts, self.rates, strict=True):
             epoch = (
@@ -126,7 +134,8 @@ class Mixture:
                 else "never read"
             )
             lines.append(
-                f"{part.name}: {rate:.2%} of the rows, {len(part.packed.document_bytes):,} documents, {epoch}"
+                f"{part.name}: {rate:.2%} of the rows, {len(part.packed.document_bytes):,} "
+                f"documents, {epoch}"
             )
         return lines
 
@@ -142,12 +151,13 @@ class Mixture:
                     for k in (kind, kinds[0])
                 )
                 raise DataError(
-                    f"rows of {part.name!r} are {one}, those of {self.parts[0].name!r} {other}: they make no batch together"
+                    f"rows of {part.name!r} are {one}, those of {self.parts[0].name!r} {other}: "
+                    "they make no batch together"
                 )
 
 
 def rates(parts: Sequence[Part], temperature: float = 1.0) -> list[float]:
-    """The share of rows of each part; they sum to 1. Raises ConfigError, naming the part, when they make no sense."""
+    """Share of rows of each part; the sum is 1. Raises ConfigError for invalid rates."""
     if not parts:
         raise ConfigError("data.mixture names no source")
     check_weights(
@@ -165,10 +175,11 @@ def rates(parts: Sequence[Part], temperature: float = 1.0) -> list[float]:
 
 
 def check_weights(parts: Mapping[str, Mapping[str, Any]], temperature: float) -> None:
-    """Raises ConfigError, naming the field, unless weights and limits of the named parts and the temperature go together."""
+    """Raise ConfigError, naming the field, for inconsistent weights, limits or temperature."""
     if not 0 < temperature < math.inf:
         raise ConfigError(
-            f"data.temperature={temperature}: expected a number above 0; 1 keeps the rates, more evens them out"
+            f"data.temperature={temperature}: expected a number above 0; 1 keeps the rates, more "
+            "evens them out"
         )
     weights = {name: part.get("weight") for name, part in parts.items()}
     given = {name: weight for name, weight in weights.items() if weight is not None}
@@ -180,23 +191,27 @@ def check_weights(parts: Mapping[str, Mapping[str, Any]], temperature: float) ->
             raise ConfigError(f"data.mixture.{name}.limit={limit}: expected 0 (no limit) or more")
         if limit and given:
             raise ConfigError(
-                f"data.mixture.{name}.limit={limit} is of sources that count by their size, and there are weights; drop one"
+                f"data.mixture.{name}.limit={limit} is of sources that count by their size, and "
+                "there are weights; drop one"
             )
     if given and len(given) < len(parts):
         missing = next(name for name in parts if name not in given)
         raise ConfigError(
-            f"data.mixture.{missing} has no weight, and {next(iter(given))} has one; give all a weight, or none"
+            f"data.mixture.{missing} has no weight, and {next(iter(given))} has one; give all a "
+            "weight, or none"
         )
     if given and not sum(given.values()):
         raise ConfigError(
-            f"the weights of data.mixture ({', '.join(given)}) sum to 0: nothing would be read; give one more than 0"
+            f"the weights of data.mixture ({', '.join(given)}) sum to 0: nothing would be read; "
+            "give one more than 0"
         )
 
 
 def replay(new: str, old: str, share: float) -> dict[str, dict[str, Any]]:
-    """config.data.mixture of new data with `share` of the rows from old data, as in Scialom et al. 2022 (rehearsal).
+    """Value of config.data.mixture for rehearsal (Scialom et al. 2022).
 
-    new, old: files.   share: 0 reads exactly what training on `new` alone does. Raises ConfigError unless 0 <= share <= 1.
+    new, old: files. share: share of the rows from `old`; 0 is the same as training on `new` alone.
+    Raises ConfigError unless 0 <= share <= 1.
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"replay of a share of {share}: expected 0 to 1")
@@ -207,5 +222,5 @@ def replay(new: str, old: str, share: float) -> dict[str, dict[str, Any]]:
 
 
 def _shares(rates: Sequence[float]) -> list[int]:
-    """Whole numbers proportional to the rates, at least 1 where a rate is not 0."""
+    """Integers proportional to the rates, at least 1 for a rate above 0."""
     return [max(1, round(rate * ONE)) if rate else 0 for rate in rates]

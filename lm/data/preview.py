@@ -1,6 +1,7 @@
-"""Preview: what a model will see and be asked for, token by token, and what is likely to be wrong with it.
+"""Preview of training rows, token by token, with checks for likely mistakes.
 
-Everything is read from the batches that training reads, after templates, packing, masks and corruption, never from the files.
+Everything is computed from the batches that training reads, after templates, packing, masks and
+corruption, never from the files.
 """
 
 import dataclasses
@@ -13,17 +14,21 @@ from lm.batch import Batch
 from lm.data.labelled import CONTRASTIVE, QUESTIONS, TASKS
 from lm.data.packing import Packed
 
-GRAM = 13  # tokens in a row that make an overlap; GPT-3's filter takes as many words (Brown et al. 2020, appendix C)
-COMMON = 20  # documents that share a run of tokens, or one in a hundred: it is the template's, or a phrase of the language
-SCAN = 20_000  # rows of each set in which duplicates and overlaps are looked for
+# Length in tokens of an n-gram that counts as overlap. GPT-3's filter uses 13 words (Brown et al.
+# 2020, appendix C).
+GRAM = 13
+# An n-gram in more documents than this, and in more than 1%, is ignored: a template's or a phrase.
+COMMON = 20
+SCAN = 20_000  # rows per data set that are scanned for duplicates and overlaps
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A token. kind: "trained" (with a loss), "context" (without) or "padding"; `special` of the tokenizer.
+    """Token in a preview. kind: "trained" (with a loss), "context" (without) or "padding".
 
-    segment: of the document.   target: what is to be predicted in its place, where that is another token (masked language models).
+    special: a special token of the tokenizer. segment: number of its document.
     weight: of its loss.
+    target: token to predict at this position, if another (masked language models).
     """
 
     text: str
@@ -36,9 +41,9 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: what an encoder reads ([] without one), and what the model reads and is asked for.
+    """One row: the encoder's input ([] without an encoder), and the tokens of the model.
 
-    labels: of the row, or ().   said: the same in words.
+    labels: of the row, or (). said: the labels in words.
     """
 
     encoder: list[Piece]
@@ -49,7 +54,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """ok: True, False, or None where it is only information."""
+    """Result of a check. ok: True, False, or None if it is only information."""
 
     name: str
     ok: bool | None
@@ -59,9 +64,11 @@ class Check:
 def rows(
     batch: Batch, tokenizer, *, shifted: bool, task: str = "", names: Sequence[str] = ()
 ) -> list[Row]:
-    """The rows of a batch. shifted: targets are the next tokens (decoders); else they are for the place itself (masked models).
+    """Rows of a batch.
 
-    task, names: the objective, where it learns labels, and their names; what is learned of a token is then a tag, or a part of an answer.
+    shifted: targets are the next tokens (decoders); else of the same position (masked models).
+    task: the objective, if it has labels. names: the label names. The target of a token is then its
+    tag, or the token is part of an answer.
     """
     text = _Texts(tokenizer)
     fields = {name: np.asarray(value) for name, value in vars(batch).items() if value is not None}
@@ -88,12 +95,12 @@ def rows(
 
 
 def _labelled(row: Mapping, text: "_Texts", task: str, names: Sequence[str]) -> Row:
-    """Tags in the place of tokens, an answer or a positive as what is trained, a class by its name."""
+    """Row of a labelled task: tags are targets, answers and positives trained, classes named."""
     spelled = lambda label: names[int(label)] if names else f"{label:g}"
     labels = tuple(map(float, row.get("labels", ())))
     first, last = (int(labels[0]), int(labels[1])) if task == QUESTIONS else (1, 0)
     if task == QUESTIONS and not last:
-        first, last = 0, -1  # the answer is not in this window
+        first, last = 0, -1  # no answer in this window
     pieces = []
     for at, (token, weight, segment) in enumerate(
         zip(row["tokens"], row["weights"], row["segments"], strict=True)
@@ -121,13 +128,14 @@ def _labelled(row: Mapping, text: "_Texts", task: str, names: Sequence[str]) -> 
         return Row(
             [],
             pieces,
-            said=f"find {texts[1]!r} given {texts[0]!r}{' and not ' * (len(texts) > 2)}{', '.join(map(repr, texts[2:]))}",
+            said=f"find {texts[1]!r} given "
+            f"{texts[0]!r}{' and not ' * (len(texts) > 2)}{', '.join(map(repr, texts[2:]))}",
         )
     return Row([], pieces, labels, f"label {spelled(labels[0])}" if labels else "")
 
 
 def _shifted(row: Mapping, text: "_Texts") -> Iterator[Piece]:
-    """Each document as a decoder goes through it: the token it starts from, then every target."""
+    """Tokens of each document in a decoder's order: its start token, then every target."""
     for segment, at in _documents(row["segments"]):
         if not segment:
             yield from (text.piece(0, "padding", 0) for _ in range(at.stop - at.start))
@@ -159,10 +167,10 @@ def checks(
     stops=(),
     task: str = "",
 ) -> list[Check]:
-    """What a careful reader would look at. `batch` is one of the training stream; `packed` and `held_out` are scanned.
+    """Checks of the data. `batch`: a sample of training. `packed`, `held_out`: scanned data sets.
 
-    stops: the tokens that end a document; default: the tokenizer's end-of-text token, or [SEP].
-    task: the objective, where it learns labels: what a text is then is told by its tokens.
+    stops: tokens that end a document; default: the tokenizer's end-of-text token and [SEP].
+    task: the objective, if it has labels: texts are then compared by their input tokens.
     """
     if task in TASKS:
         packed, held_out = (
@@ -253,7 +261,7 @@ def _starts(batch: Batch, tokenizer) -> Iterator[Check]:
 
 
 def ends(packed: Packed, stops: Iterable[int]) -> tuple[int, int]:
-    """(documents that end in one of the tokens `stops`, with a loss on it; documents) of the first rows."""
+    """(documents whose last target is trained and in `stops`, documents) of the first SCAN rows."""
     segments, targets = (
         np.asarray(x[:SCAN]).astype(np.int64) for x in (packed.segments, packed.targets)
     )
@@ -269,7 +277,7 @@ def ends(packed: Packed, stops: Iterable[int]) -> tuple[int, int]:
 
 
 def duplicates(packed: Packed) -> tuple[int, int]:
-    """(documents or windows looked at, how many of them are exact copies of an earlier one)."""
+    """(number of documents or windows, number of exact copies of an earlier one)."""
     seen, total = set(), 0
     for tokens in _texts(packed):
         seen.add(tokens.tobytes())
@@ -278,12 +286,12 @@ def duplicates(packed: Packed) -> tuple[int, int]:
 
 
 def _one_each(packed: Packed) -> Packed:
-    """Its rows as one document each, padding and all: groups of texts are copies as a whole."""
+    """Packed rows with each row as one document: groups of texts are compared as a whole."""
     return dataclasses.replace(packed, segments=np.ones_like(packed.segments))
 
 
 def ngrams(packed: Packed) -> np.ndarray:
-    """Hashes of all runs of 13 tokens within documents, sorted, uint64 [n], but those that many share, such as a template's words."""
+    """Sorted hashes of n-grams (13 tokens) within documents, uint64 [n], without common ones."""
     found = [np.unique(_hashes(tokens)) for tokens in _texts(packed)]
     grams, documents = np.unique(
         np.concatenate([np.zeros(0, np.uint64), *found]), return_counts=True
@@ -292,7 +300,7 @@ def ngrams(packed: Packed) -> np.ndarray:
 
 
 def overlap(packed: Packed, grams) -> tuple[int, int]:
-    """(documents or windows looked at, how many share a run of 13 tokens with one of the sets of hashes)."""
+    """(number of documents or windows, number that share an n-gram with a set of hashes)."""
     total = seen = 0
     for tokens in _texts(packed):
         hashes = _hashes(tokens)
@@ -306,7 +314,7 @@ def overlap(packed: Packed, grams) -> tuple[int, int]:
 
 
 def _texts(packed: Packed) -> Iterator[np.ndarray]:
-    """The tokens of every document of the first rows, with what its encoder reads before them."""
+    """Tokens of every document of the first SCAN rows, after those its encoder reads."""
     read = packed.extra.get("encoder_tokens")
     for i in range(min(len(packed), SCAN)):
         encoder = {}
@@ -333,7 +341,7 @@ def _hashes(tokens: np.ndarray) -> np.ndarray:
 
 
 def _documents(segments: np.ndarray) -> Iterator[tuple[int, slice]]:
-    """(segment number, where it lies) of every run, padding (0) included."""
+    """(segment number, slice) of every run of one segment, including padding (0)."""
     edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(segments)]
     for start, stop in itertools.pairwise(edges):
         if stop > start:
@@ -345,7 +353,7 @@ def _number(value: float) -> str:
 
 
 class _Texts:
-    """What tokens look like: a space as ·, the end of a line as ⏎."""
+    """Visible text of tokens: a space as ·, a newline as ⏎, a tab as →."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer

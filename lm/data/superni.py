@@ -1,4 +1,4 @@
-"""Super-NaturalInstructions (Wang et al. 2022, arXiv 2204.07705): task files, their splits, and the checks of its repository."""
+"""Super-NaturalInstructions (Wang et al. 2022, arXiv 2204.07705): task files, splits and checks."""
 
 import collections
 import math
@@ -10,28 +10,36 @@ from typing import Any
 from lm.data.examples import Demonstration, Record
 from lm.data.sources import DataError
 
-FEWEST, MOST = 26, 6500  # instances that a task of the repository has
+FEWEST, MOST = 26, 6500  # bounds on a task's instances in the checks of its repository
 FEW_LABELS, ENTROPY = (
     15,
     0.8,
-)  # with fewer labels than this, their normalised entropy is to be above that
+)  # a task with fewer labels than this needs a normalised entropy above this
 READ = ("Definition", "Categories", "Positive Examples", "Negative Examples", "Instances")
-NOTES = (  # that the collection keeps beside them
-    "Contributors", "Source", "URL", "Reasoning", "Domains", "Input_language", "Output_language", "Instruction_language",
+NOTES = (  # fields of metadata, not used
+    "Contributors",
+    "Source",
+    "URL",
+    "Reasoning",
+    "Domains",
+    "Input_language",
+    "Output_language",
+    "Instruction_language",
     "Instance License",
-)  # fmt: skip
+)
 SPLIT_LISTS = ("train_tasks.txt", "test_tasks.txt", "excluded_tasks.txt")
 
 
 def is_task(row: object) -> bool:
-    """Whether a JSON value is a task file's."""
+    """Whether a JSON value is that of a task file."""
     return isinstance(row, dict) and "Definition" in row and "Instances" in row
 
 
 def records(task: Mapping[str, Any], name: str, file: str) -> Iterator[tuple[str, Record | str]]:
-    """(where it is, an instance of the task or what is wrong with it). Definitions and outputs may be strings or lists of them.
+    """Yield (location, record or problem) for each instance of a task.
 
-    Of several categories the first counts, as in the script of the paper. Raises DataError when the task as a whole cannot be used.
+    Definitions and outputs may be strings or lists of strings. The first of several categories is
+    used, as in the script of the paper. Raises DataError when the task as a whole is invalid.
     """
     definition = _strings(task["Definition"])
     if not definition:
@@ -52,14 +60,24 @@ def records(task: Mapping[str, Any], name: str, file: str) -> Iterator[tuple[str
             yield where, "'output' holds no text; the response would be empty"
         else:
             references = tuple(output for output in outputs if output.strip())
-            yield where, Record(
-                definition[0], instance["input"], references[0], references=references, positive=positive, negative=negative, task=name,
-                source=where, category=category,
-            )  # fmt: skip
+            yield (
+                where,
+                Record(
+                    definition[0],
+                    instance["input"],
+                    references[0],
+                    references=references,
+                    positive=positive,
+                    negative=negative,
+                    task=name,
+                    source=where,
+                    category=category,
+                ),
+            )
 
 
 def unread(task: Mapping[str, Any]) -> Iterator[str]:
-    """The names of fields that nothing reads, besides the notes that every task of the collection has."""
+    """Names of fields that nothing reads, without the metadata in NOTES."""
     yield from (str(name) for name in task if name not in (*READ, *NOTES))
     instances = [instance for instance in task["Instances"] if isinstance(instance, dict)]
     yield from {
@@ -71,7 +89,7 @@ def unread(task: Mapping[str, Any]) -> Iterator[str]:
 
 
 def doubts(task: Mapping[str, Any]) -> Iterator[str]:
-    """What the checks of the repository say against a task, each in the same words for every task."""
+    """Warnings about a task by the checks of the repository, with the same words for every task."""
     instances = [instance for instance in task["Instances"] if isinstance(instance, dict)]
     inputs = [str(instance.get("input")).strip() for instance in instances]
     if not FEWEST <= len(instances) <= MOST:
@@ -99,10 +117,11 @@ def doubts(task: Mapping[str, Any]) -> Iterator[str]:
 
 
 def listed(split: str) -> tuple[list[str], list[str]]:
-    """(task files, warnings) of a split's list, such as splits/default/train_tasks.txt: one name a line, tasks/ in a folder above it.
+    """(task files, warnings) of a split's list, such as splits/default/train_tasks.txt.
 
-    A task that was renamed is found by its number. Raises DataError when a task is missing, when there is no folder tasks/, and when a
-    list of training tasks shares one with the test or excluded tasks beside it.
+    The list has one name per line; the folder tasks/ is in a parent folder of it. A renamed task is
+    found by its number. Raises DataError for a missing task or folder tasks/, and for a list of
+    training tasks that shares one with the list of test or excluded tasks beside it.
     """
     path = pathlib.Path(split)
     names = _names(path)
@@ -111,13 +130,15 @@ def listed(split: str) -> tuple[list[str], list[str]]:
     )
     if folder is None:
         raise DataError(
-            f"{split} is a list of tasks, and no folder above it has a folder tasks/ with their files"
+            f"{split} is a list of tasks, and no folder above it has a folder tasks/ with their "
+            "files"
         )
     if path.name == SPLIT_LISTS[0]:
         for other in (path.with_name(name) for name in SPLIT_LISTS[1:]):
             if other.exists() and (shared := sorted({*names} & {*_names(other)})):
                 raise DataError(
-                    f"{split} and {other} share {len(shared)} tasks ({', '.join(shared[:5])}): the test would not be one"
+                    f"{split} and {other} share {len(shared)} tasks ({', '.join(shared[:5])}): "
+                    "the test would not be one"
                 )
     files, warnings = [], []
     for name in names:
@@ -144,7 +165,7 @@ def _names(path: pathlib.Path) -> list[str]:
 
 
 def _strings(value: object) -> tuple[str, ...]:
-    """A text, or the texts of a list; () for anything else."""
+    """A string, or the strings of a list, as a tuple; () for anything else."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     return tuple(x for x in values if isinstance(x, str))
 

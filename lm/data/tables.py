@@ -1,6 +1,8 @@
-"""Tables: sources whose records are read at random, by number. No TensorFlow is imported, no data set's own code is run.
+"""Random access to the records of a source, by number.
 
-TFDS data sets are read from TFDS_DATA_DIR (or ~/tensorflow_datasets), prepared in the format array_record, which needs no TensorFlow.
+TensorFlow is not imported, and no data set's own code is run. TFDS data sets are read from
+TFDS_DATA_DIR (or ~/tensorflow_datasets). They must be prepared in the format array_record, which
+does not need TensorFlow.
 """
 
 import bisect
@@ -18,12 +20,13 @@ from lm.data.sources import DataError
 
 
 class _Lines(Sequence):
-    """The lines of a JSONL file that are not empty: where each begins is found once, on opening."""
+    """Non-empty lines of a JSONL file. Their offsets are indexed once, when it is opened."""
 
     def __init__(self, file: str):
         if is_packed(file) or "://" in file:
             raise DataError(
-                f"{file}: lines of a packed or remote file cannot be read at random; copy it here and unpack it"
+                f"{file}: lines of a packed or remote file cannot be read at random; copy it "
+                "here and unpack it"
             )
         self._file, self._at, at = file, [], 0
         with open(file, "rb") as lines:
@@ -46,7 +49,7 @@ class _Lines(Sequence):
 
 
 class _Parquet(Sequence):
-    """A Parquet file, a row group in memory at a time."""
+    """Rows of a Parquet file, with one row group in memory at a time."""
 
     def __init__(self, file: str):
         import pyarrow
@@ -84,7 +87,7 @@ class _Parquet(Sequence):
 
 
 class _Plain(Sequence):
-    """A data source of numpy values and bytes, as JSON has them: strings, numbers, lists, objects."""
+    """Data source whose numpy values and bytes are converted to JSON types."""
 
     def __init__(self, source: Any):
         self._source = source
@@ -97,9 +100,10 @@ class _Plain(Sequence):
 
 
 def open_table(file: str) -> Sequence[Any]:
-    """The records of a source by number: JSONL, JSON, Parquet, tfds:NAME[/CONFIG][:SPLIT] or hf:NAME[:SPLIT].
+    """Open a source for random access.
 
-    Raises DataError when it cannot be read so: text files have no records, and packed or remote JSONL is read from its start.
+    JSONL, JSON, Parquet, tfds:NAME[/CONFIG][:SPLIT] or hf:NAME[:SPLIT]. Raises DataError for a text
+    file, and for a compressed or remote JSONL file.
     """
     if file.startswith("tfds:"):
         return _Plain(_tfds(file)[1])
@@ -112,12 +116,13 @@ def open_table(file: str) -> Sequence[Any]:
     if sources.kind(file) == ".json":
         return [row.value for row in sources.rows(file) if not row.problem]
     raise DataError(
-        f"{file} has no records to read at random; expected .jsonl, .json, .parquet, tfds:NAME or hf:NAME"
+        f"{file} has no records to read at random; expected .jsonl, .json, .parquet, tfds:NAME "
+        "or hf:NAME"
     )
 
 
 def fingerprint(name: str) -> str:
-    """Of the content of a data set: TFDS's by its files and split, Hugging Face's by the library's own fingerprint."""
+    """Fingerprint of a data set: TFDS's files and split, or that of Hugging Face's library."""
     if name.startswith("hf:"):
         return f"hf {_hf(name)._fingerprint}"
     builder, source = _tfds(name)
@@ -130,7 +135,7 @@ def fingerprint(name: str) -> str:
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """(name, split) of tfds:NAME:SPLIT; the split may hold colons, as train[:10%] does."""
+    """(name, split) of tfds:NAME:SPLIT; the split may contain colons, as in train[:10%]."""
     name, _, split = name.partition(":")[2].partition(":")
     return name, split or "train"
 
@@ -145,20 +150,22 @@ def _tfds(source: str) -> tuple[Any, Any]:
         ) from None
     try:
         builder: Any = tfds.builder(name)
-    except Exception as e:  # a class of TFDS's own for each reason
+    except Exception as e:  # TFDS has a class for each reason
         raise DataError(
             f"{source}: TFDS has no such data set, here or in its catalogue ({_first(e)})"
         ) from None
     prepare = f"tfds build {name.partition('/')[0]} --file_format=array_record"
     if not builder.data_path.exists():
         raise DataError(
-            f"{source} is not prepared in {builder.data_path}: run `{prepare}` (and set TFDS_DATA_DIR to where it writes)"
+            f"{source} is not prepared in {builder.data_path}: run `{prepare}` (and set "
+            "TFDS_DATA_DIR to where it writes)"
         )
     try:
         return builder, builder.as_data_source(split=split)
     except NotImplementedError:
         raise DataError(
-            f"{source} lies in {builder.data_path} in a format that only TensorFlow reads; prepare it again with `{prepare}`"
+            f"{source} lies in {builder.data_path} in a format that only TensorFlow reads; "
+            f"prepare it again with `{prepare}`"
         ) from None
     except ValueError as e:
         raise DataError(
@@ -174,7 +181,7 @@ def _hf(source: str) -> Any:
         raise DataError(f"{source} needs the package datasets: pip install datasets") from None
     try:
         return datasets.load_dataset(name, split=split)
-    except Exception as e:  # of the library, the hub's client, or its file formats
+    except Exception as e:  # errors of the library, the hub's client or a file format
         raise DataError(
             f"{source}: the data set cannot be loaded ({type(e).__name__}: {_first(e)})"
         ) from None

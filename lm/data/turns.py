@@ -1,4 +1,4 @@
-"""Messages of chat files as turns: roles, which turns are trained, tool calls, reasoning. What cannot be obeyed is refused by name."""
+"""Convert messages of chat files to turns; refuse fields that are not supported."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,26 @@ from typing import Any
 from lm.data.examples import Turn
 
 ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "system": "system", "tool": "tool", "function": "tool", "ipython": "tool", "observation": "tool", "function_call": "assistant",
-}  # fmt: skip
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
+}
 TRAINED = (
     "weight",
     "train",
     "training",
     "loss",
-)  # 1 or true: the turn is trained; 0 or false: it is not
-HIDDEN = ("mask", "masked")  # true: it is not
+)  # 1 or true: the turn is trained; 0 or false: it is not trained
+HIDDEN = ("mask", "masked")  # true: the turn is not trained
 GIVEN = (
     "tool_calls",
     "function_call",
@@ -25,42 +35,45 @@ GIVEN = (
     "thinking",
     "name",
     "tool_call_id",
-)  # to the chat template
+)  # passed to the chat template
 REFUSED = ("refusal", "audio", "image", "images", "video", "videos", "prefix", "train_detail")
 KNOWN = {*TRAINED, *HIDDEN, *GIVEN, *REFUSED}
-ABSENT = (None, "", [], {})  # values of a field that say nothing
+ABSENT = (None, "", [], {})  # values of a field that count as absent
 
 
 class BadRecord(Exception):
-    """Why a record cannot be used, and what to do."""
+    """Reason why a record cannot be used, and what to do."""
 
 
 def conversation(
     rows: Sequence[Any], role: str = "role", content: str = "content"
 ) -> tuple[Turn, ...]:
-    """The turns up to the last that is trained, an assistant's. Raises BadRecord; `role`, `content`: names of the fields of a message."""
+    """Turns up to the last trained one. Raises BadRecord. role, content: fields of a message."""
     turns = [_turn(number, row, role, content) for number, row in enumerate(rows, 1)]
     if not turns or turns[-1].role != "assistant":
         raise BadRecord(
-            f"the conversation ends with {turns[-1].role if turns else 'nothing'}, expected the assistant's turn; cut it there"
+            f"the conversation ends with {turns[-1].role if turns else 'nothing'}, expected the "
+            "assistant's turn; cut it there"
         )
     for number, turn in enumerate(turns, 1):
         if turn.role == "assistant" and not turn.text.strip() and "tool_calls" not in turn.fields:
             raise BadRecord(
-                f"turn {number}: the response is empty; remove the conversation, or set data.max_bad_share to leave such out"
+                f"turn {number}: the response is empty; remove the conversation, or set "
+                "data.max_bad_share to leave such out"
             )
     if len(turns) == 1:
         raise BadRecord("there is nothing before the assistant's turn")
     trained = [i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.trained]
     if not trained:
         raise BadRecord(
-            "no turn of the assistant is trained: each is marked with weight 0 or the like; remove the conversation"
+            "no turn of the assistant is trained: each is marked with weight 0 or the like; "
+            "remove the conversation"
         )
     return tuple(turns[: trained[-1] + 1])
 
 
 def tools_of(row: Mapping) -> tuple[Mapping, ...]:
-    """The tools that a record offers, as transformers passes them to a chat template. Raises BadRecord."""
+    """Tools of a record, in the form that transformers gives chat templates. Raises BadRecord."""
     found = []
     for name in ("tools", "functions"):
         tools = _parsed(row.get(name), f"field {name!r}")
@@ -72,14 +85,15 @@ def tools_of(row: Mapping) -> tuple[Mapping, ...]:
             function = tool.get("function", tool) if isinstance(tool, dict) else None
             if not isinstance(function, dict) or not isinstance(function.get("name"), str):
                 raise BadRecord(
-                    f"field {name!r} holds {json.dumps(tool)[:60]}, expected {{'type': 'function', 'function': {{'name': ...}}}}"
+                    f"field {name!r} holds {json.dumps(tool)[:60]}, expected {{'type': "
+                    f"'function', 'function': {{'name': ...}}}}"
                 )
             found.append(tool if "function" in tool else {"type": "function", "function": tool})
     return tuple(found)
 
 
 def unread_of(rows: Sequence[Any], role: str, content: str) -> set[str]:
-    """The names of fields of messages that nothing reads."""
+    """Names of fields of messages that nothing reads."""
     known = KNOWN | {role, content}
     return {
         str(name)
@@ -108,7 +122,7 @@ def _turn(number: int, row: Any, role: str, content: str) -> Turn:
     kind = ROLES[row[role]]
     fields = {name: row[name] for name in GIVEN if row.get(name) not in ABSENT}
     said = row.get(content)
-    if row[role] == "function_call":  # the call is the text of the turn
+    if row[role] == "function_call":  # the text of the turn is the call
         fields["function_call"], said = _parsed(said, f"{where}: {content!r}"), None
     calls = _calls(fields, where)
     text = "" if said is None and calls else _said(said, where, content)
@@ -123,7 +137,8 @@ def _said(said: Any, where: str, content: str) -> str:
             kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise BadRecord(
-                    f"{where}: {content!r} holds a part of type {kind!r}, expected texts; images and sounds are not read"
+                    f"{where}: {content!r} holds a part of type {kind!r}, expected texts; images "
+                    "and sounds are not read"
                 )
         return "".join(part["text"] for part in said)
     if not isinstance(said, str):
@@ -132,7 +147,7 @@ def _said(said: Any, where: str, content: str) -> str:
 
 
 def _is_trained(row: Mapping, kind: str, where: str) -> bool:
-    """Whether a turn carries a loss; an assistant's does unless a field says otherwise."""
+    """Whether a turn carries a loss. An assistant's does, unless a field says otherwise."""
     found = {}
     for name in (*TRAINED, *HIDDEN):
         value = row.get(name)
@@ -141,7 +156,8 @@ def _is_trained(row: Mapping, kind: str, where: str) -> bool:
         if (name in HIDDEN and not isinstance(value, bool)) or value not in (0, 1):
             wanted = "true or false" if name in HIDDEN else "0 or 1"
             raise BadRecord(
-                f"{where}: {name!r} is {value!r}, expected {wanted}; a turn is trained as a whole or not at all"
+                f"{where}: {name!r} is {value!r}, expected {wanted}; a turn is trained as a "
+                "whole or not at all"
             )
         found[name] = bool(value) != (name in HIDDEN)
     if len({*found.values()}) > 1:
@@ -150,13 +166,14 @@ def _is_trained(row: Mapping, kind: str, where: str) -> bool:
         )
     if kind != "assistant" and True in found.values():
         raise BadRecord(
-            f"{where} is of the {kind}, and {next(iter(found))!r} asks to train it; only the assistant's turns are trained"
+            f"{where} is of the {kind}, and {next(iter(found))!r} asks to train it; only the "
+            "assistant's turns are trained"
         )
     return not found or True in found.values()
 
 
 def _calls(fields: dict[str, Any], where: str) -> list[dict]:
-    """The tool calls of a turn, with their arguments as objects, which chat templates expect; those given are taken out of `fields`."""
+    """Pop the tool calls from `fields`, with arguments as objects, as chat templates expect."""
     calls = [*_list(fields.pop("tool_calls", []), f"{where}: 'tool_calls'")]
     if "function_call" in fields:
         calls += [{"type": "function", "function": fields.pop("function_call")}]
@@ -170,7 +187,8 @@ def _calls(fields: dict[str, Any], where: str) -> list[dict]:
         )
         if not isinstance(arguments, dict):
             raise BadRecord(
-                f"{where}: the arguments of {function['name']!r} are {type(arguments).__name__}, expected an object"
+                f"{where}: the arguments of {function['name']!r} are {type(arguments).__name__}, "
+                "expected an object"
             )
         function = function | {"arguments": arguments}
         found.append(call | {"function": function} if "function" in call else function)
@@ -185,7 +203,7 @@ def _list(value: Any, what: str) -> list:
 
 
 def _parsed(value: Any, what: str) -> Any:
-    """A value that may be spelled as JSON in a text."""
+    """Parse a value that may be a string of JSON."""
     if not isinstance(value, str):
         return value
     if not value.strip():

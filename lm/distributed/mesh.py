@@ -1,4 +1,4 @@
-"""The mesh: how many devices along `data` (whole copies), `fsdp` (sharded parameters) and `tensor` (sharded layers)."""
+"""Device mesh with the axes data (replicas), fsdp (sharded parameters), tensor (split layers)."""
 
 import math
 import os
@@ -14,7 +14,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """A mesh over `devices` (default: all, of every process). -1 on one axis means: the devices the others leave.
+    """Make a mesh over `devices` (default: all, of every process). -1: all remaining devices.
 
     Raises ConfigError when the sizes do not multiply to the number of devices.
     """
@@ -27,17 +27,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
 
 
 def resolve(sizes: dict[str, int], devices: int) -> dict[str, int]:
-    """The sizes with -1 filled in. Raises ConfigError in words when they cannot cover exactly `devices` devices."""
+    """Replace -1 by a size. Raises ConfigError when the sizes cannot cover exactly `devices`."""
     for axis, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
             raise ConfigError(
-                f"mesh.{axis}={size!r}: expected a positive number of devices, or -1 for all that are left"
+                f"mesh.{axis}={size!r}: expected a positive number of devices, or -1 for all "
+                "that are left"
             )
     shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise ConfigError(
-            f"mesh {shape}: only one axis can be -1 (the rest of the devices), not {' and '.join(free)}"
+            f"mesh {shape}: only one axis can be -1 (the rest of the devices), not "
+            f"{' and '.join(free)}"
         )
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free and devices % fixed == 0:
@@ -50,16 +52,19 @@ def resolve(sizes: dict[str, int], devices: int) -> dict[str, int]:
         else f"make the product {devices}, or set one axis to -1 (the rest)"
     )
     raise ConfigError(
-        f"mesh {shape} does not fit: it covers {'a multiple of ' if free else ''}{fixed} devices and there are {devices}; {advice}"
+        f"mesh {shape} does not fit: it covers {'a multiple of ' if free else ''}{fixed} devices "
+        f"and there are {devices}; {advice}"
     )
 
 
 def initialize_distributed() -> None:
-    """Joins the processes of a multi-host run; does nothing on a single host. Call it before anything else touches JAX.
+    """Initialise the processes of a multi-host run; do nothing on a single host.
 
-    Raises SettingsError where the environment's variables, or the devices they ask for, cannot be used.
+    Call it before anything else uses JAX. Raises SettingsError for unusable environment variables
+    or devices.
     """
-    # Kubernetes, SLURM and TPU pods are recognised by JAX itself; JAX_NUM_PROCESSES and JAX_PROCESS_ID are ours, for every other launcher.
+    # JAX itself detects Kubernetes, SLURM and TPU pods. JAX_NUM_PROCESSES and JAX_PROCESS_ID are
+    # this project's own variables, for other launchers.
     env = os.environ
     count = int(env.get("JAX_NUM_PROCESSES") or 0)
     slurm = int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env
@@ -67,7 +72,8 @@ def initialize_distributed() -> None:
     if count > 1 or (not count and (slurm or tpu_pod or env.get("JAX_COORDINATOR_ADDRESS"))):
         if not getattr(jax.config, "jax_enable_preemption_service", True):
             raise SettingsError(
-                "JAX_ENABLE_PREEMPTION_SERVICE is off: several processes need it to stop, and save, at the same step"
+                "JAX_ENABLE_PREEMPTION_SERVICE is off: several processes need it to stop, and "
+                "save, at the same step"
             )
         rank = int(env["JAX_PROCESS_ID"]) if count else None
         try:
@@ -76,7 +82,9 @@ def initialize_distributed() -> None:
         except (ValueError, RuntimeError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise SettingsError(
-                f"the processes of this run could not be joined ({said}); JAX_COORDINATOR_ADDRESS={env.get('JAX_COORDINATOR_ADDRESS', '')} "
-                f"is to be HOST:PORT of process 0, with JAX_NUM_PROCESSES and JAX_PROCESS_ID unless SLURM or a TPU pod tells them"
+                f"the processes of this run could not be joined ({said}); "
+                f"JAX_COORDINATOR_ADDRESS={env.get('JAX_COORDINATOR_ADDRESS', '')} "
+                "is to be HOST:PORT of process 0, with JAX_NUM_PROCESSES and JAX_PROCESS_ID "
+                "unless SLURM or a TPU pod tells them"
             ) from error
     devices()

@@ -1,6 +1,6 @@
-"""What differs from parameter to parameter: a table of (regex, value), in which the first pattern found in a parameter's path counts.
+"""Values per parameter: a table of (regex, value), of which the first match in the path is used.
 
-One mechanism for the share of weight decay, the learning rate, and what is frozen (rate 0), after big_vision's optax.py.
+Used for weight decay, learning rates and frozen parameters (rate 0), after big_vision's optax.py.
 """
 
 import itertools
@@ -19,12 +19,12 @@ Table = tuple[tuple[str, float], ...]
 DECAY: Table = (
     (r"norm[/_]|bias$|a_log$|skip$", 0.0),
     (r".", 1.0),
-)  # norms, biases, and a state space's A, D and time-step bias: none
+)  # no decay for norms, biases, and a state space's A, D and time-step bias
 RATES: Table = ((r".", 1.0),)
 
 
 def check(table: Table, field: str) -> None:
-    """Raises ConfigError, calling the table `field`, when it is not one of (regex, finite number of at least 0)."""
+    """Raise ConfigError, calling the table `field`, unless it has (regex, finite number >= 0)."""
     for entry in table:
         pair = tuple(entry) if isinstance(entry, tuple | list) else ()
         if (
@@ -34,11 +34,13 @@ def check(table: Table, field: str) -> None:
             or not isinstance(pair[1], int | float)
         ):
             raise ConfigError(
-                f"{field} holds {entry!r}; expected pairs (regex, number), such as ((r'norm', 0.0), (r'.', 1.0))"
+                f"{field} holds {entry!r}; expected pairs (regex, number), such as ((r'norm', "
+                "0.0), (r'.', 1.0))"
             )
         if not math.isfinite(pair[1]) or pair[1] < 0:
             raise ConfigError(
-                f"{field} gives {pair[0]!r} the value {pair[1]}; expected a finite number, 0 or more"
+                f"{field} gives {pair[0]!r} the value {pair[1]}; expected a finite number, 0 or "
+                "more"
             )
         try:
             re.compile(pair[0])
@@ -47,29 +49,34 @@ def check(table: Table, field: str) -> None:
 
 
 def by_path(tree) -> dict:
-    """A nested dict, such as of logical names, as {path: leaf}."""
+    """Flatten a nested dict to {path: leaf}."""
     return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
 def check_used(
     names: Collection[str], table: Table, field: str, every_pattern: bool = True
 ) -> None:
-    """Raises ConfigError when one of the parameters' paths is found by no pattern, or a pattern finds none of them."""
+    """Raise ConfigError for a parameter that no pattern matches, or a pattern without a match."""
     for name in names:
         of(table, name, field)
     for pattern, _ in table:
         if every_pattern and not any(re.search(pattern, name) for name in names):
             raise ConfigError(
-                f"{field}: {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}"
+                f"{field}: {pattern!r} is in no parameter's path; there are "
+                f"{', '.join(sorted(names))}"
             )
         if every_pattern and (idle := idle_parts(pattern, names)):
             raise ConfigError(
-                f"{field}: {idle[0]!r} of {pattern!r} is in no parameter's path; there are {', '.join(sorted(names))}"
+                f"{field}: {idle[0]!r} of {pattern!r} is in no parameter's path; there are "
+                f"{', '.join(sorted(names))}"
             )
 
 
 def idle_parts(pattern: str, names: Collection[str]) -> list[str]:
-    """Alternatives of a pattern (a|b, x(a|b)y) with which it is found in none of the names; patterns with [ or \\( are not taken apart."""
+    """Alternatives of a pattern (a|b, x(a|b)y) that match no name.
+
+    Patterns with [ or \\( are not analysed.
+    """
     if re.search(r"\[|\\[(|)]", pattern):
         return []
     depth, cuts = 0, [-1]
@@ -99,7 +106,7 @@ def _valid(pattern: str) -> bool:
 
 
 def of(table: Table, name: str, field: str) -> float:
-    """The value for the parameter called `name`. Raises ConfigError when no pattern finds it."""
+    """Value for the parameter `name`. Raises ConfigError when no pattern matches."""
     for pattern, value in table:
         if re.search(pattern, name):
             return float(value)
@@ -109,14 +116,14 @@ def of(table: Table, name: str, field: str) -> float:
 
 
 def values(params, table: Table, field: str):
-    """The value of each parameter, a tree of floats like params. Raises ConfigError when a parameter matches no pattern."""
+    """Tree of floats like params. Raises ConfigError when no pattern matches a parameter."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: of(table, path_name(path), field), params
     )
 
 
 def split(params: dict, rates: Table = RATES) -> tuple[dict, dict]:
-    """(what is trained, what is frozen): two nested dicts that `join` puts together again; frozen is what has the rate 0."""
+    """(trained, frozen) nested dicts; frozen parameters have the rate 0. `join` is the inverse."""
     flat = by_path(params)
     frozen = {name for name in flat if of(rates, name, "optimizer.rates") == 0.0}
     if not frozen:
@@ -128,7 +135,7 @@ def split(params: dict, rates: Table = RATES) -> tuple[dict, dict]:
 
 
 def join(trained: dict, frozen: dict) -> dict:
-    """The inverse of `split`."""
+    """Merge what `split` separated."""
     if not frozen:
         return trained
     return flax.traverse_util.unflatten_dict(by_path(trained) | by_path(frozen), sep="/")

@@ -1,7 +1,8 @@
-"""Sharding as data: logical names of dimensions -> mesh axes, for parameters and for activations apart; and the strict reading of it.
+"""Sharding rules: logical names of dimensions -> mesh axes, for parameters and for activations.
 
-A name without a rule and a size that its mesh axes do not divide are errors in words, before anything compiles. Left alone, Flax would
-replicate the first silently and XLA would pad or refuse the second far away from its cause.
+A name without a rule, or a size that its mesh axes do not divide, raises ConfigError before
+compilation. By itself, Flax would silently replicate the first, and XLA would pad or refuse the
+second far from the cause.
 """
 
 import contextlib
@@ -24,12 +25,12 @@ PARAMETERS: Rules = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
-    "table_embed": ("fsdp",),  # the embedding width of tables, which a lookup needs whole
+    "table_embed": ("fsdp",),  # embedding width of tables, gathered for a lookup
     "pooled": ("tensor",),
-    "narrow_embed": (),  # a narrower embedding's width, where it is projected to the model's
+    "narrow_embed": (),  # width of a narrower embedding that is projected to the model's width
     "head_dim": (),
     "layers": (),
-    "state": (),  # of a state-space layer, as the next two
+    "state": (),  # of a state-space layer, as are conv and dt
     "conv": (),
     "dt": (),
     "buckets": (),
@@ -52,23 +53,25 @@ ACTIVATIONS: Rules = {
 
 
 def check_types(rules: Mapping[str, Any], table: str) -> None:
-    """Raises ConfigError when a rule is not a tuple of names."""
+    """Raise ConfigError when a rule is not a tuple of names."""
     for name, axes in rules.items():
         if not isinstance(axes, tuple | list) or not all(isinstance(axis, str) for axis in axes):
             such = axes if isinstance(axes, str) else "fsdp"
             raise ConfigError(
-                f"sharding.{table}.{name}={axes!r}: expected a tuple of mesh axes, such as ({such!r},), or () for none"
+                f"sharding.{table}.{name}={axes!r}: expected a tuple of mesh axes, such as "
+                f"({such!r},), or () for none"
             )
 
 
 def check_rules(mesh: Mesh, rules: Rules, table: str) -> None:
-    """Raises ConfigError when a rule is no tuple of names, or names a mesh axis that does not exist."""
+    """Raise ConfigError when a rule is not a tuple of names, or names an unknown mesh axis."""
     check_types(rules, table)
     for name, axes in rules.items():
         for axis in axes:
             if axis not in mesh.axis_names:
                 raise ConfigError(
-                    f"sharding.{table}.{name} names the mesh axis {axis!r}{nearest(axis, mesh.axis_names)}; "
+                    f"sharding.{table}.{name} names the mesh axis "
+                    f"{axis!r}{nearest(axis, mesh.axis_names)}; "
                     f"the mesh has {', '.join(mesh.axis_names)}"
                 )
 
@@ -76,30 +79,34 @@ def check_rules(mesh: Mesh, rules: Rules, table: str) -> None:
 def partition(
     mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...], rules: Rules, what: str, table: str
 ) -> NamedSharding:
-    """The sharding of one array of `shape` whose dimensions are called `names`.
+    """Sharding of an array of `shape` with dimensions called `names`.
 
-    Raises ConfigError naming the array (`what`), the dimension, its size and the mesh axes that do not fit it.
+    Raises ConfigError that names the array (`what`), the dimension, its size and the mesh axes.
     """
     if len(names) != len(shape):
         raise ConfigError(
-            f"{what} has {len(shape)} dimensions {shape} but {len(names)} logical names {names}; name every dimension"
+            f"{what} has {len(shape)} dimensions {shape} but {len(names)} logical names {names}; "
+            "name every dimension"
         )
     spec: list[tuple[str, ...]] = []
     for dimension, (size, name) in enumerate(zip(shape, names, strict=True)):
         if name not in rules:
             raise ConfigError(
-                f"{what}: dimension {dimension} (size {size}) is called {name!r}, which no rule in sharding.{table} knows"
+                f"{what}: dimension {dimension} (size {size}) is called {name!r}, which no rule "
+                f"in sharding.{table} knows"
                 f"{nearest(name, rules)}; known: {', '.join(rules)}"
             )
         axes = tuple(rules[name])
         if twice := [axis for axis in axes if any(axis in used for used in spec)]:
             raise ConfigError(
-                f"{what}: the mesh axis {twice[0]!r} would shard two dimensions of {names}; change a rule in sharding.{table}"
+                f"{what}: the mesh axis {twice[0]!r} would shard two dimensions of {names}; "
+                f"change a rule in sharding.{table}"
             )
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
             raise ConfigError(
-                f"{what}: dimension {dimension} ({name!r}, size {size}) does not divide by mesh.{' x mesh.'.join(axes)} = {parts}; "
+                f"{what}: dimension {dimension} ({name!r}, size {size}) does not divide by "
+                f"mesh.{' x mesh.'.join(axes)} = {parts}; "
                 f"change the mesh, or the size (next that fits: {-(-size // parts) * parts})"
             )
         spec.append(axes)
@@ -107,7 +114,10 @@ def partition(
 
 
 def parameter_shardings(mesh: Mesh, logical_axes, shapes, rules: Rules = PARAMETERS):
-    """A tree of NamedSharding like params, from `model.logical_axes()` and a tree of arrays or ShapeDtypeStructs. Raises ConfigError."""
+    """Tree of NamedSharding like params. Raises ConfigError.
+
+    logical_axes: `model.logical_axes()`. shapes: tree of arrays or ShapeDtypeStructs.
+    """
     check_rules(mesh, rules, "parameters")
 
     def of(path, leaf, names):
@@ -119,7 +129,7 @@ def parameter_shardings(mesh: Mesh, logical_axes, shapes, rules: Rules = PARAMET
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, int], rules: Rules = ACTIVATIONS) -> NamedSharding:
-    """The sharding of every array of a batch, [B, T]. Raises ConfigError."""
+    """Sharding of every array [B, T] of a batch. Raises ConfigError."""
     check_rules(mesh, rules, "activations")
     return partition(mesh, shape, ("batch", "length"), rules, "the batch", "activations")
 
@@ -136,13 +146,16 @@ def field_sharding(rows: NamedSharding, name: str, ndim: int) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """One whole copy on every device."""
+    """Sharding with one complete copy per device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 @contextlib.contextmanager
 def activate(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
-    """Within it, the model's logical constraints mean axes of `mesh`. (Entering the mesh itself would drop them silently.)"""
+    """Apply the model's logical constraints to `mesh` within the block.
+
+    Do not use `with mesh:`, which would drop the constraints silently.
+    """
     with (
         jax.set_mesh(mesh),
         nn.logical_axis_rules([(name, axes or None) for name, axes in rules.items()]),
@@ -151,7 +164,7 @@ def activate(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
 
 
 def path_name(path) -> str:
-    """A key path as in "layers/mlp/up"."""
+    """Key path as text, such as "layers/mlp/up"."""
     return "/".join(
         str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
     )

@@ -1,14 +1,18 @@
-"""Which parameters are matrices, told by the logical names of their dimensions: what Muon orthogonalises and LoRA adapts."""
+"""Parameters that are matrices, by their logical axes. Muon orthogonalises and LoRA adapts them."""
 
 import dataclasses
 import re
 
-TABLES = r"(^|/)embeddings/(token|position|type)$|(^|/)table$|conv$|a_log$|(^|_)bias$"  # looked up, convolved or added
+# Paths of parameters that are looked up, convolved or added.
+TABLES = r"(^|/)embeddings/(token|position|type)$|(^|/)table$|conv$|a_log$|(^|_)bias$"
 
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """The dimensions of a parameter that maps `inputs` to `outputs`; `stacked`: layers, of which each is a matrix of its own."""
+    """Dimensions of a parameter that maps `inputs` to `outputs`.
+
+    stacked: dimensions over layers, each of which is a separate matrix.
+    """
 
     stacked: tuple[int, ...]
     inputs: tuple[int, ...]
@@ -16,9 +20,10 @@ class Matrix:
 
 
 def matrix(path: str, axes: tuple[str, ...]) -> Matrix | None:
-    """The parameter at `path`, whose dimensions are called `axes`, as a matrix; None for a vector or a table.
+    """Dimensions of the parameter at `path` as a matrix; None for a vector or a table.
 
-    Heads and their width are one side of a matrix: query [L, D, H, K] maps D to H * K, out [L, H, K, D] maps H * K to D.
+    axes: logical names of its dimensions. Heads and their width form one side of a matrix: query
+    [L, D, H, K] maps D to H * K, out [L, H, K, D] maps H * K to D.
     """
     if re.search(TABLES, path):
         return None

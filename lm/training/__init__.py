@@ -1,1 +1,1 @@
-"""Training: a mesh, a sharded state, a pure step, and the loop around it."""
+"""Training: device mesh, sharded state, pure train step and the loop around it."""

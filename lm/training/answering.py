@@ -1,4 +1,4 @@
-"""Answers in the course of training: the same questions at intervals, answered greedily and scored; the config's eval.generation."""
+"""Generate and score answers to fixed questions during training (config.eval.generation)."""
 
 import ml_collections
 
@@ -10,12 +10,12 @@ from lm.generation import GenerationError
 from lm.models.config import ConfigError
 from lm.training import instruction
 
-BATCH = 32  # answers at a time
-SHOWN = 8  # answers in samples.md
+BATCH = 32  # answers generated at a time
+SHOWN = 8  # answers written to samples.md
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError, naming the field, when the section cannot work."""
+    """Raise ConfigError, naming the field, when config.eval.generation is invalid."""
     section, data = config.eval.generation, config.data
     for name, least in (("max_examples", 0), ("every", 0), ("max_new_tokens", 1)):
         if section[name] < least:
@@ -25,23 +25,30 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not section.files:
         if section.every:
             raise ConfigError(
-                f"eval.generation.every={section.every}, and eval.generation.files names no questions; set them, or 0"
+                f"eval.generation.every={section.every}, and eval.generation.files names no "
+                "questions; set them, or 0"
             )
         return
     metrics(config)
     if config.objective.name not in instruction.OBJECTIVES:
         raise ConfigError(
-            f"eval.generation.files={section.files!r}: questions are spelled by data.template, which the objective "
-            f"{config.objective.name!r} has not; leave it empty, and run python -m lm.evaluate --examples afterwards"
+            f"eval.generation.files={section.files!r}: questions are spelled by data.template, "
+            "which the objective "
+            f"{config.objective.name!r} has not; leave it empty, and run python -m lm.evaluate "
+            "--examples afterwards"
         )
     if section.files == instruction.HELD_OUT and not (data.hold_out and data.files):
         raise ConfigError(
-            f"eval.generation.files={instruction.HELD_OUT!r} needs data.files and the tasks of data.hold_out"
+            f"eval.generation.files={instruction.HELD_OUT!r} needs data.files and the tasks of "
+            "data.hold_out"
         )
 
 
 def metrics(config: ml_collections.ConfigDict) -> dict:
-    """Name -> metric, of eval.generation.metrics. Raises ConfigError for one that is unknown, or a tokenizer that cannot be read."""
+    """Name -> metric for eval.generation.metrics.
+
+    Raises ConfigError for an unknown metric and for a tokenizer that cannot be read.
+    """
     section = config.eval.generation
     try:
         return scores.chosen(section.metrics, words.tokenize_of(section.rouge_tokenizer))
@@ -50,7 +57,7 @@ def metrics(config: ml_collections.ConfigDict) -> dict:
 
 
 def doubt(config: ml_collections.ConfigDict, asked: list[Question]) -> str:
-    """What to say where the metrics do not see most of the answers wanted, or ''."""
+    """Warning when the metrics ignore most of the reference answers; else ''."""
     return words.doubt(
         [question.references for question in asked],
         [*metrics(config)],
@@ -59,7 +66,10 @@ def doubt(config: ml_collections.ConfigDict, asked: list[Question]) -> str:
 
 
 def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
-    """What is asked: eval.generation.max_examples records, spread over all of its files. Raises ConfigError and DataError."""
+    """Questions: eval.generation.max_examples records, evenly spaced over all files.
+
+    Raises ConfigError and DataError.
+    """
     section, data = config.eval.generation, config.data
     if not section.files:
         return []
@@ -84,7 +94,7 @@ def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
 def answer(
     config: ml_collections.ConfigDict, run, params: dict, asked: list[Question]
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """(100 times each metric's mean and the stop rate, by their names in metrics.jsonl; some answers for samples.md)."""
+    """(100 * mean of each metric and of the stop rate, by name; some answers for samples.md)."""
     budget = config.eval.generation.max_new_tokens
     given = generation.answers(
         run.model, params, run.tokenizer, asked, budget, run.template, batch_size=BATCH

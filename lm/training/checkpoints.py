@@ -1,16 +1,16 @@
-"""Checkpoints: asynchronous, sharded, of the state and of where the data stands; restored from the newest that is verified.
+"""Asynchronous, sharded checkpoints of the training state and the position in the data.
 
-workdir/run.json                                         the run's id, which every step carries
-workdir/model/config.json, workdir/model/tokenizer/      what the weights mean
-workdir/checkpoints/STEP/{state,data}                    written by Orbax: whole, or under a temporary name
-workdir/checkpoints/STEP/digests-PART-of-PARTS           of every file of the step, written when Orbax is done; workdir/digests-* likewise
+The newest verified checkpoint is restored.
+
+workdir/run.json                                         run id, stored in every checkpoint
+workdir/model/config.json, workdir/model/tokenizer/      files of the model
+workdir/checkpoints/STEP/{state,data}                    written by Orbax atomically
+workdir/checkpoints/STEP/digests-PART-of-PARTS           of every file, written after Orbax
+workdir/digests-PART-of-PARTS                            of config.json and model/
 """
 
 import dataclasses
-import json
 import logging
-import pathlib
-import tempfile
 import threading
 from typing import Any
 
@@ -23,16 +23,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.adaptation import plan
 from lm.adaptation.lora import Lora
-from lm.data import templates
-from lm.data.templates import Template
 from lm.distributed.rules import by_path
 from lm.distributed.sharding import path_name
 from lm.models import build
-from lm.models.config import ModelConfig
 from lm.training import digests
 from lm.training import steps as step_folders
 from lm.training.documents import as_trained
-from lm.training.paths import Folder, is_remote, local_copy, resolve, upload, write_atomically
+from lm.training.model_files import load_model_config, model_folder, read_object
+from lm.training.paths import Folder, local_copy, resolve
 from lm.training.state import TrainState, average_of
 from lm.training.steps import CheckpointError, folder_of, steps
 
@@ -41,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """step: updates done.   state: TrainState on the mesh.   data: the data iterator's state."""
+    """Restored checkpoint. step: updates done. state: on the mesh. data: state of the iterator."""
 
     step: int
     state: TrainState
@@ -49,7 +47,10 @@ class Restored:
 
 
 class Checkpoints:
-    """Writes checkpoints of a run, keeps the newest `keep`. One may be in flight: the next save, `check` or `close` reports its failure."""
+    """Writer of a run's checkpoints, which keeps the newest `keep`.
+
+    One write may be in flight. Its failure is raised by the next `save`, `check` or `close`.
+    """
 
     def __init__(self, workdir: str | Folder, keep: int):
         options = ocp.CheckpointManagerOptions(
@@ -63,7 +64,7 @@ class Checkpoints:
         self._closed = False
 
     def save(self, step: int, state: TrainState, data: dict) -> None:
-        """Starts writing; returns when the state may change again. A step that is there already is left alone."""
+        """Start writing; return when the state may change. An existing step is not rewritten."""
         if step == self._last or step in self._manager.all_steps():
             return
         self.wait()
@@ -81,11 +82,11 @@ class Checkpoints:
         self._digesting = _Digesting(self._directory / str(step))
 
     def check(self) -> None:
-        """Raises CheckpointError when a write that was under way has failed."""
+        """Raise CheckpointError when a write in flight has failed."""
         self._guard(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Returns when everything is written, digests too."""
+        """Wait until everything is written, including digests."""
         try:
             self._guard(self._manager.wait_until_finished)
         finally:
@@ -94,21 +95,22 @@ class Checkpoints:
                 self._guard(digesting.finish)
 
     def verify(self, state: TrainState) -> None:
-        """Waits, and reads the step last saved back: its files against their digests, its arrays' shapes and dtypes against `state`'s.
+        """Verify the step saved last: files against their digests, shapes and dtypes of arrays.
 
-        Raises CheckpointError when it could not be restored.
+        Waits for the write. Raises CheckpointError when the step could not be restored.
         """
         self.wait()
         if self._last is not None:
             folder = self._directory / str(self._last)
             if problem := step_folders.problem(folder, self._id, shared=True):
                 raise CheckpointError(
-                    f"{folder} was saved and cannot be restored: {problem}. Check the disk, and start the same command again"
+                    f"{folder} was saved and cannot be restored: {problem}. Check the disk, and "
+                    "start the same command again"
                 )
             _refuse_other_arrays(folder, step_folders.shapes(folder), _as_dict(state))
 
     def close(self) -> None:
-        """Waits until everything is written; does nothing the second time."""
+        """Wait until everything is written, and close. Idempotent."""
         if not self._closed:
             self._closed = True
             self.wait()
@@ -117,18 +119,20 @@ class Checkpoints:
     def _guard(self, work) -> None:
         try:
             work()
-        except Exception as e:  # whatever the storage raises: full disk, missing rights, ...
+        except Exception as e:  # any error of the storage: full disk, missing permissions, ...
             newest = max(
                 (s for s in steps(self._directory.parent) if s != self._last), default=None
             )
             raise CheckpointError(
-                f"a checkpoint could not be written to {self._directory} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}); "
-                f"the last one there is step {newest}: make room or give access, and start the same command again"
+                f"a checkpoint could not be written to {self._directory} ({type(e).__name__}: "
+                f"{str(e).splitlines()[0] if str(e) else ''}); "
+                f"the last one there is step {newest}: make room or give access, and start the "
+                "same command again"
             ) from e
 
 
 class _Digesting:
-    """Writes this process's share of the digests of a step, in a thread, once Orbax has committed the step."""
+    """Thread that writes this process's share of a step's digests after Orbax commits the step."""
 
     def __init__(self, folder: Folder):
         self._folder, self._over, self._error = folder, threading.Event(), None
@@ -147,7 +151,7 @@ class _Digesting:
             self._error = e
 
     def finish(self) -> None:
-        """Waits for the digests, or for nothing where the step was not committed. Raises what the storage raised."""
+        """Wait for the digests, unless the step was not committed. Raises errors of the storage."""
         self._over.set()
         self._thread.join()
         if self._error is not None:
@@ -155,11 +159,12 @@ class _Digesting:
 
 
 def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
-    """The newest checkpoint that is verified, placed as `abstract` says; None when there is none to read.
+    """Restore the newest verified checkpoint, sharded as `abstract`; None if there is none.
 
-    One that is incomplete, differs from its digests, or is of another run or step is logged and set aside under another name (never
-    deleted). One without digests, saved by an earlier version, is used with a warning. Raises CheckpointError when none of those there can
-    be read, and when one holds other arrays than `abstract`.
+    A checkpoint that is incomplete, differs from its digests, or has another run id or step is
+    logged and renamed, never deleted. One without digests, from an earlier version, is used with a
+    warning. Raises CheckpointError when none can be read, and when the arrays of one do not match
+    `abstract`.
     """
     identity = step_folders.run_id(workdir)
     rejected: list[tuple[Folder, str]] = []
@@ -174,7 +179,10 @@ def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
             if int(state.step) != int(folder.name):
                 problem = f"its arrays are of step {int(state.step)}"
         except Exception as e:
-            problem = f"its arrays cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})"
+            problem = (
+                f"its arrays cannot be read ({type(e).__name__}: "
+                f"{(str(e).splitlines() or [''])[0][:200]})"
+            )
         if problem := step_folders.agreed(problem):
             rejected.append((folder, problem))
             continue
@@ -186,7 +194,8 @@ def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
     if result is None and damaged:
         listed = "; ".join(f"{folder.name}: {reason}" for folder, reason in rejected)
         raise CheckpointError(
-            f"no checkpoint in {folder_of(workdir)} can be read ({listed}). Put back a good copy, or move that folder away to begin again"
+            f"no checkpoint in {folder_of(workdir)} can be read ({listed}). Put back a good "
+            "copy, or move that folder away to begin again"
         )
     step_folders.set_aside([folder for folder, _ in rejected])
     return result
@@ -195,9 +204,10 @@ def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
 def load_params(
     workdir: str | Folder, step: int | None = None, shardings=None
 ) -> tuple[Any, dict, Any]:
-    """(model, params, tokenizer) of a run folder, from its newest checkpoint or that of `step`. Params are plain nested dicts.
+    """(model, params, tokenizer) from a run's newest checkpoint, or the one of `step`.
 
-    `shardings`: a tree like params of where to put them; default: the first local device. Raises CheckpointError.
+    shardings: tree of shardings like params; default: the first local device. params: plain nested
+    dicts. Raises CheckpointError.
     """
     from lm.tokenizer import load_tokenizer
 
@@ -211,7 +221,7 @@ def load_params(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     params = _first_good(workdir, step, lambda folder: _read_weights(folder, abstract, model, lora))
-    with local_copy(_model_folder(workdir) / "tokenizer") as files:
+    with local_copy(model_folder(workdir) / "tokenizer") as files:
         try:
             return (
                 model,
@@ -220,14 +230,17 @@ def load_params(
                     load_tokenizer(str(files)), _section(workdir, "objective").get("name", "")
                 ),
             )
-        except Exception as e:  # whatever the tokenizer's library raises
+        except Exception as e:  # any error of the tokenizer's library
             raise CheckpointError(
-                f"{files} cannot be read ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})"
+                f"{files} cannot be read ({type(e).__name__}: "
+                f"{(str(e).splitlines() or [''])[0][:200]})"
             ) from e
 
 
 def load_adapters(workdir: str | Folder) -> tuple[Any, dict, Lora, str]:
-    """(model, adapters, their description, the base as the run's config names it) of the newest checkpoint. Raises CheckpointError."""
+    """(model, adapters, their description, path of the base in the config) of the newest
+    checkpoint. Raises CheckpointError.
+    """
     model, lora = build(load_model_config(workdir)), _lora(workdir)
     if lora is None:
         raise CheckpointError(f"{workdir} is no run with adapters: adaptation.lora.rank is 0 there")
@@ -238,15 +251,19 @@ def load_adapters(workdir: str | Folder) -> tuple[Any, dict, Lora, str]:
         jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
     )
     adapters = _first_good(workdir, None, lambda folder: _read_averaged(folder, shapes))
-    return model, adapters, lora, _object(resolve(workdir) / "config.json")["init_from"]
+    return model, adapters, lora, read_object(resolve(workdir) / "config.json")["init_from"]
 
 
 def _first_good(workdir: str | Folder, step: int | None, read: Any) -> Any:
-    """What `read` makes of the newest checkpoint that is verified, or of that of `step`. Raises CheckpointError where there is none."""
+    """Result of `read` for the newest verified checkpoint, or for that of `step`.
+
+    Raises CheckpointError if there is none.
+    """
     available, identity = steps(workdir), step_folders.run_id(workdir)
     if not available:
         raise CheckpointError(
-            f"{workdir} has no complete checkpoint yet (looked in {folder_of(workdir)}); train it first"
+            f"{workdir} has no complete checkpoint yet (looked in {folder_of(workdir)}); train "
+            "it first"
         )
     if step is not None and step not in available:
         raise CheckpointError(
@@ -266,127 +283,6 @@ def _first_good(workdir: str | Folder, step: int | None, read: Any) -> Any:
     raise CheckpointError(f"no checkpoint of {workdir} can be read ({'; '.join(reasons)})")
 
 
-def check_model(workdir: str | Folder, config: ModelConfig) -> None:
-    """Raises CheckpointError, with a diff, when the run folder holds a run of another model."""
-    path = _model_folder(workdir) / "config.json"
-    if not path.exists():
-        return
-    there, wanted = _object(path), _plain(config)
-    changed = [
-        f"  model.{name}: {there.get(name)!r} in the run, {wanted.get(name)!r} now"
-        for name in sorted(there.keys() | wanted.keys())
-        if there.get(name) != wanted.get(name) and name not in _COMPUTE
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{workdir} holds a run of another model:\n"
-            + "\n".join(changed)
-            + "\nuse the old values, or another --workdir"
-        )
-
-
-def save_model(
-    workdir: str | Folder, config: ModelConfig, tokenizer, template: Template | None = None
-) -> None:
-    """Writes what the weights mean beside them. template: that which spelled the records they learned from."""
-    folder = _model_folder(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if template is not None:
-        write_atomically(
-            folder / "template.json", json.dumps(templates.remember(template), indent=1)
-        )
-    if tokenizer is not None and is_remote(folder):
-        with tempfile.TemporaryDirectory() as temporary:
-            tokenizer.save_pretrained(temporary)
-            upload(pathlib.Path(temporary), folder / "tokenizer")
-    elif tokenizer is not None:
-        tokenizer.save_pretrained(str(folder / "tokenizer"))
-    write_atomically(folder / "config.json", json.dumps(_plain(config), indent=1))
-    there = [
-        at
-        for at in (
-            *folder.iterdir(),
-            *(folder / "tokenizer").glob("*"),
-            folder.parent / "config.json",
-        )
-        if at.is_file()
-    ]
-    digests.write(
-        folder.parent,
-        files=[at.as_posix().removeprefix(f"{folder.parent.as_posix()}/") for at in there],
-    )
-
-
-def check_template(workdir: str | Folder, template: Template | None) -> None:
-    """Raises CheckpointError when the run folder holds a run with another template."""
-    there, now = kept_template(workdir), None if template is None else templates.remember(template)
-    if there is not None and (
-        now is None or any(there.get(name) != now[name] for name in ("name", "stop", "fingerprint"))
-    ):
-        raise CheckpointError(
-            f"{workdir} holds a run with another template: {_described(there)} in the run, {_described(now)} now; use the old one, or "
-            "another --workdir"
-        )
-
-
-def kept_template(workdir: str | Folder) -> dict | None:
-    """What the run folder remembers of its template (lm.data.templates.remember); None without one."""
-    path = _model_folder(workdir) / "template.json"
-    return _object(path) if path.exists() else None
-
-
-def _described(kept: dict | None) -> str:
-    return "none" if kept is None else f"{kept['name']} {kept['options']} ({kept['fingerprint']})"
-
-
-def load_model_config(workdir: str | Folder) -> ModelConfig:
-    """The ModelConfig a run folder was trained with. Raises CheckpointError when the folder is not one."""
-    path = _model_folder(workdir) / "config.json"
-    if not path.exists():
-        raise CheckpointError(f"{workdir} is not a run folder: it has no model/config.json")
-    if differing := digests.problems(path.parent.parent):
-        raise CheckpointError(
-            f"{workdir}: {'; '.join(differing)}. Put back a good copy, or start its training command again, which writes these files anew; "
-            f"if you changed them on purpose, delete {path.parent.parent / 'digests-0-of-1'}"
-        )
-    try:
-        return ModelConfig(**{name: _tuples(value) for name, value in _object(path).items()})
-    except TypeError as e:
-        raise CheckpointError(
-            f"{path} does not describe a model of this version ({e}); put back a good copy"
-        ) from e
-
-
-def _object(path: Folder) -> dict:
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as e:
-        raise CheckpointError(
-            f"{path} is damaged: it is not JSON ({e}); put back a good copy, or delete it to have it written anew"
-        ) from e
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{path} is damaged: it holds no object; put back a good copy, or delete it to have it written anew"
-        )
-    return found
-
-
-def _tuples(value):
-    """JSON's lists as the tuples that ModelConfig holds."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _plain(config: ModelConfig) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-_COMPUTE = ("dtype", "remat", "dropout")  # may differ between the parts of one run
-
-
-def _model_folder(workdir) -> Folder:
-    return resolve(workdir) / "model"
-
-
 def _as_dict(state: TrainState) -> dict:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if value is not None}
@@ -399,7 +295,10 @@ def _parameter_shapes(model):
 
 
 def _refuse_other_arrays(folder: Folder, saved: dict[str, tuple], abstract: dict) -> None:
-    """Orbax would cast another dtype silently, and say little about another shape."""
+    """Raise CheckpointError when names, shapes or dtypes differ.
+
+    Orbax would cast another dtype silently, and its message about another shape is unclear.
+    """
     wanted = {
         path_name(path): (x.shape, jnp.dtype(x.dtype))
         for path, x in jax.tree_util.tree_leaves_with_path(abstract)
@@ -425,19 +324,19 @@ def _read(folder: Folder, abstract: dict, partial: bool = False) -> dict:
 
 
 def _section(workdir: str | Folder, name: str) -> dict:
-    """A section of the run's config, {} without one."""
+    """Section of the run's config; {} without a config."""
     path = resolve(workdir) / "config.json"
-    return (_object(path).get(name) or {}) if path.exists() else {}
+    return (read_object(path).get(name) or {}) if path.exists() else {}
 
 
 def _lora(workdir: str | Folder) -> Lora | None:
-    """The adapters that the run in a folder trains, told by its config, or None."""
+    """Description of the adapters that a run trains, from its config, or None."""
     section = _section(workdir, "adaptation")
     return plan.lora_of(section) if section else None
 
 
 def _read_weights(folder: Folder, abstract: dict, model, lora: Lora | None) -> dict:
-    """The model's params of a checkpoint, adapters merged."""
+    """Read the model's params from a checkpoint, with adapters merged."""
     if lora is None:
         return _read_averaged(folder, abstract)
     adaptation = plan.Plan(model.logical_axes(), lora)
@@ -460,7 +359,7 @@ def _adapter_shapes(model, lora: Lora, base: dict, place) -> dict:
 
 
 def _read_averaged(folder: Folder, abstract: dict) -> dict:
-    """The params of a checkpoint; where it holds their moving average, that."""
+    """Read the params of a checkpoint: their moving average if it has one."""
     saved, of = step_folders.shapes(folder), by_path(abstract)
     averaged = {
         n: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding)

@@ -1,4 +1,7 @@
-"""The command line of a training run: --config=FILE.py[:variant] --workdir=DIR --config.field=value ..."""
+"""Command line of a training run.
+
+--config=FILE.py[:variant] --workdir=DIR --config.field=value ...
+"""
 
 import difflib
 import os
@@ -14,7 +17,8 @@ from lm.models.config import ConfigError
 def parse(argv: list[str]) -> tuple[ConfigDict, str]:
     """(config with all overrides, locked; workdir) from arguments without the program's name.
 
-    Raises ConfigError for a field that does not exist (with the nearest name), a value of another type, a file that cannot be read.
+    Raises ConfigError for an unknown field (with the nearest name), a value of another type, and a
+    file that cannot be read.
     """
     given = [a.removeprefix("-").removeprefix("-") for a in argv]
     for name, example in (
@@ -44,7 +48,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
 
 
 def _nearest(path: str, known: list[str]) -> str:
-    """The field that was meant: one with these initials (lr, wd) in the nearest section, or the nearest name, or ""."""
+    """Most similar field: by initials (lr, wd) in the most similar section, or by name; or ""."""
     section, _, name = path.rpartition(".")
     fields = [field.rpartition(".") for field in known]
     sections = difflib.get_close_matches(section, {where for where, _, _ in fields}, n=1)
@@ -65,9 +69,10 @@ def _read(argv: list[str], path: str) -> tuple[ConfigDict, str]:
         settings = config.value
         if not isinstance(settings, ConfigDict):
             raise ConfigError(
-                "get_config() of the config file returned no ConfigDict; start it from configs.defaults.defaults()"
+                "get_config() of the config file returned no ConfigDict; start it from "
+                "configs.defaults.defaults()"
             )
-    except Exception as e:  # a config is a program: anything can be wrong in it
+    except Exception as e:  # a config is a program and may raise anything
         raise ConfigError(_root(e, path)) from e
     if len(rest) > 1:
         raise ConfigError(
@@ -77,7 +82,7 @@ def _read(argv: list[str], path: str) -> tuple[ConfigDict, str]:
 
 
 def _root(error: BaseException, file: str) -> str:
-    """What went wrong, in one line: config_flags wraps it in the text of a traceback."""
+    """One-line cause of an error, which config_flags wraps in the text of a traceback."""
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
@@ -94,7 +99,10 @@ def _root(error: BaseException, file: str) -> str:
     message = re.sub(
         r"Other fields present: .*?\}\"\s*", "", str(chain[-1]).replace("\\n", " "), flags=re.DOTALL
     ).strip("\"' ")
-    return f"{file}{f', line {lines[-1]}' if lines else ''}: {type(chain[-1]).__name__}: {' '.join(message.split())}"
+    return (
+        f"{file}{f', line {lines[-1]}' if lines else ''}: {type(chain[-1]).__name__}: "
+        f"{' '.join(message.split())}"
+    )
 
 
 def _dotted(config: ConfigDict, prefix: str = ""):

@@ -12,7 +12,7 @@ import jax
 from lm.batch import Batch
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.training import checkpoints, trackers
+from lm.training import model_files, trackers
 from lm.training.paths import resolve
 from lm.training.run_folder import flat
 
@@ -91,7 +91,7 @@ def parameters(run: str) -> int:
 
     Raises CheckpointError for a folder that does not describe its model.
     """
-    config = checkpoints.load_model_config(run)
+    config = model_files.load_model_config(run)
     shapes = jax.eval_shape(
         lambda: build(config).init(jax.random.key(0), Batch.of([[0, 0]]))["params"]
     )

@@ -1,10 +1,12 @@
-"""Digests: a CRC-32 of every file of a folder, written beside the files and compared before they are read.
+"""Digests: a CRC-32 of every file of a folder, stored beside the files and verified before reading.
 
-Neither Orbax nor TensorStore's zarr driver keeps a checksum of array data: a flipped bit would be read as another number.
-zlib.crc32 detects every flip of one bit and every burst of up to 32; it runs at about 3.4 GB/s a core and outside the GIL.
-In object storage the store's own checksum (crc32c on gs://) is compared, and nothing is read again.
+Neither Orbax nor TensorStore's zarr driver stores a checksum of array data, so a flipped bit would
+be read as another number. zlib.crc32 detects every single-bit flip and every burst of up to 32
+bits. It runs at about 3.4 GB/s per core and releases the GIL. In object storage the store's own
+checksum (crc32c on gs://) is compared, and no data is read again.
 
-FOLDER/digests-PART-of-PARTS   one line: CRC-32 of the JSON, the JSON. Processes on one disk write a part each.
+FOLDER/digests-PART-of-PARTS has one line: CRC-32 of the JSON, the JSON. Each process on a shared
+disk writes one part.
 """
 
 import concurrent.futures
@@ -17,16 +19,16 @@ from typing import Any
 
 from lm.training.paths import Folder, is_remote, write_atomically
 
-PIECE = 2**26  # bytes that one digest covers, so that threads and processes can share a file
+PIECE = 2**26  # bytes per digest, so that threads and processes can share a file
 BLOCK = 2**20  # bytes read at a time
 NAME = re.compile(r"digests-(\d+)-of-(\d+)")
 STORED = (
     "crc32c",
     "md5Hash",
     "ETag",
-)  # keys of a store's own checksum in fsspec's `info`, best first
+)  # keys of the store's checksum in fsspec's `info`, in order of preference
 
-Piece = tuple[str, int, int]  # file, offset, bytes
+Piece = tuple[str, int, int]  # (file, offset, bytes)
 
 
 def write(
@@ -36,7 +38,10 @@ def write(
     files: Collection[str] | None = None,
     threads: int = 1,
 ) -> None:
-    """Writes one of `parts` shares of the digests of a folder's files, or of those named, relative to the folder."""
+    """Write one of `parts` shares of the digests of a folder's files.
+
+    files: paths relative to the folder; default: all.
+    """
     pieces: list[Piece]
     if is_remote(folder):
         if part:
@@ -68,7 +73,10 @@ def write(
 def problems(
     folder: Folder, part: int = 0, parts: int = 1, threads: int = os.cpu_count() or 1
 ) -> list[str] | None:
-    """What differs from its digest, of one of `parts` shares of the files; None where there are no digests, or not all of them."""
+    """Verify one of `parts` shares of the files, and return the differences.
+
+    Returns None when digests are missing or incomplete.
+    """
     found = (
         [file for file in folder.iterdir() if NAME.fullmatch(file.name)] if folder.is_dir() else []
     )
@@ -81,7 +89,8 @@ def problems(
         body = raw[9:-1]
         if raw != f"{_crc(body)} ".encode() + body + b"\n":
             return [
-                f"{file.name} is damaged, so nothing can be verified (delete it to use the other files as they are)"
+                f"{file.name} is damaged, so nothing can be verified (delete it to use the other "
+                "files as they are)"
             ]
         content = json.loads(body)
         sizes |= content["files"]
@@ -142,7 +151,7 @@ def _crc(content: bytes) -> str:
 
 
 def _stored(folder: Folder, files: Collection[str] | None) -> dict[str, tuple[int, str]]:
-    """File -> (bytes, the store's checksum of it, or ours where it has none)."""
+    """File -> (bytes, checksum of the store; a CRC-32 of the content if the store has none)."""
     from etils.epath import backend
 
     fs, root = backend.fsspec_backend.fs(folder), str(folder).partition("://")[2] + "/"

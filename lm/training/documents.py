@@ -1,4 +1,4 @@
-"""What begins and ends a document, for each objective; it is kept in the tokenizer of the run."""
+"""Special tokens around documents, for each objective; they are kept in the run's tokenizer."""
 
 from lm.data import packing
 from lm.objectives import OBJECTIVES
@@ -6,7 +6,10 @@ from lm.training import unused
 
 
 def as_trained(tokenizer, objective: str):
-    """The tokenizer (or None), which then frames a text as that objective trains it; of text objectives only. Works in place."""
+    """Make the tokenizer add the special tokens of a text objective, in place; else return it.
+
+    tokenizer may be None.
+    """
     if tokenizer is None or objective not in unused.TEXT:
         return tokenizer
     return packing.as_documents(tokenizer, OBJECTIVES[objective].whole)

@@ -1,4 +1,4 @@
-"""What a run that is done says: its last figures, where things are, and the commands that go on from there."""
+"""Final lines of a completed run: last metrics, files, and commands to continue with."""
 
 import shlex
 
@@ -8,7 +8,7 @@ from lm.training.paths import Folder
 
 
 def figures(rows: list[dict]) -> str:
-    """The last training loss and the last value of every evaluation, of rows as in metrics.jsonl; "" without any."""
+    """Last training loss and last value of every evaluation, from rows of metrics.jsonl; or ""."""
     last: dict = {}
     for row in rows:
         last |= {
@@ -26,7 +26,7 @@ def figures(rows: list[dict]) -> str:
 
 
 def commands(config: settings.Config, model: ModelConfig, workdir: Folder, tokenizer) -> list[str]:
-    """What can be done with this run, one command each; "..." is the user's to fill in."""
+    """Commands that use the run. The user replaces "..."."""
     name, run = config.objective.name, f"--model={shlex.quote(str(workdir))}"
     found = []
     if tokenizer is not None:
@@ -46,7 +46,7 @@ def commands(config: settings.Config, model: ModelConfig, workdir: Folder, token
 def lines(
     config: settings.Config, model: ModelConfig, workdir: Folder, tokenizer, rows: list[dict]
 ) -> list[str]:
-    """All of it, a line each."""
+    """All final lines."""
     said, next_ones = figures(rows), commands(config, model, workdir, tokenizer)
     files = f"metrics.jsonl, plots/loss.png{', samples.md' if config.samples.prompts else ''}"
     found = [

@@ -1,10 +1,10 @@
-"""Floating-point operations of a model, and of the devices it could have had: the two sides of MFU (Chowdhery et al. 2022, appendix B)."""
+"""FLOPs of a model and peak FLOP/s of devices, for MFU (Chowdhery et al. 2022, appendix B)."""
 
 import jax
 
 from lm.models.config import ModelConfig
 
-# Peak dense bfloat16 FLOP/s of one device, by a part of JAX's device_kind; the first that is found counts.
+# Peak dense bfloat16 FLOP/s per device, by part of JAX's device_kind; the first match is used.
 PEAKS = (
     ("TPU v6", 918e12),
     ("TPU v5p", 459e12),
@@ -21,19 +21,19 @@ PEAKS = (
 
 
 def peak(device=None) -> float | None:
-    """Peak dense bfloat16 FLOP/s of a device, or None where it is not known (every CPU)."""
+    """Peak dense bfloat16 FLOP/s of a device; None if unknown (every CPU)."""
     kind = (jax.devices()[0] if device is None else device).device_kind
     return next((flops for part, flops in PEAKS if part.lower() in kind.lower()), None)
 
 
 def parameters(c: ModelConfig) -> dict[str, int]:
-    """Parameters of matrix products that a token meets, by part, each counted as often as it does (shared layers `n_layers` times).
+    """Parameters in matrix products per token, by part; shared layers count `n_layers` times.
 
-    Those of an encoder are not among them: its tokens are others.
+    Those of an encoder are not included, because it reads other tokens.
     """
     attention = c.d_model * c.head_dim * 2 * (c.n_heads + c.n_kv_heads)
     mlp = c.d_model * c.d_ff * (3 if c.gated_mlp else 2)
-    ways = 3 * c.d_model * c.ssm_inner  # in, gate and out
+    ways = 3 * c.d_model * c.ssm_inner  # in, gate and out projections
     if c.ssm_heads:
         ssm = ways + c.d_model * (2 * c.ssm_groups * c.ssm_state + c.ssm_heads)
     else:
@@ -46,17 +46,22 @@ def parameters(c: ModelConfig) -> dict[str, int]:
         "seq2seq_lm": c.vocab_size * width,
     }
     return {
-        "attention": (c.n_layers - states) * attention, "cross": (c.n_layers if c.encoder_layers else 0) * attention,
-        "ssm": states * ssm, "mlp": c.n_layers * mlp, "head": head.get(c.head, 0), "projection": c.embedding_width * c.d_model,
-    }  # fmt: skip
+        "attention": (c.n_layers - states) * attention,
+        "cross": (c.n_layers if c.encoder_layers else 0) * attention,
+        "ssm": states * ssm,
+        "mlp": c.n_layers * mlp,
+        "head": head.get(c.head, 0),
+        "projection": c.embedding_width * c.d_model,
+    }
 
 
 def forward_per_token(c: ModelConfig, length: int) -> float:
-    """Operations of a forward pass for each token of a row of `length`: two per parameter of a matrix product, attention, and scans.
+    """FLOPs of a forward pass per token of a row of `length`.
 
-    Causal attention counts the half of the scores that is needed, a state-space layer its recurrence, six operations for each element of
-    its state; rematerialisation and packing do not count. An encoder-decoder's row is its decoder's, beside an encoder row of
-    the same length, whose operations count to it.
+    Two per parameter of a matrix product, plus attention and scans. Causal attention counts only
+    the needed half of the scores. A state-space layer counts six operations per element of its
+    state. Rematerialisation and packing do not count. For an encoder-decoder, `length` is that of
+    both rows, and the encoder's FLOPs are included.
     """
     seen = {"global": length * (0.5 if c.causal else 1.0), "ssm": 0}
     seen["local"] = min(seen["global"], c.sliding_window * (1 if c.causal else 2))
@@ -69,17 +74,17 @@ def forward_per_token(c: ModelConfig, length: int) -> float:
 
 
 def train_per_token(c: ModelConfig, length: int) -> float:
-    """Operations of forward and backward passes for each token: three times the forward pass."""
+    """FLOPs of forward and backward passes per token: three times the forward pass."""
     return 3 * forward_per_token(c, length)
 
 
 def train_per_row(c: ModelConfig, length: int, encoder_length: int = 0) -> float:
-    """Operations of forward and backward passes for a row, and its encoder's row where it has another length."""
+    """FLOPs of forward and backward passes per row, with its encoder row of `encoder_length`."""
     if not c.encoder_layers or encoder_length == length:
         return length * train_per_token(c, length)
     cross = (
         4 * c.n_layers * c.d_model * c.head_dim * c.n_kv_heads
-    )  # an encoder token's keys and values in the decoder
+    )  # keys and values of an encoder token in the decoder
     scores = 4 * c.n_heads * c.head_dim * c.n_layers * (encoder_length - length)
     own = forward_per_token(c, length) - forward_per_token(c.encoder, length) - cross + scores
     return 3 * (
@@ -90,9 +95,9 @@ def train_per_row(c: ModelConfig, length: int, encoder_length: int = 0) -> float
 def utilisation(
     c: ModelConfig, lengths: tuple[int, int], rows_per_second: float, devices: int
 ) -> float | None:
-    """MFU: the share of the devices' peak that the model's own operations use; None where the peak is not known.
+    """MFU: model FLOPs as a share of the devices' peak; None if the peak is unknown.
 
-    lengths: of the rows and of their encoder's, 0 without one.
+    lengths: (tokens of a row, tokens of its encoder row; 0 without an encoder).
     """
     best = peak()
     return None if best is None else rows_per_second * train_per_row(c, *lengths) / (best * devices)

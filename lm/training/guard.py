@@ -1,5 +1,7 @@
-"""What is done about spikes. Inside the step: skip an update whose gradient is not finite, or far above the usual. In the loop: tell
-from which step on a loss is off, so that no checkpoint of then stands for the run.
+"""Detect spikes.
+
+In the step: skip an update whose gradient is not finite or far above the median. In the loop:
+report since when the loss is too high, so that no checkpoint is saved from then on.
 """
 
 import collections
@@ -11,17 +13,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-WINDOW = 128  # norms that the median is taken over
-SEEN = 16  # norms, or losses, before the first judgement
-RISE = 1.0  # above the median of recent losses, in nats or half of it, whichever is more: a spike
-LASTS = 100  # steps after which a higher loss is no spike but another level
+WINDOW = 128  # gradient norms, or losses, in the median
+SEEN = 16  # gradient norms, or losses, needed before the first decision
+RISE = 1.0  # nats; a loss above median + max(RISE, median / 2) is a spike
+LASTS = 100  # steps after which a higher loss counts as a new level, not a spike
 
 
 @flax.struct.dataclass
 class Guard:
-    """norms: float32 [WINDOW], the last finite gradient norms, NaN where there is none yet.   seen, skipped: int32, how many there were.
+    """State of the guard.
 
-    nonfinite: int32, updates in a row until now whose loss or gradient was not finite.
+    norms: float32 [WINDOW], the last finite gradient norms, NaN where there is none yet.
+    seen, skipped: int32, numbers of finite norms and of skipped updates.
+    nonfinite: int32, consecutive updates up to now with a loss or gradient that is not finite.
     """
 
     norms: jax.Array
@@ -31,14 +35,15 @@ class Guard:
 
 
 def start() -> Guard:
-    """A guard that has seen nothing."""
+    """Initial guard."""
     return Guard(jnp.full(WINDOW, jnp.nan, jnp.float32), jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
 
 def judge(guard: Guard, loss: jax.Array, norm: jax.Array, above: float) -> tuple[Guard, jax.Array]:
-    """(the guard after this gradient, whether to apply it). `above`: largest norm as a multiple of the median; 0 = any finite one.
+    """(guard after this gradient, whether to apply the update).
 
-    Every finite norm enters the median, so that a lasting change of scale is skipped for half a window at most.
+    above: maximum norm as a multiple of the median; 0 = any finite norm. Every finite norm enters
+    the median, so after a lasting change of scale at most half a window of updates is skipped.
     """
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     spike = jnp.asarray(False)
@@ -47,20 +52,25 @@ def judge(guard: Guard, loss: jax.Array, norm: jax.Array, above: float) -> tuple
     take = finite & ~spike
     after = Guard(
         norms=jnp.where(finite, guard.norms.at[guard.seen % WINDOW].set(norm), guard.norms),
-        seen=guard.seen + finite, skipped=guard.skipped + ~take, nonfinite=jnp.where(finite, 0, guard.nonfinite + 1),
-    )  # fmt: skip
+        seen=guard.seen + finite,
+        skipped=guard.skipped + ~take,
+        nonfinite=jnp.where(finite, 0, guard.nonfinite + 1),
+    )
     return after, take
 
 
 class Spike:
-    """The spike that goes on, if one does. since: the first step whose loss is off, or None."""
+    """Detector of loss spikes. since: first step of the current spike, or None."""
 
     def __init__(self):
         self.since: int | None = None
         self._losses: collections.deque = collections.deque(maxlen=WINDOW)
 
     def see(self, step: int, loss: float, norm: float) -> bool:
-        """Whether the step is part of a spike: not finite, or a loss far above the usual. Call it for every step."""
+        """Whether the step is in a spike: not finite, or a loss far above the median.
+
+        Call it for every step.
+        """
         finite, known = math.isfinite(loss) and math.isfinite(norm), len(self._losses) >= SEEN
         usual = statistics.median(self._losses) if known else loss
         if finite and self.since is not None and step - self.since >= LASTS:
@@ -74,7 +84,7 @@ class Spike:
 
 
 def advice(config: Any) -> str:
-    """What to change in a training config after a loss that was not finite; nothing that is so already."""
+    """Config changes to try after a loss that is not finite, without those already made."""
     o, found = (
         config.optimizer,
         [f"an optimizer.learning_rate below {config.optimizer.learning_rate:g}"],

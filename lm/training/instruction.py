@@ -1,4 +1,4 @@
-"""What a config says about instruct data: checked, and made into a template, readings and rows."""
+"""Instruct data in a config: check the fields; make the template, stop tokens and rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,18 +17,16 @@ from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.training import unused
 
 OBJECTIVES = unused.INSTRUCT
-HOLDOUT = (
-    "holdout_share"  # what the rows of data.holdout_share are called where entries of eval.data are
-)
+HOLDOUT = "holdout_share"  # in eval.data: the rows held out by data.holdout_share
 HELD_OUT = (
-    "hold_out"  # in eval.data: the tasks of data.files that data.hold_out keeps out of training
+    "hold_out"  # in eval.data: the tasks of data.files that data.hold_out excludes from training
 )
 PROMPTS = "objective.instruct.prompt_loss_weight"
-SEEDED = ("self_instruct", "tk_instruct")  # templates that draw
+SEEDED = ("self_instruct", "tk_instruct")  # templates with random choices
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError, naming the field, when the fields contradict the objective or each other."""
+    """Raise ConfigError, naming the field, when fields contradict the objective or each other."""
     data, name, weight = (
         config.data,
         config.objective.name,
@@ -42,28 +40,33 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if data.format == "text":
         raise ConfigError(
-            f"data.format='text' has no answers to learn: objective {name!r} needs 'auto' or one of {', '.join(FORMATS)}"
+            f"data.format='text' has no answers to learn: objective {name!r} needs 'auto' or one "
+            f"of {', '.join(FORMATS)}"
         )
     if data.format != "auto" and data.format not in FORMATS:
         raise ConfigError(
-            f"data.format={data.format!r} is unknown{nearest(data.format, FORMATS)}; one of auto, {', '.join(FORMATS)}"
+            f"data.format={data.format!r} is unknown{nearest(data.format, FORMATS)}; one of "
+            f"auto, {', '.join(FORMATS)}"
         )
     if data.template:
         templates.check_name(data.template)
         if data.template != "tk_instruct" and (changed := _changed_options(data)):
             raise ConfigError(
-                f"data.{changed[0]} is for the template 'tk_instruct', and data.template is {data.template!r}"
+                f"data.{changed[0]} is for the template 'tk_instruct', and data.template is "
+                f"{data.template!r}"
             )
         if data.turns != TURNS[0] and "turns" not in templates.options_of(data.template):
             raise ConfigError(
-                f"data.turns={data.turns!r}: template {data.template!r} has one turn; use a chat template such as 'chatml'"
+                f"data.turns={data.turns!r}: template {data.template!r} has one turn; use a chat "
+                "template such as 'chatml'"
             )
     elif not config.init_from:
         raise ConfigError(f"data.template is not set: one of {', '.join(templates.TEMPLATES)}")
     for field, known in (("turns", TURNS), ("too_long", fitting.POLICIES)):
         if data[field] not in known:
             raise ConfigError(
-                f"data.{field}={data[field]!r}{nearest(data[field], known)}: expected one of {', '.join(known)}"
+                f"data.{field}={data[field]!r}{nearest(data[field], known)}: expected one of "
+                f"{', '.join(known)}"
             )
     for field in ("cap", "target_length"):
         if data[field] < 0:
@@ -87,9 +90,10 @@ def template_of(
     kept: Template | None,
     there: Mapping | None = None,
 ) -> Template | None:
-    """The template that the config names, or else `kept`, that of init_from; None for other objectives. Raises ConfigError.
+    """Template named by the config, else `kept`, that of init_from; None for other objectives.
 
-    there: what the run folder remembers of its template, whose date is that of the run.
+    there: description of the template in the run folder, whose date is used.
+    Raises ConfigError.
     """
     data = config.data
     if config.objective.name not in OBJECTIVES:
@@ -97,11 +101,13 @@ def template_of(
     if not data.template:
         if kept is None:
             raise ConfigError(
-                f"data.template is not set, and {config.init_from} was trained with none: one of {', '.join(templates.TEMPLATES)}"
+                f"data.template is not set, and {config.init_from} was trained with none: one of "
+                f"{', '.join(templates.TEMPLATES)}"
             )
         if data.turns != TURNS[0] or data.shots or _changed_options(data):
             raise ConfigError(
-                f"data.template is not set, so that it is that of {config.init_from} as it was; set it to change its options"
+                f"data.template is not set, so that it is that of {config.init_from} as it was; "
+                "set it to change its options"
             )
         return kept
     options: dict[str, Any] = data.tk_instruct.to_dict() if data.template == "tk_instruct" else {}
@@ -115,7 +121,7 @@ def template_of(
 
 
 def with_control(tokenizer, name: str):
-    """The bytes tokenizer with the control tokens of a template."""
+    """Add the control tokens of a template to the bytes tokenizer."""
     import transformers
 
     missing = [
@@ -130,7 +136,7 @@ def with_control(tokenizer, name: str):
 
 
 def with_stop(config: ModelConfig, template: Template | None, tokenizer) -> ModelConfig:
-    """The model's config, with the token that ends the template's answers among those that end a text."""
+    """Add the token that ends the template's answers to the model's end-of-text tokens."""
     if template is None:
         return config
     stop = templates.stop_id(template, tokenizer)
@@ -150,21 +156,23 @@ def pack(
     cache,
     training: bool,
 ) -> Packed:
-    """The packed examples of data.files or, not for training, of an entry of eval.data, where prompts never count.
+    """Pack the examples of data.files, or of an entry of eval.data if not `training`.
 
-    Raises ConfigError and DataError.
+    Prompts have no weight in evaluation. Raises ConfigError and DataError.
     """
     data = config.data
     length = data.target_length or config.length
     start = model.decoder_start_token_id if model.encoder_layers else None
     if data.target_length and start is None:
         raise ConfigError(
-            f"data.target_length={data.target_length} is for an encoder-decoder; a decoder's rows have length"
+            f"data.target_length={data.target_length} is for an encoder-decoder; a decoder's "
+            "rows have length"
         )
     weight = config.objective.instruct.prompt_loss_weight
     if weight and model.encoder_layers:
         raise ConfigError(
-            f"{PROMPTS}={weight} is for a decoder: the encoder of this model reads the prompt, and nothing predicts it; set it to 0"
+            f"{PROMPTS}={weight} is for a decoder: the encoder of this model reads the prompt, "
+            "and nothing predicts it; set it to 0"
         )
     if model.encoder_layers and start is None:
         raise ConfigError(
@@ -172,7 +180,8 @@ def pack(
         )
     if length > model.max_length:
         raise ConfigError(
-            f"data.target_length={length} is more than model.max_length={model.max_length}; lower it"
+            f"data.target_length={length} is more than model.max_length={model.max_length}; "
+            "lower it"
         )
     limits = Limits(length, 0 if start is None else config.length, data.too_long, data.max_long)
     reading = Reading(
@@ -194,6 +203,6 @@ def pack(
 
 
 def prompt_ids(model: ModelConfig, tokenizer, template: Template, text: str) -> list[int]:
-    """What generation is given for a prompt that a user types."""
+    """Ids for generation from a prompt that a user types."""
     start = model.decoder_start_token_id if model.encoder_layers else None
     return Encoder(tokenizer, start).prompt(template.prompt(Record(instruction=text)))

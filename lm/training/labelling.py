@@ -1,4 +1,4 @@
-"""What a config says about labelled data, and texts that belong together: checked, and made into names of labels, a head and rows."""
+"""Labelled data and text pairs in a config: check the fields; make the labels, head and rows."""
 
 import math
 import re
@@ -26,12 +26,12 @@ from lm.models import LanguageModel, build
 from lm.models.config import ConfigError, ModelConfig
 
 OBJECTIVES = TASKS
-CLASSIFIER = "head/classifier"  # the path of what gives labels
+CLASSIFIER = "head/classifier"  # path of the parameters that give labels
 POOLINGS = ("", "mean", "first", "last")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError, naming the field, when the fields contradict the objective or each other."""
+    """Raise ConfigError, naming the field, when fields contradict the objective or each other."""
     data, name = config.data, config.objective.name
     if name not in OBJECTIVES:
         return
@@ -48,11 +48,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         or not all(isinstance(label, str) and label for label in names)
     ):
         raise ConfigError(
-            f"objective.{name}.labels={names}: expected at least two different names, or () for those of the data"
+            f"objective.{name}.labels={names}: expected at least two different names, or () for "
+            "those of the data"
         )
     if name == CLASSIFICATION and config.objective.classification.regression and names:
         raise ConfigError(
-            f"objective.classification.labels={names}: values have none; set them to (), or regression=False"
+            f"objective.classification.labels={names}: values have none; set them to (), or "
+            "regression=False"
         )
 
 
@@ -60,35 +62,42 @@ def _check_contrastive(config: ml_collections.ConfigDict) -> None:
     data, o = config.data, config.objective.contrastive
     if not 0 < o.temperature < math.inf:
         raise ConfigError(
-            f"objective.contrastive.temperature={o.temperature}: expected a number above 0, such as 0.05"
+            f"objective.contrastive.temperature={o.temperature}: expected a number above 0, such "
+            "as 0.05"
         )
     if o.negatives < 0 or bool(o.negatives) != bool(data.negatives_field):
         raise ConfigError(
-            f"objective.contrastive.negatives={o.negatives} and data.negatives_field={data.negatives_field!r}: "
-            "set how many of a record's negatives are read and the field that holds them, or neither"
+            f"objective.contrastive.negatives={o.negatives} and "
+            f"data.negatives_field={data.negatives_field!r}: "
+            "set how many of a record's negatives are read and the field that holds them, or "
+            "neither"
         )
     if o.pooling not in POOLINGS:
         raise ConfigError(
-            f"objective.contrastive.pooling={o.pooling!r}: expected mean, first or last, or '' for the model's"
+            f"objective.contrastive.pooling={o.pooling!r}: expected mean, first or last, or '' "
+            "for the model's"
         )
     texts = 2 + o.negatives
     if config.length % texts:
         raise ConfigError(
-            f"length={config.length} does not divide by the {texts} texts of a record; make it a multiple of {texts}"
+            f"length={config.length} does not divide by the {texts} texts of a record; make it a "
+            f"multiple of {texts}"
         )
     if not data.pair_field and not config.model.dropout:
         raise ConfigError(
-            "data.pair_field='' pairs a text with itself, told apart by dropout alone, and model.dropout=0: "
+            "data.pair_field='' pairs a text with itself, told apart by dropout alone, and "
+            "model.dropout=0: "
             "name the field of the positives, or set model.dropout=0.1"
         )
     if config.batch_size == 1 and not o.negatives:
         raise ConfigError(
-            "batch_size=1: a pair has the others of its batch as negatives, and there is none; raise it"
+            "batch_size=1: a pair has the others of its batch as negatives, and there is none; "
+            "raise it"
         )
 
 
 def fields_of(config: ml_collections.ConfigDict) -> Fields:
-    """Which fields of a record are read."""
+    """Fields of a record that are read."""
     data, name = config.data, config.objective.name
     regression = name == CLASSIFICATION and config.objective.classification.regression
     negatives = config.objective.contrastive.negatives if name == CONTRASTIVE else 0
@@ -104,11 +113,11 @@ def fields_of(config: ml_collections.ConfigDict) -> Fields:
 
 
 def shape_of(config: ml_collections.ConfigDict, model: ModelConfig) -> Shape:
-    """How records are laid into rows."""
+    """Layout of the rows."""
     data, name = config.data, config.objective.name
     if (
         name == CONTRASTIVE
-    ):  # as retrieval.Encoder reads a text: with what the tokenizer adds by itself
+    ):  # frame texts as retrieval.Encoder does: with the tokenizer's own special tokens
         return Shape(config.length, framed=False, texts=2 + config.objective.contrastive.negatives)
     pairs = bool(data.pair_field) or name == QUESTIONS
     return Shape(
@@ -123,7 +132,7 @@ def shape_of(config: ml_collections.ConfigDict, model: ModelConfig) -> Shape:
 def batch_fields(
     config: ml_collections.ConfigDict, model: ModelConfig
 ) -> dict[str, tuple[int, ...]]:
-    """Fields of a batch beside those of every objective: name -> shape of one row."""
+    """Additional fields of a batch: name -> shape of one row."""
     name = config.objective.name
     if name not in OBJECTIVES:
         return {}
@@ -138,19 +147,22 @@ def batch_fields(
 def with_labels(
     config: ml_collections.ConfigDict, sources: list, model: LanguageModel, params: dict | None
 ):
-    """(model, params) with the head of the objective; a new one is drawn from config.seed. Other objectives' are left as they are.
+    """(model, params) with the head of the objective; other objectives' models are unchanged.
 
-    Embeddings are pooled as the config says, or as the model does, or as `with_head` has it.
+    A new head is drawn from config.seed. Embeddings are pooled as the config says, else as the
+    model does, else as `with_head` does by default.
 
-    The names of its labels are those of the config, or of a model that has this head, or else all that `sources`, the configs of the
-    sources of training data, hold, sorted. Raises ConfigError and DataError.
+    Label names come from the config, else from a model with this head, else from all records of
+    `sources` (the configs of the sources of training data), sorted. Raises ConfigError and
+    DataError.
     """
     name, c = config.objective.name, model.config
     if name not in OBJECTIVES:
         return model, params
     if c.encoder_layers:
         raise ConfigError(
-            f"objective {name!r} is for models without an encoder beside a decoder, and this {c.family} model has one"
+            f"objective {name!r} is for models without an encoder beside a decoder, and this "
+            f"{c.family} model has one"
         )
     fields: dict = {}
     if name == CONTRASTIVE:
@@ -170,12 +182,13 @@ def with_labels(
     lora = config.adaptation.lora
     if lora.rank and name != CONTRASTIVE and not re.search(lora.pattern, CLASSIFIER):
         raise ConfigError(
-            f"adaptation.lora.pattern={lora.pattern!r} leaves {CLASSIFIER} frozen, and it is drawn at random, as {config.init_from} has no "
+            f"adaptation.lora.pattern={lora.pattern!r} leaves {CLASSIFIER} frozen, and it is "
+            f"drawn at random, as {config.init_from} has no "
             "such head: add head, as in '(attention|cross|mlp|ssm|head)/'"
         )
     padded = (
         c if c.pad_token_id is not None else c.replace(pad_token_id=0)
-    )  # families whose positions begin after it ask for one
+    )  # for families whose position ids start after the padding id
     if params is None:
         new = families.other_head(padded, HEADS[name], **fields)
     else:
@@ -187,7 +200,7 @@ def with_labels(
 
 
 def _names(config: ml_collections.ConfigDict, sources: list, c: ModelConfig) -> tuple[str, ...]:
-    """The names of the labels; () for values."""
+    """Names of the labels; () for a numeric label."""
     name = config.objective.name
     section = config.objective[name]
     if name == CLASSIFICATION and section.regression:
@@ -197,13 +210,17 @@ def _names(config: ml_collections.ConfigDict, sources: list, c: ModelConfig) -> 
     if c.head == HEADS[name]:
         if c.n_labels == 1:
             raise ConfigError(
-                "this model gives a value: set objective.classification.regression, or objective.classification.labels"
+                "this model gives a value: set objective.classification.regression, or "
+                "objective.classification.labels"
             )
         return class_names(c)
     records = [
-        record for one in sources
-        for record in labelled.read(one.data.files, fields_of(one), max_bad_share=one.data.max_bad_share)
-    ]  # fmt: skip
+        record
+        for one in sources
+        for record in labelled.read(
+            one.data.files, fields_of(one), max_bad_share=one.data.max_bad_share
+        )
+    ]
     return labelled.names_of(records)
 
 
@@ -215,10 +232,17 @@ def pack(
     cache,
     tally: Tally | None,
 ) -> Packed:
-    """The packed records of data.files or of an entry of eval.data. Raises ConfigError and DataError."""
+    """Pack the records of data.files or of an entry of eval.data. Raises ConfigError, DataError."""
     regression = config.objective.name == CLASSIFICATION and model.n_labels == 1
     names = () if regression else class_names(model)
     return label_rows.pack_files(
-        files, tokenizer, fields_of(config), shape_of(config, model), names, cache,
-        max_bad_share=config.data.max_bad_share, max_long=config.data.max_long, tally=tally,
-    )  # fmt: skip
+        files,
+        tokenizer,
+        fields_of(config),
+        shape_of(config, model),
+        names,
+        cache,
+        max_bad_share=config.data.max_bad_share,
+        max_long=config.data.max_long,
+        tally=tally,
+    )

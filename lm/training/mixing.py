@@ -1,4 +1,4 @@
-"""What a config says about a mixture of sources: checked, and made into one config a source."""
+"""Mixtures of sources in a config: check the fields, and make one config per source."""
 
 import ml_collections
 
@@ -16,24 +16,25 @@ OWN = (
     "cap",
     "hold_out",
     "max_bad_share",
-)  # fields of data that a source may have otherwise
+)  # fields of config.data that a source may override
 KINDS: dict[str, type] = {
     "files": str,
     "weight": float,
     "limit": int,
     "objective": str,
-}  # of its other fields
+}  # types of a source's other fields
 FIELDS = (*KINDS, *OWN)
 WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number"}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError, naming the field, when data.mixture, or a field that needs one, cannot be used."""
+    """Raise ConfigError, naming the field, when data.mixture or a related field is invalid."""
     data = config.data
     if not data.mixture:
         if data.temperature != 1.0:
             raise ConfigError(
-                f"data.temperature={data.temperature} is of data.mixture, which names no source; leave it as it is"
+                f"data.temperature={data.temperature} is of data.mixture, which names no source; "
+                "leave it as it is"
             )
         return
     if data.files or data.synthetic_rows:
@@ -43,12 +44,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, part in data.mixture.items():
         if not isinstance(part, ml_collections.ConfigDict):
             raise ConfigError(
-                f"data.mixture.{name}={part!r}: expected fields: files, and weight, limit, {', '.join(OWN)} as needed"
+                f"data.mixture.{name}={part!r}: expected fields: files, and weight, limit, "
+                f"{', '.join(OWN)} as needed"
             )
         for field, value in part.items():
             if field not in FIELDS:
                 raise ConfigError(
-                    f"data.mixture.{name}.{field} is unknown{nearest(field, FIELDS)}; one of {', '.join(FIELDS)}"
+                    f"data.mixture.{name}.{field} is unknown{nearest(field, FIELDS)}; one of "
+                    f"{', '.join(FIELDS)}"
                 )
             kind = KINDS.get(field) or type(data[field])
             if not isinstance(value, (float, int) if kind is float else kind):
@@ -59,7 +62,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     mixtures.check_weights(data.mixture.to_dict(), data.temperature)
     if instruction.HELD_OUT in config.eval.data.values():
         raise ConfigError(
-            f"eval.data asks for {instruction.HELD_OUT!r}, the tasks held out of data.files; with data.mixture, name files"
+            f"eval.data asks for {instruction.HELD_OUT!r}, the tasks held out of data.files; "
+            "with data.mixture, name files"
         )
 
 
@@ -78,15 +82,16 @@ def _check_objective(main: str, name: str, own: str) -> None:
             if n not in instruction.OBJECTIVES and o.loss is OBJECTIVES[main].loss
         ]
         raise ConfigError(
-            f"{where} does not go with objective.name={main!r}; one of {', '.join(dict.fromkeys([main, *alike]))}"
+            f"{where} does not go with objective.name={main!r}; one of "
+            f"{', '.join(dict.fromkeys([main, *alike]))}"
         )
 
 
 def parts(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-    """Source -> the config of a run on it alone; {} without a mixture.
+    """Source -> config of a run on it alone; {} without a mixture.
 
-    A source may have an objective of its own: text to go on learning beside instruct data, against forgetting (PPO-ptx, Ouyang et al.
-    2022, section 3.5). What config says of another objective is then not of it.
+    A source may have its own objective, such as text beside instruct data against forgetting
+    (PPO-ptx, Ouyang et al. 2022, section 3.5). Settings of the other objective are then reset.
     """
     found = {}
     for name, part in config.data.mixture.items():
@@ -105,9 +110,15 @@ def mixture(
     packed: dict[str, Packed],
     transforms: dict[str, Transform | None],
 ) -> Mixture:
-    """The mixture that a config describes, of its packed sources and what objectives do to them. Raises ConfigError and DataError."""
+    """Mixture of the packed sources, with their transforms. Raises ConfigError and DataError."""
     given = config.data.mixture.items()
     return Mixture(
-        [mixtures.Part(name, packed[name], part.get("weight"), part.get("limit") or 0, transforms[name]) for name, part in given],
-        config.data.temperature, config.seed,
-    )  # fmt: skip
+        [
+            mixtures.Part(
+                name, packed[name], part.get("weight"), part.get("limit") or 0, transforms[name]
+            )
+            for name, part in given
+        ],
+        config.data.temperature,
+        config.seed,
+    )

@@ -1,4 +1,4 @@
-"""Transformations that treat each matrix by itself: Muon, and Adafactor layer by layer. The arithmetic is optax's."""
+"""Transformations per matrix: Muon, and Adafactor layer by layer. The arithmetic is optax's."""
 
 import dataclasses
 import math
@@ -17,21 +17,24 @@ from lm.models.matrices import Matrix, matrix
 
 Axes = Mapping[str, tuple[str, ...]]  # parameter's path -> logical names of its dimensions
 
-NOT_MUON = r"(^|/)(embeddings|head|pooler)/"  # the first and the last layer are AdamW's (Jordan et al. 2024)
-RMS = 0.2  # of an update, as AdamW's: one learning rate and weight decay then serve both (Liu et al. 2025, section 2.2)
+NOT_MUON = r"(^|/)(embeddings|head|pooler)/"  # first and last layer use AdamW (Jordan et al. 2024)
+# RMS of an update, as for AdamW, so that one learning rate and weight decay serve both (Liu et al.
+# 2025, section 2.2).
+RMS = 0.2
 
 
 def muon_matrix(path: str, axes: Axes) -> Matrix | None:
-    """The matrix that Muon orthogonalises at `path`; None for what is left to AdamW."""
+    """Matrix at `path` that Muon orthogonalises; None if AdamW is used."""
     return None if re.search(NOT_MUON, path) else matrix(path, axes[path])
 
 
 def scale_by_muon(
     axes: Axes, momentum: float, nesterov: bool = True
 ) -> optax.GradientTransformation:
-    """Orthogonalised momentum (Jordan et al. 2024) for parameters that are all matrices; every layer and projection by itself.
+    """Orthogonalised momentum (Jordan et al. 2024) for parameters that are all matrices.
 
-    Each update has the root mean square RMS, whatever the matrix's shape.
+    Every layer and projection is a separate matrix. Each update has the root mean square RMS,
+    whatever the matrix's shape.
     """
 
     def dimensions(params):
@@ -40,7 +43,7 @@ def scale_by_muon(
             assert m is not None
             return optax.contrib.MuonDimensionNumbers(
                 m.inputs, m.outputs
-            )  # the other dimensions are a batch of matrices
+            )  # the other dimensions are batch dimensions
 
         return jax.tree_util.tree_map_with_path(of, params)
 
@@ -63,7 +66,7 @@ def scale_by_muon(
 def grouped(
     choose: Callable[[str], str], parts: Mapping[str, optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    """Each parameter goes to the part that `choose` names for its path; the state is {part: its state}."""
+    """Apply the transformation that `choose` names for a path. State: {name: its state}."""
 
     def divided(tree):
         flat = flax.traverse_util.flatten_dict(tree, sep="/")
@@ -101,10 +104,13 @@ class _Done:
 
 
 def each_matrix(part: optax.GradientTransformation, axes: Axes) -> optax.GradientTransformation:
-    """`part` applied to every parameter alone, a matrix as [inputs, outputs] and layers one by one; the state is a tree of its states."""
+    """Apply `part` to every parameter separately. State: a tree of its states.
+
+    A matrix is passed as [inputs, outputs], and layers one by one.
+    """
 
     def view(path, x):
-        """(the parameter as `part` shall see it, back again, whether it is a stack of layers)."""
+        """(the parameter in the shape that `part` gets, whether it is a stack of layers)."""
         name = path_name(path)
         m, stacked = matrix(name, axes[name]), "layers" in axes[name]
         if m is None:
@@ -113,7 +119,7 @@ def each_matrix(part: optax.GradientTransformation, axes: Axes) -> optax.Gradien
             *(x.shape[d] for d in m.stacked),
             *(_size(x, side) for side in (m.inputs, m.outputs)),
         )
-        return x.reshape(shape), stacked  # the dimensions are in this order already
+        return x.reshape(shape), stacked  # the dimensions are already in this order
 
     def init(params):
         def one(path, p):

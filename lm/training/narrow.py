@@ -1,4 +1,4 @@
-"""Training of parameters that are stored in bfloat16: moments are float32 all the same, and no update is lost to rounding."""
+"""Train parameters stored in bfloat16, with float32 moments and without losing small updates."""
 
 from typing import Any
 
@@ -13,11 +13,12 @@ ROUNDINGS = ("master", "stochastic")
 
 
 def widened(chain: optax.GradientTransformation, rounding: str) -> optax.GradientTransformation:
-    """`chain`, which is shown float32 parameters whatever their dtype, so that all it keeps is float32.
+    """Wrap `chain` so that it gets float32 parameters of any dtype and keeps float32 state.
 
-    Parameters narrower than float32 are either rounded copies of a float32 "master" in the state {"inner": of the chain, "master": a
-    dict like params}, or are rounded up or down at random in proportion ("stochastic"; bfloat16 alone), {"inner", "count": int32, updates
-    done}. Without any the state is the chain's. Applied by `optax.apply_updates`, which rounds to what is meant here.
+    rounding: for parameters narrower than float32. With "master" they are rounded copies of float32
+    parameters in the state {"inner": of the chain, "master": dict like params}. With "stochastic"
+    (bfloat16 only) updates are rounded stochastically; state {"inner", "count": int32, updates
+    done}. Without such parameters the state is the chain's. Use `optax.apply_updates`.
     """
 
     def init(params):
@@ -56,7 +57,7 @@ def widened(chain: optax.GradientTransformation, rounding: str) -> optax.Gradien
 
 
 def rounded(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 x rounded to a neighbour in bfloat16, up with the probability that makes its mean x; still float32."""
+    """Round float32 x to bfloat16 stochastically, with mean x; the result is still float32."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(
         key, x.shape, jnp.uint16
     ).astype(jnp.uint32)
@@ -66,7 +67,11 @@ def rounded(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def described(state: Any, compute: str) -> str:
-    """The dtypes of a TrainState in words: "bfloat16 parameters, copies of float32 ones; float32 moments; computed in bfloat16"."""
+    """Dtypes of a TrainState in words.
+
+    For example "bfloat16 parameters, copies of float32 ones; float32 moments; computed in
+    bfloat16".
+    """
     names = lambda tree: " and ".join(
         sorted(
             {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
@@ -85,7 +90,7 @@ def described(state: Any, compute: str) -> str:
 
 
 def _narrow(params) -> dict[str, jax.Array]:
-    """Path -> float32 copy of every parameter that is narrower."""
+    """Path -> float32 copy of every parameter narrower than float32."""
     return {name: _wide(p) for name, p in by_path(params).items() if p.dtype.itemsize < 4}
 
 

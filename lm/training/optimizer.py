@@ -1,4 +1,4 @@
-"""Optimizers by name, each with clipping by the global norm, decoupled weight decay and rules for single parameters."""
+"""Optimizers by name, with global norm clipping, decoupled weight decay and parameter rules."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from lm.models.config import ConfigError, nearest
 from lm.training import narrow, schedules
 from lm.training.muon import Axes, each_matrix, grouped, muon_matrix, scale_by_muon
 
-# Name -> the settings it reads of those that not every optimizer has.
+# Name -> the settings it uses, of those that only some optimizers have.
 USES: Mapping[str, tuple[str, ...]] = {
     "adamw": ("b1", "b2", "eps"),
     "adafactor": (),
@@ -23,22 +23,34 @@ USES: Mapping[str, tuple[str, ...]] = {
     "muon": ("b1", "b2", "eps", "momentum"),
 }
 DEFAULTS = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95}
-FINAL = 0.1  # share of the peak that a schedule ends at, unless told otherwise
+FINAL = 0.1  # default final learning rate as a share of the peak
 FINITE = ("learning_rate", "final", "weight_decay", "clip", "skip_above", "ema", *DEFAULTS)
 COUNTS = ("warmup", "cooldown", "skip_nonfinite")
-FACTORED = 128  # Adafactor keeps whole second moments of matrices with a smaller side
+FACTORED = 128  # Adafactor factors second moments only of matrices with sides of at least this size
 
 
 def build(
-    name: str, schedule: optax.Schedule, axes: Axes, *, b1: float = DEFAULTS["b1"], b2: float = DEFAULTS["b2"],
-    eps: float = DEFAULTS["eps"], momentum: float = DEFAULTS["momentum"], weight_decay: float = 0.1, clip: float = 1.0,
-    decay: Table = DECAY, rates: Table = RATES, rounding: str = "master",
-) -> optax.GradientTransformation:  # fmt: skip
-    """The optimizer called `name`: adamw, adafactor, lion or muon (AdamW for what is no matrix, and the first and last layer).
+    name: str,
+    schedule: optax.Schedule,
+    axes: Axes,
+    *,
+    b1: float = DEFAULTS["b1"],
+    b2: float = DEFAULTS["b2"],
+    eps: float = DEFAULTS["eps"],
+    momentum: float = DEFAULTS["momentum"],
+    weight_decay: float = 0.1,
+    clip: float = 1.0,
+    decay: Table = DECAY,
+    rates: Table = RATES,
+    rounding: str = "master",
+) -> optax.GradientTransformation:
+    """Optimizer by name: adamw, adafactor, lion or muon.
 
-    axes: path -> logical names of every parameter. `clip` bounds the gradient's global norm, 0 leaves it; decay and rates: see `rules`.
-    The transformation sees whole params, and gradients of those that are trained; moments are float32, and frozen parameters have none.
-    rounding: of parameters narrower than float32, see `narrow.widened`.
+    Muon uses AdamW for parameters that are not matrices, and for the first and last layer.
+    axes: path -> logical names of every parameter. clip: maximum global gradient norm, 0 = off.
+    decay, rates: see `rules`. rounding: of parameters narrower than float32, see `narrow.widened`.
+    The transformation takes all params, and the gradients of the trained ones. Moments are float32;
+    frozen parameters have none.
     """
     core = _CORES[name](axes, dict(b1=b1, b2=b2, eps=eps, momentum=momentum))
     chain = optax.chain(
@@ -59,7 +71,7 @@ def build(
 def of_config(
     o: Any, steps: int, axes: Axes
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer and the schedule that a config's `optimizer` section describes."""
+    """(optimizer, schedule) of a config's `optimizer` section."""
     schedule = schedules.schedule(
         o.schedule,
         o.learning_rate,
@@ -75,7 +87,10 @@ def of_config(
 
 
 def check(o: Any, steps: int) -> None:
-    """Raises ConfigError, naming the field, its value and what was expected, when a config's `optimizer` section cannot work."""
+    """Raise ConfigError for an invalid `optimizer` section.
+
+    The message names the field, its value and what was expected.
+    """
     for name in FINITE:
         if not math.isfinite(o[name]) or o[name] < 0:
             raise ConfigError(f"optimizer.{name}={o[name]}: expected a finite number, 0 or more")
@@ -84,7 +99,8 @@ def check(o: Any, steps: int) -> None:
             raise ConfigError(f"optimizer.{name}={o[name]}: expected 0 or more")
     if o.learning_rate == 0:
         raise ConfigError(
-            "optimizer.learning_rate=0.0: nothing would be learned; expected a number above 0, such as 0.001"
+            "optimizer.learning_rate=0.0: nothing would be learned; expected a number above 0, "
+            "such as 0.001"
         )
     for name in ("b1", "b2", "momentum", "ema"):
         if o[name] >= 1:
@@ -96,40 +112,47 @@ def check(o: Any, steps: int) -> None:
     ):
         if o[name] not in known:
             raise ConfigError(
-                f"optimizer.{name}={o[name]!r} is unknown{nearest(o[name], known)}; one of {', '.join(known)}"
+                f"optimizer.{name}={o[name]!r} is unknown{nearest(o[name], known)}; one of "
+                f"{', '.join(known)}"
             )
     for name, usual in DEFAULTS.items():
         if o[name] != usual and name not in USES[o.name]:
             raise ConfigError(
-                f"optimizer.{name}={o[name]} would be ignored: {o.name} has none; leave it at {usual}"
+                f"optimizer.{name}={o[name]} would be ignored: {o.name} has none; leave it at "
+                f"{usual}"
             )
     if o.final > 1:
         raise ConfigError(
-            f"optimizer.final={o.final}: expected the last learning rate as a share of the peak, in [0, 1]"
+            f"optimizer.final={o.final}: expected the last learning rate as a share of the peak, "
+            "in [0, 1]"
         )
     if o.final != FINAL and "final" in schedules.IGNORED.get(o.schedule, ()):
         raise ConfigError(
-            f"optimizer.final={o.final} would be ignored: the schedule {o.schedule!r} has no end; leave it at {FINAL}"
+            f"optimizer.final={o.final} would be ignored: the schedule {o.schedule!r} has no "
+            f"end; leave it at {FINAL}"
         )
     if bool(o.cooldown) != (o.schedule == "wsd"):
         raise ConfigError(
-            f"optimizer.cooldown={o.cooldown}: the schedule 'wsd' ends in so many updates of decay, and no other schedule has any; "
+            f"optimizer.cooldown={o.cooldown}: the schedule 'wsd' ends in so many updates of "
+            "decay, and no other schedule has any; "
             f"optimizer.schedule is {o.schedule!r}"
         )
     if schedules.warmup_within(o.warmup, steps) + o.cooldown > steps:
         raise ConfigError(
-            f"optimizer.warmup={o.warmup} and optimizer.cooldown={o.cooldown} are together more than steps={steps}"
+            f"optimizer.warmup={o.warmup} and optimizer.cooldown={o.cooldown} are together more "
+            f"than steps={steps}"
         )
     if 0 < o.skip_above <= 1:
         raise ConfigError(
-            f"optimizer.skip_above={o.skip_above} would skip every second update; expected a multiple such as 10, or 0"
+            f"optimizer.skip_above={o.skip_above} would skip every second update; expected a "
+            "multiple such as 10, or 0"
         )
     rules.check(o.decay, "optimizer.decay")
     rules.check(o.rates, "optimizer.rates")
 
 
 def adamw(schedule: optax.Schedule, **options) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019); `options` as in `build`."""
+    """AdamW (Loshchilov & Hutter 2019). options: as in `build`."""
     return build("adamw", schedule, {}, **options)
 
 
@@ -138,12 +161,15 @@ def _adam(axes: Axes, o: dict) -> optax.GradientTransformation:
 
 
 def _lion(axes: Axes, o: dict) -> optax.GradientTransformation:
-    """Lion (Chen et al. 2023, algorithm 2): the sign of an interpolation of gradient and momentum."""
+    """Lion (Chen et al. 2023, algorithm 2): sign of an interpolation of gradient and momentum."""
     return optax.scale_by_lion(o["b1"], o["b2"], mu_dtype=jnp.float32)
 
 
 def _adafactor(axes: Axes, o: dict, factored: int = FACTORED) -> optax.GradientTransformation:
-    """Adafactor (Shazeer & Stern 2018, algorithm 4) without momentum: steps relative to each matrix's own size, 1e-3 at least."""
+    """Adafactor (Shazeer & Stern 2018, algorithm 4) without momentum.
+
+    Steps are relative to the RMS of each matrix, at least 1e-3.
+    """
     one = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=factored),
         optax.clip_by_block_rms(1.0),
@@ -163,7 +189,7 @@ _CORES = {"adamw": _adam, "adafactor": _adafactor, "lion": _lion, "muon": _muon}
 
 
 def _decayed(weight_decay: float, decay: Table, rates: Table) -> optax.GradientTransformation:
-    """Adds each parameter's share of weight decay, and multiplies by its rate."""
+    """Add each parameter's weight decay, and multiply by its learning rate factor."""
 
     def init(params):
         rules.values(params, decay, "optimizer.decay")

@@ -1,4 +1,4 @@
-"""Where a run lives: a local folder, or one in object storage (gs://BUCKET/RUN, s3://...), behind the interface of pathlib."""
+"""Paths of runs: local, or in object storage (gs://BUCKET/RUN, s3://...), as in pathlib."""
 
 import contextlib
 import pathlib
@@ -20,7 +20,7 @@ def is_remote(path) -> bool:
 
 
 def resolve(path) -> Folder:
-    """An absolute path; of object storage, one whose storage answers. Raises ConfigError when it does not, saying what it needs."""
+    """Absolute path. Raises ConfigError, with advice, when object storage cannot be reached."""
     if not is_remote(path):
         return pathlib.Path(path).absolute()
     remote = epath.Path(path)
@@ -28,16 +28,17 @@ def resolve(path) -> Folder:
         remote.exists()
     except (
         Exception
-    ) as e:  # a missing package, credentials, bucket: whatever the storage's client raises
+    ) as e:  # any error of the storage client: missing package, credentials or bucket
         raise ConfigError(
-            f"{path} cannot be reached ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}); object storage needs its client "
+            f"{path} cannot be reached ({type(e).__name__}: "
+            f"{(str(e).splitlines() or [''])[0][:200]}); object storage needs its client "
             "(pip install gcsfs, or s3fs) and credentials (gcloud auth application-default login)"
         ) from e
     return remote
 
 
 def write_atomically(path: Folder, text: str) -> None:
-    """Replaces a small file whole: by renaming, or in object storage by one upload."""
+    """Replace a small file atomically: by renaming, or in object storage by one upload."""
     if is_remote(path):
         path.write_text(text)
         return
@@ -48,7 +49,7 @@ def write_atomically(path: Folder, text: str) -> None:
 
 @contextlib.contextmanager
 def local_copy(folder: Folder) -> Generator[pathlib.Path]:
-    """The folder itself, or for one in object storage a temporary local copy of its files."""
+    """Yield the folder itself, or a temporary local copy of a folder in object storage."""
     if not is_remote(folder):
         yield pathlib.Path(folder)
         return
@@ -59,7 +60,7 @@ def local_copy(folder: Folder) -> Generator[pathlib.Path]:
 
 
 def upload(local: pathlib.Path, folder: Folder) -> None:
-    """Copies the files below `local` into `folder`, which is in object storage."""
+    """Copy the files below `local` into `folder` in object storage."""
     for file in sorted(local.rglob("*")):
         if file.is_file():
             target = folder / file.relative_to(local).as_posix()

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: a progress bar with the time left where there is one, plain lines elsewhere. Honours NO_COLOR."""
+"""Terminal output of a run: a progress bar on a terminal, else plain lines. Honours NO_COLOR."""
 
 import time
 
@@ -18,7 +18,7 @@ from lm import phases
 
 
 class Report:
-    """Says things on standard output; on every process but the first it is silent."""
+    """Printer to standard output, silent on every process but the first."""
 
     def __init__(self):
         self._console = Console(highlight=False, quiet=jax.process_index() != 0, soft_wrap=True)
@@ -26,17 +26,23 @@ class Report:
         self._task = TaskID(0)
 
     def say(self, text: str) -> None:
-        """One line, above the bar if there is one. The text is not markup."""
+        """Print one line without markup, above the bar if there is one."""
         phases.heard()
         self._console.print(text, markup=False)
 
     def start(self, step: int, steps: int) -> None:
-        """Shows the bar from `step` on."""
+        """Show the bar from `step` on."""
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
-                TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]}"),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
             self._progress = Progress(*columns, console=self._console)
             self._task = self._progress.add_task(
                 "training", completed=step, total=steps, loss="-", speed=""
@@ -44,7 +50,7 @@ class Report:
             self._progress.start()
 
     def update(self, step: int, steps: int, row: dict, eta_s: float | None) -> None:
-        """A step has ended. `row` as in metrics.jsonl."""
+        """Report a completed step. row: as in metrics.jsonl."""
         phases.heard()
         loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
         used = "" if row.get("mfu") is None else f", MFU {row['mfu']:.1%}"
@@ -60,14 +66,14 @@ class Report:
             self.say(f"step {step}/{steps}: loss {loss}{', ' + speed if speed else ''}{left}")
 
     def stop(self) -> None:
-        """Takes the bar away."""
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 class Stopwatch:
-    """Seconds since it was made, without those spent in `pause`d work: what a speed should be divided by."""
+    """Seconds since creation, without pauses; used to compute speed."""
 
     def __init__(self):
         self._start, self._away = time.monotonic(), 0.0
@@ -76,18 +82,18 @@ class Stopwatch:
         return time.monotonic() - self._start - self._away
 
     def paused(self, seconds: float) -> None:
-        """Leaves out seconds that were spent on something else."""
+        """Exclude seconds that were spent on something else."""
         self._away += seconds
 
 
 def clock(seconds: float) -> str:
-    """As in 1:02:03 or 2:03."""
+    """Duration such as 1:02:03 or 2:03."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
 def amount(bytes_: float) -> str:
-    """As in 1.5 GB."""
+    """Bytes such as 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if bytes_ < 1000:
             return f"{bytes_:.3g} {unit}"

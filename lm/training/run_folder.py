@@ -1,4 +1,7 @@
-"""The run folder beside its checkpoints: config.json, environment.json, status.json, samples.md. Only the first process writes."""
+"""Files of a run folder beside its checkpoints, written by the first process only.
+
+config.json, environment.json, status.json, samples.md.
+"""
 
 import importlib.metadata
 import json
@@ -30,7 +33,7 @@ PACKAGES = (
 
 
 def write_config(workdir: Folder, config: dict) -> list[str]:
-    """Writes config.json; returns what differs from the one that was there, as lines "field: old -> new"."""
+    """Write config.json, and return the differences from the old one as "field: old -> new"."""
     path = workdir / "config.json"
     new = json.loads(json.dumps(config))
     old = read_config(workdir) or new
@@ -45,7 +48,7 @@ def write_config(workdir: Folder, config: dict) -> list[str]:
 
 
 def read_config(workdir: Folder) -> dict | None:
-    """config.json; None where there is none, or with a warning where it is damaged."""
+    """Content of config.json; None if it is missing, or with a warning if it is damaged."""
     path = workdir / "config.json"
     if not path.exists():
         return None
@@ -62,7 +65,7 @@ def read_config(workdir: Folder) -> dict | None:
 
 
 def write_environment(workdir: Folder) -> None:
-    """Writes environment.json: command, code, versions and devices."""
+    """Write environment.json: command, commit, versions and devices."""
     environment = {
         "command": sys.argv,
         "git": _git(),
@@ -79,7 +82,11 @@ def write_environment(workdir: Folder) -> None:
 def write_status(
     workdir: Folder, state: str, step: int, steps: int, eta_s: float | None = None, error: str = ""
 ) -> None:
-    """Writes status.json; `state` is running, stopped (saved on a signal), done or failed, and `eta_s` the seconds left, where known."""
+    """Write status.json.
+
+    state: "running", "stopped" (saved on a signal), "done" or "failed". eta_s: seconds left, if
+    known.
+    """
     status = {
         "state": state,
         "step": step,
@@ -93,7 +100,10 @@ def write_status(
 
 
 def write_samples(workdir: Folder, step: int, samples: list[tuple[str, str]]) -> None:
-    """Puts (prompt, continuation) pairs of a step into samples.md, newest first; a step written again is replaced."""
+    """Add a step's (prompt, continuation) pairs to samples.md, newest first.
+
+    Sections of this step and of later ones are replaced.
+    """
     path = workdir / "samples.md"
     sections = (
         path.read_bytes().decode(errors="replace").split("\n## step ")[1:] if path.exists() else []
@@ -114,7 +124,7 @@ def _quoted(prompt: str, continuation: str) -> str:
 
 
 def _git() -> dict | None:
-    """The commit this code is at, and the files changed since; None where it is not in a repository."""
+    """Commit and changed files of this code; None outside a git repository."""
 
     def git(*args: str) -> str:
         here = pathlib.Path(__file__).parent
@@ -139,7 +149,7 @@ def _version(package: str) -> str | None:
 
 
 def flat(tree: dict, prefix: str = ""):
-    """Yields (dotted name, value) of every field of nested dicts."""
+    """Yield (dotted name, value) for every field of nested dicts."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}.")

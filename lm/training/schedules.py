@@ -1,6 +1,7 @@
-"""The learning rate over a run: a linear rise to the peak, then one of several ways down.
+"""Learning rate schedules: linear warm-up to the peak, then constant or decaying.
 
-The first update already moves: with `warmup` updates of rise, update n = 0, 1, ... < warmup has the rate peak * (n + 1) / warmup.
+The first update has a rate above 0: with `warmup` updates of warm-up, update n = 0, 1, ... < warmup
+has the rate peak * (n + 1) / warmup.
 """
 
 from collections.abc import Callable
@@ -24,17 +25,23 @@ def _cosine(count, warmup, steps, cooldown, final):
 
 
 def _linear(count, warmup, steps, cooldown, final):
-    """A straight line down to `final` (Devlin et al. 2019)."""
+    """Linear decay to `final` (Devlin et al. 2019)."""
     return 1 - (1 - final) * _progress(count, warmup, steps)
 
 
 def _wsd(count, warmup, steps, cooldown, final):
-    """Warm-up, stable, decay: the peak, and a straight line down to `final` in the last `cooldown` updates (Hu et al. 2024, section 4)."""
+    """Warm-up, stable, decay: the peak, then linear decay to `final` in `cooldown` updates.
+
+    Hu et al. 2024, section 4.
+    """
     return 1 - (1 - final) * _progress(count, steps - cooldown, steps)
 
 
 def _inverse_sqrt(count, warmup, steps, cooldown, final):
-    """The inverse square root of the updates done, 1 at the end of the rise (Vaswani et al. 2017, section 5.3; Raffel et al. 2020)."""
+    """Inverse square root of the number of updates, 1 at the end of the warm-up.
+
+    Vaswani et al. 2017, section 5.3; Raffel et al. 2020.
+    """
     return jnp.sqrt(max(1, warmup) / jnp.maximum(count + 1, max(1, warmup)))
 
 
@@ -58,14 +65,17 @@ IGNORED = {
 
 
 def warmup_within(warmup: int, steps: int) -> int:
-    """The updates of the rise in a run of so many: as asked, but at most half, so that a short run reaches its peak."""
+    """Warm-up updates in a run of `steps`: at most half, so that a short run reaches the peak."""
     return min(warmup, steps // 2)
 
 
 def schedule(
     name: str, peak: float, warmup: int, steps: int, final: float = 0.1, cooldown: int = 0
 ) -> optax.Schedule:
-    """Update -> learning rate, float32. `final`: the last rate as a share of the peak; `cooldown`: updates of "wsd"'s way down."""
+    """Return update -> learning rate, float32.
+
+    final: last rate as a share of the peak. cooldown: updates of decay in "wsd".
+    """
     shape = SCHEDULES[name]
 
     def rate(count):

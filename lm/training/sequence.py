@@ -1,4 +1,4 @@
-"""What decides which rows a run reads, in which order: saved with each checkpoint and compared before a run continues from it."""
+"""Facts that determine the order of a run's rows, saved and compared when a run is resumed."""
 
 import zlib
 from typing import Any
@@ -13,12 +13,12 @@ from lm.training import run_folder
 from lm.training.checkpoints import CheckpointError, Restored
 from lm.training.paths import Folder
 
-FILES = "data.files"  # the name of the contents of the rows
+FILES = "data.files"  # name of the fact about the content of the rows
 OMITTED = (
     "data.cache",
     "data.max_bad_share",
     "data.max_long",
-)  # fields of data that alone change no row
+)  # fields of config.data that never change a row
 LOSS = (
     "objective.chunk",
     "objective.label_smoothing",
@@ -31,14 +31,14 @@ ORDER = (
     "objective.",
     "data.temperature",
     "data.mixture.",
-)  # what also changes the sequence where the rows are the same
+)  # fields that change the sequence even if the rows are the same
 BLOCK = 2**16  # rows read at a time
 
 Facts = dict[str, Any]
 
 
 def facts(config: ml_collections.ConfigDict, packed: Packed | Mixture) -> Facts:
-    """Name -> value, JSON, of the fields of the config that the sequence of rows depends on, and of the contents of the rows."""
+    """Name -> JSON value of config fields that affect the sequence, and digests of the rows."""
     mixed = isinstance(packed, Mixture)
     contents = (
         {f"data.mixture.{part.name}.files": part.packed for part in packed.parts}
@@ -49,7 +49,7 @@ def facts(config: ml_collections.ConfigDict, packed: Packed | Mixture) -> Facts:
 
 
 def fields(config: dict) -> Facts:
-    """The same of the fields alone."""
+    """Facts from the config alone, without digests of rows."""
     own = f"objective.{config.get('objective', {}).get('name')}."
     flat = dict(
         _flat(
@@ -73,33 +73,38 @@ def fields(config: dict) -> Facts:
 def resumed(
     config: ml_collections.ConfigDict, workdir: Folder, now: Facts, restored: Restored
 ) -> list[str]:
-    """What a run that continues reads otherwise than before, as `check` says it. Raises CheckpointError and ConfigError likewise."""
+    """Changes in what a resumed run reads, as from `check`, with the same errors."""
     saved = restored.data.get("sequence")
     if (
         saved is None and (before := run_folder.read_config(workdir)) is not None
-    ):  # of an earlier version, which counts batches
+    ):  # saved by an earlier version, which counts batches
         if "next_index" in restored.data and before.get("batch_size") != config.batch_size:
             raise CheckpointError(
-                f"{workdir}: step {restored.step} was saved by an earlier version, which counts batches: it continues with "
-                f"batch_size={before.get('batch_size')} alone, and batch_size is {config.batch_size}"
+                f"{workdir}: step {restored.step} was saved by an earlier version, which counts "
+                "batches: it continues with "
+                f"batch_size={before.get('batch_size')} alone, and batch_size is "
+                f"{config.batch_size}"
             )
         saved = fields(before)
     return check(saved or now, now, config.resume.allow, restored.step)
 
 
 def check(saved: Facts, now: Facts, allow: str, step: int) -> list[str]:
-    """What has changed since `step` was saved and is allowed to by the comma-separated names `allow`, as lines "name: old -> new".
+    """Changes since `step` was saved that `allow` permits, as lines "name: old -> new".
 
-    Fields that could have changed rows, and did not, do not count; nor do fields that only one of two versions of this program has.
-    Raises CheckpointError for what is not allowed, ConfigError for an unknown name in `allow`.
+    allow: comma-separated names. A changed field that did not change the rows does not count, nor
+    does a field that only one of two versions of this program has.
+    Raises CheckpointError for a change that is not allowed, and ConfigError for an unknown name in
+    `allow`.
     """
     allowed = {name.strip() for name in allow.split(",")} - {""}
     for name in allowed:
         if name not in saved | now:
             raise ConfigError(
-                f"resume.allow: {name!r} is unknown{nearest(name, saved | now)}; one of {', '.join(sorted(saved | now))}"
+                f"resume.allow: {name!r} is unknown{nearest(name, saved | now)}; one of "
+                f"{', '.join(sorted(saved | now))}"
             )
-    known = any(map(_is_contents, saved))  # an earlier version left only its config
+    known = any(map(_is_contents, saved))  # an earlier version saved no digests of rows
     both = [
         name
         for name in saved | now
@@ -112,15 +117,17 @@ def check(saved: Facts, now: Facts, allow: str, step: int) -> list[str]:
         if known and _is_contents(name) and saved.get(name) != now.get(name)
     ]
     settings = [name for name in names if contents or not known or name.startswith(ORDER)]
-    changed = settings or contents  # other settings make other rows of the same files
+    changed = settings or contents  # a changed setting explains changed rows of the same files
     lines = {
         name: f"{name}: {_shown(saved.get(name))} -> {_shown(now.get(name))}" for name in changed
     }
     if refused := [name for name in changed if name not in allowed]:
         raise CheckpointError(
-            f"the run would read other rows than the one that saved step {step}, and skip or repeat some:\n  "
+            f"the run would read other rows than the one that saved step {step}, and skip or "
+            "repeat some:\n  "
             + "\n  ".join(lines[name] for name in refused)
-            + f"\nuse the old values, another --workdir, or continue with the new ones: --config.resume.allow={','.join(changed)}"
+            + "\nuse the old values, another --workdir, or continue with the new ones: "
+            f"--config.resume.allow={','.join(changed)}"
         )
     return list(lines.values())
 

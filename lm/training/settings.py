@@ -1,4 +1,4 @@
-"""What a training config may say: checked as a whole before any data is read or anything compiled."""
+"""Check a training config before data is read or anything is compiled."""
 
 import dataclasses
 import math
@@ -47,15 +47,23 @@ NOT_NEGATIVE = (
     "samples.every",
 )
 
-MODEL = ModelConfig(  # the default of `model`: a small Llama
-    family="llama", vocab_size=1, d_model=256, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=64, d_ff=704, max_length=1024,
-)  # fmt: skip
+MODEL = ModelConfig(  # default of config.model: a small Llama
+    family="llama",
+    vocab_size=1,
+    d_model=256,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=4,
+    head_dim=64,
+    d_ff=704,
+    max_length=1024,
+)
 
-ADDED = ("label_smoothing", "z_loss")  # to the loss of objectives that predict tokens
+ADDED = ("label_smoothing", "z_loss")  # additions to the loss of objectives that predict tokens
 
 
 def model_section(config: ModelConfig) -> Config:
-    """A config's `model` section: the fields of ModelConfig, one to one, each open to --config.model.FIELD=..."""
+    """Make a config's `model` section from ModelConfig, for --config.model.FIELD=..."""
     section = Config()
     hints = typing.get_type_hints(ModelConfig)
     for field in dataclasses.fields(ModelConfig):
@@ -70,9 +78,10 @@ def model_section(config: ModelConfig) -> Config:
 
 
 def model_config(section: Config, tokenizer) -> ModelConfig:
-    """The ModelConfig of a config's `model` section; vocab_size 0 and the ids of special tokens come from the tokenizer, if there is one.
+    """Make the ModelConfig of a config's `model` section.
 
-    The vocabulary is rounded up to a multiple of 64, for the sake of matrix units and of sharding. Raises ConfigError.
+    vocab_size 0 and the ids of special tokens come from the tokenizer, if there is one. The
+    vocabulary is rounded up to a multiple of 64, for matrix units and sharding. Raises ConfigError.
     """
     fields = section.to_dict()
     if tokenizer is not None:
@@ -80,7 +89,8 @@ def model_config(section: Config, tokenizer) -> ModelConfig:
         fields["vocab_size"] = fields["vocab_size"] or -(-ids // 64) * 64
         if fields["vocab_size"] < ids:
             raise ConfigError(
-                f"model.vocab_size={fields['vocab_size']} cannot hold the tokenizer's {ids} tokens; set it to 0"
+                f"model.vocab_size={fields['vocab_size']} cannot hold the tokenizer's {ids} "
+                "tokens; set it to 0"
             )
         pad, ends = fields["pad_token_id"], fields["eos_token_ids"] or ()
         fields |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -88,7 +98,7 @@ def model_config(section: Config, tokenizer) -> ModelConfig:
             () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         )
         start, last = fields["decoder_start_token_id"], fields["forced_eos_token_id"]
-        if start is not None:  # T5 starts from its padding, BART from its end-of-text token
+        if start is not None:  # T5 starts from its padding token, BART from its end-of-text token
             its_pad = start == pad and start not in ends and tokenizer.pad_token_id is not None
             fields["decoder_start_token_id"] = (
                 tokenizer.pad_token_id if its_pad else tokenizer.eos_token_id
@@ -102,17 +112,24 @@ def model_config(section: Config, tokenizer) -> ModelConfig:
 
 
 def variant(config: Config, name: str, **known: dict) -> Config:
-    """The config changed as a variant asks; `known`: name -> {"dotted.field": value}. '' is the config as it is. Raises ConfigError."""
+    """Apply a variant to the config. known: name -> {"dotted.field": value}.
+
+    '' leaves the config unchanged. Raises ConfigError for an unknown name.
+    """
     if name and name not in known:
         raise ConfigError(
-            f"variant {name!r} is unknown{nearest(name, known)}; this config has {', '.join(known) or 'none'}"
+            f"variant {name!r} is unknown{nearest(name, known)}; this config has "
+            f"{', '.join(known) or 'none'}"
         )
     config.update_from_flattened_dict(known.get(name, {}))
     return config
 
 
 def check(config: Config, devices: int) -> None:
-    """Raises ConfigError, naming the field, its value and what was expected, when the config cannot work on this many devices."""
+    """Raise ConfigError when the config is invalid or does not fit the number of devices.
+
+    The message names the field, its value and what was expected.
+    """
     for name in POSITIVE:
         if _get(config, name) < 1:
             raise ConfigError(f"{name}={_get(config, name)}: expected a number of at least 1")
@@ -123,14 +140,16 @@ def check(config: Config, devices: int) -> None:
     trackers.check_wandb(config.log.wandb)
     if config.optimizer.rounding != "master" and config.model.param_dtype != "bfloat16":
         raise ConfigError(
-            f"optimizer.rounding={config.optimizer.rounding!r} would be ignored: it is for model.param_dtype='bfloat16', "
+            f"optimizer.rounding={config.optimizer.rounding!r} would be ignored: it is for "
+            "model.param_dtype='bfloat16', "
             f"not {config.model.param_dtype!r}; leave it at 'master'"
         )
     plan.check(config.adaptation, config.init_from)
     if config.objective.name not in OBJECTIVES:
         name = config.objective.name
         raise ConfigError(
-            f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of {', '.join(OBJECTIVES)}"
+            f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of "
+            f"{', '.join(OBJECTIVES)}"
         )
     mixing.check(config)
     parts = mixing.parts(config).values()
@@ -143,13 +162,15 @@ def check(config: Config, devices: int) -> None:
     _check_loss(config)
     if bool(config.data.files or config.data.mixture) == bool(config.data.synthetic_rows):
         raise ConfigError(
-            "set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random tokens, and not both"
+            "set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random "
+            "tokens, and not both"
         )
     _check_holdout(config)
     answering.check(config)
     if not config.tokenizer and not config.init_from and not config.data.synthetic_rows:
         raise ConfigError(
-            "tokenizer is not set: give a folder, a hub id, a .gguf file, or 'bytes'; python -m lm.train_tokenizer trains one"
+            "tokenizer is not set: give a folder, a hub id, a .gguf file, or 'bytes'; python -m "
+            "lm.train_tokenizer trains one"
         )
     if (
         not config.tokenizer
@@ -157,15 +178,17 @@ def check(config: Config, devices: int) -> None:
         and (config.samples.prompts or any(config.eval.data.values()))
     ):
         raise ConfigError(
-            "samples.prompts and eval.data hold text, which needs a tokenizer: set one, or leave them empty"
+            "samples.prompts and eval.data hold text, which needs a tokenizer: set one, or leave "
+            "them empty"
         )
     if not config.init_from:
         check_length(config, config.model.max_length)
-        if config.objective.name not in labelling.OBJECTIVES:  # these bring their head
+        if config.objective.name not in labelling.OBJECTIVES:  # these replace the head
             check_head(config, config.model.head)
     if config.model.dtype == "float16" or config.model.param_dtype == "float16":
         raise ConfigError(
-            "model.dtype='float16' cannot be trained here: its gradients underflow without loss scaling; use 'bfloat16'"
+            "model.dtype='float16' cannot be trained here: its gradients underflow without loss "
+            "scaling; use 'bfloat16'"
         )
     for table in ("parameters", "activations"):
         sharding.check_types(config.sharding[table], table)
@@ -180,16 +203,18 @@ def _check_holdout(config: Config) -> None:
         )
     if share and (config.data.mixture or config.data.synthetic_rows):
         raise ConfigError(
-            f"data.holdout_share={share} is of data.files; with data.mixture or synthetic rows, name files in eval.data"
+            f"data.holdout_share={share} is of data.files; with data.mixture or synthetic rows, "
+            "name files in eval.data"
         )
     if share and config.eval.data.get("holdout"):
         raise ConfigError(
-            "eval.data.holdout is what data.holdout_share is evaluated as; give the other files another name"
+            "eval.data.holdout is what data.holdout_share is evaluated as; give the other files "
+            "another name"
         )
 
 
 def shortened(config: Config) -> str:
-    """What to say where a run is too short for its warm-up, or ''."""
+    """Message when a run is too short for its warm-up, or ''."""
     given = config.optimizer.warmup
     used = schedules.warmup_within(given, config.steps)
     return (
@@ -200,12 +225,12 @@ def shortened(config: Config) -> str:
 
 
 def options(config: Config) -> dict:
-    """What the config's section for its objective says."""
+    """Options of the config's objective."""
     return config.objective.get(config.objective.name, Config()).to_dict()
 
 
 def loss_options(config: Config) -> dict:
-    """What the config says about how the loss of its objective is computed and what is added to it in training."""
+    """Arguments of the objective's loss: its options, the chunk size and additions to the loss."""
     o = config.objective
     objective = OBJECTIVES[o.name]
     own = {name: options(config)[name] for name in objective.options} | (
@@ -215,7 +240,7 @@ def loss_options(config: Config) -> dict:
 
 
 def texts(config: Config) -> int:
-    """How many texts an objective that compares texts has in a row, in equal shares; 1 of the others."""
+    """Number of texts per row, in equal shares, for an objective that compares texts; else 1."""
     objective = OBJECTIVES[config.objective.name]
     return (
         config.length // objective.longest(config.length, **options(config))
@@ -225,9 +250,10 @@ def texts(config: Config) -> int:
 
 
 def check_ignored(section: Config, loaded: ModelConfig, used: Collection[str]) -> None:
-    """Raises ConfigError, naming the fields, where `model` asks for another model than that of init_from, which it would not get.
+    """Raise ConfigError, naming the fields, when `model` differs from the model of init_from.
 
-    used: fields of `model` that count with init_from. Those at their defaults ask for nothing, nor does max_length: rows say how long.
+    used: fields of `model` that apply with init_from. Fields at their defaults are ignored, and so
+    is max_length.
     """
     defaults = model_section(MODEL).to_dict() | {"vocab_size": 0}
     plain = lambda value: list(value) if isinstance(value, tuple) else value
@@ -243,34 +269,39 @@ def check_ignored(section: Config, loaded: ModelConfig, used: Collection[str]) -
     ]
     if ignored:
         raise ConfigError(
-            f"init_from brings a model of its own, so that these would be ignored: {', '.join(ignored)}; leave them at their defaults (a "
-            f"config that starts from configs/defaults.py sets none), or drop init_from. Of model only {', '.join(used)} count with it"
+            "init_from brings a model of its own, so that these would be ignored: "
+            f"{', '.join(ignored)}; leave them at their defaults (a "
+            "config that starts from configs/defaults.py sets none), or drop init_from. Of "
+            f"model only {', '.join(used)} count with it"
         )
 
 
 def check_length(config: Config, most: int) -> None:
-    """Raises ConfigError when the objective makes longer documents than the `most` tokens that the model can read."""
+    """Raise ConfigError when the objective makes documents longer than `most` tokens."""
     longest = OBJECTIVES[config.objective.name].longest(config.length, **options(config))
     if longest > most:
         of = "" if longest == config.length else f" makes documents of {longest} tokens, which"
         raise ConfigError(
-            f"length={config.length}{of} is more than model.max_length={most}; lower one or raise the other"
+            f"length={config.length}{of} is more than model.max_length={most}; lower one or "
+            "raise the other"
         )
 
 
 def check_head(config: Config, head: str) -> None:
-    """Raises ConfigError when the objective is not defined for a model with this head."""
+    """Raise ConfigError when the objective is not defined for a model with this head."""
     name = config.objective.name
     heads = OBJECTIVES[name].heads
     if head not in heads:
         others = [other for other, objective in OBJECTIVES.items() if head in objective.heads]
         hint = f"; objectives for this model: {', '.join(others)}" if others else ""
         raise ConfigError(
-            f"model.head={head!r}: the objective {name!r} needs {' or '.join(map(repr, heads))}{hint}"
+            f"model.head={head!r}: the objective {name!r} needs "
+            f"{' or '.join(map(repr, heads))}{hint}"
         )
     if config.samples.prompts and "causal_lm" not in heads:
         raise ConfigError(
-            f"samples.prompts are texts to continue, which the objective {name!r} does not teach; leave them empty"
+            f"samples.prompts are texts to continue, which the objective {name!r} does not "
+            "teach; leave them empty"
         )
 
 
@@ -278,7 +309,8 @@ def _check_loss(config: Config) -> None:
     o = config.objective
     if not 0 <= o.label_smoothing < 1:
         raise ConfigError(
-            f"objective.label_smoothing={o.label_smoothing}: expected a share from 0 to less than 1, such as 0.1"
+            f"objective.label_smoothing={o.label_smoothing}: expected a share from 0 to less "
+            "than 1, such as 0.1"
         )
     if not 0 <= o.z_loss < math.inf:
         raise ConfigError(
@@ -294,7 +326,8 @@ def _check_text(config: Config) -> None:
         )
     if not 0 <= data.stride <= config.length:
         raise ConfigError(
-            f"data.stride={data.stride}: expected at most length={config.length}, or 0 for windows that do not overlap"
+            f"data.stride={data.stride}: expected at most length={config.length}, or 0 for "
+            "windows that do not overlap"
         )
 
 
@@ -302,14 +335,17 @@ def _check_batch(config: Config, devices: int) -> None:
     sizes = meshes.resolve(config.mesh.to_dict(), devices)
     if config.batch_size % config.accumulate:
         raise ConfigError(
-            f"batch_size={config.batch_size} does not divide by accumulate={config.accumulate}: micro-batches must be equal"
+            f"batch_size={config.batch_size} does not divide by accumulate={config.accumulate}: "
+            "micro-batches must be equal"
         )
     micro, axes = config.batch_size // config.accumulate, tuple(config.sharding.activations.batch)
     parts = math.prod(sizes.get(axis, 1) for axis in axes)
     if micro % parts:
         raise ConfigError(
-            f"batch_size={config.batch_size} / accumulate={config.accumulate} = {micro} rows do not divide over "
-            f"{' x '.join(f'mesh.{axis}' for axis in axes)} = {parts}; make batch_size a multiple of {parts * config.accumulate}"
+            f"batch_size={config.batch_size} / accumulate={config.accumulate} = {micro} rows do "
+            "not divide over "
+            f"{' x '.join(f'mesh.{axis}' for axis in axes)} = {parts}; make batch_size a "
+            f"multiple of {parts * config.accumulate}"
         )
 
 

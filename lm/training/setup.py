@@ -1,4 +1,7 @@
-"""From a checked config to the parts of a run: model, data, optimizer, state. Everything that can be refused is refused here."""
+"""Make the parts of a run from a config: model, data, optimizer and state.
+
+All errors of the config are raised here.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from lm.adaptation import fisher as fishers
 from lm.adaptation import plan as plans
 from lm.batch import FIELDS, Batch
-from lm.data import batches, encoding, packing, tokenizers
+from lm.data import batches, encoding, packing
 from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
 from lm.data.sources import Tally
@@ -21,29 +24,24 @@ from lm.data.templates import Template
 from lm.distributed import rules, sharding
 from lm.distributed.mesh import make_mesh
 from lm.distributed.sharding import Rules
-from lm.loading import load_template
-from lm.models import LanguageModel, build, inputs
+from lm.models import LanguageModel, inputs
 from lm.models.config import ConfigError, ModelConfig
 from lm.objectives import OBJECTIVES, Transform
 from lm.training import checkpoints, instruction, labelling, mixing, optimizer, settings
-from lm.training.documents import as_trained
+from lm.training.initial_model import COMPUTE, initial_model
 from lm.training.paths import Folder, is_remote
 from lm.training.state import Extras, TrainState, abstract_state, average_of, create_state
 from lm.training.step import make_train_step
 
-CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # of runs in object storage
-COMPUTE = (
-    "dtype",
-    "param_dtype",
-    "remat",
-    "layers",
-    "dropout",
-)  # what config.model says about a model that init_from brings
+CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # for runs in object storage
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The parts of a training run. `params` are those of init_from, or None; `abstract` describes the state on the mesh."""
+    """Parts of a training run.
+
+    params: those of init_from, or None. abstract: shapes, dtypes and shardings of the state.
+    """
 
     workdir: Folder
     model: LanguageModel
@@ -56,20 +54,27 @@ class Run:
     optimizer: optax.GradientTransformation
     train_step: Any  # jitted
     abstract: TrainState
-    transform: Transform | None  # what the objective does to rows
+    transform: Transform | None  # the objective's transform of rows
     extras: Extras
-    template: Template | None  # what spells the records of instruct data
-    fisher: dict | None = None  # of params, where the plan asks for it and no checkpoint has it
+    template: Template | None  # renders the records of instruct data
+    fisher: dict | None = None  # Fisher information of params, if needed to start the plan
 
     def fresh_state(self, seed: int) -> TrainState:
-        """Step 0: drawn from the seed, or the weights of init_from."""
+        """State at step 0: drawn from the seed, or with the weights of init_from."""
         return create_state(
-            self.model, self.optimizer, self.mesh, seed, params=self.params, rules=self.parameters, activations=self.activations,
-            extras=self.extras, fisher=self.fisher,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            self.mesh,
+            seed,
+            params=self.params,
+            rules=self.parameters,
+            activations=self.activations,
+            extras=self.extras,
+            fisher=self.fisher,
+        )
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The tokens of a prompt to sample from, as training would have them."""
+        """Tokens of a prompt to sample from, framed as in training."""
         if self.template is not None:
             return instruction.prompt_ids(self.model.config, self.tokenizer, self.template, text)
         return encoding.prompt_ids(
@@ -77,7 +82,7 @@ class Run:
         )
 
     def weights(self, state: TrainState) -> dict:
-        """The model's params that a state stands for: what is evaluated, sampled and exported."""
+        """Model params of a state, for evaluation and export: averaged and with adapters merged."""
         params = average_of(state.params, state.ema)
         if self.extras.plan is None or self.extras.plan.lora is None:
             return params
@@ -88,7 +93,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """The parts of a run that decide its data."""
+    """Parts of a run that affect its data."""
 
     workdir: Folder
     model: LanguageModel
@@ -97,21 +102,27 @@ class Reader:
 
 
 def reader(config: settings.Config, workdir: Folder) -> Reader:
-    """What data is prepared with, on a machine that need not have the run's devices. Raises ConfigError or WeightsError."""
+    """Make what data preparation needs, without the run's devices.
+
+    Raises ConfigError or WeightsError.
+    """
     settings.check(config, math.prod(size for size in config.mesh.values() if size > 0))
-    model, _, tokenizer, template = _model(config, workdir, resuming=True)
+    model, _, tokenizer, template = initial_model(config, workdir, resuming=True)
     return Reader(workdir, model, tokenizer, template)
 
 
 def prepare(config: settings.Config, workdir: Folder) -> Run:
-    """Builds all that needs no data. Raises ConfigError, CheckpointError or WeightsError before anything is compiled."""
+    """Make all parts of a run that need no data.
+
+    Raises ConfigError, CheckpointError or WeightsError before anything is compiled.
+    """
     settings.check(config, jax.device_count())
     mesh = make_mesh(**config.mesh.to_dict())
     parameters, activations = (
         config.sharding[table].to_dict() for table in ("parameters", "activations")
     )
     rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
-    model, params, tokenizer, template = _model(
+    model, params, tokenizer, template = initial_model(
         config, workdir, resuming=bool(checkpoints.steps(workdir))
     )
     c = model.config
@@ -120,7 +131,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         settings.check_length(one, c.max_length)
     if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > c.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {ids} tokens and the model's vocabulary {c.vocab_size}; they do not belong together"
+            f"the tokenizer has {ids} tokens and the model's vocabulary {c.vocab_size}; they do "
+            "not belong together"
         )
     if config.init_from:
         settings.check_ignored(config.model, c, COMPUTE)
@@ -150,9 +162,17 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     objective = objective if plan is None else plan.objective(objective)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     train_step = make_train_step(
-        model, objective, updates, schedule, accumulate=1 if chosen.joint else config.accumulate, shardings=shardings.params,
-        rates=o.rates, ema=o.ema, skip_above=o.skip_above, noisy=c.dropout > 0 or bool(plan and plan.lora and plan.lora.dropout),
-    )  # fmt: skip
+        model,
+        objective,
+        updates,
+        schedule,
+        accumulate=1 if chosen.joint else config.accumulate,
+        shardings=shardings.params,
+        rates=o.rates,
+        ema=o.ema,
+        skip_above=o.skip_above,
+        noisy=c.dropout > 0 or bool(plan and plan.lora and plan.lora.dropout),
+    )
     train_step = jax.jit(
         train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
     )
@@ -164,9 +184,22 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     )
     _check_names(train_step, abstract, example, mesh, activations)
     return Run(
-        workdir, model, params, tokenizer, mesh, parameters, activations, rows, updates, train_step, abstract, transform, extras,
-        template, fisher,
-    )  # fmt: skip
+        workdir,
+        model,
+        params,
+        tokenizer,
+        mesh,
+        parameters,
+        activations,
+        rows,
+        updates,
+        train_step,
+        abstract,
+        transform,
+        extras,
+        template,
+        fisher,
+    )
 
 
 def abstract_batch(
@@ -175,10 +208,10 @@ def abstract_batch(
     lengths: tuple[int, int],
     more: dict[str, tuple[int, ...]] | None = None,
 ) -> Batch:
-    """A batch without values, to compile for.
+    """Shapes and shardings of a batch, to compile for.
 
-    `lengths`: of its rows and of their encoder's, 0 without one. `more`: further fields by name,
-    with the shape of one row.
+    lengths: (tokens of a row, tokens of its encoder row; 0 without an encoder).
+    more: additional fields, name -> shape of one row.
     """
     names = ("tokens", "targets", "weights", "segments", "positions")
     shapes = dict.fromkeys(names, (lengths[0],)) | (more or {})
@@ -196,7 +229,10 @@ def abstract_batch(
 def training_data(
     config: settings.Config, run: "Run | Reader", tally: Tally | None = None
 ) -> Packed | Mixture:
-    """The packed training rows, or a mixture of several sources of them. `tally` counts what is read of texts. Raises DataError."""
+    """Packed training rows, or a mixture of sources. Raises DataError.
+
+    tally: counts what is read of texts.
+    """
     if config.data.synthetic_rows:
         return packing.synthetic(
             run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed
@@ -215,7 +251,7 @@ def training_data(
 def train_batches(
     config: settings.Config, run: Run, packed: Packed | Mixture
 ) -> batches.TrainBatches:
-    """The stream of batches that a run reads, from its first step on."""
+    """Stream of training batches, from the first step."""
     transform = None if isinstance(packed, Mixture) else run.transform
     return batches.TrainBatches(
         packed,
@@ -228,14 +264,14 @@ def train_batches(
 
 
 def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
-    """Name -> packed rows, of every entry of eval.data that names files. Raises DataError."""
+    """Name -> packed rows for every non-empty entry of eval.data. Raises DataError."""
     return {
         name: evaluation_rows(config, run, files) for name, files in evaluations(config).items()
     }
 
 
 def evaluations(config: settings.Config) -> dict[str, str]:
-    """Name -> files of what is evaluated: eval.data, and "holdout" for the documents that data.holdout_share holds out."""
+    """Name -> files to evaluate: eval.data, and "holdout" if data.holdout_share is set."""
     held_out = {"holdout": instruction.HOLDOUT} if config.data.holdout_share else {}
     return {name: files for name, files in config.eval.data.items() if files} | held_out
 
@@ -243,19 +279,19 @@ def evaluations(config: settings.Config) -> dict[str, str]:
 def evaluation_rows(
     config: settings.Config, run: "Run | Reader", files: str, tally: Tally | None = None
 ) -> Packed:
-    """The packed rows of one entry of eval.data. Raises DataError."""
+    """Packed rows of one entry of eval.data. Raises DataError."""
     return _pack(config, run, files, False, tally)
 
 
 def cache_of(config: settings.Config, workdir: Folder) -> pathlib.Path:
-    """The folder of a run's packed rows: on a local disk, since they are memory-mapped."""
+    """Folder of a run's packed rows, on a local disk, since they are memory-mapped."""
     return pathlib.Path(config.data.cache or (CACHE if is_remote(workdir) else workdir / "cache"))
 
 
 def _pack(config, run: "Run | Reader", files: str, training: bool, tally: Tally | None) -> Packed:
     cache = cache_of(config, run.workdir)
     if config.objective.name in instruction.OBJECTIVES:
-        assert run.template is not None  # instruction.template_of
+        assert run.template is not None  # ensured by instruction.template_of
         return instruction.pack(
             config, run.model.config, run.tokenizer, run.template, files, cache, training
         )
@@ -263,11 +299,19 @@ def _pack(config, run: "Run | Reader", files: str, training: bool, tally: Tally 
         return labelling.pack(config, run.model.config, run.tokenizer, files, cache, tally)
     held_out = files == instruction.HOLDOUT and not training
     return packing.pack_files(
-        config.data.files if held_out else files, run.tokenizer, config.length, cache,
-        field=config.data.field, separator=config.data.separator, whole=OBJECTIVES[config.objective.name].whole,
-        stride=config.data.stride if training else 0, max_bad_share=config.data.max_bad_share, tally=tally,
-        share=config.data.holdout_share if training or held_out else 0.0, held_out=held_out,
-    )  # fmt: skip
+        config.data.files if held_out else files,
+        run.tokenizer,
+        config.length,
+        cache,
+        field=config.data.field,
+        separator=config.data.separator,
+        whole=OBJECTIVES[config.objective.name].whole,
+        stride=config.data.stride if training else 0,
+        max_bad_share=config.data.max_bad_share,
+        tally=tally,
+        share=config.data.holdout_share if training or held_out else 0.0,
+        held_out=held_out,
+    )
 
 
 def _transform(config, model: ModelConfig, tokenizer) -> Transform | None:
@@ -275,67 +319,10 @@ def _transform(config, model: ModelConfig, tokenizer) -> Transform | None:
     return None if make is None else make(tokenizer, model, **settings.options(config))
 
 
-def _model(config: settings.Config, workdir: Folder, resuming: bool):
-    """(model, params or None, tokenizer or None, template or None); params are None when a checkpoint will replace them."""
-    model, params, tokenizer = _loaded(config, resuming)
-    if config.objective.name in labelling.OBJECTIVES:
-        if tokenizer is None:
-            raise ConfigError(
-                "labelled texts need a tokenizer, and neither the config nor init_from has one"
-            )
-        model, params = labelling.with_labels(
-            config, list(mixing.parts(config).values()) or [config], model, params
-        )
-    tokenizer = as_trained(tokenizer, config.objective.name)
-    there = checkpoints.kept_template(workdir)
-    template = instruction.template_of(
-        config,
-        tokenizer,
-        load_template(config.init_from, tokenizer) if config.init_from else None,
-        there,
-    )
-    return (
-        build(instruction.with_stop(model.config, template, tokenizer)),
-        params,
-        tokenizer,
-        template,
-    )
-
-
-def _loaded(config: settings.Config, resuming: bool):
-    from lm.loading import load
-    from lm.tokenizer import load_tokenizer
-
-    tokenizer = None
-    if config.tokenizer:
-        every = [config, *mixing.parts(config).values()]
-        special = {
-            name: value
-            for one in every
-            for name, value in OBJECTIVES[one.objective.name].special.items()
-        }
-        tokenizer = (
-            tokenizers.bytes_only(**special)
-            if config.tokenizer == "bytes"
-            else load_tokenizer(config.tokenizer)
-        )
-        tokenizer = (
-            instruction.with_control(tokenizer, config.data.template)
-            if config.tokenizer == "bytes"
-            else tokenizer
-        )
-    if not config.init_from:
-        return build(settings.model_config(config.model, tokenizer)), None, tokenizer
-    model, params, its_tokenizer = load(config.init_from)
-    changes = {name: config.model[name] for name in COMPUTE}
-    model = build(model.config.replace(**changes))
-    return model, None if resuming else params, tokenizer or its_tokenizer
-
-
 def _check_names(
     train_step, abstract: TrainState, batch: Batch, mesh: Mesh, activations: Rules
 ) -> None:
-    """Traces the step, which reads every logical name in the model, and says in words which one no rule knows."""
+    """Trace the step, and raise ConfigError for a logical name of an activation without a rule."""
     try:
         with sharding.activate(mesh, activations):
             jax.eval_shape(train_step, abstract, batch)

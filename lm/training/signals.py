@@ -1,4 +1,4 @@
-"""What stops a training run: Ctrl-C and SIGTERM, at the same step on all processes."""
+"""Stop a training run on Ctrl-C or SIGTERM, at the same step on all processes."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ KEPT = "what was saved stays, and the same command goes on from there"
 
 
 class Signals(Interrupts):
-    """Until `waits` is set a signal raises KeyboardInterrupt; from then on it is for `stop` to see.
+    """Signal handler. A signal raises KeyboardInterrupt before `waits` is set; then `stop` sees it.
 
-    With several processes it always waits: they must stop together. JAX's preemption service tells them all of a SIGTERM to any of them,
-    so a SIGINT is passed on as one.
+    With several processes `waits` is always set, because they must stop together. JAX's preemption
+    service reports a SIGTERM on any process to all, so SIGINT is sent on as SIGTERM.
     """
 
     def __init__(self):
@@ -31,7 +31,7 @@ class Signals(Interrupts):
         super()._handle(number, frame)
 
     def stop(self, step: int) -> bool:
-        """Whether to leave before the step after `step`; the same answer, and then the same signal `received`, on all processes."""
+        """Whether to stop after `step`; the same answer and signal `received` on all processes."""
         if not self._several:
             return bool(self.received)
         from jax.experimental import multihost_utils

@@ -1,4 +1,4 @@
-"""TrainState: everything a step reads and writes, sharded from birth."""
+"""TrainState: all arrays that a step reads and writes, created sharded."""
 
 import dataclasses
 from typing import Any
@@ -21,10 +21,13 @@ from lm.training import guard
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates done.   params: the model's dict.   opt_state: optax's.   rng: uint32 key data, never changed.
+    """State of training.
 
-    Only where the run asks for them, else None: ema, the moving average of the trained params in float32; guard, what a spike is judged by;
-    fixed, what never changes (see lm.adaptation.plan), in which case params may be adapters instead of the model's own.
+    step: int32 scalar, updates done. params: nested dict of the model. opt_state: optax's.
+    rng: uint32 key data, never changed.
+    Optional, None if not used:
+    ema: float32 moving average of the trained params. guard: state of spike detection. fixed:
+    constant arrays (see lm.adaptation.plan); params may then be adapters instead of the model's.
     """
 
     step: Any
@@ -38,9 +41,10 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Extras:
-    """What a state holds beside the model and its optimizer. rates: see `rules`; a parameter with the rate 0 has no average.
+    """Optional parts of a state.
 
-    plan: how the model is adapted, or None.
+    rates: see `rules`; a parameter with the rate 0 has no moving average. plan: adaptation of the
+    model, or None.
     """
 
     ema: bool = False
@@ -56,7 +60,7 @@ def initialise(
     rows: int = 1,
     extras: Extras = Extras(),
 ) -> TrainState:
-    """A fresh state, pure. `rows`: of the example batch, for a mesh that divides it."""
+    """New state, as a pure function. rows: of the example batch, a multiple of the mesh's size."""
     params_key, _ = jax.random.split(jax.random.key(seed))
     params = model.init(params_key, Batch.of(np.zeros((rows, 2), np.int32)))["params"]
     return start(params, optimizer, seed, extras)
@@ -69,23 +73,29 @@ def start(
     extras: Extras = Extras(),
     fisher: dict | None = None,
 ) -> TrainState:
-    """The state that begins with the model's `params`, pure; `fisher` for a plan that asks for it."""
+    """State that starts from `params`, as a pure function. fisher: for a plan that needs it."""
     params_key, rng = jax.random.split(jax.random.key(seed))
     fixed = None
     if extras.plan is not None:
         params, fixed = extras.plan.start(params, jax.random.fold_in(params_key, 1), fisher)
     trained = rules.split(params, extras.rates)[0]
     return TrainState(
-        jnp.int32(0), params, optimizer.init(params), jax.random.key_data(rng),
-        ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), trained) if extras.ema else None,
-        guard=guard.start() if extras.guard else None, fixed=fixed,
-    )  # fmt: skip
+        jnp.int32(0),
+        params,
+        optimizer.init(params),
+        jax.random.key_data(rng),
+        ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), trained)
+        if extras.ema
+        else None,
+        guard=guard.start() if extras.guard else None,
+        fixed=fixed,
+    )
 
 
 def abstract_state(
     model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS, extras: Extras = Extras()
 ) -> TrainState:
-    """The shapes, dtypes and shardings of the state on `mesh`: ShapeDtypeStructs. Raises ConfigError where the rules do not fit."""
+    """ShapeDtypeStructs of the state, sharded on `mesh`. Raises ConfigError for unfit rules."""
     shapes = jax.eval_shape(lambda: initialise(model, optimizer, 0, extras=extras))
     axes = model.logical_axes() if extras.plan is None else extras.plan.trained_axes()
     of_params = sharding.parameter_shardings(mesh, axes, shapes.params, rules)
@@ -99,10 +109,21 @@ def abstract_state(
 
 
 def create_state(
-    model, optimizer, mesh: Mesh, seed: int, *, params=None, rules: Rules = PARAMETERS, activations: Rules = ACTIVATIONS,
-    extras: Extras = Extras(), fisher: dict | None = None,
-) -> TrainState:  # fmt: skip
-    """A state on the mesh, drawn from `seed` shard by shard, or starting from `params`. The same numbers on every mesh."""
+    model,
+    optimizer,
+    mesh: Mesh,
+    seed: int,
+    *,
+    params=None,
+    rules: Rules = PARAMETERS,
+    activations: Rules = ACTIVATIONS,
+    extras: Extras = Extras(),
+    fisher: dict | None = None,
+) -> TrainState:
+    """State on the mesh, drawn from `seed` shard by shard, or starting from `params`.
+
+    The numbers are the same on every mesh.
+    """
     abstract = abstract_state(model, optimizer, mesh, rules, extras)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     with sharding.activate(mesh, activations):
@@ -129,7 +150,7 @@ def create_state(
 
 
 def average_of(params: dict, average: dict | None) -> dict:
-    """`params` with the moving average, in their dtypes, in the place of those that have one."""
+    """Replace params that have a moving average by it, in their own dtypes."""
     if average is None:
         return params
     flat, new = by_path(params), by_path(average)
@@ -139,9 +160,10 @@ def average_of(params: dict, average: dict | None) -> dict:
 
 
 def _like_params(tree, shardings, otherwise):
-    """The sharding of every array of a tree: that of the parameter whose path is part of its own, if it has its shape.
+    """Sharding of every array in a tree.
 
-    So moments and averages lie beside their parameters, and what an optimizer keeps of rows and columns is whole everywhere.
+    An array whose path contains a parameter's path, and that has its shape, is sharded like the
+    parameter: moments and averages. Others, such as factored moments, get `otherwise`.
     """
     of, shapes = by_path(shardings), {name: x.shape for name, x in by_path(tree.params).items()}
 

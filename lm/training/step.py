@@ -1,4 +1,4 @@
-"""One training step: pure, to be jitted with the state donated."""
+"""Training step: a pure function, to be jitted with the state donated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,16 +18,30 @@ Objective = Callable[..., Loss]
 
 
 def make_train_step(
-    model, objective: Objective, optimizer: optax.GradientTransformation, schedule, *, accumulate: int = 1, shardings=None,
-    rates: Table = RATES, ema: float = 0.0, skip_above: float = 0.0, noisy: bool | None = None,
-):  # fmt: skip
-    """A function (state, batch) -> (state, metrics of float32 scalars).
+    model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule,
+    *,
+    accumulate: int = 1,
+    shardings=None,
+    rates: Table = RATES,
+    ema: float = 0.0,
+    skip_above: float = 0.0,
+    noisy: bool | None = None,
+):
+    """Return a function (state, batch) -> (state, metrics as float32 scalars).
 
-    The gradient is that of sum(loss) / sum(weight) over the whole batch, whatever the number of devices and of micro-batches (`accumulate`,
-    which must divide the batch). `shardings`, of the parameters, keeps the gradients sharded as they are. What `rates` freeze has no
-    gradient. An objective of a state with something fixed is given it as `fixed`. `noisy`: whether the objective draws random numbers;
-    None = if the model has dropout. `ema`: decay of the moving average in a state that has one; `skip_above`: see `guard.judge`, for a
-    state that has a guard.
+    The gradient is that of sum(loss) / sum(weight) over the whole batch, independent of the number
+    of devices and of micro-batches.
+
+    accumulate: micro-batches; must divide the batch.
+    shardings: of the parameters; the gradients are sharded likewise.
+    rates: parameters with the rate 0 have no gradient.
+    ema: decay of the moving average, if the state has one.
+    skip_above: see `guard.judge`, if the state has a guard.
+    noisy: whether the objective uses random numbers; None = if the model has dropout.
+    `state.fixed`, if set, is passed to the objective as `fixed=`.
     """
     dropout = model.config.dropout > 0 if noisy is None else noisy
 
@@ -53,7 +67,7 @@ def make_train_step(
         def body(carry, xs):
             return jax.tree.map(jnp.add, carry, micro(trained, held, *xs)), None
 
-        # Micro-batch i is rows i, i + k, ...: each device splits the rows it has, and nothing moves.
+        # Micro-batch i has rows i, i + k, ..., so each device splits its own rows.
         batches = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
@@ -111,7 +125,7 @@ def make_train_step(
 
 
 def _averaged(average, params, updates_done, decay: float):
-    """Polyak averaging with a decay that rises to `decay`, so that the first weights are soon forgotten: (1 + n) / (10 + n) at most."""
+    """Polyak average. The decay is at most (1 + n) / (10 + n), so that early weights fade fast."""
     n = updates_done.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + n) / (10 + n))
     return jax.tree.map(lambda a, p: d * a + (1 - d) * p.astype(jnp.float32), average, params)

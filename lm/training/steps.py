@@ -1,4 +1,4 @@
-"""The step folders of a run: which are complete, verified by their digests, and of this run."""
+"""Step folders of a run: which are complete, verified, and of this run."""
 
 import glob
 import json
@@ -21,37 +21,41 @@ from lm.training.paths import Folder, resolve, write_atomically
 
 STEP = re.compile(
     r"0|[1-9][0-9]{0,17}", re.ASCII
-)  # str.isdigit() is true of "²" too, and int() reads "٣" and "007"
-COMMITTED = "commit_success.txt"  # Orbax's mark of a step that is whole
-SHOWN = 240  # bytes of a problem that processes tell each other
+)  # unlike str.isdigit() and int(), excludes "²", "٣" and "007"
+COMMITTED = "commit_success.txt"  # Orbax's marker of a complete step
+SHOWN = 240  # bytes of a problem that are exchanged between processes
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names it, and what to do."""
+    """Unusable checkpoint. The message names it and says what to do."""
 
 
 def folder_of(workdir: str | Folder) -> Folder:
-    """The folder of a run's steps. Raises ConfigError where Orbax would take its path for a pattern and find other files, or none."""
+    """Folder of a run's checkpoints.
+
+    Raises ConfigError for a path that Orbax would treat as a glob.
+    """
     folder = resolve(workdir) / "checkpoints"
     if glob.escape(str(folder)) != str(folder) or "\\" in str(folder):
         raise ConfigError(
-            f"{workdir}: a run folder cannot have any of * ? [ \\ in its path, which is {folder.parent}: Orbax, which reads checkpoints, "
+            f"{workdir}: a run folder cannot have any of * ? [ \\ in its path, which is "
+            f"{folder.parent}: Orbax, which reads checkpoints, "
             "takes it for a pattern; choose another name"
         )
     return folder
 
 
 def steps(workdir: str | Folder) -> list[int]:
-    """The steps whose checkpoints are complete, ascending."""
+    """Steps with complete checkpoints, ascending."""
     return sorted(
         int(d.name) for d in _folders(workdir) if STEP.fullmatch(d.name) and not missing(d)
     )
 
 
 def newest_first(workdir: str | Folder) -> list[Folder]:
-    """Every folder that Orbax may take for a step; those that are none come first."""
+    """Folders that Orbax may take for a step, newest first, after those without a valid name."""
     return sorted(
         _folders(workdir),
         key=lambda d: (not STEP.fullmatch(d.name), int(d.name) if STEP.fullmatch(d.name) else 0),
@@ -60,7 +64,7 @@ def newest_first(workdir: str | Folder) -> list[Folder]:
 
 
 def missing(folder: Folder) -> str:
-    """The first file of a whole checkpoint that is not there, or ''."""
+    """First missing file of a checkpoint, or ''."""
     for name in ("_CHECKPOINT_METADATA", "state/_METADATA", "data/metadata"):
         if not (folder / name).is_file():
             return name
@@ -68,9 +72,10 @@ def missing(folder: Folder) -> str:
 
 
 def problem(folder: Folder, run: str, shared: bool = False) -> str:
-    """Why a step cannot be used, or ''. With `shared`, each process verifies a share of the files, and all return the same.
+    """Reason why a step cannot be used, or ''.
 
-    run: the id of its run, "" where it has none. A step without digests is used with a warning.
+    run: id of the run, "" if unknown. shared: each process verifies a share of the files, and all
+    return the same result. A step without digests is used with a warning.
     """
     if not STEP.fullmatch(folder.name):
         return "its name is not a step number in plain digits"
@@ -86,18 +91,19 @@ def problem(folder: Folder, run: str, shared: bool = False) -> str:
             else _other(saved_with(folder), int(folder.name), run)
         )
         found = found or ("" if shapes(folder) else "it holds no arrays")
-    except Exception as e:  # any damage shows as any exception
+    except Exception as e:  # damage may raise any exception
         found = f"its description cannot be read ({type(e).__name__})"
     if not (found := agreed(found, shared)) and differing is None:
         log.warning(
-            "checkpoint %s cannot be verified: it has no digests (an earlier version saved it, or was killed as it did)",
+            "checkpoint %s cannot be verified: it has no digests (an earlier version saved it, "
+            "or was killed as it did)",
             folder,
         )
     return found
 
 
 def agreed(found: str, shared: bool = True) -> str:
-    """The problem that this or another process has found, the same on all; ''."""
+    """Problem found by any process, the same on all; '' if there is none."""
     if not shared or jax.process_count() == 1:
         return found
     from jax.experimental import multihost_utils
@@ -110,7 +116,10 @@ def agreed(found: str, shared: bool = True) -> str:
 
 
 def saved_with(folder: Folder) -> dict:
-    """What is saved with a step: step, run (an id) and data (where the data stands); of an earlier version, the last alone."""
+    """Metadata saved with a step: step, run (id), data (position in the data).
+
+    An earlier version saved only the last.
+    """
     about = json.loads((folder / "data" / "metadata").read_text())
     if not isinstance(about, dict):
         raise ValueError("no object")
@@ -131,7 +140,7 @@ def shapes(folder: Folder) -> dict[str, tuple]:
 
 
 def set_aside(folders: list[Folder], why: str = "unreadable") -> None:
-    """Renames folders to NAME.unreadable, or another reason; returns when that is done for all processes."""
+    """Rename folders to NAME.unreadable, or with another suffix. Synchronises all processes."""
     if jax.process_index() == 0:
         for folder in folders:
             number = 0
@@ -145,7 +154,7 @@ def set_aside(folders: list[Folder], why: str = "unreadable") -> None:
 
 
 def run_id(workdir: str | Folder) -> str:
-    """The id of a run: that in run.json, or else of its newest step that has one, or else ""."""
+    """Id of a run, from run.json or else from its newest checkpoint with one; else ""."""
     file = resolve(workdir) / "run.json"
     if file.exists():
         try:
@@ -166,7 +175,7 @@ def run_id(workdir: str | Folder) -> str:
 
 
 def keep_run_id(workdir: str | Folder) -> str:
-    """The run's id, written to run.json; a new one where it has none."""
+    """Id of the run, written to run.json. A run without an id gets a new one."""
     found, folder = run_id(workdir) or uuid.uuid4().hex, resolve(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(

@@ -1,4 +1,7 @@
-"""Trackers: metrics.jsonl (one row a step, exactly once also across kills), TensorBoard, Weights & Biases, and the picture of the loss."""
+"""Write metrics to metrics.jsonl, TensorBoard and Weights & Biases, and plot the loss.
+
+metrics.jsonl has one row per step, exactly once even if the run is killed and resumed.
+"""
 
 import importlib.util
 import io
@@ -14,21 +17,28 @@ from lm.models.config import ConfigError
 from lm.training.paths import Folder, is_remote, resolve, upload, write_atomically
 
 FILE = "metrics.jsonl"
-WANDB = "wandb.json"  # in a run folder: which run of W&B it is, so that resuming continues that
+WANDB = "wandb.json"  # in a run folder: id of the W&B run, so that a resumed run continues it
 
 log = logging.getLogger(__name__)
 
 
 class Trackers:
-    """Writes rows of metrics for a run that continues after `step`; with `active` False (every process but the first) it writes nothing.
+    """Writer of metrics for a run that starts or resumes after `step`.
 
-    wandb: the project on Weights & Biases, or "" for none, where the run is shown with `config`. Raises ConfigError when it cannot begin.
+    active: False on every process but the first, which then writes nothing.
+    wandb: project on Weights & Biases, "" for none. config: shown there.
+    Raises ConfigError when W&B cannot start.
     """
 
     def __init__(
-        self, workdir: str | Folder, step: int, tensorboard: bool = True, active: bool = True, wandb: str = "",
+        self,
+        workdir: str | Folder,
+        step: int,
+        tensorboard: bool = True,
+        active: bool = True,
+        wandb: str = "",
         config: Mapping | None = None,
-    ):  # fmt: skip
+    ):
         self._file = self._board = self._wandb = None
         if not active:
             return
@@ -36,7 +46,7 @@ class Trackers:
         self._remote = folder if is_remote(folder) else None
         if self._remote is None:
             local = pathlib.Path(folder)
-        else:  # object storage cannot append: rows are kept here, and copied there by `sync`
+        else:  # object storage cannot append: write locally, and copy in `sync`
             self._temporary = tempfile.TemporaryDirectory()
             local = pathlib.Path(self._temporary.name)
             if (self._remote / FILE).exists():
@@ -54,7 +64,7 @@ class Trackers:
             self._wandb = _wandb(wandb, folder, local, dict(config or {}))
 
     def write(self, row: dict) -> None:
-        """Appends a row; it must have a "step", and reaches the operating system before this returns."""
+        """Append a row, which must have "step", and flush it to the operating system."""
         if self._file is None:
             return
         self._file.write(json.dumps(row) + "\n")
@@ -74,14 +84,14 @@ class Trackers:
             )
 
     def sync(self) -> None:
-        """Copies everything written so far to a run folder in object storage; a local one has it already."""
+        """Copy everything written so far to a run folder in object storage."""
         if self._file is not None and self._remote is not None:
             if self._board is not None:
                 self._board.flush()
             upload(self._local, self._remote)
 
     def close(self) -> None:
-        """Writes out what is buffered; does nothing the second time."""
+        """Flush and close. Idempotent."""
         if self._file is not None and not self._file.closed:
             self.sync()
         if self._file is not None:
@@ -94,15 +104,19 @@ class Trackers:
 
 
 def check_wandb(project: str) -> None:
-    """Raises ConfigError where a project is named and the package wandb is not installed."""
+    """Raise ConfigError when a project is named and the package wandb is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
         raise ConfigError(
-            f"log.wandb={project!r} needs the package wandb, which is not installed: pip install 'openbook[wandb]'"
+            f"log.wandb={project!r} needs the package wandb, which is not installed: pip install "
+            "'openbook[wandb]'"
         )
 
 
 def _wandb(project: str, folder: Folder, local: pathlib.Path, config: dict):
-    """The run on Weights & Biases that the run folder names, or a new one. Its key is the environment's (WANDB_API_KEY) or ~/.netrc's."""
+    """Run on Weights & Biases, resumed if the run folder has its id.
+
+    The API key comes from WANDB_API_KEY or ~/.netrc.
+    """
     wandb: Any = importlib.import_module("wandb")
     file = folder / WANDB
     identity = json.loads(file.read_text())["id"] if file.exists() else secrets.token_hex(4)
@@ -117,16 +131,18 @@ def _wandb(project: str, folder: Folder, local: pathlib.Path, config: dict):
         )
     except wandb.Error as error:
         raise ConfigError(
-            f"log.wandb={project!r}: {str(error).splitlines()[0].rstrip('.')}. Use wandb login, or WANDB_MODE=offline, or leave it empty"
+            f"log.wandb={project!r}: {str(error).splitlines()[0].rstrip('.')}. Use wandb login, "
+            "or WANDB_MODE=offline, or leave it empty"
         ) from error
     write_atomically(file, json.dumps({"id": identity, "project": project}))
     return run
 
 
 def keep_until(path: pathlib.Path, step: int) -> None:
-    """Drops the rows after `step`, which will be computed again, and a last line that a kill left unfinished.
+    """Remove rows after `step`, which will be computed again, and an unfinished last line.
 
-    Other lines that are no rows are left out with a warning; the file as it was is kept beside as metrics.jsonl.unreadable.
+    Other invalid lines are removed with a warning, and the old file is kept as
+    metrics.jsonl.unreadable.
     """
     if not path.exists():
         return
@@ -155,7 +171,7 @@ def keep_until(path: pathlib.Path, step: int) -> None:
 
 
 def read(workdir: str | Folder) -> list[dict]:
-    """The whole rows of a run's metrics.jsonl, in order; a line that is no row is left out with a warning."""
+    """Complete rows of metrics.jsonl, in order. Invalid lines are skipped with a warning."""
     path = resolve(workdir) / FILE
     lines = [
         line
@@ -182,7 +198,7 @@ def _row(line: bytes) -> dict | None:
 
 
 def plot(workdir: str | Folder) -> None:
-    """Draws plots/loss.png: training loss, and every evaluated loss, over steps."""
+    """Plot the training loss and every evaluated loss over steps, in plots/loss.png."""
     from matplotlib.figure import Figure
 
     rows = read(workdir)

@@ -1,4 +1,4 @@
-"""Fields of a config that the chosen objective does not read: each is refused unless it is at its default."""
+"""Refuse config fields that the objective does not use, unless they have their defaults."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,11 +16,11 @@ TEXT = (
     "span_corruption",
     "ul2",
     "denoising",
-)  # objectives that read plain text
-INSTRUCT = ("instruct",)  # and those that learn answers to prompts
+)  # objectives on plain text
+INSTRUCT = ("instruct",)  # objectives on prompts with answers
 TOKEN_LOSS = (*TEXT, *INSTRUCT)
 
-READ: dict[str, tuple[Any, tuple[str, ...]]] = {  # field -> (its default, the objectives that read it)
+READ: dict[str, tuple[Any, tuple[str, ...]]] = {  # field -> (default, objectives that use it)
     "objective.chunk": (0, TOKEN_LOSS),
     "objective.label_smoothing": (0.0, TOKEN_LOSS),
     "objective.z_loss": (0.0, TOKEN_LOSS),
@@ -36,21 +36,39 @@ READ: dict[str, tuple[Any, tuple[str, ...]]] = {  # field -> (its default, the o
     **{
         f"data.{field}": (default, INSTRUCT)
         for field, default in {
-            "format": "text", "template": "", "turns": "all", "shots": 0, "cap": 0, "hold_out": "", "too_long": "drop", "target_length": 0,
-            **{f"tk_instruct.{name}": default for name, default in templates.options_of("tk_instruct").items() if name != "seed"},
+            "format": "text",
+            "template": "",
+            "turns": "all",
+            "shots": 0,
+            "cap": 0,
+            "hold_out": "",
+            "too_long": "drop",
+            "target_length": 0,
+            **{
+                f"tk_instruct.{name}": default
+                for name, default in templates.options_of("tk_instruct").items()
+                if name != "seed"
+            },
         }.items()
     },
-}  # fmt: skip
-OPTIONS: dict[str, dict[str, Any]] = {  # of the sections objective.NAME
+}
+OPTIONS: dict[str, dict[str, Any]] = {  # defaults of the sections objective.NAME
     "masked": {"rate": 0.15, "mask": 0.8, "random": 0.1, "whole_words": False},
     "span_corruption": {"rate": 0.15, "mean_span": 3.0},
     "ul2": {"r": 2.0, "s": 1.0, "x": 4.0, "modes": False},
-    "denoising": {"rate": 0.3, "mean_span": 3.0, "permute_sentences": False, "token_mask": 0.0, "delete": 0.0, "rotate": 0.0},
+    "denoising": {
+        "rate": 0.3,
+        "mean_span": 3.0,
+        "permute_sentences": False,
+        "token_mask": 0.0,
+        "delete": 0.0,
+        "rotate": 0.0,
+    },
     "instruct": {"prompt_loss_weight": 0.0},
     CLASSIFICATION: {"labels": (), "regression": False},
     TOKENS: {"labels": ()},
     CONTRASTIVE: {"temperature": 0.05, "negatives": 0, "symmetric": False, "pooling": ""},
-}  # fmt: skip
+}
 READ |= {
     f"objective.{name}.{option}": (default, (name,))
     for name, section in OPTIONS.items()
@@ -59,9 +77,10 @@ READ |= {
 
 
 def check(config: ml_collections.ConfigDict, others: Iterable[str] = ()) -> None:
-    """Raises ConfigError, naming the field, its value, who reads it and its default, for one that the objective would ignore.
+    """Raise ConfigError for a field that the objective ignores, unless it has its default.
 
-    others: the objectives of sources that have their own, which read fields too.
+    The message names the field, its value, the objectives that use it and its default.
+    others: objectives of sources that have their own, whose fields are used too.
     """
     names = {config.objective.name, *others}
     for path, (default, readers) in READ.items():
@@ -69,12 +88,13 @@ def check(config: ml_collections.ConfigDict, others: Iterable[str] = ()) -> None
         changed = tuple(value) != default if isinstance(default, tuple) else value != default
         if changed and not names & {*readers}:
             raise ConfigError(
-                f"{path}={value!r} is not used by objective {config.objective.name!r}, but by {', '.join(readers)}; leave it at {default!r}"
+                f"{path}={value!r} is not used by objective {config.objective.name!r}, but by "
+                f"{', '.join(readers)}; leave it at {default!r}"
             )
 
 
 def reset(config: ml_collections.ConfigDict) -> None:
-    """Puts the fields that the objective does not read back to their defaults."""
+    """Reset fields that the objective does not use to their defaults."""
     for path, (default, readers) in READ.items():
         if config.objective.name not in readers:
             _section(config, path)[path.rpartition(".")[2]] = default

@@ -16,7 +16,7 @@ from lm.data.tokenizers import bytes_only
 from lm.distributed import rules
 from lm.loading import GENERATION, keep_generation, kept, load_template
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop
+from lm.training import checkpoints, loop, model_files
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
 from lm.weights import WeightsError
@@ -193,7 +193,7 @@ def test_settings_of_generation_are_lost_on_the_way_through_a_run(
         json.dumps(own | SETTINGS | {"transformers_version": "4.0.0"})
     )
     model, params, tokenizer = lm.load(source)
-    checkpoints.save_model(tmp_path / "run", model.config, tokenizer)
+    model_files.save_model(tmp_path / "run", model.config, tokenizer)
     keep_generation(tmp_path / "run", str(source))
     (tmp_path / "run" / "checkpoints").mkdir()
     adapter, _ = adapter_of(tmp_path / "adapter", str(source), model, params)
@@ -298,7 +298,7 @@ def instructed(tmp_path_factory):
     (folder / "x.jsonl").write_text('{"instruction": "Say 1.", "input": "", "output": "1"}\n')
     config = small.MODEL.replace(vocab_size=320, n_layers=1, max_length=256, eos_token_ids=(0,))
     template = templates.get("tk_instruct", tokenizer, positive=1, explanations=True)
-    checkpoints.save_model(folder / "run", config, tokenizer, template)
+    model_files.save_model(folder / "run", config, tokenizer, template)
     writer = Checkpoints(folder / "run", keep=1)
     writer.save(1, create_state(*small.parts(config)[:2], small.mesh_of(1, 1, 1), 0), {})
     writer.close()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lm import tokenize, train
-from lm.data import packing
+from lm.data import packed, packing
 from lm.training import trackers
 from tests.lm.training import runs
 
@@ -81,7 +81,7 @@ def test_rows_of_a_file_that_has_changed_are_used(folder):
 
 
 def test_what_a_killed_process_left_is_kept_or_what_is_being_written_is_removed(folder):
-    old, new = (folder / "cache" / f"{packing.UNFINISHED}{name}" for name in ("old", "new"))
+    old, new = (folder / "cache" / f"{packed.UNFINISHED}{name}" for name in ("old", "new"))
     old.mkdir(parents=True)
     new.mkdir()
     os.utime(old, (time.time() - 10**6,) * 2)

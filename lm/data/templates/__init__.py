@@ -1,4 +1,4 @@
-"""Templates by the name a config gives them. A template is code, not a pattern: what is trained is known, never searched for."""
+"""Templates by name. A template is code, so it states which text is trained."""
 
 import datetime
 import inspect
@@ -16,11 +16,19 @@ from lm.data.templates.tk_instruct import tk_instruct
 from lm.models.config import ConfigError, nearest
 
 TEMPLATES = {
-    "alpaca": alpaca, "alpaca_nl": alpaca_nl, "tk_instruct": tk_instruct, "self_instruct": self_instruct, "chatml": chatml, "tulu": tulu,
-    "llama2": llama2, "llama3": llama3, "jinja": jinja, "plain": plain,
-}  # fmt: skip
-DAYS = 1_100  # how far back the date of a template is looked for that was remembered without it
-CONTROL = {  # tokens a tokenizer must have for a template, besides its own end-of-text token
+    "alpaca": alpaca,
+    "alpaca_nl": alpaca_nl,
+    "tk_instruct": tk_instruct,
+    "self_instruct": self_instruct,
+    "chatml": chatml,
+    "tulu": tulu,
+    "llama2": llama2,
+    "llama3": llama3,
+    "jinja": jinja,
+    "plain": plain,
+}
+DAYS = 1_100  # how many past days to try when a remembered template lacks its date
+CONTROL = {  # control tokens that a template needs besides the tokenizer's end-of-text token
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 }
@@ -41,29 +49,34 @@ __all__ = [
 
 
 def get(name: str, tokenizer, **options) -> Template:
-    """The template of that name for a tokenizer; its option shots is that of `few_shot`.
+    """Template of that name for a tokenizer. The option `shots` is that of `few_shot`.
 
-    Raises ConfigError for another name or option, and for a tokenizer without the control tokens that the template needs.
+    Raises ConfigError for an unknown name or option, and for a tokenizer without the control tokens
+    that the template needs.
     """
     check_name(name)
     known = options_of(name) | {"shots": 0}
     for option, value in options.items():
         if option not in known:
             raise ConfigError(
-                f"template {name!r} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}"
+                f"template {name!r} has no option {option!r}{nearest(option, known)}; it has "
+                f"{', '.join(known)}"
             )
         if type(value) is not type(known[option]):
             raise ConfigError(
-                f"template {name!r}: {option}={value!r}: expected {type(known[option]).__name__}, as {known[option]!r} is"
+                f"template {name!r}: {option}={value!r}: expected "
+                f"{type(known[option]).__name__}, as {known[option]!r} is"
             )
     if tokenizer.eos_token is None:
         raise ConfigError(
-            f"template {name!r}: the tokenizer has no end-of-text token (eos_token); set one and save it again"
+            f"template {name!r}: the tokenizer has no end-of-text token (eos_token); set one and "
+            "save it again"
         )
     missing = [token for token in CONTROL.get(name, ()) if special_id(tokenizer, token) is None]
     if missing:
         raise ConfigError(
-            f"template {name!r} needs the control tokens {', '.join(missing)}, which the tokenizer does not have; add them to it as "
+            f"template {name!r} needs the control tokens {', '.join(missing)}, which the "
+            "tokenizer does not have; add them to it as "
             "special tokens, or use a template without any, such as 'tulu'"
         )
     shots = options.pop("shots", 0)
@@ -71,21 +84,22 @@ def get(name: str, tokenizer, **options) -> Template:
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError unless there is a template of that name."""
+    """Raise ConfigError unless there is a template of that name."""
     if name not in TEMPLATES:
         raise ConfigError(
-            f"data.template={name!r} is unknown{nearest(name, TEMPLATES)}; one of {', '.join(TEMPLATES)}"
+            f"data.template={name!r} is unknown{nearest(name, TEMPLATES)}; one of "
+            f"{', '.join(TEMPLATES)}"
         )
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """The options of a template, and their defaults."""
+    """Options of a template with their defaults."""
     parameters = inspect.signature(TEMPLATES[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in ("tokenizer", "name", "end")}
 
 
 def stop_id(template: Template, tokenizer) -> int:
-    """The id of the token that ends an answer."""
+    """Id of the token that ends an answer."""
     found = special_id(tokenizer, template.stop)
     if found is None:
         raise ConfigError(
@@ -95,7 +109,7 @@ def stop_id(template: Template, tokenizer) -> int:
 
 
 def special_id(tokenizer, token: str) -> int | None:
-    """The id of a control token; None when the tokenizer does not know it as one."""
+    """Id of a control token; None if the tokenizer does not have it as one."""
     for number, added in tokenizer.added_tokens_decoder.items():
         if str(added) == token and added.special:
             return number
@@ -103,7 +117,7 @@ def special_id(tokenizer, token: str) -> int | None:
 
 
 def remember(template: Template) -> dict:
-    """What a run folder keeps of a template, as JSON."""
+    """JSON description of a template, for a run folder."""
     return {
         "name": template.name,
         "options": dict(template.options),
@@ -113,7 +127,7 @@ def remember(template: Template) -> dict:
 
 
 def recall(kept: Mapping, tokenizer) -> Template:
-    """The template that `remember` described. Raises ConfigError when this code or tokenizer spells it differently."""
+    """Template that `remember` described. Raises ConfigError if it now renders differently."""
     template = get(kept["name"], tokenizer, **kept["options"])
     if (
         template.fingerprint != kept["fingerprint"]
@@ -123,25 +137,27 @@ def recall(kept: Mapping, tokenizer) -> Template:
         template = _of_some_day(kept, tokenizer) or template
     if template.fingerprint != kept["fingerprint"]:
         raise ConfigError(
-            f"template {template.name!r} spells records differently from when the model was trained (fingerprint {template.fingerprint}, "
-            f"then {kept['fingerprint']}): the tokenizer or the code has changed; use those of the training, or name a template explicitly"
+            f"template {template.name!r} spells records differently from when the model was "
+            f"trained (fingerprint {template.fingerprint}, "
+            f"then {kept['fingerprint']}): the tokenizer or the code has changed; use those of "
+            "the training, or name a template explicitly"
         )
     return template
 
 
 def date_of(kept: Mapping | None, name: str, tokenizer) -> dict[str, str]:
-    """The option `date` that a template of that name needs to spell as the remembered one, which was told a day; {} without one."""
+    """Option `date` with which a template renders as the remembered one; {} if it has no date."""
     if kept is None or kept.get("name") != name:
         return {}
     try:
         date = kept["options"].get("date") or recall(kept, tokenizer).options.get("date")
-    except ConfigError:  # it differs in more than its date
+    except ConfigError:  # it differs in more than the date
         date = None
     return {"date": date} if date else {}
 
 
 def _of_some_day(kept: Mapping, tokenizer) -> Template | None:
-    """The template on the day on which it had the fingerprint that is remembered."""
+    """Template with the date that gives the remembered fingerprint, or None."""
     today = datetime.date.today()
     days = ((today - datetime.timedelta(days=n)).isoformat() for n in range(DAYS))
     every = (get(kept["name"], tokenizer, **kept["options"], date=day) for day in days)

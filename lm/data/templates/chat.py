@@ -1,4 +1,7 @@
-"""Chat formats: ChatML, Tulu, Llama 2 and Llama 3. What an assistant says is trained up to the token that ends its turn."""
+"""Chat formats: ChatML, Tulu, Llama 2 and Llama 3.
+
+An assistant's text is trained, including the token that ends its turn.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,15 +11,18 @@ from lm.data.sources import DataError
 from lm.data.templates.template import Asked, Template, answered, as_turns
 from lm.models.config import ConfigError
 
-TURNS = ("all", "last")  # which of the assistant's turns are trained
+TURNS = ("all", "last")  # which assistant turns are trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """start: before the first turn.   around: role -> the text before and after what it says; those not named have no place.
+    """Layout of a chat.
 
-    header: what an assistant's turn begins with.   before, after: of what it says, trained with it.   stop: the token that ends it.
-    tail: after that token.   strip: leave out spaces around what is said.
+    start: text before the first turn. header: text before an assistant's turn.
+    around: role -> text before and after its message; other roles are not supported.
+    before, after: text around an assistant's message, trained with it.
+    stop: token that ends an assistant's turn. tail: text after it.
+    strip: remove spaces around messages.
     """
 
     stop: str
@@ -30,7 +36,7 @@ class Format:
 
 
 def chatml(tokenizer, turns: str = "all") -> Template:
-    """OpenAI's ChatML: <|im_start|>ROLE, a new line, what is said, <|im_end|>."""
+    """OpenAI's ChatML: <|im_start|>ROLE, a newline, the message, <|im_end|>."""
     roles = {role: (f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ("system", "user", "tool")}
     return _template(
         "chatml", Format("<|im_end|>", roles, header="<|im_start|>assistant\n", tail="\n"), turns
@@ -38,7 +44,10 @@ def chatml(tokenizer, turns: str = "all") -> Template:
 
 
 def tulu(tokenizer, turns: str = "all") -> Template:
-    """Tulu (Wang et al. 2023, arXiv 2306.04751, figure 1): <|user|> and <|assistant|> are text, the end-of-text token is the stop."""
+    """Tulu (Wang et al. 2023, arXiv 2306.04751, figure 1).
+
+    <|user|> and <|assistant|> are plain text; the end-of-text token ends a turn.
+    """
     roles = {role: (f"<|{role}|>\n", "\n") for role in ("system", "user")}
     return _template(
         "tulu", Format(tokenizer.eos_token, roles, header="<|assistant|>\n", tail="\n"), turns
@@ -46,7 +55,10 @@ def tulu(tokenizer, turns: str = "all") -> Template:
 
 
 def llama2(tokenizer, turns: str = "all") -> Template:
-    """Llama 2 (Touvron et al. 2023, arXiv 2307.09288): [INST] ... [/INST], a system message inside the first; each pair starts anew."""
+    """Llama 2 (Touvron et al. 2023, arXiv 2307.09288): [INST] ... [/INST].
+
+    A system message is inside the first [INST]. Each pair of turns has a start token.
+    """
     start = tokenizer.bos_token or ""
     style = Format(
         tokenizer.eos_token,
@@ -59,7 +71,7 @@ def llama2(tokenizer, turns: str = "all") -> Template:
 
 
 def llama3(tokenizer, turns: str = "all") -> Template:
-    """Llama 3 (Dubey et al. 2024, arXiv 2407.21783): a header, an empty line, what is said, <|eot_id|>."""
+    """Llama 3 (Dubey et al. 2024, arXiv 2407.21783): header, empty line, message, <|eot_id|>."""
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     roles = {role: (header.format(role), "<|eot_id|>") for role in ("system", "user")} | {
         "tool": (header.format("ipython"), "<|eot_id|>")
@@ -75,7 +87,7 @@ def llama3(tokenizer, turns: str = "all") -> Template:
 
 
 def check_turns(turns: str) -> str:
-    """Raises ConfigError unless it is one of TURNS."""
+    """Raise ConfigError unless it is one of TURNS."""
     if turns not in TURNS:
         raise ConfigError(f"data.turns={turns!r}: expected one of {', '.join(map(repr, TURNS))}")
     return turns
@@ -105,7 +117,8 @@ def _template(
                 continue
             if turn.role not in style.around:
                 raise DataError(
-                    f"it has no place for a turn of {turn.role!r}; it knows {', '.join((*style.around, 'assistant'))}"
+                    f"it has no place for a turn of {turn.role!r}; it knows "
+                    f"{', '.join((*style.around, 'assistant'))}"
                 )
             before, after = style.around[turn.role]
             said = turn.text.strip() if style.strip else turn.text

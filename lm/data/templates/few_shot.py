@@ -1,4 +1,4 @@
-"""Few-shot prompts of any template: solved examples of a task before what is asked (Wei et al. 2022, arXiv 2109.01652, section 4.4)."""
+"""Few-shot prompts of any template (Wei et al. 2022, arXiv 2109.01652, section 4.4)."""
 
 import collections
 import dataclasses
@@ -10,13 +10,14 @@ from lm.data.examples import Demonstration, Record, Segment, Turn
 from lm.data.templates.template import Asked, Template, as_turns
 from lm.models.config import ConfigError
 
-BETWEEN = "\n\n"  # after an answer that is shown, where there are no turns
+BETWEEN = "\n\n"  # after the answer of an example, in templates without turns
 
 
 def few_shot(template: Template, shots: int) -> Template:
-    """The template with up to `shots` of a record's positive examples before what is asked, spelled likewise, and not trained.
+    """Add up to `shots` of a record's positive examples before the question, untrained.
 
-    In a chat they are earlier turns, else text with an empty line after each. Raises ConfigError.
+    They are rendered by the same template: as earlier turns in a chat, else as text with an empty
+    line after each. Raises ConfigError.
     """
     if shots < 0:
         raise ConfigError(f"data.shots={shots}: expected 0 or more")
@@ -24,7 +25,8 @@ def few_shot(template: Template, shots: int) -> Template:
         return template
     if "positive" in template.options:
         raise ConfigError(
-            f"data.shots={shots}: template {template.name!r} has its own; set data.{template.name}.positive instead"
+            f"data.shots={shots}: template {template.name!r} has its own; set "
+            f"data.{template.name}.positive instead"
         )
     chat = "turns" in template.options
 
@@ -75,7 +77,10 @@ def _text(asked: Asked, answer: str) -> list[Segment]:
 
 
 def with_examples(records: Sequence[Record], template: Template) -> Sequence[Record]:
-    """The records; where the template shows examples, those without any are given others of their task, drawn by their place."""
+    """Give records without examples others of their task, if the template shows examples.
+
+    The choice is seeded by the record's index.
+    """
     shots = template.options.get("shots", 0)
     tasks: dict[str, list[Record]] = collections.defaultdict(list)
     for record in records if shots else ():

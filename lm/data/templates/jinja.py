@@ -1,7 +1,8 @@
-"""A tokenizer's own chat template, rendered by transformers in its sandbox, with the losses found by growing the conversation.
+"""Render a tokenizer's own chat template in transformers' sandbox.
 
-Which part of the text is the template's and which the conversation's is found by rendering it with placeholders, so that control tokens
-spelled out in what a user says stay text.
+The trained parts are found by rendering growing prefixes of the conversation. Rendering with
+placeholders separates the template's text from the user's, so that control tokens in a user's text
+stay text.
 """
 
 import dataclasses
@@ -18,11 +19,13 @@ from lm.data.templates.chat import check_turns
 from lm.data.templates.template import Asked, Template, as_turns
 from lm.models.config import ConfigError
 
-PLACE = re.compile("\ue000(\\d+)\ue001")  # of a private-use area: no text holds it
-CLOCK = "strftime_now"  # what transformers lets a template ask for the date
-AT = (  # a clock that stands still, before a template: transformers passes no function to one
-    "{%- macro strftime_now(format) -%}{%- set said = namespace(text=format) -%}{%- for mark, value in openbook_day.items() -%}"
-    "{%- set said.text = said.text.replace(mark, value) -%}{%- endfor -%}{{- said.text -}}{%- endmacro -%}"
+PLACE = re.compile("\ue000(\\d+)\ue001")  # placeholder in a private-use area, absent from texts
+CLOCK = "strftime_now"  # function through which a template gets the date
+AT = (  # prefix of a template: a macro that replaces the clock, since no function can be passed
+    "{%- macro strftime_now(format) -%}{%- set said = namespace(text=format) -%}{%- for mark, "
+    "value in openbook_day.items() -%}"
+    "{%- set said.text = said.text.replace(mark, value) -%}{%- endfor -%}{{- said.text -}}{%- "
+    "endmacro -%}"
 )
 MARKS = tuple(f"%{pad}{letter}" for letter in "aAwdbBmyYHIpMSfjUWcxXGuV" for pad in ("-", "")) + (
     "%%",
@@ -30,16 +33,19 @@ MARKS = tuple(f"%{pad}{letter}" for letter in "aAwdbBmyYHIpMSfjUWcxXGuV" for pad
 LINKS = (
     "tool_call_id",
     "name",
-)  # of a tool's turn: templates may leave them out, for the order says the same
+)  # fields of a tool's turn that a template may omit, since the order implies them
 
-Pieces = list[tuple[str, bool]]  # text, and whether it is the template's
+Pieces = list[tuple[str, bool]]  # (text, written by the template)
 Render = Callable[..., str]  # (turns, prompt=False) -> text
 
 
 def jinja(tokenizer, turns: str = "all", date: str = "") -> Template:
-    """date: the day that the template is told, YYYY-MM-DD; "" = today, for a template that asks for it. It is kept with the template.
+    """Template from the tokenizer's chat template.
 
-    Raises ConfigError when the tokenizer has no chat template, or one that fails or ends no answer with a control token.
+    date: date that is given to the template, YYYY-MM-DD; "" = today, if the template asks for it.
+    It is one of the options that are kept.
+    Raises ConfigError when the tokenizer has no chat template, or one that fails or ends no answer
+    with a control token.
     """
     trained = check_turns(turns) == "all"
     source = _source(tokenizer)
@@ -80,7 +86,7 @@ def jinja(tokenizer, turns: str = "all", date: str = "") -> Template:
 
 
 def special_tokens(tokenizer) -> re.Pattern:
-    """Matches every control token's text, the longest first."""
+    """Pattern that matches the text of every control token, longest first."""
     control = {
         *tokenizer.all_special_tokens,
         *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special),
@@ -99,9 +105,11 @@ def rendered(
     date: str = "",
     **more,
 ) -> str:
-    """The conversation as the tokenizer's chat template spells it; `prompt`: up to where an answer begins; date: instead of today.
+    """Render a conversation with the tokenizer's chat template.
 
-    more: of transformers' apply_chat_template. Raises DataError, in words, for whatever goes wrong inside the template.
+    prompt: end where the next answer starts. date: used instead of today.
+    more: arguments of transformers' apply_chat_template.
+    Raises DataError for any error inside the template.
     """
     given: dict[str, Any] = {"tools": list(tools)} if tools else {}
     try:
@@ -112,7 +120,7 @@ def rendered(
         return tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=prompt, **given, **more
         )
-    except Exception as error:  # a template is a program: it may raise anything
+    except Exception as error:  # a template is a program and may raise anything
         import jinja2
 
         said = (
@@ -124,18 +132,23 @@ def rendered(
 
 
 def _source(tokenizer) -> str:
-    """The template as text; of several, which have names, transformers takes "tool_use" where there are tools, else "default"."""
+    """Source of the template.
+
+    Of several named templates transformers uses "tool_use" for tools, else "default".
+    """
     found = tokenizer.chat_template
     if isinstance(found, dict) and "default" in found:
         return json.dumps(found, sort_keys=True)
     if isinstance(found, dict) and found:
         raise ConfigError(
-            f"data.template='jinja': the tokenizer's chat templates are called {', '.join(sorted(found))}, and none is 'default'; rename "
+            "data.template='jinja': the tokenizer's chat templates are called "
+            f"{', '.join(sorted(found))}, and none is 'default'; rename "
             "the one to use, or keep it alone as chat_template.jinja"
         )
     if not isinstance(found, str):
         raise ConfigError(
-            "data.template='jinja': the tokenizer has no chat template (chat_template); choose another template, such as 'chatml'"
+            "data.template='jinja': the tokenizer has no chat template (chat_template); choose "
+            "another template, such as 'chatml'"
         )
     return found
 
@@ -152,7 +165,7 @@ def _turns_rendered(
 
 
 def _stop(render: Render, specials: re.Pattern) -> str:
-    """The control token that ends an answer. Raises ConfigError when there is none."""
+    """Control token that ends an answer. Raises ConfigError when there is none."""
     try:
         text = render((Turn("user", "a"), Turn("assistant", "\ue0000\ue001")))
     except DataError as error:
@@ -160,25 +173,27 @@ def _stop(render: Render, specials: re.Pattern) -> str:
     found = specials.search(text, text.find("\ue001") + 1)
     if found is None or "\ue001" not in text:
         raise ConfigError(
-            "data.template='jinja': the tokenizer's chat template ends an answer with no control token, so none could be trained; choose "
+            "data.template='jinja': the tokenizer's chat template ends an answer with no control "
+            "token, so none could be trained; choose "
             "another template, such as 'chatml'"
         )
     return found.group()
 
 
 def _check_tools(plain: Render, render: Render, question: Record, specials: re.Pattern) -> None:
-    """Raises DataError when the template leaves tools out, or they spell out a control token."""
+    """Raise DataError when the template omits the tools or they contain a control token."""
     if question.tools:
         _no_control(specials, question.tools, "the tools")
         messages = as_turns(question)
         if plain(messages, prompt=True) == render(messages, prompt=True):
             raise DataError(
-                "the tokenizer's chat template leaves out 'tools'; choose a model whose template renders them, or remove them"
+                "the tokenizer's chat template leaves out 'tools'; choose a model whose template "
+                "renders them, or remove them"
             )
 
 
 def _check_fields(render: Render, messages: Sequence[Turn], specials: re.Pattern) -> None:
-    """Raises DataError when the template leaves out what the last turn holds besides its text, or it spells out a control token."""
+    """Raise DataError if the template omits a field of the last turn, or it has a control token."""
     turn = messages[-1]
     for name in turn.fields:
         _no_control(specials, turn.fields[name], f"turn {len(messages)}: {name!r}")
@@ -189,7 +204,8 @@ def _check_fields(render: Render, messages: Sequence[Turn], specials: re.Pattern
         )
         if render(messages) == render((*messages[:-1], without)):
             raise DataError(
-                f"the tokenizer's chat template leaves out {name!r} of turn {len(messages)}; remove the field, or choose a template that "
+                f"the tokenizer's chat template leaves out {name!r} of turn {len(messages)}; "
+                "remove the field, or choose a template that "
                 "renders it"
             )
 
@@ -202,7 +218,7 @@ def _no_control(specials: re.Pattern, value: Any, what: str) -> None:
 def _grown(
     render: Render, messages: Sequence[Turn], done: str, specials: re.Pattern
 ) -> list[Segment]:
-    """What the prompt for an answer to `messages` adds to the text that is there already."""
+    """Segments that the prompt for an answer to `messages` adds to the text `done`."""
     pieces = _pieces(render, messages, specials, prompt=True)
     reason = "the turns before it are rendered differently later"
     return [Segment(text, False, control) for text, control in _after(pieces, done, reason)]
@@ -211,7 +227,7 @@ def _grown(
 def _answer(
     render: Render, messages: Sequence[Turn], stop: str, specials: re.Pattern
 ) -> list[Segment]:
-    """The segments of the last turn, an assistant's: trained up to the control token that ends it."""
+    """Segments of the last turn, an assistant's; trained up to the control token that ends it."""
     prompt = "".join(text for text, _ in _pieces(render, messages[:-1], specials, prompt=True))
     ends = prompt.rstrip("\n").rpartition("\n")[2]
     reason = f"the prompt for an answer, which ends in {ends!r}, is not what its turn begins with"
@@ -228,7 +244,8 @@ def _answer(
         found += [Segment(part, trained, control) for part, trained in parts if part]
     if not ended:
         raise DataError(
-            f"the tokenizer's chat template does not end this answer with {stop!r}, as it ends others"
+            f"the tokenizer's chat template does not end this answer with {stop!r}, as it ends "
+            "others"
         )
     return found
 
@@ -241,7 +258,8 @@ def _after(pieces: Pieces, done: str, reason: str) -> Pieces:
             else "begin each answer so, or give its reasoning as the template reads it"
         )
         raise DataError(
-            f"the tokenizer's chat template does not keep what is there when a conversation grows ({reason}); {advice}"
+            "the tokenizer's chat template does not keep what is there when a conversation "
+            f"grows ({reason}); {advice}"
         )
     left, found = len(done), []
     for text, control in pieces:
@@ -272,6 +290,7 @@ def _pieces(
     for turn in messages:
         if spelled := specials.search(turn.text):
             raise DataError(
-                f"a turn spells out the control token {spelled.group()!r}, and the tokenizer's chat template rewrites what is said"
+                f"a turn spells out the control token {spelled.group()!r}, and the tokenizer's "
+                "chat template rewrites what is said"
             )
     return [(native, True)]

@@ -1,11 +1,11 @@
-"""Prompt and completion as they stand."""
+"""Prompt and completion without a template."""
 
 from lm.data.examples import Record, Segment
 from lm.data.templates.template import Asked, Template, answered, as_task, whole_prompt
 
 
 def plain(tokenizer) -> Template:
-    """The prompt, then the completion, and nothing between them; an input follows its instruction after an empty line."""
+    """Prompt and completion with nothing between them; an empty line before the input."""
     respond = answered(tokenizer.eos_token)
 
     def ask(question: Record, _: int) -> Asked:

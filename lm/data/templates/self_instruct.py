@@ -1,11 +1,14 @@
-"""Self-Instruct's pool of templates (Wang et al. 2023, arXiv 2212.10560, section 2.3; prepare_for_finetuning.py)."""
+"""Self-Instruct's templates (Wang et al. 2023, arXiv 2212.10560, section 2.3).
+
+As in prepare_for_finetuning.py.
+"""
 
 import numpy as np
 
 from lm.data.examples import Record, Segment
 from lm.data.templates.template import Asked, Template, answered, as_task
 
-WITH_INPUT = (  # around instruction and input, and what the answer begins with
+WITH_INPUT = (  # text before, between and after instruction and input; start of the answer
     ("", "\nInput: ", "\nOutput:", " "),
     ("", "\n\nInput: ", "\n\nOutput:", " "),
     ("Task: ", "\nInput: ", "\nOutput:", " "),
@@ -14,7 +17,7 @@ WITH_INPUT = (  # around instruction and input, and what the answer begins with
     ("", "\n", "\n\n", ""),
     ("Task: ", "\n\n", "\n\n", ""),
 )
-WITHOUT_INPUT = (  # around the instruction, and what the answer begins with
+WITHOUT_INPUT = (  # text before and after the instruction; start of the answer
     ("", " Output:", " "),
     ("", "\nOutput:", " "),
     ("", "\n\nOutput:", " "),
@@ -25,7 +28,7 @@ WITHOUT_INPUT = (  # around the instruction, and what the answer begins with
 
 
 def self_instruct(tokenizer, seed: int = 0) -> Template:
-    """One of the pool, drawn anew for each record from (seed, index)."""
+    """One template of the pool, drawn for each record from (seed, index)."""
 
     def ask(question: Record, index: int) -> Asked:
         task = as_task(question)

@@ -1,4 +1,4 @@
-"""Template: code that spells a record out as segments of text, each with a loss or without one."""
+"""Template: code that renders a record as segments of text, trained or not."""
 
 import dataclasses
 import functools
@@ -10,12 +10,15 @@ from typing import Any
 from lm.data.examples import Demonstration, Example, Record, Segment, Turn
 from lm.data.sources import DataError
 
-VERSION = 1  # of how templates spell; part of their fingerprint
+VERSION = 1  # of rendering; part of the fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A prompt, and how an answer (a text, or a turn with fields) is spelled after it. cut: tokens left out of the prompt's end."""
+    """Prompt, and a function that renders an answer (a text, or a turn with fields) after it.
+
+    cut: tokens removed from the end of the prompt.
+    """
 
     segments: tuple[Segment, ...]
     respond: Callable[[Any], tuple[Segment, ...]]
@@ -24,10 +27,12 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """ask: (record without its answer, index) -> Asked; what it draws, it draws from the options' seed and the record's index.
+    """Renderer of records. ask: (record without its answer, index) -> Asked.
 
-    options: all that changes what it spells.   stop: text of the control token that ends an answer.   source: further text that
-    defines it, such as a Jinja template.   fields: whether it has a place for tools and for what turns hold besides a text.
+    Random choices depend on the seed in the options and on the index alone.
+    options: everything that affects the rendering. stop: text of the control token that ends an
+    answer. source: further text that defines the template, such as Jinja source. fields: whether it
+    supports tools and other fields of turns.
     """
 
     name: str
@@ -38,17 +43,18 @@ class Template:
     fields: bool = False
 
     def render(self, record: Record, index: int = 0) -> Example:
-        """The record with its answer, for training; its prompt is `prompt` of the same record and index.
+        """Render a record with its answer, for training. The prompt is the same as `prompt` gives.
 
-        Raises DataError, naming the record's source, when the template has no place for what the record holds, the answer is empty, or
-        its end is not trained.
+        Raises DataError, naming the record's source, when the template does not support a field of
+        the record, the answer is empty, or the end of the answer is not trained.
         """
         question, answer = divided(record)
         turn = record.turns[-1] if record.turns else Turn("assistant", answer)
         if not answer.strip() and not turn.fields.get("tool_calls"):
             raise _refused(
                 record,
-                "the response is empty; remove the record, or raise data.max_bad_share to leave such records out",
+                "the response is empty; remove the record, or raise data.max_bad_share to leave "
+                "such records out",
             )
         asked = self._asked(question, index, turn.fields)
         response = self._said(record, lambda: asked.respond(turn if turn.fields else answer))
@@ -56,14 +62,15 @@ class Template:
         if not trained or not trained[-1].control or not trained[-1].text.endswith(self.stop):
             raise _refused(
                 record,
-                f"template {self.name!r} does not train the token that ends the response ({self.stop!r})",
+                f"template {self.name!r} does not train the token that ends the response "
+                f"({self.stop!r})",
             )
         return Example(
             asked.segments + response, record.references or (answer,), record.task, asked.cut
         )
 
     def prompt(self, record: Record, index: int = 0) -> Example:
-        """The record without its answer, as generation is given it."""
+        """Render a record without its answer, for generation."""
         question, answer = divided(record)
         asked = self._asked(question, index)
         references = record.references or ((answer,) if answer else ())
@@ -71,13 +78,13 @@ class Template:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the name, the options and what the template makes of a few records."""
+        """16 hex digits: hash of the name, the options and the rendering of a few records."""
         spelled = [
             [dataclasses.astuple(segment) for segment in self._probe(record)] for record in _PROBES
         ]
         options = {
             name: value for name, value in sorted(self.options.items()) if name != "date"
-        }  # it shows in what is spelled
+        }  # the date shows in the rendered text
         identity = [VERSION, self.name, options, self.stop, self.source, spelled]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
@@ -101,7 +108,8 @@ class Template:
         if found and not self.fields:
             raise _refused(
                 question,
-                f"template {self.name!r}: {found[0][0]} {found[0][1]!r}, for which it has no place; use data.template='jinja' with a "
+                f"template {self.name!r}: {found[0][0]} {found[0][1]!r}, for which it has no "
+                "place; use data.template='jinja' with a "
                 "chat template that renders it, or remove the field",
             )
         return self._said(question, lambda: self.ask(question, index))
@@ -114,7 +122,7 @@ class Template:
 
 
 def divided(record: Record) -> tuple[Record, str]:
-    """(the record without its answer, the answer or "")."""
+    """(record without its answer, the answer or "")."""
     if not record.turns:
         return dataclasses.replace(record, output=""), record.output
     if record.turns[-1].role != "assistant":
@@ -123,20 +131,21 @@ def divided(record: Record) -> tuple[Record, str]:
 
 
 def as_turns(question: Record) -> tuple[Turn, ...]:
-    """The turns of a conversation; an instruction and its input, with an empty line between them, are what its user says."""
+    """Turns of a conversation; an instruction with its input becomes one user turn."""
     if question.turns:
         return question.turns
     return (Turn("user", whole_prompt(question)),)
 
 
 def as_task(question: Record) -> Record:
-    """An instruction with its input; a conversation is one when a user's message is all there is before the answer."""
+    """Record as an instruction and input; a conversation must be a single user turn."""
     if not question.turns:
         return question
     roles = [turn.role for turn in question.turns]
     if roles != ["user"]:
         raise DataError(
-            f"it has no place for turns of {', '.join(roles)} before the answer; use a chat template such as 'chatml'"
+            f"it has no place for turns of {', '.join(roles)} before the answer; use a chat "
+            "template such as 'chatml'"
         )
     return dataclasses.replace(question, instruction=question.turns[0].text, turns=())
 
@@ -149,7 +158,10 @@ def whole_prompt(question: Record) -> str:
 def answered(
     stop: str, before: str = "", after: str = "", tail: str = ""
 ) -> Callable[[str], tuple[Segment, ...]]:
-    """How an answer is spelled: `before`, it and `after` are trained, then the token `stop`; `tail` follows untrained."""
+    """Function that renders an answer: `before`, the answer, `after` and `stop`, all trained.
+
+    An untrained `tail` follows.
+    """
 
     def respond(answer: str) -> tuple[Segment, ...]:
         end = (

@@ -1,4 +1,7 @@
-"""Tk-Instruct's encoding of a task (Wang et al. 2022, arXiv 2204.07705, section 4; ni_collator.py), to the character."""
+"""Tk-Instruct's encoding of a task, exactly as in ni_collator.py.
+
+Wang et al. 2022, arXiv 2204.07705, section 4.
+"""
 
 import string
 
@@ -8,7 +11,8 @@ from lm.data.examples import Demonstration, Record, Segment
 from lm.data.templates.template import Asked, Template, answered, as_task
 from lm.models.config import ConfigError
 
-MIXED = (  # the encodings that its option tk_instruct draws from: definition, positive, negative, explanations
+# Encodings of the original's option tk_instruct: definition, positive, negative, explanations.
+MIXED = (
     (True, 0, 0, False),
     (False, 2, 0, False),
     (True, 2, 0, False),
@@ -18,13 +22,21 @@ MIXED = (  # the encodings that its option tk_instruct draws from: definition, p
 
 
 def tk_instruct(
-    tokenizer, definition: bool = True, positive: int = 2, negative: int = 0, explanations: bool = False, mixed: bool = False,
-    max_prompt: int = 1024, seed: int = 0,
-) -> Template:  # fmt: skip
-    """The definition, `positive` and `negative` examples, and their explanations if asked for; `mixed` draws one of five encodings.
+    tokenizer,
+    definition: bool = True,
+    positive: int = 2,
+    negative: int = 0,
+    explanations: bool = False,
+    mixed: bool = False,
+    max_prompt: int = 1024,
+    seed: int = 0,
+) -> Template:
+    """Prompt of the definition, examples and, with `explanations`, their explanations.
 
-    Examples are added while the prompt stays within `max_prompt` tokens, with those that the tokenizer adds. What is still longer is cut
-    at its end, which is the input's, as in the original; `Asked.cut` says by how much.
+    positive, negative: number of examples. mixed: draw one of five encodings per record.
+    Examples are added while the prompt has at most `max_prompt` tokens, with special tokens. A
+    longer prompt is cut at its end (the input's), as in the original; `Asked.cut` has the number of
+    tokens.
     """
     for name, value, least in (
         ("positive", positive, 0),
@@ -74,7 +86,7 @@ def spelled(
     max_prompt: int,
     count,
 ) -> str:
-    """The prompt of a task; `count` says how many tokens a text has."""
+    """Prompt of a task. count: function that counts the tokens of a text."""
     asked = (
         f"Now complete the following example -\n{_ended(f'Input: {task.input.strip()}')}\nOutput: "
     )

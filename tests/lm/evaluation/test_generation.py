@@ -12,7 +12,7 @@ from lm.data import templates, tokenizers
 from lm.data.examples import Demonstration, Record
 from lm.data.records import Reading, read
 from lm.evaluation import generation, scores
-from lm.training import checkpoints
+from lm.training import checkpoints, model_files
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
 from tests.lm.models.test_model import make
@@ -173,7 +173,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     config = small.MODEL.replace(vocab_size=320, n_layers=1, max_length=256, eos_token_ids=(0,))
-    checkpoints.save_model(folder / "run", config, TOKENIZER, templates.get("alpaca", TOKENIZER))
+    model_files.save_model(folder / "run", config, TOKENIZER, templates.get("alpaca", TOKENIZER))
     writer = Checkpoints(folder / "run", keep=1)
     writer.save(1, create_state(*small.parts(config)[:2], small.mesh_of(1, 1, 1), 0), {})
     writer.close()

@@ -12,7 +12,7 @@ from lm.data import packing, tokenizers
 from lm.evaluation.perplexity import make_evaluator, summarise
 from lm.models import build
 from lm.objectives.next_token import token_losses
-from lm.training import checkpoints, loop, trackers
+from lm.training import checkpoints, loop, model_files, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
 from tests.lm.training import runs, small
@@ -97,7 +97,7 @@ def test_one_document_has_no_standard_error():
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "run"
-    checkpoints.save_model(workdir, CONFIG, tokenizers.bytes_only())
+    model_files.save_model(workdir, CONFIG, tokenizers.bytes_only())
     model, adamw, _ = small.parts(CONFIG)
     writer = Checkpoints(workdir, keep=1)
     writer.save(1, create_state(model, adamw, small.mesh_of(1, 1, 1), 0), {})

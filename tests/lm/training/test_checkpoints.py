@@ -11,7 +11,7 @@ import pytest
 
 from lm.data import tokenizers
 from lm.models.config import ConfigError
-from lm.training import checkpoints, digests
+from lm.training import checkpoints, digests, model_files
 from lm.training import steps as step_folders
 from lm.training.checkpoints import CheckpointError, Checkpoints
 from lm.training.state import abstract_state, create_state
@@ -28,7 +28,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved") / "run"
     model, adamw, _ = small.parts(CONFIG)
     state = create_state(model, adamw, small.mesh_of(1, 2, 1), seed=0)
-    checkpoints.save_model(workdir, CONFIG, tokenizers.bytes_only())
+    model_files.save_model(workdir, CONFIG, tokenizers.bytes_only())
     writer = Checkpoints(workdir, keep=3)
     for step in range(4):
         writer.save(step, state.replace(step=state.step + step), {"next_index": step})
@@ -151,12 +151,12 @@ def test_what_cannot_be_loaded_is_not_named(run, tmp_path):
 
 
 def test_another_model_is_accepted_in_a_run(run):
-    checkpoints.check_model(run, CONFIG)
-    checkpoints.check_model(run, dataclasses.replace(CONFIG, remat="full", dtype="bfloat16"))
+    model_files.check_model(run, CONFIG)
+    model_files.check_model(run, dataclasses.replace(CONFIG, remat="full", dtype="bfloat16"))
     with pytest.raises(
         CheckpointError, match=r"model.n_heads: 4 in the run, 2 now\n.*another --workdir"
     ):
-        checkpoints.check_model(run, CONFIG.replace(n_heads=2))
+        model_files.check_model(run, CONFIG.replace(n_heads=2))
 
 
 def test_a_failed_write_is_not_reported(run, monkeypatch):
@@ -282,7 +282,7 @@ def test_a_damaged_description_of_the_weights_is_believed(run, name):
 def test_a_truncated_model_config_stops_a_run_with_a_stack_trace(run):
     (run / "model" / "config.json").write_text('{"family": "ll')
     with pytest.raises(CheckpointError, match=r"model/config\.json is damaged: it is not JSON"):
-        checkpoints.check_model(run, CONFIG)
+        model_files.check_model(run, CONFIG)
 
 
 def test_processes_that_share_the_digests_disagree(run, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from configs import tiny
 from lm import compare
 from lm.data import tokenizers
-from lm.training import checkpoints, comparison, settings
+from lm.training import comparison, model_files, settings
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def runs(tmp_path):
         config = tiny.get_config()
         config.optimizer.learning_rate = rate
         folder = tmp_path / name
-        checkpoints.save_model(
+        model_files.save_model(
             folder, settings.model_config(config.model, tokenizers.bytes_only()), None
         )
         (folder / "config.json").write_text(json.dumps(json.loads(config.to_json())))

@@ -7,7 +7,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from lm.data.tokenizers import bytes_only
 from lm.loading import is_run
 from lm.models.config import ConfigError
-from lm.training import checkpoints, digests, paths, run_folder, trackers
+from lm.training import checkpoints, digests, model_files, paths, run_folder, trackers
 from tests.lm.models.test_model import make
 
 
@@ -57,8 +57,8 @@ def test_metrics_in_a_bucket_are_lost_or_doubled_on_resume(bucket):
 
 def test_what_the_weights_mean_does_not_come_back_from_a_bucket(bucket):
     model, _ = make("llama3-scaling")
-    checkpoints.save_model(bucket, model.config, bytes_only())
-    assert checkpoints.load_model_config(bucket) == model.config
+    model_files.save_model(bucket, model.config, bytes_only())
+    assert model_files.load_model_config(bucket) == model.config
     with paths.local_copy(paths.resolve(bucket) / "model/tokenizer") as files:
         assert (files / "tokenizer.json").is_file()
     run_folder.write_status(paths.resolve(bucket), "running", 1, 2)

@@ -1,0 +1,64 @@
+"""Compile the training step ahead of time, and report its memory and FLOPs."""
+
+import math
+import time
+
+import jax
+
+from lm.distributed import rules
+from lm.training import flops, labelling, settings, setup
+from lm.training.report import Report, amount
+from lm.training.setup import Run
+from lm.training.state import TrainState
+
+
+def compile_step(config, run: Run, state: TrainState, lengths: tuple[int, int], out: Report):
+    """Compile the training step and report its cost to `out`.
+
+    lengths: (tokens of a row, tokens of its encoder row; 0 without an encoder).
+    """
+    c, m = config, run.model.config
+    out.say("compiling the training step ...")
+    begun = time.monotonic()
+    batch = setup.abstract_batch(run.rows, c.batch_size, lengths, labelling.batch_fields(c, m))
+    compiled = run.train_step.lower(state, batch).compile()
+    seconds, memory, cost = (
+        time.monotonic() - begun,
+        compiled.memory_analysis(),
+        compiled.cost_analysis() or {},
+    )
+    held = (
+        ""
+        if memory is None
+        else f"memory a device: {amount(memory.argument_size_in_bytes)} state and batch, "
+        f"{amount(memory.temp_size_in_bytes)} temporary"
+    )
+    tokens = c.batch_size * c.length
+    texts, each = texts_of(c, lengths)
+    model = flops.train_per_row(m, *each) * c.batch_size * texts
+    counted = cost.get("flops", math.nan) * run.mesh.size
+    peak = flops.peak()
+    whole = run.abstract.params if run.abstract.fixed is None else run.abstract.fixed["base"]
+    parameters = sum(x.size for x in jax.tree.leaves(whole))
+    trained = sum(
+        x.size for x in jax.tree.leaves(rules.split(run.abstract.params, c.optimizer.rates)[0])
+    )
+    if trained != parameters:
+        out.say(f"{trained:,} parameters are trained")
+    shape = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    if lengths[1]:
+        out.say("rows of {} tokens to write, {} to read".format(*lengths))
+    out.say(f"compiled in {seconds:.1f} s; {held}")
+    out.say(
+        f"{parameters:,} parameters; {model:.3g} FLOPs a step of {tokens:,} tokens "
+        f"(XLA counts {counted:.3g}, a loop's body once); "
+        f"{run.mesh.size} x {jax.devices()[0].device_kind} as {shape}; "
+        + ("peak not known, so no MFU" if peak is None else f"peak {peak / 1e12:.0f} TFLOP/s each")
+    )
+    return compiled
+
+
+def texts_of(config, lengths: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """(texts of a row that do not attend to each other, the lengths of each)."""
+    texts, (own, read) = settings.texts(config), lengths
+    return texts, (own // texts, read)
