@@ -30,7 +30,7 @@ LABEL = {CLASSIFICATION: "label", TOKENS: "tags"}  # default field of the label
 
 
 def class_names(c: ModelConfig) -> tuple[str, ...]:
-    """Names of a model's labels; those without a name get transformers' `LABEL_0`, `LABEL_1`, ..."""
+    """Names of a model's labels; default: transformers' `LABEL_0`, `LABEL_1`, ..."""
     return c.label_names or tuple(f"LABEL_{i}" for i in range(c.n_labels))
 
 
