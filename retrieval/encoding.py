@@ -1,18 +1,63 @@
 """What a memory asks of its encoder: the same one for ever, and a finite unit vector for every text."""
 
 import hashlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from retrieval.errors import RetrievalError
-from retrieval.passages import listed
+from retrieval.locks import ReadersWriter
+from retrieval.passages import Passage, listed
+from retrieval.progress import chunks_with_progress
 from retrieval.store import Store
 from retrieval.vectors import unit_rows
 
 Encode = Callable[[list[str]], np.ndarray]  # list[str] -> float32 [N, D]
 
 PROBE = "The quick brown fox jumps over the lazy dog."
+
+
+class MemoryEncoder:
+    """The encoder of an open memory: loaded when first needed, used by one thread at a time."""
+
+    def __init__(self, store: Store, encode: Encode | None, lock: ReadersWriter):
+        self.encode = encode
+        self._store, self._lock = store, lock
+        self._encoder_lock = threading.Lock()
+
+    def vectors(
+        self, texts: Sequence[str], what: str, side: str = "passages"
+    ) -> tuple[np.ndarray, str]:
+        """Return unit rows, float32 [N, dim], and the fingerprint of the encoder that made them.
+
+        what: the label of the progress bar. side: "passages" or "queries", which an encoder may
+        treat differently.
+        """
+        with self._encoder_lock:
+            if self.encode is None:
+                self.encode = remembered_encoder(self._store)
+            with self._lock.read():
+                encode, dim, encoder = self.encode, self._store.dim, self._store.fingerprint
+            encode = getattr(encode, side, encode)
+            parts = [encoded(encode, list(part), dim) for part in chunks_with_progress(texts, what)]
+        return np.concatenate(parts) if parts else np.zeros((0, dim), np.float32), encoder
+
+    def passage_vectors(
+        self, passages: Sequence[Passage], like: Collection[str]
+    ) -> tuple[np.ndarray, str]:
+        """Return the vectors of passages, float32 [N, dim], and their encoder's fingerprint.
+
+        A passage with the title and text of a stored one in `like` (ids) takes its vector.
+        """
+        encoder, old = self._store.fingerprint, self._store.get(like)
+        kept, kept_ids = self._store.vectors(like)
+        known = {old[id][0].searchable: vector for id, vector in zip(kept_ids, kept, strict=True)}
+        new = list(dict.fromkeys(p.searchable for p in passages if p.searchable not in known))
+        if new:
+            known.update(zip(new, self.vectors(new, "encoding passages")[0], strict=True))
+        rows = np.array([known[passage.searchable] for passage in passages], np.float32)
+        return rows.reshape(len(passages), self._store.dim), encoder
 
 
 def fingerprint(encoder: Encode, probe: np.ndarray | None = None) -> str:

@@ -3,31 +3,25 @@
 import contextlib
 import dataclasses
 import datetime
-import logging
-import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
 from retrieval.encoding import (
     PROBE,
     Encode,
+    MemoryEncoder,
     check_encoder,
     encoded,
     fingerprint,
     made_with,
-    remembered_encoder,
 )
 from retrieval.errors import Overtaken, RetrievalError
-from retrieval.exact_index import ExactIndex
-from retrieval.facts import Facts
 from retrieval.figures import figures
 from retrieval.filters import Filter
-from retrieval.index import Index
-from retrieval.locks import ReadersWriter, file_lock
+from retrieval.handle import Handle
 from retrieval.passages import (
     Commit,
     Diff,
@@ -39,18 +33,12 @@ from retrieval.passages import (
     checked_ids,
     nearest,
 )
-from retrieval.places import LOCK, check_free, index_folder
+from retrieval.places import check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.ranking import Request, Rerank, View, choose, find
-from retrieval.scann_index import ScannIndex, default_index
 from retrieval.soundness import problems
 from retrieval.store import Store
 from retrieval.unfinished import Unfinished
-
-logger = logging.getLogger(__name__)
-
-SAVE_AFTER = 0.1  # of the rows changed since the index was saved; fewer are read from the history when the memory is opened
-REBUILD_AFTER = 0.5  # of the rows changed by others: building again is faster than changing
 
 
 class Memory:
@@ -60,15 +48,8 @@ class Memory:
     """
 
     def __init__(self, store: Store, encode: Encode | None):
-        self._store, self._encode = store, encode
-        self._facts = Facts(store)
-        self._index: Index | None = None
-        self._index_version = 0
-        self._unsaved: set[str] = set()  # ids changed since the index was saved
-        self._lock = (
-            ReadersWriter()
-        )  # of store handle and index, which always show the same version
-        self._encoder_lock = threading.Lock()
+        self._store, self._handle = store, Handle(store)
+        self._encoder = MemoryEncoder(store, encode, self._handle.lock)
 
     @classmethod
     def create(cls, path, encoder: Encode) -> "Memory":
@@ -102,7 +83,7 @@ class Memory:
         return self._store.version
 
     def __len__(self) -> int:
-        self._see_others()
+        self._handle.see_others()
         return len(self._store)
 
     # Changing: each call is one commit, and the next search sees it.
@@ -114,10 +95,10 @@ class Memory:
         text) is not encoded again. Raises RetrievalError, changing nothing, when a passage is not usable or its id exists."""
         passages = check_passages(passages)
         self._check_change(author, reason)
-        self._see_others()
+        self._handle.see_others()
         self._store.check_new(p.id for p in passages)
-        vectors, encoder = self._encoded(passages, checked_ids(like))
-        return self._change(
+        vectors, encoder = self._encoder.passage_vectors(passages, checked_ids(like))
+        return self._handle.change(
             lambda: self._store.add(passages, vectors, author, reason), passages, vectors, encoder
         )
 
@@ -147,11 +128,11 @@ class Memory:
             if new.searchable == old.searchable:  # what is new needs no encoder
                 encoder, vectors = self._store.fingerprint, self._store.vectors([id])[0]
             else:
-                vectors, encoder = self._vectors([new.searchable], "encoding")
+                vectors, encoder = self._encoder.vectors([new.searchable], "encoding")
             with contextlib.suppress(
                 Overtaken
             ):  # the fields that are not given are those of the other writer
-                return self._change(
+                return self._handle.change(
                     partial(self._store.edit, [new], vectors, author, reason, version),
                     [new],
                     vectors,
@@ -165,10 +146,10 @@ class Memory:
         again. Raises RetrievalError, changing nothing, when a passage is not usable or its id is unknown."""
         passages = check_passages(passages)
         self._check_change(author, reason)
-        self._see_others()
+        self._handle.see_others()
         self._store.check_known(ids := [passage.id for passage in passages])
-        vectors, encoder = self._encoded(passages, ids)
-        return self._change(
+        vectors, encoder = self._encoder.passage_vectors(passages, ids)
+        return self._handle.change(
             lambda: self._store.edit(passages, vectors, author, reason), passages, vectors, encoder
         )
 
@@ -176,12 +157,12 @@ class Memory:
         """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
         self._check_change(author, reason)
         ids = checked_ids(ids)
-        return self._change(lambda: self._store.delete(ids, author, reason))
+        return self._handle.change(lambda: self._store.delete(ids, author, reason))
 
     def undo(self, author: str | None = None, reason: str = "") -> Commit:
         """Restores the state before the latest change not yet undone, as a new commit; a second undo goes one change further back."""
         self._check_change(author, reason)
-        return self._change(lambda: self._store.undo(author, reason))
+        return self._handle.change(lambda: self._store.undo(author, reason))
 
     def reembed(self, encoder: Encode, author: str | None = None, reason: str = "") -> Commit:
         """Encodes everything anew with another encoder and swaps in one commit; searches go on with the old one until then.
@@ -190,7 +171,7 @@ class Memory:
         when `encoder` is the memory's own, or its vectors are not finite; other handles must be opened again.
         """
         self._check_change(author, reason)
-        self._see_others()
+        self._handle.see_others()
         probe = encoded(encoder, [PROBE], None)
         name, dim = fingerprint(encoder, probe), probe.shape[1]
         if made_with(self._store, encoder, probe):
@@ -211,11 +192,11 @@ class Memory:
             done = self._store.reembed(
                 vectors_of, dim, name, str(getattr(encoder, "source", "")), author, reason
             )
-            self._encode = encoder
-            self._rebuild()  # also where no index is loaded: the saved one is of the old vectors
+            self._encoder.encode = encoder
+            self._handle.live_index.rebuild()  # even if not loaded: the saved one has the old vectors
             return done
 
-        done = self._change(commit)
+        done = self._handle.change(commit)
         made.remove()
         return done
 
@@ -232,21 +213,26 @@ class Memory:
         diversity: 0 to 1, what likeness to hits before it costs a hit. rerank: scores a text and its candidates.
         """
         request = Request(texts, k, mode, where, groups, diversity, rerank)
-        self._ready(request.compares)
+        self._handle.ready(request.compares)
         if not request.texts or not len(self._store):
             return [[] for _ in request.texts]
         queries, encoder = (
-            self._vectors(request.texts, "encoding queries", "queries")
+            self._encoder.vectors(request.texts, "encoding queries", "queries")
             if request.compares
             else (None, None)
         )
-        with self._lock.read():
+        with self._handle.lock.read():
             current = encoder in (None, self._store.fingerprint)
             if current:
                 view = View(
-                    self._store, self._index if request.compares else None, request.texts, queries
+                    self._store,
+                    self._handle.live_index.index if request.compares else None,
+                    request.texts,
+                    queries,
                 )
-                found = find(view, request, self._facts.allowed(request.where, request.groups))
+                found = find(
+                    view, request, self._handle.facts.allowed(request.where, request.groups)
+                )
         if not current:  # reembed came in between
             return self.search(
                 texts, k, mode=mode, where=where, groups=groups, diversity=diversity, rerank=rerank
@@ -262,20 +248,20 @@ class Memory:
 
     def ids(self) -> list[str]:
         """The ids of all passages, of every access group."""
-        self._see_others()
+        self._handle.see_others()
         return self._store.ids()
 
     def vectors(self, ids: Collection[str]) -> tuple[dict[str, Passage], np.ndarray]:
         """Those of `ids` that exist, by id, and their vectors in the same order, float32 [N, dim]; of every access group."""
         ids = checked_ids(ids)
-        with self._lock.read():
+        with self._handle.lock.read():
             found = self._store.get(ids)
             vectors, order = self._store.vectors(found)
         return {id: found[id][0] for id in order}, vectors
 
     def log(self) -> list[Commit]:
         """Every change up to this handle's version, oldest first."""
-        self._see_others()
+        self._handle.see_others()
         return self._store.log()
 
     def diff(self, a, b) -> Diff:
@@ -286,7 +272,7 @@ class Memory:
         """Every commit that touched a passage, oldest first, each with the passage after it; None where it was gone. Raises RetrievalError
         for an id that never was."""
         check_id(id)
-        self._see_others()
+        self._handle.see_others()
         if past := self._store.past_of(id):
             return past
         raise RetrievalError(
@@ -306,7 +292,9 @@ class Memory:
         if encoder is not None:
             check_encoder(encoder, past)
         return Memory(
-            past, encoder or (self._encode if past.fingerprint == self._store.fingerprint else None)
+            past,
+            encoder
+            or (self._encoder.encode if past.fingerprint == self._store.fingerprint else None),
         )
 
     def verify(self) -> list[str]:
@@ -315,13 +303,13 @@ class Memory:
 
     def stats(self) -> dict:
         """What is in this version of the memory, as plain values: counts by tag and access group, encoder, bytes on disk."""
-        self._see_others()
+        self._handle.see_others()
         return figures(self._store)
 
     def _found(self, id: str) -> tuple[Passage, int]:
         """The passage and the version that wrote it."""
         check_id(id)
-        self._see_others()
+        self._handle.see_others()
         found = self._store.get([id])
         if id not in found:
             raise RetrievalError(
@@ -329,174 +317,6 @@ class Memory:
             )
         return found[id]
 
-    # Keeping the index in step
-
-    def _change(
-        self, commit: Callable[[], Commit], passages: Sequence[Passage] = (), vectors: np.ndarray | None = None, encoder: str | None = None
-    ) -> Commit:  # fmt: skip
-        """Makes a commit and brings facts and index to it. It writes passages, with vectors [N, dim] of the encoder of that fingerprint."""
-        with self._lock.write():
-            if encoder not in (None, self._store.fingerprint):
-                raise RetrievalError(
-                    f"{self.path} was re-encoded during this change: nothing was changed, try again"
-                )
-            done = commit()
-            self._facts.learn(passages)
-            self._catch_up({} if vectors is None else dict(zip(done.ids, vectors, strict=True)))
-        return done
-
     def _check_change(self, author: str | None, reason: str) -> None:
         self._store.check_writable()
         check_record(author, reason)
-
-    def _see_others(self) -> None:
-        """Moves to the newest version when another process has written one."""
-        if not self._store.is_behind():
-            return
-        with self._lock.write():
-            if self._store.latest():
-                self._catch_up()
-
-    def _ready(self, with_index: bool) -> None:
-        """Shows the newest version, in the index too if that is wanted."""
-        self._see_others()
-        if with_index and (self._index is None or self._index_version != self.version):
-            with self._lock.write():
-                if self._index is None:
-                    self._load_index()
-                else:  # a change was interrupted between its commit and the index
-                    self._catch_up()
-
-    def _load_index(self) -> None:
-        if self._store.read_only:
-            self._index, self._index_version = (
-                ExactIndex.build(*self._store.vectors()),
-                self.version,
-            )
-            return
-        folder = index_folder(self.path)
-        if folder.exists():
-            try:
-                index, manifest = default_index().load(folder)
-                self._index, self._index_version = (
-                    self._watched(index),
-                    manifest.get("store_version", 0),
-                )
-                theirs = (manifest.get("fingerprint"), manifest.get("state"))
-                if theirs != (
-                    self._store.fingerprint,
-                    self._store.history.tag(self._index_version),
-                ):
-                    raise RetrievalError(f"{folder} belongs to another memory or encoder")
-                self._catch_up()
-                return
-            except RetrievalError as error:
-                logger.warning("%s; the index is rebuilt from the store", error)
-        self._rebuild()
-
-    def _catch_up(self, written: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
-        """Brings the index, if it is loaded, to the store's version, from the history where that is faster.
-
-        written: what the newest commit wrote; if nothing else has changed, it is not read again.
-        """
-        if self._index is None:
-            return
-        changed = self._store.history.changed_since(self._index_version)
-        if changed is None or len(changed) > 1000 + REBUILD_AFTER * len(self._index):
-            self._rebuild()
-            return
-        if (
-            written and changed == written.keys()
-        ):  # rounded as in the table, so that a rebuilt index gives the same scores
-            vectors, ids = (
-                np.array(list(written.values()), np.float16).astype(np.float32),
-                list(written),
-            )
-        else:
-            vectors, ids = self._store.vectors(changed)
-        try:
-            self._index.delete([id for id in changed.difference(ids) if id in self._index])
-            self._index.upsert(vectors, ids)
-        except (RetrievalError, RuntimeError) as error:
-            logger.warning(
-                "the index of %s could not be changed (%s); it is rebuilt from the store",
-                self.path,
-                error,
-            )
-            self._rebuild()
-            return
-        self._index_version = self.version
-        self._unsaved |= changed
-        if len(self._unsaved) > 200 + SAVE_AFTER * len(self._index):
-            self._save_index()
-
-    def _rebuild(self) -> None:
-        self._index, self._index_version = (
-            self._watched(default_index().build(*self._store.vectors())),
-            self.version,
-        )
-        self._save_index()
-
-    def _watched(self, index: Index) -> Index:
-        """The index, which is saved whenever it has trained itself anew, so that the next process need not."""
-
-        def save() -> None:
-            with self._lock.read():
-                if self._index is index:
-                    self._save_index()
-
-        if isinstance(index, ScannIndex):
-            index.when_trained = save
-        return index
-
-    def _save_index(self) -> None:
-        assert self._index is not None
-        folder = index_folder(self.path)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with file_lock(folder.parent / LOCK):
-                facts = {
-                    "store_version": self._index_version,
-                    "state": self._store.history.tag(self._index_version),
-                }
-                self._index.save(folder, fingerprint=self._store.fingerprint, **facts)
-        except (
-            OSError,
-            RuntimeError,
-            RetrievalError,
-        ) as error:  # a memory on a read-only disk can still be searched
-            logger.warning(
-                "the index of %s could not be saved (%s); it will be rebuilt when the memory is opened",
-                self.path,
-                error,
-            )
-        self._unsaved = set()
-
-    def _encoded(
-        self, passages: Sequence[Passage], like: Collection[str]
-    ) -> tuple[np.ndarray, str]:
-        """The vectors [N, dim] of passages, as far as they are known those of the ones in `like`, and their encoder's fingerprint."""
-        encoder, old = self._store.fingerprint, self._store.get(like)
-        kept, kept_ids = self._store.vectors(like)
-        known = {old[id][0].searchable: vector for id, vector in zip(kept_ids, kept, strict=True)}
-        new = list(dict.fromkeys(p.searchable for p in passages if p.searchable not in known))
-        if new:
-            known.update(zip(new, self._vectors(new, "encoding passages")[0], strict=True))
-        return np.array([known[passage.searchable] for passage in passages], np.float32).reshape(
-            len(passages), self._store.dim
-        ), encoder
-
-    def _vectors(
-        self, texts: Sequence[str], what: str, side: str = "passages"
-    ) -> tuple[np.ndarray, str]:
-        """float32 unit rows [N, dim], and the fingerprint of the encoder they are from; one thread encodes at a time."""
-        with self._encoder_lock:
-            if self._encode is None:
-                self._encode = remembered_encoder(self._store)
-            with self._lock.read():
-                encode, dim, encoder = self._encode, self._store.dim, self._store.fingerprint
-            encode = getattr(
-                encode, side, encode
-            )  # an encoder may treat queries and passages differently
-            parts = [encoded(encode, list(part), dim) for part in chunks_with_progress(texts, what)]
-        return np.concatenate(parts) if parts else np.zeros((0, dim), np.float32), encoder

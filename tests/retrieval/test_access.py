@@ -146,7 +146,10 @@ def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
         for where in (None, Filter(any_tags="t"), Filter(after="2000")):
             for groups in ((), ("board",), EVERY_GROUP):
                 new = Facts(memory._store).allowed(where, groups)
-                for mine in (kept.allowed(where, groups), memory._facts.allowed(where, groups)):
+                for mine in (
+                    kept.allowed(where, groups),
+                    memory._handle.facts.allowed(where, groups),
+                ):
                     assert (mine is None) == (new is None) and (
                         mine is None or sorted(mine.ids()) == sorted(new.ids())
                     )

@@ -35,9 +35,9 @@ for number in range(10**6):
         "edit": lambda: memory.edit(some[0], f"edited in {new[0]}"),
         "delete": lambda: memory.delete(some),
         "undo": lambda: memory.undo() if memory._store.history.state(memory.version).undo_to else None,
-        "retrain": lambda: memory._rebuild(),
-        "snapshot": lambda: memory._save_index(),
-        "reembed": lambda: memory.reembed(ENCODERS[memory._encode is ENCODERS[0]]),
+        "retrain": lambda: memory._handle.live_index.rebuild(),
+        "snapshot": lambda: memory._handle.live_index.save(),
+        "reembed": lambda: memory.reembed(ENCODERS[memory._encoder.encode is ENCODERS[0]]),
     }[action]
     print(json.dumps([action, new, some]), flush=True)
     call()
@@ -77,7 +77,7 @@ def applied(action, new, some, now, undo_stack):
 def check_search_is_exact(memory):
     vectors, ids = memory._store.vectors()
     queries = ["text of s1", "town3 lies", "edited in"]
-    encoded = memory._encode(queries)
+    encoded = memory._encoder.encode(queries)
     exact = encoded / np.linalg.norm(encoded, axis=1, keepdims=True) @ vectors.T
     for row, hits in zip(exact, memory.search(queries, 10), strict=True):
         assert [hit.score for hit in hits] == pytest.approx(np.sort(row)[::-1][:10], abs=1e-3)

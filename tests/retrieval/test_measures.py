@@ -221,7 +221,7 @@ def test_without_scann_a_memory_is_built_searched_and_changed_on_the_exact_index
     best = lambda text: Memory.open(tmp_path / "m", encode).search(text, 1)[0][0]
     assert (
         best("town7").id == memory.search("town7", 1)[0][0].id == "p7"
-        and type(memory._index).__name__ == "ExactIndex"
+        and type(memory._handle.live_index.index).__name__ == "ExactIndex"
     )
     memory.edit("p7", "harbour")
     assert best("harbour").id == "p7"

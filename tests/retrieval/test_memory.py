@@ -87,7 +87,7 @@ def test_an_edit_keeps_what_it_is_not_given_and_a_hit_carries_every_field(memory
 
 
 def test_two_edits_of_one_passage_that_meet_are_both_there(memory):
-    other, encoder, calls = Memory.open(memory.path, encode), memory._encode, []
+    other, encoder, calls = Memory.open(memory.path, encode), memory._encoder.encode, []
 
     def interrupted(texts):
         if not calls:
@@ -95,7 +95,7 @@ def test_two_edits_of_one_passage_that_meet_are_both_there(memory):
             other.edit("p3", title="Port 3", access="staff")
         return encoder(texts)
 
-    memory._encode = interrupted
+    memory._encoder.encode = interrupted
     memory.edit("p3", "town3 moved")
     passage = memory.get("p3")
     assert (passage.text, passage.title, passage.access) == ("town3 moved", "Port 3", "staff")
@@ -225,7 +225,7 @@ def test_without_scann_a_memory_works_the_same(memory, monkeypatch):
     monkeypatch.setitem(sys.modules, scann_searcher.SCANN, None)
     seen = Memory.open(memory.path, encode)
     found = seen.search(["town1", "land7"], 3)
-    assert isinstance(seen._index, scann_index.ExactIndex)
+    assert isinstance(seen._handle.live_index.index, scann_index.ExactIndex)
     assert [[hit.id for hit in row] for row in found] == [
         [hit.id for hit in row] for row in expected
     ]
@@ -267,7 +267,7 @@ def test_an_encoder_that_answers_nonsense_makes_no_memory_and_changes_none(
     with pytest.raises(RetrievalError, match=message):
         Memory.create(tmp_path / "m", wrong)
     assert not (tmp_path / "m").exists()
-    memory._encode = wrong
+    memory._encoder.encode = wrong
     with pytest.raises(RetrievalError, match=message):
         memory.add([Passage("x", "y")])
     assert memory.version == 2 and len(memory) == 10
@@ -277,7 +277,7 @@ def test_the_encoder_is_not_run_for_passages_that_will_be_refused(memory):
     def never(texts):
         raise AssertionError("the encoder ran")
 
-    memory._encode = never
+    memory._encoder.encode = never
     for passages in (
         [Passage("p1", "again")],
         [Passage("x", "")],
@@ -423,12 +423,15 @@ def test_an_index_that_trained_itself_is_saved_for_the_next_process(memory, monk
     monkeypatch.setattr(tuning, "BRUTE_FORCE_BELOW", 300)
     memory.add([Passage(f"q{i}", f"field{i} borders on land{i % 10}") for i in range(400)])
     memory.search(["field3"], 1)
-    memory._index.wait()
-    before = memory._index.health()
+    memory._handle.live_index.index.wait()
+    before = memory._handle.live_index.index.health()
     memory.add([Passage(f"r{i}", f"river{i} runs through field{i}") for i in range(300)])
     memory.search(["field3"], 1)
-    memory._index.wait()
-    assert memory._index.health()["trained_on"] == 710 > before["trained_on"]
+    memory._handle.live_index.index.wait()
+    assert memory._handle.live_index.index.health()["trained_on"] == 710 > before["trained_on"]
     again = Memory.open(memory.path, encode)
     again.search(["field3"], 1)
-    assert again._index.health()["trained_on"] == 710 and not again._index.health()["training"]
+    assert (
+        again._handle.live_index.index.health()["trained_on"] == 710
+        and not again._handle.live_index.index.health()["training"]
+    )

@@ -33,7 +33,7 @@ def test_reembed_swaps_the_encoder_in_one_commit_and_the_past_keeps_its_own(memo
     assert (commit.version, commit.action, commit.author, commit.ids) == (3, "reembed", "Ada", ())
     for seen in (memory, Memory.open(memory.path, other)):
         assert best(seen, "town3. town3 lies in land3").score == pytest.approx(1, abs=1e-3)
-        assert seen._index.dim == 40 and best(seen, "town3").version == 2, (
+        assert seen._handle.live_index.index.dim == 40 and best(seen, "town3").version == 2, (
             "the text is of version 2 still"
         )
     assert "rebuilt" not in caplog.text, "the saved index is of the new vectors"

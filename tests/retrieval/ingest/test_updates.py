@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from retrieval import Memory, Passage, build, scann_index
+from retrieval.encoding import MemoryEncoder
 from retrieval.ingest import updates
 from tests.retrieval.ingest import toy
 from tests.retrieval.models import word_tokenizer
@@ -68,10 +69,10 @@ def test_a_second_build_changes_exactly_what_changed_and_embeds_nothing_else(
 ):
     assert changes(run()) == (9, 0, 0, 0, 0)
     memory, seen = Memory.open(tmp_path / "m"), []
-    vectors = Memory._vectors
+    vectors = MemoryEncoder.vectors
     monkeypatch.setattr(
-        Memory,
-        "_vectors",
+        MemoryEncoder,
+        "vectors",
         lambda self, texts, what: seen.extend(texts) or vectors(self, texts, what),
     )
     assert (
@@ -412,11 +413,11 @@ def test_what_has_moved_is_not_embedded_again(run, docs, tmp_path, monkeypatch):
     run()
     (docs / "n.txt").rename(docs / "m.txt")
     (docs / "m.txt").write_text("Zeroth.\n\n" + (docs / "m.txt").read_text())
-    vectors, seen = Memory._vectors, []
+    vectors, seen = MemoryEncoder.vectors, []
     with monkeypatch.context() as watched:
         watched.setattr(
-            Memory,
-            "_vectors",
+            MemoryEncoder,
+            "vectors",
             lambda self, texts, what: seen.extend(texts) or vectors(self, texts, what),
         )
         assert changes(run("--sync")) == (4, 0, 3, 0, 6) and seen == ["Zeroth."]
