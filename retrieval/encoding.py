@@ -1,4 +1,4 @@
-"""What a memory asks of its encoder: the same one for ever, and a finite unit vector for every text."""
+"""Calling a memory's encoder: its identity, and unit vectors that are checked."""
 
 import hashlib
 import threading
@@ -61,7 +61,10 @@ class MemoryEncoder:
 
 
 def fingerprint(encoder: Encode, probe: np.ndarray | None = None) -> str:
-    """The encoder's own `fingerprint`, or for a plain callable a hash of its vector of a fixed sentence."""
+    """Return the encoder's `fingerprint`, or for a plain callable a hash of one vector.
+
+    The hash is of its vector of the sentence PROBE.
+    """
     _check_callable(encoder)
     own = getattr(encoder, "fingerprint", None)
     if isinstance(own, str):
@@ -76,7 +79,10 @@ def fingerprint(encoder: Encode, probe: np.ndarray | None = None) -> str:
 
 
 def made_with(store: Store, encoder: Encode, probe: np.ndarray | None = None) -> bool:
-    """Whether it is the encoder of the memory, which may have its fingerprint of an earlier version."""
+    """Whether the store's vectors come from `encoder`.
+
+    Its `former_fingerprint`, of an earlier version of this code, is accepted too.
+    """
     return store.fingerprint in (
         fingerprint(encoder, probe),
         getattr(encoder, "former_fingerprint", None),
@@ -88,8 +94,9 @@ def check_encoder(encoder: Encode, store: Store) -> None:
         given = fingerprint(encoder)
         source = f" ({store.encoder_source})" if store.encoder_source else ""
         raise RetrievalError(
-            f"{store.path} was made with the encoder {store.fingerprint}{source}, the one given is {given}: "
-            "their vectors cannot be compared; open it with its own encoder, change to this one (reembed), or build a new memory"
+            f"{store.path} was made with the encoder {store.fingerprint}{source}, the one given "
+            f"is {given}: their vectors cannot be compared; open it with its own encoder, change "
+            "to this one (reembed), or build a new memory"
         )
 
 
@@ -100,10 +107,15 @@ def remembered_encoder(store: Store) -> Encode:
 
 
 def encoder_like(store: Store, path: str | None = None, **changed) -> Encode:
-    """The encoder of a memory, its files at another `path` if one is given, with some options of Encoder.from_hf changed."""
+    """Load the encoder that a memory records.
+
+    path: where its files are now, if they have moved. changed: options of Encoder.from_hf to
+    override.
+    """
     if not (path or store.encoder_source):
         raise RetrievalError(
-            f"{store.path} was made with an encoder that has no path: give it, Memory.open(path, encoder) or --encoder=PATH"
+            f"{store.path} was made with an encoder that has no path: give it, Memory.open(path, "
+            "encoder) or --encoder=PATH"
         )
     from retrieval import sentences
     from retrieval.encoder import Encoder
@@ -113,12 +125,16 @@ def encoder_like(store: Store, path: str | None = None, **changed) -> Encode:
 
 
 def encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:
-    """The encoder's answer as unit rows [N, D]; RetrievalError names what is wrong with it."""
+    """Return the encoder's output as unit rows [N, D].
+
+    Raises RetrievalError saying what is wrong with it.
+    """
     _check_callable(encoder)
     vectors = unit_rows(encoder(texts), dim, "the encoder's vectors", texts)
     if len(vectors) != len(texts):
         raise RetrievalError(
-            f"the encoder answered {len(texts)} texts ({listed(t[:40] for t in texts)}) with {len(vectors)} vectors"
+            f"the encoder answered {len(texts)} texts ({listed(t[:40] for t in texts)}) with "
+            f"{len(vectors)} vectors"
         )
     return vectors
 
@@ -126,5 +142,6 @@ def encoded(encoder: Encode, texts: list[str], dim: int | None) -> np.ndarray:
 def _check_callable(encoder: object) -> None:
     if not callable(encoder):
         raise RetrievalError(
-            f"the encoder is a {type(encoder).__name__}: expected a function of texts, such as retrieval.Encoder"
+            f"the encoder is a {type(encoder).__name__}: expected a function of texts, such as "
+            "retrieval.Encoder"
         )

@@ -1,4 +1,4 @@
-"""Memory: a store of passages, an encoder of texts and an index of vectors, as one thing that can be changed and asked."""
+"""Memory: passages, their encoder and a vector index behind one interface."""
 
 import contextlib
 import dataclasses
@@ -42,9 +42,10 @@ from retrieval.unfinished import Unfinished
 
 
 class Memory:
-    """Passages that can be searched, changed, undone and seen as they were. Lance is the truth; the index is derived from it.
+    """A versioned set of passages that can be searched, changed and undone.
 
-    Threads may share a Memory; processes may open the same folder, and each search sees what others have committed.
+    The Lance table is the truth; the index is derived from it. Threads may share a Memory. Several
+    processes may open the same folder; each search sees the commits of the others.
     """
 
     def __init__(self, store: Store, encode: Encode | None):
@@ -53,9 +54,10 @@ class Memory:
 
     @classmethod
     def create(cls, path, encoder: Encode) -> "Memory":
-        """An empty memory in a new folder. encoder: list[str] -> float32 [N, D], an Encoder or any callable.
+        """Create an empty memory in a new folder.
 
-        Raises RetrievalError when the folder is in use or the encoder does not answer with finite vectors.
+        encoder: an Encoder, or any callable list[str] -> float32 [N, D]. Raises RetrievalError when
+        the folder is in use or the encoder does not return finite vectors.
         """
         check_free(path)
         probe = encoded(encoder, [PROBE], None)
@@ -64,9 +66,11 @@ class Memory:
 
     @classmethod
     def open(cls, path, encoder: Encode | None = None) -> "Memory":
-        """The memory in a folder. Without an encoder, the one it was made with is loaded when first needed, if it has a path.
+        """Open the memory in a folder.
 
-        Raises RetrievalError when the folder holds no memory, or when the encoder is not the one it was made with.
+        Without an encoder, the one the memory was made with is loaded from its recorded path when
+        first needed. Raises RetrievalError when the folder holds no memory, or when `encoder` is
+        not the one the memory was made with.
         """
         store = Store.open(path)
         if encoder is not None:
@@ -86,13 +90,22 @@ class Memory:
         self._handle.see_others()
         return len(self._store)
 
-    # Changing: each call is one commit, and the next search sees it.
+    # Writing: each call is one commit, which the next search sees.
 
     def add(
-        self, passages: Iterable[Passage], author: str | None = None, reason: str = "", *, like: Collection[str] = ()
-    ) -> Commit:  # fmt: skip
-        """Encodes and adds passages; a long job shows its progress on a terminal. What one of the ids in `like` says already (title and
-        text) is not encoded again. Raises RetrievalError, changing nothing, when a passage is not usable or its id exists."""
+        self,
+        passages: Iterable[Passage],
+        author: str | None = None,
+        reason: str = "",
+        *,
+        like: Collection[str] = (),
+    ) -> Commit:
+        """Encode and add passages; a long job shows a progress bar on a terminal.
+
+        like: ids of stored passages. A new passage with the title and text of one of them takes its
+        vector instead of being encoded. Raises RetrievalError, changing nothing, when a passage is
+        invalid or its id exists.
+        """
         passages = check_passages(passages)
         self._check_change(author, reason)
         self._handle.see_others()
@@ -103,16 +116,35 @@ class Memory:
         )
 
     def edit(
-        self, id: str, text: str | None = None, title: str | None = None, source: str | None = None,
-        metadata: dict[str, str] | None = None, author: str | None = None, reason: str = "", *,
-        span: tuple[int, int] | None = None, time: str | None = None, tags: tuple[str, ...] | None = None, access: str | None = None,
-    ) -> Commit:  # fmt: skip
-        """Replaces the fields given. A new text has no span unless one is given. Raises RetrievalError when the id is unknown."""
+        self,
+        id: str,
+        text: str | None = None,
+        title: str | None = None,
+        source: str | None = None,
+        metadata: dict[str, str] | None = None,
+        author: str | None = None,
+        reason: str = "",
+        *,
+        span: tuple[int, int] | None = None,
+        time: str | None = None,
+        tags: tuple[str, ...] | None = None,
+        access: str | None = None,
+    ) -> Commit:
+        """Replace the fields given; a new text clears the span unless one is given.
+
+        Raises RetrievalError when the id is unknown.
+        """
         self._check_change(author, reason)
         given = {
-            "text": text, "title": title, "source": source, "metadata": metadata, "span": span, "time": time, "tags": tags,
+            "text": text,
+            "title": title,
+            "source": source,
+            "metadata": metadata,
+            "span": span,
+            "time": time,
+            "tags": tags,
             "access": access,
-        }  # fmt: skip
+        }
         changes = {name: value for name, value in given.items() if value is not None}
         if not changes:
             raise RetrievalError(
@@ -125,13 +157,11 @@ class Memory:
             )
             new = dataclasses.replace(old, **changes, **elsewhere)
             check_passages([new])
-            if new.searchable == old.searchable:  # what is new needs no encoder
+            if new.searchable == old.searchable:  # the vector stays
                 encoder, vectors = self._store.fingerprint, self._store.vectors([id])[0]
             else:
                 vectors, encoder = self._encoder.vectors([new.searchable], "encoding")
-            with contextlib.suppress(
-                Overtaken
-            ):  # the fields that are not given are those of the other writer
+            with contextlib.suppress(Overtaken):  # retry on top of the other writer's fields
                 return self._handle.change(
                     partial(self._store.edit, [new], vectors, author, reason, version),
                     [new],
@@ -142,8 +172,11 @@ class Memory:
     def update(
         self, passages: Iterable[Passage], author: str | None = None, reason: str = ""
     ) -> Commit:
-        """Replaces passages by those of the same ids, all in one commit. What one of the old ones said (title and text) is not encoded
-        again. Raises RetrievalError, changing nothing, when a passage is not usable or its id is unknown."""
+        """Replace passages by those of the same ids, in one commit.
+
+        Titles and texts that one of the old passages had are not encoded again. Raises
+        RetrievalError, changing nothing, when a passage is invalid or its id is unknown.
+        """
         passages = check_passages(passages)
         self._check_change(author, reason)
         self._handle.see_others()
@@ -154,21 +187,29 @@ class Memory:
         )
 
     def delete(self, ids: Iterable[str], author: str | None = None, reason: str = "") -> Commit:
-        """Removes passages; earlier versions keep them. Raises RetrievalError listing ids that are unknown, removing none."""
+        """Delete passages; earlier versions keep them.
+
+        Raises RetrievalError listing unknown ids, and then deletes none.
+        """
         self._check_change(author, reason)
         ids = checked_ids(ids)
         return self._handle.change(lambda: self._store.delete(ids, author, reason))
 
     def undo(self, author: str | None = None, reason: str = "") -> Commit:
-        """Restores the state before the latest change not yet undone, as a new commit; a second undo goes one change further back."""
+        """Restore the state before the latest change not yet undone, as a new commit.
+
+        A second undo goes one change further back.
+        """
         self._check_change(author, reason)
         return self._handle.change(lambda: self._store.undo(author, reason))
 
     def reembed(self, encoder: Encode, author: str | None = None, reason: str = "") -> Commit:
-        """Encodes everything anew with another encoder and swaps in one commit; searches go on with the old one until then.
+        """Encode every passage with another encoder and replace all vectors in one commit.
 
-        One interrupted goes on. Versions before it keep their vectors: `as_of(version, old_encoder)` searches them. Raises RetrievalError
-        when `encoder` is the memory's own, or its vectors are not finite; other handles must be opened again.
+        Searches use the old encoder until the commit. An interrupted call resumes where it stopped.
+        Earlier versions keep their vectors: `as_of(version, old_encoder)` searches them. Raises
+        RetrievalError when `encoder` is the memory's own or its vectors are not finite. Other
+        handles must be reopened afterwards.
         """
         self._check_change(author, reason)
         self._handle.see_others()
@@ -184,33 +225,47 @@ class Memory:
                 made.put(part, encoded(getattr(encoder, "passages", encoder), list(part), dim))
             return made.rows(texts)
 
-        vectors_of(
-            [passage for passage, _ in self._store.get(self._store.ids()).values()]
-        )  # the long part, under no lock
+        # Encode before taking the lock; the commit then encodes only what changed meanwhile.
+        vectors_of([passage for passage, _ in self._store.get(self._store.ids()).values()])
 
         def commit() -> Commit:
             done = self._store.reembed(
                 vectors_of, dim, name, str(getattr(encoder, "source", "")), author, reason
             )
             self._encoder.encode = encoder
-            self._handle.live_index.rebuild()  # even if not loaded: the saved one has the old vectors
+            # Even if not loaded: the saved index has the old vectors.
+            self._handle.live_index.rebuild()
+
             return done
 
         done = self._handle.change(commit)
         made.remove()
         return done
 
-    # Asking
+    # Reading
 
     def search(
-        self, texts: Sequence[str], k: int = 5, *, mode: str = "dense", where: Filter | None = None, groups: Collection[str] = (),
-        diversity: float = 0.0, rerank: Rerank | None = None,
-    ) -> list[list[Hit]]:  # fmt: skip
-        """Per text its k best passages, best first, all from one version; fewer where fewer can be read and match.
+        self,
+        texts: Sequence[str],
+        k: int = 5,
+        *,
+        mode: str = "dense",
+        where: Filter | None = None,
+        groups: Collection[str] = (),
+        diversity: float = 0.0,
+        rerank: Rerank | None = None,
+    ) -> list[list[Hit]]:
+        """Return the k best passages of each text, best first, all from one version.
 
-        mode: "dense" (cosine), "lexical" (BM25; only passages with a word of the text are found) or "hybrid" (reciprocal rank fusion).
-        groups: the access groups of who asks; passages of other groups do not exist for them. EVERY_GROUP is the owner's. where: a Filter.
-        diversity: 0 to 1, what likeness to hits before it costs a hit. rerank: scores a text and its candidates.
+        Fewer are returned where fewer are readable and match.
+
+        mode: "dense" (cosine), "lexical" (BM25; a passage must share a word with the text) or
+        "hybrid" (reciprocal rank fusion).
+        where: a Filter.
+        groups: access groups of the reader; passages of other groups are invisible. EVERY_GROUP
+        reads all.
+        diversity: 0 to 1, the penalty for similarity to hits ranked before.
+        rerank: a function of a text and its candidates that returns their scores.
         """
         request = Request(texts, k, mode, where, groups, diversity, rerank)
         self._handle.ready(request.compares)
@@ -233,7 +288,7 @@ class Memory:
                 found = find(
                     view, request, self._handle.facts.allowed(request.where, request.groups)
                 )
-        if not current:  # reembed came in between
+        if not current:  # a reembed was committed meanwhile
             return self.search(
                 texts, k, mode=mode, where=where, groups=groups, diversity=diversity, rerank=rerank
             )
@@ -243,16 +298,19 @@ class Memory:
         ]
 
     def get(self, id: str) -> Passage:
-        """The passage of that id. Raises RetrievalError when there is none."""
+        """Return the passage with that id. Raises RetrievalError when there is none."""
         return self._found(id)[0]
 
     def ids(self) -> list[str]:
-        """The ids of all passages, of every access group."""
+        """Return the ids of all passages, of every access group."""
         self._handle.see_others()
         return self._store.ids()
 
     def vectors(self, ids: Collection[str]) -> tuple[dict[str, Passage], np.ndarray]:
-        """Those of `ids` that exist, by id, and their vectors in the same order, float32 [N, dim]; of every access group."""
+        """Return the existing passages of `ids`, by id, and their vectors, float32 [N, dim].
+
+        Vectors are in the order of the dict. Passages of every access group are returned.
+        """
         ids = checked_ids(ids)
         with self._handle.lock.read():
             found = self._store.get(ids)
@@ -260,17 +318,20 @@ class Memory:
         return {id: found[id][0] for id in order}, vectors
 
     def log(self) -> list[Commit]:
-        """Every change up to this handle's version, oldest first."""
+        """Return every change up to this handle's version, oldest first."""
         self._handle.see_others()
         return self._store.log()
 
     def diff(self, a, b) -> Diff:
-        """The ids that were added, edited and deleted from one version, or moment, to another; see `as_of`."""
+        """Return the ids added, edited and deleted between two versions or times; see `as_of`."""
         return self._store.diff(a, b)
 
     def history(self, id: str) -> list[tuple[Commit, Passage | None]]:
-        """Every commit that touched a passage, oldest first, each with the passage after it; None where it was gone. Raises RetrievalError
-        for an id that never was."""
+        """Return every commit that touched a passage, oldest first, with the passage after it.
+
+        The passage is None where it was deleted. Raises RetrievalError for an id that never
+        existed.
+        """
         check_id(id)
         self._handle.see_others()
         if past := self._store.past_of(id):
@@ -282,11 +343,11 @@ class Memory:
     def as_of(
         self, version: int | str | datetime.datetime, encoder: Encode | None = None
     ) -> "Memory":
-        """A read-only Memory as it was after commit `version` (see `log`), or at a moment: ISO 8601 text, UTC without a
-        zone, or a datetime, local time without one.
+        """Return a read-only Memory at a commit's version (see `log`) or at a time.
 
-        Searched exactly. A version from before `reembed` is searched with the encoder it was made with: the one given, or the one
-        whose path it remembers.
+        A time is ISO 8601 text (UTC without a zone) or a datetime (local time without a zone).
+        Search is exact. A version from before a `reembed` is searched with the encoder it was made
+        with: `encoder`, or the one at its recorded path.
         """
         past = self._store.at(version)
         if encoder is not None:
@@ -298,22 +359,25 @@ class Memory:
         )
 
     def verify(self) -> list[str]:
-        """What is damaged in any file of the folder, a sentence each, with the remedy; [] where everything is as it was written."""
+        """Return what is damaged in the folder, one sentence each with the remedy; [] if sound."""
         return problems(self.path)
 
     def stats(self) -> dict:
-        """What is in this version of the memory, as plain values: counts by tag and access group, encoder, bytes on disk."""
+        """Return the contents of this version as plain values: counts by tag and access group,
+        encoder, bytes on disk.
+        """
         self._handle.see_others()
         return figures(self._store)
 
     def _found(self, id: str) -> tuple[Passage, int]:
-        """The passage and the version that wrote it."""
+        """Return the passage and the version that wrote it."""
         check_id(id)
         self._handle.see_others()
         found = self._store.get([id])
         if id not in found:
             raise RetrievalError(
-                f"passage {id!r} is not in version {self.version} of {self.path}{nearest(id, self._store.ids())}"
+                f"passage {id!r} is not in version {self.version} of "
+                f"{self.path}{nearest(id, self._store.ids())}"
             )
         return found[id]
 

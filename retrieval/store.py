@@ -1,8 +1,9 @@
-"""Store: passages, their vectors and their whole history, in one Lance table.
+"""Store: passages, their vectors and their history in one Lance table.
 
-Every change is one Lance commit, so a process killed at any moment leaves the table before or after it. The commit's own
-transaction carries who did what and why (`transaction_properties`): the data and the record cannot disagree. Nothing is
-overwritten; an older version is read by its number, and undo is a new commit that restores an older one.
+Every change is one Lance commit, so a process killed at any moment leaves the table before or after
+it. The commit's own transaction records author, action and reason (`transaction_properties`), so
+data and record cannot disagree. Nothing is overwritten: an older version is read by its number, and
+undo is a new commit that restores an older one.
 """
 
 import logging
@@ -40,15 +41,21 @@ from retrieval.versions import check_same, check_versions, open_newest
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 20  # to commit where others do too and no lock can be held
+ATTEMPTS = 20  # at a commit on an object store, where writers hold no lock
 
 
 class Store(TableVersion):
-    """One version of a memory's table. Writing moves this handle to the version it wrote; `latest` moves it to the newest."""
+    """One version of a memory's table, and the changes that make the next.
+
+    Writing moves this handle to the version it wrote; `latest` moves it to the newest.
+    """
 
     @classmethod
     def create(cls, path, dim: int, fingerprint: str, encoder_source: str = "") -> "Store":
-        """An empty store of float16 [dim] vectors in the folder `path`, which must be new, empty or left by an interrupted create."""
+        """Create an empty store of float16 [dim] vectors.
+
+        path: a folder that is new, empty or left by an interrupted create; or a URI.
+        """
         path = place_of(path)
         recover(path)
         check_free(path)
@@ -71,15 +78,13 @@ class Store(TableVersion):
         return made
 
     def is_behind(self) -> bool:
-        """Whether another process has written since. A read-only handle never is."""
+        """Whether another process has written since; always False for a read-only handle."""
         if self.read_only:
             return False
         if not isinstance(self.path, Path):
             return self._dataset.latest_version != self.version
         check_same(self.path, self._identity)
-        table = table_uri(
-            self.path
-        )  # two look-ups, where Lance would list all versions there ever were
+        table = table_uri(self.path)  # two look-ups; Lance would list all versions
         own, following = (
             os.path.exists(f"{table}/{checksums.manifest_of(version)}")
             for version in (self.version, self.version + 1)
@@ -87,14 +92,18 @@ class Store(TableVersion):
         return following or not own
 
     def latest(self) -> bool:
-        """Moves to the newest version, which another process may have written; True when it moved. A read-only handle stays."""
+        """Move to the newest version; return whether the handle moved.
+
+        A read-only handle stays.
+        """
         moved = self.is_behind()
         if moved:
             newest = open_newest(self.path)
             encoder, source, _ = settings_of(newest, self.path)
             if encoder != self.fingerprint:
                 raise RetrievalError(
-                    f"{self.path} was re-encoded since it was opened here, now with {encoder} {source}: open it again with that encoder"
+                    f"{self.path} was re-encoded since it was opened here, now with {encoder} "
+                    f"{source}: open it again with that encoder"
                 )
             self._move(newest)
         return moved
@@ -102,7 +111,7 @@ class Store(TableVersion):
     def _move(self, dataset: lance.LanceDataset) -> None:
         self._dataset = self.history.dataset = dataset
 
-    # Writing: each of these is one commit, made while holding the folder's lock.
+    # Writing: each method makes one commit, holding the folder's lock.
 
     def add(
         self,
@@ -111,7 +120,10 @@ class Store(TableVersion):
         author: str | None = None,
         reason: str = "",
     ) -> Commit:
-        """Adds new passages with their vectors [N, dim]. Raises RetrievalError when an id exists."""
+        """Add new passages with their vectors [N, dim].
+
+        Raises RetrievalError when an id exists.
+        """
         passages = some(check_passages(passages), "passages")
 
         def change() -> Commit:
@@ -127,10 +139,18 @@ class Store(TableVersion):
         return self._write(change)
 
     def edit(
-        self, passages: Sequence[Passage], vectors: np.ndarray, author: str | None = None, reason: str = "", made_from: int | None = None
-    ) -> Commit:  # fmt: skip
-        """Replaces passages by those of the same ids. Raises RetrievalError when an id does not exist, and Overtaken when what is
-        replaced was not written by version `made_from`, if that is given."""
+        self,
+        passages: Sequence[Passage],
+        vectors: np.ndarray,
+        author: str | None = None,
+        reason: str = "",
+        made_from: int | None = None,
+    ) -> Commit:
+        """Replace passages by those of the same ids.
+
+        made_from: the version that wrote the passages being replaced; raises Overtaken if another
+        one did. Raises RetrievalError when an id does not exist.
+        """
         passages = some(check_passages(passages), "passages")
 
         def change() -> Commit:
@@ -139,11 +159,12 @@ class Store(TableVersion):
             transaction, done = merge.execute_uncommitted(
                 table_of(passages, vectors, self.dim, [self.version + 1] * len(passages))
             )
-            if done["num_updated_rows"] != len(passages):  # asking first would take as long again
+            if done["num_updated_rows"] != len(passages):  # checking before would double the time
                 ids = [passage.id for passage in passages]
                 self.check_known(ids)
                 raise Overtaken(
-                    f"another writer changed {listed(ids)} meanwhile: nothing was changed; try again"
+                    f"another writer changed {listed(ids)} meanwhile: nothing was changed; try "
+                    "again"
                 )
             return self._commit(
                 transaction, "edit", [p.id for p in passages], author, reason, undo_to=self.version
@@ -152,7 +173,10 @@ class Store(TableVersion):
         return self._write(change)
 
     def delete(self, ids: Sequence[str], author: str | None = None, reason: str = "") -> Commit:
-        """Removes passages from the newest version; older versions keep them. Raises RetrievalError when an id does not exist."""
+        """Delete passages from the newest version; older versions keep them.
+
+        Raises RetrievalError when an id does not exist.
+        """
         ids = some(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)), "ids")
 
         def change() -> Commit:
@@ -168,10 +192,11 @@ class Store(TableVersion):
         return self._write(change)
 
     def undo(self, author: str | None = None, reason: str = "") -> Commit:
-        """Restores the state before the latest change that is not yet undone, as a new commit.
+        """Restore the state before the latest change not yet undone, as a new commit.
 
-        Each record names the version its undo restores. An undo takes that name over from the version it restores, so
-        that a second undo goes one change further back. Raises RetrievalError when nothing is left to undo.
+        Each record names the version that undoing it restores (`undo_to`). An undo copies `undo_to`
+        from the version it restores, so a second undo goes one change further back. Raises
+        RetrievalError when nothing is left to undo.
         """
 
         def change() -> Commit:
@@ -201,12 +226,18 @@ class Store(TableVersion):
         return self._write(change)
 
     def reembed(
-        self, vectors_of: Callable[[list[Passage]], np.ndarray], dim: int, fingerprint: str, encoder_source: str,
-        author: str | None = None, reason: str = "",
-    ) -> Commit:  # fmt: skip
-        """Replaces all vectors by those of another encoder, in one commit. vectors_of: passages -> [N, dim].
+        self,
+        vectors_of: Callable[[list[Passage]], np.ndarray],
+        dim: int,
+        fingerprint: str,
+        encoder_source: str,
+        author: str | None = None,
+        reason: str = "",
+    ) -> Commit:
+        """Replace all vectors by those of another encoder, in one commit.
 
-        Older versions keep their vectors and the name of their encoder; undo does not go back beyond this.
+        vectors_of: passages -> [N, dim]. Older versions keep their vectors and the name of their
+        encoder. Undo does not go back beyond this commit.
         """
 
         def change() -> Commit:
@@ -231,11 +262,15 @@ class Store(TableVersion):
     def check_writable(self) -> None:
         if self.read_only:
             raise RetrievalError(
-                f"version {self.version} of {self.path} is a view of the past: to change the memory, open it itself"
+                f"version {self.version} of {self.path} is a view of the past: to change the "
+                "memory, open it itself"
             )
 
     def _write(self, change: Callable[[], Commit]) -> Commit:
-        """Makes a change that ends in `_commit`, on the newest version. Where another writer was faster, it is prepared anew."""
+        """Run `change`, which ends in `_commit`, on the newest version.
+
+        It is retried when another writer commits first.
+        """
         self.check_writable()
         with writers_lock(self.path):
             with in_words(f"{self.path} could not be written: nothing was changed"):
@@ -255,7 +290,7 @@ class Store(TableVersion):
             return done
 
     def _rows_at(self, version: int, ids: Sequence[str]) -> pa.Table:
-        """Those of `ids` that were there at an older version, as they were."""
+        """Return the rows of `ids` as they were at an older version."""
         past = Store.open(self.path, version)
         found, (vectors, order) = past.get(ids), past.vectors(ids)
         return table_of(
@@ -287,7 +322,10 @@ class Store(TableVersion):
     def _note(
         self, before: set[str], version: int, uuid: str = "*", record: str | None = None
     ) -> None:
-        """Notes the checksums of what was written since `version`, which had the files `before`."""
+        """Record the checksums of files written since `version`.
+
+        before: the files of that version.
+        """
         if isinstance(self.path, Path):
             names = checksums.new_files(self._dataset, before, version, uuid)
             checksums.note(Path(table_uri(self.path)), version, self.version, names, record)
@@ -301,5 +339,5 @@ class Store(TableVersion):
                 ) is not None:
                     self._move(newer)
                     self._note(before, version)
-        except RetrievalError as error:  # the change before is committed
+        except RetrievalError as error:  # the change itself is committed
             logger.warning("%s", error)

@@ -42,17 +42,15 @@ class TableVersion:
             dataset, path / checksums.CHECKSUMS if isinstance(path, Path) else None
         )
         self.fingerprint, self.encoder_source, self.dim = settings_of(dataset, path)
-        self._words_version, self._words_lock = (
-            0,
-            threading.Lock(),
-        )  # what `lexical` searches, made when first asked for
+        self._words_version, self._words_lock = 0, threading.Lock()  # `lexical` fills _words lazily
         self._words_sound: set[str] = set()
 
     @classmethod
     def open(cls, path, version: int | str | datetime.datetime | None = None) -> Self:
-        """The newest version, or a read-only handle on an older one, by its number or by a moment (ISO 8601) when it was the newest.
+        """Open the newest version, or an older one read-only.
 
-        Raises RetrievalError when there is none.
+        version: a number, or a time (ISO 8601) at which it was the newest. Raises RetrievalError
+        when there is none.
         """
         path = place_of(path)
         newest, here = open_whole(path)
@@ -68,7 +66,8 @@ class TableVersion:
             or not 1 <= version <= store.version
         ):
             raise RetrievalError(
-                f"version {version!r} of {path} does not exist: expected a number from 1 to {store.version} (see the log)"
+                f"version {version!r} of {path} does not exist: expected a number from 1 to "
+                f"{store.version} (see the log)"
             )
         return cls(path, open_version(path, version), read_only=True)
 
@@ -80,9 +79,12 @@ class TableVersion:
         return self._dataset.count_rows()
 
     def columns(self, names: Sequence[str], ids: Iterable[str] | None = None) -> pa.Table:
-        """Columns of this version, whole or for those of `ids` that exist: id, text, title, source, metadata, span_start, span_end,
-        time, tags, access, origin, vector, content_hash, version. Where a format-1 memory has none yet, a column is all null, which stands
-        for the default."""
+        """Return columns of all rows, or of those of `ids` that exist.
+
+        names: id, text, title, source, metadata, span_start, span_end, time, tags, access, origin,
+        vector, content_hash, version. A column that a format-1 memory lacks is all null, which
+        stands for the default.
+        """
         known = table_schema(self.dim)
         unknown = [name for name in names if name not in known.names]
         if unknown:
@@ -95,21 +97,22 @@ class TableVersion:
         return self.columns(["id"])["id"].to_pylist()
 
     def existing(self, ids: Iterable[str]) -> set[str]:
-        """Those of `ids` that are in the store."""
+        """Return those of `ids` that are in the store."""
         return set(self._select(set(ids), ["id"])["id"].to_pylist())
 
     def get(self, ids: Iterable[str]) -> dict[str, tuple[Passage, int]]:
-        """id -> (passage, the version that wrote it), for those of `ids` that exist.
+        """Return id -> (passage, version that wrote it), for those of `ids` that exist.
 
-        Raises RetrievalError when a stored passage no longer matches the hash written with it.
+        Raises RetrievalError when a stored passage does not match its content hash.
         """
         found = {}
         for row in self._select(set(ids), [*FIELDS, "version", "content_hash"]).to_pylist():
             passage = sound_passage(row)
             if passage is None or passage.content_hash != row["content_hash"]:
                 raise RetrievalError(
-                    f"passage {row['id']!r} in {self.path} is damaged on disk (its content hash differs): "
-                    "restore the folder from a copy, or edit the passage to write it anew"
+                    f"passage {row['id']!r} in {self.path} is damaged on disk (its content hash "
+                    "differs): restore the folder from a copy, or edit the passage to write it "
+                    "anew"
                 )
             found[row["id"]] = (passage, row["version"])
         return found
@@ -117,7 +120,10 @@ class TableVersion:
     def lexical(
         self, text: str, n: int, ids: Collection[str] | None = None
     ) -> tuple[list[str], np.ndarray]:
-        """The ids of the at most n passages, of `ids` if given, that share a word with `text`, best first, and their BM25 scores."""
+        """Return the ids of at most n passages that share a word with `text`, and BM25 scores.
+
+        Best first; among `ids` if given.
+        """
         with in_words(
             f"{table_uri(self.path)} cannot be searched by words; `verify` says what is damaged"
         ):
@@ -130,27 +136,28 @@ class TableVersion:
             return lexical.search(self._words, text, n, None if ids is None else among(ids))
 
     def vectors(self, ids: Iterable[str] | None = None) -> tuple[np.ndarray, list[str]]:
-        """(float32 [N, dim], their ids), of all passages or of those of `ids` that exist."""
+        """Return (float32 [N, dim], ids) of all passages, or of those of `ids` that exist."""
         table = self._select(None if ids is None else set(ids), ["id", "vector", "vector_crc"])
         damaged = damaged_vectors(table, self.dim)
         if damaged:
             raise RetrievalError(
-                f"the vectors of {listed(damaged)} in {self.path} are damaged on disk (their checksums differ): "
-                "restore the folder from a copy, or edit these passages to write them anew"
+                f"the vectors of {listed(damaged)} in {self.path} are damaged on disk (their "
+                "checksums differ): restore the folder from a copy, or edit these passages to "
+                "write them anew"
             )
         return half_vectors(table, self.dim).astype(np.float32), table["id"].to_pylist()
 
     def log(self) -> list[Commit]:
-        """Every change up to this version, oldest first."""
+        """Return every change up to this version, oldest first."""
         return self.history.log()
 
     def at(self, version: int | str | datetime.datetime) -> Self:
-        """A read-only handle on a version, or on that of a moment."""
+        """Return a read-only handle on a version, or on the newest one at a time."""
         check_same(self.path, self._identity)
-        return self.open(self.path, 0 if version is None else version)  # None is no version
+        return self.open(self.path, 0 if version is None else version)  # 0 raises
 
     def earlier(self, versions: Sequence[int]) -> Iterator[Self]:
-        """Read-only handles on versions up to this one, in a fraction of the time that each takes alone."""
+        """Yield read-only handles on versions up to this one, much faster than `at` for each."""
         check_versions(self.path, versions)
         return (
             type(self)(self.path, self._dataset.checkout_version(version), read_only=True)
@@ -158,7 +165,7 @@ class TableVersion:
         )
 
     def diff(self, a, b) -> Diff:
-        """What became of the passages from version (or moment) `a` to `b`, by their content."""
+        """Compare the passages of two versions (or times) by their content hashes."""
         first, second = self.at(a), self.at(b)
         early, late = sorted((first, second), key=lambda store: store.version)
         touched = late.history.touched_since(early.version)
@@ -180,7 +187,10 @@ class TableVersion:
         )
 
     def past_of(self, id: str) -> list[tuple[Commit, Passage | None]]:
-        """The commits that touched a passage, oldest first, each with the passage as it was after it; None where it was gone."""
+        """Return the commits that touched a passage, oldest first, with the passage after each.
+
+        The passage is None where it was deleted.
+        """
         commits = [commit for commit in self.log() if id in commit.ids]
         past = self.earlier([commit.version for commit in commits])
         return [
@@ -189,30 +199,31 @@ class TableVersion:
         ]
 
     def check_new(self, ids: Iterable[str]) -> None:
-        """Raises RetrievalError listing those of `ids` that are in the store."""
+        """Raise RetrievalError listing those of `ids` that are in the store."""
         known = self.existing(ids)
         if known:
             raise RetrievalError(
-                f"already in the memory: {listed(sorted(known))}: use edit to change a passage, or give the new one another id"
+                f"already in the memory: {listed(sorted(known))}: use edit to change a passage, "
+                "or give the new one another id"
             )
 
     def check_known(self, ids: Iterable[str]) -> None:
-        """Raises RetrievalError listing those of `ids` that are not in the store."""
+        """Raise RetrievalError listing those of `ids` that are not in the store."""
         ids = set(ids)
         if unknown := ids - self.existing(ids):
             close = nearest(min(unknown), self.ids())
             raise RetrievalError(
-                f"not in the memory: {listed(sorted(unknown))}{close}: nothing was changed; add a passage before"
+                f"not in the memory: {listed(sorted(unknown))}{close}: nothing was changed; add "
+                "a passage before"
             )
 
     def _select(self, ids: set[str] | None, columns: list[str]) -> pa.Table:
-        """Columns of the rows of `ids` (None: all), those that this version lacks all null."""
+        """Return columns of the rows of `ids` (None: all); a column this version lacks is null."""
         known, there = table_schema(self.dim), set(self._dataset.schema.names)
         schema = pa.schema([known.field(name) for name in columns])
         here = [name for name in columns if name in there]
-        if ids is not None and len(ids) > max(
-            AT_ONCE, len(self) / 4
-        ):  # reading everything is faster
+        # Above a quarter of the rows, a full read is faster than look-ups.
+        if ids is not None and len(ids) > max(AT_ONCE, len(self) / 4):
             table = self._select(None, list(dict.fromkeys(["id", *columns])))
             return table.filter(pc.field("id").isin(list(ids))).select(columns)
         names = sorted(ids or ())
