@@ -44,7 +44,7 @@ class LiveIndex:
             self.catch_up()
 
     def catch_up(self, written: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
-        """Bring the index, if it is loaded, to the store's version; rebuild it where that is faster.
+        """Bring the index, if it is loaded, to the store's version; rebuild where that is faster.
 
         written: id -> vector of the newest commit. They are not read again if nothing else changed.
         """
