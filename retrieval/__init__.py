@@ -9,23 +9,23 @@ import importlib
 import lm  # noqa: F401
 
 _HOMES = {
-    "Answer": "retrieval.answering",
-    "Reader": "retrieval.answering",
-    "answer": "retrieval.answering",
-    "CrossEncoder": "retrieval.cross_encoder",
+    "Answer": "retrieval.reading.answering",
+    "Reader": "retrieval.reading.answering",
+    "answer": "retrieval.reading.answering",
+    "CrossEncoder": "retrieval.encoders.cross_encoder",
     "Commit": "retrieval.passages",
     "Diff": "retrieval.passages",
     "Hit": "retrieval.passages",
     "Passage": "retrieval.passages",
-    "Encoder": "retrieval.encoder",
-    "ExactIndex": "retrieval.exact_index",
-    "ScannIndex": "retrieval.scann_index",
+    "Encoder": "retrieval.encoders.encoder",
+    "ExactIndex": "retrieval.index.exact",
+    "ScannIndex": "retrieval.index.approximate",
     "EVERY_GROUP": "retrieval.filters",
     "Filter": "retrieval.filters",
     "Memory": "retrieval.memory",
     "RetrievalError": "retrieval.errors",
-    "ShardedIndex": "retrieval.sharded_index",
-    "Tuning": "retrieval.tuning",
+    "ShardedIndex": "retrieval.index.sharded",
+    "Tuning": "retrieval.index.tuning",
 }
 
 __all__ = sorted(_HOMES)

@@ -16,7 +16,7 @@ from retrieval.cli import (
     open_memory,
     parser,
 )
-from retrieval.inert import as_json, shown
+from retrieval.sanitising import as_json, shown
 
 
 @entry_point
@@ -39,7 +39,7 @@ def main(argv=None):
     args = options.parse_args(argv)
     memory = open_memory(args.memory, args.encoder, args.as_of)
     from retrieval import Reader, answer
-    from retrieval.answering import FLOOR, View
+    from retrieval.reading.answering import FLOOR, View
 
     searched = View(memory, filter_options(args))
     floor = FLOOR if args.floor is None else args.floor

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 
 from retrieval.cli import add_encoder_option, add_reader_options, entry_point, open_memory, parser
-from retrieval.inert import as_json, shown
+from retrieval.sanitising import as_json, shown
 
 
 @entry_point
@@ -35,7 +35,7 @@ def main(argv=None):
     args = options.parse_args(argv)
     memory = open_memory(args.memory, args.encoder)
     from retrieval import Reader
-    from retrieval.auditing import VERDICTS, audit
+    from retrieval.reading.auditing import VERDICTS, audit
 
     for done in audit(
         args.question,

@@ -49,7 +49,7 @@ def main(argv=None):
 
     sampler = Sample(args.temperature) if args.temperature else Greedy()
     memory = open_memory(args.memory, args.encoder) if args.memory else None
-    from retrieval.conversation import Conversation, converse
+    from retrieval.reading.conversation import Conversation, converse
 
     made = Conversation.of(
         args.model, memory, args.k, args.max_new_tokens, sampler, args.system, args.seed

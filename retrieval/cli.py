@@ -15,7 +15,7 @@ from lm.compiled import keep_compiled
 from lm.interrupts import Interrupts
 from lm.printing import program
 from retrieval import progress
-from retrieval.inert import as_json, shown
+from retrieval.sanitising import as_json, shown
 
 
 def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
@@ -209,8 +209,8 @@ def open_memory(path: Path | str, encoder: str | None, as_of: int | str | None =
     encoder: where its encoder's files are, as a path or hub id, if not at the recorded path.
     """
     from retrieval import Memory
-    from retrieval.encoding import encoder_like
-    from retrieval.store import Store
+    from retrieval.encoders.encoding import encoder_like
+    from retrieval.store.store import Store
 
     memory = Memory.open(path, encoder_like(Store.open(path), encoder) if encoder else None)
     return memory if as_of is None else memory.as_of(as_of)

@@ -135,7 +135,7 @@ def main(argv=None):
             f"--output={args.output} is a folder: expected the name of a file to write"
         )
     from lm.loading import load
-    from retrieval.answering import Reader, answer
+    from retrieval.reading.answering import Reader, answer
 
     memory, reader = open_memory(args.memory, args.encoder), Reader(*load(args.reader))
     answered = answer(

@@ -11,7 +11,7 @@ from pathlib import Path
 from retrieval import measures
 from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
 from retrieval.errors import RetrievalError
-from retrieval.inert import as_json
+from retrieval.sanitising import as_json
 from retrieval.search import MODES
 
 ABOUT = (

@@ -7,8 +7,8 @@ import dataclasses
 import sys
 
 from retrieval.cli import add_past_option, entry_point, parser
-from retrieval.inert import as_json
 from retrieval.passages import Passage
+from retrieval.sanitising import as_json
 
 PART = 1_000  # passages per read
 
@@ -36,7 +36,7 @@ def main(argv=None):
         help="every commit instead, oldest first, with the passages that it left",
     )
     args = options.parse_args(argv)
-    from retrieval.store import Store
+    from retrieval.store.store import Store
 
     store = Store.open(args.memory, args.as_of)
     if args.history:

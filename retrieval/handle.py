@@ -5,18 +5,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from retrieval.errors import RetrievalError
-from retrieval.facts import Facts
 from retrieval.live_index import LiveIndex
 from retrieval.locks import ReadersWriter
 from retrieval.passages import Commit, Passage
-from retrieval.store import Store
+from retrieval.store.filter_columns import FilterColumns
+from retrieval.store.store import Store
 
 
 class Handle:
     """A store, its filter columns and its index; under the read lock all show the same version."""
 
     def __init__(self, store: Store):
-        self.store, self.facts = store, Facts(store)
+        self.store, self.facts = store, FilterColumns(store)
         self.lock = ReadersWriter()
         self.live_index = LiveIndex(store, self.lock)
 

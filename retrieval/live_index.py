@@ -7,12 +7,12 @@ from types import MappingProxyType
 import numpy as np
 
 from retrieval.errors import RetrievalError
-from retrieval.exact_index import ExactIndex
-from retrieval.index import Index
+from retrieval.index.approximate import ScannIndex, default_index
+from retrieval.index.exact import ExactIndex
+from retrieval.index.index import Index
 from retrieval.locks import ReadersWriter, file_lock
-from retrieval.places import LOCK, index_folder
-from retrieval.scann_index import ScannIndex, default_index
-from retrieval.store import Store
+from retrieval.store.locations import LOCK, index_folder
+from retrieval.store.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 
 from retrieval.cli import entry_point, open_memory, parser, print_commit, version_or_time
-from retrieval.inert import as_json, shown
+from retrieval.sanitising import as_json, shown
 
 
 @entry_point

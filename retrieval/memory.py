@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.encoding import (
+from retrieval.encoders.encoding import (
     PROBE,
     Encode,
     MemoryEncoder,
@@ -19,7 +19,6 @@ from retrieval.encoding import (
     made_with,
 )
 from retrieval.errors import Overtaken, RetrievalError
-from retrieval.figures import figures
 from retrieval.filters import Filter
 from retrieval.handle import Handle
 from retrieval.passages import (
@@ -33,12 +32,13 @@ from retrieval.passages import (
     checked_ids,
     nearest,
 )
-from retrieval.places import check_free, index_folder
 from retrieval.progress import chunks_with_progress
 from retrieval.ranking import Request, Rerank, View, choose, find
-from retrieval.soundness import problems
-from retrieval.store import Store
-from retrieval.unfinished import Unfinished
+from retrieval.store.locations import check_free, index_folder
+from retrieval.store.statistics import figures
+from retrieval.store.store import Store
+from retrieval.store.unfinished import Unfinished
+from retrieval.verification import problems
 
 
 class Memory:

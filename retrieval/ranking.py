@@ -13,7 +13,8 @@ import numpy as np
 
 from retrieval.errors import RetrievalError
 from retrieval.filters import Allowed, Filter, checked_groups, readable
-from retrieval.index import Index
+from retrieval.index.index import Index
+from retrieval.index.vectors import check_k, unit_rows
 from retrieval.passages import (
     MAX_TEXT_CHARACTERS,
     Hit,
@@ -23,8 +24,7 @@ from retrieval.passages import (
     listed,
     titled,
 )
-from retrieval.store import Store
-from retrieval.vectors import check_k, unit_rows
+from retrieval.store.store import Store
 
 RRF_K = 60  # Cormack, Clarke & Buettcher 2009, section 2
 DEPTH = 100  # candidates to fuse, rerank or diversify, or 4 k where that is more

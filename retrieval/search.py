@@ -15,7 +15,7 @@ from retrieval.cli import (
     open_memory,
     parser,
 )
-from retrieval.inert import as_json, shown
+from retrieval.sanitising import as_json, shown
 
 MODES = ("dense", "lexical", "hybrid")
 

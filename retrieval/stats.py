@@ -3,7 +3,7 @@
 import sys
 
 from retrieval.cli import entry_point, open_memory, parser
-from retrieval.inert import as_json, shown
+from retrieval.sanitising import as_json, shown
 
 
 @entry_point

@@ -6,7 +6,7 @@ Exit code 0 when it is sound, 1 when it is not.
 import sys
 
 from retrieval.cli import entry_point, open_memory, parser
-from retrieval.inert import as_json, shown
+from retrieval.sanitising import as_json, shown
 
 
 @entry_point
@@ -16,7 +16,7 @@ def main(argv=None):
         "Read all of a memory's passages and its index and compare them with their checksums.",
     )
     args = options.parse_args(argv)
-    from retrieval.soundness import problems
+    from retrieval.verification import problems
 
     found = problems(args.memory)  # also checks what cannot be opened
     memory = None if found else open_memory(args.memory, None)

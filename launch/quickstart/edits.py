@@ -15,8 +15,8 @@ from typing import Any
 from launch.errors import LaunchError, one_line
 from launch.quickstart.passages import write
 from lm.loading import load
-from retrieval.answering import Reader, answer
 from retrieval.memory import Memory
+from retrieval.reading.answering import Reader, answer
 
 ELSEWHERE = (
     "Norway, Europe",

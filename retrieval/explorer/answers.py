@@ -4,9 +4,9 @@ import collections
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from retrieval.answering import Answer, Reader, View, answer
 from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
+from retrieval.reading.answering import Answer, Reader, View, answer
 
 REMEMBERED = 200
 STEPS = 2  # closed-book, then open-book

@@ -22,7 +22,6 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from retrieval.answering import Reader
 from retrieval.errors import RetrievalError
 from retrieval.explorer.answers import STEPS, Answers
 from retrieval.explorer.atlas import COLOURS, atlas
@@ -31,6 +30,7 @@ from retrieval.explorer.words import changes, marked
 from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
 from retrieval.passages import Commit, Hit
+from retrieval.reading.answering import Reader
 
 HERE = Path(__file__).parent
 FOUND = 10  # passages on the search page

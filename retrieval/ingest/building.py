@@ -7,12 +7,12 @@ import sys
 import time
 
 from retrieval.errors import RetrievalError
-from retrieval.inert import as_json, shown
 from retrieval.ingest import chunking, reading, updates
 from retrieval.ingest.documents import Document, Report
 from retrieval.ingest.files import covers, covers_names
 from retrieval.passages import Passage, check_passages, listed
 from retrieval.progress import chunks_with_progress
+from retrieval.sanitising import as_json, shown
 
 
 def build(args: argparse.Namespace) -> None:
@@ -31,10 +31,10 @@ def build(args: argparse.Namespace) -> None:
             "leave out --sync"
         )
     from retrieval import Encoder, Memory
-    from retrieval.encoding import encoder_like, made_with
-    from retrieval.places import check_free, exists, recover, replace
-    from retrieval.scann_index import needed_megabytes
-    from retrieval.store import Store
+    from retrieval.encoders.encoding import encoder_like, made_with
+    from retrieval.index.approximate import needed_megabytes
+    from retrieval.store.locations import check_free, exists, recover, replace
+    from retrieval.store.store import Store
 
     place, work = args.memory, args.memory
     recover(place)
@@ -126,8 +126,8 @@ def build(args: argparse.Namespace) -> None:
 def reembed(args: argparse.Namespace) -> None:
     """Encode every passage with another encoder, in one commit."""
     from retrieval import Encoder, Memory
-    from retrieval.encoding import encoder_like
-    from retrieval.store import Store
+    from retrieval.encoders.encoding import encoder_like
+    from retrieval.store.store import Store
 
     started, memory, new = time.monotonic(), Memory.open(args.memory), args.embedding
     encoder = (
@@ -152,9 +152,9 @@ def reembed(args: argparse.Namespace) -> None:
 
 def _passages(documents: list[Document], args: argparse.Namespace, encoder) -> list[Passage]:
     import lm
-    from retrieval import sentences
+    from retrieval.encoders import sentence_transformers
 
-    tokenizer = lm.load_tokenizer(sentences.recalled(encoder.source)[0])
+    tokenizer = lm.load_tokenizer(sentence_transformers.recalled(encoder.source)[0])
     longest = encoder.max_length - len(tokenizer(encoder.passage_prefix)["input_ids"])
     if args.size is not None and args.size > longest:
         raise RetrievalError(

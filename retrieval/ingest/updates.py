@@ -14,7 +14,7 @@ from retrieval.ingest.documents import read_from
 from retrieval.ingest.reading import is_table
 from retrieval.memory import Memory
 from retrieval.passages import Passage, listed, titled
-from retrieval.store import Store
+from retrieval.store.store import Store
 
 PART = 4096  # passages per commit
 

@@ -132,7 +132,7 @@ def ours_load(folder):
 
 @functools.cache
 def given(setting: tuple):
-    from retrieval.tuning import Tuning
+    from retrieval.index.tuning import Tuning
 
     return (
         Tuning(leaves_searched=setting[0], reorder=setting[1], reach=setting[2])
@@ -349,7 +349,7 @@ def faiss_engine(about: str, factory: str, curves) -> Engine:
 ENGINES = {
     "ScannIndex": Engine(
         "as retrieval.Memory uses it",
-        (SCANN, "retrieval.scann_index"),
+        (SCANN, "retrieval.index.approximate"),
         ours_build,
         ours_save,
         ours_load,

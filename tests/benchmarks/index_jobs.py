@@ -95,9 +95,9 @@ def beside_scann(ours, saved: Path, asked: np.ndarray) -> dict:
     ScaNN reads the same files with the same setting and queries, rotated beforehand. layer: both
     return numbers; layer_named: both return ids; layer_mixed: ScaNN alone returns numbers.
     """
-    from retrieval.index import Rows
-    from retrieval.tuning import Tuning
-    from retrieval.turning import saved_turn, turned
+    from retrieval.index.index import Rows
+    from retrieval.index.rotation import saved_turn, turned
+    from retrieval.index.tuning import Tuning
 
     tuned(ours, Tuning())
     plain, health, turn = (

@@ -20,7 +20,7 @@ import numpy as np
 
 from lm.evaluation.accuracy import contains
 from retrieval import Memory, Passage
-from retrieval.answering import is_known
+from retrieval.reading.answering import is_known
 
 RIGHT = ("right", "right, in a sentence")
 APART = "same paragraph"  # reported separately: no comparison of words can see that these are wrong

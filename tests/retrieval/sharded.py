@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from retrieval import ExactIndex, RetrievalError, ScannIndex
-from retrieval.sharded_index import ShardedIndex
-from tests.retrieval.test_index import clustered, names
+from retrieval.index.sharded import ShardedIndex
+from tests.retrieval.index.test_index import clustered, names
 
 RANK, PROCESSES, PORT = map(int, sys.argv[1:4])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval import EVERY_GROUP, Filter, Memory, Passage, ranking
-from retrieval.facts import Facts
+from retrieval.store.filter_columns import FilterColumns
 from tests.retrieval.toy import encode
 
 MODES = ("dense", "lexical", "hybrid")
@@ -104,7 +104,7 @@ def test_a_group_is_a_whole_name_and_the_owner_sees_all(tmp_path):
 
 def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
     memory, rng = filled(tmp_path / "m", 40), random.Random(3)
-    kept, other = Facts(memory._store), Memory.open(tmp_path / "m", encode)
+    kept, other = FilterColumns(memory._store), Memory.open(tmp_path / "m", encode)
     for step in range(40):
         ids = sorted(memory._store.ids())
         if step % 5 == 4:
@@ -145,7 +145,7 @@ def test_facts_that_follow_changes_equal_facts_read_anew(tmp_path):
         len(memory)  # moves to the newest version
         for where in (None, Filter(any_tags="t"), Filter(after="2000")):
             for groups in ((), ("board",), EVERY_GROUP):
-                new = Facts(memory._store).allowed(where, groups)
+                new = FilterColumns(memory._store).allowed(where, groups)
                 for mine in (
                     kept.allowed(where, groups),
                     memory._handle.facts.allowed(where, groups),
@@ -172,7 +172,7 @@ def test_what_a_memory_wrote_itself_it_need_not_read_to_know_who_may_read_it(tmp
 def test_many_times_are_parsed_once(tmp_path):
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage(f"p{i}", "x", time=f"{1900 + i}-03-01T10:00:00+02:00") for i in range(100)])
-    facts = Facts(memory._store)
+    facts = FilterColumns(memory._store)
     assert (
         len(facts.allowed(Filter(after="1950-03-01T08:00", before="1960-03-01T07:59Z"), ())) == 10
     )

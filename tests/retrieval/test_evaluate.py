@@ -5,7 +5,8 @@ import json
 import pytest
 
 import lm.loading
-from retrieval import Answer, Hit, RetrievalError, answering, evaluate
+from retrieval import Answer, Hit, RetrievalError, evaluate
+from retrieval.reading import answering
 
 
 def test_a_row_keeps_its_fields_and_gains_both_answers_and_the_citations():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from retrieval import Memory, Passage
-from retrieval.fusion.in_context import build_prompt
+from retrieval.doors.in_context import build_prompt
 from tests.retrieval.models import byte_tokenizer
 from tests.retrieval.readers import Copier
 from tests.retrieval.toy import encode

@@ -66,7 +66,7 @@ def read(memory, seed, deadline, gone, failures, counts):
 def test_eight_readers_two_writers_and_another_process_see_no_wrong_and_no_deleted_passage(
     memory, seconds, monkeypatch
 ):
-    monkeypatch.setattr("retrieval.upkeep.SCALAR_INDEX_FROM", 50)
+    monkeypatch.setattr("retrieval.store.upkeep.SCALAR_INDEX_FROM", 50)
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         gone, failures, counts = manager.dict(), manager.list(), [0] * 8

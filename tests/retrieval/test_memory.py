@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import (
-    EVERY_GROUP,
-    Filter,
-    Memory,
-    Passage,
-    RetrievalError,
-    scann_index,
-    scann_searcher,
-    tuning,
-)
+from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError
+from retrieval.index import approximate, scann_searcher, tuning
 from tests.retrieval.toy import encode, state
 
 ROOT = Path(__file__).parents[2]
@@ -225,7 +217,7 @@ def test_without_scann_a_memory_works_the_same(memory, monkeypatch):
     monkeypatch.setitem(sys.modules, scann_searcher.SCANN, None)
     seen = Memory.open(memory.path, encode)
     found = seen.search(["town1", "land7"], 3)
-    assert isinstance(seen._handle.live_index.index, scann_index.ExactIndex)
+    assert isinstance(seen._handle.live_index.index, approximate.ExactIndex)
     assert [[hit.id for hit in row] for row in found] == [
         [hit.id for hit in row] for row in expected
     ]
@@ -400,7 +392,7 @@ def test_two_processes_that_write_at_once_lose_nothing(memory):
 
 
 def test_two_processes_cannot_both_add_the_same_id(memory):
-    from retrieval.store import Store
+    from retrieval.store.store import Store
 
     first, second = Store.open(memory.path), Store.open(memory.path)
     first.add([Passage("same", "first")], encode(["first"]))

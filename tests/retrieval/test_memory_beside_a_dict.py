@@ -6,10 +6,11 @@ import random
 import numpy as np
 import pytest
 
-from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError, ranking, upkeep
+from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError, ranking
 from retrieval.filters import readable
 from retrieval.passages import moment
-from tests.retrieval.test_durability import ENCODERS
+from retrieval.store import upkeep
+from tests.retrieval.store.test_durability import ENCODERS
 
 WORDS = (
     "sun",

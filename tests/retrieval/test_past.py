@@ -8,11 +8,12 @@ import lance
 import numpy as np
 import pytest
 
-from retrieval import Diff, Filter, Memory, Passage, RetrievalError, checksums
-from retrieval.encoding import PROBE
+from retrieval import Diff, Filter, Memory, Passage, RetrievalError
+from retrieval.encoders.encoding import PROBE
 from retrieval.locks import file_lock
-from retrieval.places import replace
 from retrieval.progress import chunks_with_progress
+from retrieval.store import checksums
+from retrieval.store.locations import replace
 from tests.retrieval.toy import encode, state
 
 

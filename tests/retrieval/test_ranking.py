@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError, ranking
-from retrieval.vectors import unit_rows
+from retrieval.index.vectors import unit_rows
 from tests.retrieval.toy import encode
 
 MODES = ("dense", "lexical", "hybrid")

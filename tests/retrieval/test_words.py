@@ -4,8 +4,9 @@ import unicodedata
 
 import pytest
 
-from retrieval import Filter, Memory, Passage, lexical
+from retrieval import Filter, Memory, Passage
 from retrieval.ingest.duplicates import digest
+from retrieval.store import lexical
 from retrieval.words import asked, words
 from tests.retrieval.toy import encode
 

@@ -18,9 +18,9 @@ from lm.evaluation.harness import Harness
 from lm.models import ConfigError, inputs
 from lm.objectives import OBJECTIVES
 from lm.training import loop
-from retrieval.answering import Reader
-from retrieval.cross_encoder import CrossEncoder
-from retrieval.encoder import Encoder
+from retrieval.encoders.cross_encoder import CrossEncoder
+from retrieval.encoders.encoder import Encoder
+from retrieval.reading.answering import Reader
 from tests.lm.evaluation.test_likelihood import Request
 from tests.lm.small_models import tiny
 from tests.lm.training import runs, small

@@ -17,7 +17,7 @@ from lm.data import tokenizers
 from lm.evaluation.harness import Harness
 from lm.loading import load
 from lm.training import checkpoints, loop, steps, trackers
-from retrieval.fusion.in_context import build_prompt
+from retrieval.doors.in_context import build_prompt
 from tests.lm.training import runs
 
 EVAL = {"eval.every": 6}

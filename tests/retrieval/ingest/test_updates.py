@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval import Memory, Passage, build, scann_index
-from retrieval.encoding import MemoryEncoder
+from retrieval import Memory, Passage, build
+from retrieval.encoders.encoding import MemoryEncoder
+from retrieval.index import approximate
 from retrieval.ingest import updates
 from tests.retrieval.ingest import toy
 from tests.retrieval.models import word_tokenizer
@@ -472,7 +473,7 @@ def test_the_memory_an_index_takes_is_said_before_it_is_built(
     run, docs, tmp_path, encoder, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        scann_index, "needed_megabytes", lambda size, dim: (size * dim, 2 * size * dim)
+        approximate, "needed_megabytes", lambda size, dim: (size * dim, 2 * size * dim)
     )
     at = [f"--memory={tmp_path / 'm'}", f"--encoder={encoder}", f"--input={docs}"]
     assert build.main([*at, "--dry-run"]) == build.main(at) == build.main(at) == 0

@@ -1,0 +1,1 @@
+"""Ways in which a memory's passages reach a model."""

@@ -1,0 +1,141 @@
+"""In-context retrieval: passages are put before the question (RALM, Ram et al. 2023).
+
+Text from a memory is data. Each passage is put on one line, so that it cannot pass for another
+passage or for the question. It is tokenised without special tokens and with the chat template's
+markers broken, so that it cannot end the user's turn.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+
+from lm.data.encoding import affixes
+from lm.data.sources import DataError
+from lm.data.templates.jinja import rendered
+from retrieval.errors import RetrievalError
+from retrieval.passages import Hit
+from retrieval.sanitising import encode_foreign, encode_plain, one_line, one_of
+
+INSTRUCTION = "Answer the question in a few words."
+MAX_PASSAGE_TOKENS = 192  # a small reader loses track in longer passages
+MIN_PASSAGE_TOKENS = 16  # a passage that would be cut to less is left out
+CONTENT = "openbook content goes here"  # placeholder for the user's turn in the chat template
+BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt and the hits in it.
+
+    shown: best first; hits that did not fit are left out.
+    """
+
+    tokens: list[int]
+    shown: tuple[Hit, ...]
+
+
+def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int) -> Prompt:
+    """Build numbered passages and the question as one user turn.
+
+    The tokenizer's chat template is used, or plain text without one. With several passages the
+    question comes before them too: a small reader then confuses them far less (query-aware
+    contextualisation, Liu et al. 2024, Lost in the Middle, section 4.2). Each passage is cut to 192
+    tokens. If the prompt exceeds `max_tokens`, the last passages are left out, and the first is
+    cut. Raises RetrievalError when the question alone is too long.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise RetrievalError(f"the question is {question!r}: expected some text")
+    plain, line = (
+        functools.partial(encode_plain, tokenizer),
+        functools.partial(_line, tokenizer, _markers(tokenizer)),
+    )
+    asked = f"Question: {one_line(question)}"
+    for count in range(len(hits), 0, -1):
+        before, after = _frame(tokenizer)
+        head = plain(f"{INSTRUCTION} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
+        tail = plain(asked + _cue(tokenizer))
+        room = max_tokens - len(before) - len(head) - len(tail) - len(after)
+        lines = [
+            line(number, hit, MAX_PASSAGE_TOKENS)
+            for number, hit in enumerate(hits[:count], start=1)
+        ]
+        if count == 1 and len(lines[0]) > room >= MIN_PASSAGE_TOKENS:
+            lines[0] = line(1, hits[0], room)
+        if sum(map(len, lines)) <= room:
+            return Prompt(
+                [*before, *head, *(token for line in lines for token in line), *tail, *after],
+                tuple(hits[:count]),
+            )
+    before, after = _frame(tokenizer, INSTRUCTION)
+    tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
+    if len(tokens) > max_tokens:
+        raise RetrievalError(
+            f"the question {one_line(question)[:40]!r}... makes a prompt of {len(tokens):,} "
+            f"tokens; the reader can take {max_tokens:,}: ask a shorter one"
+        )
+    return Prompt(tokens, ())
+
+
+def _line(tokenizer, markers: re.Pattern, number: int, hit: Hit, max_tokens: int) -> list[int]:
+    """Return one passage as a line of at most `max_tokens` tokens."""
+    head, end = encode_plain(tokenizer, f"[{number}]"), encode_plain(tokenizer, "\n")
+    title = f" {one_line(hit.title)}:" if hit.title and not hit.text.startswith(hit.title) else ""
+    return [
+        *head,
+        *encode_foreign(
+            tokenizer, f"{title} {one_line(hit.text)}", markers, max_tokens - len(head) - len(end)
+        ),
+        *end,
+    ]
+
+
+def _cue(tokenizer) -> str:
+    return "" if tokenizer.chat_template else "\nAnswer:"
+
+
+def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
+    """Return the tokens before and after the user's text.
+
+    They come from the chat template; without one, they are a start token, if there is one.
+    instruction: the system message, or the first line of the user's turn if the template has no
+    system role.
+    """
+    if not tokenizer.chat_template:
+        start = affixes(tokenizer)[0] or [i for i in (tokenizer.bos_token_id,) if i is not None]
+        return [*start, *(encode_plain(tokenizer, instruction + "\n") if instruction else [])], []
+    text = _rendered(tokenizer, instruction)
+    if text.count(CONTENT) != 1:
+        raise RetrievalError(
+            "the tokenizer's chat template does not show a user's message exactly once: give the "
+            "reader another template"
+        )
+    before, after = text.split(CONTENT)
+    return tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
+
+
+def _rendered(tokenizer, instruction: str) -> str:
+    render = functools.partial(rendered, tokenizer)
+    system, user = {"role": "system", "content": instruction}, {"role": "user", "content": CONTENT}
+    try:
+        return render([*[system] * bool(instruction), user])
+    except DataError:
+        return render([user | {"content": f"{instruction}\n{CONTENT}"}])
+
+
+def _markers(tokenizer) -> re.Pattern:
+    """Compile what the chat template writes around messages: [/INST], <|user|>, ASSISTANT:.
+
+    Some tokenizers treat such markers as plain text.
+    """
+    if not tokenizer.chat_template:
+        return one_of(())
+    text = _rendered(tokenizer, INSTRUCTION)
+    # The words before each message and before the answer.
+    last = [part.split()[-1:] for part in re.split(f"{INSTRUCTION}|{CONTENT}", text)]
+    return one_of(
+        {
+            *BRACKETED.findall(text),
+            *(word for words in last for word in words if word.endswith(":")),
+        }
+    )

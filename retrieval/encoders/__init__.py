@@ -1,0 +1,1 @@
+"""Encoders of texts to vectors, and of pairs to scores."""

@@ -1,0 +1,1 @@
+"""Vector indexes: exact, approximate (ScaNN) and sharded over processes."""

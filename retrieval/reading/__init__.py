@@ -1,0 +1,1 @@
+"""Readers: answers with citations, the deletion audit and a chat."""

@@ -1,0 +1,223 @@
+"""A chat with a loaded model: the turns so far, and a memory that can be switched on and off."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+import lm
+from lm.data.templates import Template
+from lm.generation import stream_text
+from lm.generation.command_line import spelled
+from lm.interrupts import Interrupts
+from lm.loading import load, load_template
+from retrieval.doors.in_context import build_prompt
+from retrieval.errors import RetrievalError
+from retrieval.memory import Memory
+from retrieval.passages import Hit
+from retrieval.reading.answering import (
+    Reader,
+    citations,
+    close_to_the_best,
+    is_known,
+    supporting_sentence,
+)
+from retrieval.sanitising import shown
+
+
+@dataclasses.dataclass
+class Conversation:
+    """A chat.
+
+    open: answer each question by itself from the memory, as `retrieval.answer` does; otherwise
+    answer from the conversation.
+    shown: the passages given to the reader for the latest answer.
+    turns: {"role", "content"} each, the system message first if any.
+    """
+
+    reader: Reader
+    template: Template | None
+    memory: Memory | None
+    k: int
+    max_new_tokens: int
+    sampler: object
+    seed: int
+    turns: list[dict[str, str]]
+    open: bool
+    shown: tuple[Hit, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        path_or_id: str,
+        memory: Memory | None,
+        k: int,
+        max_new_tokens: int,
+        sampler,
+        system: str,
+        seed: int,
+    ) -> "Conversation":
+        """Start a chat with the model that `path_or_id` names.
+
+        Raises RetrievalError, or ValueError, for a model that cannot chat.
+        """
+        model, params, tokenizer = load(path_or_id)
+        template = load_template(path_or_id, tokenizer)
+        if system and template is None and not tokenizer.chat_template:
+            raise RetrievalError(
+                f"the tokenizer of {path_or_id} has no chat template, which a system message "
+                "needs: leave it out"
+            )
+        reader = Reader(model, params, tokenizer)
+        reader.prompt_tokens(max_new_tokens)
+        turns = [{"role": "system", "content": system}] if system else []
+        return cls(
+            reader, template, memory, k, max_new_tokens, sampler, seed, turns, memory is not None
+        )
+
+    def ask(self, question: str) -> Iterator[str]:
+        """Yield the answer piece by piece.
+
+        The turn is kept as far as it was answered, even if the caller stops early.
+        """
+        tokens = self._from_memory(question) if self.open else self._from_turns(question)
+        stops = () if self.template is None or self.open else (self.template.stop,)
+        turn = {"role": "assistant", "content": ""}
+        self.turns += [{"role": "user", "content": question}, turn]
+        stop_tokens = self.reader.stop_tokens if self.open else None
+        for piece in stream_text(
+            self.reader.model,
+            self.reader.params,
+            self.reader.tokenizer,
+            tokens,
+            self.max_new_tokens,
+            self.sampler,
+            stop_strings=stops,
+            stop_tokens=stop_tokens,
+            seed=self.seed,
+        ):
+            turn["content"] += piece
+            yield piece
+
+    def sources(self) -> Iterator[str]:
+        """Yield a line for each passage that supports the latest answer."""
+        if not self.shown:
+            return
+        question, answer = (turn["content"] for turn in self.turns[-2:])
+        for hit in citations(answer, self.shown):
+            yield (
+                f"[{hit.id}] {hit.title + ': ' if hit.title else ''}"
+                f"{supporting_sentence(hit.text, question, answer)}  ({hit.score:.3f})"
+            )
+
+    def is_known(self) -> bool:
+        """Whether the memory supports the latest answer; True if the memory was not used."""
+        if not self.open or len(self.turns) < 2:
+            return True
+        question, answer = (turn["content"] for turn in self.turns[-2:])
+        return is_known(question, answer, self.shown)
+
+    def forget(self) -> None:
+        self.turns, self.shown = [turn for turn in self.turns if turn["role"] == "system"], ()
+
+    def _from_memory(self, question: str) -> list[int]:
+        assert self.memory is not None
+        hits = close_to_the_best(self.memory.search([question], self.k)[0])
+        prompt = build_prompt(
+            self.reader.tokenizer, question, hits, self.reader.prompt_tokens(self.max_new_tokens)
+        )
+        self.shown = prompt.shown
+        return prompt.tokens
+
+    def _from_turns(self, question: str) -> list[int]:
+        """Return the prompt of the whole conversation, dropping its oldest turns if too long.
+
+        A base model gets the question alone.
+        """
+        self.shown = ()
+        system, past = (
+            [turn for turn in self.turns if turn["role"] == "system"],
+            [t for t in self.turns if t["role"] != "system"],
+        )
+        chats = self.template is not None or bool(self.reader.tokenizer.chat_template)
+        room = self.reader.prompt_tokens(self.max_new_tokens)
+        while True:
+            turns = [*system, *past, {"role": "user", "content": question}]
+            tokens = spelled(self.reader.model, self.reader.tokenizer, self.template, turns, chats)
+            if len(tokens) <= room:
+                return tokens
+            if not past or not chats:
+                raise RetrievalError(
+                    f"the question makes a prompt of {len(tokens):,} tokens; the model can take "
+                    f"{room:,}: ask a shorter one"
+                )
+            past = past[2:]
+
+
+def converse(conversation: Conversation, commands: str) -> None:
+    """Read questions and commands from standard input until its end or /quit; print answers."""
+    asks = sys.stdin.isatty()
+    if asks:
+        import readline  # noqa: F401 (input() then edits lines)
+
+        print(commands)
+    while True:
+        try:
+            with Interrupts():
+                line = input(
+                    f"{'open' if conversation.open else 'closed'}> " if asks else ""
+                ).strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("\n/quit or Ctrl-D ends the chat", flush=True)
+            continue
+        if line == "/quit":
+            return
+        if line.startswith("/"):
+            print(_command(conversation, line, commands), flush=True)
+        elif line:
+            _answer(conversation, line)
+
+
+def _answer(conversation: Conversation, question: str) -> None:
+    try:
+        with Interrupts():
+            for piece in conversation.ask(question):
+                print("\n".join(_printable(part) for part in piece.split("\n")), end="", flush=True)
+            print()
+            if not conversation.is_known():
+                print("(the memory does not support this answer)")
+    except KeyboardInterrupt:
+        print(" [stopped]")
+    except (ValueError, lm.ConfigError) as error:  # the chat goes on after a failed question
+        print(f"error: {shown(error)}", file=sys.stderr)
+    sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """Return `shown(text)` with the spaces at both ends of a piece kept."""
+    return (
+        text[: len(text) - len(text.lstrip(" "))]
+        + shown(text)
+        + (text[len(text.rstrip(" ")) :] if text.strip() else "")
+    )
+
+
+def _command(conversation: Conversation, line: str, commands: str) -> str:
+    if line == "/open":
+        if conversation.memory is None:
+            return "there is no memory: start the chat with --memory=DIR"
+        conversation.open = True
+        return f"open-book: answers come from {shown(conversation.memory.path)}"
+    if line == "/closed":
+        conversation.open = False
+        return "closed-book: answers come from the weights"
+    if line == "/new":
+        conversation.forget()
+        return "the conversation begins anew"
+    if line == "/sources":
+        return (
+            "\n".join(map(shown, conversation.sources()))
+            or "the latest answer was not given any passages"
+        )
+    return f"unknown command {shown(line)}\n{commands}"

@@ -1,0 +1,1 @@
+"""The memory's table in Lance: passages, vectors, checksums and every version."""
