@@ -17,8 +17,10 @@ import pathlib
 import sys
 
 from lm.compiled import keep_compiled
-from lm.evaluation.command_line import arguments, check_counts, of_examples, of_text
+from lm.evaluation.command_line import arguments, check_counts
+from lm.evaluation.examples import of_examples
 from lm.evaluation.labelled import of_labels
+from lm.evaluation.text import of_text
 from lm.interrupts import entry_point
 from lm.printing import piped
 

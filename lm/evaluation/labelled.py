@@ -8,7 +8,6 @@ import json
 import pathlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +29,7 @@ from lm.data.labelled import (
 from lm.data.packing import Packed
 from lm.distributed import sharding
 from lm.distributed.sharding import ACTIVATIONS, Rules
-from lm.evaluation import labels, scores
-from lm.evaluation.accuracy import wilson
+from lm.evaluation import predictions
 from lm.loading import load, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError, nearest
@@ -91,12 +89,12 @@ def of_labels(args) -> tuple[dict, str]:
     records = labelled.read(args.data, fields, names=names)
     rows = list(label_rows.encode(records, tokenizer, args.task, shape, names))
     score = {
-        CLASSIFICATION: _values if fields.regression else _classes,
-        TOKENS: _tags,
-        QUESTIONS: _answers,
-        CONTRASTIVE: _found,
+        CLASSIFICATION: predictions.of_values if fields.regression else predictions.of_classes,
+        TOKENS: predictions.of_tags,
+        QUESTIONS: predictions.of_answers,
+        CONTRASTIVE: predictions.of_vectors,
     }[args.task]
-    numbers, said, predictions = score(
+    numbers, said, found = score(
         records, rows, outputs(model, params, rows, shape, args.batch_size, tokenizer), names
     )
     cut = sum(row.cut > 0 for row in rows)
@@ -113,7 +111,7 @@ def of_labels(args) -> tuple[dict, str]:
         path = pathlib.Path(args.predictions)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions),
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found),
             encoding="utf-8",
         )
     return numbers, said + (f"\n{cut} texts were cut to {shape.length} tokens" if cut else "")
@@ -235,204 +233,3 @@ def outputs(
 def _logits(model, params, batch):
     out = model.apply({"params": params}, batch)
     return (out.pooled if model.config.head == "embedding" else out.logits).astype(jnp.float32)
-
-
-def _classes(records, rows, given, names) -> tuple[dict, str, list[dict]]:
-    chosen = [int(x.argmax()) for x in given]
-    wanted = [labelled.number(record.label, names) for record in records]
-    found = labels.classified(chosen, wanted)
-    predictions = [
-        {
-            "text": record.text,
-            "label": names[want],
-            "predicted": names[got],
-            "probability": float(np.exp(x - np.logaddexp.reduce(x))[got]),
-        }
-        for record, want, got, x in zip(records, wanted, chosen, given, strict=True)
-    ]
-    return _numbers(found, names), _said(found, "texts"), predictions
-
-
-def _values(records, rows, given, names) -> tuple[dict, str, list[dict]]:
-    values, wanted = [float(x[0]) for x in given], [float(record.label) for record in records]
-    pearson, spearman = labels.correlated(values, wanted)
-    error = float(np.mean(np.square(np.subtract(values, wanted))))
-    numbers = {
-        "mean_squared_error": error,
-        "pearson": _finite(pearson),
-        "spearman": _finite(spearman),
-    }
-    said = (
-        f"mean squared error {error:.4f}, Pearson {pearson:.3f}, Spearman {spearman:.3f} over "
-        f"{len(values):,} texts"
-    )
-    return (
-        numbers,
-        said,
-        [
-            {"text": r.text, "label": w, "predicted": v}
-            for r, w, v in zip(records, wanted, values, strict=True)
-        ],
-    )
-
-
-def _tags(records, rows, given, names) -> tuple[dict, str, list[dict]]:
-    said_of: list[list[int]] = [[] for _ in records]
-    wanted_of: list[list[int]] = [[] for _ in records]
-    for row, logits in zip(rows, given, strict=True):
-        at = np.flatnonzero(row.weights)
-        said_of[row.document] += logits[at].argmax(-1).tolist()
-        wanted_of[row.document] += [row.targets[i] for i in at]
-    outside = [names.index("O")] if "O" in names else []
-    found = labels.classified(np.concatenate(said_of), np.concatenate(wanted_of), without=outside)
-    numbers, said = _numbers(found, names), _said(found, "words")
-    spelled = [[[names[i] for i in tags] for tags in side] for side in (wanted_of, said_of)]
-    if is_bio(names):
-        numbers["entities"] = f1 = entity_f1(*spelled)
-        said += (
-            f"\nentities: F1 {f1['f1']:.4f}, precision {f1['precision']:.4f}, "
-            f"recall {f1['recall']:.4f}"
-        )
-    return (
-        numbers,
-        said,
-        [
-            {"words": list(record.words), "tags": want, "predicted": got}
-            for record, want, got in zip(records, *spelled, strict=True)
-        ],
-    )
-
-
-def is_bio(names: Sequence[str]) -> bool:
-    """Tell whether the tags are O and B-TYPE, I-TYPE of entities."""
-    return "O" in names and all(name == "O" or name[:2] in ("B-", "I-") for name in names)
-
-
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Extract (type, first, last + 1) of every entity of BIO tags, as conlleval does.
-
-    An I- tag after another type, or after none, also begins an entity.
-    """
-    found, start, before = set(), 0, ""
-    for i, tag in enumerate([*tags, "O"]):
-        kind = tag[2:] if tag != "O" else ""
-        if before and (kind != before or tag[:2] == "B-"):
-            found.add((before, start, i))
-        if kind and (kind != before or tag[:2] == "B-"):
-            start = i
-        before = kind
-    return found
-
-
-def entity_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute precision, recall and F1 of whole entities over all texts.
-
-    See Tjong Kim Sang and De Meulder 2003, section 2.4.
-    """
-    pairs = [(entities(a), entities(b)) for a, b in zip(wanted, given, strict=True)]
-    right, there, said = (
-        sum(len(x) for x in part) for part in zip(*((a & b, a, b) for a, b in pairs), strict=True)
-    )
-    return {
-        "precision": right / said if said else 0.0,
-        "recall": right / there if there else 0.0,
-        "f1": 2 * right / (there + said) if there + said else 0.0,
-    }
-
-
-def _answers(records, rows, given, names) -> tuple[dict, str, list[dict]]:
-    best: dict[int, tuple[float, str]] = {}
-    for row, logits in zip(rows, given, strict=True):
-        inside = np.zeros(len(row.ids), np.int32)
-        inside[row.offset : row.offset + len(row.spans)] = 1
-        first, last = labels.best_span(logits[:, 0], logits[:, 1], inside)
-        score = float(logits[first, 0] + logits[last, 1])
-        text = records[row.document].context[
-            row.spans[first - row.offset][0] : row.spans[last - row.offset][1]
-        ]
-        best[row.document] = max(
-            best.get(row.document, (-np.inf, "")), (score, text), key=lambda pair: pair[0]
-        )
-    texts = [best[i][1] for i in range(len(records))]
-    references = [[text for _, text in record.answers] for record in records]
-    found = labels.answered(texts, references)
-    hits = round(found["exact_match"] * len(texts) / 100)
-    low, high = wilson(hits, len(texts))
-    numbers = {**found, "exact_match_interval": [100 * low, 100 * high]}
-    said = (
-        f"exact match {found['exact_match']:.2f} [{100 * low:.1f}, {100 * high:.1f}], "
-        f"F1 {found['f1']:.2f} over {len(texts):,} questions"
-    )
-    if not all(text.isascii() for each in references for text in each):
-        said += (
-            f"\nby the words of any script: exact match {found['unicode_exact_match']:.2f}, "
-            f"F1 {found['unicode_f1']:.2f}"
-        )
-    each = scores.score(
-        texts, references, {"exact_match": scores.squad_exact_match, "f1": scores.f1}
-    )
-    return (
-        numbers,
-        said,
-        [
-            {"id": r.id, "question": r.question, "predicted": texts[i], "answers": references[i]}
-            | {name: float(values[i]) for name, values in each.items()}
-            for i, r in enumerate(records)
-        ],
-    )
-
-
-def _found(records, rows, given, names) -> tuple[dict, str, list[dict]]:
-    """Rank each text's positive among all positives and negatives, without other right answers."""
-    texts = [text for record in records for text in record.texts]
-    unit = np.stack(given) / np.maximum(np.linalg.norm(given, axis=-1, keepdims=True), 1e-12)
-    vectors = dict(zip(texts, unit, strict=True))
-    others = list(dict.fromkeys(text for record in records for text in record.texts[1:]))
-    right = defaultdict(set)
-    for record in records:
-        right[record.texts[0]] |= {record.texts[0], record.texts[1]}
-    matrix, predictions = np.stack([vectors[text] for text in others]), []
-    for record in records:
-        text, positive = record.texts[:2]
-        scores_ = matrix @ vectors[text]
-        own = float(scores_[others.index(positive)])
-        above = [i for i in np.flatnonzero(scores_ > own) if others[i] not in right[text]]
-        best = max(above, key=lambda i: scores_[i], default=others.index(positive))
-        predictions.append(
-            {"text": text, "positive": positive, "rank": 1 + len(above), "first": others[best]}
-        )
-    ranks = np.array([row["rank"] for row in predictions])
-    low, high = wilson(int((ranks == 1).sum()), len(ranks))
-    numbers = {
-        "accuracy": float((ranks == 1).mean()),
-        "accuracy_interval": [low, high],
-        "mrr": float((1 / ranks).mean()),
-        "texts": len(others),
-    }
-    said = (
-        f"accuracy {numbers['accuracy']:.4f} [{low:.4f}, {high:.4f}], "
-        f"mean reciprocal rank {numbers['mrr']:.4f}"
-    )
-    return numbers, f"{said} over {len(ranks):,} texts, each among {len(others):,}", predictions
-
-
-def _numbers(found: labels.Classified, names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "accuracy": found.accuracy,
-        "accuracy_interval": list(found.interval),
-        "macro_f1": found.macro_f1,
-        "micro_f1": found.micro_f1,
-        "f1": {names[label]: value for label, value in found.per_class.items()},
-    }
-
-
-def _said(found: labels.Classified, what: str) -> str:
-    low, high = found.interval
-    return (
-        f"accuracy {found.accuracy:.4f} [{low:.4f}, {high:.4f}], macro F1 {found.macro_f1:.4f} "
-        f"over {found.answers:,} {what}"
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

@@ -9,7 +9,7 @@ import transformers
 import lm
 from configs import qa_single_task, smoke
 from lm import evaluate
-from lm.evaluation import labelled
+from lm.evaluation import predictions
 from lm.models.config import ConfigError
 from lm.training import checkpoints, loop, settings, trackers
 from tests.lm.training import runs
@@ -30,11 +30,11 @@ def test_entities_differ_from_those_found_by_trying_every_span(seed):
                 inside = all(tag == f"I-{kind}" for tag in tags[i + 1 : j])
                 if begins and inside and (j == 30 or tags[j] != f"I-{kind}"):
                     tried.add((kind, i, j))
-    assert labelled.entities(tags) == tried
+    assert predictions.entities(tags) == tried
     other = [names[i] for i in rng.integers(0, 5, 30)]
-    found, right = labelled.entity_f1([tags], [other]), len(tried & labelled.entities(other))
+    found, right = predictions.entity_f1([tags], [other]), len(tried & predictions.entities(other))
     assert found["recall"] == right / len(tried) and found["precision"] == right / len(
-        labelled.entities(other)
+        predictions.entities(other)
     )
 
 

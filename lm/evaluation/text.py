@@ -1,0 +1,125 @@
+"""Evaluation of a model on text: perplexity or pseudo-perplexity, and bits per byte."""
+
+import dataclasses
+import math
+import tempfile
+
+import jax
+
+from lm.data import packing
+from lm.distributed.mesh import make_mesh
+from lm.distributed.sharding import replicated
+from lm.evaluation import perplexity, pseudo
+from lm.evaluation.progress import bar
+from lm.loading import load, run_config
+from lm.models import inputs
+from lm.models.config import ConfigError
+from lm.objectives import OBJECTIVES
+from lm.phases import phase
+
+# objectives that read plain text
+OF_TEXT = ("next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising")
+
+
+@phase("evaluating")
+def of_text(args) -> tuple[dict, str]:
+    """Evaluate a model on the text of `args.data`: return (numbers, report).
+
+    Raises ValueError or OSError.
+    """
+    model, params, tokenizer = load(args.model, args.dtype)
+    trained = run_config(args.model)
+    length = args.length or perplexity.row_length(args.model, model.config.max_length)
+    name, options = objective_of(trained, args.objective, model.config, tokenizer)
+    longest = length if name == pseudo.NAME else OBJECTIVES[name].longest(length, **options)
+    perplexity.check_length(length, model.config.max_length, longest)
+    data = trained.get("data", {})
+    field, separator = (
+        getattr(args, key) or data.get(key) or usual
+        for key, usual in (("field", "text"), ("separator", ""))
+    )
+    mesh = make_mesh()
+    batch_size = -(-args.batch_size // mesh.size) * mesh.size
+    params = jax.device_put(params, replicated(mesh))
+    whole = name == pseudo.NAME or OBJECTIVES[name].whole
+    with tempfile.TemporaryDirectory() as cache:
+        packed = packing.pack_files(
+            args.data, tokenizer, length, cache, field=field, separator=separator, whole=whole
+        )
+        inputs.check(
+            model.config, {"tokens": packed.tokens, "segments": packed.segments}, tokenizer
+        )
+        inputs.check(
+            model.config, {"tokens": packed.targets, "segments": packed.segments}, tokenizer
+        )
+        if name == pseudo.NAME:
+            with bar(min(args.max_rows or len(packed), len(packed)), "windows") as done:
+                result = pseudo.evaluate(
+                    model, params, packed, tokenizer, mesh, batch_size, args.max_rows, done
+                )
+        else:
+            make = OBJECTIVES[name].transform
+            transform = None if make is None else make(tokenizer, model.config, **options)
+            result = perplexity.make_evaluator(model, mesh, batch_size, transform=transform)(
+                params, packed, args.max_rows
+            )
+    found = {
+        "model": args.model,
+        "data": args.data,
+        "length": length,
+        "objective": name,
+        **dataclasses.asdict(result),
+    }
+    kind = "pseudo-perplexity" if name == pseudo.NAME else "perplexity"
+    said = (
+        f"{name}: loss {result.loss:.4f} nats a token, {kind} {result.perplexity:.2f}, "
+        f"{result.tokens:,} tokens "
+    )
+    said += f"in rows of {length}" + (
+        ", as the run was trained" if length == trained.get("length") else ""
+    )
+    if not math.isnan(result.bits_per_byte):
+        over = f"over {result.units} {result.unit}s"
+        said += (
+            f", {result.bytes:,} bytes\nbits per byte {result.bits_per_byte:.4f} ± "
+            f"{result.bits_per_byte_stderr:.4f}"
+        )
+        said += f" (standard error {over})"
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in found.items()
+    }, said
+
+
+def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, dict]:
+    """Choose the objective for a model on text and its options. Raises ConfigError.
+
+    It is `asked`, or else the default of the model's head, see docs/evaluation.md. trained: the
+    config of a run, or {}; a run trained with the same objective gives its options.
+    """
+    known = [name for name in OF_TEXT if c.head in OBJECTIVES[name].heads]
+    known += [pseudo.NAME] * (c.head == "masked_lm")
+    if not known:
+        raise ConfigError(
+            f"a {c.family} model with head={c.head!r} says nothing of a text's probability: "
+            "give it labelled data or instruct data"
+        )
+    if asked and asked not in known:
+        raise ConfigError(
+            f"--objective={asked!r}: for a model with head={c.head!r} it is one of "
+            f"{', '.join(known)}"
+        )
+    trained = trained.get("objective", {})
+    usual = {"causal_lm": "next_token", "masked_lm": pseudo.NAME}.get(c.head)
+    # an encoder-decoder gives no probability of a text alone, so use its own objective
+    if usual is None:
+        sentinels = "<extra_id_0>" in tokenizer.get_vocab()
+        usual = (
+            trained.get("name")
+            if trained.get("name") in known
+            else "span_corruption"
+            if sentinels
+            else "denoising"
+        )
+    name = asked or str(usual)
+    return name, dict(trained.get(name) or {}) if trained.get("name") == name else {}
