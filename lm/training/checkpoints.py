@@ -101,6 +101,7 @@ class Checkpoints:
         """
         self.wait()
         if self._last is not None:
+            step_folders.together("digests written")  # each process has written a share of them
             folder = self._directory / str(self._last)
             if problem := step_folders.problem(folder, self._id, shared=True):
                 raise CheckpointError(

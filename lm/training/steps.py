@@ -147,10 +147,15 @@ def set_aside(folders: list[Folder], why: str = "unreadable") -> None:
             while (aside := folder.with_name(f"{folder.name}.{why}{number or ''}")).exists():
                 number += 1
             folder.rename(aside)
+    together("checkpoints set aside")
+
+
+def together(what: str) -> None:
+    """Returns when all processes are here; `what` names the place, the same on all."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices("checkpoints set aside")
+        multihost_utils.sync_global_devices(what)
 
 
 def run_id(workdir: str | Folder) -> str:

@@ -1,7 +1,8 @@
 """A run of test_loop.py by two processes: python -m tests.lm.training.two_processes FOLDER
 
-Ctrl-C reaches only the second process, during the fifth step; then two more processes resume the
-run. Processes are forked, so that imports run once. Prints the exit codes of each pair.
+Ctrl-C reaches only the second process after step 5 of the first pair, and both processes at once
+after step 8 of the second pair; the third pair completes the run. Processes are forked, so that
+imports run once. Prints the exit codes of each pair.
 """
 
 import os
@@ -18,8 +19,11 @@ from tests.lm.training import runs
 EVAL = {"eval.every": 6}
 
 
-def pair(folder: pathlib.Path, interrupted: bool) -> list[int]:
-    """Exit codes of two processes that train as `test_loop.stopped` does."""
+def pair(folder: pathlib.Path, step: int = 0, both: bool = False) -> list[int]:
+    """Exit codes of two processes that train as `test_loop.stopped` does.
+
+    step: the step after which Ctrl-C reaches one of them, or `both`; 0 = never.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {
@@ -31,8 +35,9 @@ def pair(folder: pathlib.Path, interrupted: bool) -> list[int]:
         children.insert(0, os.fork())
         if children[0] == 0:
             os.environ["JAX_PROCESS_ID"] = str(rank)
-            if interrupted and rank == 0:
-                trackers.Trackers.write = interrupting(trackers.Trackers.write, children[1])
+            if step and rank == 0:
+                sent = (children[1], os.getpid()) if both else (children[1],)
+                trackers.Trackers.write = interrupting(trackers.Trackers.write, step, sent)
             mesh.initialize_distributed()
             c = runs.config(folder, **EVAL, compilation_cache=str(folder / "compiled"))
             c.eval.data.heldout = runs.text(folder, "held.txt")
@@ -41,20 +46,22 @@ def pair(folder: pathlib.Path, interrupted: bool) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def interrupting(write, other: int):
-    """Trackers.write that sends SIGINT to the process `other` at step 5, then slows steps.
+def interrupting(write, step: int, processes: tuple[int, ...]):
+    """Trackers.write that sends SIGINT to `processes` at `step`, then slows steps.
 
     The delay lets the signal take effect within a few steps.
     """
 
     def slow(self, row):
         write(self, row)
-        if row["step"] == 5:
-            os.kill(other, signal.SIGINT)
-        time.sleep(0.4 * (row["step"] >= 5))
+        if row["step"] == step:
+            for process in processes:
+                os.kill(process, signal.SIGINT)
+        time.sleep(0.4 * (row["step"] >= step))
 
     return slow
 
 
 if __name__ == "__main__":
-    print(pair(pathlib.Path(sys.argv[1]), True), pair(pathlib.Path(sys.argv[1]), False), flush=True)
+    at = pathlib.Path(sys.argv[1])
+    print(pair(at, step=5), pair(at, step=8, both=True), pair(at), flush=True)
