@@ -56,6 +56,13 @@ def widened(chain: optax.GradientTransformation, rounding: str) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
+def exact(params: dict, opt_state: Any) -> dict:
+    """Return `params` with the float32 masters of `opt_state`, if it has any."""
+    if not isinstance(opt_state, dict) or "master" not in opt_state:
+        return params
+    return _nested(by_path(params) | by_path(opt_state["master"]))
+
+
 def rounded(x: jax.Array, key: jax.Array) -> jax.Array:
     """Round float32 x to bfloat16 stochastically, with mean x; the result is still float32."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(

@@ -11,7 +11,7 @@ from lm.batch import Batch
 from lm.distributed import rules
 from lm.distributed.rules import RATES, Table
 from lm.objectives.loss import Loss
-from lm.training import guard
+from lm.training import guard, narrow
 from lm.training.state import TrainState
 
 Objective = Callable[..., Loss]
@@ -38,7 +38,8 @@ def make_train_step(
     accumulate: micro-batches; must divide the batch.
     shardings: of the parameters; the gradients are sharded likewise.
     rates: parameters with the rate 0 have no gradient.
-    ema: decay of the moving average, if the state has one.
+    ema: decay of the moving average of the float32 masters or else the parameters, if the
+    state has one.
     skip_above: see `guard.judge`, if the state has a guard.
     noisy: whether the objective uses random numbers; None = if the model has dropout.
     `state.fixed`, if set, is passed to the objective as `fixed=`.
@@ -95,7 +96,9 @@ def make_train_step(
         }
         following = state.step + 1
         trained: Any = optax.apply_updates(trained, updates)
-        average = None if state.ema is None else _averaged(state.ema, trained, applied, ema)
+        average = state.ema
+        if average is not None:
+            average = _averaged(average, narrow.exact(trained, opt_state), applied, ema)
         guarded = state.guard
         if guarded is not None:
             guarded, take = guard.judge(

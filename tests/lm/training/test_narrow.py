@@ -12,8 +12,10 @@ from lm.batch import Batch
 from lm.distributed.rules import by_path
 from lm.models import build
 from lm.models.config import ConfigError
+from lm.objectives import next_token
 from lm.training import narrow, optimizer, settings
 from lm.training.state import Extras, abstract_state, create_state
+from lm.training.step import make_train_step
 from tests.lm.training import small
 
 AXES = {
@@ -132,6 +134,30 @@ def test_adapters_and_averages_of_a_bfloat16_base_are_float32():
     assert narrow.described(state, "float32").startswith(
         "float32 parameters beside a base in bfloat16; float32 moments"
     )
+
+
+def test_the_average_is_of_rounded_parameters():
+    """Updates far below the spacing of bfloat16 move the masters only; the average in float64."""
+    model, _, _ = small.parts(small.MODEL.replace(param_dtype="bfloat16"))
+    schedule = lambda _: 1e-6
+    o = optimizer.adamw(schedule)
+    state = create_state(model, o, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True))
+    step = jax.jit(make_train_step(model, next_token, o, schedule, ema=0.3))
+    of = lambda tree: {n: np.asarray(x, np.float64) for n, x in by_path(tree).items()}
+    begun, wanted = of(state.params), of(state.ema)
+    batch = Batch.of(np.random.default_rng(0).integers(0, 64, (4, 8)))
+    for n in range(4):
+        state, _ = step(state, batch)
+        d = min(0.3, (1 + n) / (10 + n))
+        masters = of(state.opt_state["master"])
+        wanted = {name: d * x + (1 - d) * masters[name] for name, x in wanted.items()}
+    average = of(state.ema)
+    for name, x in wanted.items():
+        np.testing.assert_allclose(average[name], x, rtol=1e-6)
+    assert any(np.any(average[name] != x) for name, x in begun.items())
+    up = "layers/mlp/up"
+    assert np.mean(of(state.params)[up] == begun[up]) > 0.9
+    assert np.mean(np.abs(average[up] - begun[up]) > 1e-7) > 0.9
 
 
 def test_a_rounding_that_would_be_ignored_is_refused():
