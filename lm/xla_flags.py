@@ -1,23 +1,48 @@
 """XLA flags that avoid a bug of one release."""
 
 import importlib.metadata
+import logging
 import os
+import sys
 
 # jax#39103: fused matmul, square and sum give a wrong last row; jax#40412: a crash.
 WRONG_FUSION = "xla_cpu_experimental_ynn_fusion_type"
 AFFECTED = ("0.10.2",)  # releases of jaxlib; others may not know the flag, and would abort
 
 
-def avoid_wrong_fusion(dtype: str) -> None:
-    """Disable the wrong CPU fusions in XLA_FLAGS, for an affected jaxlib and dtype float32.
+log = logging.getLogger(__name__)
+_warned = False
 
-    In bfloat16 the same fusions make matmuls fast, and no wrong result is known. It has no effect
-    after JAX has started its devices. A value of the flag in XLA_FLAGS is not changed.
+
+def avoid_wrong_fusion(dtype: str) -> None:
+    """Disable in XLA_FLAGS the CPU fusions that the installed jaxlib gets wrong in float32.
+
+    In bfloat16 the same fusions make matrix products fast, and no wrong result is known. JAX reads
+    XLA_FLAGS when it starts its devices; if a CPU has been started, a warning is logged once
+    instead. A value of the flag in XLA_FLAGS is kept. `lm.build` calls this, and so does everything
+    that makes or loads a model.
     """
+    global _warned
     flags = os.environ.get("XLA_FLAGS", "")
-    if (
-        dtype == "float32"
-        and importlib.metadata.version("jaxlib") in AFFECTED
-        and WRONG_FUSION not in flags
-    ):
+    if dtype != "float32" or WRONG_FUSION in flags:
+        return
+    version = importlib.metadata.version("jaxlib")
+    if version not in AFFECTED:
+        return
+    if not _platform():
         os.environ["XLA_FLAGS"] = f"{flags} --{WRONG_FUSION}=".strip()
+    elif _platform() == "cpu" and not _warned:
+        _warned = True
+        log.warning(
+            "jaxlib %s computes some float32 sums of squares wrong on a CPU (jax#39103), and JAX "
+            "has already started: make or load the first model before anything else uses JAX, or "
+            "set XLA_FLAGS=--%s= before",
+            version,
+            WRONG_FUSION,
+        )
+
+
+def _platform() -> str:
+    """What JAX computes on; "" before it has started its devices."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bridge.default_backend() if bridge and bridge.backends_are_initialized() else ""

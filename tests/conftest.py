@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lm import phases
+from lm import phases, xla_flags
 from tests import processes
 
 # The second flag makes LLVM compile small programs two to three times faster. All XLA passes run.
@@ -44,6 +44,12 @@ def default_signals():
 def quiet_phases():
     """Suppress messages about slow phases, so that output does not depend on speed."""
     phases.AFTER = phases.EVERY = 1e6
+
+
+@pytest.fixture(autouse=True, scope="session")
+def known_fusion():
+    """Tests start JAX as they like: only those of lm/xla_flags.py are warned."""
+    xla_flags._warned = True
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from lm.models.embeddings import Embeddings
 from lm.models.heads import Head, Pooler, pool
 from lm.models.layers import Norm
 from lm.models.stack import kinds, layers, run
+from lm.xla_flags import avoid_wrong_fusion
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +239,7 @@ def _say_alone(family: str, layers: tuple[int, ...]) -> None:
 
 def build(config: ModelConfig) -> LanguageModel:
     """Build the model that `config` describes: a Linen module without parameters."""
+    avoid_wrong_fusion(config.dtype)
     return LanguageModel(config)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lm.xla_flags import avoid_wrong_fusion
 from retrieval.errors import RetrievalError
 from retrieval.index.index import Rows
 from retrieval.index.vectors import Ids, check_ids, check_k, read_manifest, save_index, unit_rows
@@ -33,6 +34,7 @@ class ExactIndex:
     """
 
     def __init__(self, vectors: np.ndarray, rows: Rows, mesh: Mesh | None = None):
+        avoid_wrong_fusion("float32")  # an index may start JAX before the encoder is loaded
         self._mesh = mesh or rows_mesh()
         self.dim, self.numbers, self._rows = vectors.shape[1], rows.numbers, rows
         self._vectors = self._sharded(vectors)

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from lm.xla_flags import WRONG_FUSION, avoid_wrong_fusion
+from lm import xla_flags
+from lm.xla_flags import AFFECTED, WRONG_FUSION, avoid_wrong_fusion
 
 ROOT = pathlib.Path(__file__).parents[2]
 REPRODUCER = """
@@ -50,6 +51,60 @@ def test_a_sum_of_squares_of_a_product_is_right_in_its_last_row():
 )
 def test_the_flag_is_for_one_jaxlib_and_one_dtype(monkeypatch, version, dtype, before, after):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(xla_flags, "_platform", lambda: "")
     monkeypatch.setenv("XLA_FLAGS", before)
     avoid_wrong_fusion(dtype)
     assert os.environ["XLA_FLAGS"] == after
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "lines"),
+    [("cpu", "float32", 1), ("cpu", "bfloat16", 0), ("gpu", "float32", 0)],
+)
+def test_a_jax_that_has_started_is_given_the_flag_in_silence(
+    monkeypatch, caplog, platform, dtype, lines
+):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
+    monkeypatch.setattr(xla_flags, "_platform", lambda: platform)
+    monkeypatch.setattr(xla_flags, "_warned", False)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    for _ in range(2):
+        avoid_wrong_fusion(dtype)
+    assert os.environ["XLA_FLAGS"] == "" and len(caplog.records) == lines
+
+
+FROM_HF = """
+import jax, logging, os, sys
+logging.basicConfig(format="%(message)s")
+if sys.argv[2:]:
+    jax.devices()
+import lm
+lm.from_hf(sys.argv[1])
+lm.from_hf(sys.argv[1])
+print(os.environ.get("XLA_FLAGS", ""))
+"""
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_model_of_a_script_is_computed_with_the_wrong_fusion(started, tmp_path):
+    """Without an entry point: the flag is set in time, or else one line says that it was not."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    config = transformers.LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_HF, str(tmp_path), *["started"] * started],
+        cwd=ROOT,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    affected = importlib.metadata.version("jaxlib") in AFFECTED
+    assert done.stdout.strip() == ("" if started or not affected else f"--{WRONG_FUSION}=")
+    said = f"set XLA_FLAGS=--{WRONG_FUSION}= before"
+    assert done.stderr.count(said) == (started and affected)
