@@ -4,6 +4,7 @@ python -m lm.export --model=RUN_FOLDER --output=DIR
 python -m lm.export --model=ADAPTER --output=DIR              # PEFT adapter merged into its base
 python -m lm.export --model=model.gguf --output=DIR --dtype=bfloat16
 python -m lm.export --model=LORA_RUN --output=DIR --adapter   # only the adapters, in PEFT's format
+python -m lm.export --model=LORA_RUN --output=DIR --adapter --base=EXPORTED   # see --base
 """
 
 import argparse
@@ -33,6 +34,7 @@ from lm.models.config import DTYPES
 from lm.phases import phase
 from lm.printing import program
 from lm.weights import WeightsError, to_hf
+from lm.xla_flags import avoid_wrong_fusion
 
 PROMPT = "The capital of France is Paris, and the capital of Lithuania is"
 
@@ -54,6 +56,30 @@ def load_run_tokenizer(workdir: str):
 
     with local_copy(resolve(workdir) / "model" / "tokenizer") as files:
         return load_tokenizer(str(files))
+
+
+def base_for_peft(run: str, base: str) -> str:
+    """Return the base that an exported adapter names: a hub id or an absolute path.
+
+    Raises WeightsError, with advice, for a base that PEFT cannot load.
+    """
+    from lm.adaptation import peft
+
+    kind = (
+        "a training run"
+        if is_run(base)
+        else "a GGUF file"
+        if base.endswith(".gguf")
+        else "itself an adapter" * peft.is_adapter(base)
+    )
+    if kind:
+        export = program("lm.export")
+        raise WeightsError(
+            f"the adapters of {run} adapt {base}, which is {kind}, and PEFT cannot load that: "
+            f"write it as a model with `{export} --model={base} --output=DIR`, "
+            "then give --base=DIR here"
+        )
+    return str(Path(base).resolve()) if Path(base).exists() else base
 
 
 @phase("comparing the export with transformers on torch")
@@ -127,7 +153,16 @@ def main(argv=None) -> int:
         action="store_true",
         help="write the low-rank adapters of a run alone, in PEFT's format",
     )
+    parser.add_argument(
+        "--base",
+        metavar="DIR",
+        help="with --adapter: directory or hub id of the base, for PEFT to load, "
+        "if the base of the run is a run or a .gguf file",
+    )
     args = parser.parse_args(argv)
+    if args.base and not args.adapter:
+        parser.error("--base is of adapters: give --adapter too")
+    avoid_wrong_fusion("float32")  # in which the export is compared with transformers
     try:
         if Path(args.output).resolve() == Path(args.model).resolve():
             raise WeightsError(
@@ -142,21 +177,12 @@ def main(argv=None) -> int:
             from lm.training.checkpoints import load_adapters
 
             model, adapters, lora, base = load_adapters(args.model)
-            base = (
-                str(Path(base).resolve()) if Path(base).exists() else base
-            )  # an absolute path, since PEFT may run in another folder
+            base = base_for_peft(args.model, args.base or base)
             peft.save(args.output, model, adapters, lora, base)
             load_run_tokenizer(args.model).save_pretrained(args.output)
             save_template(args.output, kept_template(args.model))
             _card(args.output, args.model, model.config, base)
             print(f"wrote {args.output}: adapters in PEFT's format")
-            if is_run(base) or base.endswith(".gguf"):
-                print(
-                    f"PEFT cannot load their base {base}: export it too, and write that "
-                    "directory or hub id as "
-                    f"base_model_name_or_path into {args.output}/{peft.CONFIG}",
-                    file=sys.stderr,
-                )
             return 0
         model, params, tokenizer = read(args.model, args.dtype)
         template = kept_template(args.model)

@@ -95,15 +95,19 @@ def test_the_commands_do_not_take_a_lora_run(folder, capsys):
     assert identical(exported, merged)
 
 
-def test_an_exported_adapter_is_not_the_run(folder):
-    assert export.main([f"--model={folder / 'base'}", f"--output={folder / 'base-hf'}"]) == 0
-    assert (
-        export.main([f"--model={folder / 'lora'}", f"--output={folder / 'adapter'}", "--adapter"])
-        == 0
-    )
+def test_an_exported_adapter_is_not_the_run(folder, capsys):
+    """PEFT cannot load a base that is a run: the message says so, and `--base` names another."""
+    args = [f"--model={folder / 'lora'}", f"--output={folder / 'adapter'}", "--adapter"]
+    assert export.main(args) == 2 and not (folder / "adapter").exists()
+    said = capsys.readouterr().err
+    assert f"{folder / 'base'}, which is a training run, and PEFT cannot load that" in said
+    assert f"lm.export --model={folder / 'base'} --output=DIR`, then give --base=DIR here" in said
+    base = folder / "base-hf"
+    assert export.main([f"--model={folder / 'base'}", f"--output={base}"]) == 0
+    assert export.main([*args, f"--base={base}"]) == 0
     config = json.loads((folder / "adapter" / peft.CONFIG).read_text())
     assert (
-        config["base_model_name_or_path"] == str(folder / "base")
+        config["base_model_name_or_path"] == str(base)
         and config["r"] == 2
         and config["lora_alpha"] == 4
     )
@@ -121,11 +125,10 @@ def test_an_exported_adapter_has_lost_its_template_or_has_another_runs(folder):
     (folder / "resumed" / "model" / "template.json").write_text(
         json.dumps(templates.remember(template))
     )
+    base = f"--base={folder / 'base-hf'}"
     for name, kept in (("resumed", templates.remember(template)), ("lora", None)):
-        assert (
-            export.main([f"--model={folder / name}", f"--output={folder / 'either'}", "--adapter"])
-            == 0
-        )
+        args = [f"--model={folder / name}", f"--output={folder / 'either'}", "--adapter"]
+        assert export.main([*args, base]) == 0
         assert kept_template(str(folder / "either")) == kept
 
 
