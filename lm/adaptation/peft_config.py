@@ -42,10 +42,13 @@ INERT = {  # for other software or training, or options of init_lora_weights
 }
 # values of init_lora_weights, besides true and false, that leave the base unchanged
 STARTS = ("gaussian", "eva", "orthogonal", "mica")
-MERGE = (
-    "merge it into its base with PEFT (PeftModel.merge_and_unload, then save_pretrained) "
-    "and load the result"
-)
+CLASSES = {
+    "SEQ_2_SEQ_LM": "ForSeq2SeqLM",
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+    "FEATURE_EXTRACTION": "ForFeatureExtraction",
+}
 
 
 def read_config(path: str | Path) -> dict:
@@ -65,17 +68,18 @@ def read_config(path: str | Path) -> dict:
         config.get("init_lora_weights", True),
         config.get("revision"),
     )
+    merge = merging(path, config)
     if kind != "LORA":
-        raise ConfigError(f"{file}: peft_type={kind!r} is not supported, only 'LORA'; {MERGE}")
+        raise ConfigError(f"{file}: peft_type={kind!r} is not supported, only 'LORA'; {merge}")
     if start not in (True, False, None) and str(start).lower() not in STARTS:
         raise ConfigError(
             f"{file}: init_lora_weights={start!r} changed the weights of the base; "
             "save the adapter with save_pretrained(..., "
             "path_initial_model_for_weight_conversion=INITIAL_ADAPTER), "
-            f"which makes it plain LoRA, or {MERGE}"
+            f"which makes it plain LoRA, or {merge}"
         )
     if config.get("bias") not in ("none", None):
-        raise ConfigError(f"{file}: bias={config['bias']!r} is not supported, only 'none'; {MERGE}")
+        raise ConfigError(f"{file}: bias={config['bias']!r} is not supported, only 'none'; {merge}")
     if revision not in (None, "", "main"):
         raise ConfigError(
             f"{file}: revision={revision!r} of the base: download that revision, "
@@ -83,9 +87,22 @@ def read_config(path: str | Path) -> dict:
         )
     for name, value in config.items():
         if name not in OBEYED | INERT and value not in (None, False, "", [], {}):
-            raise ConfigError(f"{file}: {name}={value!r} is not supported; {MERGE}")
+            raise ConfigError(f"{file}: {name}={value!r} is not supported; {merge}")
     _check_numbers(file, config)
     return config
+
+
+def merging(path: str | Path, config: dict) -> str:
+    """Advice for an adapter that only PEFT can read, with the command."""
+    name = f"AutoPeftModel{CLASSES.get(str(config.get('task_type')), 'ForCausalLM')}"
+    code = (
+        f"from peft import {name} as M; "
+        f"M.from_pretrained('{path}').merge_and_unload().save_pretrained('MERGED')"
+    )
+    return (
+        f'merge it into its base with PEFT: python -c "{code}"; '
+        "copy the tokenizer of the base into MERGED, and load MERGED"
+    )
 
 
 def _check_numbers(file: Path, config: dict) -> None:

@@ -1,6 +1,7 @@
 """LoRA: no change at first, then W + s A B; only adapters train; PEFT and torch agree."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +223,32 @@ def test_an_adapter_that_peft_wrote_is_read_as_another(tmp_path):
     ours = lm.forward(
         model, peft.apply(tmp_path / "adapter", model, params), Batch.of([ids(model)])
     ).logits
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_the_command_for_an_adapter_that_changed_its_base_makes_another_model(tmp_path, start):
+    """The message's own command, run by Python."""
+    library, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    model, params = tiny("llama")
+    lm.to_hf(model, params, tmp_path / "base")
+    theirs = library.get_peft_model(
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base"),
+        library.LoraConfig(
+            r=2, target_modules=["q_proj"], init_lora_weights=start, task_type="CAUSAL_LM"
+        ),
+    )
+    for name, p in theirs.named_parameters():
+        if "lora_B" in name:
+            p.data = p.data + 0.1
+    theirs.save_pretrained(tmp_path / "adapter")
+    wanted = logits_of(theirs, model)
+    with pytest.raises(ConfigError, match=INITS.format(start)) as refused:
+        peft.load(tmp_path / "adapter", model)
+    command = re.search(r'python -c "(.*?)";', str(refused.value))
+    assert command is not None
+    exec(command[1].replace("MERGED", str(tmp_path / "merged")))
+    ours = lm.forward(*lm.from_hf(tmp_path / "merged"), Batch.of([ids(model)])).logits
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
