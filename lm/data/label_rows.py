@@ -64,6 +64,7 @@ class Encoded:
     labels: of the row. document: number of its record. cut: tokens left out.
     offset: index in ids of the context's first token. spans: characters [(start, end)] of the
     context's tokens.
+    words: the word of each token with a weight.
     """
 
     ids: list[int]
@@ -75,6 +76,7 @@ class Encoded:
     offset: int = 0
     spans: tuple[tuple[int, int], ...] = ()
     cut: int = 0
+    words: tuple[int, ...] = ()
 
 
 def encode(
@@ -136,6 +138,7 @@ def _words(
         ids: list[int] = []
         targets: list[int] = []
         weights: list[int] = []
+        words: list[int] = []
         cut = 0
         while at < len(pieces) and (not ids or len(ids) + len(pieces[at]) <= room):
             kept = pieces[at][: room - len(ids)]
@@ -144,6 +147,7 @@ def _words(
                 ids += kept
                 targets += [labelled.number(record.tags[at], names)] + [0] * (len(kept) - 1)
                 weights += [1] + [0] * (len(kept) - 1)
+                words.append(at)
             at += 1
         whole, types, (start,) = frame.around(ids)
         after = len(whole) - start - len(ids)
@@ -155,6 +159,7 @@ def _words(
             [0] * start + weights + [0] * after,
             offset=start,
             cut=cut,
+            words=tuple(words),
         )
 
 

@@ -142,8 +142,12 @@ def read(
     return found
 
 
-def unlabelled(patterns: str, field: str = "text", pair: str = "") -> list[tuple[Text, Any]]:
+def unlabelled(
+    patterns: str, field: str = "text", pair: str = "", words: bool = False
+) -> list[tuple[Text | Words, Any]]:
     """Read records without labels: [(Text with the label 0, its "id" or None)].
+
+    words: read Words with the tags 0 instead, from a list or a text with spaces.
 
     Every line of a plain text file is a record. Raises DataError, with file and line, for a record
     without the field or with an empty text.
@@ -160,13 +164,13 @@ def unlabelled(patterns: str, field: str = "text", pair: str = "") -> list[tuple
                     raise _Bad(
                         row.problem or f"it is {type(row.value).__name__}, expected an object"
                     )
-                text = _string(row.value, sources.TEXT if plain else field)
-                found.append(
-                    (
-                        Text(text, _string(row.value, pair) if pair else "", 0, row.where),
-                        row.value.get("id"),
-                    )
-                )
+                name, number = sources.TEXT if plain else field, row.value.get("id")
+                if words:
+                    of = _words_of(row.value, name)
+                    found.append((Words(of, (0,) * len(of), row.where), number))
+                    continue
+                second = _string(row.value, pair) if pair else ""
+                found.append((Text(_string(row.value, name), second, 0, row.where), number))
             except _Bad as problem:
                 raise DataError(f"{row.where}: {problem}") from None
     if not found:
@@ -256,22 +260,31 @@ def _text(row: Mapping, fields: Fields, where: str) -> Text:
 
 def _words(row: Mapping, fields: Fields, where: str) -> Words:
     name = fields.label or LABEL[fields.task]
-    words, tags = _got(row, fields.text), _got(row, name)
-    words, tags = (x.split() if isinstance(x, str) else x for x in (words, tags))
-    for field, values in ((fields.text, words), (name, tags)):
-        if not isinstance(values, list):
-            raise _Bad(
-                f"field {field!r} is {type(values).__name__}, expected a list, or a text with "
-                "spaces between its words"
-            )
-    if len(words) != len(tags) or not words:
+    words, tags = _list(row, fields.text), _list(row, name)
+    if len(words) != len(tags):
         raise _Bad(
             f"{len(words)} words in {fields.text!r} and {len(tags)} tags in {name!r}: expected "
             "as many, and more than none"
         )
-    if not all(isinstance(word, str) and word.strip() for word in words):
-        raise _Bad(f"field {fields.text!r} holds an empty word, or what is no text")
-    return Words(tuple(words), tuple(map(_label, tags)), where)
+    return Words(_words_of(row, fields.text), tuple(map(_label, tags)), where)
+
+
+def _words_of(row: Mapping, name: str) -> tuple[str, ...]:
+    words = _list(row, name)
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise _Bad(f"field {name!r} holds no word, an empty word, or what is no text")
+    return tuple(words)
+
+
+def _list(row: Mapping, name: str) -> list:
+    values = _got(row, name)
+    values = values.split() if isinstance(values, str) else values
+    if not isinstance(values, list):
+        raise _Bad(
+            f"field {name!r} is {type(values).__name__}, expected a list, "
+            "or a text with spaces between its words"
+        )
+    return values
 
 
 def _question(row: Mapping, fields: Fields, where: str) -> Question:

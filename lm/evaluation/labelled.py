@@ -3,6 +3,7 @@
 For files it also gives a prediction for every record.
 """
 
+import argparse
 import functools
 import json
 import pathlib
@@ -121,35 +122,57 @@ def label(args, bar) -> tuple[list[dict], int]:
     """Label the texts of `args.data`: return (records for lm.label, number of truncated texts).
 
     `bar(total)` shows the progress. Raises ValueError, ConfigError or DataError for a model that
-    does not classify texts, and for a file without texts.
+    classifies neither texts nor tokens, and for a file without texts.
     """
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
-    if c.head != HEADS[CLASSIFICATION] or c.encoder_layers:
+    task = {HEADS[name]: name for name in (CLASSIFICATION, TOKENS)}.get(c.head)
+    if task is None or c.encoder_layers:
         raise ConfigError(
             f"{args.model} is a {c.family} model with head={c.head!r}: "
-            "one with sequence_classification labels texts"
+            "one with sequence_classification labels texts, one with token_classification words"
         )
+    args = argparse.Namespace(**vars(args) | {"task": task})
     fields, shape, names = reading(args, c)
-    records, ids = zip(*labelled.unlabelled(args.data, fields.text, fields.pair), strict=True)
-    rows = list(label_rows.encode(records, tokenizer, CLASSIFICATION, shape, names))
+    if task == TOKENS and fields.pair:
+        raise ConfigError(
+            f"--pair-field={fields.pair!r}: {args.model} tags the words of one text; leave it out"
+        )
+    texts = labelled.unlabelled(args.data, fields.text, fields.pair, task == TOKENS)
+    records, ids = zip(*texts, strict=True)
+    rows = list(label_rows.encode(records, tokenizer, task, shape, names))
     with bar(len(rows)) as done:
         given = outputs(model, params, rows, shape, args.batch_size, tokenizer, done)
-    found = []
-    for record, number, logits in zip(records, ids, given, strict=True):
-        row = {} if number is None else {"id": number}
+    found: list[dict] = [{} if number is None else {"id": number} for number in ids]
+    if task == TOKENS:
+        tagged = _tagged(records, rows, given, names)
+        return [a | b for a, b in zip(found, tagged, strict=True)], sum(r.cut > 0 for r in rows)
+    for row, record, logits in zip(found, records, given, strict=True):
         row |= {"text": record.text} | ({"pair": record.pair} if fields.pair else {})
-        best = int(logits.argmax())
-        chance = float(np.exp(logits[best] - np.logaddexp.reduce(logits)))
-        found.append(
-            row
-            | (
-                {"label": names[best], "probability": chance}
-                if names
-                else {"value": float(logits[0])}
-            )
+        best, chance = _best(logits)
+        row |= (
+            {"label": names[best], "probability": chance} if names else {"value": float(logits[0])}
         )
     return found, sum(row.cut > 0 for row in rows)
+
+
+def _best(logits: np.ndarray) -> tuple[int, float]:
+    best = int(logits.argmax())
+    return best, float(np.exp(logits[best] - np.logaddexp.reduce(logits)))
+
+
+def _tagged(records, rows, given, names) -> list[dict]:
+    """Return words, tags and probabilities per record; None for a word without any token."""
+    found: list[dict] = []
+    for record in records:
+        nothing = [None] * len(record.words)
+        found.append({"words": [*record.words], "tags": nothing, "probabilities": [*nothing]})
+    for row, logits in zip(rows, given, strict=True):
+        of = found[row.document]
+        for word, at in zip(row.words, np.flatnonzero(row.weights), strict=True):
+            best, of["probabilities"][word] = _best(logits[at])
+            of["tags"][word] = names[best]
+    return found
 
 
 def reading(args, c) -> tuple[Fields, Shape, tuple[str, ...]]:

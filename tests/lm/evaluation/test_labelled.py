@@ -8,7 +8,7 @@ import transformers
 
 import lm
 from configs import qa_single_task, smoke
-from lm import evaluate
+from lm import evaluate, label
 from lm.evaluation import predictions
 from lm.models.config import ConfigError
 from lm.training import checkpoints, loop, settings, trackers
@@ -98,6 +98,7 @@ def test_a_model_of_texts_does_not_take_a_head_or_loses_the_names_of_its_labels(
             f"--model={tmp_path / task}",
             f"--data=configs/examples/{files}",
             f"--task={task}",
+            f"--predictions={tmp_path / 'predictions.jsonl'}",
             "--json",
         ]
         assert evaluate.main(arguments) == 0
@@ -107,6 +108,29 @@ def test_a_model_of_texts_does_not_take_a_head_or_loses_the_names_of_its_labels(
             and set(found["f1"]) <= set(wanted)
             and ("entities" in found) == (task != "classification")
         )
+        check_label(tmp_path, arguments[:2], task, capsys)
+
+
+def check_label(tmp_path, arguments, task, capsys):
+    """lm.label says what lm.evaluate predicted, of records and of lines."""
+    read = lambda name: [json.loads(x) for x in (tmp_path / name).read_text().splitlines()]
+    assert label.main([*arguments, f"--output={tmp_path / 'out.jsonl'}"]) == 0
+    predicted, found = read("predictions.jsonl"), read("out.jsonl")
+    capsys.readouterr()
+    if task == "classification":
+        assert [(row["text"], row["label"]) for row in found] == [
+            (row["text"], row["predicted"]) for row in predicted
+        ]
+        return
+    assert [(row["words"], row["tags"]) for row in found] == [
+        (row["words"], row["predicted"]) for row in predicted
+    ]
+    assert all(1 / 4 < p <= 1 for row in found for p in row["probabilities"])
+    (tmp_path / "new.txt").write_text("".join(" ".join(row["words"]) + "\n" for row in found))
+    assert label.main([arguments[0], f"--data={tmp_path / 'new.txt'}"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
+    assert label.main([*arguments, "--pair-field=x"]) == 2
+    assert "tags the words of one text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
