@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from launch.child import Ended, run_child
-from launch.errors import LaunchError, nearest
+from launch.errors import LaunchError, nearest, unread
 from launch.stages import (
     Stage,
     Study,
@@ -41,6 +41,11 @@ MARKS = {
 }
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def run_chain(
     study: Study, start: str = "", only: str = "", *, silence: float = 15.0, grace: float = 60.0
 ) -> int:
@@ -58,7 +63,7 @@ def run_chain(
                 f"stage {wanted!r} is not in study {study.name!r}{nearest(wanted, names)}; its "
                 f"stages: {', '.join(names)}"
             )
-    console = Console(highlight=False, soft_wrap=True)
+    console = _Console(highlight=False, soft_wrap=True)
     (study.workdir / "logs").mkdir(parents=True, exist_ok=True)
     with _alone_in(study.workdir) as lock:
         if named := [config for stage in study.stages for config in configs(stage)]:
@@ -70,21 +75,12 @@ def run_chain(
                 start and names.index(entry["name"]) >= names.index(start)
             ):
                 entry["status"] = "pending"
-        _list_stages(console, study, record)
-        code = 0
-        for i, stage in enumerate(study.stages):
-            entry = record["stages"][i]
-            if only and stage.name != only:
-                continue
-            if not _why_run(study, i, record):
-                console.print(
-                    f"{MARKS['done']} {i + 1}/{len(names)} {stage.name}: done earlier, in "
-                    f"{_clock(entry['seconds'])}"
-                )
-                continue
-            code = _run_stage(console, study, i, record, lock, silence, grace)
-            if code:
-                break
+        try:
+            _list_stages(console, study, record)
+            code = _run_stages(console, study, record, only, lock, silence, grace)
+        except BrokenPipeError:  # between two stages; during one, it is stopped
+            unread()
+            code = 128 + signal.SIGPIPE
         record["state"] = "done" if not code else "interrupted" if code > 128 else "failed"
         record["seconds"] = round(sum(entry["seconds"] or 0.0 for entry in record["stages"]), 3)
         _write_record(study, record)
@@ -94,6 +90,28 @@ def run_chain(
             f"record: {study.workdir}/study.json"
         )
     return code
+
+
+def _run_stages(
+    console: Console,
+    study: Study,
+    record: dict[str, Any],
+    only: str,
+    lock: int,
+    silence: float,
+    grace: float,
+) -> int:
+    for i, stage in enumerate(study.stages):
+        entry = record["stages"][i]
+        if only and stage.name != only:
+            continue
+        if not _why_run(study, i, record):
+            place, seconds = f"{i + 1}/{len(study.stages)}", _clock(entry["seconds"])
+            console.print(f"{MARKS['done']} {place} {stage.name}: done earlier, in {seconds}")
+            continue
+        if code := _run_stage(console, study, i, record, lock, silence, grace):
+            return code
+    return 0
 
 
 def _run_stage(
@@ -167,6 +185,8 @@ def _run_stage(
     )
     if entry["status"] == "done":
         return 0
+    if ended.stopped_by == signal.SIGPIPE:
+        return 128 + ended.stopped_by
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     stderr.print(f"[red]stage {stage.name} {entry['status']}:[/] {escape(entry['error'])}")
     stderr.print(

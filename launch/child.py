@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+from launch.errors import unread
+
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-Z\\-_]")
 ERROR = re.compile(r"\b(\w+(Error|Exception)|error|fatal)\b\s*:", re.IGNORECASE)
 
@@ -51,6 +53,8 @@ def run_child(
     without output. keep_open: file descriptors to inherit.
     SIGINT, SIGTERM and SIGHUP (as SIGTERM) are forwarded to the child's process group. It is killed
     at the second signal, or `grace` seconds after the first.
+    If the reader of the output has gone (`| head`), the child gets SIGTERM, and stopped_by is
+    SIGPIPE.
     """
     terminal = sys.stdout.isatty()
     started = time.monotonic()
@@ -110,7 +114,7 @@ def _copy(
             tail.append(chunk)
             kept.write(chunk)
             kept.flush()
-            with contextlib.suppress(OSError):  # the terminal may be gone; the log has the output
+            with _read_by_someone(child, sent):
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
         elif (
@@ -119,7 +123,22 @@ def _copy(
             return b"".join(tail)
         elif now - heard > silence:
             heard = now
-            print(beat(now - started), flush=True)
+            with _read_by_someone(child, sent):
+                print(beat(now - started), flush=True)
+
+
+@contextlib.contextmanager
+def _read_by_someone(child, sent: list[tuple[int, float]]) -> Generator[None]:
+    """Stop the child if the block prints to a pipe without a reader."""
+    try:
+        yield
+    except BrokenPipeError:
+        unread()
+        if not sent:
+            sent.append((signal.SIGPIPE, time.monotonic()))
+            _kill(child, signal.SIGTERM)
+    except OSError:  # the log has it
+        pass
 
 
 @contextlib.contextmanager

@@ -1,12 +1,11 @@
 """Console script: openbook COMMAND ARGS is python -m MODULE ARGS."""
 
 import importlib.metadata
-import os
 import runpy
 import sys
 from collections.abc import Sequence
 
-from launch.errors import nearest
+from launch.errors import nearest, one_line
 from lm import interrupts, printing
 
 COMMANDS = {
@@ -59,14 +58,12 @@ def usage() -> str:
     )
 
 
+@one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command in this process. Returns 0 after --help and --version, 2 if unknown."""
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("--help", "-h", "help"):
-        try:
-            print(usage(), flush=True)
-        except BrokenPipeError:  # the reader closed the pipe, as in openbook --help | head -3
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(usage())
         return 0
     if command in ("--version", "-V"):
         print(f"openbook {importlib.metadata.version('openbook')}")

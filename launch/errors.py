@@ -13,26 +13,34 @@ class LaunchError(ValueError):
 
 
 def one_line(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorate an entry point: LaunchError prints a message and returns 2, Ctrl-C returns 130."""
+    """Wrap an entry point so that it never ends with a stack trace.
+
+    A LaunchError becomes one message on stderr and exit code 2; Ctrl-C gives 130. If the reader of
+    the output has gone, it ends quietly with 141.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
         try:
-            code = main(*args, **kwargs)
-            sys.stdout.flush()
-            return code
+            try:
+                return main(*args, **kwargs)
+            finally:
+                sys.stdout.flush()
         except LaunchError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except (
-            BrokenPipeError
-        ):  # the reader has closed the pipe, as `head` does; Python flushes again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:
+            unread()
             return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             return 130
 
     return wrapped
+
+
+def unread() -> None:
+    """Discard all further output: its reader has gone, and Python flushes once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

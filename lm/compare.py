@@ -8,12 +8,14 @@ import json
 import sys
 from pathlib import Path
 
-from lm.printing import piped
+from lm.interrupts import entry_point
+from lm.printing import program
 
 
+@entry_point
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lm.compare",
+        prog=program("lm.compare"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,13 +44,14 @@ def main(argv=None) -> int:
             if file and file != "-":
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
                 Path(file).write_text(text(), encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    with piped():
         print(json.dumps(found.record()) if args.json == "-" else comparison.text(found))
         if args.html:
             print(f"\n{args.html}", file=sys.stderr)
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

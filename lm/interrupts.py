@@ -157,9 +157,10 @@ def entry_point(main: Callable[..., int]) -> Callable[..., int]:
 
         with Interrupts(), phases.spoken(argv):
             try:
-                code = _with_devices(main, argv)
-                sys.stdout.flush()
-                return code
+                try:
+                    return _with_devices(main, argv)
+                finally:
+                    sys.stdout.flush()
             except (
                 BrokenPipeError
             ):  # the reader has closed the pipe, as `head` does; Python flushes again at exit

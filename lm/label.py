@@ -1,10 +1,12 @@
-"""Label new texts with a classifier, such as a run of configs/classify.py.
+"""Label new texts, or their words, with a classifier, such as a run of configs/classify.py.
 
 python -m lm.label --model=RUN --data='new/*.txt' --output=labels.jsonl
 
 Texts are the lines of text files, or the text field of JSONL, CSV or TSV, by default the one of the
 run. The output is JSONL in the same order: {"text", "label", "probability"}, with "pair" and the
 record's "id" if there are any. For a regression model, "value" replaces the last two.
+A model of token_classification gives {"words", "tags", "probabilities"}; words are separated by
+spaces, or are a list in the record.
 """
 
 import argparse
@@ -12,12 +14,13 @@ import json
 import sys
 from pathlib import Path
 
-from lm.printing import piped
+from lm.interrupts import entry_point
+from lm.printing import program
 
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lm.label",
+        prog=program("lm.label"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,6 +57,7 @@ def arguments(argv=None) -> argparse.Namespace:
     return argparse.Namespace(task="classification", label_field="", stride=0, **vars(args))
 
 
+@entry_point
 def main(argv=None) -> int:
     args = arguments(argv)
     try:
@@ -70,19 +74,18 @@ def main(argv=None) -> int:
         if args.output != "-":
             Path(args.output).parent.mkdir(parents=True, exist_ok=True)
             Path(args.output).write_text(lines, encoding="utf-8")
+            lines = f"{args.output}: {len(rows):,} texts labelled\n"
+        print(lines, end="")
+        if cut:
+            print(
+                f"{cut:,} texts were longer than a row, and only their beginning was read",
+                file=sys.stderr,
+            )
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with piped():
-        print(
-            lines if args.output == "-" else f"{args.output}: {len(rows):,} texts labelled\n",
-            end="",
-        )
-    if cut:
-        print(
-            f"{cut:,} texts were longer than a row, and only their beginning was read",
-            file=sys.stderr,
-        )
     return 0
 
 

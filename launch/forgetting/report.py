@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from launch.errors import one_line
+
 NAMES = {
     "base": "before",
     "none": "plain",
@@ -107,6 +109,7 @@ def picture(models: dict[str, dict[str, dict[str, dict]]], file: Path) -> None:
     pyplot.close(figure)
 
 
+@one_line
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.forgetting.report", description=(__doc__ or "").splitlines()[0]

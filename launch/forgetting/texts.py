@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+from launch.errors import one_line
+
 TITLE = re.compile(
     r"^ = [^=].*[^=] = \n", re.MULTILINE
 )  # title of an article; titles of sections have two or more "="
@@ -22,6 +24,7 @@ def articles(text: str) -> list[str]:
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=False)]
 
 
+@one_line
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.forgetting.texts", description=(__doc__ or "").splitlines()[0]
@@ -51,6 +54,8 @@ def main(argv=None) -> int:
                 f"{args.output / name}.txt: {len(part)} articles, {sum(map(len, part)):,} "
                 "characters"
             )
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from lm.data.sources import DataError
+from lm.interrupts import entry_point
 from lm.models.config import nearest
 
 
@@ -304,6 +305,7 @@ def _list() -> None:
         )
 
 
+@entry_point
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lm.data.samples",

@@ -270,6 +270,28 @@ def test_an_interruption_leaves_a_stage_running(place, number, code):
     assert study() == 0 and ran() == ["a", "a", "b"]
 
 
+def test_a_study_whose_reader_has_gone_leaves_a_stage_running_or_says_an_error(place):
+    """As after `| head -1`: during a stage, which is stopped as by SIGTERM, and between two."""
+    write(stage("a", args={"wait": "go"}), stage("b", args={"say": "x"}))
+    code = "import sys; from launch.chain import run_chain; from launch.stages import load_study; "
+    code += "sys.exit(run_chain(load_study('study.py', allowed=('tests.',)), silence=0.2))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    wait_for(lambda: Path("runs/trial/a").exists())
+    process.stdout.close()
+    assert process.wait(timeout=15) == 141 and process.stderr.read() == ""
+    assert status() == ["interrupted", "pending"] and record()["state"] == "interrupted"
+    Path("go").touch()
+    assert study() == 0 and ran() == ["a", "a", "b"]
+    process = start(stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=15) == 141 and process.stderr.read() == ""
+    assert record()["state"] == "interrupted" and study() == 0 and ran() == []
+
+
 def test_a_stage_that_will_not_stop_cannot_be_killed(place):
     write(stage("a", args={"wait": "go", "stubborn": True}))
     process = start()

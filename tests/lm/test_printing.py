@@ -52,6 +52,32 @@ def test_a_preview_whose_reader_has_gone_says_that_a_check_failed():
         print("nobody is told", flush=True)
 
 
+def test_an_entry_point_is_not_wrapped():
+    """Every module that is run with `python -m` ends quietly where its reader has gone."""
+    root = Path(lm.__file__).parents[1]
+    internal = {root / "launch/resolve.py"}  # whose reader is a study
+    for room in ("lm", "retrieval", "launch"):
+        for file in sorted({*(root / room).rglob("*.py")} - internal):
+            text = file.read_text()
+            if 'if __name__ == "__main__":' in text:
+                assert re.search(
+                    r"@(entry_point|one_line)\ndef main\(|with piped\(\):\n +main", text
+                ), file
+
+
+@pytest.mark.parametrize("wrap", [interrupts.entry_point, one_line])
+def test_help_that_nobody_reads_says_an_error(wrap):
+    """argparse leaves by SystemExit, with the text still to be written."""
+
+    @wrap
+    def main(argv=None):
+        print("usage")
+        raise SystemExit(0)
+
+    with unread():
+        assert main([]) == 141
+
+
 @pytest.mark.parametrize("wrap", [interrupts.entry_point, one_line])
 def test_an_entry_point_whose_reader_has_gone_says_an_error(wrap):
     @wrap
