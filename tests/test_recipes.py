@@ -42,8 +42,10 @@ def files(folder):
     (mine / "new.txt").write_text("The goat eats grass.\n\nBoil the rice.\n")
     for name in ("chat", "heldout-chat"):
         (mine / f"{name}.jsonl").write_text((ROOT / "configs/examples/chat.jsonl").read_text())
-    (mine / "text.txt").write_text("The lease ends in May. " * 90)
-    (mine / "heldout.txt").write_text("The lease began in June. " * 20)
+    (mine / "texts").mkdir()
+    for number in range(20):  # of which one is of the share that is held out
+        (mine / "texts" / f"{number}.txt").write_text(f"Lease {number} ends in May. " * 20)
+    (mine / "other.txt").write_text("The lease began in June. " * 20)
     (mine / "notes").mkdir()
     (mine / "notes" / "a.md").write_text("# Flat\n\nThe lease ends in May.\n")
 
@@ -99,6 +101,8 @@ def test_a_command_of_the_page_does_not_run(section, tmp_path, monkeypatch):
     for argv in asked:
         code, said = run(argv, tmp_path, monkeypatch)
         assert code == 0, (argv, said)
+        held_out = "--config.data.holdout_share" in " ".join(argv)
+        assert not held_out or argv[0] != "train" or "holdout loss" in said
     if section == "Label texts":
         rows = [
             json.loads(line)
