@@ -210,6 +210,20 @@ def counted(unread: Mapping[str, int]) -> dict[str, int]:
     return {f"records with the unread field {name!r}": number for name, number in unread.items()}
 
 
+def notes(read: Read, unscored: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each field that an evaluation does not use.
+
+    unscored: field -> number of references that have it.
+    """
+    found = [
+        f"{number:,} {what}, which is ignored" for what, number in counted(read.unread).items()
+    ]
+    return found + [
+        f"{number:,} references with the field {name!r}, which is not compared"
+        for name, number in unscored.items()
+    ]
+
+
 def _of_part(records: list[Record], reading: Reading, part: str) -> list[Record]:
     if part == "all" or not reading.hold_out.strip():
         return [] if part == "held_out" else records

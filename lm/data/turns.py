@@ -38,6 +38,7 @@ GIVEN = (
 )  # passed to the chat template
 REFUSED = ("refusal", "audio", "image", "images", "video", "videos", "prefix", "train_detail")
 KNOWN = {*TRAINED, *HIDDEN, *GIVEN, *REFUSED}
+THINK = ("<think>", "</think>")  # what models write around their reasoning
 ABSENT = (None, "", [], {})  # values of a field that count as absent
 
 
@@ -70,6 +71,20 @@ def conversation(
             "remove the conversation"
         )
     return tuple(turns[: trained[-1] + 1])
+
+
+def without_reasoning(text: str, opened: bool = False) -> tuple[str, str]:
+    """Split an answer into (reasoning, answer); the reasoning is "" if there is none.
+
+    opened: the prompt ends with <think>. If the reasoning does not end, the answer is "".
+    """
+    begin, end = THINK
+    head, closed, answer = text.partition(end)
+    reasoning = head.lstrip().removeprefix(begin)
+    begun = opened or head.lstrip().startswith(begin)
+    if not (closed or begun) or begin in reasoning:
+        return "", text
+    return reasoning.strip("\n"), answer.lstrip("\n")
 
 
 def tools_of(row: Mapping) -> tuple[Mapping, ...]:

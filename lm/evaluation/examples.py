@@ -26,12 +26,15 @@ def of_examples(args) -> tuple[dict, str]:
     read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
     model, params, tokenizer = load(args.model, args.dtype)
     template = template_of(args, tokenizer)
+    notes = [*read.warnings, *records.notes(read, generation.unscored(read.records))]
     chosen = generation.spread(templates.with_examples(read.records, template), args.max_examples)
     asked = generation.questions(chosen, template, model, tokenizer, args.max_new_tokens)
     if doubt := words.doubt(
         [question.references for question in asked], [*metrics], args.rouge_tokenizer
     ):
-        print(f"warning: {doubt}", file=sys.stderr)
+        notes.append(doubt)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
     with bar(len(asked), "answers") as done:
         given = generation.answers(
             model,
@@ -57,7 +60,7 @@ def of_examples(args) -> tuple[dict, str]:
         "all": _numbers(lines[0]),
         "tasks": {line.name: _numbers(line) for line in lines[1:]},
         "rouge_tokenizer": args.rouge_tokenizer,
-        "warnings": [doubt] if doubt else [],
+        "warnings": notes,
         "categories": {line.name: _numbers(line) for line in categories},
     }
     if args.baselines:
@@ -68,7 +71,7 @@ def of_examples(args) -> tuple[dict, str]:
         numbers["baselines"] = {name: _numbers(line) for name, line in others.items()}
         lines[1:1] = [dataclasses.replace(line, name=name) for name, line in others.items()]
     if args.answers:
-        write_answers(pathlib.Path(args.answers), asked, given, found)
+        generation.write_answers(pathlib.Path(args.answers), asked, given, found)
     said = (
         f"template {template.name}, greedy, at most {args.max_new_tokens} tokens; 95 % intervals, "
         "whole tasks drawn again\n\n"
@@ -111,23 +114,6 @@ def template_of(args, tokenizer) -> templates.Template:
             "its answers to another say little; leave --template out, or add --force-template"
         )
     return chosen
-
-
-def write_answers(path: pathlib.Path, asked, given, found) -> None:
-    """Write one JSON object per line: task, prompt, answer, references, stopped and scores."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for number, (question, answer) in enumerate(zip(asked, given, strict=True)):
-            row = {
-                "task": question.record.task,
-                "prompt": question.text,
-                "answer": answer.text,
-                "references": question.references,
-            }
-            row |= {"stopped": answer.stopped} | {
-                name: float(values[number]) for name, values in found.items() if name != "stop_rate"
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _numbers(line: scores.Scored) -> dict:

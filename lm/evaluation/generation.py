@@ -1,6 +1,9 @@
 """Evaluation of generated answers to instruct data, with the prompts used in training."""
 
+import collections
 import dataclasses
+import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,9 +11,10 @@ import numpy as np
 
 from lm.data import templates
 from lm.data.encoding import Encoder
-from lm.data.examples import Record
+from lm.data.examples import Example, Record
 from lm.data.sources import DataError
 from lm.data.templates import Template
+from lm.data.turns import THINK, without_reasoning
 from lm.evaluation import scores
 from lm.generation import GenerationError, generate
 from lm.generation.text import decoded
@@ -23,6 +27,7 @@ METRICS = "exact_match,f1,rouge_l"
 class Question:
     """One prompt. ids: input of generation. text: the same for display.
 
+    references: the right answers, without reasoning.
     shortened: number of tokens removed so that it fits.
     """
 
@@ -35,10 +40,14 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One answer. stopped: whether the model ended it, not the budget."""
+    """One answer.
+
+    stopped: whether the model ended it, not the budget. reasoning: what it wrote in <think> first.
+    """
 
     text: str
     stopped: bool
+    reasoning: str = ""
 
 
 def questions(
@@ -51,7 +60,8 @@ def questions(
     """Build the prompts of the records.
 
     A prompt that is too long loses tokens at the beginning of its text. Raises DataError for a
-    record without a reference, GenerationError when the budget leaves no room for any prompt.
+    record without a reference in text, GenerationError when the budget leaves no room for any
+    prompt.
     """
     c = model.config
     if c.head not in ("causal_lm", "seq2seq_lm"):
@@ -70,10 +80,7 @@ def questions(
     found = []
     for number, record in enumerate(records):
         example = template.prompt(record, number)
-        if not example.references:
-            raise DataError(
-                f"{record.source or f'record {number}'}: there is no answer to score against"
-            )
+        references = _references(record, example, number)
         ids = encoder.prompt(example)
         if said := inputs.outside(c, ids, tokenizer):
             raise GenerationError(f"{record.source or f'record {number}'}: its prompt holds {said}")
@@ -81,7 +88,7 @@ def questions(
         start = head if ids[:head] == encoder.prefix else 0
         kept = [*ids[:start], *ids[start + over :]]
         text = "".join(segment.text for segment in example.prompt)
-        found.append(Question(kept, text, record, example.references, over + example.cut))
+        found.append(Question(kept, text, record, references, over + example.cut))
     return found
 
 
@@ -112,7 +119,31 @@ def answers(
     )
     # a forced last token (BART) is not chosen by the model
     full = max_new_tokens - (model.config.forced_eos_token_id in stop)
-    return [Answer(decoded(tokenizer, ids).strip(), len(ids) < full) for ids in found]
+    given = []
+    for question, ids in zip(asked, found, strict=True):
+        opened = question.text.rstrip().endswith(THINK[0])
+        reasoning, text = without_reasoning(decoded(tokenizer, ids).strip(), opened)
+        given.append(Answer(text.strip(), len(ids) < full, reasoning.strip()))
+    return given
+
+
+def unscored(records: Sequence[Record]) -> dict[str, int]:
+    """Return field -> number of references that have it beside their text, which is not scored."""
+    turns = [record.turns[-1] for record in records if record.turns]
+    return dict(collections.Counter(name for turn in turns for name in turn.fields))
+
+
+def _references(record: Record, example: Example, number: int) -> tuple[str, ...]:
+    where = record.source or f"record {number}"
+    if record.turns and record.turns[-1].fields.get("tool_calls"):
+        raise DataError(
+            f"{where}: the reference makes tool calls ('tool_calls'), and only texts are compared; "
+            "remove the record, or cut the conversation at an answer in text"
+        )
+    found = tuple(text for said in example.references if (text := without_reasoning(said)[1]))
+    if not found:
+        raise DataError(f"{where}: there is no answer to score against")
+    return found
 
 
 def scored(
@@ -154,6 +185,30 @@ def baselines(
         name: scores.score(given, references, metrics)
         for name, given in (("copy input", inputs), ("copy demonstration", drawn))
     }
+
+
+def write_answers(
+    path: pathlib.Path,
+    asked: Sequence[Question],
+    given: Sequence[Answer],
+    found: Mapping[str, np.ndarray],
+) -> None:
+    """Write one JSON object per line: task, prompt, answer, references, reasoning if any, stopped
+    and scores."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for number, (question, answer) in enumerate(zip(asked, given, strict=True)):
+            row: dict[str, Any] = {
+                "task": question.record.task,
+                "prompt": question.text,
+                "answer": answer.text,
+                "references": question.references,
+            }
+            row |= {"reasoning": answer.reasoning} if answer.reasoning else {}
+            row |= {"stopped": answer.stopped} | {
+                name: float(values[number]) for name, values in found.items() if name != "stop_rate"
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def spread(records: Sequence[Any], most: int) -> list[Any]:

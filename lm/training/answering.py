@@ -1,5 +1,7 @@
 """Generate and score answers to fixed questions during training (config.eval.generation)."""
 
+import logging
+
 import ml_collections
 
 from lm.data import records, templates
@@ -12,6 +14,8 @@ from lm.training import instruction
 
 BATCH = 32  # answers generated at a time
 SHOWN = 8  # answers written to samples.md
+
+log = logging.getLogger(__name__)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -79,10 +83,12 @@ def questions(config: ml_collections.ConfigDict, run) -> list[Question]:
     )
     found = records.read(
         data.files if held_out else section.files, reading, "held_out" if held_out else "all"
-    ).records
+    )
+    for note in (*found.warnings, *records.notes(found, generation.unscored(found.records))):
+        log.warning("eval.generation.files: %s", note)
     try:
         chosen = generation.spread(
-            templates.with_examples(found, run.template), section.max_examples
+            templates.with_examples(found.records, run.template), section.max_examples
         )
         return generation.questions(
             chosen, run.template, run.model, run.tokenizer, section.max_new_tokens

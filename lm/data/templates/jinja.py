@@ -17,6 +17,7 @@ from lm.data.examples import Record, Segment, Turn
 from lm.data.sources import DataError
 from lm.data.templates.chat import check_turns
 from lm.data.templates.template import Asked, Template, as_turns
+from lm.data.turns import THINK
 from lm.models.config import ConfigError
 
 PLACE = re.compile("\ue000(\\d+)\ue001")  # placeholder in a private-use area, absent from texts
@@ -129,6 +130,23 @@ def rendered(
             else f"{type(error).__name__}: {error}"
         )
         raise DataError(f"the tokenizer's chat template refuses it: {said}") from None
+
+
+def reads_reasoning(tokenizer) -> tuple[bool, bool]:
+    """Return whether the chat template reads `reasoning_content`, and whether its prompt opens it.
+
+    The second is whether the prompt for an answer ends with <think>.
+    """
+    mark = "\ue0000\ue001"
+    asked = {"role": "user", "content": "a"}
+    said = {"role": "assistant", "content": "b", "reasoning_content": mark}
+    try:
+        prompt = rendered(tokenizer, [asked])
+        return mark in rendered(tokenizer, [asked, said], prompt=False), prompt.rstrip().endswith(
+            THINK[0]
+        )
+    except DataError:  # no template, or one that refuses these turns
+        return False, False
 
 
 def _source(tokenizer) -> str:

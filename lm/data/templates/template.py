@@ -70,9 +70,17 @@ class Template:
         )
 
     def prompt(self, record: Record, index: int = 0) -> Example:
-        """Render a record without its answer, for generation."""
+        """Render a record without its answer, for generation.
+
+        If the template renders earlier turns differently later (most remove their reasoning), they
+        cannot all be trained; the prompt is then the one of data.turns='last'.
+        """
         question, answer = divided(record)
-        asked = self._asked(question, index)
+        try:
+            asked = self._asked(question, index)
+        except DataError:
+            untrained = (dataclasses.replace(turn, trained=False) for turn in question.turns)
+            asked = self._asked(dataclasses.replace(question, turns=tuple(untrained)), index)
         references = record.references or ((answer,) if answer else ())
         return Example(asked.segments, references, record.task, asked.cut, unanswered=True)
 

@@ -8,13 +8,15 @@ import pytest
 
 import lm
 from lm import evaluate
-from lm.data import templates, tokenizers
+from lm.data import records, templates, tokenizers
 from lm.data.examples import Demonstration, Record
 from lm.data.records import Reading, read
+from lm.data.sources import DataError
 from lm.evaluation import generation, scores
 from lm.training import checkpoints, model_files
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
+from tests.lm.data.template_cases import CHATML, with_control
 from tests.lm.models.test_model import make
 from tests.lm.training import small
 
@@ -231,3 +233,91 @@ def test_bad_input_ends_in_a_stack_trace(folder, capsys, more, said):
     assert evaluate.main([f"--model={folder}/run", f"--examples={folder}/x.jsonl", *more]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error
+
+
+ASK = {"role": "user", "content": "Which?"}
+THINKING = CHATML.replace(
+    "{{ '<|im_start|>'", "{% set r = m.reasoning_content %}{{ '<|im_start|>'"
+).replace(
+    "m['content']", "('<think>\n' + r + '\n</think>\n\n' if r and loop.last else '') + m['content']"
+)
+
+
+def asked_of(tmp_path, *rows):
+    """(what is read, questions) with a template that shows the reasoning of the last turn only."""
+    tokenizer = with_control(tokenizers.bytes_only(), THINKING)
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, _ = make("gpt2", vocab_size=320, max_length=512)
+    found = read(str(tmp_path / "x.jsonl"), Reading(), "all")
+    template = templates.get("jinja", tokenizer)
+    return found, generation.questions(found.records, template, model, tokenizer, 8)
+
+
+def test_a_reference_or_an_answer_holds_reasoning(tmp_path, monkeypatch):
+    said = lambda text, **more: {"role": "assistant", "content": text, **more}
+    turns = [ASK, said("Blue.", reasoning_content="Sky?"), ASK]
+    found, asked = asked_of(
+        tmp_path,
+        {"messages": [ASK, said("Red.", reasoning_content="Roses?")]},
+        {"messages": [ASK, said("<think>\nRoses?\n</think>\n\nRed.")], "source": "web"},
+        {"messages": [*turns, said("Red. <think> is a tag.")]},
+        {"messages": [ASK, said("Roses?</think>Red.")]},
+    )
+    assert [question.references for question in asked] == [
+        ("Red.",),
+        ("Red.",),
+        ("Red. <think> is a tag.",),
+        ("Red.",),
+    ]
+    assert (
+        "Blue." in asked[2].text and "Sky?" not in asked[2].text
+    )  # as the template renders earlier turns
+    assert records.notes(found, generation.unscored(found.records)) == [
+        "1 records with the unread field 'source', which is ignored",
+        "1 references with the field 'reasoning_content', which is not compared",
+    ]
+    said_by_model = [
+        "<think>\nRoses?\n</think>\n\nRed.",
+        "Red.",
+        "<think>\nRoses",
+        "Roses?</think> Red.",
+    ]
+    monkeypatch.setattr(generation, "generate", lambda *_, **__: said_by_model)
+    monkeypatch.setattr(generation, "decoded", lambda _, text: text)
+    monkeypatch.setattr(templates, "stop_id", lambda *_: 0)
+    given = generation.answers(make("gpt2")[0], {}, None, asked, 8, None)
+    assert [answer.text for answer in given] == ["Red.", "Red.", "", "Red."]
+    assert [answer.reasoning for answer in given] == ["Roses?", "", "Roses", "Roses?"]
+    generation.write_answers(tmp_path / "answers.jsonl", asked, given, {})
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [row.get("reasoning") for row in rows] == ["Roses?", None, "Roses", "Roses?"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            {"content": "Look.", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]},
+            "makes tool calls",
+        ),
+        ({"content": "<think>\nRoses?\n</think>"}, "no answer to score against"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_compared_is_compared(tmp_path, answer, message):
+    with pytest.raises(DataError, match=f"x.jsonl, line 1: .*{message}"):
+        asked_of(tmp_path, {"messages": [ASK, {"role": "assistant", **answer}]})
+
+
+def test_the_command_says_nothing_of_fields_that_it_does_not_use(folder, tmp_path, capsys):
+    (tmp_path / "y.jsonl").write_text(json.dumps(ROWS[0] | {"mood": "x"}))
+    args = [
+        f"--model={folder}/run",
+        f"--examples={tmp_path}/y.jsonl",
+        "--max-new-tokens=2",
+        "--metrics=f1",
+        "--json",
+    ]
+    assert evaluate.main(args) == 0
+    said = capsys.readouterr()
+    note = "1 records with the unread field 'mood', which is ignored"
+    assert f"warning: {note}" in said.err and json.loads(said.out)["warnings"] == [note]
