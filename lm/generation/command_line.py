@@ -146,7 +146,8 @@ def spelled(
 ) -> list[int]:
     """Encode a prompt: the system message and the last turn, or with `chat` all turns.
 
-    Without a template the tokenizer's own chat template formats a chat.
+    Without a template the tokenizer's own chat template formats a chat. Earlier answers keep their
+    reasoning where the chat template renders it, see `messages_of`.
     """
     from lm.data.encoding import Encoder, prompt_ids
     from lm.data.examples import Record, Turn
@@ -157,15 +158,38 @@ def spelled(
     )
     if template is None:
         if chat:
-            return tokenizer(rendered(tokenizer, turns), add_special_tokens=False)["input_ids"]
+            text = rendered(tokenizer, messages_of(tokenizer, turns))
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
         return prompt_ids(
             tokenizer, turns[-1]["content"], encoder=bool(model.config.encoder_layers)
         )
     c = model.config
-    record = Record(turns=tuple(Turn(turn["role"], turn["content"]) for turn in turns))
+    messages = messages_of(tokenizer, turns) if template.fields else turns
+    said = (Turn(m.pop("role"), m.pop("content"), fields=m) for m in map(dict, messages))
+    record = Record(turns=tuple(said))
     return Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None).prompt(
         template.prompt(record)
     )
+
+
+def messages_of(tokenizer, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the turns as messages for the chat template.
+
+    If it reads `reasoning_content`, the reasoning of answers is moved there.
+    """
+    from lm.data.templates.jinja import reads_reasoning
+    from lm.data.turns import without_reasoning
+
+    reads, opened = reads_reasoning(tokenizer)
+    found = []
+    for turn in turns:
+        if reads and turn["role"] == "assistant":
+            reasoning, answer = without_reasoning(turn["content"], opened)
+            turn = (
+                turn | {"content": answer} | ({"reasoning_content": reasoning} if reasoning else {})
+            )
+        found.append(turn)
+    return found
 
 
 def unused_settings(args) -> str:
