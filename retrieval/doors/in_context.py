@@ -8,7 +8,7 @@ markers broken, so that it cannot end the user's turn.
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lm.data.encoding import affixes
 from lm.data.sources import DataError
@@ -21,6 +21,8 @@ INSTRUCTION = "Answer the question in a few words."
 MAX_PASSAGE_TOKENS = 192  # a small reader loses track in longer passages
 MIN_PASSAGE_TOKENS = 16  # a passage that would be cut to less is left out
 CONTENT = "openbook content goes here"  # placeholder for the user's turn in the chat template
+EARLIER = "openbook turn {} goes here"  # placeholder for the text of an earlier turn
+EARLIER_AT = re.compile(EARLIER.format(r"(\d+)"))
 BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
@@ -35,14 +37,22 @@ class Prompt:
     shown: tuple[Hit, ...]
 
 
-def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int) -> Prompt:
+def build_prompt(
+    tokenizer,
+    question: str,
+    hits: Sequence[Hit],
+    max_tokens: int,
+    turns: Sequence[Mapping[str, str]] = (),
+) -> Prompt:
     """Build numbered passages and the question as one user turn.
 
     The tokenizer's chat template is used, or plain text without one. With several passages the
     question comes before them too: a small reader then confuses them far less (query-aware
     contextualisation, Liu et al. 2024, Lost in the Middle, section 4.2). Each passage is cut to 192
     tokens. If the prompt exceeds `max_tokens`, the last passages are left out, and the first is
-    cut. Raises RetrievalError when the question alone is too long.
+    cut.
+    turns: earlier messages for the chat template, ignored without one. They are data, as passages.
+    Raises RetrievalError when the prompt without passages is too long.
     """
     if not isinstance(question, str) or not question.strip():
         raise RetrievalError(f"the question is {question!r}: expected some text")
@@ -52,7 +62,7 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int)
     )
     asked = f"Question: {one_line(question)}"
     for count in range(len(hits), 0, -1):
-        before, after = _frame(tokenizer)
+        before, after = _frame(tokenizer, turns=turns)
         head = plain(f"{INSTRUCTION} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
         tail = plain(asked + _cue(tokenizer))
         room = max_tokens - len(before) - len(head) - len(tail) - len(after)
@@ -67,7 +77,7 @@ def build_prompt(tokenizer, question: str, hits: Sequence[Hit], max_tokens: int)
                 [*before, *head, *(token for line in lines for token in line), *tail, *after],
                 tuple(hits[:count]),
             )
-    before, after = _frame(tokenizer, INSTRUCTION)
+    before, after = _frame(tokenizer, INSTRUCTION, turns)
     tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
     if len(tokens) > max_tokens:
         raise RetrievalError(
@@ -94,33 +104,67 @@ def _cue(tokenizer) -> str:
     return "" if tokenizer.chat_template else "\nAnswer:"
 
 
-def _frame(tokenizer, instruction: str = "") -> tuple[list[int], list[int]]:
+def _frame(
+    tokenizer, instruction: str = "", turns: Sequence[Mapping[str, str]] = ()
+) -> tuple[list[int], list[int]]:
     """Return the tokens before and after the user's text.
 
-    They come from the chat template; without one, they are a start token, if there is one.
-    instruction: the system message, or the first line of the user's turn if the template has no
-    system role.
+    They come from the chat template with the earlier turns; without a template, they are a start
+    token, if there is one.
+    instruction: the system message, or the first line of the user's turn if `turns` have a system
+    message or the template has no system role.
     """
     if not tokenizer.chat_template:
         start = affixes(tokenizer)[0] or [i for i in (tokenizer.bos_token_id,) if i is not None]
         return [*start, *(encode_plain(tokenizer, instruction + "\n") if instruction else [])], []
-    text = _rendered(tokenizer, instruction)
+    said: list[str] = []
+    text = _rendered(tokenizer, instruction, [_placed(turn, said) for turn in turns])
     if text.count(CONTENT) != 1:
         raise RetrievalError(
             "the tokenizer's chat template does not show a user's message exactly once: give the "
             "reader another template"
         )
     before, after = text.split(CONTENT)
-    return tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
+    markers = _markers(tokenizer) if said else one_of(())
+    found: list[int] = []
+    for i, part in enumerate(EARLIER_AT.split(before)):
+        found += (
+            _lines(tokenizer, said[int(part)], markers)
+            if i % 2
+            else tokenizer(part, add_special_tokens=False)["input_ids"]
+        )
+    return found, tokenizer(after, add_special_tokens=False)["input_ids"]
 
 
-def _rendered(tokenizer, instruction: str) -> str:
+def _placed(turn: Mapping[str, str], said: list[str]) -> dict[str, str]:
+    """Return the message with placeholders for its texts, which are appended to `said`."""
+    placed = {"role": turn["role"]}
+    for name in ("content", "reasoning_content"):
+        if name in turn:
+            placed[name] = EARLIER.format(len(said)) if turn[name] else ""
+            said += [turn[name]] * bool(turn[name])
+    return placed
+
+
+def _lines(tokenizer, text: str, markers: re.Pattern) -> list[int]:
+    """Encode the text of an earlier turn as data: an answer may repeat a passage."""
+    found: list[int] = []
+    for i, line in enumerate(text.splitlines()):
+        found += encode_plain(tokenizer, "\n") if i else []
+        found += encode_foreign(tokenizer, line, markers, len(line.encode()) + 1)
+    return found
+
+
+def _rendered(tokenizer, instruction: str, turns: Sequence[Mapping[str, str]] = ()) -> str:
     render = functools.partial(rendered, tokenizer)
     system, user = {"role": "system", "content": instruction}, {"role": "user", "content": CONTENT}
+    first = user | {"content": f"{instruction}\n{CONTENT}"} if instruction else user
+    if turns and turns[0]["role"] == "system":
+        return render([*turns, first])
     try:
-        return render([*[system] * bool(instruction), user])
+        return render([*[system] * bool(instruction), *turns, user])
     except DataError:
-        return render([user | {"content": f"{instruction}\n{CONTENT}"}])
+        return render([*turns, first])
 
 
 def _markers(tokenizer) -> re.Pattern:

@@ -1,13 +1,16 @@
 """A chat with a loaded model: the turns so far, and a memory that can be switched on and off."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator
 
 import lm
 from lm.data.templates import Template
+from lm.data.templates.jinja import reads_reasoning
+from lm.data.turns import without_reasoning
 from lm.generation import stream_text
-from lm.generation.command_line import spelled
+from lm.generation.command_line import messages_of, spelled
 from lm.interrupts import Interrupts
 from lm.loading import load, load_template
 from retrieval.doors.in_context import build_prompt
@@ -23,13 +26,15 @@ from retrieval.reading.answering import (
 )
 from retrieval.sanitising import shown
 
+SEARCHED = 2  # earlier turns of the user that are searched with a question
+
 
 @dataclasses.dataclass
 class Conversation:
     """A chat.
 
-    open: answer each question by itself from the memory, as `retrieval.answer` does; otherwise
-    answer from the conversation.
+    open: answer from the memory, as `retrieval.answer` does, after the earlier turns; otherwise
+    answer from the conversation alone.
     shown: the passages given to the reader for the latest answer.
     turns: {"role", "content"} each, the system message first if any.
     """
@@ -102,7 +107,7 @@ class Conversation:
         """Yield a line for each passage that supports the latest answer."""
         if not self.shown:
             return
-        question, answer = (turn["content"] for turn in self.turns[-2:])
+        question, answer = self._latest()
         for hit in citations(answer, self.shown):
             yield (
                 f"[{hit.id}] {hit.title + ': ' if hit.title else ''}"
@@ -113,19 +118,44 @@ class Conversation:
         """Whether the memory supports the latest answer; True if the memory was not used."""
         if not self.open or len(self.turns) < 2:
             return True
-        question, answer = (turn["content"] for turn in self.turns[-2:])
+        question, answer = self._latest()
         return is_known(question, answer, self.shown)
+
+    def _latest(self) -> tuple[str, str]:
+        """(the latest question, its answer without reasoning)."""
+        question, answer = (turn["content"] for turn in self.turns[-2:])
+        _, opened = reads_reasoning(self.reader.tokenizer)
+        return question, without_reasoning(answer, opened)[1]
 
     def forget(self) -> None:
         self.turns, self.shown = [turn for turn in self.turns if turn["role"] == "system"], ()
 
     def _from_memory(self, question: str) -> list[int]:
+        """Return the prompt of the conversation, the passages and the question.
+
+        The search query is the question with the user's last two turns, which it may refer to ("and
+        where is she buried?"). The chat template renders the earlier turns; a base model gets none.
+        The oldest turns are dropped before any passage.
+        """
         assert self.memory is not None
-        hits = close_to_the_best(self.memory.search([question], self.k)[0])
-        prompt = build_prompt(
-            self.reader.tokenizer, question, hits, self.reader.prompt_tokens(self.max_new_tokens)
-        )
+        said = [turn["content"] for turn in self.turns if turn["role"] == "user"]
+        searched = " ".join([question, *reversed(said[-SEARCHED:])])
+        hits = close_to_the_best(self.memory.search([searched], self.k)[0])
+        tokenizer, room = self.reader.tokenizer, self.reader.prompt_tokens(self.max_new_tokens)
+        build = functools.partial(build_prompt, tokenizer, question, hits, room)
+        prompt = build()
         self.shown = prompt.shown
+        system, past = self._earlier()
+        while tokenizer.chat_template and (turns := [*system, *past]):
+            try:
+                longer = build(messages_of(tokenizer, turns))
+            except RetrievalError:  # too long, also without passages
+                longer = None
+            if longer is not None and len(longer.shown) == len(prompt.shown):
+                return longer.tokens
+            if not past:
+                break
+            past = past[2:]
         return prompt.tokens
 
     def _from_turns(self, question: str) -> list[int]:
@@ -134,10 +164,7 @@ class Conversation:
         A base model gets the question alone.
         """
         self.shown = ()
-        system, past = (
-            [turn for turn in self.turns if turn["role"] == "system"],
-            [t for t in self.turns if t["role"] != "system"],
-        )
+        system, past = self._earlier()
         chats = self.template is not None or bool(self.reader.tokenizer.chat_template)
         room = self.reader.prompt_tokens(self.max_new_tokens)
         while True:
@@ -151,6 +178,11 @@ class Conversation:
                     f"{room:,}: ask a shorter one"
                 )
             past = past[2:]
+
+    def _earlier(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        """(the system message if any, the turns after it)."""
+        system = [turn for turn in self.turns if turn["role"] == "system"]
+        return system, self.turns[len(system) :]
 
 
 def converse(conversation: Conversation, commands: str) -> None:
