@@ -15,6 +15,7 @@ import itertools
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     except record.RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its processes end too
     try:
         code = recorded(args, chosen, folder) if args.record else compared(args, chosen, folder)
     except (record.RecordError, OSError) as error:
