@@ -1,4 +1,7 @@
-"""Weights in and out: Hugging Face directories and hub ids in both directions, GGUF files in."""
+"""Import and export of weights.
+
+Hugging Face directories are read and written. Hub ids and GGUF files are read.
+"""
 
 from lm.weights.errors import WeightsError
 from lm.weights.load import from_hf

@@ -1,5 +1,8 @@
-"""The error of everything that reads or writes weights."""
+"""Error raised by code that reads or writes weights."""
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be found, read or written; the message names the file or tensors and what to do."""
+    """Weights that cannot be found, read or written.
+
+    The message names the file or the tensors and says what to do.
+    """

@@ -1,4 +1,7 @@
-"""Named tensors in a GGUF file (llama.cpp's format, quantised or not), and its metadata as a config.json."""
+"""Tensors and metadata of a GGUF file (llama.cpp's format, quantised or not).
+
+Tensors are read by name. The metadata is converted to a config.json.
+"""
 
 import contextlib
 import dataclasses
@@ -16,18 +19,22 @@ from lm.weights.errors import WeightsError
 from lm.weights.sources import Source
 
 ARCHITECTURES = ("llama",)
+# dtypes of the numeric metadata types
 NUMBERS = dict(enumerate(("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))) | {
     10: "<u8",
     11: "<i8",
     12: "<f8",
-}  # of metadata
+}
 STRING, ARRAY = 8, 9
-VALUES_AT_ONCE = 1 << 16  # dequantised: what fits a core's cache
+VALUES_AT_ONCE = 1 << 16  # dequantised in one call: these fit in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """kind: a gguf.GGMLQuantizationType.   data: uint8, the stored bytes in the file's mapped pages."""
+    """Stored tensor.
+
+    kind: a gguf.GGMLQuantizationType. data: uint8, the stored bytes in the file's mapped pages.
+    """
 
     kind: Any
     shape: tuple[int, ...]
@@ -36,31 +43,36 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A GGUF file: metadata by name, and tensors by name."""
+    """Metadata and tensors of a GGUF file, by name."""
 
     fields: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
 def open_reader(path: Path) -> Reader:
-    """Reads the header of a file. Raises WeightsError when it is not a complete GGUF file."""
+    """Read the header of a file. Raise WeightsError if it is not a complete GGUF file."""
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
             raise WeightsError(
-                f"{path} is not a GGUF file (it does not begin with 'GGUF'); was the download complete?"
+                f"{path} is not a GGUF file (it does not begin with 'GGUF'); "
+                "was the download complete?"
             )
         try:
             return _parsed(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except Exception as error:  # a damaged header shows in many ways (struct.error, UnicodeDecodeError, MemoryError, ...)
+        # a damaged header raises struct.error, UnicodeDecodeError, MemoryError, ...
+        except Exception as error:
             raise WeightsError(
-                f"{path} is a damaged or truncated GGUF file ({type(error).__name__}: {error}); fetch it again"
+                f"{path} is a damaged or truncated GGUF file "
+                f"({type(error).__name__}: {error}); fetch it again"
             ) from error
 
 
 def _parsed(file: mmap.mmap) -> Reader:
-    """The format of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+    """Parse GGUF versions 2 and 3, little-endian.
 
-    gguf.GGUFReader makes several numpy arrays of every token of the vocabulary, which takes seconds.
+    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+    gguf.GGUFReader is not used: it makes several numpy arrays per token of the vocabulary, which
+    takes seconds.
     """
     import gguf
 
@@ -95,7 +107,7 @@ def _parsed(file: mmap.mmap) -> Reader:
 
 
 def _strings(file: mmap.mmap, at: int, count: int) -> tuple[list[str], int]:
-    """`count` strings from a place on, and the place after them."""
+    """Read `count` strings from offset `at`. Return them and the offset after them."""
     found, length_at = [], struct.Struct("<Q").unpack_from
     for _ in range(count):
         end = at + 8 + length_at(file, at)[0]
@@ -107,7 +119,7 @@ def _strings(file: mmap.mmap, at: int, count: int) -> tuple[list[str], int]:
 
 
 def _value(file: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
-    """A metadata value of some kind, and the place after it."""
+    """Read a metadata value of type `kind`. Return it and the offset after it."""
     if kind == STRING:
         (text,), at = _strings(file, at, 1)
         return text, at
@@ -129,7 +141,10 @@ def _value(file: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
 
 
 class Metadata:
-    """Fields of a GGUF file by name, with None for what is not there."""
+    """Metadata fields of a GGUF file by name.
+
+    `get` returns None for an absent field; indexing raises WeightsError.
+    """
 
     def __init__(self, reader: Reader, path: Path):
         self.get, self.path = reader.fields.get, path
@@ -137,17 +152,19 @@ class Metadata:
     def __getitem__(self, name: str) -> Any:
         found = self.get(name)
         if found is None:
-            self.refuse_parts()  # all but the first have no metadata
+            self.refuse_parts()  # only the first part has the metadata
             raise WeightsError(
-                f"{self.path} has no metadata field {name!r}; was it written by llama.cpp's converter?"
+                f"{self.path} has no metadata field {name!r}; "
+                "was it written by llama.cpp's converter?"
             )
         return found
 
     def refuse_parts(self) -> None:
-        """Raises ConfigError for one of several files that hold a model together."""
+        """Raise ConfigError if the model is split over several files."""
         if (self.get("split.count") or 1) > 1:
             raise ConfigError(
-                f"{self.path} is part {(self.get('split.no') or 0) + 1} of {self.get('split.count')} (split.count): merge them with "
+                f"{self.path} is part {(self.get('split.no') or 0) + 1} of "
+                f"{self.get('split.count')} (split.count): merge them with "
                 "llama-gguf-split --merge FIRST_PART OUTPUT, and give the result"
             )
 
@@ -157,49 +174,73 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def hf_config(fields: Metadata, tensors) -> dict:
-    """GGUF metadata and tensor names -> the config.json of the same model. ConfigError for what is not supported."""
+    """Convert GGUF metadata and tensor names to the model's config.json.
+
+    Raise ConfigError for an unsupported architecture or option.
+    """
     architecture = fields["general.architecture"]
     if architecture not in ARCHITECTURES:
         raise ConfigError(
-            f"{fields.path}: GGUF architecture {architecture!r} is not supported (supported: {', '.join(ARCHITECTURES)}); "
+            f"{fields.path}: GGUF architecture {architecture!r} is not supported "
+            f"(supported: {', '.join(ARCHITECTURES)}); "
             "use the model's safetensors directory instead"
         )
     fields.refuse_parts()
     scaling = fields.get("llama.rope.scaling.type") or "none"
     if scaling not in ("none", "linear"):
         raise ConfigError(
-            f"{fields.path}: rope.scaling.type={scaling!r} is not supported in GGUF files; only none and linear are"
+            f"{fields.path}: rope.scaling.type={scaling!r} is not supported in GGUF files; "
+            "only none and linear are"
         )
     if "rope_freqs.weight" in tensors:
         raise ConfigError(
-            f"{fields.path}: per-frequency rotary scaling (rope_freqs.weight) is not supported; use its safetensors directory"
+            f"{fields.path}: per-frequency rotary scaling (rope_freqs.weight) is not supported; "
+            "use its safetensors directory"
         )
     if fields.get("llama.expert_count"):
         raise ConfigError(
-            f"{fields.path}: experts (llama.expert_count={fields['llama.expert_count']}) are not supported"
+            f"{fields.path}: experts (llama.expert_count={fields['llama.expert_count']}) "
+            "are not supported"
         )
-    as_written = lambda x: float(str(np.float32(x)))  # 1e-5 is stored as the float32 next to it
+    # 1e-5 is stored as the nearest float32
+    as_written = lambda x: float(str(np.float32(x)))
     d_model, heads = fields["llama.embedding_length"], fields["llama.attention.head_count"]
     head_dim = fields.get("llama.attention.key_length") or d_model // heads
     rotary = fields.get("llama.rope.dimension_count") or head_dim
     end = [fields.get("tokenizer.ggml.eos_token_id"), fields.get("tokenizer.ggml.eot_token_id")]
     theta = as_written(fields.get("llama.rope.freq_base") or 10_000.0)
     return dict(
-        model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=d_model, num_hidden_layers=fields["llama.block_count"],
-        num_attention_heads=heads, num_key_value_heads=fields.get("llama.attention.head_count_kv") or heads, head_dim=head_dim,
-        intermediate_size=fields["llama.feed_forward_length"], max_position_embeddings=fields["llama.context_length"],
-        vocab_size=tensors["token_embd.weight"][0] if "token_embd.weight" in tensors else len(fields["tokenizer.ggml.tokens"]),
-        rms_norm_eps=as_written(fields["llama.attention.layer_norm_rms_epsilon"]), rope_theta=theta,
-        rope_scaling={"rope_type": "linear", "factor": fields["llama.rope.scaling.factor"]} if scaling == "linear" else None,
-        partial_rotary_factor=rotary / head_dim, tie_word_embeddings="output.weight" not in tensors,
-        bos_token_id=fields.get("tokenizer.ggml.bos_token_id"), eos_token_id=list(dict.fromkeys(i for i in end if i is not None)),
+        model_type="llama",
+        architectures=["LlamaForCausalLM"],
+        hidden_size=d_model,
+        num_hidden_layers=fields["llama.block_count"],
+        num_attention_heads=heads,
+        num_key_value_heads=fields.get("llama.attention.head_count_kv") or heads,
+        head_dim=head_dim,
+        intermediate_size=fields["llama.feed_forward_length"],
+        max_position_embeddings=fields["llama.context_length"],
+        vocab_size=tensors["token_embd.weight"][0]
+        if "token_embd.weight" in tensors
+        else len(fields["tokenizer.ggml.tokens"]),
+        rms_norm_eps=as_written(fields["llama.attention.layer_norm_rms_epsilon"]),
+        rope_theta=theta,
+        rope_scaling={"rope_type": "linear", "factor": fields["llama.rope.scaling.factor"]}
+        if scaling == "linear"
+        else None,
+        partial_rotary_factor=rotary / head_dim,
+        tie_word_embeddings="output.weight" not in tensors,
+        bos_token_id=fields.get("tokenizer.ggml.bos_token_id"),
+        eos_token_id=list(dict.fromkeys(i for i in end if i is not None)),
         pad_token_id=fields.get("tokenizer.ggml.padding_token_id"),
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager
 def open_gguf(path: Path) -> Generator[tuple[dict, Source]]:
-    """(config.json as a dict, tensors) of a GGUF file; `read` dequantises one tensor to float32 at a time."""
+    """Open a GGUF file: (config.json as a dict, tensors).
+
+    `read` dequantises one tensor to float32.
+    """
     reader = open_reader(path)
     shapes = {name: t.shape for name, t in reader.tensors.items()}
     hf = hf_config(Metadata(reader, path), shapes)
@@ -217,7 +258,10 @@ def open_gguf(path: Path) -> Generator[tuple[dict, Source]]:
 
 
 def dequantized(t: Tensor) -> np.ndarray:
-    """The values of a tensor, float32 [n], some blocks at a time: gguf alone takes 16 rows, which are too few."""
+    """Dequantise a tensor to float32 [n], VALUES_AT_ONCE values per call.
+
+    gguf by itself takes 16 rows at a time, which is too few to be fast.
+    """
     import gguf
 
     block, size = gguf.GGML_QUANT_SIZES[t.kind]

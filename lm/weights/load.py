@@ -1,4 +1,4 @@
-"""from_hf: reads a checkpoint into our stacked parameters, one tensor at a time."""
+"""from_hf: reading of a checkpoint into stacked parameters, one tensor at a time."""
 
 import contextlib
 import functools
@@ -29,18 +29,25 @@ from lm.weights.sources import FLOATS, Source, holds_weights, open_safetensors, 
 def from_hf(
     path_or_id, dtype: str | None = None, head: str | None = None
 ) -> tuple[LanguageModel, dict]:
-    """Model and parameters from a Hugging Face directory (config.json and safetensors, sharded or not), hub id or .gguf file.
+    """Read a model and its parameters from a Hugging Face directory, hub id or .gguf file.
 
-    dtype: "float32" (the default), "bfloat16" or "float16", of parameters and computation; stored values are cast to it.
-    head: read it with this head (see `ModelConfig`) instead of the one in config.json, such as "none" or "embedding" from a language
-    model, or "value" from a reward model of one label; what only the stored head needs is left out, and what the other needs must be
-    there. The directory of a sentence-transformers model has the head "embedding". A new head is `lm.with_head`'s business.
+    The directory holds config.json and safetensors, sharded or not.
 
-    Returns (model, params), params a nested dict of arrays with the layers stacked on axis 0. Files are opened once and
-    read tensor by tensor: memory peaks at the parameters plus one stacked tensor, mapped file pages aside.
+    dtype: of parameters and computation: "float32" (the default), "bfloat16" or "float16". Stored
+    values are cast to it.
+    head: replaces the head in config.json (see `ModelConfig`), for example "none" or "embedding"
+    for a language model, or "value" for a reward model with one label. Tensors of the stored head
+    that the new head does not use are skipped; tensors the new head needs must be stored. A
+    sentence-transformers directory has the head "embedding". `lm.with_head` adds a new,
+    untrained head.
 
-    Raises ConfigError for a model type or option that is not supported, before any weight is read, and WeightsError for
-    files that are absent or damaged, or whose tensors (all of them are listed) do not fit the configuration.
+    Return (model, params); params is a nested dict of arrays with the layers stacked on axis 0.
+    Files are opened once and read tensor by tensor: peak memory is the parameters plus one stacked
+    tensor, not counting mapped file pages.
+
+    Raise ConfigError for an unsupported model type or option, before any weight is read. Raise
+    WeightsError for absent or damaged files, and for tensors that do not fit the configuration, all
+    of which are listed.
     """
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype={dtype!r} is unknown; one of {', '.join(DTYPES)}")
@@ -58,9 +65,9 @@ def from_hf(
 def open_checkpoint(
     path_or_id, head: str | None = None
 ) -> Generator[tuple[ModelConfig, tuple[Row, ...], Family, Source]]:
-    """Configuration, table, family and tensors under the table's names."""
+    """Open a checkpoint: configuration, table, family, and tensors under the table's names."""
     if not Path(path_or_id).expanduser().exists() and HUB_ID.fullmatch(str(path_or_id)):
-        asked_config(resolve(path_or_id, weights=False), head)  # refuse before the large download
+        asked_config(resolve(path_or_id, weights=False), head)  # checked before the large download
     path = resolve(path_or_id)
     if path.is_file():
         with open_gguf(path) as (hf, source):
@@ -101,20 +108,27 @@ def head_names(rows: tuple[Row, ...]) -> set[str]:
 
 
 def asked_config(directory: Path, head: str | None) -> tuple[ModelConfig, ModelConfig]:
-    """The stored configuration, and that to read it with: the head that was asked for, or that of a sentence-transformers directory."""
+    """Return the stored configuration and the one to read the weights with.
+
+    The second has the requested head, or the embedding head of a sentence-transformers directory.
+    """
     stored = read_config(directory)
     sentences = sentence_transformers.read(directory) if head in (None, "embedding") else None
     if head in (None, stored.head) and sentences is None:
         return stored, stored
     if head == "value" and (stored.head, stored.pooling) != ("sequence_classification", "last"):
         raise ConfigError(
-            f"{directory} holds a model with head={stored.head!r}: only a classifier of the last token gives each a value"
+            f"{directory} holds a model with head={stored.head!r}: "
+            "only a classifier of the last token gives each a value"
         )
     return stored, families.other_head(stored, head or "embedding", **sentences or {})
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """config.json, with the special tokens of generation_config.json, which is what generation obeys."""
+    """Read config.json, with the special tokens of generation_config.json.
+
+    Generation obeys generation_config.json where the two differ.
+    """
     refuse_other_folders(directory)
     hf = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
@@ -122,9 +136,8 @@ def read_config(directory: Path) -> ModelConfig:
         given = read_json(generation)
         inherited = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
         hf |= {name: given[name] for name in inherited if given.get(name) is not None}
-        hf |= {
-            name: given.get(name) for name in ("forced_bos_token_id", "forced_eos_token_id")
-        }  # what it does not force is not
+        # a token that generation_config.json does not force is not forced
+        hf |= {name: given.get(name) for name in ("forced_bos_token_id", "forced_eos_token_id")}
     try:
         return families.config_from_hf(hf)
     except ConfigError as error:
@@ -132,7 +145,10 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def refuse_other_folders(directory: Path) -> None:
-    """Raises WeightsError for a folder that holds something else than a Hugging Face model, saying how that is read."""
+    """Raise WeightsError for a folder that holds no Hugging Face model.
+
+    The message says how to read what the folder holds.
+    """
     config = directory / "config.json"
     if (
         (directory / "checkpoints").is_dir()
@@ -146,7 +162,8 @@ def refuse_other_folders(directory: Path) -> None:
         return
     if (directory / "adapter_config.json").is_file():
         raise WeightsError(
-            f"{directory} is an adapter: lm.load({str(directory)!r}) reads it together with its base"
+            f"{directory} is an adapter: "
+            f"lm.load({str(directory)!r}) reads it together with its base"
         )
     files = sorted(path.name for path in directory.glob("*.gguf"))
     below = sorted(str(path.parent) for path in directory.glob("*/config.json"))
@@ -161,7 +178,10 @@ def refuse_other_folders(directory: Path) -> None:
 
 
 def canonical(source: Source, family: Family, config: ModelConfig) -> Source:
-    """The tensors under the names that the family's table uses: older names renewed, a left-out prefix restored."""
+    """Rename the tensors to the names in the family's table.
+
+    Names of older versions are updated and an omitted prefix is restored.
+    """
     slots = expand(family.table, parameter_shapes(config))
     known = {*slots, *family.duplicates}
 
@@ -175,7 +195,7 @@ def canonical(source: Source, family: Family, config: ModelConfig) -> Source:
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The parameters by path, layers stacked, of a model with `config`; nothing is computed."""
+    """Shapes of the parameters of a model, by path, layers stacked. Nothing is computed."""
     model = build(config.replace(layers="scan"))
     abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]])))["params"]
     return {path: x.shape for path, x in flax.traverse_util.flatten_dict(abstract, sep="/").items()}
@@ -184,12 +204,13 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 def read_params(
     source: Source, rows: tuple[Row, ...], family: Family, shapes: dict[str, Shape], dtype: str
 ) -> dict:
-    """The nested dict of parameters; everything is checked before the first tensor is read."""
+    """Read the nested dict of parameters. Names, shapes and dtypes are checked first."""
     try:
         slots = expand(rows, shapes)
     except LookupError as error:
         raise WeightsError(
-            f"{source.where}: a stored {family.model_type} model cannot have parts of the one asked for: {error}"
+            f"{source.where}: a stored {family.model_type} model cannot have parts of the one "
+            f"asked for: {error}"
         ) from error
     check(source, slots, family)
     params, stacks = {}, {}
@@ -206,7 +227,7 @@ def read_params(
 
 
 def aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX takes over on a CPU without a copy, as it begins at a multiple of 64 bytes."""
+    """Allocate an array aligned to 64 bytes, which JAX on a CPU uses without a copy."""
     size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + 64, np.uint8)
     start = -room.ctypes.data % 64
@@ -214,7 +235,11 @@ def aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def check(source: Source, slots: dict[str, Slot], family: Family) -> None:
-    """Raises WeightsError listing every missing, extra and misshapen tensor, and every one of a dtype that holds no weights."""
+    """Raise WeightsError if the tensors do not fit the slots.
+
+    The message lists every missing, extra and misshapen tensor, and every one that is not floating
+    point.
+    """
     expendable = lambda name: (
         name in family.duplicates or any(re.fullmatch(pattern, name) for pattern in family.ignored)
     )
@@ -242,12 +267,16 @@ def check(source: Source, slots: dict[str, Slot], family: Family) -> None:
             f"\n  {len(found)} {kind}: {'; '.join(found)}" for kind, found in problems if found
         )
         raise WeightsError(
-            f"the tensors of {source.where} are not those of the {family.model_type} model in its configuration:{listed}"
+            f"the tensors of {source.where} are not those of the {family.model_type} model "
+            f"in its configuration:{listed}"
         )
 
 
 def check_duplicates(source: Source, slots: dict[str, Slot], family: Family, params: dict) -> None:
-    """A stored copy must equal its original: otherwise the model is untied, whatever config.json says."""
+    """Raise WeightsError if a stored copy differs from its original.
+
+    Such a model is untied, whatever config.json says.
+    """
     for name, original in family.duplicates.items():
         if name not in source.shapes or name in slots or original not in slots:
             continue
@@ -259,5 +288,6 @@ def check_duplicates(source: Source, slots: dict[str, Slot], family: Family, par
         ):
             raise WeightsError(
                 f"{source.where}: {name} differs from {original}, but the configuration ties them; "
-                'if they are meant to differ, and one of them is the head, set "tie_word_embeddings": false in config.json'
+                "if they are meant to differ, and one of them is the head, "
+                'set "tie_word_embeddings": false in config.json'
             )

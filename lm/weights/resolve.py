@@ -1,4 +1,4 @@
-"""From a path or hub id to a local directory or .gguf file."""
+"""Resolution of a path or hub id to a local directory or .gguf file."""
 
 import re
 from pathlib import Path
@@ -8,20 +8,23 @@ from lm.weights.errors import WeightsError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configuration and tokenizer
 WEIGHT_FILES = ("*.safetensors",)
+# copies of the weights for other programs
 NEVER = (
     "*/*.safetensors",
     "onnx/*",
     "openvino/*",
     "original/*",
     "consolidated*",
-)  # copies of the weights for other programs
+)
 
 
 def resolve(path_or_id, weights: bool = True) -> Path:
-    """The local directory or .gguf file that `path_or_id` names; a hub id is downloaded into the hub's cache first.
+    """Resolve `path_or_id` to a local directory or .gguf file.
 
-    weights: whether a hub id's weights are wanted too, not only its configuration and tokenizer.
-    Raises WeightsError when there is no such thing here nor, for a hub id, on the hub.
+    A hub id is downloaded into the hub's cache. weights: whether to download the weights too, not
+    only the configuration and the tokenizer.
+    Raise WeightsError if there is no such directory, file or hub repository, or if the file has
+    another format.
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
@@ -37,23 +40,29 @@ def resolve(path_or_id, weights: bool = True) -> Path:
     name = str(path_or_id)
     if not HUB_ID.fullmatch(name) or path.suffix in (".gguf", ".safetensors", ".bin"):
         raise WeightsError(
-            f"{name} does not exist: give a directory with config.json and model.safetensors, a .gguf file, or a hub id"
+            f"{name} does not exist: "
+            "give a directory with config.json and model.safetensors, a .gguf file, or a hub id"
         )
     return download(name, weights)
 
 
 def refused(path: Path) -> str:
-    """Why a weight file of another format is not read, or ''."""
+    """Say why a weight file of another format is not read; '' if there is no reason."""
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         return (
-            "pickled weights can run code and are not read; load them once with transformers and write them as safetensors: "
+            "pickled weights can run code and are not read; "
+            "load them once with transformers and write them as safetensors: "
             "AutoModel.from_pretrained(SOURCE).save_pretrained(DIRECTORY)"
         )
     return ""
 
 
 def download(repo: str, weights: bool) -> Path:
-    """A snapshot of a hub repository. Its configuration comes first, so that an unsupported model costs no large download."""
+    """Download a snapshot of a hub repository.
+
+    With weights=False, only the configuration and the tokenizer: a caller can refuse an unsupported
+    model before the large download.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -65,13 +74,22 @@ def download(repo: str, weights: bool) -> Path:
             )
         )
     except errors.GatedRepoError as error:
-        reason = "access to it is restricted: accept its licence on its page, then log in with `hf auth login`"
+        reason = (
+            "access to it is restricted: "
+            "accept its licence on its page, then log in with `hf auth login`"
+        )
         raise WeightsError(f"hub model {repo!r} cannot be downloaded: {reason}") from error
     except errors.RepositoryNotFoundError as error:
-        reason = "there is no public repository of this name on the hub (if it is private, log in with `hf auth login`)"
+        reason = (
+            "there is no public repository of this name on the hub "
+            "(if it is private, log in with `hf auth login`)"
+        )
         raise WeightsError(f"{repo!r} is not a local directory, and {reason}") from error
-    except Exception as error:  # no network, a timeout, offline mode, a full disk: the hub's client has many classes for them
+    # the hub's client has many classes for no network, a timeout, offline mode or a full disk
+    except Exception as error:
         raise WeightsError(
-            f"{repo!r} is not a local directory, and the hub did not give it ({type(error).__name__}). "
-            "Without a network, copy the repository's config.json, *.safetensors and tokenizer files into a directory and give its path"
+            f"{repo!r} is not a local directory, and the hub did not give it "
+            f"({type(error).__name__}). "
+            "Without a network, copy the repository's config.json, *.safetensors and tokenizer "
+            "files into a directory and give its path"
         ) from error

@@ -1,4 +1,4 @@
-"""to_hf: writes parameters as a directory that transformers loads."""
+"""to_hf: export of parameters as a directory that transformers loads."""
 
 import contextlib
 import dataclasses
@@ -38,6 +38,7 @@ MODEL_FILES = (
     "pytorch_model*",
 )
 MODEL_FILES += ("template.json", sentences.MODULES, sentences.POOLING, sentences.NORMALIZE)
+# fields that affect computation or training, not the function computed
 NOT_EXPORTED = (
     "dtype",
     "param_dtype",
@@ -45,24 +46,36 @@ NOT_EXPORTED = (
     "remat",
     "dropout",
     "ssm_chunk",
-)  # how it is computed or trained, not what it computes
+)
 
 
 @phase("writing the weights")
 def to_hf(
-    model: LanguageModel, params: dict, path, tokenizer=None, *, generation: dict | None = None, max_shard_size: int = 5_000_000_000,
+    model: LanguageModel,
+    params: dict,
+    path,
+    tokenizer=None,
+    *,
+    generation: dict | None = None,
+    max_shard_size: int = 5_000_000_000,
     overwrite: bool = False,
-) -> None:  # fmt: skip
-    """Writes config.json, generation_config.json, safetensors and the tokenizer's files into the directory `path`.
+) -> None:
+    """Write a model as a Hugging Face directory at `path`.
 
-    params: as `from_hf` returns or training holds them, stacked or separate layers, sharded or not, on the devices of this
-    process; each tensor keeps its dtype. generation: settings such as temperature, for generation_config.json; special tokens in it
-    are replaced by the model's. max_shard_size: bytes a weight file holds at most, unless one tensor is larger.
-    The directory appears complete or not at all. One that holds a model is replaced (files that are not the model's stay);
-    any other that is not empty is refused unless `overwrite`.
+    The files are config.json, generation_config.json, safetensors and those of the tokenizer.
 
-    Raises ConfigError for a configuration the Hugging Face class cannot express and WeightsError for parameters that do
-    not fit the model or a directory that must not be overwritten, before anything is written.
+    params: as returned by `from_hf` or held by training: stacked or separate layers, sharded or
+    not, on devices of this process. Each tensor keeps its dtype.
+    generation: settings such as temperature, for generation_config.json; its special tokens are
+    replaced by the model's.
+    max_shard_size: maximum bytes per weight file, unless one tensor is larger.
+
+    The directory appears complete or not at all. If it holds a model, that model is replaced and
+    other files stay. Any other directory that is not empty is refused unless `overwrite`.
+
+    Raise ConfigError for a configuration that the Hugging Face class cannot express. Raise
+    WeightsError for parameters that do not fit the model and for a directory that must not be
+    overwritten. Both are raised before anything is written.
     """
     c = model.config
     family, hf = families.get(c.family).storing(c.head), exported_config(c)
@@ -94,7 +107,7 @@ def to_hf(
 
 
 def generation_config(given: dict | None, c: ModelConfig) -> dict:
-    """generation_config.json: settings as they were given, with the model's special tokens."""
+    """Content of generation_config.json: the given settings and the model's special tokens."""
     own, special = (
         {"_from_model_config", "transformers_version"},
         {"bos_token_id", "eos_token_id", "pad_token_id", *SEQ2SEQ_TOKENS},
@@ -108,20 +121,21 @@ def generation_config(given: dict | None, c: ModelConfig) -> dict:
 
 
 def exported_config(c: ModelConfig) -> dict:
-    """config.json for `c`; ConfigError naming the fields that would be lost, found by reading it back."""
+    """Content of config.json for `c`.
+
+    Raise ConfigError naming the fields that would be lost; reading the result back finds them.
+    """
     hf = families.config_to_hf(c)
     back = families.config_from_hf(hf)
     compared = {f.name for f in dataclasses.fields(c)} - {*NOT_EXPORTED}
-    if c.head in (
-        "none",
-        "embedding",
-    ):  # the tensors tell; an embedding's settings are written beside config.json
+    # the tensors reveal these; an embedding's settings are written beside config.json
+    if c.head in ("none", "embedding"):
         compared -= {"pooler", "normalize_embedding"} | (
             {"head"} if c.head == "embedding" else set()
         )
-    if c.head != "sequence_classification" or c.pooler:  # nothing is pooled
+    if c.head != "sequence_classification" or c.pooler:  # `pooling` is not used
         compared -= {"pooling"}
-    if c.layer_kinds == back.layer_kinds:  # a pattern may be written in several lengths
+    if c.layer_kinds == back.layer_kinds:  # several patterns give the same layers
         compared.discard("layer_pattern")
     pairs = [(name, getattr(c, name), getattr(back, name)) for name in sorted(compared)]
     lost = [
@@ -137,14 +151,18 @@ def exported_config(c: ModelConfig) -> dict:
 
 
 def flatten(params: dict, c: ModelConfig) -> dict[str, Any]:
-    """Parameters by path, with separate layers ("layers_0/...", also an encoder's) stacked again on the host."""
+    """Flatten the parameters to arrays by path.
+
+    Separate layers ("layers_0/...", also an encoder's) are stacked on the host.
+    """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     distant = [
         path for path, x in flat.items() if isinstance(x, jax.Array) and not x.is_fully_addressable
     ]
     if distant:
         raise WeightsError(
-            f"{len(distant)} parameters, such as {distant[0]}, are spread over several processes: export from a checkpoint in one"
+            f"{len(distant)} parameters, such as {distant[0]}, are spread over several processes: "
+            "export from a checkpoint in one"
         )
     separate: dict[str, dict[int, Any]] = {}  # path in the stacked tree -> its layers by number
     numbered = {path: re.fullmatch(r"(encoder/|)layers_(\d+)/(.+)", path) for path in flat}
@@ -167,7 +185,7 @@ def flatten(params: dict, c: ModelConfig) -> dict[str, Any]:
 
 
 def their_slots(family: Family, c: ModelConfig, flat: dict) -> dict[str, Slot]:
-    """Every tensor to write, by its name in the file."""
+    """Slots of all tensors to write, by name in the file."""
     shapes = parameter_shapes(c)
     missing, extra = sorted(set(shapes) - set(flat)), sorted(set(flat) - set(shapes))
     misshapen = [
@@ -177,7 +195,8 @@ def their_slots(family: Family, c: ModelConfig, flat: dict) -> dict[str, Slot]:
     ]
     if missing or extra or misshapen:
         raise WeightsError(
-            f"these parameters are not this model's: missing {missing}, extra {extra}, misshapen {misshapen}"
+            f"these parameters are not this model's: "
+            f"missing {missing}, extra {extra}, misshapen {misshapen}"
         )
     try:
         slots = expand(family.table, shapes)
@@ -187,9 +206,8 @@ def their_slots(family: Family, c: ModelConfig, flat: dict) -> dict[str, Slot]:
         ) from error
     bare = c.head in ("none", "embedding")
     if not c.tie_embeddings and not bare and family.stored_copies:
-        within = (
-            "" if c.head in LM_HEADS else family.prefix
-        )  # a class with labels has no copies for logits
+        # a class with labels stores no copies for logits
+        within = "" if c.head in LM_HEADS else family.prefix
         copies = {
             name: original
             for name, original in family.duplicates.items()
@@ -206,7 +224,10 @@ def their_slots(family: Family, c: ModelConfig, flat: dict) -> dict[str, Slot]:
 
 
 def write_weights(directory: Path, slots: dict[str, Slot], flat: dict, max_shard_size: int) -> None:
-    """One file, or several and their index; host memory holds one file's tensors and one stacked parameter."""
+    """Write one file, or several files and their index.
+
+    Host memory holds the tensors of one file and one stacked parameter.
+    """
     sizes = {
         name: math.prod(slot.their_shape) * jnp.dtype(flat[slot.ours[0]].dtype).itemsize
         for name, slot in slots.items()
@@ -228,9 +249,8 @@ def write_weights(directory: Path, slots: dict[str, Slot], flat: dict, max_shard
     for file, names in zip(files, shards, strict=True):
         tensors = {name: np.ascontiguousarray(host.theirs(slots[name])) for name in names}
         safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
-        (directory / file).chmod(
-            (directory / "config.json").stat().st_mode
-        )  # safetensors makes it readable by its owner alone
+        # safetensors makes the file readable by its owner only
+        (directory / file).chmod((directory / "config.json").stat().st_mode)
     if many:
         weight_map = {
             name: file for file, names in zip(files, shards, strict=True) for name in names
@@ -245,7 +265,10 @@ def write_weights(directory: Path, slots: dict[str, Slot], flat: dict, max_shard
 
 
 class HostCopies:
-    """Fetches parameters from the devices once each: rows come in order, so only the current row's are kept."""
+    """Host copies of parameters, each fetched from the devices once.
+
+    Slots are read row by row, so only the parameters of the current row are kept.
+    """
 
     def __init__(self, flat: dict):
         self.flat, self.paths, self.arrays = flat, (), []
@@ -265,24 +288,32 @@ def model_file(name: str) -> bool:
 
 
 def refuse_foreign(target: Path, overwrite: bool) -> None:
-    """Only a directory that is absent, empty or a model may be written to unasked."""
+    """Raise WeightsError unless the directory is absent, empty or a model, or `overwrite` is set.
+
+    A file and the folder of a training run are always refused.
+    """
     if target.exists() and not target.is_dir():
         raise WeightsError(f"{target} is a file: give a directory to write the model to")
     if (target / "checkpoints").is_dir():
         raise WeightsError(
-            f"{target} is the folder of a training run, whose config.json an export would replace: choose another directory"
+            f"{target} is the folder of a training run, whose config.json an export would replace: "
+            "choose another directory"
         )
     names = os.listdir(target) if target.exists() else []
     a_model = "config.json" in names and any(fnmatch(name, "*.safetensors") for name in names)
     if names and not a_model and not overwrite:
         raise WeightsError(
-            f"{target} is not empty and holds no model: choose another directory, or pass overwrite=True to add the model to it"
+            f"{target} is not empty and holds no model: choose another directory, "
+            "or pass overwrite=True to add the model to it"
         )
 
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Generator[Path]:
-    """A new directory that takes the place of `target` when all went well; what is not a model's file moves along with it."""
+    """Make a new directory that replaces `target` on success.
+
+    Files of `target` that do not belong to a model are moved to the new directory.
+    """
     stem = f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}"
     new, old = target.parent / f"{stem}.new", target.parent / f"{stem}.old"
     new.mkdir()

@@ -1,4 +1,7 @@
-"""The files by which sentence-transformers (Reimers & Gurevych 2019) says how a model's hidden states become one vector."""
+"""Files in which sentence-transformers (Reimers & Gurevych 2019) configures its pooling.
+
+They say how a model's hidden states become one vector.
+"""
 
 import json
 from pathlib import Path
@@ -14,17 +17,14 @@ POOLINGS = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_lasttoken": "last",
 }
-SHORT = {
-    "mean": "mean",
-    "cls": "first",
-    "lasttoken": "last",
-}  # one `pooling_mode` instead, in later versions
+# values of `pooling_mode`, which later versions write instead
+SHORT = {"mean": "mean", "cls": "first", "lasttoken": "last"}
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """`pooling` and `normalize_embedding` of a sentence-transformers directory, or None for any other.
+    """Read `pooling` and `normalize_embedding`; None if this is no sentence-transformers directory.
 
-    Raises ConfigError for modules and poolings that are not supported.
+    Raise ConfigError for unsupported modules and poolings, and WeightsError for unreadable files.
     """
     if not (directory / MODULES).is_file():
         return None
@@ -38,13 +38,15 @@ def read(directory: Path) -> dict[str, Any] | None:
         or modules[0][1]
     ):
         raise ConfigError(
-            f"{directory / MODULES} lists {', '.join(kinds)}; a Transformer in the directory itself, Pooling and perhaps Normalize are "
-            "supported: read the model without them with head='none'"
+            f"{directory / MODULES} lists {', '.join(kinds)}; "
+            "a Transformer in the directory itself, Pooling and perhaps Normalize are supported: "
+            "read the model without them with head='none'"
         )
     pooling = str(modules[1][1])
     if Path(pooling).name != pooling:
         raise WeightsError(
-            f"{directory / MODULES}: the Pooling module's path {pooling!r} is not a folder beside it"
+            f"{directory / MODULES}: "
+            f"the Pooling module's path {pooling!r} is not a folder beside it"
         )
     settings = read_json(directory / pooling / "config.json")
     if "pooling_mode" in settings:
@@ -58,11 +60,13 @@ def read(directory: Path) -> dict[str, Any] | None:
         ]
     if len(found) != 1 or found[0] not in POOLINGS.values():
         raise ConfigError(
-            f"{directory / POOLING} pools by {found or 'nothing'}; one of {', '.join(POOLINGS)} is supported"
+            f"{directory / POOLING} pools by {found or 'nothing'}; "
+            f"one of {', '.join(POOLINGS)} is supported"
         )
     if settings.get("include_prompt") is False:
         raise ConfigError(
-            f"{directory / POOLING}: include_prompt=False is not supported; every token of the text is pooled"
+            f"{directory / POOLING}: include_prompt=False is not supported; "
+            "every token of the text is pooled"
         )
     return dict(pooling=found[0], normalize_embedding=len(kinds) == 3)
 
@@ -78,7 +82,7 @@ def _modules(path: Path) -> list[dict]:
 
 
 def files(c: ModelConfig) -> dict[str, Any]:
-    """What to write as JSON, by path within the directory, for an embedding model."""
+    """JSON contents of an embedding model's files, by path within the directory."""
     kinds = [("Transformer", ""), ("Pooling", POOLING)] + (
         [("Normalize", NORMALIZE)] if c.normalize_embedding else []
     )

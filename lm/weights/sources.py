@@ -1,4 +1,7 @@
-"""Named tensors in files: safetensors directories. Opening reads headers only; a tensor is read when asked for."""
+"""Named tensors of safetensors directories.
+
+Opening reads the headers only. A tensor is read on request.
+"""
 
 import contextlib
 import dataclasses
@@ -24,20 +27,21 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Tensors by name. `read` returns the stored dtype (bfloat16 as ml_dtypes) in a fresh array."""
+    """Tensors by name. `read` returns a new array of the stored dtype (ml_dtypes for bfloat16)."""
 
-    where: str  # for messages
+    where: str  # for error messages
     shapes: dict[str, Shape]
     dtypes: dict[str, str]
     read: Callable[[str], np.ndarray]
 
     def renamed(self, rename: Callable[[str], str]) -> "Source":
-        """The same tensors under other names; WeightsError if two names fall together."""
+        """Rename the tensors. Raise WeightsError if two of them get the same name."""
         original: dict[str, str] = {}
         for name in self.shapes:
             if original.setdefault(rename(name), name) != name:
                 raise WeightsError(
-                    f"{self.where}: tensors {original[rename(name)]!r} and {name!r} are two versions of the same one"
+                    f"{self.where}: tensors {original[rename(name)]!r} and {name!r} "
+                    "are two versions of the same one"
                 )
         return Source(
             self.where,
@@ -47,13 +51,13 @@ class Source:
         )
 
     def without(self, names: Collection[str]) -> "Source":
-        """The same tensors but for some."""
+        """Omit the named tensors."""
         left = {name: shape for name, shape in self.shapes.items() if name not in names}
         return dataclasses.replace(self, shapes=left)
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object; WeightsError naming the file when it is not one."""
+    """Read a JSON object. Raise WeightsError naming the file if it is absent or not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -66,10 +70,12 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
-    """The safetensors files of a model directory, and where an index says that each tensor is ({} without one).
+    """Find the safetensors files of a model directory, and the index's map from tensor to file.
 
-    The order of transformers: the file that config.json names in `transformers_weights`, the one file, then the index's shards.
-    Raises WeightsError when there are none, or an index names files that are absent or outside the directory.
+    The map is {} without an index. The order of precedence is that of transformers: the file that
+    config.json names in `transformers_weights`, the single file, then the shards of the index.
+    Raise WeightsError if there are no such files, or if an index names files that are absent or
+    outside the directory.
     """
     config = directory / "config.json"
     named = read_json(config).get("transformers_weights") if config.is_file() else None
@@ -78,7 +84,8 @@ def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
             (".safetensors", ".safetensors.index.json")
         ):
             raise WeightsError(
-                f"{config}: transformers_weights={named!r} is neither a safetensors file nor an index of such files"
+                f"{config}: transformers_weights={named!r} is neither a safetensors file "
+                "nor an index of such files"
             )
         return (
             indexed(directory, named)
@@ -100,12 +107,12 @@ def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def holds_weights(directory: Path) -> bool:
-    """Whether there is a file of weights, or an index of such files, in a directory itself."""
+    """Tell whether a directory itself holds a weight file or an index of them."""
     return any((directory / name).is_file() for name in (SINGLE, INDEX))
 
 
 def indexed(directory: Path, index: str) -> tuple[list[Path], dict[str, str]]:
-    """The shards that an index names, and its map from tensors to them."""
+    """Read an index: the shards it names, and its map from tensor to shard."""
     [path] = inside(directory, directory / "config.json", [index])
     shards = read_json(path).get("weight_map")
     if (
@@ -118,7 +125,10 @@ def indexed(directory: Path, index: str) -> tuple[list[Path], dict[str, str]]:
 
 
 def inside(directory: Path, source: Path, names: list[str]) -> list[Path]:
-    """The files of these names, checked: each there, none outside the directory, none pickled. source: the file that names them."""
+    """Paths of the named files in a directory. source: the file that names them.
+
+    Raise WeightsError if a file is absent, outside the directory or pickled.
+    """
     root = os.path.abspath(directory)
     strange = [
         name
@@ -133,14 +143,14 @@ def inside(directory: Path, source: Path, names: list[str]) -> list[Path]:
     absent = [name for name in names if not (directory / name).is_file()]
     if absent:
         raise WeightsError(
-            f"{directory} lacks {len(absent)} of the {len(names)} files that {source.name} names: {', '.join(absent)}; "
-            "fetch or export the model again"
+            f"{directory} lacks {len(absent)} of the {len(names)} files that {source.name} names: "
+            f"{', '.join(absent)}; fetch or export the model again"
         )
     return [directory / name for name in names]
 
 
 def what_else(directory: Path) -> str:
-    """What a directory without weights has instead, and what to do about it."""
+    """Say what a directory without weights has instead, and what to do about it."""
     names = sorted(path.name for path in directory.iterdir())
     ours = [name for name in names if name.endswith(".safetensors")]
     shards, variants = (
@@ -164,7 +174,7 @@ def what_else(directory: Path) -> str:
 
 @contextlib.contextmanager
 def open_safetensors(directory: Path) -> Generator[Source]:
-    """The tensors of a model directory; every file is opened, and its header checked, once."""
+    """Open the tensors of a model directory. Each file is opened and its header checked once."""
     with contextlib.ExitStack() as stack:
         home, shapes, dtypes = {}, {}, {}
         files, index = weight_files(directory)
@@ -190,6 +200,7 @@ def open_safetensors(directory: Path) -> Generator[Source]:
         if gone:
             listed = ", ".join(f"{name} ({index[name]})" for name in gone[:5])
             raise WeightsError(
-                f"{directory} lacks {len(gone)} of the {len(index)} tensors that its index names: {listed}"
+                f"{directory} lacks {len(gone)} of the {len(index)} tensors "
+                f"that its index names: {listed}"
             )
         yield Source(str(directory), shapes, dtypes, lambda name: home[name].get_tensor(name))
