@@ -184,8 +184,8 @@ def lines_of_phases(capsys, argv=()):
         with phases.phase("compiling", after=0.05):
             assert phases.current() == "compiling"
             time.sleep(0.3)
-        with phases.phase("saving", after=0.1):
-            for _ in range(20):
+        with phases.phase("saving", after=1.0):
+            for _ in range(120):
                 phases.heard()
                 time.sleep(0.01)
     return capsys.readouterr().err.splitlines()
