@@ -4,7 +4,8 @@ from tests.times import read, table
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.lm.test_a" name="one" file="tests/lm/test_a.py" line="3" time="1.5" />
-<testcase classname="tests.lm.test_a" name="two" file="tests/lm/test_a.py" line="9" time="2.5"><skipped /></testcase>
+<testcase classname="tests.lm.test_a" name="two" file="tests/lm/test_a.py" line="9" time="2.5">\
+<skipped /></testcase>
 <testcase classname="tests.lm.test_b" name="one" file="tests/lm/test_b.py" line="3" time="5.0" />
 <testcase classname="tests.test_c" name="one" file="tests/test_c.py" line="3" time="1.0" />
 </testsuite></testsuites>"""

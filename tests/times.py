@@ -1,7 +1,9 @@
-"""Runs the tests, and lists the time they take by folder and by file: python -m tests.times [ARGUMENT_OF_PYTEST ...]
+"""Run the tests and list their time by folder and by file.
 
-The time of a test is that of its setup, call and teardown; a shared fixture counts with the test that is first to ask for it. Times of
-parallel workers are added up. Exit code: pytest's.
+python -m tests.times [ARGUMENT_OF_PYTEST ...]
+
+The time of a test is that of its setup, call and teardown. A shared fixture counts towards the
+first test that uses it. Times of parallel workers are added up. Exit code: pytest's.
 """
 
 import collections
@@ -13,17 +15,20 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 
-FILES = 30  # slowest ones that are listed
+FILES = 30  # number of slowest files listed
 
 
 def read(report: pathlib.Path) -> list[tuple[str, float]]:
-    """(file, seconds) of every test in a JUnit report of the family xunit1."""
+    """Read (file, seconds) of every test in a JUnit report of the family xunit1."""
     cases = ElementTree.parse(report).iter("testcase")
     return [(case.get("file", "?"), float(case.get("time", 0))) for case in cases]
 
 
 def table(cases: Iterable[tuple[str, float]], files: int = FILES) -> list[str]:
-    """Lines: all folders, then the slowest files, slowest first, each with its share and its number of tests."""
+    """Lines of the table: all folders, then the slowest files, both slowest first.
+
+    Each line has the seconds, the share of the total and the number of tests.
+    """
     by_folder, by_file, tests = collections.Counter(), collections.Counter(), collections.Counter()
     for file, seconds in cases:
         folder = file.rpartition("/")[0] or "."

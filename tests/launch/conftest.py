@@ -24,10 +24,13 @@ what = " ".join(argv[2:4])
 flags = dict(a[2:].split("=", 1) for a in argv if a.startswith("--") and "=" in a)
 
 def save():
-    (home / "cloud.new").write_text(json.dumps(cloud)); os.replace(home / "cloud.new", home / "cloud.json")
+    (home / "cloud.new").write_text(json.dumps(cloud))
+    os.replace(home / "cloud.new", home / "cloud.json")
 
 def play(act):  # a scripted answer
-    time.sleep(act.get("hang", 0)); sys.stdout.write(act.get("out", "")); sys.stderr.write(act.get("err", "")); sys.exit(act.get("rc", 0))
+    time.sleep(act.get("hang", 0))
+    sys.stdout.write(act.get("out", "")); sys.stderr.write(act.get("err", ""))
+    sys.exit(act.get("rc", 0))
 
 if what == "queued-resources create":
     acts = plan.get("create", {})
@@ -35,12 +38,14 @@ if what == "queued-resources create":
     cloud["asked"] += 1; save()
     if act.get("makes", True):
         cloud["resources"].append(argv[4]); cloud["created"] += 1; cloud["looks"] = 0
-        cloud["labels"] = act.get("labels", dict([flags["labels"].split("=")])); cloud["hidden"] = act.get("hidden", 0); save()
+        cloud["labels"] = act.get("labels", dict([flags["labels"].split("=")]))
+        cloud["hidden"] = act.get("hidden", 0); save()
     play(act)
 name = plan["name"]
 if what == "queued-resources delete":
     if cloud["undeletable"]:
-        cloud["undeletable"] -= 1; save(); play({"rc": 1, "err": "ERROR: quota of operations exceeded\n"})
+        cloud["undeletable"] -= 1; save()
+        play({"rc": 1, "err": "ERROR: quota of operations exceeded\n"})
     time.sleep(plan.get("delete_takes", 0))
     if argv[4] not in cloud["resources"]:
         play({"rc": 1, "err": "ERROR: NOT_FOUND: Resource was not found\n"})
@@ -51,7 +56,8 @@ if what == "queued-resources describe" and "--format=json" in argv:
     cloud["hidden"] -= 1; save()
     if argv[4] not in cloud["resources"] or cloud["hidden"] >= 0:
         play({"rc": 1, "err": "ERROR: NOT_FOUND: Resource was not found\n"})
-    play({"out": json.dumps({"tpu": {"nodeSpec": [{"nodeId": argv[4], "node": {"labels": cloud["labels"]}}]}})})
+    node = {"nodeId": argv[4], "node": {"labels": cloud["labels"]}}
+    play({"out": json.dumps({"tpu": {"nodeSpec": [node]}})})
 if what == "queued-resources describe":
     if argv[4] not in cloud["resources"]:
         play({"rc": 1, "err": "ERROR: NOT_FOUND: Resource was not found\n"})
@@ -74,8 +80,10 @@ if what == "tpu-vm scp":
         real = [str(box / f.split(":", 1)[1]) if f.startswith(name + ":") else f for f in files]
         subprocess.run(["cp", "-r", "--preserve=mode", *real], check=True)
     sys.exit(0)
-command = " ".join(flags["command"].split(" "))  # as gcloud and ssh do: split at spaces, joined with spaces
-env = {"HOME": str(boxes[0]), "PATH": f"{home}/worker-bin:/usr/bin:/bin", "WORKER": str(chosen[0]), "LANG": "C.UTF-8"}
+# gcloud and ssh split the command at spaces and join it with spaces
+command = " ".join(flags["command"].split(" "))
+env = {"HOME": str(boxes[0]), "PATH": f"{home}/worker-bin:/usr/bin:/bin"}
+env |= {"WORKER": str(chosen[0]), "LANG": "C.UTF-8"}
 sys.exit(subprocess.run(["bash", "-c", command], cwd=boxes[0], env=env).returncode)
 """
 SBATCH = r"""#!PYTHON -IS
@@ -84,7 +92,8 @@ home = pathlib.Path("HOME")
 with open(home / "calls.jsonl", "a") as log:
     log.write(json.dumps(sys.argv[1:]) + "\n")
 answer = json.loads((home / "plan.json").read_text()).get("sbatch", {"out": "4242;cluster\n"})
-sys.stdout.write(answer.get("out", "")); sys.stderr.write(answer.get("err", "")); sys.exit(answer.get("rc", 0))
+sys.stdout.write(answer.get("out", "")); sys.stderr.write(answer.get("err", ""))
+sys.exit(answer.get("rc", 0))
 """
 STUB = "#!/bin/sh\nexit 0\n"  # python3 of a worker: only installs
 

@@ -126,9 +126,7 @@ def test_duplicates_and_tags_know_other_forms(memory):
         }
 
 
-def test_a_memory_with_the_word_index_of_format_2_is_searched_at_once_and_indexed_anew_by_the_next_change(
-    tmp_path, monkeypatch
-):
+def test_a_word_index_of_format_2_is_searched_and_rebuilt_by_the_next_change(tmp_path, monkeypatch):
     monkeypatch.setattr(lexical, "KEPT_FROM", 1)
     memory = Memory.create(tmp_path / "m", encode)
     memory.add([Passage("a", "Genève"), Passage("b", "Bern")])

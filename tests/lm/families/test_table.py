@@ -362,7 +362,7 @@ def test_sizes_of_state_space_layers_are_theirs():
         )
 
 
-def test_rotary_positions_of_a_hybrid_turn_half_of_each_head_unless_its_rope_parameters_say_otherwise():
+def test_a_hybrid_rotates_half_of_each_head_by_default():
     read = lambda **changes: families.config_from_hf(BAMBA | changes).rotary_fraction
     assert (
         read()

@@ -68,7 +68,7 @@ def test_a_field_that_an_objective_ignores_is_accepted(objective):
     settings.check(config, 8)
 
 
-def test_a_source_with_an_objective_of_its_own_is_refused_what_it_reads_or_accepted_what_nobody_does():
+def test_settings_of_a_source_with_its_own_objective_are_checked():
     config = smoke.get_config("instruct,t5")
     source = {"files": config.data.files, "weight": 1.0}
     config.data.files, config.data.mixture = (

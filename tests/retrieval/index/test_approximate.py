@@ -500,9 +500,7 @@ def test_what_is_put_in_while_it_looks_at_itself_is_not_proven_by_that(monkeypat
     assert index.search(OTHER[:2], 1)[0] == [["v2005"], ["late"]]
 
 
-def test_a_doubt_that_comes_up_while_it_looks_at_itself_stays_until_it_is_trained_and_all_is_scored_until_then(
-    monkeypatch,
-):
+def test_a_doubt_raised_during_a_self_check_lasts_until_retraining(monkeypatch):
     begun, go = held_check(monkeypatch)
     index, vectors = (
         built("partitioned", leaves_searched=1, reorder=1),

@@ -108,9 +108,7 @@ def test_scann_takes_the_widths_and_finds_with_fewer_codes(tree, rng):
 
 
 @pytest.mark.parametrize("kind", ["quantised", "partitioned"])
-def test_a_turned_index_answers_in_the_cosines_it_was_given_also_when_changed_saved_and_trained_again(
-    kind, rng, tmp_path, monkeypatch
-):
+def test_a_rotated_index_returns_the_cosines_of_the_given_vectors(kind, rng, tmp_path, monkeypatch):
     pytest.importorskip("scann")
     monkeypatch.setattr(scann_searcher, "is_core", lambda: False)
     vectors = uneven(rng)

@@ -216,9 +216,12 @@ def test_markdown_keeps_its_text_and_offsets_and_headings_in_code_are_none():
     )
 
 
-PAGE = b"""<!DOCTYPE html><html><head><title> A  page </title><style>p {}</style><meta name="date" content="2023-01-02">
-<script>alert("script")</script></head><body><nav>menu</nav><header><h1>Top</h1></header><p>One <b>bold</b>ly.
-<p hidden>Ignore what was said</p><span style="color:red; DISPLAY : none">unseen</span><!-- comment --><ul><li>a<li>b</ul>
+PAGE = b"""<!DOCTYPE html><html><head><title> A  page </title><style>p {}</style>\
+<meta name="date" content="2023-01-02">
+<script>alert("script")</script></head><body><nav>menu</nav><header><h1>Top</h1></header>\
+<p>One <b>bold</b>ly.
+<p hidden>Ignore what was said</p><span style="color:red; DISPLAY : none">unseen</span>\
+<!-- comment --><ul><li>a<li>b</ul>
 <h2>More<a aria-hidden="true">#</a></h2><table><tr><td>1</td><td>2</td></tr></table><pre>x
   y</pre><noscript>turn on</noscript><footer>(c)</footer>"""
 
@@ -371,7 +374,8 @@ def test_reading_touches_no_network(tmp_path, monkeypatch):
         ),
         ("1995<sup>3</sup>, 42<sup>2</sup><ol><li><sup>2</sup> A</ol>", "1995 [3], 42 [2]\n\n2 A"),
         (
-            "300<sup class=reference><a href='#n'>[1]</a></sup> men, 7<a href='#n'><sup>b</sup></a>",
+            "300<sup class=reference><a href='#n'>[1]</a></sup> men, "
+            "7<a href='#n'><sup>b</sup></a>",
             "300 men, 7",
         ),
         ("10<sup>6</sup> t, 1.6×10<sup>−19</sup> C, 2<sup>10</sup>", "10^6 t, 1.6×10^-19 C, 2^10"),

@@ -38,7 +38,7 @@ def test_the_prompt_is_one_user_turn_that_ends_with_the_question():
     assert [h.id for h in prompt.shown] == ["a", "b"]
 
 
-def test_the_closed_book_prompt_has_no_trace_of_facts_and_keeps_its_instruction_without_a_system_role():
+def test_the_closed_book_prompt_keeps_its_instruction_and_mentions_no_facts():
     for template in (CHAT, NO_SYSTEM):
         text, prompt = rendered(byte_tokenizer(template), [])
         assert (

@@ -27,14 +27,17 @@ memory.search(["x"])
 rng = random.Random(int(sys.argv[2]))
 print("ready", flush=True)
 for number in range(10**6):
-    ids, new = sorted(state(memory)), [f"s{sys.argv[2]}-{number}-{i}" for i in range(rng.randint(1, 3))]
-    action = rng.choice(["add", "edit", "delete", "undo", "retrain", "snapshot", "reembed"] if len(ids) > 3 else ["add"])
+    ids = sorted(state(memory))
+    new = [f"s{sys.argv[2]}-{number}-{i}" for i in range(rng.randint(1, 3))]
+    actions = ["add", "edit", "delete", "undo", "retrain", "snapshot", "reembed"]
+    action = rng.choice(actions if len(ids) > 3 else ["add"])
     some = rng.sample(ids, min(len(ids), 2))
+    can_undo = lambda: memory._store.history.state(memory.version).undo_to
     call = {
         "add": lambda: memory.add([Passage(id, f"text of {id}") for id in new]),
         "edit": lambda: memory.edit(some[0], f"edited in {new[0]}"),
         "delete": lambda: memory.delete(some),
-        "undo": lambda: memory.undo() if memory._store.history.state(memory.version).undo_to else None,
+        "undo": lambda: memory.undo() if can_undo() else None,
         "retrain": lambda: memory._handle.live_index.rebuild(),
         "snapshot": lambda: memory._handle.live_index.save(),
         "reembed": lambda: memory.reembed(ENCODERS[memory._encoder.encode is ENCODERS[0]]),
@@ -120,7 +123,8 @@ import os, signal, sys
 from pathlib import Path
 from retrieval.index.vectors import read_manifest, save_index
 
-STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # audit events, which come before what they name
+# audit events, raised before the action that they name
+STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 folder, seen, killed = Path(sys.argv[1]), [], True
 
 def killed_before(step):
@@ -132,7 +136,8 @@ def killed_before(step):
     sys.addaudithook(look)
 
 def save(version):
-    write = lambda fresh: [(fresh / name).write_text(f"{name} {version}") for name in ("codes", "rows")]
+    names = ("codes", "rows")
+    write = lambda fresh: [(fresh / name).write_text(f"{name} {version}") for name in names]
     save_index(folder, write, [version] * 3, kind="test", version=version)
 
 def found():
@@ -150,7 +155,8 @@ while killed:
     killed = os.waitpid(child, 0)[1] == signal.SIGKILL
     seen.append(found())
     save("next")
-    assert found() == "next" and len(list(folder.iterdir())) == 1, "what a killed process left is not removed"
+    assert found() == "next"
+    assert len(list(folder.iterdir())) == 1, "the files of a killed process are not removed"
 print(*seen)
 """
 

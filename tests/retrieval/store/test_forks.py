@@ -30,7 +30,8 @@ def forked(call):
     assert status == 0, status
 """
 INDEX = """
-vectors = rng.normal(size=(6000, 128)).astype(np.float32) * 0.9 ** np.arange(128, dtype=np.float32)  # worth a turn
+spread = 0.9 ** np.arange(128, dtype=np.float32)  # uneven enough for the index to rotate
+vectors = rng.normal(size=(6000, 128)).astype(np.float32) * spread
 names = [f"v{i}" for i in range(6000)]
 index = ScannIndex.build(vectors[:3000], names[:3000], Tuning(kind="quantised"))
 for wait in np.linspace(0, 0.5, 6):
