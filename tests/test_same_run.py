@@ -1,4 +1,7 @@
-"""tests.same_run sees the smallest difference, and none where there is none: real processes on a tiny job."""
+"""tests.same_run reports a difference of one bit, and none between equal results.
+
+The tests run real processes on a tiny job.
+"""
 
 import dataclasses
 import json
@@ -22,7 +25,7 @@ BROKEN = dataclasses.replace(TINY, name="broken", variant="next_token,gtp2")
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """(record of this checkout, folder of its results)."""
+    """Record of this checkout, and the folder of its results."""
     folder = tmp_path_factory.mktemp("same_run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "JOBS", [TINY, SEEDED, SMOOTHED])
@@ -32,7 +35,7 @@ def recorded(tmp_path_factory):
 
 
 def judged(recorded, tmp_path, values):
-    """What is said of the tiny job of the record beside one with these values."""
+    """Compare the recorded result of the tiny job with one that has these values."""
     here, there = processes.Side(tmp_path, recorded[1] / "here"), processes.Side(tmp_path, tmp_path)
     there.write(TINY.name, {"values": values, "seconds": 1.0})
     return compare.judged(TINY, here, there, tmp_path / "differences")
@@ -104,7 +107,8 @@ def test_an_archive_of_another_record_is_unpacked(recorded, tmp_path):
 def test_names_in_a_program_count_or_what_it_computes_does_not():
     program = (
         "module @jit_step attributes {mhlo.num_partitions = 8 : i32} {\n"
-        '  func.func public @main(%arg0: tensor<2xf32> {jax.arg_info = "state.step", tf.aliasing_output = 0 : i32}) {\n'
+        '  func.func public @main(%arg0: tensor<2xf32> {jax.arg_info = "state.step", '
+        "tf.aliasing_output = 0 : i32}) {\n"
         '    %0 = call @relu(%arg0) : (tensor<2xf32>) -> tensor<2xf32> loc("a.py":3:1)\n'
         "    %1 = stablehlo.custom_call @Sharding(%0)\n  }\n"
         "  func.func private @relu(%arg0: tensor<2xf32>) {\n  }\n}\n#loc = loc(unknown)\n"

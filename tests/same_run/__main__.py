@@ -1,12 +1,15 @@
-"""Compares what two checkouts compute, bit for bit, for refactorings that must change nothing.
+"""Compare the results of two checkouts bit for bit, to check that a refactoring changes nothing.
 
-python -m tests.same_run OTHER_CHECKOUT            # a folder with another state of this repository, such as a git worktree
-python -m tests.same_run --record FILE [CHECKOUT]  # write the results of a checkout (default: this one) to a file
+python -m tests.same_run OTHER_CHECKOUT            # compare with another checkout or worktree
+python -m tests.same_run --record FILE [CHECKOUT]  # record a checkout (default: this one)
 python -m tests.same_run FILE                      # compare this checkout with a record
 
-Both checkouts train the same small runs on eight CPU devices. Compared are loss, weight, gradient norm and evaluation of every step, the
-final parameters, the StableHLO of three training steps, and the memory, evaluations and exports made from the runs. This checkout also
-reads the memory and the runs of the other one. Exit code: 0 everything is the same; 1 something differs or failed; 2 nothing was compared.
+Both checkouts train the same small runs on eight CPU devices. These results are compared: the
+loss, weight, gradient norm and evaluation of every step, the final parameters, the StableHLO of
+three training steps, and the memory, evaluations and exports made from the runs. This checkout
+also reads the memory and the runs of the other one.
+
+Exit code: 0 all results are the same; 1 a result differs or a job failed; 2 nothing was compared.
 """
 
 import argparse
@@ -24,7 +27,7 @@ from tests.same_run import compare, jobs, record
 from tests.same_run.processes import FOLDERS, Processes, Side, batches
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAUSE = 0.2  # seconds between looks at what has ended
+PAUSE = 0.2  # seconds between checks for ended processes
 HERE, THERE, INPUTS, DIFFERENCES = "here", "there", "inputs", "differences"  # folders in DIR
 
 
@@ -40,9 +43,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the jobs")
     parser.add_argument("--keep", type=pathlib.Path, metavar="DIR", help="keep runs and logs there")
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, metavar="N",
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
         help="run at most N at a time (default: the number of cores)",
-    )  # fmt: skip
+    )
     args = parser.parse_args(argv)
     if not (args.other or args.record or args.list):
         parser.error("give another checkout or a record, or --record=FILE, or --list")
@@ -69,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     except record.RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its processes end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the worker processes too
     try:
         code = recorded(args, chosen, folder) if args.record else compared(args, chosen, folder)
     except (record.RecordError, OSError) as error:
@@ -83,7 +89,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def scratch(keep: pathlib.Path | None) -> pathlib.Path:
-    """A folder that is empty but for compiled programs of an earlier call. Raises RecordError where DIR holds other files."""
+    """Make a folder that is empty except for the compiled programs of an earlier call.
+
+    Raise RecordError if DIR holds other files.
+    """
     if keep is None:
         return pathlib.Path(tempfile.mkdtemp(prefix="same_run_"))
     folder = keep.resolve()
@@ -96,7 +105,7 @@ def scratch(keep: pathlib.Path | None) -> pathlib.Path:
 
 
 def checkout(path: pathlib.Path) -> pathlib.Path:
-    """The absolute path. Raises RecordError where it is no checkout."""
+    """Return the absolute path of a checkout. Raise RecordError if it is not one."""
     if not (path / "configs" / "smoke.py").is_file():
         raise record.RecordError(f"{path} is no checkout: it has no configs/smoke.py")
     return path.resolve()
@@ -146,7 +155,10 @@ def write(folder: pathlib.Path, texts: dict[str, str]) -> None:
 
 @dataclasses.dataclass
 class Table:
-    """Prints one line a job, as soon as both sides have done it, with the time that is left for the others."""
+    """Table of results, one line per job.
+
+    A line is printed when both sides have finished the job, with an estimate of the remaining time.
+    """
 
     jobs: list[jobs.Job]
     folder: pathlib.Path
@@ -175,7 +187,7 @@ class Table:
 
 
 def watched(processes: Processes, table: Table) -> dict[str, str]:
-    """Job -> verdict, when all processes have ended."""
+    """Run the processes and print the table. Return job -> verdict."""
     try:
         while processes.step():
             table.look()

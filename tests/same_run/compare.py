@@ -1,4 +1,4 @@
-"""Two results of a job, value by value, bit for bit."""
+"""Bitwise comparison of two results of a job, value by value."""
 
 import difflib
 import pathlib
@@ -14,7 +14,7 @@ ABSENT = "no value"
 
 
 class Difference(NamedTuple):
-    """A value that is not the same: its name, here and in the other checkout; ABSENT where there is none."""
+    """Name of a value that differs, and the value in each checkout; ABSENT if there is none."""
 
     where: str
     here: object
@@ -22,7 +22,11 @@ class Difference(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """verdict: SAME, DIFFERS or FAILED.   seconds: of both sides.   said: what was compared, or what differs first.   lines: more."""
+    """Outcome of a comparison.
+
+    verdict: SAME, DIFFERS or FAILED. seconds: of both sides. said: what was compared, or the first
+    difference. lines: further lines of the table.
+    """
 
     verdict: str
     seconds: float
@@ -31,7 +35,7 @@ class Judged(NamedTuple):
 
 
 def judged(job: Job, here: Side, there: Side, folder: pathlib.Path) -> Judged | None:
-    """None while a side has not done the job. Differences are written to `folder`."""
+    """Compare a job; None until both sides have done it. Differences are written to `folder`."""
     twin = job.of_other or job.name
     results = [(side, name, side.result(name)) for side, name in ((here, job.name), (there, twin))]
     if any(result is None for _, _, result in results):
@@ -52,14 +56,14 @@ def judged(job: Job, here: Side, there: Side, folder: pathlib.Path) -> Judged | 
 
 
 def differences(here: dict, there: dict) -> list[Difference]:
-    """In the order in which the values were found. Floats are compared as they are, without a tolerance."""
+    """List the differences in the order of the values. Floats are compared without tolerance."""
     names = [*here, *(name for name in there if name not in here)]
     pairs = [Difference(n, here.get(n, ABSENT), there.get(n, ABSENT)) for n in names]
     return [pair for pair in pairs if repr(pair.here) != repr(pair.there)]
 
 
 def said(found: list[Difference], count: int) -> str:
-    """The first difference in words, and how many there are."""
+    """Describe the first difference and give the number of differences."""
     shown = [
         text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
         for text in (repr(found[0].here), repr(found[0].there))
@@ -70,7 +74,7 @@ def said(found: list[Difference], count: int) -> str:
 def write(
     folder: pathlib.Path, name: str, found: list[Difference], here: Side, there: Side
 ) -> list[pathlib.Path]:
-    """Writes all differences to NAME.txt, and what changed in the program of the training step to NAME.diff."""
+    """Write all differences to NAME.txt and the diff of the training step to NAME.diff."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.txt"]
     files[0].write_text(

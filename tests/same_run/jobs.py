@@ -1,6 +1,7 @@
-"""The jobs: what each checkout trains, builds and evaluates, through command lines and config fields alone.
+"""Jobs of a comparison: what each checkout trains, builds and evaluates.
 
-Where a config field is renamed, its name is changed here, with the old one beside it as long as an old checkout is compared.
+Jobs use command lines and config fields only. When a config field is renamed, rename it here too.
+Keep the old name beside it as long as an old checkout is compared.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ COMMON = {
     "eval.every": STEPS // 2,
     "checkpoint.every": STEPS,
 }
-MIXTURE = "mixture.py"  # a config file of this folder; the others are the checkout's own
+MIXTURE = "mixture.py"  # a config file in this folder; all others belong to the checkout
 BYTES_16 = "bfloat16"
 
 
@@ -23,12 +24,16 @@ BYTES_16 = "bfloat16"
 class Job:
     """One line of the table.
 
-    kind: the function in worker.py that does it.   config, variant: the config file of a run and its variant.
-    changes: config field -> value, beside COMMON.   start: the job whose run is init_from.
+    kind: the function in worker.py that does the job.
+    config, variant: the config file of a run and its variant.
+    changes: config field -> value, in addition to COMMON.
+    start: the job whose run is init_from.
     first: steps of a first call, which a second call continues.
     program: compare the StableHLO of the training step too.
-    needs: jobs whose results it reads.   process: jobs with the same value share a process, in this order.
-    of_other: done in this checkout with what the other one made; equal to what the other found itself as `of_other`.
+    needs: jobs whose results this job reads.
+    process: jobs with the same value share a process, in the listed order.
+    of_other: the other checkout's job whose files this job reads, in this checkout. Its result must
+    equal that job's.
     """
 
     name: str
@@ -45,11 +50,14 @@ class Job:
 
 
 EXAMPLES = "configs/examples"
-HELD_OUT = {  # smoke objective -> files to evaluate on; "LICENSE" for the others
-    "instruct": f"{EXAMPLES}/instruct.jsonl", "classification": f"{EXAMPLES}/topics.jsonl",
-    "token_classification": f"{EXAMPLES}/names.jsonl", "question_answering": f"{EXAMPLES}/questions.json",
+# smoke objective -> files to evaluate on; "LICENSE" for the others
+HELD_OUT = {
+    "instruct": f"{EXAMPLES}/instruct.jsonl",
+    "classification": f"{EXAMPLES}/topics.jsonl",
+    "token_classification": f"{EXAMPLES}/names.jsonl",
+    "question_answering": f"{EXAMPLES}/questions.json",
     "contrastive": f"{EXAMPLES}/pairs.jsonl",
-}  # fmt: skip
+}
 
 
 def smoke(
@@ -63,13 +71,16 @@ def smoke(
 
 SAMPLES = {"samples.prompts": "('Licensed under',)", "samples.tokens": 8}
 ANSWERS = {
-    "eval.generation.files": f"{EXAMPLES}/instruct.jsonl", "eval.generation.max_examples": 4,
+    "eval.generation.files": f"{EXAMPLES}/instruct.jsonl",
+    "eval.generation.max_examples": 4,
     "eval.generation.max_new_tokens": 8,
-}  # fmt: skip
+}
 ADAPTED = {
-    "adaptation.lora.rank": 4, "adaptation.lora.dropout": 0.1, "adaptation.kl.strength": 0.1,
+    "adaptation.lora.rank": 4,
+    "adaptation.lora.dropout": 0.1,
+    "adaptation.kl.strength": 0.1,
     "optimizer.warmup": 2,
-}  # fmt: skip
+}
 FIRST = [
     smoke("next_token,gpt2", program=True, changes=SAMPLES),
     smoke("masked,bert", program=True),
@@ -79,15 +90,21 @@ FIRST = [
     smoke("instruct,llama", "lora-kl", changes=ADAPTED, start="instruct-llama"),
     smoke("instruct,llama", "l2sp", changes={"adaptation.l2_sp": 0.1}, start="instruct-llama"),
     Job(
-        "mixture-llama", config=MIXTURE, variant="instruct,llama",
+        "mixture-llama",
+        config=MIXTURE,
+        variant="instruct,llama",
         changes={"eval.data.heldout": HELD_OUT["instruct"]},
     ),
-]  # fmt: skip
+]
 SECOND = [
     smoke(variant, process="2")
     for variant in (
-        "prefix_lm,mamba", "ul2,t5", "denoising,bart", "token_classification,roberta",
-        "question_answering,llama", "contrastive,bert",
+        "prefix_lm,mamba",
+        "ul2,t5",
+        "denoising,bart",
+        "token_classification,roberta",
+        "question_answering,llama",
+        "contrastive,bert",
     )
 ] + [
     smoke("contrastive,bert", "accumulate", "2", {"accumulate": 2}),
@@ -97,14 +114,21 @@ SECOND = [
     smoke("next_token,llama", "fsdp", "2", {"mesh.fsdp": 2, "mesh.tensor": 2}),
     smoke("next_token,llama", "muon", "2", {"optimizer.name": "muon", "model.remat": "full"}),
     smoke(
-        "next_token,gpt2", "resumed", "2", first=STEPS // 2,
+        "next_token,gpt2",
+        "resumed",
+        "2",
+        first=STEPS // 2,
         changes={"model.dropout": 0.1, "optimizer.schedule": "constant", "optimizer.warmup": 2},
     ),
     Job(
-        "superni-t5", config="configs/superni_t5_small.py", variant="tiny", process="2",
+        "superni-t5",
+        config="configs/superni_t5_small.py",
+        variant="tiny",
+        process="2",
         changes={"steps": 4, "eval.every": 4, "checkpoint.every": 4},
     ),
-]  # fmt: skip
+]
+# in their own process: XLA's flags depend on the dtype
 THIRD = [
     smoke(
         "next_token,llama",
@@ -112,8 +136,9 @@ THIRD = [
         BYTES_16,
         {"model.dtype": BYTES_16, "model.param_dtype": BYTES_16},
     ),
-]  # its own process: XLA's flags differ with the dtype
-RUNS = {  # runs that are evaluated and exported -> what lm.evaluate is asked of them
+]
+# runs that are evaluated and exported -> their arguments of lm.evaluate
+RUNS = {
     "next_token-gpt2": ("--data=LICENSE",),
     "span_corruption-t5": ("--data=LICENSE",),
     "classification-bert": ("--task=classification", f"--data={EXAMPLES}/topics.jsonl"),
@@ -132,27 +157,34 @@ JOBS = [*FIRST, *MADE, *SECOND, *THIRD, *OF_OTHER]
 
 
 def chosen(pattern: str, jobs: list[Job]) -> list[Job]:
-    """The jobs whose name the glob matches, and those that they need, in order."""
+    """Select the jobs whose names match the glob and the jobs they need, in order."""
     by_name = {job.name: job for job in jobs}
     wanted = [job.name for job in jobs if fnmatch.fnmatchcase(job.name, pattern)]
-    for name in wanted:  # which grows
+    for name in wanted:  # the list grows in the loop
         job = by_name[name]
         wanted += [n for n in (job.start, job.of_other, *job.needs) if n and n not in wanted]
     return [job for job in jobs if job.name in wanted]
 
 
 def asked(job: Job) -> dict:
-    """What a job computes, as JSON: records of it can be compared where this is equal."""
+    """Describe as JSON what a job computes. Records are comparable if this is equal."""
     common = COMMON if job.kind == "train" else {}
     runs = {name: list(asked) for name, asked in RUNS.items()} if job.kind == "runs" else {}
     return {
-        "kind": job.kind, "config": job.config, "variant": job.variant, "changes": common | job.changes, "start": job.start,
-        "first": job.first, "program": job.program, "runs": runs, "needs": list(job.needs),
-    }  # fmt: skip
+        "kind": job.kind,
+        "config": job.config,
+        "variant": job.variant,
+        "changes": common | job.changes,
+        "start": job.start,
+        "first": job.first,
+        "program": job.program,
+        "runs": runs,
+        "needs": list(job.needs),
+    }
 
 
 def inputs(root: pathlib.Path) -> dict[str, str]:
-    """Name -> text of the files that the jobs read, all relative to the folder that they run in."""
+    """Read the jobs' input files: name, relative to the folder the jobs run in -> text."""
     files = [root / "LICENSE", *sorted((root / EXAMPLES).rglob("*.json*"))]
     found = {file.relative_to(root).as_posix(): file.read_text("utf-8") for file in files}
     return found | {"license.txt": found["LICENSE"][:1500]}

@@ -1,4 +1,4 @@
-"""A smoke run on a mixture of sources, with a replay objective: mixture.py:instruct,llama
+"""Smoke run on a mixture of sources, with a replay objective: mixture.py:instruct,llama
 
 A mixture cannot be set by a flag, so tests.same_run needs a config file for it.
 """

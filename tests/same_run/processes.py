@@ -1,4 +1,4 @@
-"""The processes that do jobs, side by side in both checkouts, and what they found."""
+"""Processes that run the jobs of both checkouts side by side, and their results."""
 
 import json
 import os
@@ -12,26 +12,38 @@ from typing import NamedTuple
 from tests.same_run.jobs import Job, asked
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
-# Eight CPU devices, and little work for LLVM, as in tests/conftest.py; the values are written out so that a record stays comparable.
+# Eight CPU devices and little work for LLVM, as in tests/conftest.py. The values are repeated here
+# so that a record stays comparable.
 XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 OTHERS_SETTINGS = ("JAX_", "XLA_", "PYTHON", "TF_", "HF_", "OPENBOOK_")
 SETTINGS = {
-    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": XLA_FLAGS, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg",
-    "PYTHONHASHSEED": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-}  # fmt: skip
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": XLA_FLAGS,
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+    "PYTHONHASHSEED": "0",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
 FOLDERS = ("logs", "results", "runs", "programs", "exports", "memory", "encoder", "data")
-TAIL = 6  # lines of a log that are shown
+TAIL = 6  # lines of a log to show
 
 
 class Side(NamedTuple):
-    """A checkout and where its results go. made: the folder of what another checkout made, for jobs `of_other`."""
+    """A checkout and the folder of its results.
+
+    made: the folder of the other checkout's results, read by jobs `of_other`.
+    """
 
     checkout: pathlib.Path
     folder: pathlib.Path
     made: pathlib.Path | None = None
 
     def result(self, name: str) -> dict | None:
-        """What a job found: {"values": ..., "seconds": ...} or {"failed": ..., "seconds": ...}; None before it has ended."""
+        """Read the result of a job; None before it has ended.
+
+        It is {"values": ..., "seconds": ...} or {"failed": ..., "seconds": ...}.
+        """
         file = self.folder / "results" / f"{name}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
@@ -47,7 +59,7 @@ class Side(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Jobs of one process, in order. after: a side whose batches have to end first."""
+    """Jobs of one process, in order. after: a side whose batches must end first."""
 
     side: Side
     jobs: Sequence[Job]
@@ -55,12 +67,12 @@ class Batch(NamedTuple):
 
 
 def failure(why: str) -> dict:
-    """The result of a job that was not done."""
+    """Result of a job that was not done."""
     return {"failed": why, "seconds": 0.0}
 
 
 def batches(side: Side, jobs: Sequence[Job], after: Side | None = None) -> list[Batch]:
-    """after: the side, still to be run, that makes what jobs `of_other` read."""
+    """Group jobs by process. after: the side, not yet run, whose files jobs `of_other` read."""
     found: dict[str, list[Job]] = {}
     for job in jobs:
         if side.made or not job.of_other:
@@ -69,7 +81,7 @@ def batches(side: Side, jobs: Sequence[Job], after: Side | None = None) -> list[
 
 
 def environment(side: Side, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The same for both sides, but for the checkout and the caches."""
+    """Environment of a process, equal on both sides except for the checkout and the cache."""
     kept = {n: v for n, v in inherited.items() if not n.startswith(OTHERS_SETTINGS)}
     own = {
         "PYTHONPATH": str(side.checkout),
@@ -79,7 +91,10 @@ def environment(side: Side, inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 class Processes:
-    """At most `most` of the batches at a time, in order. `step` starts and ends processes; `stop` ends all."""
+    """Runner of batches, at most `most` at a time, in order.
+
+    `step` starts processes and handles those that ended; `stop` kills all.
+    """
 
     def __init__(self, waiting: Sequence[Batch], inputs: pathlib.Path, most: int):
         self.waiting, self.inputs, self.most = list(waiting), inputs, most
@@ -87,7 +102,7 @@ class Processes:
         self.started = 0
 
     def step(self) -> bool:
-        """Returns whether anything is left to do."""
+        """Start processes and handle ended ones. Return whether any batch is left."""
         for batch, process in [pair for pair in self.running if pair[1].poll() is not None]:
             self.running.remove((batch, process))
             self._ended(batch, process.returncode)
@@ -111,18 +126,29 @@ class Processes:
         for name in FOLDERS[:4]:
             (side.folder / name).mkdir(parents=True, exist_ok=True)
         spec = {
-            "checkout": str(side.checkout), "folder": str(side.folder), "made": str(side.made),
-            "jobs": [asked(job) | {"name": job.name, "of_other": job.of_other} for job in batch.jobs],
-        }  # fmt: skip
+            "checkout": str(side.checkout),
+            "folder": str(side.folder),
+            "made": str(side.made),
+            "jobs": [
+                asked(job) | {"name": job.name, "of_other": job.of_other} for job in batch.jobs
+            ],
+        }
         file = side.folder / f"process-{self.started}.json"
         file.write_text(json.dumps(spec, indent=1))
         return subprocess.Popen(
-            [sys.executable, "-P", WORKER, file], cwd=self.inputs, env=environment(side, os.environ),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file.with_suffix(".log").open("w"),
-        )  # fmt: skip
+            [sys.executable, "-P", WORKER, file],
+            cwd=self.inputs,
+            env=environment(side, os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=file.with_suffix(".log").open("w"),
+        )
 
     def _ended(self, batch: Batch, code: int) -> None:
-        """A process that ended before its jobs: the one that it was at has failed, the others go on in a new one."""
+        """Handle the end of a process.
+
+        If jobs are left, the first of them has failed; a new process runs the others.
+        """
         left = [job for job in batch.jobs if batch.side.result(job.name) is None]
         if not left:
             return

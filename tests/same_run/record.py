@@ -1,4 +1,7 @@
-"""The results of one checkout in a file, to compare a later one with: JSON, and beside it an archive of what was made."""
+"""Record of a checkout's results, to compare a later checkout with.
+
+It is a JSON file with an archive of the files made beside it.
+"""
 
 import hashlib
 import importlib.metadata
@@ -16,16 +19,17 @@ from tests.same_run.processes import XLA_FLAGS, Side, failure
 
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "grain", "tokenizers", "transformers")
-MATTER = r"(sse|ssse|avx|fma|amx|f16c|asimd|sve|bf16|i8mm)\w*"  # flags of a CPU that decide which code XLA generates
+# CPU flags that decide which code XLA generates
+MATTER = r"(sse|ssse|avx|fma|amx|f16c|asimd|sve|bf16|i8mm)\w*"
 MADE = ("memory", "encoder", "programs", *(f"runs/{name}" for name in RUNS))  # in a side's folder
 
 
 class RecordError(ValueError):
-    """A record that cannot be compared with; the message says why and what to do."""
+    """Record that cannot be used; the message says why and what to do."""
 
 
 def machine() -> dict[str, str]:
-    """What bits depend on beside the code: versions, and the kind of CPU."""
+    """Properties other than the code that results depend on: versions and the kind of CPU."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     info = pathlib.Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
@@ -41,7 +45,7 @@ def machine() -> dict[str, str]:
 
 
 def commit(checkout: pathlib.Path) -> str:
-    """The commit of a checkout, with how many files have changed since; "" outside a repository."""
+    """Commit of a checkout and the number of files changed since; "" outside a repository."""
     try:
         head, status = (
             subprocess.run(["git", *args], cwd=checkout, capture_output=True, text=True, check=True)
@@ -58,9 +62,9 @@ def archive_of(file: pathlib.Path) -> pathlib.Path:
 
 
 def save(file: pathlib.Path, side: Side, inputs: dict[str, str], results: dict[str, dict]) -> None:
-    """Writes FILE, and beside it an archive of what was made, for `unpack`.
+    """Write FILE, and beside it an archive of the files made, for `unpack`.
 
-    inputs: name -> text.   results: job -> {"asked": ..., "values": ..., "seconds": ...}.
+    inputs: name -> text. results: job -> {"asked": ..., "values": ..., "seconds": ...}.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive_of(file), "w:gz") as tar:
@@ -68,14 +72,22 @@ def save(file: pathlib.Path, side: Side, inputs: dict[str, str], results: dict[s
             if (side.folder / name).exists():
                 tar.add(side.folder / name, name)
     content = {
-        "format": FORMAT, "commit": commit(side.checkout), "machine": machine(), "inputs": inputs, "jobs": results,
+        "format": FORMAT,
+        "commit": commit(side.checkout),
+        "machine": machine(),
+        "inputs": inputs,
+        "jobs": results,
         "archive": hashlib.sha256(archive_of(file).read_bytes()).hexdigest(),
-    }  # fmt: skip
+    }
     file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def load(file: pathlib.Path) -> dict:
-    """What `save` wrote. Raises RecordError where it is no record, or one of a machine whose bits may be others."""
+    """Read a record written by `save`.
+
+    Raise RecordError if the file is no record, or if it was recorded with other software or on
+    another kind of CPU, where bits may differ.
+    """
     try:
         content = json.loads(file.read_text())
         number = content["format"]
@@ -91,16 +103,17 @@ def load(file: pathlib.Path) -> dict:
     ]
     if others:
         raise RecordError(
-            f"{file} was recorded with other software or on another kind of CPU, where bits may differ: {'; '.join(others)}. Give the "
-            "other checkout itself, or record it again here"
+            f"{file} was recorded with other software or on another kind of CPU, where bits may "
+            f"differ: {'; '.join(others)}. Give the other checkout itself, or record it again here"
         )
     return content
 
 
 def unpack(file: pathlib.Path, content: dict, side: Side, jobs: Sequence[Job]) -> None:
-    """Puts results, and what was made, into the side's folder; a job that the record cannot answer has failed there.
+    """Extract the results and the files made into the side's folder.
 
-    Raises RecordError where the archive is not the one that was written with FILE.
+    A job that is not in the record, or was recorded with other settings, is marked as failed.
+    Raise RecordError if the archive is missing or was not written with FILE.
     """
     archive = archive_of(file)
     if not archive.exists():

@@ -1,7 +1,8 @@
-"""Does jobs in one checkout: python -P worker.py SPEC.json, with PYTHONPATH of the checkout.
+"""Run jobs in one checkout: python -P worker.py SPEC.json, with PYTHONPATH of the checkout.
 
-It imports nothing of this folder's package: `tests` may be the other checkout's. The checkout is used as a user would, through the
-`main(argv)` of its entry points and through lm.load; results are JSON files, and all that is printed goes to a log a job.
+This file imports nothing from its own package, since `tests` may be the other checkout's. It uses
+the checkout as a user would: through the `main(argv)` of its entry points and through lm.load.
+Results are JSON files. All output goes to one log per job.
 """
 
 import contextlib
@@ -17,18 +18,18 @@ import sys
 import time
 import traceback
 
-TIMES = ("seconds", "tokens_per_second", "mfu")  # of a row of metrics
-LEADING = ("loss", "gradient_norm", "weight")  # the others follow
+TIMES = ("seconds", "tokens_per_second", "mfu")  # metrics that are not compared
+LEADING = ("loss", "gradient_norm", "weight")  # metrics that are compared first
 QUERIES = ("Where does the dog sleep?", "bread", "Is there snow on the mountain?")
 PROGRAM = "StableHLO of the training step"
 
 
 class Failed(Exception):
-    """A command of a job that ended with another exit code than 0."""
+    """Command of a job that ended with a non-zero exit code."""
 
 
 def call(module: str, *argv: str) -> None:
-    """`python -m module` with these arguments, in this process. Raises Failed."""
+    """Run `python -m module` with these arguments in this process. Raise Failed on an error."""
     print(f"$ python -m {module} {' '.join(argv)}", flush=True)
     code = importlib.import_module(module).main(list(argv))
     sys.stdout.flush()
@@ -37,7 +38,7 @@ def call(module: str, *argv: str) -> None:
 
 
 def printed(module: str, *argv: str) -> list[dict]:
-    """The JSON objects that `call` prints, one a line."""
+    """Return the JSON objects printed by `call`, one per line."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         call(module, *argv)
@@ -63,7 +64,7 @@ def train(job: dict, spec: dict) -> dict:
 
 
 def metrics(run: pathlib.Path) -> dict:
-    """Of metrics.jsonl, and of samples.md where there is one."""
+    """Read the values of metrics.jsonl, and samples.md if it exists."""
     found = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -74,7 +75,7 @@ def metrics(run: pathlib.Path) -> dict:
 
 
 def parameters(run: pathlib.Path) -> dict:
-    """A digest of all parameters of the newest checkpoint, and one of each."""
+    """Digests of the newest checkpoint's parameters: one of all, then one of each."""
     lm = importlib.import_module("lm")
     return digests(dict(flat(lm.load(str(run))[1])), "parameters")
 
@@ -88,7 +89,7 @@ def flat(tree: dict, prefix: str = ""):
 
 
 def digests(arrays: dict, what: str) -> dict:
-    """sha256 over sorted names, dtypes, shapes and bytes; first that of all, then one an array."""
+    """Compute sha256 over sorted names, dtypes, shapes and bytes: of all arrays, then of each."""
     import numpy as np
 
     total, found = hashlib.sha256(), {}
@@ -103,7 +104,7 @@ def digests(arrays: dict, what: str) -> dict:
 
 @contextlib.contextmanager
 def dumped(folder: pathlib.Path):
-    """JAX writes every program that it compiles within the block there, as StableHLO without locations."""
+    """Make JAX write every program compiled within the block to `folder`, as StableHLO."""
     import jax
 
     jax.config.update("jax_dump_ir_to", str(folder))
@@ -114,7 +115,7 @@ def dumped(folder: pathlib.Path):
 
 
 def program(folder: pathlib.Path) -> dict:
-    """The digest of the largest program, which is the training step; its text is left as FOLDER.mlir."""
+    """Digest of the largest program, the training step. Its text is kept as FOLDER.mlir."""
     largest = max(folder.glob("*.mlir"), key=lambda file: file.stat().st_size)
     text = normalised(largest.read_text())
     folder.with_suffix(".mlir").write_text(text)
@@ -123,7 +124,10 @@ def program(folder: pathlib.Path) -> dict:
 
 
 def normalised(text: str) -> str:
-    """StableHLO without what is not computed: locations, names of the arguments, results, module and functions (which are numbered)."""
+    """Remove from StableHLO what does not affect the computation.
+
+    That is locations and the names of arguments, results and the module. Functions are numbered.
+    """
     text = re.sub(r"^#loc.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r" loc\((?:[^()\"]|\"[^\"]*\"|\([^()]*\))*\)", "", text)
     text = re.sub(r"(?:, )?jax\.(?:result|arg)_info = \"[^\"]*\"(?:, )?", "", text)
@@ -134,7 +138,7 @@ def normalised(text: str) -> str:
 
 
 def memory(job: dict, spec: dict) -> dict:
-    """Builds a memory, edits a passage, and searches both versions."""
+    """Build a memory, edit a passage and search both versions."""
     folder = pathlib.Path(spec["folder"])
     place, encoder = f"--memory={folder / 'memory'}", f"--encoder={folder / 'encoder'}"
     source = folder / "runs" / job["needs"][0]
@@ -147,7 +151,7 @@ def memory(job: dict, spec: dict) -> dict:
 
 
 def search(job: dict, spec: dict) -> dict:
-    """What is found in the memory that `memory` made, or in the other checkout's."""
+    """Search the memory that `memory` made, or the other checkout's."""
     made = pathlib.Path(spec["made"] if job["of_other"] else spec["folder"])
     options = [f"--memory={made / 'memory'}", f"--encoder={made / 'encoder'}", "--json"]
     call("retrieval.verify", *options[:1])
@@ -163,7 +167,7 @@ def search(job: dict, spec: dict) -> dict:
 
 
 def runs(job: dict, spec: dict) -> dict:
-    """Evaluations and exports of this checkout's runs, or of the other's."""
+    """Evaluate and export this checkout's runs, or the other's."""
     import safetensors.numpy
 
     folder = pathlib.Path(spec["folder"])
