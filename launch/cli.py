@@ -5,7 +5,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from launch.errors import nearest, one_line
+from launch.errors import nearest, one_line, unread
 from lm import interrupts, printing
 
 COMMANDS = {
@@ -63,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command in this process. Returns 0 after --help and --version, 2 if unknown."""
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("--help", "-h", "help"):
-        print(usage())
+        try:
+            print(usage(), flush=True)
+        except BrokenPipeError:  # as in openbook --help | head -3
+            unread()
         return 0
     if command in ("--version", "-V"):
         print(f"openbook {importlib.metadata.version('openbook')}")

@@ -89,7 +89,7 @@ def test_packed_examples_weigh_other_than_each_alone(family):
 
 def test_a_model_that_knows_fifty_answers_does_not_stop_after_them():
     records_ = [
-        Record(f"{i}: ", output="abcdefgh"[i % 3 : i % 7 + 1][::-1] + str(i)) for i in range(50)
+        Record(f"{i:02d}: ", output="abcdefgh"[i % 3 : i % 7 + 1][::-1] + str(i)) for i in range(50)
     ]
     template = templates.get("plain", TOKENIZER)
     packed = fitting.pack(
