@@ -155,8 +155,8 @@ MUTATIONS = [
     Mutation(
         5,
         "lm/data/templates/template.py",
-        "asked = self._asked(question, index)\n        references",
-        "asked = self._asked(question, 0)\n        references",
+        "asked = self._asked(question, index)\n        except DataError",
+        "asked = self._asked(question, 0)\n        except DataError",
         f"{TEMPLATES}::test_generation_is_given_other_tokens_than_training",
     ),
     Mutation(

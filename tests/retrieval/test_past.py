@@ -10,6 +10,7 @@ import pytest
 
 from retrieval import Diff, Filter, Memory, Passage, RetrievalError
 from retrieval.encoders.encoding import PROBE
+from retrieval.live_index import LiveIndex
 from retrieval.locks import file_lock
 from retrieval.progress import chunks_with_progress
 from retrieval.store import checksums
@@ -284,7 +285,7 @@ def test_a_change_that_is_interrupted_after_its_commit_is_found_all_the_same(mem
 
     for change in (lambda: memory.add([Passage("new", "a harbour")]), lambda: memory.delete("p3")):
         with monkeypatch.context() as pressed, pytest.raises(KeyboardInterrupt):
-            pressed.setattr(Memory, "_catch_up", interrupted)
+            pressed.setattr(LiveIndex, "catch_up", interrupted)
             change()
     assert best(memory, "a harbour").id == "new" and "p3" not in {
         hit.id for hit in memory.search(["town3"], 20)[0]

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[3]
 
 WRITER = """
 import json, random, sys
-from retrieval import Memory, Passage, memory as memory_module, upkeep
+from retrieval import Memory, Passage, memory as memory_module
+from retrieval.store import upkeep
 from tests.retrieval.store.test_durability import ENCODERS, opened
 from tests.retrieval.toy import state
 upkeep.UPKEEP, upkeep.SCALAR_INDEX_FROM, memory_module.SAVE_AFTER = ((3, 8), (6, 1000)), 20, 0
