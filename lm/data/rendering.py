@@ -15,7 +15,8 @@ STYLES = {
     "padding": "dim",
 }  # trained tokens are underlined, so that they are visible without colour
 LEGEND = (
-    "underlined, green: trained; plain: context; ‹...›: special token; |: next document; a→b: "
+    "underlined, green: trained; plain: context; ‹...›: special token; "
+    "|: next document; a→b: "
     "reads a, must say b; ∅n: n of padding"
 )
 MARKS = {True: "✓", False: "✗", None: "·"}
