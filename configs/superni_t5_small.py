@@ -4,7 +4,7 @@ Wang et al. 2022, section 6.
 
 git clone https://github.com/allenai/natural-instructions
 python -m lm.train --config=configs/superni_t5_small.py --workdir=runs/tk
-python -m lm.evaluate --model=runs/tk --examples=natural-instructions/splits/default/test_tasks.txt
+python -m lm.evaluate --model=runs/tk --superni=natural-instructions/splits/default/test_tasks.txt
 Hardware: one GPU, hours. Expected: ROUGE-L near 40 on the 119 test tasks (their figure 5, T5
 small); copying an example gives 28.5. Not run here.
 

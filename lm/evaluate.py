@@ -3,6 +3,9 @@
 python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --data='texts/*.txt' [--json[=FILE]]
 python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --examples=tasks/ [--template=tk_instruct]
     [--baselines] [--json[=FILE]]
+python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN
+    --superni=natural-instructions/splits/default/test_tasks.txt [--encodings=def,def-pos]
+    [--answers=FILE] [--json[=FILE]]
 python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --task=question_answering --data=dev.json
     [--predictions=FILE] [--json[=FILE]]
 
@@ -17,9 +20,10 @@ import pathlib
 import sys
 
 from lm.compiled import keep_compiled
-from lm.evaluation.command_line import arguments, check_counts
+from lm.evaluation.command_line import arguments, check
 from lm.evaluation.examples import of_examples
 from lm.evaluation.labelled import of_labels
+from lm.evaluation.superni import of_superni
 from lm.evaluation.text import of_text
 from lm.interrupts import entry_point
 from lm.printing import piped
@@ -31,23 +35,17 @@ def main(argv=None) -> int:
     keep_compiled()
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        check_counts(args)
-        if bool(args.data) == bool(args.examples):
-            raise ValueError(
-                "give --data=FILES (text) or --examples=FILES (instruct data), and not both"
-            )
-        if (
-            args.predictions or args.label_field or args.pair_field or args.stride
-        ) and not args.task:
-            raise ValueError(
-                "--predictions, --label-field, --pair-field and --stride are of labelled data: "
-                "give --task too"
-            )
-        if args.task and not args.data:
-            raise ValueError(f"--task={args.task} needs --data=FILES, the labelled data")
-        found, said = (
-            of_examples(args) if args.examples else of_labels(args) if args.task else of_text(args)
+        check(args)
+        measure = (
+            of_superni
+            if args.superni
+            else of_examples
+            if args.examples
+            else of_labels
+            if args.task
+            else of_text
         )
+        found, said = measure(args)
         if args.json and args.json != "-":
             pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             pathlib.Path(args.json).write_text(json.dumps(found, indent=1) + "\n")

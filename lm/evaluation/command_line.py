@@ -4,7 +4,7 @@ import argparse
 
 from lm.data import records, templates
 from lm.data.labelled import TASKS
-from lm.evaluation import generation, scores, words
+from lm.evaluation import generation, scores, superni, words
 from lm.printing import program
 
 LEAST = {
@@ -16,6 +16,15 @@ LEAST = {
     "length": 0,
     "stride": 0,
 }
+FIXED = {  # flags of --examples that --superni does not take, and their defaults
+    "format": "auto",
+    "template": "",
+    "template_options": "{}",
+    "force_template": False,
+    "metrics": generation.METRICS,
+    "hold_out": "",
+    "max_examples": 0,
+}
 
 
 def arguments(description: str, argv=None) -> argparse.Namespace:
@@ -26,7 +35,7 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", required=True, help="run folder, model directory, hub id or .gguf file"
+        "--model", default="", help="run folder, model directory, hub id or .gguf file"
     )
     parser.add_argument(
         "--data",
@@ -37,6 +46,12 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         "--examples",
         metavar="GLOBS",
         help="instruct data to answer: files, folders, globs or lists of tasks",
+    )
+    parser.add_argument(
+        "--superni",
+        metavar="LIST",
+        help="Super-NaturalInstructions, scored as in its paper: a split's list of tasks, such as "
+        "splits/default/test_tasks.txt, or a folder; without --model only the baselines",
     )
     parser.add_argument(
         "--batch_size",
@@ -109,7 +124,17 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         help="tokens from one window of a context to the next (default: a third)",
     )
     labelled.add_argument("--predictions", metavar="FILE", help="write every prediction as JSONL")
-    asked = parser.add_argument_group("with --examples")
+    asked = parser.add_argument_group(
+        "with --examples; with --superni --encodings, --rouge-tokenizer, --max-new-tokens, --cap "
+        "and --answers"
+    )
+    asked.add_argument(
+        "--encodings",
+        default="",
+        metavar="NAMES",
+        help="prompts of --superni, comma-separated: def (the task's definition), def-pos (and two "
+        "positive examples); default: both",
+    )
     asked.add_argument(
         "--format", default="auto", help=f"auto (default), {', '.join(records.FORMATS)}"
     )
@@ -154,7 +179,11 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         help="tokens an answer (default 128)",
     )
     asked.add_argument(
-        "--cap", type=int, default=0, help="only the first N records of each task; 0 = all"
+        "--cap",
+        type=int,
+        metavar="N",
+        help="only the first N records of each task; 0 = all (default 0, with --superni "
+        f"{superni.PER_TASK})",
     )
     asked.add_argument(
         "--hold_out",
@@ -175,15 +204,46 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         help="also score copying the input, and the answer of a demonstration",
     )
     asked.add_argument(
-        "--answers", metavar="FILE", help="write every prompt, answer, reference and score as JSONL"
+        "--answers",
+        metavar="FILE",
+        help="write every prompt, answer, reference and score as JSONL; --superni reuses the "
+        "answers of the same model in it",
     )
     return parser.parse_args(argv)
 
 
-def check_counts(args: argparse.Namespace) -> None:
-    """Raise ValueError for a number that is too small."""
+def check(args: argparse.Namespace) -> None:
+    """Raise ValueError for a number that is too small, and for flags that contradict each other."""
     for name, least in LEAST.items():
-        if getattr(args, name) < least:
-            raise ValueError(
-                f"--{name.replace('_', '-')}={getattr(args, name)}: expected at least {least}"
-            )
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"{_flag(name)}={value}: expected at least {least}")
+    if sum(map(bool, (args.data, args.examples, args.superni))) != 1:
+        raise ValueError(
+            "give one of --data=FILES (text), --examples=FILES (instruct data) and --superni=LIST "
+            "(Super-NaturalInstructions), and not both"
+        )
+    if not args.model and not args.superni:
+        raise ValueError("give --model: a run folder, model directory, hub id or .gguf file")
+    if not args.model and (args.encodings or args.answers):
+        raise ValueError("--encodings and --answers are of a model: give --model too")
+    if args.encodings and not args.superni:
+        raise ValueError("--encodings is of --superni; --examples has --template-options")
+    if args.superni:
+        for name, usual in FIXED.items():
+            if getattr(args, name) != usual:
+                raise ValueError(
+                    f"{_flag(name)} is of --examples: the evaluation of Super-NaturalInstructions "
+                    "fixes it; leave it out"
+                )
+    if (args.predictions or args.label_field or args.pair_field or args.stride) and not args.task:
+        raise ValueError(
+            "--predictions, --label-field, --pair-field and --stride are of labelled data: "
+            "give --task too"
+        )
+    if args.task and not args.data:
+        raise ValueError(f"--task={args.task} needs --data=FILES, the labelled data")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

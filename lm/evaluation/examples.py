@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import sys
 
@@ -22,7 +21,7 @@ def of_examples(args) -> tuple[dict, str]:
     Raises ValueError or OSError.
     """
     metrics = scores.chosen(args.metrics, words.tokenize_of(args.rouge_tokenizer))
-    reading = Reading(args.format, args.cap, args.hold_out)
+    reading = Reading(args.format, args.cap or 0, args.hold_out)
     read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
     model, params, tokenizer = load(args.model, args.dtype)
     template = template_of(args, tokenizer)
@@ -57,18 +56,18 @@ def of_examples(args) -> tuple[dict, str]:
         "template": templates.remember(template),
         "answers": len(asked),
         "shortened_prompts": sum(question.shortened > 0 for question in asked),
-        "all": _numbers(lines[0]),
-        "tasks": {line.name: _numbers(line) for line in lines[1:]},
+        "all": scores.numbers(lines[0]),
+        "tasks": {line.name: scores.numbers(line) for line in lines[1:]},
         "rouge_tokenizer": args.rouge_tokenizer,
         "warnings": notes,
-        "categories": {line.name: _numbers(line) for line in categories},
+        "categories": {line.name: scores.numbers(line) for line in categories},
     }
     if args.baselines:
         others = {
             name: scores.table(values, clusters=tasks)[0]
             for name, values in generation.baselines(asked, metrics).items()
         }
-        numbers["baselines"] = {name: _numbers(line) for name, line in others.items()}
+        numbers["baselines"] = {name: scores.numbers(line) for name, line in others.items()}
         lines[1:1] = [dataclasses.replace(line, name=name) for name, line in others.items()]
     if args.answers:
         generation.write_answers(pathlib.Path(args.answers), asked, given, found)
@@ -114,11 +113,3 @@ def template_of(args, tokenizer) -> templates.Template:
             "its answers to another say little; leave --template out, or add --force-template"
         )
     return chosen
-
-
-def _numbers(line: scores.Scored) -> dict:
-    given = {
-        name: [None if math.isnan(x) else x for x in interval]
-        for name, interval in line.intervals.items()
-    }
-    return {"answers": line.answers, "scores": line.scores, "intervals": given}

@@ -19,6 +19,7 @@ from lm.evaluation import scores
 from lm.generation import GenerationError, generate
 from lm.generation.text import decoded
 from lm.models import LanguageModel, inputs
+from lm.models.config import ModelConfig
 
 METRICS = "exact_match,f1,rouge_l"
 
@@ -50,6 +51,11 @@ class Answer:
     reasoning: str = ""
 
 
+def room(config: ModelConfig, max_new_tokens: int) -> int:
+    """Tokens that a prompt may have."""
+    return config.max_length - (0 if config.encoder_layers else max_new_tokens)
+
+
 def questions(
     records: Sequence[Record],
     template: Template,
@@ -70,11 +76,11 @@ def questions(
             "expected causal_lm or seq2seq_lm"
         )
     encoder = Encoder(tokenizer, c.decoder_start_token_id if c.encoder_layers else None)
-    room = c.max_length - (0 if c.encoder_layers else max_new_tokens)
+    free = room(c, max_new_tokens)
     head, tail = len(encoder.prefix), len(encoder.suffix) if c.encoder_layers else 0
-    if room <= head + tail:
+    if free <= head + tail:
         raise GenerationError(
-            f"max_new_tokens={max_new_tokens} leaves {room} of the model's {c.max_length} tokens "
+            f"max_new_tokens={max_new_tokens} leaves {free} of the model's {c.max_length} tokens "
             "for a prompt: lower it"
         )
     found = []
@@ -84,7 +90,7 @@ def questions(
         ids = encoder.prompt(example)
         if said := inputs.outside(c, ids, tokenizer):
             raise GenerationError(f"{record.source or f'record {number}'}: its prompt holds {said}")
-        over = max(0, len(ids) - room)
+        over = max(0, len(ids) - free)
         start = head if ids[:head] == encoder.prefix else 0
         kept = [*ids[:start], *ids[start + over :]]
         text = "".join(segment.text for segment in example.prompt)

@@ -256,6 +256,15 @@ def copy_demonstration(demonstrations: Sequence[Sequence[str]], seed: int = 0) -
     ]
 
 
+def numbers(line: Scored) -> dict:
+    """Form of a line for JSON; an interval that does not exist is [None, None]."""
+    intervals = {
+        name: [None if np.isnan(x) else x for x in interval]
+        for name, interval in line.intervals.items()
+    }
+    return {"answers": line.answers, "scores": line.scores, "intervals": intervals}
+
+
 def formatted(lines: Sequence[Scored]) -> str:
     """Format a table as Markdown: means, with the interval in brackets."""
     metrics = list(lines[0].scores)
@@ -264,16 +273,18 @@ def formatted(lines: Sequence[Scored]) -> str:
         [
             line.name,
             f"{line.answers:,}",
-            *(
-                _cell(line.scores[m], line.intervals[m]) if m in line.scores else ""
-                for m in metrics
-            ),
+            *(cell(line.scores[m], line.intervals[m]) if m in line.scores else "" for m in metrics),
         ]
         for line in lines
     ]
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Format cells as a Markdown table, whose header is the first row."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     text = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        "| " + " | ".join(part.ljust(width) for part, width in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
     return "\n".join(
@@ -281,7 +292,8 @@ def formatted(lines: Sequence[Scored]) -> str:
     )
 
 
-def _cell(mean: float, interval: tuple[float, float]) -> str:
+def cell(mean: float, interval: tuple[float, float]) -> str:
+    """Format a mean, with its interval in brackets if there is one."""
     return (
         f"{mean:.1f}"
         if np.isnan(interval[0])
