@@ -28,9 +28,7 @@ def with_head(
     new = build(families.other_head(model.config, head, **fields))
     example = Batch.of([[0, 0]])
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    shapes = flax.traverse_util.flatten_dict(
-        jax.eval_shape(new.init, jax.random.key(0), example)["params"], sep="/"
-    )
+    shapes = flax.traverse_util.flatten_dict(new.shapes(), sep="/")
     kept = {path: flat[path] for path in shapes if path in flat and not path.startswith("head/")}
 
     def draw(key):

@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     def setup(self):
         c = self.config
         self.embeddings = Embeddings(c, own_table=False)
-        self.layers = layers(c)
+        self.layers = layers(c, self.is_initializing())
         if c.final_norm:
             self.final_norm = Norm(c)
         if c.relative_buckets and not c.relative_per_layer:
@@ -90,20 +90,22 @@ class LanguageModel(nn.Module):
 
     def logical_axes(self) -> dict:
         """Return the axis names of every parameter: a tree like params, of tuples of strings."""
-        example = Batch.of([[0, 0]])
-        boxed = jax.eval_shape(lambda: super(LanguageModel, self).init(jax.random.key(0), example))
         return jax.tree.map(
             lambda box: box.names,
-            boxed["params"],
+            _declared(self.config),
             is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
         )
+
+    def shapes(self) -> dict:
+        """Return the ShapeDtypeStruct of every parameter: a tree like params."""
+        return nn.meta.unbox(_declared(self.config))
 
     def setup(self):
         c = self.config
         self.embeddings = Embeddings(c)
         if c.encoder_layers:
             self.encoder = Encoder(c.encoder)
-        self.layers = layers(c)
+        self.layers = layers(c, self.is_initializing())
         if c.relative_buckets and not c.relative_per_layer:
             self.relative_bias = RelativeBias(c)
         if c.final_norm:
@@ -225,6 +227,13 @@ class LanguageModel(nn.Module):
                 f"model.head must be {', '.join(LM_HEADS)}"
             )
         return self.head(hidden, self.embeddings.token if c.tie_embeddings else None)
+
+
+@functools.lru_cache(maxsize=64)
+def _declared(config: ModelConfig) -> dict:
+    """Shapes, dtypes and axis names of the parameters; the model is traced once for a config."""
+    model, example = LanguageModel(config, parent=None), Batch.of([[0, 0]])
+    return jax.eval_shape(lambda: nn.Module.init(model, jax.random.key(0), example))["params"]
 
 
 @functools.cache  # once a process

@@ -68,7 +68,7 @@ class Period(nn.Module):
         return x, None if cache is None else new
 
 
-def layers(c: ModelConfig) -> nn.Module | list[nn.Module]:
+def layers(c: ModelConfig, initialising: bool = False) -> nn.Module | list[nn.Module]:
     """Build the blocks of a model.
 
     Returns one scanned module with parameters stacked on a leading axis, or a list ("separate").
@@ -86,6 +86,9 @@ def layers(c: ModelConfig) -> nn.Module | list[nn.Module]:
         variable_broadcast="params" if c.shared_layers else False,
         split_rngs={"params": not c.shared_layers, "dropout": True},
         metadata_params={nn.PARTITION_NAME: "layers"},
+        # The check traces the body a second time. Only initialisation needs what it finds: the
+        # parameters that layers share. It also decides which masks dropout draws from a seed.
+        check_constancy_invariants=initialising or c.dropout > 0,
     )
     return scanned(c, **parts)
 

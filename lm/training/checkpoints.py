@@ -213,7 +213,7 @@ def load_params(
     from lm.tokenizer import load_tokenizer
 
     model, lora = build(load_model_config(workdir)), _lora(workdir)
-    shapes = _parameter_shapes(model)
+    shapes = model.shapes()
     if shardings is None:
         shardings = jax.tree.map(
             lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes
@@ -248,7 +248,7 @@ def load_adapters(workdir: str | Folder) -> tuple[Any, dict, Lora, str]:
     shapes = _adapter_shapes(
         model,
         lora,
-        _parameter_shapes(model),
+        model.shapes(),
         jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
     )
     adapters = _first_good(workdir, None, lambda folder: _read_averaged(folder, shapes))
@@ -287,12 +287,6 @@ def _first_good(workdir: str | Folder, step: int | None, read: Any) -> Any:
 def _as_dict(state: TrainState) -> dict:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _parameter_shapes(model):
-    from lm.batch import Batch
-
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]]))["params"])
 
 
 def _refuse_other_arrays(folder: Folder, saved: dict[str, tuple], abstract: dict) -> None:

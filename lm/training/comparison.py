@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import jax
 
-from lm.batch import Batch
 from lm.models import build
 from lm.models.config import ConfigError
 from lm.training import model_files, trackers
@@ -92,10 +91,7 @@ def parameters(run: str) -> int:
     Raises CheckpointError for a folder that does not describe its model.
     """
     config = model_files.load_model_config(run)
-    shapes = jax.eval_shape(
-        lambda: build(config).init(jax.random.key(0), Batch.of([[0, 0]]))["params"]
-    )
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(build(config).shapes()))
 
 
 def text(found: Comparison) -> str:

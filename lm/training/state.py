@@ -96,7 +96,7 @@ def abstract_state(
     model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS, extras: Extras = Extras()
 ) -> TrainState:
     """ShapeDtypeStructs of the state, sharded on `mesh`. Raises ConfigError for unfit rules."""
-    shapes = jax.eval_shape(lambda: initialise(model, optimizer, 0, extras=extras))
+    shapes = jax.eval_shape(lambda p: start(p, optimizer, 0, extras), model.shapes())
     axes = model.logical_axes() if extras.plan is None else extras.plan.trained_axes()
     of_params = sharding.parameter_shardings(mesh, axes, shapes.params, rules)
     shardings = _like_params(shapes, of_params, sharding.replicated(mesh))

@@ -1,7 +1,6 @@
 """from_hf: reading of a checkpoint into stacked parameters, one tensor at a time."""
 
 import contextlib
-import functools
 import math
 import re
 from collections.abc import Generator
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import families
-from lm.batch import Batch
 from lm.families.family import Family
 from lm.families.table import Row, Shape, Slot, expand
 from lm.models import LanguageModel, ModelConfig, build
@@ -193,11 +191,9 @@ def canonical(source: Source, family: Family, config: ModelConfig) -> Source:
     return source.renamed(rename)
 
 
-@functools.lru_cache(maxsize=8)
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Shapes of the parameters of a model, by path, layers stacked. Nothing is computed."""
-    model = build(config.replace(layers="scan"))
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), Batch.of([[0, 0]])))["params"]
+    abstract = build(config.replace(layers="scan")).shapes()
     return {path: x.shape for path, x in flax.traverse_util.flatten_dict(abstract, sep="/").items()}
 
 

@@ -5,7 +5,6 @@ import numpy as np
 
 import lm
 from lm import families
-from lm.batch import Batch
 
 
 def tiny(family="llama", **changes):
@@ -20,11 +19,26 @@ def tiny(family="llama", **changes):
     if config.logit_scale != 1.0:
         small |= dict(logit_scale=16**-0.5)  # T5's logit scale depends on its width
     model = lm.build(config.replace(**small | changes))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), Batch.of([[0, 0]]))["params"]
     rng = np.random.default_rng(0)
     return model, jax.tree.map(
-        lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), shapes
+        lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), model.shapes()
     )
+
+
+def drawn(model, scale=None, seed=0):
+    """Random parameters around an initialiser's constants; unlike `init`, compiles nothing.
+
+    scale: standard deviation, by default the model's initializer_range.
+    """
+    rng, ones = np.random.default_rng(seed), ("scale", "skip")
+    scale = model.config.initializer_range if scale is None else scale
+
+    def one(path, x):
+        centre = jax.tree_util.keystr(path[-1:], simple=True).endswith(ones)
+        centre = centre and not model.config.norm_plus_one
+        return jax.numpy.asarray(centre + scale * rng.normal(size=x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, model.shapes())
 
 
 def identical(a, b):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lm
+from tests.lm.small_models import drawn
 
 MAMBA = dict(n_heads=0, n_kv_heads=0, head_dim=0, d_ff=0, positions="none")
 CONFIGS = {
@@ -189,12 +190,19 @@ def make(name: str, **changes):
         max_length=64,
         initializer_range=0.2,
     )
-    config = lm.ModelConfig(**(base | CONFIGS[name] | changes))
-    model = lm.build(config)
-    return model, jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
+    model = lm.build(lm.ModelConfig(**(base | CONFIGS[name] | changes)))
+    return model, drawn(model)
 
 
-def pack(documents, length=24, encoder=False):
+@functools.cache
+def separated(name: str):
+    return lm.separate(*make(name))
+
+
+LENGTH = 24  # of every row but those of a cache, so that each model is compiled once
+
+
+def pack(documents, length=LENGTH, encoder=False):
     """The documents in one row. With `encoder`, the encoder reads each reversed, plus one token."""
     if encoder:
         read = pack([[60 + len(d), *d[::-1]] for d in documents], length + 4)
@@ -213,13 +221,18 @@ def pack(documents, length=24, encoder=False):
 
 @functools.cache
 def gradient(model):
-    return jax.jit(jax.grad(lambda params, batch: summed_loss(model, params, batch)))
+    run = jax.jit(jax.grad(lambda params, batch: summed_loss(model, params, batch)))
+    return lambda params, batch: jax.device_get(run(params, batch))
+
+
+def logits(model, params, batch):
+    return np.asarray(lm.forward(model, params, batch).logits)
 
 
 def summed_loss(model, params, batch):
-    logits = model.apply({"params": params}, batch).logits
+    out = model.apply({"params": params}, batch)
     chosen = jnp.take_along_axis(
-        jax.nn.log_softmax(logits), jnp.asarray(batch.targets)[..., None], axis=-1
+        jax.nn.log_softmax(out.logits), jnp.asarray(batch.targets)[..., None], axis=-1
     )[..., 0]
     return -jnp.sum(chosen * batch.weights)
 
@@ -227,12 +240,10 @@ def summed_loss(model, params, batch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_documents_cannot_see_each_other(name):
     model, params = make(name)
-    together = lm.forward(model, params, pack(DOCUMENTS, encoder=name in SEQ2SEQ)).logits[0]
+    together = logits(model, params, pack(DOCUMENTS, encoder=name in SEQ2SEQ))[0]
     at = 0
     for document in DOCUMENTS:
-        alone = lm.forward(model, params, pack([document], encoder=name in SEQ2SEQ)).logits[
-            0, : len(document)
-        ]
+        alone = logits(model, params, pack([document], encoder=name in SEQ2SEQ))[0, : len(document)]
         np.testing.assert_allclose(together[at : at + len(document)], alone, atol=2e-5)
         at += len(document)
 
@@ -252,9 +263,9 @@ def test_one_leaking_boundary_would_be_seen():
     model, params = make("llama")
     good = pack(DOCUMENTS)
     leaking = good.replace(segments=np.where(good.segments == 2, 1, good.segments))
-    difference = np.abs(
-        lm.forward(model, params, good).logits - lm.forward(model, params, leaking).logits
-    ).max(axis=-1)[0]
+    difference = np.abs(logits(model, params, good) - logits(model, params, leaking)).max(axis=-1)[
+        0
+    ]
     assert difference[: len(DOCUMENTS[0])].max() == 0
     assert difference[len(DOCUMENTS[0])] > 1e-3
 
@@ -262,11 +273,11 @@ def test_one_leaking_boundary_would_be_seen():
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_causal_model_does_not_see_the_future(name):
     model, params = make(name)
-    tokens = np.arange(1, 13)[None]
+    tokens = np.arange(1, LENGTH + 1)[None]
     changed = tokens.copy()
     changed[0, 8] = 90
-    read = dict(encoder_tokens=[[5, 6, 7]]) if name in SEQ2SEQ else {}
-    a, b = (lm.forward(model, params, lm.Batch.of(t, **read)).logits[0] for t in (tokens, changed))
+    read = dict(encoder_tokens=[range(5, LENGTH + 9)]) if name in SEQ2SEQ else {}
+    a, b = (logits(model, params, lm.Batch.of(t, **read))[0] for t in (tokens, changed))
     np.testing.assert_array_equal(a[:8], b[:8])
     assert np.abs(a[8:] - b[8:]).max() > 1e-3
 
@@ -282,10 +293,7 @@ def test_layers_take_their_windows_in_the_order_of_the_pattern():
         (("global", "local"), 9),
     ):
         model, params = make("llama-window", sliding_window=3, layer_pattern=pattern)
-        a, b = (
-            np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0])
-            for t in (tokens, changed)
-        )
+        a, b = (logits(model, params, lm.Batch.of(t))[0] for t in (tokens, changed))
         assert np.flatnonzero(np.abs(a - b).max(axis=-1) > 1e-4).max() - 2 == reach
 
 
@@ -296,9 +304,7 @@ def test_a_local_layer_turns_by_its_own_base():
         one.config.replace(rope_theta=7.0, layer_pattern=("local",), local_rope_theta=300.0)
     )
     batch = pack(DOCUMENTS)
-    np.testing.assert_array_equal(
-        lm.forward(one, params, batch).logits, lm.forward(other, params, batch).logits
-    )
+    np.testing.assert_array_equal(logits(one, params, batch), logits(other, params, batch))
 
 
 def test_a_sliding_window_forgets_what_is_further_back():
@@ -306,9 +312,7 @@ def test_a_sliding_window_forgets_what_is_further_back():
     tokens = np.arange(1, 13)[None]
     changed = tokens.copy()
     changed[0, 2] = 90
-    a, b = (
-        np.asarray(lm.forward(model, params, lm.Batch.of(t)).logits[0]) for t in (tokens, changed)
-    )
+    a, b = (logits(model, params, lm.Batch.of(t))[0] for t in (tokens, changed))
     assert np.abs(a[6] - b[6]).max() > 1e-4  # token 2 is the fifth latest as seen from token 6
     np.testing.assert_array_equal(a[7:], b[7:])
 
@@ -336,29 +340,28 @@ def test_separate_layers_compute_what_stacked_layers_compute(name):
     model, params = make(name)
     batch = pack(DOCUMENTS, encoder=name in SEQ2SEQ)
     np.testing.assert_allclose(
-        lm.forward(*lm.separate(model, params), batch).logits,
-        lm.forward(model, params, batch).logits,
-        atol=1e-5,
+        logits(*separated(name), batch), logits(model, params, batch), atol=1e-5
     )
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("layers", ["scan", "separate"])
 def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
-    model, params = make(name)
-    if layers == "separate":
-        model, params = lm.separate(model, params)
-    batch = lm.Batch.of(np.arange(1, 25).reshape(2, 12))
-    read = (
-        lm.Batch.of(batch.tokens, encoder_tokens=batch.tokens[:, 2:9]) if name in SEQ2SEQ else batch
-    )
-    whole = lm.forward(model, params, read).logits
+    model, params = separated(name) if layers == "separate" else make(name)
+    batch = lm.Batch.of(np.arange(1, 23).reshape(2, 11))
+    read = batch.tokens[:, 2:9] if name in SEQ2SEQ else None
+    whole = []
+    for i, row in enumerate(batch.tokens):
+        encoded = {} if read is None else padded("encoder_", read[i], LENGTH + 4)
+        row = lm.Batch.of(**padded("", row, LENGTH), **encoded)
+        whole.append(logits(model, params, row)[0, :11])
     cache, pieces = lm.init_cache(model.config, 2, 20, 7), []
     encoder = {
-        n: getattr(read, n) for n in ("encoder_tokens", "encoder_segments", "encoder_positions")
+        n: getattr(lm.Batch.of(batch.tokens, encoder_tokens=read), n)
+        for n in ("encoder_tokens", "encoder_segments", "encoder_positions")
     }
     apply = jax.jit(lambda batch, cache: model.apply({"params": params}, batch, cache))
-    for piece in (slice(0, 5), slice(5, 6), slice(6, 12)):
+    for piece in (slice(0, 5), slice(5, 6), slice(6, 11)):
         out = apply(
             jax.tree.map(lambda x, piece=piece: x[:, piece], batch).replace(**encoder), cache
         )
@@ -368,12 +371,22 @@ def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=2e-5)
 
 
+def padded(kind, tokens, length):
+    """One document in a row of that length, as arguments of `Batch.of`."""
+    padding = length - len(tokens)
+    return {
+        f"{kind}tokens": np.pad(tokens, (0, padding))[None],
+        f"{kind}segments": np.pad(np.ones_like(tokens), (0, padding))[None],
+    }
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bfloat16_compute_stays_near_float32(name):
-    model, params = make(name, initializer_range=0.05)
+    model, _ = make(name)
+    params = drawn(model, 0.05)
     low = lm.build(model.config.replace(dtype="bfloat16"))
     batch = pack(DOCUMENTS, encoder=name in SEQ2SEQ)
-    exact, rough = lm.forward(model, params, batch).logits, lm.forward(low, params, batch).logits
+    exact, rough = logits(model, params, batch), logits(low, params, batch)
     assert rough.dtype == jnp.float32
     assert np.abs(exact - rough).max() < 0.05 * np.abs(exact).max()
 

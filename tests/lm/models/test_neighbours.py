@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import lm
 from lm.models.model import _say_alone
 from tests.lm.models.test_model import CONFIGS, SEQ2SEQ, pack
+from tests.lm.small_models import drawn
 
 CHUNK, WIDTH = 4, 6
 DOORS = {  # for each kind of block: all layers, some, or an aperiodic pattern
@@ -25,7 +27,7 @@ DOORS = {  # for each kind of block: all layers, some, or an aperiodic pattern
 
 
 @functools.cache
-def make(name, with_door=True):
+def make(name):
     base = dict(
         family="llama",
         vocab_size=97,
@@ -48,17 +50,21 @@ def make(name, with_door=True):
     if name == "bart":
         options |= dict(n_layers=2)
     model = lm.build(lm.ModelConfig(**options))
-    params = jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
-    if with_door:  # as after training: at initialisation the door adds nothing
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, x: (
-                x + 0.3 * jax.random.normal(jax.random.key(7), x.shape)
-                if "neighbours" in jax.tree_util.keystr(path)
-                else x
-            ),
-            params,
-        )
-    return model, params
+    return model, drawn(model)
+
+
+def untrained(model, params):
+    """The parameters with those of the door as they are initialised; only these are computed."""
+
+    @jax.jit
+    def initial(key):
+        params = model.init(key, lm.Batch.of([[1, 2]]))["params"]
+        flat = flax.traverse_util.flatten_dict(params, sep="/")
+        return {path: x for path, x in flat.items() if "neighbours" in path}
+
+    flat, door = flax.traverse_util.flatten_dict(params, sep="/"), initial(jax.random.key(0))
+    assert door and door.keys() < flat.keys()
+    return flax.traverse_util.unflatten_dict(flat | door, sep="/")
 
 
 def batch_of(name, tokens, segments=None, chunks=5, of=None, seed=0):
@@ -196,7 +202,8 @@ def test_gradients_reach_the_neighbours_and_the_door(name):
 
 @pytest.mark.parametrize("name", DOORS)
 def test_an_untrained_door_leaves_a_model_what_it_was(name):
-    model, params = make(name, with_door=False)
+    model, params = make(name)
+    params = untrained(model, params)
     batch = batch_of(name, np.arange(1, 19)[None])
     with_neighbours = run(model, params, batch)
     without = run(model, params, batch.replace(neighbours=None, neighbour_segments=None))
@@ -205,12 +212,11 @@ def test_an_untrained_door_leaves_a_model_what_it_was(name):
 
 def program(model, batch) -> str:
     """Text of loss and gradient as lowered for the compiler; equal text, equal program."""
-    params = jax.eval_shape(model.init, jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
 
     def loss(params):
         return jnp.sum(model.apply({"params": params}, batch).logits)
 
-    return jax.jit(jax.grad(loss)).lower(params).as_text()
+    return jax.jit(jax.grad(loss)).lower(model.shapes()).as_text()
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba"])
@@ -221,7 +227,7 @@ def test_off_costs_nothing(name):
     expected = program(lm.build(off), batch)
     assert program(lm.build(off.replace(neighbour_chunk=16, neighbour_width=0)), batch) == expected
     assert program(make(name)[0], batch_of(name, [[1, 2, 3, 4]])) != expected
-    stacked = jax.eval_shape(lm.build(off).init, jax.random.key(0), batch)["params"]["layers"]
+    stacked = lm.build(off).shapes()["layers"]
     assert not any(part.startswith("neighbours") for part in stacked)
 
 
