@@ -1,5 +1,6 @@
 """Stop strings: text ends before them, at any token boundary, and no part of one is printed."""
 
+import functools
 import itertools
 import random
 
@@ -12,6 +13,7 @@ import lm
 from lm.generation import answers, stream_text, text
 from lm.generation.text import ending
 from tests.lm.models.test_model import make
+from tests.lm.small_models import drawn
 
 PROMPTS = ["abca", "c", "bbcaabac"]
 
@@ -35,14 +37,20 @@ def tokenizer():
     )
 
 
+@functools.cache
+def load():
+    model, _ = make("llama")
+    return model, drawn(model, seed=4)  # the answers to the prompts differ and repeat little
+
+
 @pytest.fixture(scope="module")
 def free(tokenizer):
-    model, params = make("llama")
+    model, params = load()
     return lm.generate_text(model, params, tokenizer, PROMPTS, 24, stop_tokens=[])
 
 
 def test_without_stop_strings_the_text_is_that_of_the_tokens(tokenizer, free):
-    model, params = make("llama")
+    model, params = load()
     tokens = lm.generate(
         model, params, [tokenizer.encode(prompt) for prompt in PROMPTS], 24, stop_tokens=[]
     )
@@ -54,7 +62,7 @@ def test_without_stop_strings_the_text_is_that_of_the_tokens(tokenizer, free):
 
 @pytest.mark.parametrize("sampler", [lm.Greedy(), lm.Beams(2)])
 def test_answers_are_cut_before_the_stop_string_that_is_complete_first(tokenizer, sampler):
-    model, params = make("llama")
+    model, params = load()
     free = lm.generate_text(model, params, tokenizer, PROMPTS, 24, sampler, stop_tokens=[])
     for at in (0, 5, 17):
         stops = [free[0][at : at + 5], free[1][at : at + 3], "no such text"]
@@ -82,7 +90,7 @@ def test_which_stop_string_comes_first():
 def test_rows_end_soon_after_their_stop_string_and_nobody_looks_when_there_is_none(
     tokenizer, free, monkeypatch
 ):
-    model, params = make("llama")
+    model, params = load()
     counts = []
     advance = answers.advance
     monkeypatch.setattr(
@@ -107,7 +115,7 @@ def test_streamed_pieces_are_the_answer_whatever_the_tokens_and_stop_strings(
     tokenizer, monkeypatch
 ):
     """Pieces are never withdrawn, so no start of a stop string was shown."""
-    model, _ = make("llama")
+    model, _ = load()
     rng = random.Random(0)
     for _ in range(300):
         tokens = [rng.randrange(96) for _ in range(rng.randrange(1, 10))]
@@ -123,7 +131,7 @@ def test_streamed_pieces_are_the_answer_whatever_the_tokens_and_stop_strings(
 
 
 def test_streaming_holds_back_only_what_may_be_a_stop_string(tokenizer, monkeypatch):
-    model, _ = make("llama")
+    model, _ = load()
     monkeypatch.setattr(text, "stream", lambda *args, **options: iter(tokenizer.encode("aabcab")))
     assert list(stream_text(model, {}, tokenizer, [1], 10, stop_strings=["abb"])) == [
         "a",
@@ -133,7 +141,7 @@ def test_streaming_holds_back_only_what_may_be_a_stop_string(tokenizer, monkeypa
 
 
 def test_streaming_gives_what_generate_text_gives(tokenizer, free):
-    model, params = make("llama")
+    model, params = load()
     stop = free[2][10:14]
     options = dict(stop_tokens=[], stop_strings=[stop])
     pieces = stream_text(model, params, tokenizer, tokenizer.encode(PROMPTS[2]), 24, **options)
@@ -143,7 +151,7 @@ def test_streaming_gives_what_generate_text_gives(tokenizer, free):
 
 
 def test_a_stop_string_that_is_a_special_token_stops_there_although_it_is_not_decoded(tokenizer):
-    model, params = make("llama")
+    model, params = load()
     asked = lm.Sample(100.0)  # nearly uniform: <end> occurs within 60 tokens for some prompt
     tokens = lm.generate(
         model,
@@ -165,6 +173,6 @@ def test_a_stop_string_that_is_a_special_token_stops_there_although_it_is_not_de
 
 
 def test_an_empty_stop_string_is_refused(tokenizer):
-    model, params = make("llama")
+    model, params = load()
     with pytest.raises(ValueError, match="stop string is empty"):
         lm.generate_text(model, params, tokenizer, PROMPTS, 4, stop_strings=[""])
