@@ -12,15 +12,16 @@ loss from 5.7 to about 2.2.
 """
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 
 
 def get_config(variant=""):
     c = defaults()
     c.init_from = "huggyllama/llama-7b"
-    c.objective.name = "instruct"  # loss on the answers and their end token only
-    c.data.format = "alpaca"
-    c.data.template = "alpaca"  # ends in "### Response:", directly before the answer
-    c.data.too_long = "drop"  # the authors cut answers, with their end tokens, at 512
+    c.task = tasks.defaults("instruct")  # loss on the answers and their end token only
+    c.task.format = "alpaca"
+    c.task.template = "alpaca"  # ends in "### Response:", directly before the answer
+    c.task.too_long = "drop"  # the authors cut answers, with their end tokens, at 512
     c.steps = 1218  # 3 epochs
     c.batch_size = 48  # rows per update, with about 128 examples in total
     c.length = 512  # tokens per row, with packed examples

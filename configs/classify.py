@@ -15,6 +15,7 @@ minute on a CPU: loss from 1.1 to about 0.1, with all of its texts classified co
 """
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.families import preset
 from lm.training.settings import model_section
 
@@ -23,10 +24,10 @@ def get_config(variant=""):
     c = defaults()
     # Its masked language modelling head is replaced by a classifier, drawn from the seed.
     c.init_from = "google-bert/bert-base-uncased"
-    c.objective.name = "classification"
-    c.data.field = "text"
-    c.data.label_field = "label"
-    c.data.max_long = 1.0  # any share of texts may be longer than a row and is cut
+    c.task = tasks.defaults("classification")
+    c.task.field = "text"
+    c.task.label_field = "label"
+    c.task.max_long = 1.0  # any share of texts may be longer than a row and is cut
     c.steps = 600  # updates
     c.batch_size = 32  # texts per update
     c.length = 128  # tokens per text

@@ -19,6 +19,7 @@ CPU: loss from 5.8 to about 3.1, held-out loss 3.5.
 from ml_collections import ConfigDict
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.families import preset
 from lm.training.settings import model_section
 
@@ -26,7 +27,7 @@ from lm.training.settings import model_section
 def get_config(variant=""):
     c = defaults()
     c.init_from = "FacebookAI/roberta-base"
-    c.objective.name = "masked"
+    c.task = tasks.defaults("masked")
     c.steps = 12_500  # updates
     c.batch_size = 2048  # rows per update
     c.accumulate = 8  # micro-batches of 256 rows

@@ -5,6 +5,7 @@ A config file starts from defaults(), changes fields, and ends with specialise()
 
 from ml_collections import ConfigDict
 
+from lm import tasks
 from lm.adaptation import lora
 from lm.distributed import rules, sharding
 from lm.evaluation import generation, words
@@ -33,60 +34,13 @@ def defaults() -> ConfigDict:
     # the tokenizer's.
     c.model.vocab_size = 0
 
-    c.objective = ConfigDict()
-    c.objective.name = "next_token"  # lm/objectives
-    c.objective.chunk = 0  # positions whose logits are in memory at once; 0 = as many as fit 256 MB
-    c.objective.label_smoothing = 0.0  # share of a target spread over the vocabulary; training only
-    # Weight of log(Z)^2 per prediction, Z = sum of exp(logits): keeps Z near 1; training only.
-    c.objective.z_loss = 0.0
+    # What is learned: the fields of one task. A config chooses another with
+    # c.task = tasks.defaults(NAME); docs/tasks.md lists them.
+    c.task = tasks.defaults("next_token")
 
-    c.objective.masked = ConfigDict()  # options used if name is "masked"; likewise for the others
-    c.objective.masked.rate = 0.15  # share of tokens to predict
-    c.objective.masked.mask = 0.8  # share of these that are replaced by the mask token
-    # Share of these that are replaced by a random token; the others are unchanged.
-    c.objective.masked.random = 0.1
-    c.objective.masked.whole_words = False  # mask whole words instead of tokens
-
-    c.objective.span_corruption = ConfigDict()
-    c.objective.span_corruption.rate = 0.15  # share of tokens to predict
-    c.objective.span_corruption.mean_span = 3.0  # mean span length in tokens
-
-    c.objective.instruct = ConfigDict()
-    # Loss weight of a decoder's tokens outside answers, in training; tokens of answers have 1.
-    c.objective.instruct.prompt_loss_weight = 0.0
-
-    c.objective.ul2 = ConfigDict()
-    # Relative frequencies of the R (short spans), S (prefix LM) and X (long spans, or half of the
-    # text) denoisers. With the defaults all seven denoisers are equally likely.
-    c.objective.ul2.r = 2.0
-    c.objective.ul2.s = 1.0
-    c.objective.ul2.x = 4.0
-    # Start the input with [NLU], [S2S] or [NLG] for the kind of denoiser; the tokenizer needs them.
-    c.objective.ul2.modes = False
-
-    # Applied in this order: permute_sentences, token_mask, delete, rate, rotate.
-    c.objective.denoising = ConfigDict()
-    c.objective.denoising.rate = 0.3  # share of tokens in spans replaced by one mask each; 0 = off
-    c.objective.denoising.mean_span = 3.0  # mean of the Poisson distribution of span lengths
-    c.objective.denoising.permute_sentences = False  # shuffle the sentences
-    c.objective.denoising.token_mask = 0.0  # share of tokens replaced by a mask each
-    c.objective.denoising.delete = 0.0  # share of tokens deleted
-    c.objective.denoising.rotate = 0.0  # share of texts rotated to start at a random token
-
-    c.objective.classification = ConfigDict()
-    # Label names in the order of their ids; () = those of init_from, or all in data.files, sorted.
-    c.objective.classification.labels = ()
-    c.objective.classification.regression = False  # the label is a number; squared error
-
-    c.objective.token_classification = ConfigDict()
-    c.objective.token_classification.labels = ()  # as for classification, of words
-
-    c.objective.contrastive = ConfigDict()
-    c.objective.contrastive.temperature = 0.05  # divides the cosine similarity
-    c.objective.contrastive.negatives = 0  # negatives used per record; a row has 2 + these texts
-    c.objective.contrastive.symmetric = False  # also predict the text from its positive (mean)
-    # mean, first or last; "" = init_from's, else mean for an encoder and last for a decoder.
-    c.objective.contrastive.pooling = ""
+    # Tasks learned beside it: name -> {"task": ..., "files": ..., "batch_size": rows per update,
+    # "coefficient": factor of its loss}; docs/tasks.md.
+    c.further_tasks = ConfigDict()
 
     c.data = ConfigDict()
     # Comma-separated files and globs: text, .jsonl, .json, .parquet, also of gs://;
@@ -95,45 +49,9 @@ def defaults() -> ConfigDict:
     # Instead of files: name -> {"files": ..., "weight": ...} of several sources; docs/data.md.
     c.data.mixture = ConfigDict()
     c.data.temperature = 1.0  # of the mixture: rates are raised to 1 / temperature
-    c.data.field = "text"  # field of a record that holds the text
-    # Field of the label; "" = "label", or "tags" for token_classification, where data.field holds a
-    # list of words.
-    c.data.label_field = ""
-    # classification: field of the second text of a pair, "" = no pairs. contrastive: field of the
-    # positive, "" = the text itself.
-    c.data.pair_field = ""
-    c.data.negatives_field = ""  # contrastive: field with a negative text or a list of them
-    c.data.separator = ""  # separates documents in a text file; "" = a file is one document
-    # instruct: auto (detected from the first record), alpaca, self_instruct, superni, completion,
-    # messages, sharegpt, preference.
-    c.data.format = "text"
-    c.data.template = ""  # instruct: a name in lm/data/templates; "" = that of init_from's run
-    c.data.turns = "all"  # assistant turns of a conversation that are trained: all, last
-    # Few-shot examples before each prompt: the record's own, or drawn from its task. tk_instruct
-    # has its own option.
-    c.data.shots = 0
-    c.data.cap = 0  # maximum records per task, drawn from the seed; 0 = all
-    # Tasks held out of training: names or globs, or a share such as "0.1". eval.data.NAME =
-    # "hold_out" evaluates them.
-    c.data.hold_out = ""
     # Share of documents or records held out by a hash of their content, evaluated as "holdout".
     c.data.holdout_share = 0.0
     c.data.max_bad_share = 0.0  # maximum share of unusable records, which are left out
-    # Policy for an example longer than a row: drop, truncate_prompt (remove its start), raise.
-    c.data.too_long = "drop"
-    c.data.max_long = 0.01  # maximum share of examples that are too long
-    # Tokens per row of an encoder-decoder's answers, where length is that of prompts; 0 = length.
-    c.data.target_length = 0
-    c.data.tk_instruct = ConfigDict()  # options used if template is "tk_instruct"
-    c.data.tk_instruct.definition = True  # the task's definition
-    c.data.tk_instruct.positive = 2  # number of examples
-    c.data.tk_instruct.negative = 0  # number of negative examples
-    c.data.tk_instruct.explanations = False  # explanations of the examples
-    c.data.tk_instruct.mixed = False  # instead, draw one of five encodings per record
-    c.data.tk_instruct.max_prompt = 1024  # maximum tokens of a prompt
-    # Tokens between the starts of windows of a document longer than a row; less than length makes
-    # them overlap; 0 = length.
-    c.data.stride = 0
     c.data.cache = ""  # folder for tokenised rows; "" = workdir/cache
     c.data.synthetic_rows = 0  # instead of files: number of rows of random tokens, for benchmarks
 
@@ -216,7 +134,7 @@ def defaults() -> ConfigDict:
     c.eval.max_rows = 0  # rows per entry; 0 = all
     # Questions that are answered greedily, for scores, the stop rate and samples.md.
     c.eval.generation = ConfigDict()
-    # Instruct data, read with data.format and data.template, or "hold_out"; "" = none.
+    # Instruct data, read with task.format and task.template, or "hold_out"; "" = none.
     c.eval.generation.files = ""
     c.eval.generation.max_examples = 64  # evenly spaced over all; 0 = all
     c.eval.generation.max_new_tokens = 64  # tokens per answer
@@ -224,6 +142,9 @@ def defaults() -> ConfigDict:
     # "unicode" for scripts other than Latin; or a tokenizer's folder, hub id or .gguf file.
     c.eval.generation.rouge_tokenizer = words.ROUGE
     c.eval.generation.every = 0  # steps; also at the last step; 0 = only then
+
+    # Further evaluators: name -> {"type": ..., "every": steps, ...}; docs/write_an_evaluator.md.
+    c.evals = ConfigDict()
 
     c.samples = ConfigDict()
     c.samples.prompts = ()  # texts to continue in samples.md; () = none

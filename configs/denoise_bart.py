@@ -14,6 +14,7 @@ later.
 """
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.families import preset
 from lm.training.settings import model_section
 
@@ -24,10 +25,10 @@ def get_config(variant=""):
     c.batch_size = 256  # rows per update
     c.length = 512  # tokens per row, with packed documents
     c.tokenizer = "facebook/bart-base"  # GPT-2's byte-level BPE with <mask>, 50,265 tokens
-    c.objective.name = "denoising"
-    c.objective.denoising.rate = 0.3  # share of tokens in masked spans
-    c.objective.denoising.mean_span = 3.0  # mean of the Poisson distribution of span lengths
-    c.objective.denoising.permute_sentences = True  # of all texts
+    c.task = tasks.defaults("denoising")
+    c.task.rate = 0.3  # share of tokens in masked spans
+    c.task.mean_span = 3.0  # mean of the Poisson distribution of span lengths
+    c.task.permute_sentences = True  # of all texts
     c.model.update(model_section(preset("bart", "base")).to_dict())  # architecture and size
     c.model.vocab_size = 0  # the tokenizer's 50,265, rounded up to 50,304
     c.model.dropout = 0.1

@@ -12,6 +12,7 @@ lm.fisher for ewc. t5-METHOD is the same for a small T5, which t5-text first tra
 from ml_collections import ConfigDict
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.data.samples import directory
 from lm.families import preset
 from lm.training.settings import model_section
@@ -31,15 +32,15 @@ def get_config(variant=""):
     c.init_from = (
         "" if t5 else str(directory() / "smollm2-135m-instruct.gguf")
     )  # for T5, set it to a run of t5-text
-    c.objective.name = "instruct"  # loss on the answers and their end token only
-    c.data.format = "auto"  # T0's prompts and completions, tasks of Super-NaturalInstructions
-    c.data.template = "plain" if t5 else "chatml"
-    c.data.hold_out = HELD_OUT
-    c.data.cap = 40  # records per task
-    c.data.max_long = (
+    c.task = tasks.defaults("instruct")  # loss on the answers and their end token only
+    c.task.format = "auto"  # T0's prompts and completions, tasks of Super-NaturalInstructions
+    c.task.template = "plain" if t5 else "chatml"
+    c.task.hold_out = HELD_OUT
+    c.task.cap = 40  # records per task
+    c.task.max_long = (
         0.5  # share of examples that may be too long for a row; they are dropped and counted
     )
-    c.data.target_length = 64 if t5 else 0
+    c.task.target_length = 64 if t5 else 0
     c.length = 256  # tokens per row, with packed examples
     c.batch_size = 16 if t5 else 4  # rows per update
     c.steps = 250 if t5 else 28  # updates
@@ -51,18 +52,11 @@ def get_config(variant=""):
     c.optimizer.weight_decay = 0.0
     c.checkpoint.keep = 1
     c.eval.every = 0
-    text = {  # settings of training on text alone
-        "objective.name": "span_corruption" if t5 else "next_token",
-        "data.format": "text",
-        "data.template": "",
-        "data.hold_out": "",
-        "data.cap": 0,
-        "data.max_long": 0.01,
-        "data.target_length": 0,
-    }
+    # settings of training on text alone
+    text = {"task": tasks.defaults("span_corruption" if t5 else "next_token")}
     new, old = (
         {"files": "", "weight": 0.9},
-        {"files": "", "weight": 0.1, "objective": text["objective.name"]},
+        {"files": "", "weight": 0.1, "task": text["task"]},
     )
     variants = {
         "t5": {},

@@ -14,6 +14,7 @@ end with the end token. Not run here on chat.
 """
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 
 
 def get_config(variant=""):
@@ -21,9 +22,9 @@ def get_config(variant=""):
     c.init_from = (
         "HuggingFaceTB/SmolLM2-135M-Instruct"  # any decoder whose tokenizer has a chat template
     )
-    c.objective.name = "instruct"  # loss on the answers and their end tokens only
-    c.data.format = "auto"  # detected from the first record
-    c.data.template = "jinja"  # the model's own chat template
+    c.task = tasks.defaults("instruct")  # loss on the answers and their end tokens only
+    c.task.format = "auto"  # detected from the first record
+    c.task.template = "jinja"  # the model's own chat template
     c.steps = 300  # updates
     c.batch_size = 8  # rows per update
     c.length = 512  # tokens per row, with packed conversations
@@ -37,7 +38,7 @@ def get_config(variant=""):
     c.checkpoint.every = 100
     c.eval.every = 100
     small = {  # small enough for a CPU
-        "data.template": "tulu",
+        "task.template": "tulu",
         "batch_size": 8,
         "length": 256,
         "steps": 60,

@@ -13,6 +13,7 @@ loss from 5.8 to about 3.1.
 """
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.families import preset
 from lm.training.settings import model_section
 
@@ -23,10 +24,10 @@ def get_config(variant=""):
     c.batch_size = 256  # rows per update
     c.length = 512  # tokens per row, with packed documents
     c.tokenizer = "google-bert/bert-base-uncased"  # WordPiece, 30,522 tokens
-    c.objective.name = "masked"  # no next-sentence prediction, and new masks in every epoch
-    c.objective.masked.rate = 0.15  # share of tokens to predict
-    c.objective.masked.mask = 0.8  # share of these replaced by [MASK]
-    c.objective.masked.random = 0.1  # share of these replaced by a random token
+    c.task = tasks.defaults("masked")  # no next-sentence prediction, and new masks in every epoch
+    c.task.rate = 0.15  # share of tokens to predict
+    c.task.mask = 0.8  # share of these replaced by [MASK]
+    c.task.random = 0.1  # share of these replaced by a random token
     c.model.update(model_section(preset("bert", "base")).to_dict())  # architecture and size
     c.model.vocab_size = 0  # the tokenizer's 30,522, rounded up to 30,528
     c.model.dropout = 0.1

@@ -11,6 +11,7 @@ a CPU, to an exact match above 80 on them.
 """
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.families import preset
 from lm.training.settings import model_section
 
@@ -22,8 +23,8 @@ def get_config(variant=""):
     c.length = 384  # tokens per window, including the question
     # Its masked language modelling head is replaced by two logits per token, drawn from the seed.
     c.init_from = "google-bert/bert-base-uncased"
-    c.objective.name = "question_answering"
-    c.data.stride = 128  # tokens between the starts of windows
+    c.task = tasks.defaults("question_answering")
+    c.task.stride = 128  # tokens between the starts of windows
     c.model.dropout = 0.1
     c.model.dtype = "bfloat16"  # of activations; parameters and moments are float32
     c.optimizer.learning_rate = 3e-5
@@ -51,7 +52,7 @@ def get_config(variant=""):
             "steps": 100,
             "batch_size": 16,
             "length": 64,
-            "data.stride": 16,
+            "task.stride": 16,
             "optimizer.learning_rate": 1e-2,
             "optimizer.warmup": 20,
             "checkpoint.every": 50,

@@ -1,14 +1,14 @@
-"""Smoke run of any objective with a family that supports it: seconds on a CPU.
+"""Smoke run of any task with a family that supports it: seconds on a CPU.
 
-python -m lm.train --config=configs/smoke.py:OBJECTIVE,FAMILY --workdir=runs/smoke
-For example smoke.py:masked,roberta. Expected: a final loss below BELOW[OBJECTIVE]
+python -m lm.train --config=configs/smoke.py:TASK,FAMILY --workdir=runs/smoke
+For example smoke.py:masked,roberta. Expected: a final loss below BELOW[TASK]
 (tests/lm/test_smoke.py runs them). python -m lm.preview shows the training rows.
 """
 
 from configs.defaults import defaults
+from lm import tasks
 from lm.families import FAMILIES, preset
 from lm.models.config import ConfigError, nearest
-from lm.objectives import OBJECTIVES
 from lm.training.settings import model_section
 
 BELOW = {  # nats; an untrained model has a loss of 5.5 per byte
@@ -26,20 +26,20 @@ BELOW = {  # nats; an untrained model has a loss of 5.5 per byte
 }
 
 
-LABELLED = {  # objective -> (files, field of the text)
+LABELLED = {  # task -> (files, field of the text)
     "classification": ("configs/examples/topics.jsonl", "text"),
     "token_classification": ("configs/examples/names.jsonl", "tokens"),
-    "question_answering": ("configs/examples/questions.json", "text"),
+    "question_answering": ("configs/examples/questions.json", ""),
     "contrastive": ("configs/examples/pairs.jsonl", "question"),
 }
 
 
-def suits(objective: str, family: str) -> bool:
-    """Whether an objective supports a family: by its head, or by labels and no separate encoder."""
-    model, heads = preset(family, "tiny"), OBJECTIVES[objective].heads
-    if objective == "contrastive":
+def suits(task: str, family: str) -> bool:
+    """Whether a task supports a family: by its head, or by labels and no separate encoder."""
+    model, heads = preset(family, "tiny"), tasks.TASKS[task].heads
+    if task == "contrastive":
         return not model.encoder_layers
-    if objective in LABELLED:
+    if task in LABELLED:
         return not model.encoder_layers and any(
             given.head in heads for given in FAMILIES[family].labels
         )
@@ -47,11 +47,11 @@ def suits(objective: str, family: str) -> bool:
 
 
 def get_config(variant="next_token,llama"):
-    objective, _, family = variant.partition(",")
-    for what, name, known in (("objective", objective, BELOW), ("family", family, FAMILIES)):
+    task, _, family = variant.partition(",")
+    for what, name, known in (("task", task, BELOW), ("family", family, FAMILIES)):
         if name not in known:
             raise ConfigError(
-                f"{what} {name!r} is unknown{nearest(name, known)}; give OBJECTIVE,FAMILY, e.g. "
+                f"{what} {name!r} is unknown{nearest(name, known)}; give TASK,FAMILY, e.g. "
                 "masked,bert"
             )
     c = defaults()
@@ -60,24 +60,25 @@ def get_config(variant="next_token,llama"):
     c.length = 64  # tokens per row
     c.tokenizer = "bytes"  # one token per byte
     c.data.files = "LICENSE"  # a text that does not change, so that losses are stable
-    c.objective.name = objective
-    if objective == "instruct":
+    c.task = tasks.defaults(task)
+    if task == "instruct":
         c.data.files = "configs/examples/instruct.jsonl"
-        c.data.format = "alpaca"
-        c.data.template = "plain"  # the shortest template
+        c.task.format = "alpaca"
+        c.task.template = "plain"  # the shortest template
         c.length = 128
-        c.data.target_length = 16 if preset(family, "tiny").encoder_layers else 0
-    if objective in LABELLED:
-        c.data.files, c.data.field = LABELLED[objective]
-    if objective == "contrastive":
-        c.data.pair_field, c.data.negatives_field = "passage", "others"
-        c.objective.contrastive.negatives = 1
+        c.task.target_length = 16 if preset(family, "tiny").encoder_layers else 0
+    if task in LABELLED:
+        c.data.files, field = LABELLED[task]
+        c.task.update({"field": field} if field else {})
+    if task == "contrastive":
+        c.task.pair_field, c.task.negatives_field = "passage", "others"
+        c.task.negatives = 1
         c.length = 120  # divides by three texts
     model = preset(family, "tiny")
-    heads = OBJECTIVES[objective].heads
-    if not suits(objective, family):
+    heads = tasks.TASKS[task].heads
+    if not suits(task, family):
         raise ConfigError(
-            f"objective {objective!r} is for models with the head {' or '.join(heads)}, and "
+            f"task {task!r} is for models with the head {' or '.join(heads)}, and "
             f"{family} has {model.head}"
         )
     c.model.update(model_section(model).to_dict())
@@ -85,7 +86,7 @@ def get_config(variant="next_token,llama"):
     c.model.dropout = 0.0
     c.model.max_length = 128  # tokens per document
     c.optimizer.learning_rate = (
-        3e-3 if objective == "classification" else 1e-2
+        3e-3 if task == "classification" else 1e-2
     )  # at a higher rate, ELECTRA unlearns the labels
     c.optimizer.warmup = 20
     c.log.every = 20

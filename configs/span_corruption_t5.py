@@ -11,6 +11,7 @@ loss from 5.9 to about 2.5.
 """
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.families import preset
 from lm.training.settings import model_section
 
@@ -21,9 +22,9 @@ def get_config(variant=""):
     c.batch_size = 128  # rows per update
     c.length = 568  # tokens of text per row, with packed documents
     c.tokenizer = "google-t5/t5-base"  # SentencePiece with 100 sentinels, 32,100 tokens
-    c.objective.name = "span_corruption"
-    c.objective.span_corruption.rate = 0.15  # share of tokens to predict
-    c.objective.span_corruption.mean_span = 3.0  # mean span length in tokens
+    c.task = tasks.defaults("span_corruption")
+    c.task.rate = 0.15  # share of tokens to predict
+    c.task.mean_span = 3.0  # mean span length in tokens
     c.model.update(model_section(preset("t5", "v1_1_base")).to_dict())  # architecture and size
     c.model.vocab_size = 0  # the tokenizer's 32,100, rounded up to 32,128
     c.model.dropout = 0.0  # none in pretraining, from v1.1 on

@@ -15,6 +15,7 @@ minute on a CPU: loss there from 5.8 to about 3.8.
 from ml_collections import ConfigDict
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.families import preset
 from lm.training.settings import model_section
 
@@ -22,16 +23,16 @@ from lm.training.settings import model_section
 def get_config(variant=""):
     c = defaults()
     c.init_from = "google/t5-small-lm-adapt"
-    c.objective.name = "instruct"
+    c.task = tasks.defaults("instruct")
     c.data.files = (
         "natural-instructions/splits/default/train_tasks.txt"  # 756 English training tasks
     )
-    c.data.format = "superni"
-    c.data.template = "tk_instruct"
-    c.data.tk_instruct.positive = 2  # the paper's best encoding: definition and two examples
-    c.data.cap = 100  # instances per task
-    c.data.target_length = 128  # tokens per row of answers
-    c.data.max_long = 0.05  # share of examples with too long answers, which are dropped and counted
+    c.task.format = "superni"
+    c.task.template = "tk_instruct"
+    c.task.tk_instruct.positive = 2  # the paper's best encoding: definition and two examples
+    c.task.cap = 100  # instances per task
+    c.task.target_length = 128  # tokens per row of answers
+    c.task.max_long = 0.05  # share of examples with too long answers, which are dropped and counted
     c.length = 1024  # tokens per row of packed prompts
     c.steps = 9460  # 2 epochs
     c.batch_size = 8  # rows per update, with about 16 examples in total
@@ -52,12 +53,12 @@ def get_config(variant=""):
             "init_from": "",
             "tokenizer": "bytes",
             "data.files": "configs/examples/tasks",
-            "data.hold_out": "task003_*",
+            "task.hold_out": "task003_*",
             "eval.data.test": "hold_out",
             "steps": 60,
             "batch_size": 8,
             "length": 512,
-            "data.target_length": 64,
+            "task.target_length": 64,
             "optimizer.learning_rate": 5e-3,
             "optimizer.warmup": 20,
             "checkpoint.every": 30,

@@ -6,6 +6,7 @@ Expected: loss from 5.8 to about 2.9 on those files, less on a shorter text.
 """
 
 from configs.defaults import defaults, specialise
+from lm import tasks
 from lm.families import preset
 
 
@@ -34,6 +35,10 @@ def get_config(variant=""):
             "model.ssm_inner": 140,
             "model.ssm_dt_rank": 4,
         },  # as many parameters as gpt2
+        instruct={
+            "task": tasks.defaults("instruct", template="alpaca"),
+            "data.files": "configs/examples/instruct.jsonl",
+        },  # prompts with answers, in any format of docs/data.md
         fsdp={"mesh.data": 1, "mesh.fsdp": -1},  # parameters are sharded over all devices
         tensor={"mesh.data": 1, "mesh.tensor": -1},  # layers are sharded over all devices
     )

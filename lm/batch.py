@@ -1,6 +1,7 @@
-"""Batch and Output: field names shared by data, models and objectives."""
+"""Batch and Output: field names shared by data, models and tasks."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -61,6 +62,7 @@ class Batch:
     neighbour_segments: int32 [B, C, S], segment that each belongs to, 0 = padding.
     labels: float32 [B, K], label of the row: a class or a value (K = 1), or the first and last
     token of an answer (K = 2).
+    more: fields that a task declares (`Task.new_fields`), by name.
     """
 
     tokens: jax.Array
@@ -75,6 +77,15 @@ class Batch:
     neighbours: jax.Array | None = None
     neighbour_segments: jax.Array | None = None
     labels: jax.Array | None = None
+    more: dict[str, jax.Array] | None = None
+
+    @classmethod
+    def made(cls, fields: Mapping[str, Any]) -> "Batch":
+        """Batch of these fields; those that are no attribute are in `more`."""
+        own = {field.name for field in dataclasses.fields(cls)}
+        more = {name: value for name, value in fields.items() if name not in own}
+        known = {name: value for name, value in fields.items() if name in own}
+        return cls(**known, **({"more": more} if more else {}))
 
     def ungrouped(self) -> "Batch":
         """The rows of all groups as rows of one batch: fields [B, G, ...] become [B * G, ...]."""

@@ -56,12 +56,12 @@ def text(name: str, source: str, config: ModelConfig, adapter_of: str = "") -> s
         ("licence of the base", said),
     ]
     if trained:
-        objective, files = trained.get("objective", {}).get("name", ""), trained.get("data", {})
+        task, files = trained.get("task", {}).get("name", ""), trained.get("data", {})
         read = files.get("files") or ", ".join(
             str(source.get("files")) for source in (files.get("mixture") or {}).values()
         )
         rows += [
-            ("objective", f"`{objective}`"),
+            ("task", f"`{task}`"),
             ("data", f"`{read}`" if read else "random tokens"),
             (
                 "steps",

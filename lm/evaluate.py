@@ -8,6 +8,7 @@ python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN
     [--answers=FILE] [--json[=FILE]]
 python -m lm.evaluate --model=PATH_OR_HUB_ID_OR_RUN --task=question_answering --data=dev.json
     [--predictions=FILE] [--json[=FILE]]
+python -m lm.evaluate --model=RUN --evals[=NAMES] [--json[=FILE]]
 
 Text is read in non-overlapping windows of --length tokens. Each document ends with the end-of-text
 token, which is predicted too. A run on instruct data uses its own template. docs/evaluation.md
@@ -27,6 +28,7 @@ from lm.evaluation.superni import of_superni
 from lm.evaluation.text import of_text
 from lm.interrupts import entry_point
 from lm.printing import piped
+from lm.training.evaluations import of_run
 
 
 @entry_point
@@ -37,7 +39,9 @@ def main(argv=None) -> int:
     try:
         check(args)
         measure = (
-            of_superni
+            of_run
+            if args.evals
+            else of_superni
             if args.superni
             else of_examples
             if args.examples

@@ -2,7 +2,7 @@
 
 python -m lm.fisher --config=FILE.py[:VARIANT] --workdir=DIR [--sampled] [--config.FIELD=VALUE ...]
 
-The config is that of a training run: init_from names the model, data and objective define what
+The config is that of a training run: init_from names the model, data and task define what
 should not be forgotten, and steps * batch_size rows are read. Writes DIR/fisher.safetensors.
 --sampled: draw targets from the model (true Fisher information) instead of using the data's.
 """
@@ -42,19 +42,18 @@ def main(argv=None) -> int:
 
 def write(config, workdir: str, sampled: bool) -> None:
     """Read config.steps batches, and write workdir/fisher.safetensors."""
-    import functools
     import itertools
     import math
     from pathlib import Path
+    from typing import Any
 
     import jax
     import jax.numpy as jnp
 
-    from lm import folders
+    from lm import folders, tasks
     from lm.adaptation import fisher
     from lm.distributed import sharding
     from lm.models.config import LM_HEADS, ConfigError
-    from lm.objectives import OBJECTIVES
     from lm.phases import phase
     from lm.training import optimizer, setup
 
@@ -63,10 +62,12 @@ def write(config, workdir: str, sampled: bool) -> None:
             "init_from is not set: it names the model whose Fisher information to take"
         )
     folders.refuse("workdir", workdir, ("a tokenizer",))
-    if config.objective.name in OBJECTIVES and OBJECTIVES[config.objective.name].joint:
+    task = tasks.of(config)
+    if config.further_tasks:
+        raise ConfigError("further_tasks: Fisher information is of one task; leave them out")
+    if task.joint:
         raise ConfigError(
-            f"objective {config.objective.name!r} compares the rows of a batch: no row has a "
-            "likelihood of its own"
+            f"task {task.name!r} compares the rows of a batch: no row has a likelihood of its own"
         )
     config.optimizer.update(
         schedule="constant", warmup=0, cooldown=0, final=optimizer.FINAL
@@ -85,11 +86,7 @@ def write(config, workdir: str, sampled: bool) -> None:
         raise ConfigError(
             f"--sampled draws tokens, and a model with head={run.model.config.head!r} predicts none"
         )
-    batches = setup.train_batches(config, run, setup.training_data(config, run))
-    # The log-likelihood itself, without label smoothing and z-loss.
-    objective = functools.partial(
-        OBJECTIVES[config.objective.name].loss, chunk=config.objective.chunk
-    )
+    batches: Any = setup.train_batches(config, run, setup.training_data(config, run))
     params = jax.tree.map(
         lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding),
         run.params,
@@ -99,7 +96,7 @@ def write(config, workdir: str, sampled: bool) -> None:
     with phase("taking the Fisher information"), sharding.activate(run.mesh, run.activations):
         information, rows = fisher.fisher(
             run.model,
-            objective,
+            task.likelihood().loss,  # without label smoothing and z-loss
             params,
             itertools.islice(batches, config.steps),
             sampled=sampled,

@@ -48,7 +48,7 @@ def kind(folder: Any) -> str:
     its_own = (
         "run.json" in names
         or {"environment.json", "status.json"} <= names
-        or {"optimizer", "objective"} <= config.keys()
+        or {"optimizer", "data"} <= config.keys()
     )
     if its_own or ("checkpoints" in names and (folder / "model" / "config.json").exists()):
         return "a run"

@@ -105,10 +105,11 @@ def is_run(path: str) -> bool:
 
 def run_config(path: str) -> dict:
     """Content of a training run's config.json; {} for anything else."""
+    from lm.training.old_runs import upgrade
     from lm.training.paths import resolve
 
     file = resolve(path) / "config.json"
-    return json.loads(file.read_text()) if is_run(path) and file.exists() else {}
+    return upgrade(json.loads(file.read_text())) if is_run(path) and file.exists() else {}
 
 
 def kept(path_or_id: str, name: str) -> dict | None:

@@ -63,7 +63,6 @@ def _read(argv: list[str]):
     import jax
 
     from lm.data import preview, templates
-    from lm.data.labelled import TASKS
     from lm.data.mixtures import Mixture
     from lm.training import command_line, paths, setup
 
@@ -76,8 +75,8 @@ def _read(argv: list[str]):
             "tokenizer"
         )
     sample = jax.device_get(next(setup.train_batches(config, run, packed)))
-    task, c = config.objective.name, run.model.config
-    shifted = task not in TASKS and (c.causal or bool(c.encoder_layers))
+    task, c = run.task, run.model.config
+    shifted = not task.makes_head and (c.causal or bool(c.encoder_layers))
     stops = set() if run.template is None else {templates.stop_id(run.template, run.tokenizer)}
     sources = (
         {part.name: part.packed for part in packed.parts}
@@ -97,7 +96,7 @@ def _read(argv: list[str]):
             ),
         )
     what = (
-        f"{next(a.partition('=')[2] for a in argv if a.startswith('--config='))}, objective {task}"
+        f"{next(a.partition('=')[2] for a in argv if a.startswith('--config='))}, task {task.name}"
     )
     return (
         what,

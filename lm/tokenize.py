@@ -41,17 +41,17 @@ def main(argv=None) -> int:
 
 def _tokenize(config, workdir) -> None:
     from lm.data import progress
-    from lm.training import paths, setup
-    from lm.training.mixing import parts
+    from lm.training import paths, scheduled, setup
 
     run = setup.reader(config, paths.resolve(workdir))
     cache = setup.cache_of(config, run.workdir)
     progress.remove_unfinished(cache)
-    for name, one in (parts(config) or {"training": config}).items():
-        with progress.shown(name, one.data.files) as tally:
-            rows = setup.training_data(one, run, tally)
+    read = run.parts.sources or {"training": run.parts.main}
+    for name, part in {**read, **run.parts.further}.items():
+        with progress.shown(name, part.config.data.files) as tally:
+            rows = setup.packed(part, run, tally)
         print(progress.summary(name, rows.stats()), flush=True)
-    for name, files in setup.evaluations(config).items():
+    for name, files in scheduled.held_out(config).items():
         with progress.shown(name, files) as tally:
             rows = setup.evaluation_rows(config, run, files, tally)
         print(progress.summary(name, rows.stats()), flush=True)

@@ -143,7 +143,7 @@ def own_texts(day: Day) -> None:
     data = (
         f"tokenizer={day.path('words')}",
         f"data.files={day.path('texts', '*.txt')}",
-        "data.separator=\\n\\n",
+        "task.separator=\\n\\n",
     )
     run = day.train("tiny.py", "run", *data, *model, "batch_size=8", "length=64")
     day.run("export", f"--model={run}", f"--output={day.path('base')}")
@@ -194,7 +194,7 @@ def chat(day: Day) -> None:
         "lora.py",
         "lora",
         f"init_from={day.path('base')}",
-        "data.template=chatml",
+        "task.template=chatml",
         f"data.files={day.path('chat.jsonl')}",
         "length=64",
         "optimizer.learning_rate=1e-2",

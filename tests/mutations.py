@@ -118,8 +118,8 @@ MUTATIONS = [
     Mutation(
         3,
         "lm/training/step.py",
-        "return loss.sum, loss",
-        "return loss.sum / jnp.maximum(loss.weight, 1.0) * batch.tokens.size, loss",
+        "return loss.first.sum, loss",
+        "return loss.first.sum / jnp.maximum(loss.first.weight, 1.0) * batch.tokens.size, loss",
         "tests/lm/training/test_step.py"
         "::test_micro_batches_of_unequal_weight_are_averaged_as_if_equal",
     ),
@@ -219,10 +219,10 @@ MUTATIONS = [
     ),
     Mutation(
         10,
-        "lm/training/unused.py",
-        "if changed and not names & {*readers}:",
-        "if changed and not readers:",
-        "tests/lm/training/test_unused.py::test_a_field_that_an_objective_ignores_is_accepted",
+        "lm/tasks/__init__.py",
+        "if name not in known:",
+        'if name == "":',
+        "tests/lm/tasks/test_sections.py::test_a_field_that_a_task_does_not_have_is_accepted",
     ),
     Mutation(
         11,

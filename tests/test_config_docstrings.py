@@ -13,7 +13,7 @@ from configs.defaults import defaults
 from lm.batch import Batch
 from lm.data import tokenizers
 from lm.models import build
-from lm.objectives import OBJECTIVES
+from lm.tasks import TASKS
 from lm.training import loop, settings, trackers
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ def test_a_docstring_has_another_number_of_parameters_than_the_model(name):
     tokenizer = (
         None
         if name == "quickstart_pretrain"
-        else tokenizers.bytes_only(**OBJECTIVES[config.objective.name].special)
+        else tokenizers.bytes_only(**TASKS[config.task.name].special)
     )
     model = settings.model_config(config.model, tokenizer)
     shapes = jax.eval_shape(

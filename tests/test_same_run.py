@@ -18,7 +18,7 @@ SHORT = {"steps": 2, "eval.every": 2, "checkpoint.every": 2}
 TINY = jobs.smoke("next_token,gpt2", "tiny", changes=SHORT)
 SEEDED = dataclasses.replace(TINY, name="seeded", changes=TINY.changes | {"seed": 1})
 SMOOTHED = dataclasses.replace(
-    TINY, name="smoothed", changes=TINY.changes | {"objective.label_smoothing": 0.1}
+    TINY, name="smoothed", changes=TINY.changes | {"task.label_smoothing": 0.1}
 )
 BROKEN = dataclasses.replace(TINY, name="broken", variant="next_token,gtp2")
 

@@ -17,8 +17,8 @@ import safetensors.numpy
 from lm.batch import Batch
 from lm.distributed.rules import by_path
 from lm.losses import cross_entropy
+from lm.losses.tokens import head_of
 from lm.models.config import ConfigError
-from lm.objectives.next_token import head_of
 
 
 def diagonal(nll: Callable[[Any, Any], jax.Array], params, examples, chunk: int = 1):
@@ -46,7 +46,7 @@ def diagonal(nll: Callable[[Any, Any], jax.Array], params, examples, chunk: int 
 
 def fisher(
     model,
-    objective,
+    loss_function,
     params: dict,
     batches: Iterable[Batch],
     *,
@@ -57,7 +57,7 @@ def fisher(
     """Return the diagonal Fisher information and the number of rows it is averaged over.
 
     The information is a float32 tree like params. Each row of a batch is one example, whose
-    log-likelihood is the sum over the tokens that `objective` weights; rows without any are
+    log-likelihood is the sum over the tokens that `loss_function` weights; rows without any are
     skipped.
 
     sampled: draw targets from the model, which gives the true Fisher information. Otherwise the
@@ -67,7 +67,7 @@ def fisher(
 
     def nll(p, row):
         batch = jax.tree.map(lambda x: x[None], row)
-        return objective(model, p, batch, None).sum
+        return loss_function(model, p, batch, None).first.sum
 
     def one(p, batch, key):
         if sampled:

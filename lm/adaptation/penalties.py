@@ -1,6 +1,6 @@
-"""Penalties for leaving a base model, as wrappers of any objective: L2-SP, EWC and KL.
+"""Penalties for leaving a base model, as wrappers of any loss: L2-SP, EWC and KL.
 
-A wrapped objective is called with fixed={"base": base params, "fisher": see `fisher`}. Penalties on
+A wrapped loss is called with fixed={"base": base params, "fisher": see `fisher`}. Penalties on
 the weights are added once to the mean loss, whatever the batch; the divergence is a mean over the
 same weights as the loss. No gradient flows to the base.
 """
@@ -13,9 +13,8 @@ import jax.numpy as jnp
 
 from lm.batch import Batch
 from lm.distributed.rules import by_path
-from lm.losses import cross_entropy
-from lm.objectives.loss import Loss
-from lm.objectives.next_token import head_of
+from lm.losses import Loss, Term, cross_entropy
+from lm.losses.tokens import head_of
 
 DIRECTIONS = ("forward", "reverse")
 
@@ -57,7 +56,7 @@ def divergence(logits: jax.Array, base: jax.Array, direction: str) -> jax.Array:
 
 
 def penalised(
-    objective: Callable[..., Loss],
+    loss_function: Callable[..., Loss],
     *,
     l2_sp_strength: float = 0.0,
     ewc_strength: float = 0.0,
@@ -65,39 +64,45 @@ def penalised(
     direction: str = "forward",
     only: Collection[str] | None = None,
 ) -> Callable[..., Loss]:
-    """Wrap an objective with penalties: (model, params, batch, rng, *, fixed, **options) -> Loss.
+    """Wrap a loss with penalties: (model, params, batch, rng, *, fixed, **options) -> Loss.
 
-    With all strengths 0 it returns the objective itself. Metrics: `task`, the loss without
+    They are added to the first term. With all strengths 0 the loss function itself is returned.
+    Metrics: `task`, the loss without
     penalties; `l2_sp` and `ewc`, as added to the loss; `kl`, in nats per token before scaling.
     """
     if not (l2_sp_strength or ewc_strength or kl_strength):
-        return objective
+        return loss_function
 
     def loss(
         model, params: dict, batch: Batch, rng: jax.Array | None = None, *, fixed: dict, **options
     ) -> Loss:
         listening: Any = _Listening(model)
-        found = objective(listening, params, batch, rng, **options)
+        found = loss_function(listening, params, batch, rng, **options)
         base = jax.lax.stop_gradient(fixed["base"])
-        metrics, added = dict(found.metrics) | {"task": found.sum}, jnp.float32(0)
+        first = found.first
+        metrics, added = {"task": first.sum}, jnp.float32(0)
         if l2_sp_strength:
-            metrics["l2_sp"] = found.weight * (l2_sp_strength * l2_sp(params, base, only))
+            metrics["l2_sp"] = first.weight * (l2_sp_strength * l2_sp(params, base, only))
             added += metrics["l2_sp"]
         if ewc_strength:
-            metrics["ewc"] = found.weight * (
+            metrics["ewc"] = first.weight * (
                 ewc_strength * ewc(params, base, fixed["fisher"], only)
             )
             added += metrics["ewc"]
         if kl_strength:
             hidden = listening.hidden
-            if hidden is None:  # the objective did not use hidden states
+            if hidden is None:  # the loss function did not use hidden states
                 rngs = None if rng is None else {"dropout": rng}
                 hidden = model.apply({"params": params}, batch, method="hidden", rngs=rngs).hidden
             metrics["kl"] = summed_divergence(
                 model, params, base, batch, hidden, direction, options.get("chunk", 0)
             )
             added += kl_strength * metrics["kl"]
-        return Loss(sum=found.sum + added, weight=found.weight, metrics=metrics)
+        name = next(iter(found.terms))
+        terms = {**found.terms, name: Term(first.sum + added, first.weight)}
+        if len(terms) > 1:  # other metrics are over weights of their own
+            metrics = {name: Term(value, first.weight) for name, value in metrics.items()}
+        return Loss(terms, {**found.metrics, **metrics})
 
     return loss
 

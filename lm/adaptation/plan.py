@@ -13,8 +13,8 @@ from lm.adaptation import lora as low_rank
 from lm.adaptation.lora import Lora
 from lm.adaptation.penalties import DIRECTIONS, penalised
 from lm.distributed.rules import by_path
+from lm.losses import Loss
 from lm.models.config import LM_HEADS, ConfigError, nearest
-from lm.objectives.loss import Loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Plan:
         """Return the adapted model's params."""
         return low_rank.merge(fixed["base"], params, self.lora.scale) if self.lora else params
 
-    def objective(self, objective: Callable[..., Loss]) -> Callable[..., Loss]:
-        """Wrap the objective: (model, trained params, batch, rng, *, fixed) -> Loss."""
+    def loss(self, loss_function: Callable[..., Loss]) -> Callable[..., Loss]:
+        """Wrap a loss function: (model, trained params, batch, rng, *, fixed) -> Loss."""
         only = (
             sorted(low_rank.kernels(by_path(self.axes), self.lora.pattern)) if self.lora else None
         )
         inner = penalised(
-            objective,
+            loss_function,
             l2_sp_strength=self.l2_sp,
             ewc_strength=self.ewc,
             kl_strength=self.kl,

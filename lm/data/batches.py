@@ -2,7 +2,7 @@
 
 The global batch of a step is a function of (seed, step), whatever the number of hosts.
 
-An objective's transform (lm/objectives/objective.py) computes a row's fields each time the row is
+A task's transform (lm/tasks/task.py) computes a row's fields each time the row is
 read. Its random generator is seeded with (seed, position in the endless stream) in training, and
 with the row number alone in evaluation.
 """
@@ -283,4 +283,4 @@ def _globalise(
         placed = field_sharding(sharding, name, values.ndim)
         return jax.make_array_from_callback((batch_size, *values.shape[1:]), placed, piece)
 
-    return Batch(**{name: of(name, values) for name, values in local.items()})
+    return Batch.made({name: of(name, values) for name, values in local.items()})

@@ -263,7 +263,7 @@ def text_of(raw: bytes, file: str) -> str:
     text = text if "\n" in text else text.replace("\r", "\n")
     if what := _is_json(text):
         said = (
-            f"{file}: it holds {what}, to be learned as prose; rename it, and set data.field to "
+            f"{file}: it holds {what}, to be learned as prose; rename it, and set task.field to "
             "the one with the text"
         )
         if kind(file) not in PROSE:

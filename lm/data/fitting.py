@@ -140,9 +140,9 @@ def fitted(
     long = counts["dropped_prompts"] + counts["dropped_responses"] + counts["truncated_prompts"]
     if long and (limits.too_long == "raise" or long > limits.most * total):
         allowed = (
-            "none is allowed (data.too_long='raise')"
+            "none is allowed (task.too_long='raise')"
             if limits.too_long == "raise"
-            else f"data.max_long={limits.most:g} is allowed"
+            else f"task.max_long={limits.most:g} is allowed"
         )
         room = f"{limits.length} tokens" + (
             f", or {limits.read} for the encoder" if limits.read else ""
@@ -150,7 +150,7 @@ def fitted(
         raise DataError(
             f"{name}: {long:,} of {total:,} examples ({long / total:.1%}) are longer than a row "
             f"of {room}, the longest {longest:,}; "
-            f"{allowed}. Raise length, shorten the data, or set data.max_long to the share that "
+            f"{allowed}. Raise length, shorten the data, or set task.max_long to the share that "
             "may be left out (too_long='drop') or cut "
             f"(too_long='truncate_prompt'); in {counts['dropped_responses']:,} the answer itself "
             "is too long"

@@ -34,12 +34,12 @@ def detect(row: object, where: str) -> str:
             return format
     if {"chosen", "rejected"} <= fields:
         raise DataError(
-            f"{where}: a preference pair has two responses; data.format='preference' trains on "
+            f"{where}: a preference pair has two responses; task.format='preference' trains on "
             "the chosen one"
         )
     if "text" in fields:
         raise DataError(
-            f"{where}: a text has no response to train on; use the objective 'next_token', or "
+            f"{where}: a text has no response to train on; use the task 'next_token', or "
             "give prompts with responses"
         )
     known = "; ".join(

@@ -8,23 +8,13 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from lm.data import labelled, packing, sources
 from lm.data.frame import Frame
-from lm.data.labelled import (
-    CLASSIFICATION,
-    CONTRASTIVE,
-    QUESTIONS,
-    TOKENS,
-    Fields,
-    Group,
-    Question,
-    Text,
-    Words,
-)
+from lm.data.labelled import Group, Question, Text, Words
 from lm.data.packing import Packed
 from lm.data.sources import DataError
 from lm.models.config import ConfigError
@@ -80,33 +70,33 @@ class Encoded:
 
 
 def encode(
-    records: Sequence, tokenizer, task: str, shape: Shape, names: Sequence[str] = ()
+    records: Sequence, tokenizer, encoding: "Encoding", shape: Shape, names: Sequence[str] = ()
 ) -> Iterator[Encoded]:
     """Encode records; one that is longer than a row becomes several windows, or is cut.
 
-    names: the class names, in order; () for a numeric label. Texts to classify are cut at the end,
-    the longer of a pair first, as in transformers. Raises ConfigError when a row has no room for
-    text.
+    encoding: `texts`, `words`, `groups` or `windows`, by the records. names: the class names, in
+    order; () for a numeric label. Texts to classify are cut at the end, the longer of a pair first,
+    as in transformers. Raises ConfigError when a row has no room for text.
     """
-    frame = Frame(
-        tokenizer,
-        task == QUESTIONS or shape.pairs,
-        shape.framed or task == QUESTIONS or shape.pairs,
-    )
+    frame = Frame(tokenizer, shape.pairs, shape.framed or shape.pairs)
     room = shape.width - len(frame)
     if room < 2:
         raise ConfigError(
             f"length={shape.length} leaves no room beside {shape.texts * len(frame)} special "
             "tokens; raise it"
         )
-    make = {CLASSIFICATION: _texts, TOKENS: _words, QUESTIONS: _windows, CONTRASTIVE: _groups}[task]
     for document, record in enumerate(records):
-        yield from make(record, document, tokenizer, frame, room, shape, names)
+        yield from encoding(record, document, tokenizer, frame, room, shape, names)
 
 
-def _texts(
+# (record, its number, tokenizer, frame, tokens beside the frame, shape, names) -> its windows
+Encoding = Callable[..., Iterator[Encoded]]
+
+
+def texts(
     record: Text, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
 ) -> Iterator[Encoded]:
+    """A text or pair of texts, cut to the row."""
     parts = [_ids(tokenizer, text) for text in (record.text, record.pair)[: 1 + shape.pairs]]
     cut = max(0, sum(map(len, parts)) - room)
     if cut:
@@ -118,7 +108,7 @@ def _texts(
     yield Encoded(ids, types, document, labels=(float(label),), cut=cut)
 
 
-def _words(
+def words(
     record: Words, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
 ) -> Iterator[Encoded]:
     """Windows of whole words. The first token of a word carries its tag."""
@@ -163,7 +153,7 @@ def _words(
         )
 
 
-def _groups(
+def groups(
     record: Group, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
 ) -> Iterator[Encoded]:
     """Each text of a group, framed separately and cut at the end."""
@@ -173,7 +163,7 @@ def _groups(
         yield Encoded(ids, types, document, cut=max(0, len(spelled) - room))
 
 
-def _windows(
+def windows(
     record: Question, document: int, tokenizer, frame: Frame, room: int, shape: Shape, names
 ) -> Iterator[Encoded]:
     """Overlapping windows of the context, each after the question.
@@ -227,15 +217,15 @@ def _ids(tokenizer, text: str) -> list[int]:
 def pack(
     encoded: Sequence[Encoded],
     sizes: Sequence[int],
-    task: str,
     shape: Shape,
     counts: dict[str, int] | None = None,
 ) -> Packed:
-    """Pack one text or window per row; several for token classification, and a group's texts.
+    """Pack one text or window per row; several if their tokens have targets, and a group's texts.
 
     sizes: bytes of each record.
     """
-    if task == TOKENS:
+    tagged = encoded[0].targets is not None
+    if tagged:
         row_of = packing.best_fit([len(e.ids) for e in encoded], shape.length)
     else:
         row_of = np.arange(len(encoded), dtype=np.int32) // shape.texts
@@ -256,11 +246,11 @@ def pack(
         tokens[row, at], segments[row, at], types[row, at] = e.ids, segment_of[i], e.types
         if e.targets is not None:
             targets[row, at], weights[row, at] = e.targets, e.weights
-        used[row] += len(e.ids) if task == TOKENS else shape.width
+        used[row] += len(e.ids) if tagged else shape.width
     extra: dict[str, np.ndarray] = {"weights": weights}
-    if task != TOKENS:
+    if not tagged:
         targets = tokens  # placeholder: no token has a loss of its own
-    if task in (CLASSIFICATION, QUESTIONS):
+    if encoded[0].labels:
         extra["labels"] = np.array([e.labels for e in encoded], np.float32)
     if shape.types:
         extra["types"] = types
@@ -286,27 +276,33 @@ def pack(
 def pack_files(
     patterns: str,
     tokenizer,
-    fields: Fields,
+    make: labelled.Make,
+    encoding: Encoding,
     shape: Shape,
     names: Sequence[str],
     cache,
     *,
+    identity: Sequence = (),
     max_bad_share: float = 0.0,
     max_long: float = 1.0,
     tally: sources.Tally | None = None,
+    share: float = 0.0,
+    held_out: bool = False,
 ) -> Packed:
     """Pack the records of the files, or memory-map them from `cache`.
 
-    Raises DataError as `labelled.read` does, and when more than the share `max_long` of the texts
-    is cut.
+    identity: everything that affects what `make` and `encoding` do; part of the cache key. The
+    other arguments are those of `labelled.read` and `encode`. Raises DataError as `labelled.read`
+    does, and when more than the share `max_long` of the texts is cut.
     """
     files = sources.find_files(patterns)
-    identity = [
+    key = [
         "labelled",
         packing.code(
             "files", "sources", "tables", "labelled", "frame", "label_rows", "packed", "packing"
         ),
-        vars(fields),
+        list(identity),
+        [share, held_out],
         vars(shape),
         list(names),
         max_long,
@@ -314,27 +310,32 @@ def pack_files(
         sources.content_hash(files),
         packing.fingerprint(tokenizer),
     ]
-    folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+    folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     if not folder.exists():
         tally = sources.Tally() if tally is None else tally
         records = labelled.read(
-            patterns, fields, names=names, max_bad_share=max_bad_share, tally=tally
+            patterns,
+            make,
+            names=names,
+            max_bad_share=max_bad_share,
+            tally=tally,
+            share=share,
+            held_out=held_out,
         )
-        encoded = list(encode(records, tokenizer, fields.task, shape, names))
+        encoded = list(encode(records, tokenizer, encoding, shape, names))
         cut = sum(e.cut > 0 for e in encoded)
         texts = len(records) * shape.texts
         if cut > max_long * texts:
             raise DataError(
                 f"{patterns}: {cut:,} of {texts:,} texts do not fit in {shape.width} tokens and "
                 "lose a part, more than "
-                f"data.max_long={max_long:g} allows; raise length, or data.max_long to the share "
+                f"task.max_long={max_long:g} allows; raise length, or task.max_long to the share "
                 "that may be cut"
             )
         packing.save(
             pack(
                 encoded,
                 [size(r) for r in records],
-                fields.task,
                 shape,
                 {"bad_records": tally.bad} if tally.bad else {},
             ),

@@ -5,6 +5,8 @@ questions also in SQuAD's nested JSON.
 """
 
 import dataclasses
+import json
+import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,43 +16,10 @@ from lm.data.files import RECORDS
 from lm.data.sources import DataError, Row, Tally
 from lm.models.config import ModelConfig
 
-CLASSIFICATION, TOKENS, QUESTIONS, CONTRASTIVE = TASKS = (
-    "classification",
-    "token_classification",
-    "question_answering",
-    "contrastive",
-)
-HEADS = {  # objective -> head of its model
-    CLASSIFICATION: "sequence_classification",
-    TOKENS: "token_classification",
-    QUESTIONS: "question_answering",
-    CONTRASTIVE: "embedding",
-}
-LABEL = {CLASSIFICATION: "label", TOKENS: "tags"}  # default field of the label
-
 
 def class_names(c: ModelConfig) -> tuple[str, ...]:
     """Names of a model's labels; default: transformers' `LABEL_0`, `LABEL_1`, ..."""
     return c.label_names or tuple(f"LABEL_{i}" for i in range(c.n_labels))
-
-
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """Names of the fields of a record. Questions have SQuAD's: question, context, answers.
-
-    text: a text, or for token_classification a list of words. pair: a second text, "" = none.
-    label: label of the text, or list of tags of its words; "" = the task's default name.
-    regression: the label is a number.
-    negatives: a text or a list; the first `n_negatives` are used.
-    """
-
-    task: str
-    text: str = "text"
-    pair: str = ""
-    label: str = ""
-    regression: bool = False
-    negatives: str = ""
-    n_negatives: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,59 +64,69 @@ class Group:
 
 
 Record = Text | Words | Question | Group
+# (row, where) -> record; raises BadRecord
+Make = Callable[[Mapping, str], Record]
 
 
-class _Bad(Exception):
+class BadRecord(Exception):
     """Reason why a record cannot be used, and what to do."""
 
 
 def read(
     patterns: str,
-    fields: Fields,
+    make: Make,
     *,
     names: Sequence[str] = (),
     max_bad_share: float = 0.0,
     tally: Tally | None = None,
+    share: float = 0.0,
+    held_out: bool = False,
 ) -> list[Any]:
-    """Read the records of the files, in order: Text, Words, Question or Group, by the task.
+    """Read the records of the files, in order: what `make` makes of each row.
 
     names: the known labels; others make a record bad. A record is bad if it lacks a field, has an
     empty text, an unknown label, or an answer that is not at its index. Up to the share
     `max_bad_share` of bad records are left out, counted and warned about; more raise DataError,
     with file and line. So do files without a record.
+    share: share of the records that is held out, selected by a hash of their content. held_out:
+    read these instead of the others.
     """
     tally = Tally() if tally is None else tally
-    makers = {CLASSIFICATION: _text, TOKENS: _words, QUESTIONS: _question, CONTRASTIVE: _group}
-    make: Callable[[Mapping, Fields, str], Record] = makers[fields.task]
     found = []
     for file in sources.find_files(patterns):
         for row in _rows(file, tally):
             record = None
             try:
                 if row.problem or not isinstance(row.value, dict):
-                    raise _Bad(
+                    raise BadRecord(
                         row.problem or f"it is {type(row.value).__name__}, expected an object"
                     )
-                record = make(row.value, fields, row.where)
-                if names and not fields.regression:
-                    for label in labels_of(record):
-                        number(label, names)
-            except _Bad as problem:
+                record = make(row.value, row.where)
+                for label in labels_of(record) if names else ():
+                    number(label, names)
+            except BadRecord as problem:
                 row = Row(row.where, problem=str(problem))
-            if tally.count(row, max_bad_share):
+            if tally.count(row, max_bad_share) and (
+                not share or sources.is_held_out(_content(row.value), share) == held_out
+            ):
                 found.append(record)
     tally.close(max_bad_share)
     if not found:
-        raise DataError(f"{patterns} holds no record to learn from or to score")
+        which = f" with data.holdout_share={share:g}" if share else ""
+        raise DataError(f"{patterns} holds no record to learn from or to score{which}")
     return found
 
 
+def _content(row: Mapping) -> str:
+    return json.dumps(row, sort_keys=True, default=str)
+
+
 def unlabelled(
-    patterns: str, field: str = "text", pair: str = "", words: bool = False
+    patterns: str, field: str = "text", pair: str = "", as_words: bool = False
 ) -> list[tuple[Text | Words, Any]]:
     """Read records without labels: [(Text with the label 0, its "id" or None)].
 
-    words: read Words with the tags 0 instead, from a list or a text with spaces.
+    as_words: read Words with the tags 0 instead, from a list or a text with spaces.
 
     Every line of a plain text file is a record. Raises DataError, with file and line, for a record
     without the field or with an empty text.
@@ -161,17 +140,17 @@ def unlabelled(
                 continue
             try:
                 if row.problem or not isinstance(row.value, dict):
-                    raise _Bad(
+                    raise BadRecord(
                         row.problem or f"it is {type(row.value).__name__}, expected an object"
                     )
                 name, number = sources.TEXT if plain else field, row.value.get("id")
-                if words:
+                if as_words:
                     of = _words_of(row.value, name)
                     found.append((Words(of, (0,) * len(of), row.where), number))
                     continue
                 second = _string(row.value, pair) if pair else ""
                 found.append((Text(_string(row.value, name), second, 0, row.where), number))
-            except _Bad as problem:
+            except BadRecord as problem:
                 raise DataError(f"{row.where}: {problem}") from None
     if not found:
         raise DataError(f"{patterns} holds no text to label")
@@ -188,7 +167,7 @@ def names_of(records: Sequence[Record]) -> tuple[str, ...]:
     if len(found) < 2:
         raise DataError(
             f"every record has the label {found[0]!r}: there is nothing to tell apart; check the "
-            "files and data.label_field"
+            "files and task.label_field"
         )
     return found
 
@@ -203,13 +182,13 @@ def labels_of(record: Record) -> tuple:
 def number(label: str | int | float, names: Sequence[str]) -> int:
     """Index of a label in `names`; a number that is not a name is the index itself.
 
-    Raises _Bad (in `read`) for an unknown label.
+    Raises BadRecord (in `read`) for an unknown label.
     """
     if str(label) in names:
         return names.index(str(label))
     if str(label).isdecimal() and int(label) < len(names):
         return int(label)
-    raise _Bad(
+    raise BadRecord(
         f"the label {label!r} is unknown; known are "
         f"{', '.join(names[:20])}{', ...' * (len(names) > 20)}"
     )
@@ -240,39 +219,36 @@ def _unnested(row: Row) -> Iterator[Row]:
             )
 
 
-def _text(row: Mapping, fields: Fields, where: str) -> Text:
-    label = _got(row, fields.label or LABEL[fields.task])
-    if fields.regression:
+def text(row: Mapping, where: str, field: str, pair: str, label: str, regression: bool) -> Text:
+    """Text, or pair of texts, with its label; with `regression` the label is a number."""
+    value = _got(row, label)
+    if regression:
         try:
-            label = float(label)
+            value = float(value)
         except (TypeError, ValueError):
-            raise _Bad(
-                f"the label {label!r} is no number, as objective.classification.regression asks"
-            ) from None
-        if label != label or label in (float("inf"), float("-inf")):
-            raise _Bad(f"the label {label!r} is not finite")
+            raise BadRecord(f"the label {value!r} is no number, as task.regression asks") from None
+        if not math.isfinite(value):
+            raise BadRecord(f"the label {value!r} is not finite")
     else:
-        label = _label(label)
-    return Text(
-        _string(row, fields.text), _string(row, fields.pair) if fields.pair else "", label, where
-    )
+        value = _label(value)
+    return Text(_string(row, field), _string(row, pair) if pair else "", value, where)
 
 
-def _words(row: Mapping, fields: Fields, where: str) -> Words:
-    name = fields.label or LABEL[fields.task]
-    words, tags = _list(row, fields.text), _list(row, name)
-    if len(words) != len(tags):
-        raise _Bad(
-            f"{len(words)} words in {fields.text!r} and {len(tags)} tags in {name!r}: expected "
+def words(row: Mapping, where: str, field: str, label: str) -> Words:
+    """Words with their tags."""
+    given, tags = _list(row, field), _list(row, label)
+    if len(given) != len(tags):
+        raise BadRecord(
+            f"{len(given)} words in {field!r} and {len(tags)} tags in {label!r}: expected "
             "as many, and more than none"
         )
-    return Words(_words_of(row, fields.text), tuple(map(_label, tags)), where)
+    return Words(_words_of(row, field), tuple(map(_label, tags)), where)
 
 
 def _words_of(row: Mapping, name: str) -> tuple[str, ...]:
     words = _list(row, name)
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
-        raise _Bad(f"field {name!r} holds no word, an empty word, or what is no text")
+        raise BadRecord(f"field {name!r} holds no word, an empty word, or what is no text")
     return tuple(words)
 
 
@@ -280,15 +256,16 @@ def _list(row: Mapping, name: str) -> list:
     values = _got(row, name)
     values = values.split() if isinstance(values, str) else values
     if not isinstance(values, list):
-        raise _Bad(
+        raise BadRecord(
             f"field {name!r} is {type(values).__name__}, expected a list, "
             "or a text with spaces between its words"
         )
     return values
 
 
-def _question(row: Mapping, fields: Fields, where: str) -> Question:
-    question, context, answers = (
+def question(row: Mapping, where: str) -> Question:
+    """Question with SQuAD's fields: question, context, answers."""
+    asked, context, answers = (
         _string(row, "question"),
         _string(row, "context"),
         _got(row, "answers"),
@@ -296,7 +273,7 @@ def _question(row: Mapping, fields: Fields, where: str) -> Question:
     if isinstance(answers, dict):  # of lists, as in Hugging Face's data sets
         starts, texts = answers.get("answer_start"), answers.get("text")
         if not isinstance(starts, list) or not isinstance(texts, list) or len(starts) != len(texts):
-            raise _Bad(
+            raise BadRecord(
                 "'answers' is no list of objects, nor an object of the lists 'text' and "
                 "'answer_start'"
             )
@@ -304,7 +281,7 @@ def _question(row: Mapping, fields: Fields, where: str) -> Question:
             {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
         ]
     if not isinstance(answers, list) or not answers:
-        raise _Bad(
+        raise BadRecord(
             "the question has no answer; such of SQuAD 2.0 cannot be learned here: leave them "
             "out, or set data.max_bad_share"
         )
@@ -316,43 +293,43 @@ def _question(row: Mapping, fields: Fields, where: str) -> Question:
             else (None, None)
         )
         if not isinstance(start, int) or not isinstance(text, str) or not text.strip():
-            raise _Bad(
+            raise BadRecord(
                 f"the answer {answer!r} has no 'text' with 'answer_start', its first character"
             )
         if start < 0 or context[start : start + len(text)] != text:
-            raise _Bad(
+            raise BadRecord(
                 f"the answer {text!r} is not at character {start} of the context, where "
                 f"{context[max(start, 0) :][: len(text)]!r} is"
             )
         found.append((start, text))
-    return Question(str(row.get("id", where)), question, context, tuple(found), where)
+    return Question(str(row.get("id", where)), asked, context, tuple(found), where)
 
 
-def _group(row: Mapping, fields: Fields, where: str) -> Group:
-    text = _string(row, fields.text)
-    positive = _string(row, fields.pair) if fields.pair else text
-    negatives = _got(row, fields.negatives) if fields.n_negatives else []
-    negatives = [negatives] if isinstance(negatives, str) else negatives
-    if not isinstance(negatives, list) or not all(
-        isinstance(other, str) and other.strip() for other in negatives
+def group(row: Mapping, where: str, field: str, pair: str, negatives: str, n: int) -> Group:
+    """Text, its positive (itself without `pair`), and the first `n` texts of `negatives`."""
+    anchor = _string(row, field)
+    positive = _string(row, pair) if pair else anchor
+    given = _got(row, negatives) if n else []
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list) or not all(
+        isinstance(other, str) and other.strip() for other in given
     ):
-        raise _Bad(
-            f"field {fields.negatives!r} holds {negatives!r:.80}, expected a text or a list of "
+        raise BadRecord(
+            f"field {negatives!r} holds {given!r:.80}, expected a text or a list of "
             "texts, none empty"
         )
-    if len(negatives) < fields.n_negatives:
-        raise _Bad(
-            f"field {fields.negatives!r} holds {len(negatives)} texts, fewer than "
-            f"objective.contrastive.negatives={fields.n_negatives}"
+    if len(given) < n:
+        raise BadRecord(
+            f"field {negatives!r} holds {len(given)} texts, fewer than task.negatives={n}"
         )
-    return Group((text, positive, *negatives[: fields.n_negatives]), where)
+    return Group((anchor, positive, *given[:n]), where)
 
 
 def _label(value: Any) -> str | int:
     if isinstance(value, str) and value.strip():
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise _Bad(
+        raise BadRecord(
             f"the label {value!r} is {type(value).__name__}, expected a name or the number of a "
             "class"
         )
@@ -361,7 +338,7 @@ def _label(value: Any) -> str | int:
 
 def _got(row: Mapping, name: str) -> Any:
     if row.get(name) is None:
-        raise _Bad(
+        raise BadRecord(
             f"field {name!r} is null"
             if name in row
             else f"no field {name!r}; it has {', '.join(map(repr, row))}"
@@ -372,7 +349,7 @@ def _got(row: Mapping, name: str) -> Any:
 def _string(row: Mapping, name: str) -> str:
     value = _got(row, name)
     if not isinstance(value, str) or not value.strip():
-        raise _Bad(
+        raise BadRecord(
             f"field {name!r} is {'empty' if isinstance(value, str) else type(value).__name__}, "
             "expected a text"
         )

@@ -30,7 +30,7 @@ class Part:
 
     weight: share relative to the other sources; None = by size.
     limit: maximum number of documents that count as its size, 0 = all.
-    transform: its objective's transform of rows.
+    transform: its task's transform of rows.
     """
 
     name: str

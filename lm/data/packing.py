@@ -145,7 +145,7 @@ def pack(
     ]
     if not pieces:
         raise DataError(
-            f"{name} is empty: no document with any text in it; check the files, and data.field "
+            f"{name} is empty: no document with any text in it; check the files, and task.field "
             "for JSONL"
         )
     row_of = best_fit([size for _, _, size in pieces], length)
@@ -285,7 +285,7 @@ def _of_share(texts: Iterable[str], share: float, held_out: bool, left: list[int
         what = "none" if held_out else "all"
         raise DataError(
             f"data.holdout_share={share:g} holds out {what} of the {number + 1:,} documents; "
-            "give another share, or data.separator where "
+            "give another share, or task.separator where "
             "a file holds several documents"
         )
 

@@ -7,11 +7,11 @@ corruption, never from the files.
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lm.batch import Batch
-from lm.data.labelled import CONTRASTIVE, QUESTIONS, TASKS
 from lm.data.packing import Packed
 
 # Length in tokens of an n-gram that counts as overlap. GPT-3's filter uses 13 words (Brown et al.
@@ -62,16 +62,20 @@ class Check:
 
 
 def rows(
-    batch: Batch, tokenizer, *, shifted: bool, task: str = "", names: Sequence[str] = ()
+    batch: Batch, tokenizer, *, shifted: bool, task: Any = None, names: Sequence[str] = ()
 ) -> list[Row]:
     """Rows of a batch.
 
     shifted: targets are the next tokens (decoders); else of the same position (masked models).
-    task: the objective, if it has labels. names: the label names. The target of a token is then its
-    tag, or the token is part of an answer.
+    task: lm.tasks.Task, which says what carries the loss of a row, or None. names: the label names.
     """
     text = _Texts(tokenizer)
-    fields = {name: np.asarray(value) for name, value in vars(batch).items() if value is not None}
+    given = vars(batch) | (batch.more or {})
+    fields = {
+        name: np.asarray(value)
+        for name, value in given.items()
+        if value is not None and name != "more"
+    }
     found = []
     for i in range(len(fields["tokens"])):
         row = {name: value[i] for name, value in fields.items()}
@@ -81,8 +85,9 @@ def rows(
                 text.piece(t, "context", s)
                 for t, s in zip(row["encoder_tokens"], row["encoder_segments"], strict=True)
             ]
-        if task in TASKS:
-            found.append(_labelled(row, text, task, names))
+        shown = None if task is None else task.shown(row, text.of_all, names)
+        if shown is not None:
+            found.append(Row(read, list(_shown(row, text, shown)), shown.labels, shown.said))
             continue
         found.append(
             Row(
@@ -94,44 +99,13 @@ def rows(
     return found
 
 
-def _labelled(row: Mapping, text: "_Texts", task: str, names: Sequence[str]) -> Row:
-    """Row of a labelled task: tags are targets, answers and positives trained, classes named."""
-    spelled = lambda label: names[int(label)] if names else f"{label:g}"
-    labels = tuple(map(float, row.get("labels", ())))
-    first, last = (int(labels[0]), int(labels[1])) if task == QUESTIONS else (1, 0)
-    if task == QUESTIONS and not last:
-        first, last = 0, -1  # no answer in this window
-    pieces = []
-    for at, (token, weight, segment) in enumerate(
-        zip(row["tokens"], row["weights"], row["segments"], strict=True)
-    ):
-        trained = segment == 2 if task == CONTRASTIVE else bool(weight) or first <= at <= last
-        piece = text.piece(token, "trained" if trained else "context", segment, float(trained))
-        pieces.append(
-            dataclasses.replace(piece, target=spelled(row["targets"][at])) if weight else piece
-        )
-    if task == QUESTIONS:
-        answer = text.of_all(row["tokens"][first : last + 1])
-        return Row(
-            [],
-            pieces,
-            labels,
-            f"answer {answer}"
-            if last > 0
-            else "the answer is not in this window: the first token stands for it",
-        )
-    if task == CONTRASTIVE:
-        texts = [
-            text.of_all(row["tokens"][row["segments"] == i])
-            for i in range(1, int(row["segments"].max()) + 1)
-        ]
-        return Row(
-            [],
-            pieces,
-            said=f"find {texts[1]!r} given "
-            f"{texts[0]!r}{' and not ' * (len(texts) > 2)}{', '.join(map(repr, texts[2:]))}",
-        )
-    return Row([], pieces, labels, f"label {spelled(labels[0])}" if labels else "")
+def _shown(row: Mapping, text: "_Texts", shown) -> Iterator[Piece]:
+    """Tokens of a row whose trained tokens and targets the task names."""
+    trained = row["weights"] > 0 if shown.trained is None else shown.trained
+    for at, (token, segment) in enumerate(zip(row["tokens"], row["segments"], strict=True)):
+        kind = "trained" if trained[at] else "context"
+        piece = text.piece(token, kind, segment, float(trained[at]))
+        yield dataclasses.replace(piece, target=shown.targets.get(at, ""))
 
 
 def _shifted(row: Mapping, text: "_Texts") -> Iterator[Piece]:
@@ -165,23 +139,23 @@ def checks(
     *,
     shifted: bool,
     stops=(),
-    task: str = "",
+    task: Any = None,
 ) -> list[Check]:
     """Checks of the data. `batch`: a sample of training. `packed`, `held_out`: scanned data sets.
 
     stops: tokens that end a document; default: the tokenizer's end-of-text token and [SEP].
-    task: the objective, if it has labels: texts are then compared by their input tokens.
+    task: lm.tasks.Task, which says which texts are compared, or None.
     """
-    if task in TASKS:
+    grouped = task is not None and task.texts > 1  # a row's texts are compared as a whole
+    if task is not None:
         packed, held_out = (
-            {n: dataclasses.replace(r, targets=r.tokens) for n, r in part.items()}
-            for part in (packed, held_out)
+            {n: task.compared(r) for n, r in part.items()} for part in (packed, held_out)
         )
     stops = stops or {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     weights, segments = np.asarray(batch.weights), np.asarray(batch.segments)
     found = []
     trained, real = int((weights > 0).sum()), int((segments > 0).sum())
-    if batch.labels is None and task != CONTRASTIVE:
+    if batch.labels is None and not grouped:
         found.append(
             Check(
                 "trained tokens",
@@ -221,7 +195,7 @@ def checks(
                 ", ".join(f"{key} {_number(value)}" for key, value in more.items()),
             )
         )
-        total, copies = duplicates(_one_each(rows_) if task == CONTRASTIVE else rows_)
+        total, copies = duplicates(_one_each(rows_) if grouped else rows_)
         found.append(
             Check(
                 f"{name}: duplicates",

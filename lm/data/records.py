@@ -97,7 +97,7 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
     """
     if reading.format != "auto" and reading.format not in FORMATS:
         raise ConfigError(
-            f"data.format={reading.format!r} is unknown{nearest(reading.format, FORMATS)}; one "
+            f"task.format={reading.format!r} is unknown{nearest(reading.format, FORMATS)}; one "
             f"of auto, {', '.join(FORMATS)}"
         )
     named, warnings = find(patterns)
@@ -135,7 +135,7 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
         _of_share(_of_part(found, reading, part), reading, part), reading, drawn=part == "train"
     )
     if not records:
-        which = f" of those that are {part} (data.hold_out, data.holdout_share)"
+        which = f" of those that are {part} (task.hold_out, data.holdout_share)"
         raise DataError(f"{patterns} holds no record{'' if part == 'all' else which}")
     return Read(
         _one_reference(records, reading.seed) if part == "train" else records,
@@ -255,13 +255,13 @@ def held_out(tasks: list[str], hold_out: str) -> set[str]:
             matched = fnmatch.filter(tasks, pattern)
             if not matched:
                 raise ConfigError(
-                    f"data.hold_out: no task is called {pattern!r}{nearest(pattern, tasks)}"
+                    f"task.hold_out: no task is called {pattern!r}{nearest(pattern, tasks)}"
                 ) from None
             found.update(matched)
         return found
     if not 0 < share < 1:
         raise ConfigError(
-            f"data.hold_out={hold_out!r}: expected names or globs of tasks, or a share between 0 "
+            f"task.hold_out={hold_out!r}: expected names or globs of tasks, or a share between 0 "
             "and 1"
         )
     return {task for task in tasks if _hash(task) < share * 2**64}

@@ -210,7 +210,7 @@ def undivided(separator: str, texts: int) -> str:
 def _no_text(record: Any, field: str) -> str:
     if not isinstance(record, dict) or field not in record:
         fields = f"; it has {', '.join(map(repr, record))}" if isinstance(record, dict) else ""
-        return f"no field {field!r}{fields}; set data.field to the one that holds the text"
+        return f"no field {field!r}{fields}; set task.field to the one that holds the text"
     return (
         ""
         if isinstance(record[field], str)

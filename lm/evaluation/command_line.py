@@ -3,7 +3,6 @@
 import argparse
 
 from lm.data import records, templates
-from lm.data.labelled import TASKS
 from lm.evaluation import generation, scores, superni, words
 from lm.printing import program
 
@@ -25,6 +24,9 @@ FIXED = {  # flags of --examples that --superni does not take, and their default
     "hold_out": "",
     "max_examples": 0,
 }
+
+# tasks with labels, for the help; lm.tasks would take a second to import
+LABELS = ("classification", "token_classification", "question_answering", "contrastive")
 
 
 def arguments(description: str, argv=None) -> argparse.Namespace:
@@ -52,6 +54,14 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         metavar="LIST",
         help="Super-NaturalInstructions, scored as in its paper: a split's list of tasks, such as "
         "splits/default/test_tasks.txt, or a folder; without --model only the baselines",
+    )
+    parser.add_argument(
+        "--evals",
+        nargs="?",
+        const="all",
+        metavar="NAMES",
+        help="a run's own evaluations (eval, samples and evals of its config), comma-separated; "
+        "default: all",
     )
     parser.add_argument(
         "--batch_size",
@@ -103,7 +113,7 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         "with --data and --task; a run's own fields, length and stride are the defaults"
     )
     labelled.add_argument(
-        "--task", default="", help=f"score labels instead of text: {', '.join(TASKS)}"
+        "--task", default="", help=f"score labels instead of text: {', '.join(LABELS)}"
     )
     labelled.add_argument(
         "--label_field",
@@ -189,7 +199,7 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         "--hold_out",
         "--hold-out",
         default="",
-        help="only these tasks: names or globs, or a share, as data.hold_out",
+        help="only these tasks: names or globs, or a share, as task.hold_out",
     )
     asked.add_argument(
         "--max_examples",
@@ -218,10 +228,10 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"{_flag(name)}={value}: expected at least {least}")
-    if sum(map(bool, (args.data, args.examples, args.superni))) != 1:
+    if sum(map(bool, (args.data, args.examples, args.superni, args.evals))) != 1:
         raise ValueError(
-            "give one of --data=FILES (text), --examples=FILES (instruct data) and --superni=LIST "
-            "(Super-NaturalInstructions), and not both"
+            "give one of --data=FILES (text), --examples=FILES (instruct data), --superni=LIST "
+            "(Super-NaturalInstructions) and --evals (a run's own), and not both"
         )
     if not args.model and not args.superni:
         raise ValueError("give --model: a run folder, model directory, hub id or .gguf file")

@@ -4,44 +4,43 @@ For files it also gives a prediction for every record.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import pathlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import tasks
 from lm.batch import Batch
-from lm.data import batches, label_rows, labelled
+from lm.data import batches, labelled
 from lm.data.label_rows import Encoded, Shape
-from lm.data.labelled import (
-    CLASSIFICATION,
-    CONTRASTIVE,
-    HEADS,
-    QUESTIONS,
-    TASKS,
-    TOKENS,
-    Fields,
-    class_names,
-)
+from lm.data.labelled import Group, Question, Text, Words
 from lm.data.packing import Packed
 from lm.distributed import sharding
 from lm.distributed.sharding import ACTIVATIONS, Rules
 from lm.evaluation import predictions
+from lm.evaluation.command_line import LABELS
 from lm.loading import load, run_config
+from lm.losses import Term
 from lm.models import inputs
 from lm.models.config import ConfigError, nearest
 from lm.phases import phase
+from lm.tasks.labels import LabelTask
 
 
-def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = ACTIVATIONS):
+def make_evaluator(
+    model, mesh, batch_size: int, loss, *, activations: Rules = ACTIVATIONS, transform=None
+):
     """Build a function (params, packed, max_rows=0) -> {"loss", and the loss's metrics}.
 
-    They are means over the rows, or tokens, with labels. loss: an objective's. Rows are read in
-    order; max_rows 0 = all.
+    They are means over the rows, or tokens, with labels. loss, transform: a task's. Rows are read
+    in order; max_rows 0 = all.
     """
     run = jax.jit(
         lambda params, batch: loss(model, params, batch), out_shardings=sharding.replicated(mesh)
@@ -50,16 +49,18 @@ def make_evaluator(model, mesh, batch_size: int, loss, *, activations: Rules = A
     def evaluate(params, packed: Packed, max_rows: int = 0) -> dict[str, float]:
         rows = sharding.batch_sharding(mesh, (batch_size, packed.length), activations)
         total: dict[str, float] = defaultdict(float)
-        weight = 0.0
+        weight: dict[str, float] = defaultdict(float)
         with sharding.activate(mesh, activations):
             for _, batch in batches.in_order(
-                packed, batch_size, rows, max_rows or None, config=model.config
+                packed, batch_size, rows, max_rows or None, transform, config=model.config
             ):
                 found = jax.device_get(run(params, batch))
-                weight += float(found.weight)
-                for name, value in {"loss": found.sum, **found.metrics}.items():
-                    total[name] += float(value)
-        return {name: value / weight for name, value in total.items()}
+                for name, value in (found.terms | found.metrics).items():
+                    if not isinstance(value, Term):
+                        value = Term(value, found.first.weight)
+                    total[name] += float(value.sum)
+                    weight[name] += float(value.weight)
+        return {name: value / (weight[name] or 1.0) for name, value in total.items()}
 
     return evaluate
 
@@ -70,15 +71,17 @@ def of_labels(args) -> tuple[dict, str]:
 
     Raises ValueError or OSError.
     """
-    if args.task not in TASKS:
+    kind = tasks.TASKS.get(args.task)
+    if kind is None or not issubclass(kind, LabelTask):
         raise ValueError(
-            f"--task={args.task!r} is unknown{nearest(args.task, TASKS)}; one of {', '.join(TASKS)}"
+            f"--task={args.task!r} is unknown{nearest(args.task, LABELS)}; one of "
+            f"{', '.join(LABELS)}"
         )
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
-    if c.head != HEADS[args.task]:
+    if c.head != kind.head:
         raise ConfigError(
-            f"--task={args.task} needs a model with head={HEADS[args.task]!r}, "
+            f"--task={args.task} needs a model with head={kind.head!r}, "
             f"and this {c.family} has {c.head!r}"
         )
     if c.encoder_layers:
@@ -86,15 +89,15 @@ def of_labels(args) -> tuple[dict, str]:
             f"--task={args.task} is for models without an encoder beside a decoder, "
             f"and this {c.family} model has one"
         )
-    fields, shape, names = reading(args, c)
-    records = labelled.read(args.data, fields, names=names)
-    rows = list(label_rows.encode(records, tokenizer, args.task, shape, names))
+    task, shape, names = reading(args, c)
+    records = task.read(args.data, names)
+    rows = list(task.encode(records, tokenizer, shape, names))
     score = {
-        CLASSIFICATION: predictions.of_values if fields.regression else predictions.of_classes,
-        TOKENS: predictions.of_tags,
-        QUESTIONS: predictions.of_answers,
-        CONTRASTIVE: predictions.of_vectors,
-    }[args.task]
+        Text: predictions.of_classes if names else predictions.of_values,
+        Words: predictions.of_tags,
+        Question: predictions.of_answers,
+        Group: predictions.of_vectors,
+    }[type(records[0])]
     numbers, said, found = score(
         records, rows, outputs(model, params, rows, shape, args.batch_size, tokenizer), names
     )
@@ -126,29 +129,31 @@ def label(args, bar) -> tuple[list[dict], int]:
     """
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
-    task = {HEADS[name]: name for name in (CLASSIFICATION, TOKENS)}.get(c.head)
-    if task is None or c.encoder_layers:
+    named = {"sequence_classification": "classification", "token_classification": c.head}
+    if c.head not in named or c.encoder_layers:
         raise ConfigError(
             f"{args.model} is a {c.family} model with head={c.head!r}: "
             "one with sequence_classification labels texts, one with token_classification words"
         )
-    args = argparse.Namespace(**vars(args) | {"task": task})
-    fields, shape, names = reading(args, c)
-    if task == TOKENS and fields.pair:
+    args = argparse.Namespace(**vars(args) | {"task": named[c.head]})
+    task, shape, names = reading(args, c)
+    words, pair = args.task == "token_classification", getattr(task, "pair_field", "")
+    if words and args.pair_field:
         raise ConfigError(
-            f"--pair-field={fields.pair!r}: {args.model} tags the words of one text; leave it out"
+            f"--pair-field={args.pair_field!r}: {args.model} tags the words of one text; leave it "
+            "out"
         )
-    texts = labelled.unlabelled(args.data, fields.text, fields.pair, task == TOKENS)
+    texts = labelled.unlabelled(args.data, task.field, pair, words)
     records, ids = zip(*texts, strict=True)
-    rows = list(label_rows.encode(records, tokenizer, task, shape, names))
+    rows = list(task.encode(records, tokenizer, shape, names))
     with bar(len(rows)) as done:
         given = outputs(model, params, rows, shape, args.batch_size, tokenizer, done)
     found: list[dict] = [{} if number is None else {"id": number} for number in ids]
-    if task == TOKENS:
+    if words:
         tagged = _tagged(records, rows, given, names)
         return [a | b for a, b in zip(found, tagged, strict=True)], sum(r.cut > 0 for r in rows)
     for row, record, logits in zip(found, records, given, strict=True):
-        row |= {"text": record.text} | ({"pair": record.pair} if fields.pair else {})
+        row |= {"text": record.text} | ({"pair": record.pair} if pair else {})
         best, chance = _best(logits)
         row |= (
             {"label": names[best], "probability": chance} if names else {"value": float(logits[0])}
@@ -175,48 +180,33 @@ def _tagged(records, rows, given, names) -> list[dict]:
     return found
 
 
-def reading(args, c) -> tuple[Fields, Shape, tuple[str, ...]]:
-    """Return the record fields to read, the layout of rows, and the label names.
+def reading(args, c) -> tuple[Any, Shape, tuple[str, ...]]:
+    """Return the task, the layout of rows, and the label names.
 
     The names are () for regression. What `args` leaves open is as in the run's training. Raises
     ValueError for a length that the model cannot read.
     """
-    trained = _trained(args.model, args.task)
-    data = trained.get("data", {})
-    value = args.task == CLASSIFICATION and c.n_labels == 1
-    text, pair, label = (
-        given or data.get(name, "")
-        for given, name in (
-            (args.field, "field"),
-            (args.pair_field, "pair_field"),
-            (args.label_field, "label_field"),
-        )
-    )
-    negatives = trained.get("objective", {}).get(CONTRASTIVE, {}).get("negatives", 0)
-    fields = Fields(
-        args.task, text or "text", pair, label, value, data.get("negatives_field", ""), negatives
-    )
-    texts = 2 + negatives if args.task == CONTRASTIVE else 1  # texts that share a row in training
+    found = run_config(args.model)
+    trained = found if found.get("task", {}).get("name") == args.task else {}
+    kind: Any = tasks.class_of(args.task)
+    options = ("field", "pair_field", "label_field", "stride")
+    given = {name: getattr(args, name) for name in options if getattr(args, name, None)}
+    fields = vars(kind()) | trained.get("task", {}) | given
+    if "regression" in fields:
+        fields["regression"] = c.n_labels == 1
+    task = tasks.made(kind, {name: fields[name] for name in vars(kind())})
     length = (
         args.length
-        or trained.get("length", 0) // texts
-        or min(c.max_length, 384 if args.task == QUESTIONS else 512)
+        or trained.get("length", 0) // task.texts
+        or min(c.max_length, task.usual_length)
     )
     if not 1 <= length <= c.max_length:
         raise ValueError(
             f"--length={length}: expected 1 to {c.max_length}, the longest this model can read"
         )
-    stride = args.stride or data.get("stride", 0) or (length // 3 if args.task == QUESTIONS else 0)
-    pairs = bool(pair) or args.task == QUESTIONS
-    shape = Shape(length, pairs and c.type_vocab_size > 1, bool(pair), stride, framed=not c.causal)
-    shape = Shape(length, framed=False) if args.task == CONTRASTIVE else shape
-    return fields, shape, () if value else class_names(c)
-
-
-def _trained(path: str, task: str) -> dict:
-    """Config of a run that was trained for the same task, or {}."""
-    found = run_config(path)
-    return found if found.get("objective", {}).get("name") == task else {}
+    task = task.evaluated(length)
+    # The texts of a group are encoded one by one.
+    return task, dataclasses.replace(task.shape(length, c), texts=1), task.names(c)
 
 
 def outputs(

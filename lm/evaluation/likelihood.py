@@ -11,9 +11,9 @@ import numpy as np
 from lm.batch import Batch
 from lm.generation.requests import bucket
 from lm.losses import cross_entropy
+from lm.losses.tokens import head_of
 from lm.models import LanguageModel, inputs
 from lm.models.config import ConfigError
-from lm.objectives.next_token import head_of
 
 AT_ONCE = 32  # positions whose logits exist at one time; divides the sizes of `bucket`
 

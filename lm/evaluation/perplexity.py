@@ -12,7 +12,7 @@ from lm.data.packing import DataError, Packed
 from lm.distributed import sharding
 from lm.distributed.sharding import ACTIVATIONS, Rules
 from lm.loading import run_config
-from lm.objectives.next_token import token_losses
+from lm.losses.tokens import token_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Perplexity:
     * bits_per_byte_stderr: its standard error over `units` independent pieces of text: documents,
       or windows if there is one document.
 
-    If an objective predicts only some of the tokens, or others than the text's, loss is over those,
+    If a task predicts only some of the tokens, or others than the text's, loss is over those,
     `tokens` is their number, and bits per byte are nan.
     """
 
@@ -44,8 +44,8 @@ def make_evaluator(
 ):
     """Build a function (params, packed, max_rows=0) -> Perplexity.
 
-    It compiles once per row length. Rows are read in order; max_rows 0 = all. transform: of an
-    objective (lm/objectives/objective.py); its result for a row depends only on the row's number.
+    It compiles once per row length. Rows are read in order; max_rows 0 = all. transform: of a
+    task (lm/tasks/task.py); its result for a row depends only on the row's number.
     """
 
     def losses_of(params, batch):
@@ -89,12 +89,12 @@ def summarise(
     """Compute Perplexity from the loss of every position, float [N, T] in nats.
 
     seen: bool [N], the rows to count (default: all). If some rows of a document are left out, its
-    bytes count in proportion to its predictions. weights, segments: [N, T], of rows that an
-    objective made from the packed ones; their losses are already weighted.
+    bytes count in proportion to its predictions. weights, segments: [N, T], of rows that a
+    task made from the packed ones; their losses are already weighted.
     """
     seen = np.ones(len(packed), bool) if seen is None else seen
     if weights is not None and segments is not None:
-        return _of_objective(losses, weights, segments, seen)
+        return _of_task(losses, weights, segments, seen)
     # Sums per piece: a piece is one segment id in one row.
     segments = np.asarray(packed.segments).astype(np.int64)
     width = int(segments.max()) + 1
@@ -137,7 +137,7 @@ def summarise(
     )
 
 
-def _of_objective(
+def _of_task(
     losses: np.ndarray, weights: np.ndarray, segments: np.ndarray, seen: np.ndarray
 ) -> Perplexity:
     asked = weights[seen].sum(dtype=np.float64)
@@ -156,7 +156,7 @@ def row_length(path: str, max_length: int) -> int:
 def check_length(length: int, max_length: int, longest: int | None = None) -> None:
     """Raise DataError when rows are longer than the model can read.
 
-    longest: longest document that an objective makes of a row, if it differs from `length`.
+    longest: longest document that a task makes of a row, if it differs from `length`.
     """
     if not 1 <= (length if longest is None else longest) <= max_length:
         raise DataError(

@@ -14,9 +14,9 @@ from lm.batch import Batch
 from lm.data.packing import Packed
 from lm.distributed import sharding
 from lm.evaluation.perplexity import Perplexity, summarise
+from lm.losses.tokens import token_losses
 from lm.models import inputs
-from lm.objectives import pieces
-from lm.objectives.next_token import token_losses
+from lm.tasks import pieces
 
 NAME = "pseudo_perplexity"
 

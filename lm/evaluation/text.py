@@ -3,9 +3,11 @@
 import dataclasses
 import math
 import tempfile
+from typing import Any
 
 import jax
 
+from lm import tasks
 from lm.data import packing
 from lm.distributed.mesh import make_mesh
 from lm.distributed.sharding import replicated
@@ -14,11 +16,8 @@ from lm.evaluation.progress import bar
 from lm.loading import load, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError
-from lm.objectives import OBJECTIVES
 from lm.phases import phase
-
-# objectives that read plain text
-OF_TEXT = ("next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising")
+from lm.tasks.text import TextTask
 
 
 @phase("evaluating")
@@ -30,10 +29,10 @@ def of_text(args) -> tuple[dict, str]:
     model, params, tokenizer = load(args.model, args.dtype)
     trained = run_config(args.model)
     length = args.length or perplexity.row_length(args.model, model.config.max_length)
-    name, options = objective_of(trained, args.objective, model.config, tokenizer)
-    longest = length if name == pseudo.NAME else OBJECTIVES[name].longest(length, **options)
+    name, task = objective_of(trained, args.objective, model.config, tokenizer)
+    longest = length if task is None else task.longest(length)
     perplexity.check_length(length, model.config.max_length, longest)
-    data = trained.get("data", {})
+    data = trained.get("task", {})
     field, separator = (
         getattr(args, key) or data.get(key) or usual
         for key, usual in (("field", "text"), ("separator", ""))
@@ -41,7 +40,7 @@ def of_text(args) -> tuple[dict, str]:
     mesh = make_mesh()
     batch_size = -(-args.batch_size // mesh.size) * mesh.size
     params = jax.device_put(params, replicated(mesh))
-    whole = name == pseudo.NAME or OBJECTIVES[name].whole
+    whole = task is None or task.whole
     with tempfile.TemporaryDirectory() as cache:
         packed = packing.pack_files(
             args.data, tokenizer, length, cache, field=field, separator=separator, whole=whole
@@ -52,14 +51,13 @@ def of_text(args) -> tuple[dict, str]:
         inputs.check(
             model.config, {"tokens": packed.targets, "segments": packed.segments}, tokenizer
         )
-        if name == pseudo.NAME:
+        if task is None:
             with bar(min(args.max_rows or len(packed), len(packed)), "windows") as done:
                 result = pseudo.evaluate(
                     model, params, packed, tokenizer, mesh, batch_size, args.max_rows, done
                 )
         else:
-            make = OBJECTIVES[name].transform
-            transform = None if make is None else make(tokenizer, model.config, **options)
+            transform = task.transform(tokenizer, model.config)
             result = perplexity.make_evaluator(model, mesh, batch_size, transform=transform)(
                 params, packed, args.max_rows
             )
@@ -91,13 +89,17 @@ def of_text(args) -> tuple[dict, str]:
     }, said
 
 
-def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, dict]:
-    """Choose the objective for a model on text and its options. Raises ConfigError.
+def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, TextTask | None]:
+    """Choose the task for a model on text; None = pseudo-perplexity. Raises ConfigError.
 
     It is `asked`, or else the default of the model's head, see docs/evaluation.md. trained: the
-    config of a run, or {}; a run trained with the same objective gives its options.
+    config of a run, or {}; a run trained with the same task gives its options.
     """
-    known = [name for name in OF_TEXT if c.head in OBJECTIVES[name].heads]
+    known = [
+        name
+        for name, kind in tasks.TASKS.items()
+        if issubclass(kind, TextTask) and c.head in kind.heads
+    ]
     known += [pseudo.NAME] * (c.head == "masked_lm")
     if not known:
         raise ConfigError(
@@ -109,9 +111,9 @@ def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, dict]:
             f"--objective={asked!r}: for a model with head={c.head!r} it is one of "
             f"{', '.join(known)}"
         )
-    trained = trained.get("objective", {})
+    trained = trained.get("task", {})
     usual = {"causal_lm": "next_token", "masked_lm": pseudo.NAME}.get(c.head)
-    # an encoder-decoder gives no probability of a text alone, so use its own objective
+    # an encoder-decoder gives no probability of a text alone, so use its own task
     if usual is None:
         sentinels = "<extra_id_0>" in tokenizer.get_vocab()
         usual = (
@@ -122,4 +124,7 @@ def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, dict]:
             else "denoising"
         )
     name = asked or str(usual)
-    return name, dict(trained.get(name) or {}) if trained.get("name") == name else {}
+    if name == pseudo.NAME:
+        return name, None
+    kind: Any = tasks.TASKS[name]
+    return name, tasks.of({"task": trained}) if trained.get("name") == name else kind()

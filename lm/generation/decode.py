@@ -27,7 +27,8 @@ def prefill(
     reads encoder_tokens int32 [B, S] once, with encoder_segments [B, S] (0 for padding; None: no
     padding); the cache keeps what decoding needs of them.
     """
-    given, encoder_length = {}, 0
+    encoder_length = 0
+    given: dict[str, Any] = {}
     if encoder_tokens is not None:
         of = jnp.ones_like(encoder_tokens) if encoder_segments is None else encoder_segments
         given = {

@@ -1,1 +1,5 @@
-"""Loss functions of arrays, shared by several objectives."""
+"""Losses that several tasks share."""
+
+from lm.losses.loss import Loss, Term
+
+__all__ = ["Loss", "Term"]

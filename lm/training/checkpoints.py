@@ -21,14 +21,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lm import tasks
 from lm.adaptation import plan
 from lm.adaptation.lora import Lora
+from lm.data import packing
 from lm.distributed.rules import by_path
 from lm.distributed.sharding import path_name
 from lm.models import build
+from lm.tasks.text import TextTask
 from lm.training import digests
 from lm.training import steps as step_folders
-from lm.training.documents import as_trained
 from lm.training.model_files import load_model_config, model_folder, read_object
 from lm.training.paths import Folder, local_copy, resolve
 from lm.training.state import TrainState, average_of
@@ -227,9 +229,7 @@ def load_params(
             return (
                 model,
                 params,
-                as_trained(
-                    load_tokenizer(str(files)), _section(workdir, "objective").get("name", "")
-                ),
+                _framed(load_tokenizer(str(files)), workdir),
             )
         except Exception as e:  # any error of the tokenizer's library
             raise CheckpointError(
@@ -322,6 +322,15 @@ def _section(workdir: str | Folder, name: str) -> dict:
     """Section of the run's config; {} without a config."""
     path = resolve(workdir) / "config.json"
     return (read_object(path).get(name) or {}) if path.exists() else {}
+
+
+def _framed(tokenizer, workdir: str | Folder):
+    """Tokenizer of a run on text. Before format 2 not all were saved with their frame."""
+    name = _section(workdir, "objective").get("name", "")
+    kind = tasks.TASKS.get(name)
+    if kind is None or not issubclass(kind, TextTask):
+        return tokenizer
+    return packing.as_documents(tokenizer, kind.whole)
 
 
 def _lora(workdir: str | Folder) -> Lora | None:

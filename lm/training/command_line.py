@@ -43,13 +43,32 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
             hint = (
                 f" (did you mean {close!r}?)" if close else "; configs/defaults.py has all of them"
             )
-            raise ConfigError(f"the config has no field {path!r}{hint}")
+            raise ConfigError(f"the config has no field {path!r}{hint}{_of_tasks(path)}")
     return _read(argv, file)
 
 
+def _of_tasks(path: str) -> str:
+    """Say which tasks have a field of that name, if any do."""
+    from lm.tasks import TASKS
+
+    first, name = path.partition(".")[0], path.rpartition(".")[2]
+    having = [task for task, kind in TASKS.items() if name in vars(kind())]
+    if first not in ("task", "objective", "data") or not (having or first == "objective"):
+        return ""
+    fields = f"; task.{name} is a field of the tasks {', '.join(having)}" if having else ""
+    return f"{fields}; a config file chooses the task with c.task = tasks.defaults(NAME)"
+
+
 def _nearest(path: str, known: list[str]) -> str:
-    """Most similar field: by initials (lr, wd) in the most similar section, or by name; or ""."""
+    """Most similar field, or "".
+
+    The only one of that name in another section; or by initials (lr, wd) in the most similar
+    section; or by name.
+    """
     section, _, name = path.rpartition(".")
+    elsewhere = [field for field in known if field.rpartition(".")[2] == name]
+    if len(elsewhere) == 1:
+        return elsewhere[0]
     fields = [field.rpartition(".") for field in known]
     sections = difflib.get_close_matches(section, {where for where, _, _ in fields}, n=1)
     for where, _, what in fields:

@@ -12,12 +12,13 @@ import jax
 from lm.models import build
 from lm.models.config import ConfigError
 from lm.training import model_files, trackers
+from lm.training.old_runs import upgrade
 from lm.training.paths import resolve
 from lm.training.run_folder import flat
 
 # training metrics, in this order; those of evaluation follow
 FIRST = ("loss", "tokens", "tokens_per_second", "seconds")
-LEFT_OUT = ("data.cache",)  # config fields that change no result
+LEFT_OUT = ("data.cache", "format")  # config fields that change no result
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Runs compared</title><style>
 body{{font:15px/1.6 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;\
@@ -78,7 +79,7 @@ def _config(run: str) -> dict:
             "would make one"
         )
     try:
-        return json.loads(file.read_text())
+        return upgrade(json.loads(file.read_text()))
     except ValueError as error:
         raise ConfigError(
             f"{file} is damaged, and no JSON ({error}): start the run again, which writes it anew"

@@ -6,21 +6,23 @@ import time
 import jax
 
 from lm.distributed import rules
-from lm.training import flops, labelling, settings, setup
+from lm.training import flops, setup
 from lm.training.report import Report, amount
 from lm.training.setup import Run
+from lm.training.several import MAIN, Together
 from lm.training.state import TrainState
 
 
-def compile_step(config, run: Run, state: TrainState, lengths: tuple[int, int], out: Report):
+def compile_step(config, run: Run, state: TrainState, batches, out: Report):
     """Compile the training step and report its cost to `out`.
 
-    lengths: (tokens of a row, tokens of its encoder row; 0 without an encoder).
+    batches: from `setup.train_batches`, which know the lengths of their rows.
     """
-    c, m = config, run.model.config
+    c, m, lengths = config, run.model.config, batches.lengths
+    every = batches.every_length() if isinstance(batches, Together) else {MAIN: lengths}
     out.say("compiling the training step ...")
     begun = time.monotonic()
-    batch = setup.abstract_batch(run.rows, c.batch_size, lengths, labelling.batch_fields(c, m))
+    batch = setup.abstract_batches(run.parts, run.rows, m, every)
     compiled = run.train_step.lower(state, batch).compile()
     seconds, memory, cost = (
         time.monotonic() - begun,
@@ -34,7 +36,7 @@ def compile_step(config, run: Run, state: TrainState, lengths: tuple[int, int], 
         f"{amount(memory.temp_size_in_bytes)} temporary"
     )
     tokens = c.batch_size * c.length
-    texts, each = texts_of(c, lengths)
+    texts, each = texts_of(run.task, lengths)
     model = flops.train_per_row(m, *each) * c.batch_size * texts
     counted = cost.get("flops", math.nan) * run.mesh.size
     peak = flops.peak()
@@ -58,7 +60,7 @@ def compile_step(config, run: Run, state: TrainState, lengths: tuple[int, int], 
     return compiled
 
 
-def texts_of(config, lengths: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+def texts_of(task, lengths: tuple[int, int]) -> tuple[int, tuple[int, int]]:
     """(texts of a row that do not attend to each other, the lengths of each)."""
-    texts, (own, read) = settings.texts(config), lengths
+    texts, (own, read) = task.texts, lengths
     return texts, (own // texts, read)

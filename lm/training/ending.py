@@ -2,8 +2,9 @@
 
 import shlex
 
+from lm import tasks
 from lm.models.config import ModelConfig
-from lm.training import instruction, labelling, settings
+from lm.training import settings
 from lm.training.paths import Folder
 
 
@@ -27,17 +28,13 @@ def figures(rows: list[dict]) -> str:
 
 def commands(config: settings.Config, model: ModelConfig, workdir: Folder, tokenizer) -> list[str]:
     """Commands that use the run. The user replaces "..."."""
-    name, run = config.objective.name, f"--model={shlex.quote(str(workdir))}"
+    task, run = tasks.of(config), f"--model={shlex.quote(str(workdir))}"
     found = []
     if tokenizer is not None:
         if model.head in ("causal_lm", "seq2seq_lm") and not model.neighbour_layers:
             found.append(f'python -m lm.generate {run} --prompt="..."')
-        if name in instruction.OBJECTIVES:
-            found.append(f"python -m lm.evaluate {run} --examples=FILES")
-        elif name in labelling.OBJECTIVES and model.head != "embedding":
-            found.append(f"python -m lm.evaluate {run} --task={name} --data=FILES")
-        elif model.head in ("causal_lm", "masked_lm"):
-            found.append(f"python -m lm.evaluate {run} --data=FILES")
+        if task.evaluation:
+            found.append(f"python -m lm.evaluate {run} {task.evaluation}")
         adapter = [" --adapter"] if config.adaptation.lora.rank else []
         found += [f"python -m lm.export {run} --output=DIR{more}" for more in ("", *adapter)]
     return found

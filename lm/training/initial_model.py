@@ -3,10 +3,9 @@
 from lm.data import tokenizers
 from lm.loading import load_template
 from lm.models import build
-from lm.models.config import ConfigError
-from lm.objectives import OBJECTIVES
-from lm.training import instruction, labelling, mixing, model_files, settings
-from lm.training.documents import as_trained
+from lm.tasks import Kept, Start
+from lm.training import model_files, settings
+from lm.training.parts import Parts
 from lm.training.paths import Folder
 
 COMPUTE = (
@@ -18,57 +17,34 @@ COMPUTE = (
 )  # fields of config.model that apply with init_from
 
 
-def initial_model(config: settings.Config, workdir: Folder, resuming: bool):
+def initial_model(parts: Parts, workdir: Folder, resuming: bool):
     """(model, params or None, tokenizer or None, template or None).
 
     params are None when they will be restored from a checkpoint, or drawn from the seed.
     """
-    model, params, tokenizer = _loaded(config, resuming)
-    if config.objective.name in labelling.OBJECTIVES:
-        if tokenizer is None:
-            raise ConfigError(
-                "labelled texts need a tokenizer, and neither the config nor init_from has one"
-            )
-        model, params = labelling.with_labels(
-            config, list(mixing.parts(config).values()) or [config], model, params
-        )
-    tokenizer = as_trained(tokenizer, config.objective.name)
-    there = model_files.kept_template(workdir)
-    template = instruction.template_of(
-        config,
-        tokenizer,
-        load_template(config.init_from, tokenizer) if config.init_from else None,
-        there,
-    )
-    return (
-        build(instruction.with_stop(model.config, template, tokenizer)),
-        params,
-        tokenizer,
-        template,
-    )
+    config, task = parts.main.config, parts.main.task
+    model, params, tokenizer = _loaded(parts, resuming)
+    sources = [part.config for part in parts.sources.values()] or [config]
+    base = None
+    if task.renders and config.init_from:
+        base = load_template(config.init_from, tokenizer)
+    kept = Kept(base, model_files.kept_template(workdir))
+    start = task.prepare(Start(model, params, tokenizer), config, sources, kept)
+    return start.model, start.params, start.tokenizer, start.template
 
 
-def _loaded(config: settings.Config, resuming: bool):
+def _loaded(parts: Parts, resuming: bool):
     from lm.loading import load
     from lm.tokenizer import load_tokenizer
 
-    tokenizer = None
+    tokenizer, config = None, parts.main.config
     if config.tokenizer:
-        every = [config, *mixing.parts(config).values()]
-        special = {
-            name: value
-            for one in every
-            for name, value in OBJECTIVES[one.objective.name].special.items()
-        }
+        every = [parts.main, *parts.read]
+        special = {name: value for one in every for name, value in one.task.special.items()}
         tokenizer = (
-            tokenizers.bytes_only(**special)
+            parts.main.task.prepare_tokenizer(tokenizers.bytes_only(**special))
             if config.tokenizer == "bytes"
             else load_tokenizer(config.tokenizer)
-        )
-        tokenizer = (
-            instruction.with_control(tokenizer, config.data.template)
-            if config.tokenizer == "bytes"
-            else tokenizer
         )
     if not config.init_from:
         return build(settings.model_config(config.model, tokenizer)), None, tokenizer

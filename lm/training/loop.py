@@ -71,7 +71,9 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
         model_files.check_model(workdir, run.model.config)
         model_files.check_template(workdir, run.template)
         with phases.phase("reading the data"):
-            packed, held_out = setup.training_data(config, run), setup.evaluation_data(config, run)
+            packed = setup.training_data(config, run)
+            others = {name: setup.packed(part, run) for name, part in run.parts.further.items()}
+            evaluations = Evaluations(config, run, out)
         stats = packed.stats()
         out.say(
             f"data: {stats['documents']:,} documents, {stats['predictions']:,} tokens to predict "
@@ -79,6 +81,9 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
             f"{stats['length']}, {stats['filled']:.1%} filled, {stats['split_documents']:,} "
             "documents in several windows"
         )
+        for name, rows in others.items():
+            of = rows.stats()
+            out.say(f"{name}: {of['documents']:,} documents, {of['rows']:,} rows")
         for line in packed.described() if isinstance(packed, Mixture) else ():
             out.say(f"mixture: {line}")
         if run.template is None and packed.counts:
@@ -92,7 +97,7 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
             out.say(f"template {run.template.name} {run.template.fingerprint}: {counted}")
         if shortened := settings.shortened(config):
             out.say(shortened)
-        now, restored = facts(config, packed), checkpoints.restore(workdir, run.abstract)
+        now, restored = facts(config, packed, others), checkpoints.restore(workdir, run.abstract)
         for line in (
             resumed(config, workdir, now, restored)
             if restored is not None and restored.step < config.steps
@@ -101,7 +106,7 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
             out.say(f"the rows from here on are others, as resume.allow says: {line}")
         _write_folder(config, run, out)
         try:
-            loop = _Loop(config, run, packed, held_out, out, signals, now, restored)
+            loop = _Loop(config, run, packed, others, evaluations, out, signals, now, restored)
             del restored
             try:
                 with phases.phase("training", after=phases.EVERY):
@@ -131,7 +136,8 @@ class _Loop:
         config,
         run: Run,
         packed,
-        held_out: dict,
+        others: dict,
+        evaluations: Evaluations,
         out: Report,
         signals: Signals,
         sequence: Facts,
@@ -145,8 +151,8 @@ class _Loop:
             signals,
         )
         self.parts, self.sequence = run, sequence
-        self.batches = setup.train_batches(config, run, packed)
-        self.evaluations = Evaluations(config, run, held_out, out)
+        self.batches = setup.train_batches(config, run, packed, others)
+        self.evaluations = evaluations
         self.state, self.start = self._restore(run, restored)
         self.rows = self.batches.state()["rows"]  # read before this process started
         self.active = jax.process_index() == 0
@@ -173,7 +179,7 @@ class _Loop:
             sharding.activate(run.mesh, run.activations),
             phases.named("compiling the training step"),
         ):
-            compiled = compile_step(c, run, self.state, self.batches.lengths, self.out)
+            compiled = compile_step(c, run, self.state, self.batches, self.out)
         self.out.start(step, c.steps)
         _status(run, c, "running", step)
         self.watch = Stopwatch()
@@ -208,8 +214,8 @@ class _Loop:
 
     def _due(self, step: int) -> bool:
         c = self.config
-        intervals = (c.checkpoint.every, c.eval.every, c.samples.every, c.eval.generation.every)
-        return step == c.steps or any(every and step % every == 0 for every in intervals)
+        last, saved = step == c.steps, step % c.checkpoint.every == 0
+        return last or saved or bool(self.evaluations.due(step))
 
     def _record(self, step: int, metrics: dict) -> None:
         """Read a step's metrics while the next step runs, check them, and write them if due."""
@@ -235,7 +241,7 @@ class _Loop:
             if seconds > then and step > self.start + 1
             else None
         )
-        texts, lengths = texts_of(c, self.batches.lengths)
+        texts, lengths = texts_of(self.parts.task, self.batches.lengths)
         rate = None if speed is None else speed / c.length * texts
         used = (
             None

@@ -14,7 +14,10 @@ import sys
 import time
 
 import jax
+from ml_collections import ConfigDict
 
+from lm.models.config import ConfigError
+from lm.training.old_runs import FORMAT, upgrade
 from lm.training.paths import Folder, write_atomically
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,7 @@ PACKAGES = (
 def write_config(workdir: Folder, config: dict) -> list[str]:
     """Write config.json, and return the differences from the old one as "field: old -> new"."""
     path = workdir / "config.json"
-    new = json.loads(json.dumps(config))
+    new = {"format": FORMAT} | json.loads(json.dumps(config))
     old = read_config(workdir) or new
     write_atomically(path, json.dumps(new, indent=1))
     before, now = dict(flat(old)), dict(flat(new))
@@ -43,12 +46,15 @@ def write_config(workdir: Folder, config: dict) -> list[str]:
     return [
         f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
         for name in names
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and name != "format"
     ]
 
 
 def read_config(workdir: Folder) -> dict | None:
-    """Content of config.json; None if it is missing, or with a warning if it is damaged."""
+    """Content of config.json in the current format.
+
+    None if it is missing, or with a warning if it is damaged.
+    """
     path = workdir / "config.json"
     if not path.exists():
         return None
@@ -61,7 +67,22 @@ def read_config(workdir: Folder) -> dict | None:
             "%s is damaged, and is written anew: what has changed since cannot be said", path
         )
         return None
-    return found
+    return upgrade(found)
+
+
+def config_of(workdir: Folder) -> ConfigDict:
+    """Config of a run. Raises ConfigError for a folder without one."""
+    found = read_config(workdir)
+    if found is None:
+        raise ConfigError(f"{workdir} is not a run folder: it has no config.json")
+    return ConfigDict(_tuples({"evals": {}, "further_tasks": {}} | found | {"format": FORMAT}))
+
+
+def _tuples(value):
+    """Convert JSON's lists to the tuples of configs."""
+    if isinstance(value, dict):
+        return {name: _tuples(one) for name, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def write_environment(workdir: Folder) -> None:

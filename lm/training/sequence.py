@@ -1,43 +1,47 @@
 """Facts that determine the order of a run's rows, saved and compared when a run is resumed."""
 
+import dataclasses
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
+from lm import tasks
 from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
 from lm.models.config import ConfigError, nearest
+from lm.tasks.task import Task
+from lm.tasks.text import TextTask, TokenTask
 from lm.training import run_folder
 from lm.training.checkpoints import CheckpointError, Restored
+from lm.training.old_runs import upgrade_facts
 from lm.training.paths import Folder
 
+FURTHER = "further_tasks."  # fields of further tasks
 FILES = "data.files"  # name of the fact about the content of the rows
-OMITTED = (
+OMITTED = (  # fields that never change a row
     "data.cache",
     "data.max_bad_share",
-    "data.max_long",
-)  # fields of config.data that never change a row
-LOSS = (
-    "objective.chunk",
-    "objective.label_smoothing",
-    "objective.z_loss",
-    "objective.contrastive.",
-    "objective.instruct.",
+    "task.max_long",
+    *(f"task.{field.name}" for field in dataclasses.fields(TokenTask)),
+    "task.temperature",
+    "task.symmetric",
+    "task.pooling",
 )
-ORDER = (
-    "seed",
-    "objective.",
-    "data.temperature",
-    "data.mixture.",
-)  # fields that change the sequence even if the rows are the same
+# fields that change the sequence even if the rows are the same, as do the options of transforms
+ORDER = ("seed", "task.name", "data.temperature", "data.mixture.", FURTHER)
 BLOCK = 2**16  # rows read at a time
 
 Facts = dict[str, Any]
 
 
-def facts(config: ml_collections.ConfigDict, packed: Packed | Mixture) -> Facts:
+def facts(
+    config: ml_collections.ConfigDict,
+    packed: Packed | Mixture,
+    others: Mapping[str, Packed] | None = None,
+) -> Facts:
     """Name -> JSON value of config fields that affect the sequence, and digests of the rows."""
     mixed = isinstance(packed, Mixture)
     contents = (
@@ -45,28 +49,38 @@ def facts(config: ml_collections.ConfigDict, packed: Packed | Mixture) -> Facts:
         if mixed
         else {FILES: packed}
     )
+    contents |= {f"{FURTHER}{name}.files": rows for name, rows in (others or {}).items()}
     return fields(config.to_dict()) | {name: _digest(rows) for name, rows in contents.items()}
 
 
 def fields(config: dict) -> Facts:
     """Facts from the config alone, without digests of rows."""
-    own = f"objective.{config.get('objective', {}).get('name')}."
-    flat = dict(
-        _flat(
-            {
-                name: config[name]
-                for name in ("seed", "length", "data", "objective")
-                if name in config
-            }
-        )
-    )
+    sections = {
+        name: config[name]
+        for name in ("seed", "length", "data", "task", "further_tasks")
+        if name in config
+    }
+    flat = dict(_flat(sections))
     return {
         name: value
         for name, value in flat.items()
-        if name not in OMITTED
-        and not _is_contents(name)
-        and not name.startswith(LOSS)
-        and (not name.startswith("objective.") or name == "objective.name" or name.startswith(own))
+        if _of_run(name) not in OMITTED and not _is_contents(name)
+    }
+
+
+def _of_run(name: str) -> str:
+    """Name of a field of a source's task in the run's: data.mixture.NAME.task.FIELD, task.FIELD."""
+    source, found, field = name.partition(".task.")
+    return f"task.{field}" if found and source.startswith("data.mixture.") else name
+
+
+def _of_transforms() -> set[str]:
+    """Fields of tasks that transform rows whenever they are read, without those that read files."""
+    return {
+        f"task.{field}"
+        for kind in tasks.TASKS.values()
+        if kind.transform is not Task.transform
+        for field in vars(kind()).keys() - vars(TextTask()).keys()
     }
 
 
@@ -75,6 +89,8 @@ def resumed(
 ) -> list[str]:
     """Changes in what a resumed run reads, as from `check`, with the same errors."""
     saved = restored.data.get("sequence")
+    if saved is not None:
+        saved = upgrade_facts(saved)
     if (
         saved is None and (before := run_folder.read_config(workdir)) is not None
     ):  # saved by an earlier version, which counts batches
@@ -108,7 +124,7 @@ def check(saved: Facts, now: Facts, allow: str, step: int) -> list[str]:
     both = [
         name
         for name in saved | now
-        if name.startswith("data.mixture.") or name in saved.keys() & now.keys()
+        if name.startswith(("data.mixture.", FURTHER)) or name in saved.keys() & now.keys()
     ]
     names = [name for name in both if saved.get(name) != now.get(name) and not _is_contents(name)]
     contents = [
@@ -116,7 +132,12 @@ def check(saved: Facts, now: Facts, allow: str, step: int) -> list[str]:
         for name in saved | now
         if known and _is_contents(name) and saved.get(name) != now.get(name)
     ]
-    settings = [name for name in names if contents or not known or name.startswith(ORDER)]
+    transforms = _of_transforms()
+    settings = [
+        name
+        for name in names
+        if contents or not known or name.startswith(ORDER) or name in transforms
+    ]
     changed = settings or contents  # a changed setting explains changed rows of the same files
     lines = {
         name: f"{name}: {_shown(saved.get(name))} -> {_shown(now.get(name))}" for name in changed
@@ -133,7 +154,9 @@ def check(saved: Facts, now: Facts, allow: str, step: int) -> list[str]:
 
 
 def _is_contents(name: str) -> bool:
-    return name == FILES or (name.startswith("data.mixture.") and name.endswith(".files"))
+    return name == FILES or (
+        name.startswith(("data.mixture.", FURTHER)) and name.endswith(".files")
+    )
 
 
 def _shown(value: Any) -> str:

@@ -9,22 +9,15 @@ from collections.abc import Collection
 import ml_collections
 from ml_collections import config_dict
 
+from lm import tasks
 from lm.adaptation import plan
 from lm.distributed import mesh as meshes
 from lm.distributed import sharding
 from lm.models import inputs
 from lm.models.config import ConfigError, ModelConfig, nearest
-from lm.objectives import OBJECTIVES
-from lm.training import (
-    answering,
-    instruction,
-    labelling,
-    mixing,
-    optimizer,
-    schedules,
-    trackers,
-    unused,
-)
+from lm.training import optimizer, scheduled, schedules, trackers
+from lm.training import parts as parts_of_run
+from lm.training.parts import Part, Parts
 
 Config = ml_collections.ConfigDict
 
@@ -40,7 +33,6 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "seed",
-    "objective.chunk",
     "data.synthetic_rows",
     "eval.every",
     "eval.max_rows",
@@ -58,8 +50,6 @@ MODEL = ModelConfig(  # default of config.model: a small Llama
     d_ff=704,
     max_length=1024,
 )
-
-ADDED = ("label_smoothing", "z_loss")  # additions to the loss of objectives that predict tokens
 
 
 def model_section(config: ModelConfig) -> Config:
@@ -125,10 +115,11 @@ def variant(config: Config, name: str, **known: dict) -> Config:
     return config
 
 
-def check(config: Config, devices: int) -> None:
-    """Raise ConfigError when the config is invalid or does not fit the number of devices.
+def check(config: Config, devices: int) -> Parts:
+    """Return the parts of the run, or raise ConfigError when the config is invalid.
 
-    The message names the field, its value and what was expected.
+    devices: their number, which it must fit. The message names the field, its value and what was
+    expected.
     """
     for name in POSITIVE:
         if _get(config, name) < 1:
@@ -145,28 +136,16 @@ def check(config: Config, devices: int) -> None:
             f"not {config.model.param_dtype!r}; leave it at 'master'"
         )
     plan.check(config.adaptation, config.init_from)
-    if config.objective.name not in OBJECTIVES:
-        name = config.objective.name
-        raise ConfigError(
-            f"objective.name={name!r} is unknown{nearest(name, OBJECTIVES)}; one of "
-            f"{', '.join(OBJECTIVES)}"
-        )
-    mixing.check(config)
-    parts = mixing.parts(config).values()
-    unused.check(config, [one.objective.name for one in parts])
-    for one in parts or [config]:
-        unused.check(one)
-        labelling.check(one)
-        instruction.check(one)
-        _check_text(one)
-    _check_loss(config)
+    _check_holdout(config)
+    parts = parts_of_run.of(config)
+    for part in parts.read:
+        part.task.check(part.config)
+        _check_data(part.config.data, part.task)
     if bool(config.data.files or config.data.mixture) == bool(config.data.synthetic_rows):
         raise ConfigError(
             "set data.files (paths or globs of text or JSONL), or data.synthetic_rows for random "
             "tokens, and not both"
         )
-    _check_holdout(config)
-    answering.check(config)
     if not config.tokenizer and not config.init_from and not config.data.synthetic_rows:
         raise ConfigError(
             "tokenizer is not set: give a folder, a hub id, a .gguf file, or 'bytes'; python -m "
@@ -182,9 +161,9 @@ def check(config: Config, devices: int) -> None:
             "them empty"
         )
     if not config.init_from:
-        check_length(config, config.model.max_length)
-        if config.objective.name not in labelling.OBJECTIVES:  # these replace the head
-            check_head(config, config.model.head)
+        check_length(parts.main, config.model.max_length)
+        if not parts.main.task.makes_head:
+            check_head(parts.main, config.model.head)
     if config.model.dtype == "float16" or config.model.param_dtype == "float16":
         raise ConfigError(
             "model.dtype='float16' cannot be trained here: its gradients underflow without loss "
@@ -192,7 +171,10 @@ def check(config: Config, devices: int) -> None:
         )
     for table in ("parameters", "activations"):
         sharding.check_types(config.sharding[table], table)
-    _check_batch(config, devices)
+    for part in parts.batches.values():
+        _check_batch(part.config, devices)
+    scheduled.check(config)
+    return parts
 
 
 def _check_holdout(config: Config) -> None:
@@ -224,31 +206,6 @@ def shortened(config: Config) -> str:
     )
 
 
-def options(config: Config) -> dict:
-    """Options of the config's objective."""
-    return config.objective.get(config.objective.name, Config()).to_dict()
-
-
-def loss_options(config: Config) -> dict:
-    """Arguments of the objective's loss: its options, the chunk size and additions to the loss."""
-    o = config.objective
-    objective = OBJECTIVES[o.name]
-    own = {name: options(config)[name] for name in objective.options} | (
-        {"parts": config.accumulate} if objective.joint else {}
-    )
-    return {"chunk": o.chunk} | {name: o[name] for name in ADDED if o[name]} | own
-
-
-def texts(config: Config) -> int:
-    """Number of texts per row, in equal shares, for an objective that compares texts; else 1."""
-    objective = OBJECTIVES[config.objective.name]
-    return (
-        config.length // objective.longest(config.length, **options(config))
-        if objective.joint
-        else 1
-    )
-
-
 def check_ignored(section: Config, loaded: ModelConfig, used: Collection[str]) -> None:
     """Raise ConfigError, naming the fields, when `model` differs from the model of init_from.
 
@@ -276,58 +233,43 @@ def check_ignored(section: Config, loaded: ModelConfig, used: Collection[str]) -
         )
 
 
-def check_length(config: Config, most: int) -> None:
-    """Raise ConfigError when the objective makes documents longer than `most` tokens."""
-    longest = OBJECTIVES[config.objective.name].longest(config.length, **options(config))
+def check_length(part: Part, most: int) -> None:
+    """Raise ConfigError when the task makes documents longer than `most` tokens."""
+    length = part.config.length
+    longest = part.task.longest(length)
     if longest > most:
-        of = "" if longest == config.length else f" makes documents of {longest} tokens, which"
+        of = "" if longest == length else f" makes documents of {longest} tokens, which"
         raise ConfigError(
-            f"length={config.length}{of} is more than model.max_length={most}; lower one or "
+            f"length={length}{of} is more than model.max_length={most}; lower one or "
             "raise the other"
         )
 
 
-def check_head(config: Config, head: str) -> None:
-    """Raise ConfigError when the objective is not defined for a model with this head."""
-    name = config.objective.name
-    heads = OBJECTIVES[name].heads
+def check_head(part: Part, head: str) -> None:
+    """Raise ConfigError when the task is not defined for a model with this head."""
+    name, heads = part.task.name, part.task.heads
     if head not in heads:
-        others = [other for other, objective in OBJECTIVES.items() if head in objective.heads]
-        hint = f"; objectives for this model: {', '.join(others)}" if others else ""
+        others = [other for other, kind in tasks.TASKS.items() if head in kind.heads]
+        hint = f"; tasks for this model: {', '.join(others)}" if others else ""
         raise ConfigError(
-            f"model.head={head!r}: the objective {name!r} needs "
-            f"{' or '.join(map(repr, heads))}{hint}"
+            f"model.head={head!r}: the task {name!r} needs {' or '.join(map(repr, heads))}{hint}"
         )
-    if config.samples.prompts and "causal_lm" not in heads:
+    if part.config.samples.prompts and "causal_lm" not in heads:
         raise ConfigError(
-            f"samples.prompts are texts to continue, which the objective {name!r} does not "
+            f"samples.prompts are texts to continue, which the task {name!r} does not "
             "teach; leave them empty"
         )
 
 
-def _check_loss(config: Config) -> None:
-    o = config.objective
-    if not 0 <= o.label_smoothing < 1:
-        raise ConfigError(
-            f"objective.label_smoothing={o.label_smoothing}: expected a share from 0 to less "
-            "than 1, such as 0.1"
-        )
-    if not 0 <= o.z_loss < math.inf:
-        raise ConfigError(
-            f"objective.z_loss={o.z_loss}: expected a finite number, 0 or more, such as 1e-4"
-        )
-
-
-def _check_text(config: Config) -> None:
-    data = config.data
+def _check_data(data: Config, task) -> None:
     if not 0 <= data.max_bad_share < 1:
         raise ConfigError(
             f"data.max_bad_share={data.max_bad_share}: expected a share from 0 to less than 1"
         )
-    if not 0 <= data.stride <= config.length:
+    if data.synthetic_rows and not task.synthetic:
         raise ConfigError(
-            f"data.stride={data.stride}: expected at most length={config.length}, or 0 for "
-            "windows that do not overlap"
+            f"data.synthetic_rows={data.synthetic_rows}: the task {task.name!r} does not learn "
+            "from random tokens; set data.files"
         )
 
 

@@ -7,16 +7,19 @@ import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from lm import tasks
 from lm.adaptation import fisher as fishers
 from lm.adaptation import plan as plans
 from lm.batch import FIELDS, Batch
-from lm.data import batches, encoding, packing
+from lm.data import batches, encoding, mixtures, packing
+from lm.data.examples import Record
 from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
 from lm.data.sources import Tally
@@ -26,10 +29,13 @@ from lm.distributed.mesh import make_mesh
 from lm.distributed.sharding import Rules
 from lm.models import LanguageModel, inputs
 from lm.models.config import ConfigError, ModelConfig
-from lm.objectives import OBJECTIVES, Transform
-from lm.training import checkpoints, instruction, labelling, mixing, optimizer, settings
+from lm.tasks import Tools, Transform
+from lm.training import checkpoints, optimizer, settings
 from lm.training.initial_model import COMPUTE, initial_model
+from lm.training.parts import Part, Parts
 from lm.training.paths import Folder, is_remote
+from lm.training.scheduled import held_out
+from lm.training.several import MAIN, Several, Together
 from lm.training.state import Extras, TrainState, abstract_state, average_of, create_state
 from lm.training.step import make_train_step
 
@@ -37,16 +43,45 @@ CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # for runs in obje
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Reader:
+    """Parts of a run that affect its data."""
+
+    workdir: Folder
+    model: LanguageModel
+    tokenizer: Any
+    template: Template | None  # renders the records of instruct data
+    parts: Parts
+
+    @property
+    def task(self) -> Any:
+        """The run's own task (lm.tasks.Task)."""
+        return self.parts.main.task
+
+    def tools(self, config: settings.Config, tally: Tally | None = None) -> Tools:
+        """What a task makes the rows of this config with."""
+        data = config.data
+        return Tools(
+            self.model.config,
+            self.tokenizer,
+            self.template,
+            data.files,
+            config.length,
+            config.seed,
+            cache_of(config, self.workdir),
+            data.max_bad_share,
+            data.holdout_share,
+            tally,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Reader):
     """Parts of a training run.
 
     params: those of init_from, or None. abstract: shapes, dtypes and shardings of the state.
     """
 
-    workdir: Folder
-    model: LanguageModel
     params: dict | None
-    tokenizer: Any
     mesh: Mesh
     parameters: Rules
     activations: Rules
@@ -54,9 +89,8 @@ class Run:
     optimizer: optax.GradientTransformation
     train_step: Any  # jitted
     abstract: TrainState
-    transform: Transform | None  # the objective's transform of rows
+    transform: Transform | None  # the task's transform of rows
     extras: Extras
-    template: Template | None  # renders the records of instruct data
     fisher: dict | None = None  # Fisher information of params, if needed to start the plan
 
     def fresh_state(self, seed: int) -> TrainState:
@@ -76,7 +110,10 @@ class Run:
     def prompt_ids(self, text: str) -> list[int]:
         """Tokens of a prompt to sample from, framed as in training."""
         if self.template is not None:
-            return instruction.prompt_ids(self.model.config, self.tokenizer, self.template, text)
+            c = self.model.config
+            start = c.decoder_start_token_id if c.encoder_layers else None
+            prompt = self.template.prompt(Record(instruction=text))
+            return encoding.Encoder(self.tokenizer, start).prompt(prompt)
         return encoding.prompt_ids(
             self.tokenizer, text, encoder=bool(self.model.config.encoder_layers)
         )
@@ -91,24 +128,14 @@ class Run:
             return jax.jit(self.extras.plan.weights, out_shardings=shardings)(params, state.fixed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """Parts of a run that affect its data."""
-
-    workdir: Folder
-    model: LanguageModel
-    tokenizer: Any
-    template: Template | None
-
-
 def reader(config: settings.Config, workdir: Folder) -> Reader:
     """Make what data preparation needs, without the run's devices.
 
     Raises ConfigError or WeightsError.
     """
-    settings.check(config, math.prod(size for size in config.mesh.values() if size > 0))
-    model, _, tokenizer, template = initial_model(config, workdir, resuming=True)
-    return Reader(workdir, model, tokenizer, template)
+    parts = settings.check(config, math.prod(s for s in config.mesh.values() if s > 0))
+    model, _, tokenizer, template = initial_model(parts, workdir, resuming=True)
+    return Reader(workdir, model, tokenizer, template, parts)
 
 
 def prepare(config: settings.Config, workdir: Folder) -> Run:
@@ -116,19 +143,19 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
 
     Raises ConfigError, CheckpointError or WeightsError before anything is compiled.
     """
-    settings.check(config, jax.device_count())
+    parts = settings.check(config, jax.device_count())
     mesh = make_mesh(**config.mesh.to_dict())
     parameters, activations = (
         config.sharding[table].to_dict() for table in ("parameters", "activations")
     )
     rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
     model, params, tokenizer, template = initial_model(
-        config, workdir, resuming=bool(checkpoints.steps(workdir))
+        parts, workdir, resuming=bool(checkpoints.steps(workdir))
     )
     c = model.config
-    for one in (config, *mixing.parts(config).values()):
-        settings.check_head(one, c.head)
-        settings.check_length(one, c.max_length)
+    for part in (parts.main, *parts.read):
+        settings.check_head(part, c.head)
+        settings.check_length(part, c.max_length)
     if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > c.vocab_size:
         raise ConfigError(
             f"the tokenizer has {ids} tokens and the model's vocabulary {c.vocab_size}; they do "
@@ -136,8 +163,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         )
     if config.init_from:
         settings.check_ignored(config.model, c, COMPUTE)
-    chosen = OBJECTIVES[config.objective.name]
-    transform = _transform(config, c, tokenizer)
+    task = parts.main.task
+    transform = task.transform(tokenizer, c)
     plan = plans.of_config(config.adaptation, model.logical_axes())
     plans.check_head(config.adaptation, c.head)
     fisher = None
@@ -158,15 +185,19 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         ema=o.ema > 0, guard=bool(o.skip_above or o.skip_nonfinite), rates=o.rates, plan=plan
     )
     abstract = abstract_state(model, updates, mesh, parameters, extras)
-    objective = functools.partial(chosen.loss, **settings.loss_options(config))
-    objective = objective if plan is None else plan.objective(objective)
+    several = parts.several()
+    loss = functools.partial(task.loss, parts=config.accumulate) if task.joint else task.loss
+    loss = several.loss if isinstance(several, Several) else loss
+    loss = loss if plan is None else plan.loss(loss)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     train_step = make_train_step(
         model,
-        objective,
+        loss,
         updates,
         schedule,
-        accumulate=1 if chosen.joint else config.accumulate,
+        accumulate=1 if task.joint else config.accumulate,
+        weights=None if several is None else several.weights,
+        coefficients=None if several is None else several.coefficients,
         shardings=shardings.params,
         rates=o.rates,
         ema=o.ema,
@@ -176,18 +207,16 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     train_step = jax.jit(
         train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
     )
-    example = abstract_batch(
-        rows,
-        config.batch_size,
-        (config.length, config.length if c.encoder_layers else 0),
-        labelling.batch_fields(config, c),
-    )
+    lengths = (config.length, config.length if c.encoder_layers else 0)
+    example = abstract_batches(parts, rows, c, dict.fromkeys(parts.batches, lengths))
     _check_names(train_step, abstract, example, mesh, activations)
     return Run(
         workdir,
         model,
-        params,
         tokenizer,
+        template,
+        parts,
+        params,
         mesh,
         parameters,
         activations,
@@ -197,7 +226,6 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         abstract,
         transform,
         extras,
-        template,
         fisher,
     )
 
@@ -223,11 +251,30 @@ def abstract_batch(
         placed = sharding.field_sharding(rows, name, 1 + len(shape))
         return jax.ShapeDtypeStruct((batch_size, *shape), FIELDS[name].dtype, sharding=placed)
 
-    return Batch(**{name: array(name, shape) for name, shape in shapes.items()})
+    return Batch.made({name: array(name, shape) for name, shape in shapes.items()})
+
+
+def abstract_batches(
+    parts: Parts, rows: NamedSharding, model: ModelConfig, lengths: dict[str, tuple[int, int]]
+) -> Batch | dict[str, Batch]:
+    """Abstract batch of the run, or of each of its tasks if there are several.
+
+    lengths: of the rows of every task; the run's own is several.MAIN.
+    """
+    found = {
+        name: abstract_batch(
+            rows,
+            part.config.batch_size,
+            lengths[name],
+            part.task.fields(part.config.length, model),
+        )
+        for name, part in parts.batches.items()
+    }
+    return found if parts.further else found[MAIN]
 
 
 def training_data(
-    config: settings.Config, run: "Run | Reader", tally: Tally | None = None
+    config: settings.Config, run: Reader, tally: Tally | None = None
 ) -> Packed | Mixture:
     """Packed training rows, or a mixture of sources. Raises DataError.
 
@@ -237,50 +284,60 @@ def training_data(
         return packing.synthetic(
             run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed
         )
-    if config.data.mixture:
-        parts = mixing.parts(config).items()
-        transforms = {name: _transform(own, run.model.config, run.tokenizer) for name, own in parts}
-        return mixing.mixture(
-            config,
-            {name: _pack(own, run, own.data.files, True, tally) for name, own in parts},
-            transforms,
-        )
-    return _pack(config, run, config.data.files, True, tally)
+    if not run.parts.sources:
+        return packed(run.parts.main, run, tally)
+    made = []
+    for name, part in run.parts.sources.items():
+        given = config.data.mixture[name]
+        transform = part.task.transform(run.tokenizer, run.model.config)
+        weight, limit = given.get("weight"), given.get("limit") or 0
+        made.append(mixtures.Part(name, packed(part, run, tally), weight, limit, transform))
+    return Mixture(made, config.data.temperature, config.seed)
+
+
+def packed(part: Part, run: Reader, tally: Tally | None = None) -> Packed:
+    """Packed training rows of one part. Raises DataError."""
+    return part.task.rows(part.config.data.files, "train", run.tools(part.config, tally))
 
 
 def train_batches(
-    config: settings.Config, run: Run, packed: Packed | Mixture
-) -> batches.TrainBatches:
-    """Stream of training batches, from the first step."""
-    transform = None if isinstance(packed, Mixture) else run.transform
-    return batches.TrainBatches(
-        packed,
-        config.batch_size,
-        config.seed,
-        run.rows,
-        transform=transform,
-        config=run.model.config,
-    )
+    config: settings.Config,
+    run: Run,
+    rows: Packed | Mixture,
+    others: Mapping[str, Packed] | None = None,
+) -> batches.TrainBatches | Together:
+    """Stream of training batches, from the first step.
+
+    rows: from `training_data`. others: packed rows of every further task, from `packed`.
+    """
+
+    def stream(rows, batch_size: int, transform) -> batches.TrainBatches:
+        return batches.TrainBatches(
+            rows, batch_size, config.seed, run.rows, transform, run.model.config
+        )
+
+    main = stream(rows, config.batch_size, None if isinstance(rows, Mixture) else run.transform)
+    if not others:
+        return main
+    streams: dict[str, Any] = {MAIN: main}
+    for name, part in run.parts.further.items():
+        transform = part.task.transform(run.tokenizer, run.model.config)
+        streams[name] = stream(others[name], part.config.batch_size, transform)
+    return Together(streams)
 
 
 def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:
     """Name -> packed rows for every non-empty entry of eval.data. Raises DataError."""
-    return {
-        name: evaluation_rows(config, run, files) for name, files in evaluations(config).items()
-    }
-
-
-def evaluations(config: settings.Config) -> dict[str, str]:
-    """Name -> files to evaluate: eval.data, and "holdout" if data.holdout_share is set."""
-    held_out = {"holdout": instruction.HOLDOUT} if config.data.holdout_share else {}
-    return {name: files for name, files in config.eval.data.items() if files} | held_out
+    return {name: evaluation_rows(config, run, files) for name, files in held_out(config).items()}
 
 
 def evaluation_rows(
-    config: settings.Config, run: "Run | Reader", files: str, tally: Tally | None = None
+    config: settings.Config, run: Reader, files: str, tally: Tally | None = None
 ) -> Packed:
     """Packed rows of one entry of eval.data. Raises DataError."""
-    return _pack(config, run, files, False, tally)
+    own = files == tasks.HOLDOUT
+    given, part = (config.data.files, "holdout") if own else (files, "all")
+    return run.task.rows(given, part, run.tools(config, tally))
 
 
 def cache_of(config: settings.Config, workdir: Folder) -> pathlib.Path:
@@ -288,39 +345,8 @@ def cache_of(config: settings.Config, workdir: Folder) -> pathlib.Path:
     return pathlib.Path(config.data.cache or (CACHE if is_remote(workdir) else workdir / "cache"))
 
 
-def _pack(config, run: "Run | Reader", files: str, training: bool, tally: Tally | None) -> Packed:
-    cache = cache_of(config, run.workdir)
-    if config.objective.name in instruction.OBJECTIVES:
-        assert run.template is not None  # ensured by instruction.template_of
-        return instruction.pack(
-            config, run.model.config, run.tokenizer, run.template, files, cache, training
-        )
-    if config.objective.name in labelling.OBJECTIVES:
-        return labelling.pack(config, run.model.config, run.tokenizer, files, cache, tally)
-    held_out = files == instruction.HOLDOUT and not training
-    return packing.pack_files(
-        config.data.files if held_out else files,
-        run.tokenizer,
-        config.length,
-        cache,
-        field=config.data.field,
-        separator=config.data.separator,
-        whole=OBJECTIVES[config.objective.name].whole,
-        stride=config.data.stride if training else 0,
-        max_bad_share=config.data.max_bad_share,
-        tally=tally,
-        share=config.data.holdout_share if training or held_out else 0.0,
-        held_out=held_out,
-    )
-
-
-def _transform(config, model: ModelConfig, tokenizer) -> Transform | None:
-    make = OBJECTIVES[config.objective.name].transform
-    return None if make is None else make(tokenizer, model, **settings.options(config))
-
-
 def _check_names(
-    train_step, abstract: TrainState, batch: Batch, mesh: Mesh, activations: Rules
+    train_step, abstract: TrainState, batch: Any, mesh: Mesh, activations: Rules
 ) -> None:
     """Trace the step, and raise ConfigError for a logical name of an activation without a rule."""
     try:

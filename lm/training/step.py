@@ -1,6 +1,6 @@
 """Training step: a pure function, to be jitted with the state donated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,16 +10,17 @@ import optax
 from lm.batch import Batch
 from lm.distributed import rules
 from lm.distributed.rules import RATES, Table
-from lm.objectives.loss import Loss
+from lm.losses import Loss, Term
+from lm.models.config import ConfigError
 from lm.training import guard, narrow
 from lm.training.state import TrainState
 
-Objective = Callable[..., Loss]
+LossFunction = Callable[..., Loss]
 
 
 def make_train_step(
     model,
-    objective: Objective,
+    loss_function: LossFunction,
     optimizer: optax.GradientTransformation,
     schedule,
     *,
@@ -29,11 +30,14 @@ def make_train_step(
     ema: float = 0.0,
     skip_above: float = 0.0,
     noisy: bool | None = None,
+    weights: Callable[[Any], Mapping[str, jax.Array]] | None = None,
+    coefficients: Mapping[str, float] | None = None,
 ):
     """Return a function (state, batch) -> (state, metrics as float32 scalars).
 
     The gradient is that of sum(loss) / sum(weight) over the whole batch, independent of the number
-    of devices and of micro-batches.
+    of devices and of micro-batches. The loss of several terms is the sum over these of coefficient
+    * sum / weight.
 
     accumulate: micro-batches; must divide the batch.
     shardings: of the parameters; the gradients are sharded likewise.
@@ -41,18 +45,24 @@ def make_train_step(
     ema: decay of the moving average of the float32 masters or else the parameters, if the
     state has one.
     skip_above: see `guard.judge`, if the state has a guard.
-    noisy: whether the objective uses random numbers; None = if the model has dropout.
-    `state.fixed`, if set, is passed to the objective as `fixed=`.
+    noisy: whether the loss uses random numbers; None = if the model has dropout.
+    weights, coefficients: of a loss of several terms (`lm.tasks.Task`); None = one term.
+    `state.fixed`, if set, is passed to the loss function as `fixed=`.
     """
+    factors = dict(coefficients or {})
     dropout = model.config.dropout > 0 if noisy is None else noisy
 
     def sums(trained, held, batch: Batch, rng):
-        frozen, fixed = held
+        (frozen, fixed), of_terms = held
         options = {} if fixed is None else {"fixed": fixed}
-        loss = objective(
+        loss = loss_function(
             model, rules.join(trained, frozen), batch, rng if dropout else None, **options
         )
-        return loss.sum, loss
+        if not of_terms and len(loss.terms) == 1 and not factors:
+            return loss.first.sum, loss
+        _check_terms(loss, of_terms, factors)
+        whole = {name: Term(term.sum, of_terms[name]) for name, term in loss.terms.items()}
+        return _total(whole, factors), loss
 
     def micro(trained, held, batch: Batch, rng):
         (_, loss), gradients = jax.value_and_grad(sums, has_aux=True)(trained, held, batch, rng)
@@ -82,17 +92,21 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         trained, frozen = rules.split(state.params, rates)
-        loss, gradients = total(trained, (frozen, state.fixed), batch, rng)
-        weight = jnp.where(loss.weight > 0, loss.weight, 1.0)
-        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        of_terms = {} if weights is None else dict(weights(batch))
+        loss, gradients = total(trained, ((frozen, state.fixed), of_terms), batch, rng)
+        weight = jnp.where(loss.first.weight > 0, loss.first.weight, 1.0)
+        if not of_terms:
+            gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         applied = state.step if state.guard is None else state.step - state.guard.skipped
         metrics = {
-            "loss": loss.sum / weight,
-            "weight": loss.weight,
+            **_values(loss, factors, weight),
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(applied), jnp.float32),
-            **{name: value / weight for name, value in loss.metrics.items()},
+            **{
+                name: _mean(found) if isinstance(found, Term) else found / weight
+                for name, found in loss.metrics.items()
+            },
         }
         following = state.step + 1
         trained: Any = optax.apply_updates(trained, updates)
@@ -125,6 +139,36 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _mean(term: Term) -> jax.Array:
+    return term.sum / jnp.where(term.weight > 0, term.weight, 1.0)
+
+
+def _total(terms: Mapping[str, Term], factors: Mapping[str, float]) -> jax.Array:
+    """Sum of coefficient * sum / weight."""
+    return jnp.sum(
+        jnp.stack([factors.get(name, 1.0) * _mean(term) for name, term in terms.items()])
+    )
+
+
+def _values(loss: Loss, factors: Mapping[str, float], weight: jax.Array) -> dict[str, jax.Array]:
+    """The loss and its weight; of several terms also each term's mean, as loss/NAME."""
+    if not factors and len(loss.terms) == 1:
+        return {"loss": loss.first.sum / weight, "weight": loss.first.weight}
+    of_all = jnp.sum(jnp.stack([term.weight for term in loss.terms.values()]))
+    means = {f"loss/{name}": _mean(term) for name, term in loss.terms.items()}
+    return {"loss": _total(loss.terms, factors), "weight": of_all} | means
+
+
+def _check_terms(loss: Loss, weights: Mapping, factors: Mapping) -> None:
+    """Raise ConfigError unless every term has a weight, and every coefficient a term."""
+    if loss.terms.keys() != weights.keys() or not factors.keys() <= loss.terms.keys():
+        raise ConfigError(
+            f"the loss has the terms {', '.join(loss.terms)}; `weights` gives "
+            f"{', '.join(weights) or 'none'} and `coefficients` {', '.join(factors) or 'none'}: "
+            "expected a weight of each term, and coefficients of terms alone"
+        )
 
 
 def _averaged(average, params, updates_done, decay: float):

@@ -48,7 +48,7 @@ def ours_train() -> float:
 
     import lm
     from lm.distributed import mesh, sharding
-    from lm.objectives import next_token
+    from lm.losses.tokens import token_loss
     from lm.training import optimizer, schedules, state, step
 
     model, _ = ours_model()
@@ -56,7 +56,7 @@ def ours_train() -> float:
     schedule = schedules.schedule("cosine", 1e-4, 10, 100, 0.1)
     adamw = optimizer.adamw(schedule)
     current = state.create_state(model, adamw, devices, 0)
-    train_step = jax.jit(step.make_train_step(model, next_token, adamw, schedule), donate_argnums=0)
+    train_step = jax.jit(step.make_train_step(model, token_loss, adamw, schedule), donate_argnums=0)
     batch = lm.Batch.of(
         np.random.default_rng(0).integers(0, model.config.vocab_size, (TRAIN_BATCH, TRAIN_LENGTH))
     )

@@ -89,6 +89,6 @@ def test_the_small_t5_of_the_study_cannot_be_written_for_transformers():
 )
 def test_a_run_of_the_study_is_refused(variant):
     config = importlib.import_module("configs.forgetting").get_config(variant)
-    assert config.length == 256 and (config.objective.name == "instruct") == (
+    assert config.length == 256 and (config.task.name == "instruct") == (
         variant not in ("fisher", "t5-text")
     )

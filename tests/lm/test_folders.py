@@ -15,7 +15,7 @@ FILES = {
     },
     "an adapter": {"adapter_config.json": "{}", "adapter_model.safetensors": "x"},
     "other files": {"config.json": "[1]", "notes.txt": "x"},
-    "a run": {"config.json": json.dumps({"optimizer": {}, "objective": {}}), "metrics.jsonl": ""},
+    "a run": {"config.json": json.dumps({"optimizer": {}, "data": {}}), "metrics.jsonl": ""},
 }
 
 
@@ -69,7 +69,7 @@ def test_what_is_read_is_written_over(tmp_path, capsys):
     base = make(tmp_path / "base", FILES["a model"])
     tuned = make(
         tmp_path / "tuned",
-        {"config.json": json.dumps({"optimizer": {}, "objective": {}, "init_from": str(base)})},
+        {"config.json": json.dumps({"optimizer": {}, "data": {}, "init_from": str(base)})},
     )
     for main, command in (
         (interpolate.main, f"--base={base} --tuned={tuned} --alphas=1 --output={base}"),

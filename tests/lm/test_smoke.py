@@ -1,4 +1,4 @@
-"""Every objective with its families: it learns, resumes bit for bit, and previews correctly.
+"""Every task with its families: it learns, resumes bit for bit, and previews correctly.
 
 One family of each kind runs here; `python -m pytest -m slow tests/lm/test_smoke.py` runs all.
 """
@@ -16,7 +16,7 @@ import pytest
 from configs import smoke
 from lm.data import preview
 from lm.families import FAMILIES
-from lm.objectives import OBJECTIVES
+from lm.tasks import TASKS
 from lm.training import checkpoints, loop, paths, setup, trackers
 
 QUICK = [
@@ -176,13 +176,13 @@ def _lines(name):
 @pytest.mark.parametrize(
     "variant", [pytest.param(v, marks=[] if v in QUICK else [pytest.mark.slow]) for v in ALL]
 )
-def test_an_objective_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
+def test_a_task_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
     config = smoke.get_config(variant)
     config.data.cache = str(tmp_path / "cache")
     config.log.tensorboard = False
     assert loop.train(config, tmp_path / "whole") == 0
     rows = trackers.read(tmp_path / "whole")
-    name = config.objective.name
+    name = config.task.name
     assert (
         rows[0]["loss"] > (1 if name in smoke.LABELLED else 5)
         and rows[-1]["loss"] < smoke.BELOW[name]
@@ -202,7 +202,7 @@ def test_an_objective_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
     batch = jax.device_get(next(setup.train_batches(config, run, setup.training_data(config, run))))
     shifted = run.model.config.causal or bool(run.model.config.encoder_layers)
     shown = preview.rows(
-        batch, run.tokenizer, shifted=shifted, task=name, names=run.model.config.label_names
+        batch, run.tokenizer, shifted=shifted, task=run.task, names=run.model.config.label_names
     )
     right = globals()[f"right_{name}"]
     assert len(shown) == config.batch_size and sum(map(right, shown)) >= 0.9 * len(shown)
@@ -215,5 +215,5 @@ def test_smoke_names_what_it_does_not_know():
         smoke.get_config("masked,gpt2")
 
 
-def test_every_objective_has_a_smoke_run():
-    assert set(smoke.BELOW) == set(OBJECTIVES), set(OBJECTIVES) ^ set(smoke.BELOW)
+def test_every_task_has_a_smoke_run():
+    assert set(smoke.BELOW) == set(TASKS), set(TASKS) ^ set(smoke.BELOW)

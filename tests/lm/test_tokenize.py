@@ -119,7 +119,7 @@ def test_a_run_on_a_mixture_learns_from_one_source_alone(folder, capsys):
     config = mixed(
         folder,
         new={"files": str(folder / "x.txt"), "weight": 3.0},
-        old={"files": str(folder / "old.jsonl"), "field": "body", "weight": 1.0},
+        old={"files": str(folder / "old.jsonl"), "weight": 1.0, "task": {"field": "body"}},
     )
     for command in (tokenize, train):
         assert command.main(arguments(folder, folder / "run", config=config)) == 0
@@ -156,7 +156,7 @@ def test_a_mixture_that_cannot_be_is_begun(folder, capsys, mixture, said):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (["--config.data.stride=17"], "data.stride=17: expected at most length=16"),
+        (["--config.task.stride=17"], "task.stride=17: expected at most length=16"),
         (["--config.data.temperature=2.0"], "data.temperature=2.0 is of data.mixture"),
         (["--config.data.max_bad_share=1.5"], "data.max_bad_share=1.5"),
     ],

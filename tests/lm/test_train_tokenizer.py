@@ -12,7 +12,7 @@ import transformers
 
 from lm import preview, train_tokenizer
 from lm.data import tokenizers
-from lm.objectives import span_corruption
+from lm.tasks import span_corruption
 
 ROOT = pathlib.Path(__file__).parents[2]
 PARAGRAPHS = [

@@ -87,7 +87,7 @@ def check_name(name: str) -> None:
     """Raise ConfigError unless there is a template of that name."""
     if name not in TEMPLATES:
         raise ConfigError(
-            f"data.template={name!r} is unknown{nearest(name, TEMPLATES)}; one of "
+            f"task.template={name!r} is unknown{nearest(name, TEMPLATES)}; one of "
             f"{', '.join(TEMPLATES)}"
         )
 

@@ -89,7 +89,7 @@ def llama3(tokenizer, turns: str = "all") -> Template:
 def check_turns(turns: str) -> str:
     """Raise ConfigError unless it is one of TURNS."""
     if turns not in TURNS:
-        raise ConfigError(f"data.turns={turns!r}: expected one of {', '.join(map(repr, TURNS))}")
+        raise ConfigError(f"task.turns={turns!r}: expected one of {', '.join(map(repr, TURNS))}")
     return turns
 
 

@@ -20,13 +20,13 @@ def few_shot(template: Template, shots: int) -> Template:
     line after each. Raises ConfigError.
     """
     if shots < 0:
-        raise ConfigError(f"data.shots={shots}: expected 0 or more")
+        raise ConfigError(f"task.shots={shots}: expected 0 or more")
     if not shots:
         return template
     if "positive" in template.options:
         raise ConfigError(
-            f"data.shots={shots}: template {template.name!r} has its own; set "
-            f"data.{template.name}.positive instead"
+            f"task.shots={shots}: template {template.name!r} has its own; set "
+            f"task.{template.name}.positive instead"
         )
     chat = "turns" in template.options
 

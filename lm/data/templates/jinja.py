@@ -159,13 +159,13 @@ def _source(tokenizer) -> str:
         return json.dumps(found, sort_keys=True)
     if isinstance(found, dict) and found:
         raise ConfigError(
-            "data.template='jinja': the tokenizer's chat templates are called "
+            "task.template='jinja': the tokenizer's chat templates are called "
             f"{', '.join(sorted(found))}, and none is 'default'; rename "
             "the one to use, or keep it alone as chat_template.jinja"
         )
     if not isinstance(found, str):
         raise ConfigError(
-            "data.template='jinja': the tokenizer has no chat template (chat_template); choose "
+            "task.template='jinja': the tokenizer has no chat template (chat_template); choose "
             "another template, such as 'chatml'"
         )
     return found
@@ -187,11 +187,11 @@ def _stop(render: Render, specials: re.Pattern) -> str:
     try:
         text = render((Turn("user", "a"), Turn("assistant", "\ue0000\ue001")))
     except DataError as error:
-        raise ConfigError(f"data.template='jinja': {error}") from None
+        raise ConfigError(f"task.template='jinja': {error}") from None
     found = specials.search(text, text.find("\ue001") + 1)
     if found is None or "\ue001" not in text:
         raise ConfigError(
-            "data.template='jinja': the tokenizer's chat template ends an answer with no control "
+            "task.template='jinja': the tokenizer's chat template ends an answer with no control "
             "token, so none could be trained; choose "
             "another template, such as 'chatml'"
         )
@@ -271,7 +271,7 @@ def _answer(
 def _after(pieces: Pieces, done: str, reason: str) -> Pieces:
     if not "".join(text for text, _ in pieces).startswith(done):
         advice = (
-            "use data.turns='last'"
+            "use task.turns='last'"
             if "later" in reason
             else "begin each answer so, or give its reasoning as the template reads it"
         )

@@ -73,7 +73,7 @@ class Template:
         """Render a record without its answer, for generation.
 
         If the template renders earlier turns differently later (most remove their reasoning), they
-        cannot all be trained; the prompt is then the one of data.turns='last'.
+        cannot all be trained; the prompt is then the one of task.turns='last'.
         """
         question, answer = divided(record)
         try:
@@ -117,7 +117,7 @@ class Template:
             raise _refused(
                 question,
                 f"template {self.name!r}: {found[0][0]} {found[0][1]!r}, for which it has no "
-                "place; use data.template='jinja' with a "
+                "place; use task.template='jinja' with a "
                 "chat template that renders it, or remove the field",
             )
         return self._said(question, lambda: self.ask(question, index))

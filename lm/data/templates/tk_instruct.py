@@ -44,7 +44,7 @@ def tk_instruct(
         ("max_prompt", max_prompt, 1),
     ):
         if value < least:
-            raise ConfigError(f"data.tk_instruct.{name}={value}: expected at least {least}")
+            raise ConfigError(f"task.tk_instruct.{name}={value}: expected at least {least}")
     fixed = (definition, positive, negative, explanations)
 
     def count(text: str) -> int:

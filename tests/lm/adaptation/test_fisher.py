@@ -7,9 +7,9 @@ import pytest
 
 from lm.adaptation import fisher
 from lm.batch import Batch
+from lm.losses.tokens import token_loss
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.objectives import next_token
 from tests.lm.training import small
 
 MODEL = build(
@@ -45,9 +45,9 @@ def test_a_logistic_regression_s_is_not_its_closed_form(chunk):
 def test_a_language_model_s_is_not_the_mean_over_rows_of_squared_gradients(params):
     tokens = np.random.default_rng(0).integers(0, 16, (4, 6))
     empty = Batch.of(tokens[:2], np.zeros((2, 6)))  # rows of padding do not count
-    found, rows = fisher.fisher(MODEL, next_token, params, [Batch.of(tokens), empty], chunk=2)
+    found, rows = fisher.fisher(MODEL, token_loss, params, [Batch.of(tokens), empty], chunk=2)
     assert rows == 4
-    gradient = jax.jit(jax.grad(lambda p, batch: next_token(MODEL, p, batch).sum))
+    gradient = jax.jit(jax.grad(lambda p, batch: token_loss(MODEL, p, batch).first.sum))
     squares = [jax.tree.map(jnp.square, gradient(params, Batch.of(row[None]))) for row in tokens]
     wanted = jax.tree.map(lambda *xs: sum(xs) / 4, *squares)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, wanted)
@@ -69,10 +69,12 @@ def test_sampled_targets_are_not_drawn_from_the_model(params):
 def test_the_sampled_kind_does_not_approach_the_expectation_over_the_model(params):
     """With one token of context the expectation over all 16 targets has a closed form."""
     tokens = np.tile([[3, 5]], (256, 1))
-    found, _ = fisher.fisher(MODEL, next_token, params, [Batch.of(tokens)], sampled=True, chunk=64)
+    found, _ = fisher.fisher(MODEL, token_loss, params, [Batch.of(tokens)], sampled=True, chunk=64)
     both = jax.jit(
         jax.value_and_grad(
-            lambda p, target: next_token(MODEL, p, Batch.of([[3, 5]]).replace(targets=target)).sum
+            lambda p, target: (
+                token_loss(MODEL, p, Batch.of([[3, 5]]).replace(targets=target)).first.sum
+            )
         )
     )
     outcomes = [both(params, jnp.array([[t, 0]])) for t in range(16)]

@@ -14,9 +14,9 @@ from lm.adaptation.lora import Lora
 from lm.adaptation.peft_config import scale_of
 from lm.batch import Batch
 from lm.distributed import rules, sharding
+from lm.losses.tokens import token_loss
 from lm.models.config import ConfigError
 from lm.models.matrices import matrix
-from lm.objectives import next_token
 from lm.training import optimizer
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
@@ -423,7 +423,7 @@ def test_the_base_moves_or_has_moments_or_the_adapters_do_not():
     )
     step = make_train_step(
         model,
-        adaptation.objective(next_token),
+        adaptation.loss(token_loss),
         adamw,
         schedule,
         shardings=shardings.params,

@@ -11,8 +11,8 @@ from lm.adaptation import lora, penalties, plan
 from lm.adaptation.lora import Lora
 from lm.batch import Batch
 from lm.distributed import rules, sharding
+from lm.losses.tokens import token_loss
 from lm.models import build
-from lm.objectives import next_token
 from lm.training import optimizer
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
@@ -65,11 +65,11 @@ def formula(params, fixed, batch, direction, *, l2_sp_strength, ewc_strength, kl
 @pytest.mark.parametrize("direction", penalties.DIRECTIONS)
 def test_a_penalised_loss_or_its_gradient_is_not_the_formula(direction):
     params, fixed, batch = parts()
-    wrapped = penalties.penalised(next_token, direction=direction, **STRENGTHS)
+    wrapped = penalties.penalised(token_loss, direction=direction, **STRENGTHS)
 
     def mean(p):
         loss = wrapped(MODEL, p, batch, None, fixed=fixed, chunk=3)
-        return loss.sum / loss.weight
+        return loss.first.sum / loss.first.weight
 
     ours, theirs = (
         jax.jit(jax.value_and_grad(f))(params)
@@ -108,15 +108,14 @@ def test_a_divergence_or_its_gradient_is_not_the_formula_in_float64(direction):
 
 def test_the_base_gets_a_gradient():
     params, fixed, batch = parts()
-    wrapped = penalties.penalised(next_token, **STRENGTHS)
-    gradient = jax.jit(jax.grad(lambda f: wrapped(MODEL, params, batch, None, fixed=f).sum))(
-        {"base": fixed["base"], "fisher": fixed["fisher"]}
-    )
+    wrapped = penalties.penalised(token_loss, **STRENGTHS)
+    total = lambda f: wrapped(MODEL, params, batch, None, fixed=f).first.sum
+    gradient = jax.jit(jax.grad(total))({"base": fixed["base"], "fisher": fixed["fisher"]})
     assert all(not np.any(x) for x in jax.tree.leaves(gradient["base"]))
 
 
 def test_no_strength_is_another_program():
-    assert penalties.penalised(next_token) is next_token
+    assert penalties.penalised(token_loss) is token_loss
     from configs.defaults import defaults
 
     assert plan.of_config(defaults().adaptation, MODEL.logical_axes()) is None
@@ -131,9 +130,9 @@ def steps(shape, accumulate, adaptation, batch, base):
         MODEL, sgd, mesh, 0, params=base["base"], extras=extras, fisher=base["fisher"]
     )
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(MODEL, sgd, mesh, extras=extras))
-    objective = adaptation.objective(next_token)
+    loss = adaptation.loss(token_loss)
     step = make_train_step(
-        MODEL, objective, sgd, rate, accumulate=accumulate, shardings=shardings.params
+        MODEL, loss, sgd, rate, accumulate=accumulate, shardings=shardings.params
     )
     with sharding.activate(mesh):
         step, seen = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0), []

@@ -1,6 +1,7 @@
 """The global batch depends on seed and step only; positions restart with each document."""
 
 import dataclasses
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import lm
 from lm.batch import FIELDS, Batch
 from lm.data import batches, packing
 from lm.distributed import sharding
+from lm.losses import Loss
+from lm.losses.tokens import token_loss
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.objectives import Loss, next_token
 from lm.training.state import create_state
 from lm.training.step import make_train_step
 from tests.lm.training import small
@@ -125,7 +127,7 @@ def test_packed_documents_see_each_other(positions):
         alone[row, :n], targets[row, :n], segments[row, :n] = ids[:-1], ids[1:], 1
     apart = Batch.of(alone, segments, targets=targets, weights=segments > 0)
     params = jax.jit(lambda: model.init(jax.random.key(0), together)["params"])()
-    run = jax.jit(jax.value_and_grad(lambda p, b: next_token(model, p, b).sum))
+    run = jax.jit(jax.value_and_grad(lambda p, b: token_loss(model, p, b).first.sum))
     (a, a_gradient), (b, b_gradient) = run(params, together), run(params, apart)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     jax.tree.map(
@@ -134,7 +136,10 @@ def test_packed_documents_see_each_other(positions):
 
 
 def test_the_declared_fields_are_not_those_of_a_batch():
-    assert list(FIELDS) == [field.name for field in dataclasses.fields(Batch)]
+    """Except for `more`, which holds those that a user's task declares."""
+    declared = runpy.run_path(lm.batch.__file__)["FIELDS"]  # without those of tasks of other tests
+    assert [*declared, "more"] == [field.name for field in dataclasses.fields(Batch)]
+    assert list(FIELDS)[: len(declared)] == list(declared)
 
 
 def test_a_value_that_a_field_can_hold_is_changed():
@@ -205,7 +210,7 @@ def preference(model, params, batch, rng=None):
     of = jax.nn.log_softmax(logits)
     said = jnp.take_along_axis(of, rows.tokens[:, 1:, None], axis=-1)[..., 0].sum(-1)
     chosen, rejected = said.reshape(-1, 2).T
-    return Loss(-jax.nn.log_sigmoid(chosen - rejected).sum(), jnp.float32(len(chosen)), {})
+    return Loss.of(-jax.nn.log_sigmoid(chosen - rejected).sum(), jnp.float32(len(chosen)))
 
 
 def test_a_group_is_split_by_micro_batches_or_devices():

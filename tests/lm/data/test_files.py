@@ -12,11 +12,12 @@ import pyarrow
 import pytest
 
 from lm.data import files, packing, records, sources, tables
-from lm.data.labelled import Fields, read
+from lm.data.labelled import read
 from lm.data.records import Reading
 from lm.data.sources import DataError
 from lm.data.tokenizers import bytes_only
 from lm.models.config import ConfigError
+from lm.tasks import Classification
 from lm.training import settings, setup
 from tests.lm.training import runs
 
@@ -240,7 +241,7 @@ def test_tables_and_packed_lines_are_not_read_elsewhere(tmp_path):
     (record,) = records.read(f"{tmp_path}/x.csv", Reading()).records
     assert (record.instruction, record.output) == ('Say "a",\nplease', "b")
     (tmp_path / "y.csv.zst").write_bytes(PACK[".zst"](b"text,label\na,0\nb,1\n"))
-    assert [text.text for text in read(f"{tmp_path}/y.csv.zst", Fields("classification"))] == [
+    assert [text.text for text in read(f"{tmp_path}/y.csv.zst", Classification().record)] == [
         "a",
         "b",
     ]
@@ -295,7 +296,7 @@ def test_the_share_that_is_held_out_moves_or_is_trained(tmp_path):
 
 def test_a_held_out_share_is_not_evaluated(tmp_path):
     (tmp_path / "a.txt").write_text("|".join(f"The number {n} of them." for n in range(60)))
-    changes = {"data.files": f"{tmp_path}/a.txt", "data.separator": "|", "data.holdout_share": 0.2}
+    changes = {"data.files": f"{tmp_path}/a.txt", "task.separator": "|", "data.holdout_share": 0.2}
     config = runs.config(tmp_path, **changes)
     reader = setup.reader(config, tmp_path / "run")
     rows = setup.evaluation_data(config, reader)

@@ -93,11 +93,11 @@ def test_what_is_too_long_is_cut_or_left_out_in_silence():
         DataError,
         match=(
             r"x: 2 of 100 examples \(2\.0%\) are longer than a row of 10 tokens, the longest 15; "
-            r"data"
+            r"task\.max_long=0\.01"
         ),
     ):
         fitting.pack(examples, Limits(10), "x")
-    with pytest.raises(DataError, match=r"none is allowed \(data\.too_long='raise'\)"):
+    with pytest.raises(DataError, match=r"none is allowed \(task\.too_long='raise'\)"):
         fitting.pack(examples, Limits(10, too_long="raise", most=1.0))
     dropped = fitting.pack(examples, Limits(10, most=0.02), counts={"bad_records": 3}).stats()
     assert {

@@ -16,8 +16,8 @@ from lm.data.encoding import Encoder
 from lm.data.examples import Record, Turn
 from lm.data.fitting import Limits
 from lm.data.records import Reading
+from lm.losses.tokens import token_loss
 from lm.models.config import ConfigError
-from lm.objectives import next_token
 from tests.lm.small_models import tiny
 
 TOKENIZER = tokenizers.bytes_only()
@@ -75,7 +75,9 @@ def test_packed_examples_weigh_other_than_each_alone(family):
     )
     weigh = jax.jit(
         jax.value_and_grad(
-            lambda p, batch: (lambda found: (found.sum, found.weight))(next_token(model, p, batch)),
+            lambda p, batch: (lambda found: (found.first.sum, found.first.weight))(
+                token_loss(model, p, batch)
+            ),
             has_aux=True,
         )
     )
@@ -115,8 +117,8 @@ def test_a_model_that_knows_fifty_answers_does_not_stop_after_them():
     @jax.jit
     def learn(params, state):
         def loss(p):
-            found = next_token(model, p, batch)
-            return found.sum / found.weight
+            found = token_loss(model, p, batch)
+            return found.first.sum / found.first.weight
 
         def step(_, carry):
             value, gradient = jax.value_and_grad(loss)(carry[0])

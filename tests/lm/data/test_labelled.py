@@ -11,9 +11,9 @@ from tokenizers import models, pre_tokenizers, processors
 
 from lm.data import label_rows, labelled
 from lm.data.label_rows import Shape
-from lm.data.labelled import Fields
 from lm.data.sources import DataError, Tally
 from lm.data.tokenizers import bytes_only
+from lm.tasks import TASKS
 
 WORDS = [
     "[PAD]",
@@ -49,13 +49,13 @@ def test_a_format_reads_other_records_than_jsonl(tmp_path):
     rows = [{"text": "ab, cd", "label": "x"}, {"text": 'a "quoted"\ttext', "label": "y"}]
     wanted = [
         (r.text, r.label)
-        for r in labelled.read(write(tmp_path / "a.jsonl", rows), Fields("classification"))
+        for r in labelled.read(write(tmp_path / "a.jsonl", rows), TASKS["classification"]().record)
     ]
     (tmp_path / "a.csv").write_text('text,label\n"ab, cd",x\n"a ""quoted""\ttext",y\n')
     (tmp_path / "a.tsv").write_text('label\ttext\nx\tab, cd\ny\t"a ""quoted""\ttext"\n')
     (tmp_path / "a.json").write_text(json.dumps(rows))
     for name in ("a.csv", "a.tsv", "a.json"):
-        found = labelled.read(str(tmp_path / name), Fields("classification"))
+        found = labelled.read(str(tmp_path / name), TASKS["classification"]().record)
         assert [(r.text, r.label) for r in found] == wanted, name
 
 
@@ -96,17 +96,16 @@ def test_a_record_that_cannot_be_used_is_learned_from(tmp_path, task, row, messa
         else {"text": "a", "label": "x"}
     )
     good |= {"question": "q", "context": "abc", "answers": [{"text": "b", "answer_start": 1}]}
-    file = write(tmp_path / "a.jsonl", [good, row, good, good])
+    file, make = write(tmp_path / "a.jsonl", [good, row, good, good]), TASKS[task]().record
     with pytest.raises(DataError, match=message):
-        labelled.read(file, Fields(task), names=("x", "y"))
+        labelled.read(file, make, names=("x", "y"))
     tally = Tally()
     assert (
-        len(labelled.read(file, Fields(task), names=("x", "y"), max_bad_share=0.25, tally=tally))
-        == 3
+        len(labelled.read(file, make, names=("x", "y"), max_bad_share=0.25, tally=tally)) == 3
         and tally.bad == 1
     )
     with pytest.raises(DataError, match=r"more than data\.max_bad_share"):
-        labelled.read(file, Fields(task), names=("x", "y"), max_bad_share=0.2)
+        labelled.read(file, make, names=("x", "y"), max_bad_share=0.2)
 
 
 def test_names_depend_on_the_order_of_records_or_sort_numbers_as_texts():
@@ -127,7 +126,7 @@ def test_a_pair_is_framed_or_cut_otherwise_than_by_transformers(length):
     ]
     rows = list(
         label_rows.encode(
-            records, tokenizer, "classification", Shape(length, types=True, pairs=True), ("x", "y")
+            records, tokenizer, label_rows.texts, Shape(length, types=True, pairs=True), ("x", "y")
         )
     )
     for record, row in zip(records, rows, strict=True):
@@ -143,9 +142,7 @@ def test_a_pair_is_framed_or_cut_otherwise_than_by_transformers(length):
 
 def test_a_tag_is_on_another_piece_than_its_words_first_or_a_word_is_lost():
     record = labelled.Words(("ab", "c", "def", "g"), ("x", "y", "x", "y"), "")
-    rows = list(
-        label_rows.encode([record], word_piece(), "token_classification", Shape(7), ("x", "y"))
-    )
+    rows = list(label_rows.encode([record], word_piece(), label_rows.words, Shape(7), ("x", "y")))
     said = [
         (WORDS[i], "xy"[t])
         for row in rows
@@ -153,7 +150,7 @@ def test_a_tag_is_on_another_piece_than_its_words_first_or_a_word_is_lost():
         if w
     ]
     assert said == [("a", "x"), ("c", "y"), ("d", "x"), ("g", "y")] and len(rows) == 2
-    packed = label_rows.pack(rows * 3, [4] * 3, "token_classification", Shape(14))
+    packed = label_rows.pack(rows * 3, [4] * 3, Shape(14))
     assert len(packed) == 3 and packed.segments.max() == 2 and packed.extra["weights"].sum() == 12
 
 
@@ -163,7 +160,7 @@ def test_a_window_misses_a_part_of_the_context_or_points_beside_the_answer():
     record = labelled.Question("1", "what is it", context, ((70, text),), "")
     rows = list(
         label_rows.encode(
-            [record], bytes_only(), "question_answering", Shape(40, types=True, stride=9)
+            [record], bytes_only(), label_rows.windows, Shape(40, types=True, pairs=True, stride=9)
         )
     )
     seen = {span for row in rows for span in row.spans}
@@ -187,7 +184,7 @@ def test_a_window_misses_a_part_of_the_context_or_points_beside_the_answer():
         len(
             list(
                 label_rows.encode(
-                    [record], bytes_only(), "question_answering", Shape(200, stride=9)
+                    [record], bytes_only(), label_rows.windows, Shape(200, pairs=True, stride=9)
                 )
             )
         )
@@ -199,9 +196,9 @@ def test_every_answer_of_xquad_is_where_its_rows_point():
     file = pathlib.Path(__file__).parents[4] / "shared" / "data" / "xquad" / "xquad.en.dev.json"
     if not file.exists():
         pytest.skip("xquad is not on this machine")
-    records = labelled.read(str(file), Fields("question_answering"))[:40]
+    records = labelled.read(str(file), TASKS["question_answering"]().record)[:40]
     for row in label_rows.encode(
-        records, bytes_only(), "question_answering", Shape(384, stride=128)
+        records, bytes_only(), label_rows.windows, Shape(384, pairs=True, stride=128)
     ):
         first, last = (int(x) - row.offset for x in row.labels)
         if row.labels != (0.0, 0.0):

@@ -14,7 +14,7 @@ from lm.data.mixtures import Mixture, Part
 from lm.data.sources import DataError
 from lm.distributed import sharding
 from lm.models.config import ConfigError
-from lm.objectives import Transform
+from lm.tasks import Transform
 from tests.lm.training import small
 
 
@@ -171,7 +171,7 @@ def test_a_source_s_own_weights_or_length_are_lost_or_its_padding_counts():
     assert mixture.lengths == batches.lengths_of(mixture) == (8, 0)
 
 
-def test_each_source_is_read_by_another_objective_than_its_own():
+def test_each_source_is_read_by_another_task_than_its_own():
     """A source's transform draws what it draws at the same position in a single-source run."""
     draw = Transform(
         lambda row, rng, lengths: dict(row) | {"weights": rng.random(lengths[0]) < 0.5}

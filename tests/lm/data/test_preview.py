@@ -129,19 +129,19 @@ def test_what_is_trained_stays_visible_without_colour(monkeypatch):
     assert "\x1b[1;4ma" in capture.get() and "\x1b[32" not in capture.get()
 
 
-@pytest.mark.parametrize("objective", ["next_token", "prefix_lm"])
-def test_the_command_shows_the_first_batch_of_training(objective, tmp_path, capsys):
+@pytest.mark.parametrize("task", ["next_token", "prefix_lm"])
+def test_the_command_shows_the_first_batch_of_training(task, tmp_path, capsys):
     file = runs.text(tmp_path)
     config = tmp_path / "c.py"
     config.write_text(
-        "from configs.tiny import get_config as tiny\n\ndef get_config(variant=''):\n"
-        "    return tiny(variant)\n"
+        "from configs.tiny import get_config as tiny\nfrom lm import tasks\n\n"
+        "def get_config(variant=''):\n"
+        f"    c = tiny(variant)\n    c.task = tasks.defaults({task!r})\n    return c\n"
     )
     arguments = [
         f"--config={config}",
         f"--workdir={tmp_path / 'run'}",
         f"--config.data.files={file}",
-        f"--config.objective.name={objective}",
         "--config.length=32",
         "--config.samples.prompts=()",
         f"--config.eval.data.heldout={file}",
@@ -156,7 +156,7 @@ def test_the_command_shows_the_first_batch_of_training(objective, tmp_path, caps
         for piece in row["tokens"]
         if piece["kind"] != "padding"
     ]
-    assert (0.0 in weights[1:32]) == (objective == "prefix_lm")
+    assert (0.0 in weights[1:32]) == (task == "prefix_lm")
     assert [check["ok"] for check in shown["checks"] if check["name"] == "heldout: overlap"] == [
         False
     ]

@@ -174,7 +174,7 @@ def test_a_format_is_guessed_wrong_or_made_up(tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            r"a preference pair has two responses; data\.format='preference' trains on the chosen "
+            r"a preference pair has two responses; task\.format='preference' trains on the chosen "
             r"one"
         ),
     ):
@@ -183,7 +183,7 @@ def test_a_format_is_guessed_wrong_or_made_up(tmp_path):
     with pytest.raises(DataError, match=r"empty\.jsonl holds no record at all"):
         records.read(lines(tmp_path / "empty.jsonl"), Reading())
     with pytest.raises(
-        ConfigError, match=r"data\.format='alpacca' is unknown .did you mean 'alpaca'"
+        ConfigError, match=r"task\.format='alpacca' is unknown .did you mean 'alpaca'"
     ):
         records.read(path, Reading(format="alpacca"))
 
@@ -338,13 +338,13 @@ def test_a_task_is_half_in_training_and_half_held_out(tmp_path):
     assert {r.task for r in read("held_out", hold_out="0.25")} == {
         t for t in held if int(t[1:]) >= 20
     }
-    with pytest.raises(ConfigError, match=r"data\.hold_out: no task is called 'u\*'"):
+    with pytest.raises(ConfigError, match=r"task\.hold_out: no task is called 'u\*'"):
         read("train", hold_out="u*")
     with pytest.raises(ConfigError, match="a share between 0 and 1"):
         read("train", hold_out="2")
     with pytest.raises(
         DataError,
-        match=r"no record of those that are held_out \(data\.hold_out, data\.holdout_share\)",
+        match=r"no record of those that are held_out \(task\.hold_out, data\.holdout_share\)",
     ):
         read("held_out")
 

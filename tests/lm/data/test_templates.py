@@ -347,12 +347,12 @@ def test_a_template_that_does_not_exist_or_cannot_work_is_taken():
         templates.get("tk_instruct", BYTES, positive="2")
     with pytest.raises(
         ConfigError,
-        match=r"data\.shots=1: template 'tk_instruct' has its own; set data\.tk_instruct\.positive",
+        match=r"task\.shots=1: template 'tk_instruct' has its own; set task\.tk_instruct\.positive",
     ):
         templates.get("tk_instruct", BYTES, shots=1)
-    with pytest.raises(ConfigError, match=r"data\.shots=-1"):
+    with pytest.raises(ConfigError, match=r"task\.shots=-1"):
         templates.get("plain", BYTES, shots=-1)
-    with pytest.raises(ConfigError, match=r"data\.turns='some'"):
+    with pytest.raises(ConfigError, match=r"task\.turns='some'"):
         templates.get("chatml", BYTES, turns="some")
     with pytest.raises(ConfigError, match=r"needs the control tokens <\|im_start\|>, <\|im_end\|>"):
         templates.get("chatml", bare())
@@ -394,7 +394,7 @@ def test_a_chat_template_that_rewrites_the_past_is_trained_with():
         "m['content']", "(m['content'] if loop.last or m['role'] != 'assistant' else '...')"
     )
     for jinja, error, message in (
-        (forgetful, DataError, r"does not keep what is there.*data\.turns='last'"),
+        (forgetful, DataError, r"does not keep what is there.*task\.turns='last'"),
         (CHATML.replace("'<|im_end|>' +", ""), ConfigError, "ends an answer with no control token"),
         (
             CHATML.replace(

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from lm import train_tokenizer
 from lm.data import batches, label_rows, labelled, packing, tokenizers
 from lm.families import preset
-from lm.objectives import span_corruption
-from lm.objectives.masked import masked
+from lm.tasks import Masked, SpanCorruption, span_corruption
 
 TEXTS = ["the cat sat on the mat", "the cats sat on the mats", "naïve café"] * 4
 TRAINED = tokenizers.train(TEXTS, 280)
@@ -131,7 +130,8 @@ def test_whole_words_of_wordpiece_are_not_hidden_whole_or_special_tokens_are():
     )
     tokens = np.array(WORDPIECE.convert_ids_to_tokens(list(range(len(WORDPIECE)))))
     hidden = split = 0
-    for row in made(masked(WORDPIECE, preset("bert", "tiny"), rate=0.5, whole_words=True), packed):
+    masked = Masked(rate=0.5, whole_words=True)
+    for row in made(masked.transform(WORDPIECE, preset("bert", "tiny")), packed):
         chosen = row["weights"] > 0
         assert not np.isin(tokens[row["targets"][chosen]], ["[CLS]", "[SEP]"]).any()
         continues = np.char.startswith(tokens[row["targets"]], "##")
@@ -145,7 +145,7 @@ def test_unigram_loses_text_in_span_corruption():
     packed = packing.pack(packing.encode(TEXTS, UNIGRAM, whole=True), 40)
     marks = span_corruption.sentinels(UNIGRAM).tolist()
     config = preset("t5", "tiny").replace(decoder_start_token_id=0)
-    rows = made(span_corruption.span_corruption(UNIGRAM, config), packed)
+    rows = made(SpanCorruption().transform(UNIGRAM, config), packed)
     count = 0
     for row in rows:
         for segment in range(1, int(row["segments"].max()) + 1):
@@ -171,7 +171,7 @@ def _until(ids, marks):
 def test_a_pair_for_a_classifier_is_not_what_the_tokenizer_itself_makes():
     record = labelled.Text("the cat sat", "on the mats", "x", "")
     shape = label_rows.Shape(32, types=True, pairs=True)
-    (row,) = label_rows.encode([record], WORDPIECE, "classification", shape, ("x", "y"))
+    (row,) = label_rows.encode([record], WORDPIECE, label_rows.texts, shape, ("x", "y"))
     theirs = WORDPIECE(record.text, record.pair)
     assert (row.ids, row.types) == (theirs["input_ids"], theirs["token_type_ids"])
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 import lm
+from lm import tasks
 from lm.data import instruct, records, templates
 from lm.data.encoding import Encoder
 from lm.data.examples import Record, Turn
@@ -14,10 +15,11 @@ from lm.data.fitting import Limits
 from lm.data.records import Reading
 from lm.data.sources import DataError
 from lm.generation.command_line import spelled
+from lm.models import build
 from lm.models.config import ConfigError
-from lm.training import instruction
+from lm.tasks import Kept, Start
 from tests.lm.data.template_cases import CHATML, tokenizer
-from tests.lm.training import runs
+from tests.lm.training import runs, small
 
 ASK, SAY = {"role": "user", "content": "Which?"}, {"role": "assistant", "content": "That."}
 WRONG = {"role": "assistant", "content": "Nothing."}
@@ -347,10 +349,12 @@ def test_a_template_that_reads_the_clock_is_another_the_next_day(monkeypatch, tm
     assert "date" not in templates.get("jinja", chat(CHATML)).options
     monkeypatch.setattr(templates.datetime, "date", Tomorrow)
     config = runs.config(
-        tmp_path, **{"objective.name": "instruct", "data.format": "auto", "data.template": "jinja"}
+        tmp_path,
+        **{"task": tasks.defaults("instruct"), "task.format": "auto", "task.template": "jinja"},
     )
+    start = Start(build(small.MODEL.replace(vocab_size=384)), None, tok)
     for there in (kept, old | {"options": {"turns": "all", "date": before.options["date"]}}):
-        resumed = instruction.template_of(config, tok, None, there)
+        resumed = tasks.of(config).prepare(start, config, [config], Kept(None, there)).template
         assert resumed is not None and resumed.fingerprint == before.fingerprint
 
 

@@ -10,9 +10,9 @@ import pytest
 from lm import families
 from lm.batch import Batch
 from lm.distributed import rules, sharding
+from lm.losses.tokens import token_loss
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.objectives import next_token
 from lm.training import optimizer
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
@@ -89,7 +89,7 @@ def frozen_run():
         lambda x: x.sharding, abstract_state(model, adamw, mesh, extras=extras)
     )
     step = make_train_step(
-        model, next_token, adamw, schedule, shardings=shardings.params, rates=FREEZE, ema=0.9
+        model, token_loss, adamw, schedule, shardings=shardings.params, rates=FREEZE, ema=0.9
     )
     batch = Batch.of(np.random.default_rng(0).integers(0, 64, (4, 16)))
     before = jax.device_get(state)

@@ -8,7 +8,7 @@ import transformers
 
 import lm
 from configs import qa_single_task, smoke
-from lm import evaluate, label
+from lm import evaluate, label, tasks
 from lm.evaluation import predictions
 from lm.models.config import ConfigError
 from lm.training import checkpoints, loop, settings, trackers
@@ -73,8 +73,7 @@ def test_a_model_of_texts_does_not_take_a_head_or_loses_the_names_of_its_labels(
         ("token_classification", "names.jsonl", "tokens"),
     ):
         changes = {
-            "data.field": field,
-            "objective.name": task,
+            "task": tasks.defaults(task, field=field),
             "init_from": str(tmp_path / "base"),
             "tokenizer": "",
             "length": 64,
@@ -137,30 +136,36 @@ def check_label(tmp_path, arguments, task, capsys):
     ("changes", "message"),
     [
         (
-            {"objective.name": "next_token", "data.label_field": "x"},
-            r"data\.label_field='x' is not used by objective 'next_token'",
+            {"task": tasks.defaults("next_token").unlock(), "task.label_field": "x"},
+            r"task\.label_field: the task 'next_token' has no such field.*classification",
         ),
-        ({"data.stride": 8}, r"data\.stride=8 is not used by objective 'classification'"),
-        ({"data.template": "plain"}, r"data\.template='plain' is not used"),
         (
-            {"objective.classification.labels": ("a",)},
-            r"objective\.classification\.labels=.*at least two",
+            {"task.stride": 8},
+            r"task\.stride: the task 'classification' has no such field.*next_token, question",
+        ),
+        ({"task.template": "plain"}, r"task\.template: .* no such field.*of the tasks instruct"),
+        (
+            {"task.labels": ("a",)},
+            r"task\.labels=.*at least two",
         ),
         (
             {
-                "objective.classification.labels": ("a", "b"),
-                "objective.classification.regression": True,
+                "task.labels": ("a", "b"),
+                "task.regression": True,
             },
             r"values have none",
         ),
         (
-            {"objective.label_smoothing": 0.1},
-            r"objective\.label_smoothing=0\.1 is not used by objective 'classification'",
+            {"task.label_smoothing": 0.1},
+            r"task\.label_smoothing: the task 'classification' has no such field",
         ),
     ],
 )
 def test_fields_that_contradict_each_other_are_accepted(changes, message):
     config = smoke.get_config("classification,bert")
-    config.update_from_flattened_dict(changes)
+    with config.unlocked():
+        for name, value in changes.items():
+            section, _, field = name.rpartition(".")
+            (config[section] if section else config)[field] = value
     with pytest.raises(ConfigError, match=message):
         settings.check(config, 8)

@@ -10,8 +10,8 @@ import pytest
 from lm import evaluate
 from lm.data import packing, tokenizers
 from lm.evaluation.perplexity import make_evaluator, summarise
+from lm.losses.tokens import token_losses
 from lm.models import build
-from lm.objectives.next_token import token_losses
 from lm.training import checkpoints, loop, model_files, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
@@ -141,7 +141,7 @@ def test_a_run_is_read_in_other_rows_than_it_was_trained_in(tmp_path, capsys):
         "|".join(f"It is {n * n} miles from here to the {n}th of them." for n in range(9))
     )
     changes = {
-        "data.separator": "|",
+        "task.separator": "|",
         "eval.data.heldout": f"{tmp_path}/heldout.txt",
         "steps": 2,
         "length": 24,

@@ -81,7 +81,7 @@ def test_a_token_is_seen_while_it_is_predicted_or_not_counted(bert, capsys):
     assert 0 < json.loads(capsys.readouterr().out)["tokens"] < len(losses)
 
 
-def test_another_objective_is_asked_by_name_and_a_wrong_one_refused(bert, capsys):
+def test_another_task_is_asked_by_name_and_a_wrong_one_refused(bert, capsys):
     folder, *_ = bert
     args = [f"--model={folder}", f"--data={folder}/x.jsonl", "--length=20"]
     assert evaluate.main([*args, "--objective=masked"]) == 0
@@ -91,7 +91,7 @@ def test_another_objective_is_asked_by_name_and_a_wrong_one_refused(bert, capsys
 
 
 @pytest.mark.parametrize("name, tokens", [("t5", {"sentinels": 100}), ("bart", {"mask": True})])
-def test_an_encoder_decoder_is_not_asked_its_own_objective(name, tokens, tmp_path, capsys):
+def test_an_encoder_decoder_is_not_asked_its_own_task(name, tokens, tmp_path, capsys):
     tokenizer = tokenizers.bytes_only(**tokens)
     model, params = tiny(name, vocab_size=384)
     lm.to_hf(model, params, str(tmp_path / "model"), tokenizer=tokenizer)

@@ -10,7 +10,7 @@ from lm import evaluate
 from lm.data import tokenizers
 from lm.evaluation import generation, scores, words
 from lm.models.config import ConfigError
-from lm.training import answering
+from lm.training import scheduled
 from tests.lm.evaluation.test_generation import folder  # noqa: F401
 from tests.lm.training.test_instruction import config
 
@@ -158,14 +158,14 @@ def test_a_run_scores_with_other_words_than_its_config_names(tmp_path):
         tmp_path,
         **{"eval.generation.files": "hold_out", "eval.generation.rouge_tokenizer": "unicode"},
     )
-    assert answering.metrics(c)["rouge_l"]("狗", "狗") == 1.0 and [*answering.metrics(c)] == [
-        "exact_match",
-        "f1",
-        "rouge_l",
-    ]
+    (answers,) = (one.evaluator for one in scheduled.scheduled(c) if one.name == "generation")
+    metrics = answers._metrics()
+    assert metrics["rouge_l"]("狗", "狗") == 1.0
+    assert [*metrics] == ["exact_match", "f1", "rouge_l"]
     c.eval.generation.metrics = "rouge_2"
-    with pytest.raises(ConfigError, match=r"eval\.generation: metric 'rouge_2' is unknown"):
-        answering.check(c)
+    said = r"eval\.generation\.metrics=.*metric 'rouge_2' is unknown"
+    with pytest.raises(ConfigError, match=said):
+        scheduled.check(c)
 
 
 def test_extracted_answers_in_other_scripts_have_no_score_of_their_own():

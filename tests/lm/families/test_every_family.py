@@ -13,7 +13,7 @@ import pytest
 import lm
 from lm import families
 from lm.distributed import sharding
-from lm.objectives import next_token
+from lm.losses.tokens import token_loss
 from tests.lm.small_models import drawn
 
 FAMILIES = sorted(families.FAMILIES)
@@ -46,7 +46,7 @@ def initial(name: str):
 
 
 def packed(name: str, documents) -> lm.Batch:
-    """The documents in one row with the family's objective.
+    """The documents in one row with the family's task.
 
     It predicts the next token, or every third token masked (Devlin et al. 2019, section 3.1).
     """
@@ -72,8 +72,8 @@ def gradient(model):
     """Compiled function for float32 loss sum, weight sum and gradients, cached for each model."""
 
     def loss(params, batch):
-        found = next_token(model, params, batch, None)
-        return found.sum, found.weight
+        found = token_loss(model, params, batch, None)
+        return found.first.sum, found.first.weight
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return lambda params, batch: jax.device_get(run(params, batch))
@@ -96,7 +96,7 @@ def test_packed_loss_and_gradients_are_those_of_the_documents_alone(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_overfits_one_batch_with_its_natural_objective(name):
+def test_a_family_overfits_one_batch_with_its_natural_task(name):
     run, batch, params = gradient(tiny(name)), packed(name, DOCUMENTS), initial(name)
     means = squares = jax.tree.map(np.zeros_like, jax.device_get(params))
     losses = []

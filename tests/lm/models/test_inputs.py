@@ -16,7 +16,7 @@ from lm.distributed import sharding
 from lm.evaluation import generation, labelled, likelihood, pseudo
 from lm.evaluation.harness import Harness
 from lm.models import ConfigError, inputs
-from lm.objectives import OBJECTIVES
+from lm.tasks import TASKS
 from lm.training import loop
 from retrieval.encoders.cross_encoder import CrossEncoder
 from retrieval.encoders.encoder import Encoder
@@ -121,7 +121,7 @@ def test_a_function_computes_with_the_embedding_of_another_token(gpt2):
         likelihood.log_likelihoods(model, params, [([1], [-1])])
 
 
-def test_packed_rows_and_what_objectives_make_of_them_are_not_looked_at(gpt2):
+def test_packed_rows_and_what_tasks_make_of_them_are_not_looked_at(gpt2):
     mesh = small.mesh_of(1, 1, 1)
     rows = sharding.batch_sharding(mesh, (2, 16))
     packed = packing.pack(packing.encode([TEXT, "more"], extended()), 16)
@@ -132,9 +132,8 @@ def test_packed_rows_and_what_objectives_make_of_them_are_not_looked_at(gpt2):
     masked = tokenizers.bytes_only(mask=True)  # id 257
     plain = packing.pack(packing.encode(["a text of several words"], masked, whole=True), 16)
     bert = tiny("bert", vocab_size=257, max_length=64)[0]
-    transform = OBJECTIVES["masked"].transform(
-        masked, bert.config, rate=0.9, mask=1.0, random=0.0, whole_words=False
-    )
+    task = TASKS["masked"](rate=0.9, mask=1.0, random=0.0, whole_words=False)
+    transform = task.transform(masked, bert.config)
     with pytest.raises(ConfigError, match="tokens hold token 257, outside the vocabulary of 257"):
         next(batches.TrainBatches(plain, 2, 0, rows, transform=transform, config=bert.config))
     with pytest.raises(ConfigError, match="outside the vocabulary of 258"):

@@ -10,8 +10,8 @@ import pytest
 import lm
 from lm import families
 from lm.batch import Batch
+from lm.losses.tokens import token_loss
 from lm.models.layers import in_dtype, rows
-from lm.objectives import next_token
 
 KINDS = ("gpt2", "llama", "bert", "t5", "bart", "marian", "mamba", "mamba2", "bamba")
 QUICK = ("bert", "t5", "mamba", "bamba")
@@ -40,8 +40,8 @@ def case(kind: str, batch_size: int, length: int, **changes):
     short = Batch.of([[1, 2]], encoder_tokens=[[1, 2]] if c.encoder_layers else None)
 
     def loss(params, dtype):
-        found = next_token(lm.build(c.replace(dtype=dtype)), params, batch)
-        return found.sum / found.weight
+        found = token_loss(lm.build(c.replace(dtype=dtype)), params, batch)
+        return found.first.sum / found.first.weight
 
     return loss, lambda: lm.build(c).init(jax.random.key(0), short)["params"]
 

@@ -10,9 +10,9 @@ from lm.data import packing
 from lm.data.batches import TrainBatches
 from lm.distributed import sharding
 from lm.distributed.mesh import make_mesh
+from lm.losses.tokens import token_loss
 from lm.models import build
 from lm.models.config import ModelConfig
-from lm.objectives import next_token
 from lm.training import optimizer, schedules
 from lm.training.state import create_state
 from lm.training.step import make_train_step
@@ -52,7 +52,7 @@ def lowered(shape, config=MODEL, accumulate=1):
     state = create_state(model, adamw, mesh, seed=0)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = make_train_step(
-        model, next_token, adamw, schedule, accumulate=accumulate, shardings=shardings.params
+        model, token_loss, adamw, schedule, accumulate=accumulate, shardings=shardings.params
     )
     batch = next(
         TrainBatches(

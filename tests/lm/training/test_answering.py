@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lm import tasks
 from lm.models.config import ConfigError
 from lm.training import loop, settings
 from tests.lm.training.test_instruction import config
@@ -48,8 +49,8 @@ def test_a_run_that_answers_trains_otherwise_or_keeps_no_scores(tmp_path):
             r"max_new_tokens=0: expected a number of at least 1",
         ),
         (
-            {"eval.data.heldout": "", "data.hold_out": ""},
-            "needs data.files and the tasks of data.hold_out",
+            {"eval.data.heldout": "", "task.hold_out": ""},
+            "needs data.files and the tasks of task.hold_out",
         ),
     ],
 )
@@ -58,13 +59,10 @@ def test_a_contradiction_is_found_after_hours(tmp_path, changes, said):
         settings.check(config(tmp_path, **ASKED | changes), 8)
 
 
-def test_another_objective_takes_questions_it_cannot_spell(tmp_path):
+def test_another_task_takes_questions_it_cannot_spell(tmp_path):
     changes = {
-        "objective.name": "next_token",
-        "data.format": "text",
-        "data.template": "",
-        "data.hold_out": "",
+        "task": tasks.defaults("next_token"),
         "eval.data.heldout": "",
     }
-    with pytest.raises(ConfigError, match="questions are spelled by"):
+    with pytest.raises(ConfigError, match="questions are rendered by a template"):
         settings.check(config(tmp_path, **ASKED | changes), 8)

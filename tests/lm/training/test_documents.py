@@ -8,21 +8,23 @@ import transformers
 import lm
 from lm.data import packing, tokenizers
 from lm.data.encoding import affixes, prompt_ids
-from lm.objectives import OBJECTIVES
-from lm.training import documents
+from lm.families import preset
+from lm.models import build
+from lm.tasks import TASKS, Kept, Start
 
 
 @pytest.mark.parametrize(
-    "objective", ["next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising"]
+    "task", ["next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising"]
 )
 @pytest.mark.parametrize("kind", ["bytes", "wordpiece", "unigram", "gpt2", "llama"])
-def test_a_text_is_framed_unlike_a_packed_document(tmp_path, objective, kind):
+def test_a_text_is_framed_unlike_a_packed_document(tmp_path, task, kind):
     tokenizer = make(kind)
-    if kind == "wordpiece" and objective in ("next_token", "prefix_lm"):
+    if kind == "wordpiece" and task in ("next_token", "prefix_lm"):
         return  # without an end-of-text token its documents are refused
-    whole = OBJECTIVES[objective].whole
+    whole = TASKS[task].whole
     document = next(packing.encode(["hello"], tokenizer, whole))[0].tolist()
-    framed = documents.as_trained(tokenizer, objective)
+    start = Start(build(preset("llama", "tiny")), None, tokenizer)
+    framed = TASKS[task]().prepare(start, None, [], Kept()).tokenizer
     framed.save_pretrained(tmp_path)
     for again in (framed, lm.load_tokenizer(tmp_path)):
         assert again.encode("hello") == (document[1:] if whole else document[:-1])

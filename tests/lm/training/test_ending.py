@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from configs.defaults import defaults
+from lm import tasks
 from lm.evaluation.command_line import arguments as evaluate_arguments
 from lm.generation.command_line import arguments as generate_arguments
 from lm.training import ending
@@ -25,9 +26,9 @@ ROWS = [
 ]
 
 
-def said(objective, head="causal_lm", rank=0, tokenizer="some", neighbour_layers=()):
+def said(task, head="causal_lm", rank=0, tokenizer="some", neighbour_layers=()):
     c = defaults()
-    c.steps, c.objective.name, c.adaptation.lora.rank, c.samples.prompts = 3, objective, rank, ()
+    c.steps, c.task, c.adaptation.lora.rank, c.samples.prompts = 3, tasks.defaults(task), rank, ()
     model: Any = types.SimpleNamespace(head=head, neighbour_layers=neighbour_layers)
     return ending.lines(c, model, pathlib.Path("runs/my run"), tokenizer, ROWS)
 
@@ -40,27 +41,27 @@ def test_the_figures_are_not_the_last_ones():
 @pytest.mark.parametrize(
     ("given", "modules"),
     [
-        ({"objective": "next_token"}, ["lm.generate", "lm.evaluate --data", "lm.export"]),
+        ({"task": "next_token"}, ["lm.generate", "lm.evaluate --data", "lm.export"]),
         (
-            {"objective": "next_token", "rank": 4},
+            {"task": "next_token", "rank": 4},
             ["lm.generate", "lm.evaluate --data", "lm.export", "lm.export --adapter"],
         ),
         (
-            {"objective": "instruct", "head": "seq2seq_lm"},
+            {"task": "instruct", "head": "seq2seq_lm"},
             ["lm.generate", "lm.evaluate --examples", "lm.export"],
         ),
-        ({"objective": "masked", "head": "masked_lm"}, ["lm.evaluate --data", "lm.export"]),
-        ({"objective": "span_corruption", "head": "seq2seq_lm"}, ["lm.generate", "lm.export"]),
+        ({"task": "masked", "head": "masked_lm"}, ["lm.evaluate --data", "lm.export"]),
+        ({"task": "span_corruption", "head": "seq2seq_lm"}, ["lm.generate", "lm.export"]),
         (
-            {"objective": "classification", "head": "sequence_classification"},
+            {"task": "classification", "head": "sequence_classification"},
             ["lm.evaluate --task", "lm.export"],
         ),
-        ({"objective": "contrastive", "head": "embedding"}, ["lm.export"]),
+        ({"task": "contrastive", "head": "embedding"}, ["lm.export"]),
         (
-            {"objective": "next_token", "neighbour_layers": (1,)},
+            {"task": "next_token", "neighbour_layers": (1,)},
             ["lm.evaluate --data", "lm.export"],
         ),
-        ({"objective": "next_token", "tokenizer": None}, []),
+        ({"task": "next_token", "tokenizer": None}, []),
     ],
 )
 def test_a_next_command_does_not_suit_the_run(given, modules):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import lm
 from configs import tiny
-from lm import export, preview
+from lm import export, preview, tasks
 from lm.data import records, templates, tokenizers
 from lm.data.packing import Packed
 from lm.data.sources import DataError
@@ -35,6 +35,11 @@ def command_of():
     return module
 
 
+def unlocked(name):
+    """Section of a task in which any field can be set."""
+    return ConfigDict(tasks.defaults(name).to_dict())
+
+
 def config(folder, family="llama", **changes):
     """A run of a few seconds on eight tasks of a few records."""
     for task in range(8):
@@ -49,16 +54,14 @@ def config(folder, family="llama", **changes):
             settings.model_section(preset("t5", "tiny")).to_dict()
             | {"vocab_size": 0, "max_length": 128, "dropout": 0.0}
         )
+    own = {"task": tasks.defaults("instruct", template="tulu", hold_out="t7")}
     changes = {
         "steps": 4,
         "batch_size": 8,
         "length": 64,
-        "objective.name": "instruct",
+        **({} if "task" in changes else own),
         "data.files": str(folder / "*.jsonl"),
-        "data.format": "auto",
-        "data.template": "tulu",
         "data.cache": str(folder / "cache"),
-        "data.hold_out": "t7",
         "eval.data.heldout": "hold_out",
         "optimizer.warmup": 1,
         "log.tensorboard": False,
@@ -82,37 +85,41 @@ def config(folder, family="llama", **changes):
     ("changes", "message"),
     [
         (
-            {"objective.name": "next_token", "data.format": "text"},
-            r"data\.template='tulu' is not used by objective 'next_token', but by instruct",
+            {"task": unlocked("next_token"), "task.template": "tulu"},
+            r"task\.template: the task 'next_token' has no such field; it is a field of the tasks "
+            "instruct. Its fields are",
         ),
-        ({"data.format": "text"}, r"data\.format='text' has no answers to learn"),
-        ({"data.format": "alpacca"}, r"data\.format='alpacca' is unknown .did you mean 'alpaca'"),
-        ({"data.template": ""}, r"data\.template is not set: one of alpaca"),
-        ({"data.template": "chatm"}, r"data\.template='chatm' is unknown .did you mean 'chatml'"),
-        ({"data.field": "body"}, r"data\.field='body' is not used"),
+        ({"task.format": "text"}, r"task\.format='text' is unknown; one of auto, superni"),
+        ({"task.format": "alpacca"}, r"task\.format='alpacca' is unknown .did you mean 'alpaca'"),
+        ({"task.template": ""}, r"task\.template is not set: one of alpaca"),
+        ({"task.template": "chatm"}, r"task\.template='chatm' is unknown .did you mean 'chatml'"),
         (
-            {"data.tk_instruct.positive": 1},
-            r"data\.tk_instruct\.positive is for the template 'tk_instruct'",
-        ),
-        (
-            {"data.template": "alpaca", "data.turns": "last"},
-            r"data\.turns='last': template 'alpaca' has one turn",
-        ),
-        ({"data.turns": "first"}, r"data\.turns='first'.*all, last"),
-        ({"data.too_long": "cut"}, r"data\.too_long='cut'.*drop, truncate_prompt, raise"),
-        ({"data.max_long": 2.0}, r"data\.max_long=2\.0"),
-        ({"data.cap": -1}, r"data\.cap=-1"),
-        (
-            {"objective.instruct.prompt_loss_weight": 1.5},
-            r"objective\.instruct\.prompt_loss_weight=1\.5",
+            {"task": unlocked("instruct"), "task.field": "body"},
+            r"task\.field: the task 'instruct' has no such field.*a field of the tasks next_token",
         ),
         (
-            {"data.hold_out": ""},
-            r"eval\.data asks for 'hold_out', and data\.hold_out names no tasks",
+            {"task.tk_instruct.positive": 1},
+            r"task\.tk_instruct\.positive is for the template 'tk_instruct'",
+        ),
+        (
+            {"task.template": "alpaca", "task.turns": "last"},
+            r"task\.turns='last': template 'alpaca' has one turn",
+        ),
+        ({"task.turns": "first"}, r"task\.turns='first'.*all, last"),
+        ({"task.too_long": "cut"}, r"task\.too_long='cut'.*drop, truncate_prompt, raise"),
+        ({"task.max_long": 2.0}, r"task\.max_long=2\.0"),
+        ({"task.cap": -1}, r"task\.cap=-1"),
+        (
+            {"task.prompt_loss_weight": 1.5},
+            r"task\.prompt_loss_weight=1\.5",
+        ),
+        (
+            {"task.hold_out": ""},
+            r"eval\.data asks for 'hold_out', and task\.hold_out names no tasks",
         ),
         (
             {"data.files": "", "data.synthetic_rows": 8},
-            r"data\.synthetic_rows=8 is not used by objective 'instruct'",
+            r"data\.synthetic_rows=8: the task 'instruct' does not learn from random tokens",
         ),
     ],
 )
@@ -126,26 +133,26 @@ def test_what_only_data_or_model_can_refuse_is_trained_on(tmp_path):
         c = config(tmp_path, **changes)
         return setup.training_data(c, setup.prepare(c, paths.resolve(str(tmp_path / "run"))))
 
-    with pytest.raises(ConfigError, match=r"data\.target_length=8 is for an encoder-decoder"):
-        rows(**{"data.target_length": 8})
+    with pytest.raises(ConfigError, match=r"task\.target_length=8 is for an encoder-decoder"):
+        rows(**{"task.target_length": 8})
     with pytest.raises(
         ConfigError,
         match=(
             r"prompt_loss_weight=0\.1 is for a decoder: the encoder of this model reads the prompt"
         ),
     ):
-        weigh = {"family": "t5", "objective.instruct.prompt_loss_weight": 0.1}
+        weigh = {"family": "t5", "task.prompt_loss_weight": 0.1}
         rows(**weigh)
     with pytest.raises(
         DataError, match=r"42 of 42 examples \(100\.0%\) are longer than a row of 8 tokens"
     ):
         rows(length=8)
-    with pytest.raises(ConfigError, match=r"data\.hold_out: no task is called 'u7'"):
-        rows(**{"data.hold_out": "u7"})
+    with pytest.raises(ConfigError, match=r"task\.hold_out: no task is called 'u7'"):
+        rows(**{"task.hold_out": "u7"})
 
 
-def test_a_prompt_s_weight_is_that_of_evaluation_or_of_another_objective(tmp_path):
-    c = config(tmp_path, **{"objective.instruct.prompt_loss_weight": 0.25})
+def test_a_prompt_s_weight_is_that_of_evaluation_or_of_another_task(tmp_path):
+    c = config(tmp_path, **{"task.prompt_loss_weight": 0.25})
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     trained, held_out = setup.training_data(c, run), setup.evaluation_data(c, run)["heldout"]
     for packed, prompt in ((trained, 0.25), (held_out, 0.0)):
@@ -153,7 +160,7 @@ def test_a_prompt_s_weight_is_that_of_evaluation_or_of_another_objective(tmp_pat
         weights = packed.extra["weights"][packed.segments > 0]
         assert {float(w) for w in weights} == {prompt, 1.0}
         assert (weights == 1).sum() == 4 * len(packed.document_bytes)  # three letters, end token
-    c.update_from_flattened_dict({"objective.instruct.prompt_loss_weight": 0.0})
+    c.update_from_flattened_dict({"task.prompt_loss_weight": 0.0})
     plain = setup.training_data(c, run)
     assert isinstance(trained, Packed) and isinstance(plain, Packed)
     again = plain.extra["weights"]
@@ -162,9 +169,13 @@ def test_a_prompt_s_weight_is_that_of_evaluation_or_of_another_objective(tmp_pat
     )
     with pytest.raises(
         ConfigError,
-        match=r"prompt_loss_weight=0\.5 is not used by objective 'next_token', but by instruct",
+        match=r"prompt_loss_weight: the task 'next_token' has no such field.* tasks instruct",
     ):
-        of_text = {"data.files": "x", "objective.instruct.prompt_loss_weight": 0.5}
+        of_text = {
+            "data.files": "x",
+            "task": unlocked("next_token"),
+            "task.prompt_loss_weight": 0.5,
+        }
         other = tiny.get_config("")
         other.update_from_flattened_dict(of_text)
         settings.check(other, 8)
@@ -175,7 +186,7 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     workdir, c = (
         str(tmp_path / "run"),
         config(
-            tmp_path, family, **{"data.target_length": 16, "steps": 2} if family == "t5" else {}
+            tmp_path, family, **{"task.target_length": 16, "steps": 2} if family == "t5" else {}
         ),
     )
     loop.train(c, workdir)
@@ -198,11 +209,11 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
     if family == "t5":
         return
     with pytest.raises(CheckpointError, match=r"holds a run with another template: tulu .* plain"):
-        loop.train(config(tmp_path, **{"data.template": "plain", "steps": 5}), workdir)
+        loop.train(config(tmp_path, **{"task.template": "plain", "steps": 5}), workdir)
     # A run that starts from this run, or from its export, keeps its template by default.
     assert export.main([f"--model={workdir}", f"--output={tmp_path / 'exported'}"]) == 0
     for start in (workdir, str(tmp_path / "exported")):
-        next_ = config(tmp_path, **{"init_from": start, "tokenizer": "", "data.template": ""})
+        next_ = config(tmp_path, **{"init_from": start, "tokenizer": "", "task.template": ""})
         carried = setup.prepare(next_, paths.resolve(str(tmp_path / "next"))).template
         assert carried is not None and carried.fingerprint == template.fingerprint
     # Generation formats prompts as training did by default.
@@ -225,19 +236,17 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
 
 
 @pytest.mark.parametrize(("family", "own"), [("llama", "next_token"), ("t5", "span_corruption")])
-def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_objective(
-    tmp_path, family, own
-):
-    """Replayed rows equal those of a run of their objective alone; a run learns both kinds."""
+def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_task(tmp_path, family, own):
+    """Replayed rows equal those of a run of their task alone; a run learns both kinds."""
     (tmp_path / "old.txt").write_text(
         "".join(f"The old text goes on and on, {i} times. " for i in range(40))
     )
     mixture = {
-        "new": {"files": str(tmp_path / "*.jsonl"), "weight": 0.5, "hold_out": "t7"},
-        "old": {"files": str(tmp_path / "old.txt"), "weight": 0.5, "objective": own},
+        "new": {"files": str(tmp_path / "*.jsonl"), "weight": 0.5, "task": {"hold_out": "t7"}},
+        "old": {"files": str(tmp_path / "old.txt"), "weight": 0.5, "task": tasks.defaults(own)},
     }
-    changes = {"data.hold_out": "", "eval.data.heldout": "", "steps": 2} | (
-        {"data.target_length": 32} if family == "t5" else {}
+    changes = {"task.hold_out": "", "eval.data.heldout": "", "steps": 2} | (
+        {"task.target_length": 32} if family == "t5" else {}
     )
     c = config(tmp_path, family, **changes)
     c.data.files, c.data.mixture = "", ConfigDict(mixture)
@@ -256,13 +265,13 @@ def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_objectiv
     else:
         assert (trained[~of_text] < 0.7).all()
     loop.train(c, str(tmp_path / "run"))
-    for field, said in (
-        ("reward", "unknown"),
-        ("masked", None),
-        ("classification", "does not go with objective.name='instruct'"),
+    for task, said in (
+        (ConfigDict({"name": "reward"}), "task.name='reward' is unknown"),
+        (tasks.defaults("masked"), "masked"),
+        (tasks.defaults("classification"), "does not go with task.name='instruct'"),
     ):
-        c.data.mixture.old.objective = field
-        with pytest.raises(ConfigError, match=said or "masked"):
+        c.data.mixture.old.task = task
+        with pytest.raises(ConfigError, match=said):
             setup.prepare(c, paths.resolve(str(tmp_path / "other")))
 
 
@@ -277,7 +286,7 @@ def test_the_preview_misses_the_end_of_an_answer_or_shows_a_prompt_as_trained(
     (tmp_path / "c.py").write_text(f"{text}    return config(pathlib.Path({str(tmp_path)!r}))\n")
     arguments = [
         f"--config={tmp_path / 'c.py'}",
-        f"--config.data.template={template}",
+        f"--config.task.template={template}",
         "--config.length=256",
         "--config.model.max_length=256",
     ]
@@ -312,7 +321,7 @@ def test_the_commands_of_the_page_are_refused():
 
 
 def test_control_tokens_of_a_template_are_not_learned_to_end_an_answer(tmp_path):
-    c = config(tmp_path, **{"data.template": "chatml"})
+    c = config(tmp_path, **{"task.template": "chatml"})
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     stop = run.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from lm import tasks
 from lm.loading import load
 from lm.models.config import ConfigError
 from lm.training import checkpoints, loop, paths, setup
@@ -29,7 +30,7 @@ def config(folder, **changes):
     based = {
         "init_from": str(folder / "base"),
         "tokenizer": "",
-        "objective.name": "classification",
+        "task": tasks.defaults("classification"),
         "steps": 3,
     }
     return runs.config(folder, **based | changes)

@@ -260,9 +260,11 @@ def test_a_run_from_before_this_was_kept_begins_prompts_otherwise(whole, tmp_pat
     )
     tokenizers.bytes_only().save_pretrained(old / "model" / "tokenizer")
     (old / "digests-0-of-1").unlink()  # from a later version
-    assert load(str(old))[2].encode("a") == [0, *tokenizers.bytes_only().encode("a")]
     config = json.loads((old / "config.json").read_text())
-    (old / "config.json").write_text(
-        json.dumps(config | {"objective": config["objective"] | {"name": "instruct"}})
-    )
+    config["objective"] = objective = {"name": config.pop("task")["name"]}
+    del config["format"]
+    (old / "config.json").write_text(json.dumps(config))
+    assert load(str(old))[2].encode("a") == [0, *tokenizers.bytes_only().encode("a")]
+    objective["name"] = "instruct"
+    (old / "config.json").write_text(json.dumps(config))
     assert load(str(old))[2].encode("a") == tokenizers.bytes_only().encode("a")

@@ -10,9 +10,9 @@ from lm.adaptation.lora import Lora
 from lm.adaptation.plan import Plan
 from lm.batch import Batch
 from lm.distributed.rules import by_path
+from lm.losses.tokens import token_loss
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.objectives import next_token
 from lm.training import narrow, optimizer, settings
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
@@ -142,7 +142,7 @@ def test_the_average_is_of_rounded_parameters():
     schedule = lambda _: 1e-6
     o = optimizer.adamw(schedule)
     state = create_state(model, o, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True))
-    step = jax.jit(make_train_step(model, next_token, o, schedule, ema=0.3))
+    step = jax.jit(make_train_step(model, token_loss, o, schedule, ema=0.3))
     of = lambda tree: {n: np.asarray(x, np.float64) for n, x in by_path(tree).items()}
     begun, wanted = of(state.params), of(state.ema)
     batch = Batch.of(np.random.default_rng(0).integers(0, 64, (4, 8)))

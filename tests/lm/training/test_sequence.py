@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs.defaults import defaults
+from lm import tasks
 from lm.data import packing
 from lm.data.mixtures import Mixture, Part
 from lm.models.config import ConfigError
@@ -37,8 +38,8 @@ SAVED = facts()
             {"rows": appended(PACKED)},
             r"data.files: rows 20 with CRC-32 \w{8} -> rows 21 with CRC-32",
         ),
-        ({"data.separator": "|", "rows": appended(PACKED)}, r"data.separator: '' -> '|'"),
-        ({"objective.name": "prefix_lm"}, "objective.name: 'next_token' -> 'prefix_lm'"),
+        ({"task.separator": "|", "rows": appended(PACKED)}, r"task.separator: '' -> '|'"),
+        ({"task": tasks.defaults("prefix_lm")}, "task.name: 'next_token' -> 'prefix_lm'"),
     ],
 )
 def test_other_rows_are_read_in_silence_or_never(changes, said):
@@ -64,32 +65,34 @@ def test_what_does_not_change_the_rows_is_refused():
         "steps": 9,
         "data.cache": "x",
         "data.files": "moved",
-        "data.separator": "|",
+        "task.separator": "|",
         "data.max_bad_share": 0.5,
     }
     changes |= {
-        "objective.z_loss": 1e-4,
-        "objective.masked.rate": 0.3,
+        "task.z_loss": 1e-4,
+        "task.label_smoothing": 0.1,
+        "task.chunk": 7,
         "optimizer.learning_rate": 1.0,
     }
     assert sequence.check(SAVED, facts(**changes), "", 1) == []
     assert (
         sequence.check(
-            {n: v for n, v in SAVED.items() if n != "data.stride"},
-            facts(**{"data.stride": 2}),
+            {n: v for n, v in SAVED.items() if n != "task.stride"},
+            facts(**{"task.stride": 2}),
             "",
             1,
         )
         == []
     ), "a newer version's field"
+    of_pairs = tasks.defaults("contrastive")
+    changed = tasks.defaults("contrastive", temperature=0.1, symmetric=True, pooling="last")
+    assert sequence.check(facts(task=of_pairs), facts(task=changed), "", 1) == []
 
 
 def test_other_options_of_what_is_done_to_rows_are_taken_for_the_same():
-    saved = facts(**{"objective.name": "masked"})
-    with pytest.raises(CheckpointError, match=r"objective.masked.rate: 0.15 -> 0.3\n"):
-        sequence.check(
-            saved, facts(**{"objective.name": "masked", "objective.masked.rate": 0.3}), "", 1
-        )
+    saved = facts(**{"task": tasks.defaults("masked")})
+    with pytest.raises(CheckpointError, match=r"task.rate: 0.15 -> 0.3\n"):
+        sequence.check(saved, facts(**{"task": tasks.defaults("masked"), "task.rate": 0.3}), "", 1)
 
 
 def test_sources_or_weights_of_a_mixture_change_in_silence():

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from configs import defaults, pretrain_gpt2, smoke, tiny
+from lm import tasks
 from lm.batch import Batch
 from lm.data import tokenizers
 from lm.models import build
@@ -37,9 +38,9 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
             r".* multiple of 32",
         ),
         ("mesh.fsdp", 3, "does not fit"),
-        ("objective.name", "next_tokn", "did you mean 'next_token'"),
-        ("objective.label_smoothing", 1.0, r"objective.label_smoothing=1.0: expected a share"),
-        ("objective.z_loss", float("nan"), r"objective.z_loss=nan: expected a finite number"),
+        ("task.name", "next_tokn", "did you mean 'next_token'"),
+        ("task.label_smoothing", 1.0, r"task.label_smoothing=1.0: expected a share"),
+        ("task.z_loss", float("nan"), r"task.z_loss=nan: expected a finite number"),
         ("data.files", "", "set data.files"),
         ("data.synthetic_rows", 8, "and not both"),
         ("tokenizer", "", "tokenizer is not set"),
@@ -191,7 +192,7 @@ def test_flops_differ_from_what_the_compiler_counts():
     [("contrastive,bert", 3), ("span_corruption,t5", 1), ("next_token,llama", 1)],
 )
 def test_texts_of_a_row_that_do_not_see_each_other_count_as_one_that_does(variant, texts):
-    assert settings.texts(smoke.get_config(variant)) == texts
+    assert tasks.of(smoke.get_config(variant)).texts == texts
 
 
 STATE_SPACE = dict(ssm_inner=96, ssm_state=5)

@@ -13,8 +13,9 @@ import pytest
 
 from lm.batch import Batch
 from lm.distributed import rules, sharding
+from lm.losses import Loss
+from lm.losses.tokens import token_loss
 from lm.models import build
-from lm.objectives import next_token
 from lm.training import guard, optimizer
 from lm.training.state import Extras, average_of, create_state
 from lm.training.step import make_train_step
@@ -58,7 +59,7 @@ def test_micro_batches_of_unequal_weight_are_averaged_as_if_equal():
     batch = Batch.of(tokens, segments)
     mesh = small.mesh_of(1, 1, 1)
     state = create_state(model, adamw, mesh, 0)
-    step = lambda k: jax.jit(make_train_step(model, next_token, adamw, schedule, accumulate=k))(
+    step = lambda k: jax.jit(make_train_step(model, token_loss, adamw, schedule, accumulate=k))(
         state, batch
     )[1]
     one, two = step(1), step(2)
@@ -128,12 +129,12 @@ def plain_step(model, adamw):
 
     def step(params, opt_state, batch):
         def mean(p):
-            loss = next_token(model, p, batch, None)
-            return loss.sum, loss
+            loss = token_loss(model, p, batch, None)
+            return loss.first.sum, loss
 
         (_, loss), g = jax.value_and_grad(mean, has_aux=True)(params)
         updates, opt_state = adamw.update(
-            jax.tree.map(lambda x: x / loss.weight, g), opt_state, params
+            jax.tree.map(lambda x: x / loss.first.weight, g), opt_state, params
         )
         return optax.apply_updates(params, updates), opt_state
 
@@ -165,12 +166,12 @@ def test_a_step_with_everything_off_is_another_program_or_gives_other_bits():
     for batch in rows(3):
         params, opt_state = step(params, opt_state, batch)
     off = make_train_step(
-        model, next_token, adamw, schedule, rates=rules.RATES, ema=0.0, skip_above=0.0
+        model, token_loss, adamw, schedule, rates=rules.RATES, ema=0.0, skip_above=0.0
     )
     found, _ = after(jax.jit(off), state, rows(3))
     assert identical(found.params, params) and identical(found.opt_state, opt_state)
     text = lambda f: str(jax.make_jaxpr(f)(state, rows(1)[0]))
-    assert text(off) == text(make_train_step(model, next_token, adamw, schedule))
+    assert text(off) == text(make_train_step(model, token_loss, adamw, schedule))
     assert found.ema is None and found.guard is None
 
 
@@ -179,8 +180,9 @@ SPIKES = (1.0, 1e6, float("nan"), float("inf"))
 
 def spiked(model, params, batch, rng=None):
     """Next-token loss times the spike that the batch's first token type selects."""
-    found = next_token(model, params, batch, rng)
-    return found.replace(sum=found.sum * jnp.asarray(SPIKES)[batch.types[0, 0]])
+    found = token_loss(model, params, batch, rng)
+    spike = jnp.asarray(SPIKES)[batch.types[0, 0]]
+    return Loss.of(found.first.sum * spike, found.first.weight, **found.metrics)
 
 
 def test_a_spike_changes_anything_or_is_not_counted():
@@ -227,7 +229,7 @@ def test_the_average_is_not_the_recursion_of_the_parameters():
     up = lambda tree: tree["layers"]["mlp"]["up"]
     assert up(state.ema).sharding == up(state.params).sharding
     state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True))
-    step = jax.jit(make_train_step(model, next_token, adamw, schedule, ema=0.15), donate_argnums=0)
+    step = jax.jit(make_train_step(model, token_loss, adamw, schedule, ema=0.15), donate_argnums=0)
     wanted = np.asarray(up(state.ema)).copy()
     for n, batch in enumerate(rows(4)):
         state, _ = step(state, batch)
@@ -250,7 +252,7 @@ def test_an_optimizer_gives_other_numbers_on_eight_devices(name):
         state = create_state(model, updates, mesh, 0)
         shardings = jax.tree.map(lambda x: x.sharding, state)
         step = make_train_step(
-            model, next_token, updates, lambda _: 1e-2, shardings=shardings.params
+            model, token_loss, updates, lambda _: 1e-2, shardings=shardings.params
         )
         with sharding.activate(mesh):
             step = jax.jit(step, out_shardings=(shardings, None))

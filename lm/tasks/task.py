@@ -1,0 +1,222 @@
+"""Task: everything that training knows about one objective.
+
+A task is a frozen dataclass. Its fields are `config.task`: options with a default and a comment
+each. `Task` has the defaults of all methods, so a task defines only what differs; docs/tasks.md
+shows one in 40 lines. Methods run on the host, except `loss` and `weights`, which are compiled.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.batch import Batch, Field
+from lm.data.packed import Packed
+from lm.data.sources import Tally
+from lm.data.templates import Template
+from lm.losses import Loss
+from lm.models import LanguageModel
+from lm.models.config import ConfigError, ModelConfig
+
+# tokens, targets, segments, [T] each, and Packed.extra: a packed row
+Row = Mapping[str, np.ndarray]
+# one row of lm.Batch's fields; without positions, those within each document are used
+Fields = dict[str, np.ndarray]
+
+# In place of files in eval.data: the rows that data.holdout_share holds out, and the tasks of
+# data.files that are excluded from training.
+HOLDOUT, HELD_OUT = "holdout_share", "hold_out"
+
+
+def as_packed(packed: Packed) -> tuple[int, int]:
+    """Lengths (T, S) of unchanged rows: as packed, and 0 for the encoder."""
+    return packed.length, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """What a task does to each row whenever it is read.
+
+    fields: (row, the row's random generator, lengths) -> Fields. It works document by document; a
+    document's tokens keep its segment number on both sides of an encoder-decoder. lengths: packed
+    rows -> (T, S), the fixed lengths of the resulting rows and of their encoder's rows; S = 0
+    without an encoder.
+    """
+
+    fields: Callable[[Row, np.random.Generator, tuple[int, int]], Fields]
+    lengths: Callable[[Packed], tuple[int, int]] = as_packed
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts from. A task may replace the head, the tokenizer's frame or the template.
+
+    params: of init_from, or None. template: renders the records of instruct data, or None.
+    """
+
+    model: LanguageModel
+    params: dict | None
+    tokenizer: Any
+    template: Template | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What a task makes rows with. files: data.files. length: tokens per row.
+
+    tally: counts what is read, or None. The other fields are those of the config and the run.
+    """
+
+    model: ModelConfig
+    tokenizer: Any
+    template: Template | None
+    files: str
+    length: int
+    seed: int
+    cache: pathlib.Path
+    max_bad_share: float = 0.0
+    holdout_share: float = 0.0
+    tally: Tally | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What the preview says about a row beside its tokens.
+
+    trained: bool [T], tokens that carry the loss; None: those with a weight. targets: position ->
+    text to predict there. labels: of the row. said: the labels in words.
+    """
+
+    trained: Sequence[bool] | None = None
+    targets: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    labels: tuple[float, ...] = ()
+    said: str = ""
+
+
+class Task:
+    """Base class of tasks.
+
+    Class attributes:
+
+    * heads: the model heads that the loss is defined for. makes_head: `prepare` sets the head.
+    * terms: names of the terms of the loss. coefficients: term -> its factor; 1 by default.
+    * joint: the rows of a batch are compared with each other, so micro-batches cannot be summed;
+      `loss` takes their number as `parts`.
+    * texts: texts of a row that do not attend to each other, in equal shares.
+    * special: arguments of `tokenizers.bytes_only` for the special tokens that it needs.
+    * synthetic: random tokens (data.synthetic_rows) can take the place of files.
+    * renders: records are rendered by a template, so `Start.template` is set.
+    * evaluator: evaluation of held-out rows: "perplexity", or "means" of the loss and its metrics.
+    * evaluation: flags of lm.evaluate for a run, or "".
+    * new_fields: batch fields that lm.batch.FIELDS does not have: name -> Field.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ()
+    makes_head: ClassVar[bool] = False
+    terms: ClassVar[tuple[str, ...]] = ("loss",)
+    coefficients: ClassVar[Mapping[str, float]] = {}
+    joint: ClassVar[bool] = False
+    special: ClassVar[Mapping[str, Any]] = {}
+    synthetic: ClassVar[bool] = False
+    renders: ClassVar[bool] = False
+    evaluator: ClassVar[str] = "means"
+    evaluation: ClassVar[str] = ""
+    new_fields: ClassVar[Mapping[str, Field]] = {}
+
+    @property
+    def name(self) -> str:
+        """Name in configs: a short one of lm.tasks, or module:Class."""
+        from lm import tasks
+
+        return tasks.name_of(type(self))
+
+    @property
+    def texts(self) -> int:
+        """Number of texts of a row; see the class."""
+        return 1
+
+    def check(self, config) -> None:
+        """Raise ConfigError, naming task.FIELD, for options that are invalid or do not fit.
+
+        config: the whole config of the run, or that of one source of a mixture.
+        """
+
+    def prepare(self, start: Start, config, sources: Sequence, kept: "Kept") -> Start:
+        """Change the model, tokenizer or template that the run starts from.
+
+        sources: the configs of all sources of training data. kept: templates of init_from and the
+        run. Raises ConfigError or DataError.
+        """
+        return start
+
+    def prepare_tokenizer(self, tokenizer):
+        """Change the 'bytes' tokenizer before the model is made, such as by control tokens."""
+        return tokenizer
+
+    def longest(self, length: int) -> int:
+        """Most tokens that a document of a row of `length` has on either side."""
+        return length
+
+    def fields(self, length: int, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Batch fields beyond those of text: name in FIELDS or `new_fields` -> shape of a row."""
+        return {}
+
+    def rows(self, files: str, part: str, tools: Tools) -> Packed:
+        """Pack the rows of `files`, or memory-map them from `tools.cache`.
+
+        part: "train", "holdout" (what data.holdout_share holds out) or "all". Raises ConfigError
+        and DataError.
+        """
+        raise NotImplementedError
+
+    def transform(self, tokenizer, model: ModelConfig) -> Transform | None:
+        """What is done to a row whenever it is read; None = rows stay as packed.
+
+        It is pure in the row and its random generator. Raises ConfigError if the tokenizer and the
+        model do not fit.
+        """
+        return None
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Weight of every term in the whole batch; used where there are several; compiled."""
+        return {"loss": jnp.sum(batch.weights)}
+
+    def loss(self, model, params: dict, batch: Batch, rng: jax.Array | None = None) -> Loss:
+        """Sums and weights of the loss; compiled. Dropout is on when `rng` is given."""
+        raise NotImplementedError
+
+    def likelihood(self) -> "Task":
+        """The task with the loss alone, without regularisers such as label smoothing."""
+        return self
+
+    def shown(self, row: Row, spelled: Callable[[Any], str], names: Sequence[str]) -> Shown | None:
+        """What the preview shows of a row; None: the tokens with a weight are trained.
+
+        spelled: token ids -> text. names: of the model's labels.
+        """
+        return None
+
+    def compared(self, packed: Packed) -> Packed:
+        """Rows whose targets are the texts that the preview compares, to find copies."""
+        return packed
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Descriptions of templates (lm.data.templates.remember): of init_from, and of the run."""
+
+    base: Template | None = None
+    there: Mapping | None = None
+
+
+def share(name: str, value: float, least: float = 0.0, most: float = 1.0) -> float:
+    """Return the value; ConfigError for task.`name` unless least < value <= most."""
+    if not least < value <= most:
+        raise ConfigError(
+            f"task.{name}={value}: expected a number above {least:g}, at most {most:g}"
+        )
+    return value

@@ -1,0 +1,82 @@
+"""The loss and the batches of several tasks that a run learns side by side.
+
+The loss is the sum of the tasks' losses times their coefficients. Each term is divided by its own
+weight in the whole batch of its task (PPO-ptx is one case: Ouyang et al. 2022, section 3.5).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.batch import Batch
+from lm.losses import Loss, Term
+
+MAIN = "main"  # name of the run's own task among several
+
+
+class Several:
+    """The loss of several tasks on a batch of each: {name: Batch}."""
+
+    def __init__(self, every: Mapping[str, Any], coefficients: Mapping[str, float]):
+        self._tasks = dict(every)
+        self.coefficients = {
+            f"{name}/{term}": coefficients.get(name, 1.0) * task.coefficients.get(term, 1.0)
+            for name, task in every.items()
+            for term in task.terms
+        }
+
+    def weights(self, batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
+        """Weight of every term in the whole batch of its task."""
+        return {
+            f"{name}/{term}": weight
+            for name, task in self._tasks.items()
+            for term, weight in task.weights(batches[name]).items()
+        }
+
+    def loss(self, model, params: dict, batches: Mapping[str, Batch], rng=None) -> Loss:
+        """Terms and metrics of all tasks, named TASK/TERM; dropout is drawn for each."""
+        terms: dict[str, Term] = {}
+        metrics: dict[str, jax.Array | Term] = {}
+        for number, (name, task) in enumerate(self._tasks.items()):
+            own = None if rng is None else jax.random.fold_in(rng, number)
+            found = task.loss(model, params, batches[name], own)
+            terms |= {f"{name}/{term}": value for term, value in found.terms.items()}
+            metrics |= {
+                f"{name}/{metric}": value
+                if isinstance(value, Term)
+                else Term(value, jnp.asarray(found.first.weight))
+                for metric, value in found.metrics.items()
+            }
+        return Loss(terms, metrics)
+
+
+class Together:
+    """Batches of several tasks, side by side: {name: Batch}. `lengths` are those of the first."""
+
+    def __init__(self, streams: Mapping[str, Any]):
+        self._streams = dict(streams)
+        self.lengths = self._streams[MAIN].lengths
+
+    def __iter__(self) -> Iterator[dict[str, Batch]]:
+        return self
+
+    def __next__(self) -> dict[str, Batch]:
+        return {name: next(stream) for name, stream in self._streams.items()}
+
+    def every_length(self) -> dict[str, tuple[int, int]]:
+        """Lengths of the rows of every task."""
+        return {name: stream.lengths for name, stream in self._streams.items()}
+
+    def state(self) -> dict:
+        """Positions for a checkpoint: rows of the run's own task, and of the further ones."""
+        further = {n: stream.state() for n, stream in self._streams.items() if n != MAIN}
+        return self._streams[MAIN].state() | {"further": further}
+
+    def restore(self, state: dict) -> None:
+        """Resume from a `state()`. A task that was not there begins at its first row."""
+        for name, stream in self._streams.items():
+            own = state if name == MAIN else state.get("further", {}).get(name)
+            if own is not None:
+                stream.restore(own)
