@@ -24,10 +24,10 @@ _HOMES = {
         "init_cache",
         "separate",
     ),
-    "lm.loading": ("load",),
+    "lm.weights.loading": ("load",),
     "lm.weights": ("WeightsError", "from_hf", "to_hf"),
     "lm.heads": ("with_head",),
-    "lm.tokenizer": ("load_tokenizer",),
+    "lm.weights.tokenizer": ("load_tokenizer",),
     "lm.generation": (
         "Beams",
         "Greedy",

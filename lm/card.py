@@ -5,9 +5,9 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from lm.loading import is_run, kept_template, run_config
 from lm.models.config import ModelConfig
 from lm.training import ending, trackers
+from lm.weights.loading import is_run, kept_template, run_config
 
 CARD = "README.md"
 MARK = "<!-- written by openbook export; a card without this line is left alone -->"

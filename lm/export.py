@@ -19,7 +19,12 @@ import numpy as np
 from lm import folders
 from lm.batch import Batch
 from lm.interrupts import entry_point
-from lm.loading import (
+from lm.models import build, forward
+from lm.models.config import DTYPES
+from lm.phases import phase
+from lm.printing import program
+from lm.weights import WeightsError, to_hf
+from lm.weights.loading import (
     GENERATION,
     is_run,
     kept,
@@ -29,11 +34,6 @@ from lm.loading import (
     load_weights,
     save_template,
 )
-from lm.models import build, forward
-from lm.models.config import DTYPES
-from lm.phases import phase
-from lm.printing import program
-from lm.weights import WeightsError, to_hf
 from lm.xla_flags import avoid_wrong_fusion
 
 PROMPT = "The capital of France is Paris, and the capital of Lithuania is"
@@ -51,8 +51,8 @@ def read(path: str, dtype: str | None):  # -> (model, params, tokenizer or None)
 
 
 def load_run_tokenizer(workdir: str):
-    from lm.tokenizer import load_tokenizer
-    from lm.training.paths import local_copy, resolve
+    from lm.weights.runs.paths import local_copy, resolve
+    from lm.weights.tokenizer import load_tokenizer
 
     with local_copy(resolve(workdir) / "model" / "tokenizer") as files:
         return load_tokenizer(str(files))
@@ -63,7 +63,7 @@ def base_for_peft(run: str, base: str) -> str:
 
     Raises WeightsError, with advice, for a base that PEFT cannot load.
     """
-    from lm.adaptation import peft
+    from lm.weights import peft
 
     kind = (
         "a training run"
@@ -173,8 +173,8 @@ def main(argv=None) -> int:
         )  # to_hf refuses the other kinds
         folders.refuse("output", args.output, may_hold, read=[folders.base_of(args.model)])
         if args.adapter:
-            from lm.adaptation import peft
-            from lm.training.checkpoints import load_adapters
+            from lm.weights import peft
+            from lm.weights.runs.weights import load_adapters
 
             model, adapters, lora, base = load_adapters(args.model)
             base = base_for_peft(args.model, args.base or base)

@@ -22,8 +22,8 @@ def main(argv=None) -> int:
     args = arguments(__doc__, argv)
     keep_compiled()
     from lm.generation import stream_text
-    from lm.loading import load
     from lm.models import separate
+    from lm.weights.loading import load
 
     try:
         sampler = chosen(args)

@@ -17,11 +17,11 @@ import sys
 import tempfile
 
 from lm import folders
-from lm.adaptation.mixes import measurer, mixes
+from lm.evaluation.mixes import measurer, mixes
 from lm.interrupts import entry_point
-from lm.loading import GENERATION, kept, kept_template, save_template
 from lm.printing import program
 from lm.weights import to_hf
+from lm.weights.loading import GENERATION, kept, kept_template, save_template
 
 
 def arguments(argv=None) -> argparse.Namespace:

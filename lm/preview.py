@@ -64,7 +64,8 @@ def _read(argv: list[str]):
 
     from lm.data import preview, templates
     from lm.data.mixtures import Mixture
-    from lm.training import command_line, paths, setup
+    from lm.training import command_line, setup
+    from lm.weights.runs import paths
 
     config, workdir = command_line.parse(argv)
     run = setup.prepare(config, paths.resolve(workdir))

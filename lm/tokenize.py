@@ -41,7 +41,8 @@ def main(argv=None) -> int:
 
 def _tokenize(config, workdir) -> None:
     from lm.data import progress
-    from lm.training import paths, scheduled, setup
+    from lm.training import scheduled, setup
+    from lm.weights.runs import paths
 
     run = setup.reader(config, paths.resolve(workdir))
     cache = setup.cache_of(config, run.workdir)

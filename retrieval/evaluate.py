@@ -134,7 +134,7 @@ def main(argv=None):
         raise RetrievalError(
             f"--output={args.output} is a folder: expected the name of a file to write"
         )
-    from lm.loading import load
+    from lm.weights.loading import load
     from retrieval.reading.answering import Reader, answer
 
     memory, reader = open_memory(args.memory, args.encoder), Reader(*load(args.reader))

@@ -71,16 +71,16 @@ def test_no_room_imports_one_above_it():
 
 
 def packages(room):
-    """Folders of a room, each with the folders of that room that its files import."""
-    folders = {p.name for p in (ROOT / room).iterdir() if (p / "__init__.py").is_file()}
-    graph = {folder: set() for folder in folders}
-    for path in (ROOT / room).rglob("*/*.py"):
-        own = path.relative_to(ROOT / room).parts[0]
+    """Folders and files of a room, each with those of that room that it imports."""
+    names = {p.stem for p in (ROOT / room).iterdir() if p.is_dir() or p.suffix == ".py"}
+    graph = {name: set() for name in names - {"__init__", "__pycache__"}}
+    for path in (ROOT / room).rglob("*.py"):
+        own = path.relative_to(ROOT / room).parts[0].removesuffix(".py")
         for module in imports(ast.parse(path.read_text())):
             parts = module.split(".")
-            if own in folders and parts[0] == room and len(parts) > 1 and parts[1] in folders:
+            if own in graph and parts[0] == room and len(parts) > 1 and parts[1] in graph:
                 graph[own].add(parts[1])
-    return {folder: found - {folder} for folder, found in graph.items()}
+    return {name: found - {name} for name, found in graph.items()}
 
 
 @pytest.mark.parametrize("room", ["lm", "retrieval", "launch"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from launch.errors import LaunchError, one_line
 from launch.quickstart.passages import write
-from lm.loading import load
+from lm.weights.loading import load
 from retrieval.memory import Memory
 from retrieval.reading.answering import Reader, answer
 

@@ -139,3 +139,13 @@ def join(trained: dict, frozen: dict) -> dict:
     if not frozen:
         return trained
     return flax.traverse_util.unflatten_dict(by_path(trained) | by_path(frozen), sep="/")
+
+
+def average_of(params: dict, average: dict | None) -> dict:
+    """Replace params that have a moving average by it, in their own dtypes."""
+    if average is None:
+        return params
+    flat, new = by_path(params), by_path(average)
+    return flax.traverse_util.unflatten_dict(
+        {n: x if n not in new else new[n].astype(x.dtype) for n, x in flat.items()}, sep="/"
+    )

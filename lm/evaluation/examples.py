@@ -9,9 +9,9 @@ from lm.data import records, templates
 from lm.data.records import Reading
 from lm.evaluation import generation, scores, words
 from lm.evaluation.progress import bar
-from lm.loading import kept_template, load, load_template
 from lm.models.config import ConfigError
 from lm.phases import phase
+from lm.weights.loading import kept_template, load, load_template
 
 
 @phase("evaluating")

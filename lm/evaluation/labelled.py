@@ -26,12 +26,12 @@ from lm.distributed import sharding
 from lm.distributed.sharding import ACTIVATIONS, Rules
 from lm.evaluation import predictions
 from lm.evaluation.command_line import LABELS
-from lm.loading import load, run_config
 from lm.losses import Term
 from lm.models import inputs
 from lm.models.config import ConfigError, nearest
 from lm.phases import phase
 from lm.tasks.labels import LabelTask
+from lm.weights.loading import load, run_config
 
 
 def make_evaluator(

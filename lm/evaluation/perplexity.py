@@ -11,8 +11,8 @@ from lm.data import batches
 from lm.data.packing import DataError, Packed
 from lm.distributed import sharding
 from lm.distributed.sharding import ACTIVATIONS, Rules
-from lm.loading import run_config
 from lm.losses.tokens import token_losses
+from lm.weights.loading import run_config
 
 
 @dataclasses.dataclass(frozen=True)

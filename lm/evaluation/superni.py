@@ -21,9 +21,9 @@ from lm.data.templates import Template
 from lm.evaluation import answer_file, generation, scores, words
 from lm.evaluation.generation import Answer, Question
 from lm.evaluation.progress import bar
-from lm.loading import kept_template, load
 from lm.models.config import ConfigError, nearest
 from lm.phases import phase
+from lm.weights.loading import kept_template, load
 
 TEMPLATE = "tk_instruct"
 ENCODINGS = {"def": 0, "def-pos": 2}  # name -> positive examples after the task's definition

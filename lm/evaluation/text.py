@@ -13,11 +13,11 @@ from lm.distributed.mesh import make_mesh
 from lm.distributed.sharding import replicated
 from lm.evaluation import perplexity, pseudo
 from lm.evaluation.progress import bar
-from lm.loading import load, run_config
 from lm.models import inputs
 from lm.models.config import ConfigError
 from lm.phases import phase
 from lm.tasks.text import TextTask
+from lm.weights.loading import load, run_config
 
 
 @phase("evaluating")

@@ -58,7 +58,7 @@ def tokenize_of(name: str) -> Tokenize | None:
     "rouge" -> None (its own, stemmed), "unicode" -> `unicode_words`, else the folder, hub id or
     .gguf file of a tokenizer. Raises WeightsError (a ValueError) when that cannot be read.
     """
-    from lm.tokenizer import load_tokenizer
+    from lm.weights.tokenizer import load_tokenizer
 
     return (
         None

@@ -125,7 +125,7 @@ def chosen_template(args, tokenizer) -> "Template | None":
     Raises ConfigError (a ValueError).
     """
     from lm.data import templates
-    from lm.loading import kept_template, load_template
+    from lm.weights.loading import kept_template, load_template
 
     if args.template and args.template != "none":
         date = templates.date_of(kept_template(args.model), args.template, tokenizer)
@@ -194,7 +194,7 @@ def messages_of(tokenizer, turns: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def unused_settings(args) -> str:
     """Describe the settings of generation_config.json that no flag applies; "" if none."""
-    from lm.loading import GENERATION, kept
+    from lm.weights.loading import GENERATION, kept
 
     if any(getattr(args, name) != default for name, default in FLAGS.values()):
         return ""

@@ -11,10 +11,11 @@ import jax
 
 from lm.models import build
 from lm.models.config import ConfigError
-from lm.training import model_files, trackers
-from lm.training.old_runs import upgrade
-from lm.training.paths import resolve
-from lm.training.run_folder import flat
+from lm.training import trackers
+from lm.weights.runs import model_files
+from lm.weights.runs.old_runs import upgrade
+from lm.weights.runs.paths import resolve
+from lm.weights.runs.run_folder import flat
 
 # training metrics, in this order; those of evaluation follow
 FIRST = ("loss", "tokens", "tokens_per_second", "seconds")

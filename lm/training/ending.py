@@ -5,7 +5,7 @@ import shlex
 from lm import tasks
 from lm.models.config import ModelConfig
 from lm.training import settings
-from lm.training.paths import Folder
+from lm.weights.runs.paths import Folder
 
 
 def figures(rows: list[dict]) -> str:

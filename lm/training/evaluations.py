@@ -6,13 +6,14 @@ from lm import phases
 from lm.evaluation import evaluators
 from lm.evaluation.evaluators import Scheduled, Tools
 from lm.models.config import ConfigError, nearest
-from lm.training import checkpoints, paths, run_folder, setup, trackers
+from lm.training import checkpoints, setup, trackers
 from lm.training.checkpoints import CheckpointError
 from lm.training.report import Report
 from lm.training.scheduled import scheduled
 from lm.training.setup import Run, evaluation_rows
 from lm.training.state import TrainState
 from lm.training.trackers import Trackers
+from lm.weights.runs import paths, run_folder
 
 
 def tools(config, run: Run, say=print) -> Tools:

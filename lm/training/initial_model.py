@@ -1,12 +1,13 @@
 """Model, tokenizer and template that a run starts from."""
 
 from lm.data import tokenizers
-from lm.loading import load_template
 from lm.models import build
 from lm.tasks import Kept, Start
-from lm.training import model_files, settings
+from lm.training import settings
 from lm.training.parts import Parts
-from lm.training.paths import Folder
+from lm.weights.loading import load_template
+from lm.weights.runs import model_files
+from lm.weights.runs.paths import Folder
 
 COMPUTE = (
     "dtype",
@@ -34,8 +35,8 @@ def initial_model(parts: Parts, workdir: Folder, resuming: bool):
 
 
 def _loaded(parts: Parts, resuming: bool):
-    from lm.loading import load
-    from lm.tokenizer import load_tokenizer
+    from lm.weights.loading import load
+    from lm.weights.tokenizer import load_tokenizer
 
     tokenizer, config = None, parts.main.config
     if config.tokenizer:

@@ -17,20 +17,7 @@ from lm.data import packing
 from lm.data.mixtures import Mixture
 from lm.distributed import sharding
 from lm.interrupts import Stopped
-from lm.loading import keep_generation
-from lm.training import (
-    checkpoints,
-    ending,
-    flops,
-    model_files,
-    narrow,
-    paths,
-    run_folder,
-    settings,
-    setup,
-    trackers,
-)
-from lm.training import steps as step_folders
+from lm.training import checkpoints, ending, flops, narrow, settings, setup, trackers
 from lm.training.checkpoints import Checkpoints, Restored
 from lm.training.compiling import compile_step, texts_of
 from lm.training.evaluations import Evaluations
@@ -40,6 +27,9 @@ from lm.training.sequence import Facts, facts, resumed
 from lm.training.setup import Run
 from lm.training.signals import Signals
 from lm.training.state import TrainState
+from lm.weights.loading import keep_generation
+from lm.weights.runs import model_files, paths, run_folder
+from lm.weights.runs import steps as step_folders
 
 SPEED_OVER = 20  # rows of metrics over which the time left is estimated
 

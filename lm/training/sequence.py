@@ -14,10 +14,10 @@ from lm.data.packing import Packed
 from lm.models.config import ConfigError, nearest
 from lm.tasks.task import Task
 from lm.tasks.text import TextTask, TokenTask
-from lm.training import run_folder
 from lm.training.checkpoints import CheckpointError, Restored
-from lm.training.old_runs import upgrade_facts
-from lm.training.paths import Folder
+from lm.weights.runs import run_folder
+from lm.weights.runs.old_runs import upgrade_facts
+from lm.weights.runs.paths import Folder
 
 FURTHER = "further_tasks."  # fields of further tasks
 FILES = "data.files"  # name of the fact about the content of the rows

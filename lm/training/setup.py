@@ -26,6 +26,7 @@ from lm.data.sources import Tally
 from lm.data.templates import Template
 from lm.distributed import rules, sharding
 from lm.distributed.mesh import make_mesh
+from lm.distributed.rules import average_of
 from lm.distributed.sharding import Rules
 from lm.models import LanguageModel, inputs
 from lm.models.config import ConfigError, ModelConfig
@@ -33,11 +34,11 @@ from lm.tasks import Tools, Transform
 from lm.training import checkpoints, optimizer, settings
 from lm.training.initial_model import COMPUTE, initial_model
 from lm.training.parts import Part, Parts
-from lm.training.paths import Folder, is_remote
 from lm.training.scheduled import held_out
 from lm.training.several import MAIN, Several, Together
-from lm.training.state import Extras, TrainState, abstract_state, average_of, create_state
+from lm.training.state import Extras, TrainState, abstract_state, create_state
 from lm.training.step import make_train_step
+from lm.weights.runs.paths import Folder, is_remote
 
 CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # for runs in object storage
 

@@ -149,16 +149,6 @@ def create_state(
     return dataclasses.replace(rest, params=params)
 
 
-def average_of(params: dict, average: dict | None) -> dict:
-    """Replace params that have a moving average by it, in their own dtypes."""
-    if average is None:
-        return params
-    flat, new = by_path(params), by_path(average)
-    return flax.traverse_util.unflatten_dict(
-        {n: x if n not in new else new[n].astype(x.dtype) for n, x in flat.items()}, sep="/"
-    )
-
-
 def _like_params(tree, shardings, otherwise):
     """Sharding of every array in a tree.
 

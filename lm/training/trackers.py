@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.models.config import ConfigError
-from lm.training.paths import Folder, is_remote, resolve, upload, write_atomically
+from lm.weights.runs.paths import Folder, is_remote, resolve, upload, write_atomically
 
 FILE = "metrics.jsonl"
 WANDB = "wandb.json"  # in a run folder: id of the W&B run, so that a resumed run continues it

@@ -12,7 +12,7 @@ from lm.data.turns import without_reasoning
 from lm.generation import stream_text
 from lm.generation.command_line import messages_of, spelled
 from lm.interrupts import Interrupts
-from lm.loading import load, load_template
+from lm.weights.loading import load, load_template
 from retrieval.doors.in_context import build_prompt
 from retrieval.errors import RetrievalError
 from retrieval.memory import Memory

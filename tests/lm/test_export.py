@@ -9,17 +9,19 @@ import tokenizers
 
 import lm
 from lm import evaluate, export
-from lm.adaptation import lora, peft
+from lm.adaptation import lora
 from lm.adaptation.lora import Lora
 from lm.data import templates
 from lm.data.tokenizers import bytes_only
 from lm.distributed import rules
-from lm.loading import GENERATION, keep_generation, kept, load_template
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop, model_files
+from lm.training import checkpoints, loop
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
-from lm.weights import WeightsError
+from lm.weights import WeightsError, peft
+from lm.weights.loading import GENERATION, keep_generation, kept, load_template
+from lm.weights.runs import model_files
+from lm.weights.runs import weights as run_weights
 from tests.lm.small_models import identical, tiny
 from tests.lm.training import runs, small
 
@@ -70,7 +72,7 @@ def test_a_training_run_is_exported_in_the_dtype_asked_for(model_directory, tmp_
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.setattr(checkpoints, "load_model_config", lambda path: lm.from_hf(source)[0].config)
     monkeypatch.setattr(
-        checkpoints, "load_params", lambda path: (*lm.from_hf(source), lm.load_tokenizer(source))
+        run_weights, "load_params", lambda path: (*lm.from_hf(source), lm.load_tokenizer(source))
     )
     for options, dtype in (([], "float32"), (["--dtype=float16"], "float16")):
         assert (
@@ -101,7 +103,7 @@ def test_a_checkpoint_sharded_over_a_mesh_is_exported(tmp_path, capsys):
     capsys.readouterr()
     assert export.main([f"--model={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
     assert float(capsys.readouterr().out.split("on torch: ")[1].split()[0]) < 2e-4
-    _, params, _ = checkpoints.load_params(str(tmp_path / "run"))
+    _, params, _ = run_weights.load_params(str(tmp_path / "run"))
     assert identical(lm.from_hf(tmp_path / "out")[1], params)
 
 

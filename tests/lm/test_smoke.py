@@ -17,7 +17,9 @@ from configs import smoke
 from lm.data import preview
 from lm.families import FAMILIES
 from lm.tasks import TASKS
-from lm.training import checkpoints, loop, paths, setup, trackers
+from lm.training import checkpoints, loop, setup, trackers
+from lm.weights.runs import paths
+from lm.weights.runs import weights as run_weights
 
 QUICK = [
     "next_token,gpt2",
@@ -194,7 +196,7 @@ def test_a_task_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
     assert checkpoints.steps(tmp_path / "half") == [half]
     assert loop.train(config, tmp_path / "half") == 0
     whole, again = (
-        jax.tree.leaves(checkpoints.load_params(tmp_path / run)[1]) for run in ("whole", "half")
+        jax.tree.leaves(run_weights.load_params(tmp_path / run)[1]) for run in ("whole", "half")
     )
     assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
 

@@ -14,6 +14,7 @@ import pytest
 
 from lm import train
 from lm.training import checkpoints, trackers
+from lm.weights.runs import weights as run_weights
 from tests.lm.training import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -113,7 +114,7 @@ def test_a_killed_run_ends_elsewhere_than_an_undisturbed_one(folder):
     ]
     assert shown(ours) == shown(theirs), f"seed {seed}: killed at {kills}, resumed at {resumed_at}"
     assert [row["step"] for row in ours if "loss" in row] == list(range(1, STEPS + 1))
-    (_, a, _), (_, b, _) = (checkpoints.load_params(folder / name) for name in ("killed", "whole"))
+    (_, a, _), (_, b, _) = (run_weights.load_params(folder / name) for name in ("killed", "whole"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-import lm.loading
+import lm.weights.loading
 from retrieval import Answer, Hit, RetrievalError, evaluate
 from retrieval.reading import answering
 
@@ -98,7 +98,7 @@ def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(
 
     monkeypatch.setattr(answering, "answer", fake_answer)
     monkeypatch.setattr(answering, "Reader", lambda model, params, tokenizer: "reader")
-    monkeypatch.setattr(lm.loading, "load", lambda path: (1, 2, 3))
+    monkeypatch.setattr(lm.weights.loading, "load", lambda path: (1, 2, 3))
     monkeypatch.setattr(evaluate, "open_memory", lambda path, encoder: "memory")
     (tmp_path / "q.jsonl").write_text(
         "".join(

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import lm
-from lm.adaptation import lora, peft, plan
+from lm.adaptation import lora, plan
 from lm.adaptation.lora import Lora
-from lm.adaptation.peft_config import scale_of
 from lm.batch import Batch
 from lm.distributed import rules, sharding
 from lm.losses.tokens import token_loss
@@ -20,6 +19,8 @@ from lm.models.matrices import matrix
 from lm.training import optimizer
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
+from lm.weights import peft
+from lm.weights.peft_config import scale_of
 from tests.lm.small_models import identical, tiny
 from tests.lm.training import small
 

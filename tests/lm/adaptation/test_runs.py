@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from lm import evaluate, export, fisher, interpolate
-from lm.adaptation import lora, peft
+from lm.adaptation import lora
 from lm.data import templates, tokenizers
 from lm.distributed import rules
-from lm.loading import kept_template, load
 from lm.models.config import ConfigError
 from lm.training import checkpoints, loop, settings
+from lm.weights import peft
+from lm.weights.loading import kept_template, load
+from lm.weights.runs import weights as run_weights
 from tests.lm.small_models import identical
 from tests.lm.training import runs
 
@@ -51,7 +53,7 @@ def folder(tmp_path_factory):
 
 def test_a_resumed_run_ends_elsewhere(folder):
     base, whole, resumed = (
-        checkpoints.load_params(folder / name)[1] for name in ("base", "lora", "resumed")
+        run_weights.load_params(folder / name)[1] for name in ("base", "lora", "resumed")
     )
     assert identical(whole, resumed) and not identical(whole, base)
 

@@ -13,9 +13,10 @@ from lm.data.examples import Demonstration, Record
 from lm.data.records import Reading, read
 from lm.data.sources import DataError
 from lm.evaluation import generation, scores
-from lm.training import checkpoints, model_files
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
+from lm.weights.runs import model_files
+from lm.weights.runs import weights as run_weights
 from tests.lm.data.template_cases import CHATML, with_control
 from tests.lm.models.test_model import make
 from tests.lm.training import small
@@ -192,7 +193,7 @@ def test_the_command_asks_otherwise_than_the_run_was_trained(folder, capsys):
     assert evaluate.main([*args, "--baselines", f"--answers={folder}/answers.jsonl", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["template"]["name"] == "alpaca" and found["answers"] == 5
-    model, params, _ = checkpoints.load_params(folder / "run")
+    model, params, _ = run_weights.load_params(folder / "run")
     template = templates.get("alpaca", TOKENIZER)
     asked = generation.questions(
         read(f"{folder}/x.jsonl", Reading(), "all").records, template, model, TOKENIZER, 6

@@ -11,7 +11,8 @@ from configs import qa_single_task, smoke
 from lm import evaluate, label, tasks
 from lm.evaluation import predictions
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop, settings, trackers
+from lm.training import loop, settings, trackers
+from lm.weights.runs import weights as run_weights
 from tests.lm.training import runs
 
 
@@ -81,7 +82,7 @@ def test_a_model_of_texts_does_not_take_a_head_or_loses_the_names_of_its_labels(
         }
         config = runs.config(tmp_path, **changes, **{"data.files": f"configs/examples/{files}"})
         loop.train(config, tmp_path / task)
-        model, params, _ = checkpoints.load_params(tmp_path / task)
+        model, params, _ = run_weights.load_params(tmp_path / task)
         wanted = (
             ("animal", "food", "weather")
             if task == "classification"

@@ -12,9 +12,11 @@ from lm.data import packing, tokenizers
 from lm.evaluation.perplexity import make_evaluator, summarise
 from lm.losses.tokens import token_losses
 from lm.models import build
-from lm.training import checkpoints, loop, model_files, trackers
+from lm.training import loop, trackers
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
+from lm.weights.runs import model_files
+from lm.weights.runs import weights as run_weights
 from tests.lm.training import runs, small
 
 TEXTS = ["one text", "another, longer text than a row can hold", "é", "and more of it"]
@@ -111,7 +113,7 @@ def test_the_command_gives_other_numbers_than_the_function(run_folder, packed, t
     assert evaluate.main([*args, f"--json={tmp_path}/out/x.json"]) == 0
     assert "bits per byte" in capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "x.json").read_text())
-    model, params, _ = checkpoints.load_params(run_folder)
+    model, params, _ = run_weights.load_params(run_folder)
     expected = make_evaluator(model, small.mesh_of(1, 1, 1), 8)(params, packed)
     assert written["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-5)
     assert written["bits_per_byte_stderr"] == pytest.approx(expected.bits_per_byte_stderr, rel=1e-4)

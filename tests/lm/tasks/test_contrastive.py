@@ -19,7 +19,9 @@ from lm.data.sources import DataError
 from lm.distributed import sharding
 from lm.models.config import ConfigError
 from lm.tasks import Contrastive
-from lm.training import checkpoints, loop, paths, settings, setup, trackers
+from lm.training import loop, settings, setup, trackers
+from lm.weights.runs import paths
+from lm.weights.runs import weights as run_weights
 from tests.lm.training import small
 
 torch = pytest.importorskip("torch")
@@ -347,7 +349,7 @@ def test_what_is_learned_is_not_what_the_memory_searches_with(tmp_path, capsys):
     assert (scored["records"], scored["texts"], scored["length"]) == (32, 32, 40) and scored[
         "mrr"
     ] >= scored["accuracy"] > 0.9
-    model, params, tokenizer = checkpoints.load_params(tmp_path / "run")
+    model, params, tokenizer = run_weights.load_params(tmp_path / "run")
     lm.to_hf(model, params, tmp_path / "hf", tokenizer=tokenizer)
     found = retrieval.Encoder.from_hf(tmp_path / "hf", 40)
     pairs = [json.loads(line) for line in pathlib.Path(config.data.files).read_text().splitlines()]

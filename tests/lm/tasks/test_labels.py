@@ -11,7 +11,8 @@ from configs import smoke
 from lm.batch import Batch
 from lm.distributed import sharding
 from lm.tasks import TASKS
-from lm.training import paths, setup
+from lm.training import setup
+from lm.weights.runs import paths
 from tests.lm.families import test_heads as heads
 from tests.lm.families import test_parity as parity
 from tests.lm.training import small

@@ -15,7 +15,8 @@ from lm import tasks
 from lm.families import preset
 from lm.losses import Loss, Term
 from lm.models.config import ConfigError
-from lm.training import loop, paths, settings, setup
+from lm.training import loop, settings, setup
+from lm.weights.runs import paths
 from tests.lm.tasks import own_replaced, own_values
 
 VALUES, REPLACED = "tests.lm.tasks.own_values:Values", "tests.lm.tasks.own_replaced:Replaced"

@@ -11,10 +11,12 @@ import pytest
 
 from lm.data import tokenizers
 from lm.models.config import ConfigError
-from lm.training import checkpoints, digests, model_files
-from lm.training import steps as step_folders
+from lm.training import checkpoints
 from lm.training.checkpoints import CheckpointError, Checkpoints
 from lm.training.state import abstract_state, create_state
+from lm.weights.runs import digests, model_files
+from lm.weights.runs import steps as step_folders
+from lm.weights.runs import weights as run_weights
 from tests.lm.training import small
 
 CONFIG = small.MODEL.replace(
@@ -108,7 +110,7 @@ def test_damage_everywhere_begins_again_silently(run):
     ):
         checkpoints.restore(run, abstract())
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be read"):
-        checkpoints.load_params(run)
+        run_weights.load_params(run)
     assert checkpoints.steps(run) == [1, 2, 3], "nothing may be moved when nothing is used"
 
 
@@ -136,18 +138,18 @@ def test_arrays_of_another_model_or_dtype_are_cast_silently(run):
 
 
 def test_a_run_folder_alone_is_not_enough_to_load(run, saved):
-    model, params, tokenizer = checkpoints.load_params(run)
+    model, params, tokenizer = run_weights.load_params(run)
     assert model.config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(saved[1].params))
     assert len(tokenizer) == 257
-    assert jax.tree.structure(params) == jax.tree.structure(checkpoints.load_params(run, step=1)[1])
+    assert jax.tree.structure(params) == jax.tree.structure(run_weights.load_params(run, step=1)[1])
 
 
 def test_what_cannot_be_loaded_is_not_named(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 5; it has 1, 2, 3"):
-        checkpoints.load_params(run, step=5)
+        run_weights.load_params(run, step=5)
     with pytest.raises(CheckpointError, match="is not a run folder"):
-        checkpoints.load_params(tmp_path / "nowhere")
+        run_weights.load_params(tmp_path / "nowhere")
 
 
 def test_another_model_is_accepted_in_a_run(run):
@@ -194,9 +196,9 @@ def test_a_flipped_bit_is_read_as_another_number(run, caplog):
     assert not silent and digests.problems(step) == []
     arrays = max(files, key=lambda file: file.stat().st_size)
     flip(arrays, 999)
-    assert checkpoints.load_params(run) and "checkpoints/3 is not used" in caplog.text
+    assert run_weights.load_params(run) and "checkpoints/3 is not used" in caplog.text
     with pytest.raises(CheckpointError, match=rf"step 3: .*{arrays.name} differs from its digest"):
-        checkpoints.load_params(run, step=3)
+        run_weights.load_params(run, step=3)
     restored = checkpoints.restore(run, abstract())
     assert (restored.step, restored.data) == (2, {"next_index": 2})
     assert (run / "checkpoints" / "3.unreadable" / "data").is_dir()
@@ -270,13 +272,13 @@ def test_a_damaged_description_of_the_weights_is_believed(run, name):
     whole = (run / name).read_bytes()
     flip(run / name, whole.index(b"2") * 8)  # changes the digit 2 to 3
     with pytest.raises(CheckpointError, match=f"{name} differs from its digest. Put back"):
-        checkpoints.load_params(run)
+        run_weights.load_params(run)
     (run / name).write_bytes(whole[:40])
     with pytest.raises(CheckpointError, match=f"{name} has 40 bytes"):
-        checkpoints.load_params(run)
+        run_weights.load_params(run)
     (run / "digests-0-of-1").unlink()
     with pytest.raises(CheckpointError, match=r"damaged: it is not JSON|tokenizer cannot be read"):
-        checkpoints.load_params(run)
+        run_weights.load_params(run)
 
 
 def test_a_truncated_model_config_stops_a_run_with_a_stack_trace(run):

@@ -7,7 +7,8 @@ import pytest
 from configs import tiny
 from lm import compare
 from lm.data import tokenizers
-from lm.training import comparison, model_files, settings
+from lm.training import comparison, settings
+from lm.weights.runs import model_files
 
 
 @pytest.fixture

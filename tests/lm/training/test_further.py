@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from lm import tasks
 from lm.models.config import ConfigError
-from lm.training import loop, paths, settings, setup
+from lm.training import loop, settings, setup
+from lm.weights.runs import paths
 from tests.lm.training import runs
 
 

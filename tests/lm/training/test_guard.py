@@ -3,7 +3,8 @@
 import pytest
 
 from configs.defaults import defaults
-from lm.training import checkpoints, guard, loop, trackers
+from lm.training import guard, loop, trackers
+from lm.weights.runs import weights as run_weights
 from tests.lm.small_models import identical
 from tests.lm.training import runs
 
@@ -43,9 +44,9 @@ def test_an_average_is_not_what_a_run_is_loaded_as_or_a_frozen_part_is_not_itsel
     )
     assert loop.train(c, tmp_path / "run") == 0
     with pytest.MonkeyPatch.context() as patch:
-        _, average, _ = checkpoints.load_params(tmp_path / "run")
-        patch.setattr(checkpoints, "average_of", lambda params, _: params)
-        _, params, _ = checkpoints.load_params(tmp_path / "run")
+        _, average, _ = run_weights.load_params(tmp_path / "run")
+        patch.setattr(run_weights, "average_of", lambda params, _: params)
+        _, params, _ = run_weights.load_params(tmp_path / "run")
     assert identical(average["embeddings"], params["embeddings"])
     assert not identical(average["layers"], params["layers"])
 

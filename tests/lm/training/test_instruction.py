@@ -18,10 +18,12 @@ from lm.data import records, templates, tokenizers
 from lm.data.packing import Packed
 from lm.data.sources import DataError
 from lm.families import preset
-from lm.loading import load_template
 from lm.models.config import ConfigError
-from lm.training import checkpoints, command_line, loop, paths, settings, setup
+from lm.training import command_line, loop, settings, setup
 from lm.training.checkpoints import CheckpointError
+from lm.weights.loading import load_template
+from lm.weights.runs import paths
+from lm.weights.runs import weights as run_weights
 
 
 def command_of():
@@ -202,7 +204,7 @@ def test_a_run_evaluates_other_tasks_or_forgets_its_template(tmp_path, family, c
         and "heldout loss" in said
         and "over 24 tokens" in said
     )
-    _, _, tokenizer = checkpoints.load_params(workdir)
+    _, _, tokenizer = run_weights.load_params(workdir)
     kept = load_template(workdir, tokenizer)
     assert kept is not None and kept.fingerprint == template.fingerprint
     assert "task 1" in pathlib.Path(workdir, "samples.md").read_text()

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from lm import tasks
-from lm.loading import load
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop, paths, setup
+from lm.training import checkpoints, loop, setup
+from lm.weights.loading import load
+from lm.weights.runs import paths
 from tests.lm.training import runs
 
 LABELS = {"a.jsonl": ("x", "y"), "b.jsonl": ("y", "z")}

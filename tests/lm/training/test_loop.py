@@ -16,8 +16,10 @@ import pytest
 import lm
 from lm.data import tokenizers
 from lm.evaluation.harness import Harness
-from lm.loading import load
-from lm.training import checkpoints, loop, steps, trackers
+from lm.training import checkpoints, loop, trackers
+from lm.weights.loading import load
+from lm.weights.runs import steps
+from lm.weights.runs import weights as run_weights
 from retrieval.doors.in_context import build_prompt
 from tests.lm.training import runs
 
@@ -123,7 +125,7 @@ def test_a_signal_loses_a_step_or_repeats_one(whole, stopped, folder):
     shutil.copytree(workdir, folder / "resumed")
     assert loop.train(c, folder / "resumed") == 0
     assert losses(folder / "resumed") == losses(whole[0])
-    ours, theirs = (checkpoints.load_params(d)[1] for d in (folder / "resumed", whole[0]))
+    ours, theirs = (run_weights.load_params(d)[1] for d in (folder / "resumed", whole[0]))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -229,7 +231,7 @@ def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
     assert len(stops) == 2 and resumes == stops, done.stdout
     for (step, ours), (also, theirs) in zip(losses(folder / "two"), losses(whole[0]), strict=True):
         assert step == also and ours == pytest.approx(theirs, abs=1e-6)
-    ours, theirs = (checkpoints.load_params(d)[1] for d in (folder / "two", whole[0]))
+    ours, theirs = (run_weights.load_params(d)[1] for d in (folder / "two", whole[0]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), ours, theirs)
 
 
@@ -241,7 +243,7 @@ def test_a_prompt_begins_unlike_the_documents_of_training(whole, monkeypatch, tm
     assert Harness(model, params, tokenizer).tok_encode("The 3") == ids
     assert build_prompt(tokenizer, "Who?", (), 64).tokens[0] == 0
     command = importlib.import_module("lm.generate")
-    monkeypatch.setattr("lm.loading.load", lambda *_: (model, params, tokenizer))
+    monkeypatch.setattr("lm.weights.loading.load", lambda *_: (model, params, tokenizer))
     monkeypatch.setattr(
         "lm.generation.stream_text", lambda *given, **_: asked.append(given[3]) or iter(())
     )

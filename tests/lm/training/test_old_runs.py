@@ -12,9 +12,10 @@ from lm import evaluate, export, tasks
 from lm.data import packing
 from lm.data.mixtures import Mixture, Part
 from lm.models.config import ConfigError
-from lm.training import checkpoints, comparison, loop, old_runs, run_folder, sequence, settings
-from lm.training import steps as step_folders
+from lm.training import checkpoints, comparison, loop, sequence, settings
 from lm.training.checkpoints import CheckpointError
+from lm.weights.runs import old_runs, run_folder
+from lm.weights.runs import steps as step_folders
 from tests.lm.training import runs
 
 OBJECTIVE = {  # section `objective` of format 1, with its defaults

@@ -5,9 +5,10 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lm.data.tokenizers import bytes_only
-from lm.loading import is_run
 from lm.models.config import ConfigError
-from lm.training import checkpoints, digests, model_files, paths, run_folder, trackers
+from lm.training import checkpoints, trackers
+from lm.weights.loading import is_run
+from lm.weights.runs import digests, model_files, paths, run_folder
 from tests.lm.models.test_model import make
 
 

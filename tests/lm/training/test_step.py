@@ -13,11 +13,12 @@ import pytest
 
 from lm.batch import Batch
 from lm.distributed import rules, sharding
+from lm.distributed.rules import average_of
 from lm.losses import Loss
 from lm.losses.tokens import token_loss
 from lm.models import build
 from lm.training import guard, optimizer
-from lm.training.state import Extras, average_of, create_state
+from lm.training.state import Extras, create_state
 from lm.training.step import make_train_step
 from tests.lm.small_models import identical
 from tests.lm.training import small

@@ -9,7 +9,7 @@ from lm.data import packing
 from lm.distributed.mesh import make_mesh
 from lm.distributed.sharding import replicated
 from lm.evaluation import perplexity
-from lm.loading import load
+from lm.weights.loading import load
 
 
 def mixes(

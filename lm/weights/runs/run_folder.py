@@ -17,8 +17,8 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.models.config import ConfigError
-from lm.training.old_runs import FORMAT, upgrade
-from lm.training.paths import Folder, write_atomically
+from lm.weights.runs.old_runs import FORMAT, upgrade
+from lm.weights.runs.paths import Folder, write_atomically
 
 log = logging.getLogger(__name__)
 

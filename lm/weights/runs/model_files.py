@@ -8,9 +8,9 @@ import tempfile
 from lm.data import templates
 from lm.data.templates import Template
 from lm.models.config import ModelConfig
-from lm.training import digests
-from lm.training.paths import Folder, is_remote, resolve, upload, write_atomically
-from lm.training.steps import CheckpointError
+from lm.weights.runs import digests
+from lm.weights.runs.paths import Folder, is_remote, resolve, upload, write_atomically
+from lm.weights.runs.steps import CheckpointError
 
 
 def check_model(workdir: str | Folder, config: ModelConfig) -> None:

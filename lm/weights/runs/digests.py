@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from lm.training.paths import Folder, is_remote, write_atomically
+from lm.weights.runs.paths import Folder, is_remote, write_atomically
 
 PIECE = 2**26  # bytes per digest, so that threads and processes can share a file
 BLOCK = 2**20  # bytes read at a time

@@ -16,8 +16,8 @@ from etils import epath
 
 from lm.distributed.sharding import path_name
 from lm.models.config import ConfigError
-from lm.training import digests
-from lm.training.paths import Folder, resolve, write_atomically
+from lm.weights.runs import digests
+from lm.weights.runs.paths import Folder, resolve, write_atomically
 
 STEP = re.compile(
     r"0|[1-9][0-9]{0,17}", re.ASCII

@@ -19,12 +19,12 @@ import safetensors.numpy
 from lm import families
 from lm.adaptation import lora as low_rank
 from lm.adaptation.lora import Lora
-from lm.adaptation.peft_config import CONFIG, rank_of, read_config, scale_of, targeted
 from lm.distributed.rules import by_path
 from lm.families.table import Slot, expand
 from lm.models.config import ConfigError
 from lm.models.matrices import matrix
 from lm.weights.load import parameter_shapes
+from lm.weights.peft_config import CONFIG, rank_of, read_config, scale_of, targeted
 from lm.weights.resolve import refused
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"

@@ -20,7 +20,8 @@ def load(path_or_id: str, dtype: str | None = None):
     Raises lm.WeightsError, lm.ConfigError or CheckpointError (all ValueErrors), naming the file.
     """
     if is_run(path_or_id):
-        from lm.training.checkpoints import load_model_config, load_params
+        from lm.weights.runs.model_files import load_model_config
+        from lm.weights.runs.weights import load_params
 
         avoid_wrong_fusion(dtype or load_model_config(path_or_id).dtype)
         with phase(f"loading the weights of {path_or_id}"):
@@ -32,8 +33,7 @@ def load(path_or_id: str, dtype: str | None = None):
 
 def load_weights(path_or_id: str, dtype: str | None = None):
     """(model, params) of a directory, hub id, .gguf file or PEFT adapter, but not a run."""
-    from lm.adaptation import peft
-    from lm.weights import WeightsError, from_hf, resolve
+    from lm.weights import WeightsError, from_hf, peft, resolve
 
     folder = resolve(path_or_id, weights=False)
     if not peft.is_adapter(folder):
@@ -54,9 +54,8 @@ def load_tokenizer(path_or_id: str, config):
 
     An adapter's own tokenizer or chat template replaces that of its base.
     """
-    from lm import tokenizer as tokenizers
-    from lm.adaptation import peft
-    from lm.weights import WeightsError, resolve
+    from lm.weights import WeightsError, peft, resolve
+    from lm.weights import tokenizer as tokenizers
 
     folder = resolve(path_or_id, weights=False)
     if not peft.is_adapter(folder) or tokenizers.files(folder):
@@ -76,8 +75,8 @@ def load_tokenizer(path_or_id: str, config):
 
 def base_of(folder: pathlib.Path) -> str:
     """Base that an adapter names. Raises ConfigError when it names none."""
-    from lm.adaptation import peft
     from lm.models.config import ConfigError
+    from lm.weights import peft
 
     base = peft.read_config(folder).get("base_model_name_or_path")
     if (
@@ -95,7 +94,7 @@ def base_of(folder: pathlib.Path) -> str:
 
 def is_run(path: str) -> bool:
     """Whether `path` is a training run, not a model's directory with a folder `checkpoints`."""
-    from lm.training.paths import resolve
+    from lm.weights.runs.paths import resolve
 
     folder = resolve(path)
     return (folder / "checkpoints").is_dir() and (
@@ -105,8 +104,8 @@ def is_run(path: str) -> bool:
 
 def run_config(path: str) -> dict:
     """Content of a training run's config.json; {} for anything else."""
-    from lm.training.old_runs import upgrade
-    from lm.training.paths import resolve
+    from lm.weights.runs.old_runs import upgrade
+    from lm.weights.runs.paths import resolve
 
     file = resolve(path) / "config.json"
     return upgrade(json.loads(file.read_text())) if is_run(path) and file.exists() else {}
@@ -117,10 +116,10 @@ def kept(path_or_id: str, name: str) -> dict | None:
 
     For an adapter without the file, that of its base. Raises ConfigError for invalid JSON.
     """
-    from lm.adaptation import peft
     from lm.models.config import ConfigError
-    from lm.training import paths
+    from lm.weights import peft
     from lm.weights.resolve import resolve
+    from lm.weights.runs import paths
 
     if is_run(path_or_id):
         file = paths.resolve(path_or_id) / "model" / name
@@ -143,7 +142,7 @@ def kept(path_or_id: str, name: str) -> dict | None:
 
 def keep_generation(workdir, init_from: str) -> None:
     """Copy generation_config.json of a run's base, if there is one, to the run's folder."""
-    from lm.training import paths
+    from lm.weights.runs import paths
 
     settings = kept(init_from, GENERATION) if init_from else None
     if settings is not None:

@@ -1,0 +1,1 @@
+"""Files of run folders: config, status, model, checkpoints and their digests."""
