@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
+from lm import tasks
 from lm.data import samples
+from lm.models.config import ConfigError
+from lm.training import loop, settings
+from tests.lm.training import runs
 from tests.retrieval.models import save_encoder, save_reader
 
 ROOT = Path(__file__).parent.parent
@@ -57,3 +62,28 @@ def test_the_python_of_a_document_runs_twice(document, tmp_path, monkeypatch, ca
         assert "bagheria" in capsys.readouterr().out
         passage, _ = found["memory"]._store.get(["bagheria"])["bagheria"]
         assert passage.text == "Bagheria is a city in Italy."  # the edit was undone
+
+
+def example(page):
+    """(file name, text) of the Python of a page, whose docstring begins with the name."""
+    text = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)[1]
+    return re.match(r'"""(\w+\.py): ', text)[1], text
+
+
+def test_the_task_and_the_evaluator_of_the_pages_do_not_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for page in ("write_a_task.md", "write_an_evaluator.md"):
+        name, text = example(page)
+        assert len(text.splitlines()) <= 40
+        (tmp_path / name).write_text(text)
+    section = {"type": "lengths:Lengths", "texts": 2, "tokens": 3}
+    c = runs.config(tmp_path, steps=2, task=tasks.defaults("ending:Ending", share=0.75))
+    c.evals = ConfigDict({"lengths": section})
+    assert loop.train(c, tmp_path / "run") == 0
+    rows = list(map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines()))
+    assert 0 <= rows[-1]["eval/lengths/length"] <= 3
+    # A quarter of the 8 rows of 16 predictions is trained, rounded up in each document.
+    assert 0.25 <= rows[0]["weight"] / (8 * 16) < 0.35
+    with pytest.raises(ConfigError, match=r"task\.share=1\.0: expected 0 to less than 1"):
+        settings.check(runs.config(tmp_path, task=tasks.defaults("ending:Ending", share=1.0)), 8)

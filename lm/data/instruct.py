@@ -1,40 +1,20 @@
 """Instruct data for training: render records with a template, tokenise and pack them, and cache."""
 
-import hashlib
-import json
 import logging
 import os
 import pathlib
 from collections.abc import Iterator
 
-from lm.data import fitting, packing, records, sources
+from lm.data import fitting, records, sources
+from lm.data.cache import cached
 from lm.data.encoding import Encoder
 from lm.data.examples import Example
 from lm.data.fitting import Limits
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.data.records import Read, Reading
 from lm.data.templates import Template, with_examples
-from lm.data.templates.template import VERSION as TEMPLATES
 from lm.models.config import ConfigError
 
-VERSION = 1  # of reading, encoding and packing records; part of the cache key
-# Modules that affect the rows; a hash of their source is part of the cache key.
-CODE = (
-    "files",
-    "sources",
-    "tables",
-    "records",
-    "turns",
-    "superni",
-    "examples",
-    "formats",
-    "encoding",
-    "fitting",
-    "instruct",
-    "packed",
-    "packing",
-    "templates",
-)
 EVERYTHING = Reading()
 
 log = logging.getLogger(__name__)
@@ -74,12 +54,8 @@ def pack_examples(
             "neither"
         )
     files, _ = records.find(patterns)
-    identity = [
+    key = [
         "instruct",
-        VERSION,
-        packing.code(*CODE),
-        TEMPLATES,
-        packing.VERSION,
         vars(limits),
         vars(reading),
         part,
@@ -88,20 +64,14 @@ def pack_examples(
         template.fingerprint,
         sources.content_hash(files),
         [pathlib.Path(file).stem for file in files],
-        packing.fingerprint(tokenizer),
     ]
-    folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    if not folder.exists():
+
+    def make() -> Packed:
         read = records.read(patterns, reading, part)
         for warning in read.warnings:
             log.warning("%s", warning)
         encoded = Encoder(tokenizer, decoder_start)(examples(read, template))
-        packed = fitting.pack(
-            encoded,
-            limits,
-            patterns,
-            {"bad_records": read.bad, **records.counted(read.unread)},
-            prompt_weight,
-        )
-        packing.save(packed, folder)
-    return packing.load(folder)
+        counts = {"bad_records": read.bad, **records.counted(read.unread)}
+        return fitting.pack(encoded, limits, patterns, counts, prompt_weight)
+
+    return cached(cache, key, tokenizer, make)

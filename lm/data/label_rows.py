@@ -5,17 +5,15 @@ labels and targets.
 """
 
 import dataclasses
-import hashlib
-import json
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from lm.data import labelled, packing, sources
+from lm.data.cache import cached
 from lm.data.frame import Frame
 from lm.data.labelled import Group, Question, Text, Words
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.data.sources import DataError
 from lm.models.config import ConfigError
 
@@ -276,7 +274,7 @@ def pack(
 def pack_files(
     patterns: str,
     tokenizer,
-    make: labelled.Make,
+    record: labelled.Make,
     encoding: Encoding,
     shape: Shape,
     names: Sequence[str],
@@ -291,34 +289,22 @@ def pack_files(
 ) -> Packed:
     """Pack the records of the files, or memory-map them from `cache`.
 
-    identity: everything that affects what `make` and `encoding` do; part of the cache key. The
+    identity: everything that affects what `record` and `encoding` do; part of the cache key. The
     other arguments are those of `labelled.read` and `encode`. Raises DataError as `labelled.read`
     does, and when more than the share `max_long` of the texts is cut.
     """
     files = sources.find_files(patterns)
-    key = [
-        "labelled",
-        packing.code(
-            "files", "sources", "tables", "labelled", "frame", "label_rows", "packed", "packing"
-        ),
-        list(identity),
-        [share, held_out],
-        vars(shape),
-        list(names),
-        max_long,
-        max_bad_share,
-        sources.content_hash(files),
-        packing.fingerprint(tokenizer),
-    ]
-    folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-    if not folder.exists():
-        tally = sources.Tally() if tally is None else tally
+    options = [vars(shape), list(names), max_long, max_bad_share, share, held_out]
+    key = ["labelled", list(identity), options, sources.content_hash(files)]
+
+    def make() -> Packed:
+        counted = sources.Tally() if tally is None else tally
         records = labelled.read(
             patterns,
-            make,
+            record,
             names=names,
             max_bad_share=max_bad_share,
-            tally=tally,
+            tally=counted,
             share=share,
             held_out=held_out,
         )
@@ -332,16 +318,10 @@ def pack_files(
                 f"task.max_long={max_long:g} allows; raise length, or task.max_long to the share "
                 "that may be cut"
             )
-        packing.save(
-            pack(
-                encoded,
-                [size(r) for r in records],
-                shape,
-                {"bad_records": tally.bad} if tally.bad else {},
-            ),
-            folder,
-        )
-    return packing.load(folder)
+        bad = {"bad_records": counted.bad} if counted.bad else {}
+        return pack(encoded, [size(r) for r in records], shape, bad)
+
+    return cached(cache, key, tokenizer, make)
 
 
 def size(record: labelled.Record) -> int:

@@ -9,26 +9,22 @@ Modeling", section 3).
 
 import bisect
 import dataclasses
-import hashlib
 import itertools
-import json
 import logging
 import os
-import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import tokenizers
 from tokenizers import processors
 
 from lm.data import sources
+from lm.data.cache import cached
 from lm.data.encoding import affixes
-from lm.data.packed import Packed, load, save
+from lm.data.packed import Packed
 from lm.data.sources import DataError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the layout of rows; part of the cache key
 ENCODE_AT_ONCE = 256  # documents per call of the tokenizer
 
 
@@ -239,35 +235,25 @@ def pack_files(
     affects the rows. Raises DataError as `pack` and `sources.documents` do.
     """
     files = sources.find_files(patterns)
-    identity = [
-        VERSION,
-        code("files", "sources", "tables", "packed", "packing"),
-        length,
-        field,
-        separator,
-        sources.content_hash(files),
-        fingerprint(tokenizer),
-        stride % length,
-        max_bad_share,
-    ]
+    options = [length, field, separator, stride % length, max_bad_share, share, held_out]
+    key = ["text", options, sources.content_hash(files)]
     if whole:
-        identity += ["whole", tokenizer.cls_token_id, tokenizer.sep_token_id]
-    if share:
-        identity += ["share", share, held_out]
-    folder = pathlib.Path(cache) / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    if not folder.exists():
-        tally = sources.Tally() if tally is None else tally
-        texts = sources.documents(files, field, separator, max_bad_share=max_bad_share, tally=tally)
+        key += ["whole", tokenizer.cls_token_id, tokenizer.sep_token_id]
+
+    def make() -> Packed:
+        read = sources.Tally() if tally is None else tally
+        texts = sources.documents(files, field, separator, max_bad_share=max_bad_share, tally=read)
         left: list[int] = []
         texts = _of_share(texts, share, held_out, left) if share else texts
         packed = pack(encode(texts, tokenizer, whole), length, patterns, stride)
-        bad = {"bad_records": tally.bad} if tally.bad else {}
-        if separator and tally.undivided == tally.texts:
-            bad[f"text files without the separator {sources.unescaped(separator)!r}"] = tally.texts
+        bad = {"bad_records": read.bad} if read.bad else {}
+        if separator and read.undivided == read.texts:
+            bad[f"text files without the separator {sources.unescaped(separator)!r}"] = read.texts
         if share and not held_out:
             bad["documents_held_out"] = len(left)
-        save(dataclasses.replace(packed, counts={**packed.counts, **bad}), folder)
-    return load(folder)
+        return dataclasses.replace(packed, counts={**packed.counts, **bad})
+
+    return cached(cache, key, tokenizer, make)
 
 
 def _of_share(texts: Iterable[str], share: float, held_out: bool, left: list[int]) -> Iterator[str]:
@@ -293,28 +279,6 @@ def _of_share(texts: Iterable[str], share: float, held_out: bool, left: list[int
 def named(count: str) -> str:
     """Name of a count in words. A name with a quotation is unchanged."""
     return count if "'" in count else count.replace("_", " ")
-
-
-def code(*modules: str) -> str:
-    """Hash of the source of modules of lm.data and of the version of the tokenizers library."""
-    total = hashlib.sha256(tokenizers.__version__.encode())
-    for name in modules:
-        path = pathlib.Path(__file__).parent / name
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
-            total.update(file.name.encode() + file.read_bytes())
-    return total.hexdigest()
-
-
-def fingerprint(tokenizer) -> str:
-    """Hash of everything in the tokenizer that affects tokenisation."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    described = (
-        backend.to_str()
-        if backend is not None
-        else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    )
-    ids = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} "
-    return hashlib.sha256((ids + described).encode()).hexdigest()
 
 
 def synthetic(vocab_size: int, rows: int, length: int, seed: int = 0) -> Packed:

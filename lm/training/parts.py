@@ -56,6 +56,18 @@ class Parts:
         """The parts whose files are read for training."""
         return [*(list(self.sources.values()) or [self.main]), *self.further.values()]
 
+    def check(self) -> None:
+        """Let every task check its own config. Raises ConfigError, naming a source."""
+        if not self.sources:
+            self.main.task.check(self.main.config)
+        others = {f"data.mixture.{name}": part for name, part in self.sources.items()}
+        others |= {f"further_tasks.{name}": part for name, part in self.further.items()}
+        for where, part in others.items():
+            try:
+                part.task.check(part.config)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+
     @property
     def batches(self) -> dict[str, Part]:
         """The parts that have a batch of their own in every update."""
@@ -143,9 +155,10 @@ def _check_fields(where: str, part: Any, known: Mapping, needed: tuple[str, ...]
         raise ConfigError(f"{where}={part!r}: expected fields, some of {', '.join(known)}")
     for field, value in part.items():
         if field not in known:
-            raise ConfigError(
-                f"{where}.{field} is unknown{nearest(field, known)}; one of {', '.join(known)}"
-            )
+            of_task = any(field in vars(kind()) for kind in tasks.TASKS.values())
+            hint = f'; give it as "task": {{"{field}": ...}}' if of_task else ""
+            close = "" if of_task else nearest(field, known)
+            raise ConfigError(f"{where}.{field} is unknown{close}; one of {', '.join(known)}{hint}")
         if not isinstance(value, known[field]) or isinstance(value, bool):
             raise ConfigError(f"{where}.{field}={value!r}: expected {WORDS[known[field][0]]}")
     for field in needed:

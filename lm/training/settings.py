@@ -138,8 +138,8 @@ def check(config: Config, devices: int) -> Parts:
     plan.check(config.adaptation, config.init_from)
     _check_holdout(config)
     parts = parts_of_run.of(config)
+    parts.check()
     for part in parts.read:
-        part.task.check(part.config)
         _check_data(part.config.data, part.task)
     if bool(config.data.files or config.data.mixture) == bool(config.data.synthetic_rows):
         raise ConfigError(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data import fitting, packing
+from lm.data import packed as packed_rows
 from lm.data.encoding import Encoded
 from lm.data.fitting import Limits
 from lm.data.packing import DataError
@@ -151,5 +152,5 @@ def test_an_encoders_prompt_loses_its_start_or_end_token():
 def test_a_template_s_own_cuts_and_the_counts_are_forgotten_on_disk(tmp_path):
     packed = fitting.pack([dataclasses.replace(example(4, 4), cut=3), example(4, 4, 1)], Limits(10))
     assert packed.stats()["cut_by_template"] == 1
-    packing.save(packed, tmp_path / "rows")
-    assert packing.load(tmp_path / "rows").stats() == packed.stats()
+    packed_rows.save(packed, tmp_path / "rows")
+    assert packed_rows.load(tmp_path / "rows").stats() == packed.stats()

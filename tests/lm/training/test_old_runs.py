@@ -336,7 +336,7 @@ def run(tmp_path_factory):
     """(folder, its config in format 2) of a run of 8 steps of 12, as format 1 wrote it."""
     folder = tmp_path_factory.mktemp("old")
     c = runs.config(folder, **{"task.separator": ".", "task.z_loss": 1e-4})
-    facts = lambda config, packed: old_facts(as_old(config.to_dict()), packed)
+    facts = lambda config, packed, others: old_facts(as_old(config.to_dict()), packed)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(loop, "facts", facts)
         first = c.copy_and_resolve_references()

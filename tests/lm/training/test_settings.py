@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ from lm.batch import Batch
 from lm.data import tokenizers
 from lm.models import build
 from lm.models.config import ConfigError
+from lm.tasks import TASKS
 from lm.training import command_line, flops, loop, settings
 from tests.lm.training import small
 
@@ -262,3 +264,26 @@ def test_fields_of_model_are_ignored_with_init_from_in_silence():
     ) as error:
         settings.check_ignored(section, loaded, used)
     assert "model.vocab_size=7" in str(error.value) and "d_model" not in str(error.value)
+
+
+def test_the_page_counts_other_fields_than_a_config_has():
+    page = (ROOT / "docs" / "configs.md").read_text()
+    least, most, own, of_task, model, sharded, optimizer, data, others = map(
+        int,
+        re.search(
+            r"has (\d+) to (\d+) fields.*?(\d+) to (\d+) of the task.*?(\d+) of\s+the\s+model, "
+            r"(\d+) of sharding, (\d+) of the optimizer, (\d+) of the data, and (\d+) others",
+            page,
+            re.DOTALL,
+        ).groups(),
+    )
+    count = lambda section: len(list(command_line._dotted(section)))
+    c, totals, tasks_ = defaults.defaults(), [], []
+    for name in TASKS:
+        c.task = tasks.defaults(name)
+        totals.append(count(c))
+        tasks_.append(count(c.task))
+    assert (min(totals), max(totals), min(tasks_), max(tasks_)) == (least, most, own, of_task)
+    sections = [count(c[name]) for name in ("model", "sharding", "optimizer", "data")]
+    assert sections == [model, sharded, optimizer, data]
+    assert others == totals[-1] - tasks_[-1] - sum(sections)
