@@ -21,7 +21,7 @@ def main(argv=None) -> int:
         print(__doc__.strip())
         return 0
     keep_compiled()
-    from lm.data.sources import DataError
+    from lm.data.read.sources import DataError
     from lm.models.config import ConfigError
     from lm.training import command_line
     from lm.training.checkpoints import CheckpointError

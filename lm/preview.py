@@ -25,8 +25,8 @@ def main(argv=None) -> int:
     if {"--help", "-h"} & set(argv):
         print(__doc__.strip())
         return 0
-    from lm.data import rendering
-    from lm.data.sources import DataError
+    from lm.data.preview import rendering
+    from lm.data.read.sources import DataError
     from lm.models.config import ConfigError
     from lm.printing import piped
     from lm.training.checkpoints import CheckpointError
@@ -62,8 +62,9 @@ def _read(argv: list[str]):
     """(description of the config, rows, checks) for a command line."""
     import jax
 
-    from lm.data import preview, templates
+    from lm.data import templates
     from lm.data.mixtures import Mixture
+    from lm.data.preview import preview
     from lm.training import command_line, setup
     from lm.weights.runs import paths
 

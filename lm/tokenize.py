@@ -21,7 +21,7 @@ def main(argv=None) -> int:
     if {"--help", "-h"} & set(argv):
         print(__doc__.strip())
         return 0
-    from lm.data.sources import DataError
+    from lm.data.read.sources import DataError
     from lm.models.config import ConfigError
     from lm.training import command_line
     from lm.training.checkpoints import CheckpointError
@@ -40,7 +40,7 @@ def main(argv=None) -> int:
 
 
 def _tokenize(config, workdir) -> None:
-    from lm.data import progress
+    from lm.data.read import progress
     from lm.training import scheduled, setup
     from lm.weights.runs import paths
 

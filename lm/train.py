@@ -31,7 +31,7 @@ def main(argv=None) -> int:
         print(__doc__.strip())
         return 0
     keep_compiled()
-    from lm.data.sources import DataError
+    from lm.data.read.sources import DataError
     from lm.distributed import mesh
     from lm.models.config import ConfigError
     from lm.training import command_line, loop

@@ -18,7 +18,8 @@ import argparse
 import sys
 
 from lm import folders
-from lm.data import sources, tokenizers
+from lm.data import tokenizers
+from lm.data.read import sources
 from lm.interrupts import entry_point
 from lm.printing import program
 

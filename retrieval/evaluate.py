@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lm.data import sources
+from lm.data.read import sources
 from lm.evaluation.accuracy import contains, exact, wilson
 from lm.evaluation.scores import f1
 from retrieval.cli import add_encoder_option, entry_point, open_memory, parser

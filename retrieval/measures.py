@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lm.data import sources
+from lm.data.read import sources
 from retrieval.errors import RetrievalError
 
 Judgements = Mapping[str, float]  # document -> relevance; 0 and below is not relevant

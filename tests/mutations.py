@@ -161,7 +161,7 @@ MUTATIONS = [
     ),
     Mutation(
         5,
-        "lm/data/encoding.py",
+        "lm/data/encode/encoding.py",
         "ids = [i for found in self._tokenise(runs) for i in found]",
         "ids = self._tokenizer(''.join(segment.text for segment in example.segments), "
         "add_special_tokens=False)['input_ids']",
@@ -169,7 +169,7 @@ MUTATIONS = [
     ),
     Mutation(
         6,
-        "lm/data/encoding.py",
+        "lm/data/encode/encoding.py",
         "written, loss = written[:end], loss[:end]",
         "written, loss = written[: end - 1], loss[: end - 1]",
         f"{INSTRUCT}::test_a_model_that_knows_fifty_answers_does_not_stop_after_them",

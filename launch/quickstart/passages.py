@@ -13,8 +13,8 @@ from pathlib import Path
 
 from launch.errors import LaunchError, one_line
 from launch.quickstart import world
+from lm.data.read.sources import DataError
 from lm.data.samples import fetch
-from lm.data.sources import DataError
 
 
 def write(path: Path, text: str) -> None:

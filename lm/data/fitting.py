@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from lm.data.encoding import Encoded
+from lm.data.encode.encoding import Encoded
 from lm.data.packing import Packed, best_fit
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 
 POLICIES = ("drop", "truncate_prompt", "raise")
 OPEN_ROWS = 512  # with two capacities: rows that are tried for each example

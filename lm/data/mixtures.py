@@ -18,7 +18,7 @@ import numpy as np
 
 from lm.data import batches
 from lm.data.packing import Packed
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 from lm.models.config import ConfigError
 
 ONE = 2**48  # shares are integer multiples of 1 / ONE

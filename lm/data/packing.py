@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from tokenizers import processors
 
-from lm.data import sources
 from lm.data.cache import cached
-from lm.data.encoding import affixes
+from lm.data.encode.encoding import affixes
 from lm.data.packed import Packed
-from lm.data.sources import DataError
+from lm.data.read import sources
+from lm.data.read.sources import DataError
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import time
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 from lm.interrupts import entry_point
 from lm.models.config import nearest
 

@@ -2,7 +2,8 @@
 
 import argparse
 
-from lm.data import records, templates
+from lm.data import templates
+from lm.data.records import reading as records
 from lm.evaluation import generation, scores, superni, words
 from lm.printing import program
 

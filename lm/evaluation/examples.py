@@ -5,8 +5,9 @@ import json
 import pathlib
 import sys
 
-from lm.data import records, templates
-from lm.data.records import Reading
+from lm.data import templates
+from lm.data.records import reading as records
+from lm.data.records.reading import Reading
 from lm.evaluation import generation, scores, words
 from lm.evaluation.progress import bar
 from lm.models.config import ConfigError

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from lm.data import templates
-from lm.data.encoding import Encoder
-from lm.data.examples import Example, Record
-from lm.data.sources import DataError
+from lm.data.encode.encoding import Encoder
+from lm.data.read.sources import DataError
+from lm.data.records.examples import Example, Record
+from lm.data.records.turns import THINK, without_reasoning
 from lm.data.templates import Template
-from lm.data.turns import THINK, without_reasoning
 from lm.evaluation import scores
 from lm.generation import GenerationError, generate
 from lm.generation.text import decoded

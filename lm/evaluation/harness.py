@@ -14,7 +14,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from lm.data.encoding import affixes
+from lm.data.encode.encoding import affixes
 from lm.data.templates.jinja import rendered
 from lm.evaluation import likelihood
 from lm.evaluation.progress import bar

@@ -18,10 +18,11 @@ import numpy as np
 
 from lm import tasks
 from lm.batch import Batch
-from lm.data import batches, labelled
-from lm.data.label_rows import Encoded, Shape
-from lm.data.labelled import Group, Question, Text, Words
+from lm.data import batches
+from lm.data.encode.labels import Encoded, Shape
 from lm.data.packing import Packed
+from lm.data.records import labels as labelled
+from lm.data.records.labels import Group, Question, Text, Words
 from lm.distributed import sharding
 from lm.distributed.sharding import ACTIVATIONS, Rules
 from lm.evaluation import predictions

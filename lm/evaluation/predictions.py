@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data import labelled
+from lm.data.records import labels as labelled
 from lm.evaluation import labels, scores
 from lm.evaluation.accuracy import wilson
 

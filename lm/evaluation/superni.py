@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from lm.data import records, templates
-from lm.data.examples import Record
-from lm.data.records import Reading
-from lm.data.sources import DataError
+from lm.data import templates
+from lm.data.read.sources import DataError
+from lm.data.records import reading as records
+from lm.data.records.examples import Record
+from lm.data.records.reading import Reading
 from lm.data.templates import Template
 from lm.evaluation import answer_file, generation, scores, words
 from lm.evaluation.generation import Answer, Question

@@ -149,8 +149,8 @@ def spelled(
     Without a template the tokenizer's own chat template formats a chat. Earlier answers keep their
     reasoning where the chat template renders it, see `messages_of`.
     """
-    from lm.data.encoding import Encoder, prompt_ids
-    from lm.data.examples import Record, Turn
+    from lm.data.encode.encoding import Encoder, prompt_ids
+    from lm.data.records.examples import Record, Turn
     from lm.data.templates.jinja import rendered
 
     turns = (
@@ -177,8 +177,8 @@ def messages_of(tokenizer, turns: list[dict[str, str]]) -> list[dict[str, str]]:
 
     If it reads `reasoning_content`, the reasoning of answers is moved there.
     """
+    from lm.data.records.turns import without_reasoning
     from lm.data.templates.jinja import reads_reasoning
-    from lm.data.turns import without_reasoning
 
     reads, opened = reads_reasoning(tokenizer)
     found = []

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from lm.data.encoding import prompt_ids
+from lm.data.encode.encoding import prompt_ids
 from lm.generation.answers import generate, stream
 from lm.generation.beams import Beams
 from lm.generation.requests import GenerationError

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.packed import Packed
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 from lm.losses import Loss, Term
 from lm.models.config import ConfigError
 from lm.tasks.task import Start, Task, Transform

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from lm.batch import Batch
-from lm.data import label_rows, labelled
-from lm.data.label_rows import Shape
+from lm.data.encode import labels as label_rows
+from lm.data.encode.labels import Shape
+from lm.data.records import labels as labelled
 from lm.losses import Loss
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks import labels as given

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.batch import Batch
-from lm.data import label_rows, labelled
-from lm.data.label_rows import Shape
+from lm.data.encode import labels as label_rows
+from lm.data.encode.labels import Shape
+from lm.data.records import labels as labelled
 from lm.losses import Loss
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks.labels import RowTask

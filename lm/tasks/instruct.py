@@ -3,10 +3,12 @@
 import dataclasses
 from typing import ClassVar
 
-from lm.data import fitting, instruct, records, templates
+from lm.data import fitting, templates
+from lm.data.encode import instruct
 from lm.data.fitting import Limits
 from lm.data.packed import Packed
-from lm.data.records import FORMATS, Reading
+from lm.data.records import reading as records
+from lm.data.records.reading import FORMATS, Reading
 from lm.data.templates import Template
 from lm.data.templates.chat import TURNS
 from lm.models import build

@@ -11,11 +11,12 @@ import numpy as np
 
 from lm import families
 from lm.batch import Batch
-from lm.data import label_rows, labelled
-from lm.data.label_rows import Encoded, Shape
-from lm.data.labelled import Record
+from lm.data.encode import labels as label_rows
+from lm.data.encode.labels import Encoded, Shape
 from lm.data.packed import Packed
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records import labels as labelled
+from lm.data.records.labels import Record
 from lm.heads import with_head
 from lm.models import build
 from lm.models.config import ConfigError, ModelConfig
@@ -28,7 +29,7 @@ CLASSIFIER = "head/classifier"  # path of the parameters that give labels
 class LabelTask(Task):
     """Task on records with labels, whose head replaces that of the model.
 
-    head: of the model. encoding: of a record, a function of lm.data.label_rows. new_parameters:
+    head: of the model. encoding: of a record, a function of lm.data.encode.labels. new_parameters:
     path of parameters that the head draws at random, or "".
     """
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.batch import Batch, Field
 from lm.data.packed import Packed
-from lm.data.sources import Tally
+from lm.data.read.sources import Tally
 from lm.data.templates import Template
 from lm.losses import Loss
 from lm.models import LanguageModel

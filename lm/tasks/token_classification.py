@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.batch import Batch
-from lm.data import label_rows, labelled
+from lm.data.encode import labels as label_rows
+from lm.data.records import labels as labelled
 from lm.losses import Loss
 from lm.models.config import ModelConfig
 from lm.tasks import labels as given

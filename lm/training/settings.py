@@ -160,10 +160,10 @@ def check(config: Config, devices: int) -> Parts:
             "samples.prompts and eval.data hold text, which needs a tokenizer: set one, or leave "
             "them empty"
         )
-    if not config.init_from:
-        check_length(parts.main, config.model.max_length)
-        if not parts.main.task.makes_head:
-            check_head(parts.main, config.model.head)
+    for part in () if config.init_from else parts.batches.values():
+        check_length(part, config.model.max_length)
+        if not part.task.makes_head:
+            check_head(part, config.model.head)
     if config.model.dtype == "float16" or config.model.param_dtype == "float16":
         raise ConfigError(
             "model.dtype='float16' cannot be trained here: its gradients underflow without loss "

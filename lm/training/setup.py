@@ -18,11 +18,12 @@ from lm import tasks
 from lm.adaptation import fisher as fishers
 from lm.adaptation import plan as plans
 from lm.batch import FIELDS, Batch
-from lm.data import batches, encoding, mixtures, packing
-from lm.data.examples import Record
+from lm.data import batches, mixtures, packing
+from lm.data.encode import encoding
 from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
-from lm.data.sources import Tally
+from lm.data.read.sources import Tally
+from lm.data.records.examples import Record
 from lm.data.templates import Template
 from lm.distributed import rules, sharding
 from lm.distributed.mesh import make_mesh

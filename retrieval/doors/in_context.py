@@ -10,8 +10,8 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 
-from lm.data.encoding import affixes
-from lm.data.sources import DataError
+from lm.data.encode.encoding import affixes
+from lm.data.read.sources import DataError
 from lm.data.templates.jinja import rendered
 from retrieval.errors import RetrievalError
 from retrieval.passages import Hit

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from lm.data import sources
+from lm.data.read import sources
 from retrieval.errors import RetrievalError
 from retrieval.ingest.documents import Report, in_utf16, printable
 

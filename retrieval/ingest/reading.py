@@ -5,7 +5,7 @@ import gzip
 import zlib
 from collections.abc import Iterator, Sequence
 
-from lm.data import sources
+from lm.data.read import sources
 from retrieval.errors import RetrievalError
 from retrieval.ingest import rows
 from retrieval.ingest.documents import Document, Report, Unusable, printable

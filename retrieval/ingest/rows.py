@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lm.data import sources
+from lm.data.read import sources
 from retrieval.errors import RetrievalError
 from retrieval.ingest.documents import FILE, FILE_TOO, Document, Report, Unusable
 from retrieval.ingest.files import File
@@ -28,7 +28,7 @@ def documents(
     Bad rows are counted in the report. A JSON row may only have known fields (and a passage's
     `origin`, which a build records anew). In a table, or with a `text_field`, every other field
     becomes metadata. Raises RetrievalError for a bad row when none are allowed;
-    lm.data.sources.DataError when the source cannot be opened.
+    lm.data.read.sources.DataError when the source cannot be opened.
     """
     strict = text_field is None and sources.kind(file.path) in (*sources.LINES, ".json")
     for row in sources.rows(file.path):

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator
 
 import lm
+from lm.data.records.turns import without_reasoning
 from lm.data.templates import Template
 from lm.data.templates.jinja import reads_reasoning
-from lm.data.turns import without_reasoning
 from lm.generation import stream_text
 from lm.generation.command_line import messages_of, spelled
 from lm.interrupts import Interrupts

@@ -9,7 +9,7 @@ import pytest
 
 from launch.errors import LaunchError
 from launch.quickstart import charts, edits, findings, passages, report, world
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 from lm.evaluation.accuracy import contains
 from retrieval import Answer, Memory, Passage
 

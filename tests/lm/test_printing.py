@@ -12,8 +12,8 @@ import pytest
 import lm
 from launch.errors import one_line
 from lm import interrupts
-from lm.data import rendering
-from lm.data.preview import Check
+from lm.data.preview import rendering
+from lm.data.preview.preview import Check
 from lm.printing import piped
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from lm.data import preview
+from lm.data.preview import preview
 from lm.families import FAMILIES
 from lm.tasks import TASKS
 from lm.training import checkpoints, loop, setup, trackers

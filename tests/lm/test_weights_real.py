@@ -9,7 +9,7 @@ import pytest
 import lm
 from lm.batch import Batch
 from lm.data import samples
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 
 
 def sample(name: str):

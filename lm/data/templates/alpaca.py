@@ -1,6 +1,6 @@
 """Stanford Alpaca's template (Taori et al. 2023, PROMPT_DICT of train.py), and a variant of it."""
 
-from lm.data.examples import Record, Segment
+from lm.data.records.examples import Record, Segment
 from lm.data.templates.template import Asked, Template, answered, as_task
 
 WITH_INPUT = (

@@ -6,8 +6,8 @@ An assistant's text is trained, including the token that ends its turn.
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from lm.data.examples import Record, Segment, Turn
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records.examples import Record, Segment, Turn
 from lm.data.templates.template import Asked, Template, answered, as_turns
 from lm.models.config import ConfigError
 

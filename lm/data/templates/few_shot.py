@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.data.examples import Demonstration, Record, Segment, Turn
+from lm.data.records.examples import Demonstration, Record, Segment, Turn
 from lm.data.templates.template import Asked, Template, as_turns
 from lm.models.config import ConfigError
 

@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm.data.examples import Record, Segment, Turn
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records.examples import Record, Segment, Turn
+from lm.data.records.turns import THINK
 from lm.data.templates.chat import check_turns
 from lm.data.templates.template import Asked, Template, as_turns
-from lm.data.turns import THINK
 from lm.models.config import ConfigError
 
 PLACE = re.compile("\ue000(\\d+)\ue001")  # placeholder in a private-use area, absent from texts

@@ -1,6 +1,6 @@
 """Prompt and completion without a template."""
 
-from lm.data.examples import Record, Segment
+from lm.data.records.examples import Record, Segment
 from lm.data.templates.template import Asked, Template, answered, as_task, whole_prompt
 
 

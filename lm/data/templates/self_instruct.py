@@ -5,7 +5,7 @@ As in prepare_for_finetuning.py.
 
 import numpy as np
 
-from lm.data.examples import Record, Segment
+from lm.data.records.examples import Record, Segment
 from lm.data.templates.template import Asked, Template, answered, as_task
 
 WITH_INPUT = (  # text before, between and after instruction and input; start of the answer

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lm.data.examples import Demonstration, Example, Record, Segment, Turn
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records.examples import Demonstration, Example, Record, Segment, Turn
 
 VERSION = 1  # of rendering; part of the fingerprint
 

@@ -7,7 +7,7 @@ import string
 
 import numpy as np
 
-from lm.data.examples import Demonstration, Record, Segment
+from lm.data.records.examples import Demonstration, Record, Segment
 from lm.data.templates.template import Asked, Template, answered, as_task
 from lm.models.config import ConfigError
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm import plugins
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 from lm.evaluation.evaluators.answers import Answers
 from lm.evaluation.evaluators.evaluator import Evaluator, Prepared, Result, Tools
 from lm.evaluation.evaluators.rows import Rows

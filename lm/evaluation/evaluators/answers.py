@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm import tasks
-from lm.data import records, templates
+from lm.data import templates
+from lm.data.records import reading as records
 from lm.evaluation import generation, scores, words
 from lm.evaluation.evaluators.evaluator import Evaluator, Prepared, Result, Tools
 from lm.generation import GenerationError

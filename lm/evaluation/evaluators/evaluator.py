@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from lm.data.packed import Packed
-from lm.data.records import Read
+from lm.data.records.reading import Read
 from lm.data.templates import Template
 from lm.distributed.sharding import Rules
 from lm.evaluation import labelled, perplexity

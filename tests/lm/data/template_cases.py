@@ -11,8 +11,8 @@ import pathlib
 import transformers
 
 from lm.data import templates, tokenizers
-from lm.data.encoding import Encoder
-from lm.data.examples import Demonstration, Record, Turn
+from lm.data.encode.encoding import Encoder
+from lm.data.records.examples import Demonstration, Record, Turn
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

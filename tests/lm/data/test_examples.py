@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lm.data.examples import Example, Segment
+from lm.data.records.examples import Example, Segment
 
 ASKED, ANSWER, END, TAIL = (
     Segment("a", False),

@@ -11,10 +11,12 @@ import ml_collections
 import pyarrow
 import pytest
 
-from lm.data import files, packing, records, sources, tables
-from lm.data.labelled import read
-from lm.data.records import Reading
-from lm.data.sources import DataError
+from lm.data import packing
+from lm.data.read import files, sources, tables
+from lm.data.read.sources import DataError
+from lm.data.records import reading as records
+from lm.data.records.labels import read
+from lm.data.records.reading import Reading
 from lm.data.tokenizers import bytes_only
 from lm.models.config import ConfigError
 from lm.tasks import Classification

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lm.data import fitting, packing
 from lm.data import packed as packed_rows
-from lm.data.encoding import Encoded
+from lm.data.encode.encoding import Encoded
 from lm.data.fitting import Limits
 from lm.data.packing import DataError
 

@@ -11,11 +11,13 @@ import pytest
 
 import lm
 from lm.batch import Batch
-from lm.data import fitting, instruct, packing, records, templates, tokenizers
-from lm.data.encoding import Encoder
-from lm.data.examples import Record, Turn
+from lm.data import fitting, packing, templates, tokenizers
+from lm.data.encode import instruct
+from lm.data.encode.encoding import Encoder
 from lm.data.fitting import Limits
-from lm.data.records import Reading
+from lm.data.records import reading as records
+from lm.data.records.examples import Record, Turn
+from lm.data.records.reading import Reading
 from lm.losses.tokens import token_loss
 from lm.models.config import ConfigError
 from tests.lm.small_models import tiny

@@ -9,9 +9,10 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers, processors
 
-from lm.data import label_rows, labelled
-from lm.data.label_rows import Shape
-from lm.data.sources import DataError, Tally
+from lm.data.encode import labels as label_rows
+from lm.data.encode.labels import Shape
+from lm.data.read.sources import DataError, Tally
+from lm.data.records import labels as labelled
 from lm.data.tokenizers import bytes_only
 from lm.tasks import TASKS
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lm.data import batches, mixtures, packing
 from lm.data.mixtures import Mixture, Part
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 from lm.distributed import sharding
 from lm.models.config import ConfigError
 from lm.tasks import Transform

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from lm import preview as command
 from lm.batch import Batch
-from lm.data import packing, preview, rendering, tokenizers
+from lm.data import packing, tokenizers
+from lm.data.preview import preview, rendering
 from tests.lm.training import runs
 
 TOKENIZER = tokenizers.bytes_only(mask=True)

@@ -7,10 +7,11 @@ import pathlib
 
 import pytest
 
-from lm.data import records, superni
-from lm.data.examples import Demonstration, Record, Turn
-from lm.data.records import Reading
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records import reading as records
+from lm.data.records import superni
+from lm.data.records.examples import Demonstration, Record, Turn
+from lm.data.records.reading import Reading
 from lm.models.config import ConfigError
 
 REAL = pathlib.Path(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lm.data import samples
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
 
 ONE = samples.Sample(
     about="one file",

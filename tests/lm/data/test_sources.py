@@ -13,8 +13,8 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import parquet
 
-from lm.data import sources, tables
-from lm.data.sources import DataError
+from lm.data.read import sources, tables
+from lm.data.read.sources import DataError
 
 
 def write(path, *records):

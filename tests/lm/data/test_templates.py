@@ -9,9 +9,9 @@ import transformers
 from tokenizers import models, pre_tokenizers, processors
 
 from lm.data import templates
-from lm.data.encoding import Encoder
-from lm.data.examples import Demonstration, Example, Record, Segment, Turn
-from lm.data.sources import DataError
+from lm.data.encode.encoding import Encoder
+from lm.data.read.sources import DataError
+from lm.data.records.examples import Demonstration, Example, Record, Segment, Turn
 from lm.models.config import ConfigError
 from tests.lm.data.template_cases import (
     CASES,

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm import train_tokenizer
-from lm.data import batches, label_rows, labelled, packing, tokenizers
+from lm.data import batches, packing, tokenizers
+from lm.data.encode import labels as label_rows
+from lm.data.records import labels as labelled
 from lm.families import preset
 from lm.tasks import Masked, SpanCorruption, span_corruption
 

@@ -8,12 +8,14 @@ import pytest
 
 import lm
 from lm import tasks
-from lm.data import instruct, records, templates
-from lm.data.encoding import Encoder
-from lm.data.examples import Record, Turn
+from lm.data import templates
+from lm.data.encode import instruct
+from lm.data.encode.encoding import Encoder
 from lm.data.fitting import Limits
-from lm.data.records import Reading
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records import reading as records
+from lm.data.records.examples import Record, Turn
+from lm.data.records.reading import Reading
 from lm.generation.command_line import spelled
 from lm.models import build
 from lm.models.config import ConfigError

@@ -8,10 +8,11 @@ import pytest
 
 import lm
 from lm import evaluate
-from lm.data import records, templates, tokenizers
-from lm.data.examples import Demonstration, Record
-from lm.data.records import Reading, read
-from lm.data.sources import DataError
+from lm.data import templates, tokenizers
+from lm.data.read.sources import DataError
+from lm.data.records import reading as records
+from lm.data.records.examples import Demonstration, Record
+from lm.data.records.reading import Reading, read
 from lm.evaluation import generation, scores
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state

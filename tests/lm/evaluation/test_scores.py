@@ -8,8 +8,8 @@ import string
 import numpy as np
 import pytest
 
-from lm.data import records
-from lm.data.examples import Demonstration, Record
+from lm.data.records import reading as records
+from lm.data.records.examples import Demonstration, Record
 from lm.evaluation import generation, scores
 from lm.evaluation.scores import (
     METRICS,

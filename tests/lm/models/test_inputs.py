@@ -11,7 +11,7 @@ import lm
 from lm import evaluate, fisher
 from lm.batch import Batch
 from lm.data import batches, packing, templates, tokenizers
-from lm.data.examples import Record
+from lm.data.records.examples import Record
 from lm.distributed import sharding
 from lm.evaluation import generation, labelled, likelihood, pseudo
 from lm.evaluation.harness import Harness

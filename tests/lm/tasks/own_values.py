@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.batch import TEXT, Field
-from lm.data import sources
 from lm.data.packed import Packed
+from lm.data.read import sources
 from lm.heads import with_head
 from lm.losses import Loss
 from lm.tasks import Task

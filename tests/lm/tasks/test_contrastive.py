@@ -13,9 +13,11 @@ import retrieval
 from configs import smoke
 from lm import evaluate, fisher
 from lm.batch import Batch
-from lm.data import label_rows, labelled, tokenizers
-from lm.data.label_rows import Shape
-from lm.data.sources import DataError
+from lm.data import tokenizers
+from lm.data.encode import labels as label_rows
+from lm.data.encode.labels import Shape
+from lm.data.read.sources import DataError
+from lm.data.records import labels as labelled
 from lm.distributed import sharding
 from lm.models.config import ConfigError
 from lm.tasks import Contrastive

@@ -7,7 +7,7 @@ import transformers
 
 import lm
 from lm.data import packing, tokenizers
-from lm.data.encoding import affixes, prompt_ids
+from lm.data.encode.encoding import affixes, prompt_ids
 from lm.families import preset
 from lm.models import build
 from lm.tasks import TASKS, Kept, Start

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 import lm
 from configs import tiny
 from lm import export, preview, tasks
-from lm.data import records, templates, tokenizers
+from lm.data import templates, tokenizers
 from lm.data.packing import Packed
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records import reading as records
 from lm.families import preset
 from lm.models.config import ConfigError
 from lm.training import command_line, loop, settings, setup

@@ -620,7 +620,7 @@ def test_rows_of_json_may_have_other_fields_when_it_is_said_where_the_text_is(tm
 
 
 def test_a_tfds_data_set_is_rows(monkeypatch):
-    from lm.data import tables
+    from lm.data.read import tables
 
     monkeypatch.setattr(
         tables, "open_table", lambda name: [{"text": f"{name} {i}"} for i in range(2)]

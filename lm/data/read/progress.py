@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Generator
 
-from lm.data import packed, packing, sources
-from lm.data.files import is_packed
-from lm.data.sources import DataError, Tally
+from lm.data import packed, packing
+from lm.data.read import sources
+from lm.data.read.files import is_packed
+from lm.data.read.sources import DataError, Tally
 
 EVERY = 5.0  # seconds between lines
 ABANDONED = 24 * 3600.0  # age in seconds at which an unfinished folder counts as abandoned

@@ -1,4 +1,4 @@
-"""Render a preview (lm/data/preview.py) on a terminal, as an HTML page, or as JSON."""
+"""Render a preview (lm/data/preview/preview.py) on a terminal, as an HTML page, or as JSON."""
 
 import dataclasses
 import html
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
-from lm.data.preview import Check, Piece, Row
+from lm.data.preview.preview import Check, Piece, Row
 
 STYLES = {
     "trained": "bold green underline",

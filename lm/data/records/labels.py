@@ -1,6 +1,6 @@
 """Read labelled records: texts or pairs with a label, tagged words, questions, groups of texts.
 
-JSONL, JSON, Parquet and data sets as in lm/data/sources.py; CSV and TSV with a header line;
+JSONL, JSON, Parquet and data sets as in lm/data/read/sources.py; CSV and TSV with a header line;
 questions also in SQuAD's nested JSON.
 """
 
@@ -11,9 +11,9 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lm.data import sources
-from lm.data.files import RECORDS
-from lm.data.sources import DataError, Row, Tally
+from lm.data.read import sources
+from lm.data.read.files import RECORDS
+from lm.data.read.sources import DataError, Row, Tally
 from lm.models.config import ModelConfig
 
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from lm.data import labelled, packing, sources
+from lm.data import packing
 from lm.data.cache import cached
-from lm.data.frame import Frame
-from lm.data.labelled import Group, Question, Text, Words
+from lm.data.encode.frame import Frame
 from lm.data.packed import Packed
-from lm.data.sources import DataError
+from lm.data.read import sources
+from lm.data.read.sources import DataError
+from lm.data.records import labels as labelled
+from lm.data.records.labels import Group, Question, Text, Words
 from lm.models.config import ConfigError
 
 LONGEST_QUESTION = (

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from lm.data.examples import Example, Segment
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records.examples import Example, Segment
 
 AT_ONCE = 256  # examples per call of the tokenizer
 SPACE = "▁"  # SentencePiece's symbol for a space

@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from lm.data import files as reading
-from lm.data.files import (
+from lm.data.read import files as reading
+from lm.data.read.files import (
     LINES,
     RECORDS,
     SETS,
@@ -129,7 +129,7 @@ def rows(file: str, separator: str = "", tally: Tally | None = None) -> Iterator
 
 def _rows(file: str, separator: str, tally: Tally) -> Iterator[Row]:
     if file.startswith(SETS) or kind(file) == ".parquet":
-        from lm.data import tables
+        from lm.data.read import tables
 
         table = tables.open_table(file)
         yield from (Row(f"{file}, row {i + 1}", table[i]) for i in range(len(table)))
@@ -327,7 +327,7 @@ def content_hash(files: list[str]) -> str:
     total = hashlib.sha256()
     for file in files:
         if file.startswith(SETS):
-            from lm.data import tables
+            from lm.data.read import tables
 
             total.update(tables.fingerprint(file).encode())
             continue

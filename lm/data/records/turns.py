@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm.data.examples import Turn
+from lm.data.records.examples import Turn
 
 ROLES = {
     "human": "user",

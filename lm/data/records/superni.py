@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lm.data.examples import Demonstration, Record
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records.examples import Demonstration, Record
 
 FEWEST, MOST = 26, 6500  # bounds on a task's instances in the checks of its repository
 FEW_LABELS, ENTROPY = (

@@ -5,13 +5,15 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from lm.data import fitting, records, sources
+from lm.data import fitting
 from lm.data.cache import cached
-from lm.data.encoding import Encoder
-from lm.data.examples import Example
+from lm.data.encode.encoding import Encoder
 from lm.data.fitting import Limits
 from lm.data.packed import Packed
-from lm.data.records import Read, Reading
+from lm.data.read import sources
+from lm.data.records import reading as records
+from lm.data.records.examples import Example
+from lm.data.records.reading import Read, Reading
 from lm.data.templates import Template, with_examples
 from lm.models.config import ConfigError
 

@@ -22,7 +22,7 @@ class DataError(ValueError):
     """Unusable data. The message names the file, and the line if there is one."""
 
 
-SETS = ("tfds:", "hf:")  # prefixes of data set names, which lm/data/tables.py reads
+SETS = ("tfds:", "hf:")  # prefixes of data set names, which lm/data/read/tables.py reads
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = {".csv": ",", ".tsv": "\t"}
 RECORDS = (*LINES, ".json", ".parquet", *TABLES)

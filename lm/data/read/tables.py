@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lm.data import sources
-from lm.data.files import is_packed
-from lm.data.sources import DataError
+from lm.data.read import sources
+from lm.data.read.files import is_packed
+from lm.data.read.sources import DataError
 
 
 class _Lines(Sequence):

@@ -3,10 +3,18 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lm.data.examples import Preference, Record, Turn
-from lm.data.sources import DataError
+from lm.data.read.sources import DataError
+from lm.data.records.examples import Preference, Record, Turn
+from lm.data.records.turns import (
+    ABSENT,
+    ROLES,
+    TRAINED,
+    BadRecord,
+    conversation,
+    tools_of,
+    unread_of,
+)
 from lm.data.templates.template import whole_prompt
-from lm.data.turns import ABSENT, ROLES, TRAINED, BadRecord, conversation, tools_of, unread_of
 
 END = "<|endoftext|>"  # GPT-3's completions end with it; a template adds its own end
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
@@ -107,7 +115,7 @@ def _chosen(row: Mapping) -> Iterator[Record]:
 
 
 FORMATS: dict[str, Callable[[Mapping], Iterator[Record]]] = {
-    "superni": lambda row: iter(()),  # read a file at a time by lm/data/superni.py
+    "superni": lambda row: iter(()),  # read a file at a time by lm/data/records/superni.py
     "self_instruct": _self_instruct,
     "alpaca": _alpaca,
     "completion": _completion,

@@ -14,11 +14,20 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from lm.data import files, sources, superni
-from lm.data.examples import Preference, Record
-from lm.data.formats import FORMATS, context, detect, dialogue, preference, prepend, unread_fields
-from lm.data.sources import DataError
-from lm.data.turns import BadRecord
+from lm.data.read import files, sources
+from lm.data.read.sources import DataError
+from lm.data.records import superni
+from lm.data.records.examples import Preference, Record
+from lm.data.records.formats import (
+    FORMATS,
+    context,
+    detect,
+    dialogue,
+    preference,
+    prepend,
+    unread_fields,
+)
+from lm.data.records.turns import BadRecord
 from lm.models.config import ConfigError, nearest
 
 PARTS = ("train", "held_out", "holdout", "all")

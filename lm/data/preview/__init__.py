@@ -1,0 +1,1 @@
+"""Preview of training rows, with checks for likely mistakes."""

@@ -1,0 +1,1 @@
+"""Read files, tables and data sets: bytes to rows."""

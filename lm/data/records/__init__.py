@@ -1,0 +1,1 @@
+"""Records of instruct data and of labelled data, read from rows."""
