@@ -96,7 +96,9 @@ def abstract_state(
     model, optimizer, mesh: Mesh, rules: Rules = PARAMETERS, extras: Extras = Extras()
 ) -> TrainState:
     """ShapeDtypeStructs of the state, sharded on `mesh`. Raises ConfigError for unfit rules."""
-    shapes = jax.eval_shape(lambda p: start(p, optimizer, 0, extras), model.shapes())
+    # Arrays made inside are valid under any mesh, unlike arguments without a sharding.
+    empty = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.shapes())
+    shapes = jax.eval_shape(lambda: start(empty(), optimizer, 0, extras))
     axes = model.logical_axes() if extras.plan is None else extras.plan.trained_axes()
     of_params = sharding.parameter_shardings(mesh, axes, shapes.params, rules)
     shardings = _like_params(shapes, of_params, sharding.replicated(mesh))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 
 import lm
 from lm.batch import Batch
-from lm.data import fitting, packing, templates, tokenizers
+from lm.data import cache, fitting, templates, tokenizers
 from lm.data.encode import instruct
 from lm.data.encode.encoding import Encoder
 from lm.data.fitting import Limits
@@ -201,16 +203,27 @@ def test_the_cache_is_not_used_or_used_for_other_rows(tmp_path, monkeypatch):
     ):
         pack(**changed)
         assert folders() == i, changed
-    for module, name in ((instruct, "VERSION"), (instruct, "TEMPLATES"), (packing, "VERSION")):
-        before = folders()
-        with monkeypatch.context() as m:
-            m.setattr(module, name, 99)
-            pack()
-        assert folders() == before + 1
+    before = folders()
+    with monkeypatch.context() as m:
+        m.setattr(cache, "code", lambda: "of another version")
+        pack()
+    assert folders() == before + 1
     files(tmp_path, {"instruction": "do", "output": "that"})
     assert len(pack().document_bytes) == 1
     with pytest.raises(ConfigError, match="needs a length for its encoder"):
         pack(limits=Limits(64, 64))
+
+
+def test_changed_code_finds_the_rows_of_the_old(tmp_path, monkeypatch):
+    folder = pathlib.Path(cache.__file__).parent
+    shutil.copytree(folder, tmp_path / "data", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "data" / "cache.py"))
+    found = [cache.code.__wrapped__()]
+    for name in ("packing.py", "read/sources.py", "templates/plain.py", "encode/labels.py"):
+        with open(tmp_path / "data" / name, "a") as file:
+            file.write("# changed")
+        found.append(cache.code.__wrapped__())
+    assert found[0] == cache.code() and len(set(found)) == 5
 
 
 def test_a_record_without_a_place_in_the_template_is_not_named(tmp_path):

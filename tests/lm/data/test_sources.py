@@ -226,7 +226,8 @@ TinyTexts(data_dir=sys.argv[1], file_format="array_record").download_and_prepare
 def test_a_tfds_data_set_needs_tensorflow_or_loses_records(tmp_path):
     """Another process reads it without the builder's code, as a user's would."""
     read = (
-        "import json, sys\nfrom lm.data import sources, tables\nname = 'tfds:tiny_texts:train'\n"
+        "import json, sys\nfrom lm.data.read import sources, tables\n"
+        "name = 'tfds:tiny_texts:train'\n"
         "found = list(sources.records(sources.find_files(name)))\n"
         "out = [[r for _, r in found], len(tables.open_table('tfds:tiny_texts:train[:3]')), "
         "sources.content_hash([name])]\n"
