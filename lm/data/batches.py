@@ -101,6 +101,11 @@ class TrainBatches:
         self._read += self._batch_size
         return batch
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every field of a row, from the first one; nothing is consumed."""
+        row = fields_of(self._stream[0], self._transform, self.lengths, (self._seed, 0))
+        return {name: x.shape[1:] for name, x in _stack([row], self._config).items()}
+
     def state(self) -> dict:
         """Position for a checkpoint: the number of rows read."""
         return {"rows": self._read}

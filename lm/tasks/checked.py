@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.batches import stacked
 from lm.data.packed import Packed
 from lm.data.read.sources import DataError
 from lm.losses import Loss, Term
@@ -61,6 +62,8 @@ class Checked:
         return f"task {self._task.name!r} ({file})"
 
     def _guarded(self, name: str, method):
+        checked: list[bool] = []  # rows are checked once
+
         def call(*args, **options):
             try:
                 found = method(*args, **options)
@@ -84,6 +87,9 @@ class Checked:
                 self._check_rows(found)
             if name == "transform" and found is not None:
                 return Transform(self._guarded("transform.fields", found.fields), found.lengths)
+            if name == "transform.fields" and not checked:
+                self._check_fields("transform", found)
+                checked.append(True)
             return found
 
         return call
@@ -128,3 +134,16 @@ class Checked:
                     f"{self.where}: rows returned {name!r} for {len(values)} rows, expected "
                     f"{shape[0]}, one for each row of tokens"
                 )
+        self._check_fields("rows", {name: values[0] for name, values in packed.extra.items()})
+
+    def _check_fields(self, method: str, row) -> None:
+        """Raise ConfigError, naming the task, for undeclared fields and lossy dtypes."""
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"{self.where}: {method} returned {type(row).__name__} for a row, expected a dict "
+                "of fields"
+            )
+        try:
+            stacked([row])
+        except ConfigError as error:
+            raise ConfigError(f"{self.where}: {method}: {error}") from error

@@ -2,10 +2,13 @@
 
 import math
 import time
+from collections.abc import Mapping
 
 import jax
 
+from lm.batch import Batch
 from lm.distributed import rules
+from lm.models.config import ConfigError
 from lm.training import flops, setup
 from lm.training.report import Report, amount
 from lm.training.setup import Run
@@ -19,10 +22,14 @@ def compile_step(config, run: Run, state: TrainState, batches, out: Report):
     batches: from `setup.train_batches`, which know the lengths of their rows.
     """
     c, m, lengths = config, run.model.config, batches.lengths
-    every = batches.every_length() if isinstance(batches, Together) else {MAIN: lengths}
+    streams = batches.streams if isinstance(batches, Together) else {MAIN: batches}
     out.say("compiling the training step ...")
     begun = time.monotonic()
+    every = {name: stream.lengths for name, stream in streams.items()}
     batch = setup.abstract_batches(run.parts, run.rows, m, every)
+    for name, stream in streams.items():
+        part = batch[name] if isinstance(batch, dict) else batch
+        _check_rows(run.parts.batches[name].task, stream.shapes(), part)
     compiled = run.train_step.lower(state, batch).compile()
     seconds, memory, cost = (
         time.monotonic() - begun,
@@ -58,6 +65,24 @@ def compile_step(config, run: Run, state: TrainState, batches, out: Report):
         + ("peak not known, so no MFU" if peak is None else f"peak {peak / 1e12:.0f} TFLOP/s each")
     )
     return compiled
+
+
+def _check_rows(task, rows: Mapping[str, tuple[int, ...]], batch: Batch) -> None:
+    """Raise ConfigError when rows have other fields than the task declares."""
+    given = {name: value for name, value in vars(batch).items() if name != "more"}
+    given |= batch.more or {}
+    declared = {name: x.shape[1:] for name, x in given.items() if x is not None}
+    for name in sorted(rows.keys() | declared.keys()):
+        if rows.get(name) != declared.get(name):
+            raise ConfigError(
+                f"task {task.name!r}: a row has the field {name!r} of shape "
+                f"{_shown(rows.get(name))}, and the task declares {_shown(declared.get(name))}: "
+                "its `rows` or `transform` and its `fields` must agree"
+            )
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
 
 
 def texts_of(task, lengths: tuple[int, int]) -> tuple[int, tuple[int, int]]:

@@ -75,8 +75,9 @@ class Parts:
 
     def several(self) -> Any:
         """What gives the loss, if it has several terms: `Several`, or the task; else None."""
+        task = self.main.task
         if not self.further:
-            return self.main.task if len(self.main.task.terms) > 1 else None
+            return task if len(task.terms) > 1 or task.coefficients else None
         every = {name: part.task for name, part in self.batches.items()}
         return Several(every, {name: part.coefficient for name, part in self.batches.items()})
 

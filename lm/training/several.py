@@ -65,9 +65,10 @@ class Together:
     def __next__(self) -> dict[str, Batch]:
         return {name: next(stream) for name, stream in self._streams.items()}
 
-    def every_length(self) -> dict[str, tuple[int, int]]:
-        """Lengths of the rows of every task."""
-        return {name: stream.lengths for name, stream in self._streams.items()}
+    @property
+    def streams(self) -> dict[str, Any]:
+        """The batches of every task alone."""
+        return self._streams
 
     def state(self) -> dict:
         """Positions for a checkpoint: rows of the run's own task, and of the further ones."""

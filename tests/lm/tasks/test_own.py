@@ -15,6 +15,7 @@ from lm import tasks
 from lm.families import preset
 from lm.losses import Loss, Term
 from lm.models.config import ConfigError
+from lm.tasks import Transform
 from lm.training import loop, settings, setup
 from lm.weights.runs import paths
 from tests.lm.tasks import own_replaced, own_values
@@ -105,7 +106,19 @@ class Broken(own_values.Values):
             return dataclasses.replace(found, extra={"values": found.extra["values"][:3]})
         if self.fault == "undeclared":
             return dataclasses.replace(found, extra={"valuse": found.extra["values"]})
+        if self.fault == "short values":
+            return dataclasses.replace(found, extra={"values": found.extra["values"][:, :9]})
+        if self.fault == "none":
+            return dataclasses.replace(found, extra={})
         return found
+
+    def transform(self, tokenizer, model):
+        fields = {
+            "rows of a list": lambda row, rng, lengths: [row],
+            "a lossy dtype": lambda row, rng, lengths: {**row, "weights": 1.0, "labels": ["a"]},
+            "transform raises": lambda row, rng, lengths: row["text"],
+        }
+        return Transform(fields[self.fault]) if self.fault in fields else None
 
     def loss(self, model, params, batch, rng=None):
         found = super().loss(model, params, batch, rng)
@@ -125,7 +138,12 @@ class Broken(own_values.Values):
         ("rows raise", r"rows raised KeyError: 'values'"),
         ("rows of no kind", r"rows returned list, expected Packed"),
         ("too few values", r"rows returned 'values' for 3 rows, expected 8"),
-        ("undeclared", r"a row has the field 'valuse' .*values"),
+        ("undeclared", r"rows: a row has the field 'valuse' .*values"),
+        ("rows of a list", r"transform returned list for a row, expected a dict"),
+        ("a lossy dtype", r"transform: the field 'labels' is declared as float32"),
+        ("transform raises", r"transform\.fields raised KeyError: 'text'"),
+        ("short values", r"a row has the field 'values' of shape \[9\], and .* declares \[16\]"),
+        ("none", r"a row has the field 'values' of shape none, and .* declares \[16\]"),
         ("loss raises", r"loss raised KeyError: 'value'"),
         ("a mean", r"loss returned \w+, expected Loss"),
         ("a vector", r"the sum of the term 'loss' of the loss is float32\[3\], expected a float32"),
@@ -140,10 +158,8 @@ def test_a_fault_of_a_user_s_task_is_a_stack_trace_or_unnamed(
     changes = {"init_from": base, "tokenizer": "", "eval.data.heldout": ""}
     c = config(tmp_path, f"{__name__}:Broken", "gpt2", **changes)
     with pytest.raises(ConfigError, match=said) as error:
-        run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
-        next(setup.train_batches(c, run, setup.training_data(c, run)))
-    if fault not in ("undeclared", "two terms"):
-        assert "test_own.py)" in str(error.value)
+        loop.train(c, tmp_path / "run")
+    assert "test_own" in str(error.value) or fault == "two terms"
 
 
 @pytest.fixture(scope="module")
