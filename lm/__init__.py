@@ -26,7 +26,7 @@ _HOMES = {
     ),
     "lm.weights.loading": ("load",),
     "lm.weights": ("WeightsError", "from_hf", "to_hf"),
-    "lm.heads": ("with_head",),
+    "lm.heads": ("encoder_of", "with_head"),
     "lm.weights.tokenizer": ("load_tokenizer",),
     "lm.generation": (
         "Beams",

@@ -1,4 +1,4 @@
-"""Replace the head of a loaded model, and keep its other weights."""
+"""Replace the head of a loaded model, or take its encoder alone, and keep its other weights."""
 
 import flax.traverse_util
 import jax
@@ -6,6 +6,23 @@ import jax
 from lm import families
 from lm.batch import Batch
 from lm.models import LanguageModel, build
+
+
+def encoder_of(model: LanguageModel, params: dict | None) -> tuple[LanguageModel, dict | None]:
+    """Make a model of an encoder-decoder's encoder, with the token table that both use.
+
+    The model has no head, and its arrays are shared with `params`. Other models are returned as
+    they are. params None: of a model without parameters.
+    """
+    c = model.config
+    if not c.encoder_layers:
+        return model, params
+    alone = build(c.encoder)
+    if params is None:
+        return alone, None
+    encoder = params["encoder"]
+    table = {"token": params["embeddings"]["token"]}
+    return alone, encoder | {"embeddings": table | encoder.get("embeddings", {})}
 
 
 def with_head(

@@ -34,6 +34,8 @@ from lm.phases import phase
 from lm.tasks.labels import LabelTask
 from lm.weights.loading import load, run_config
 
+ON_ENCODER = "train its encoder: a run of that task with init_from set to this model"
+
 
 def make_evaluator(
     model, mesh, batch_size: int, loss, *, activations: Rules = ACTIVATIONS, transform=None
@@ -87,8 +89,8 @@ def of_labels(args) -> tuple[dict, str]:
         )
     if c.encoder_layers:
         raise ConfigError(
-            f"--task={args.task} is for models without an encoder beside a decoder, "
-            f"and this {c.family} model has one"
+            f"--task={args.task}: the head of {args.model} is on the decoder of this {c.family} "
+            f"model; {ON_ENCODER}"
         )
     task, shape, names = reading(args, c)
     records = task.read(args.data, names)
@@ -131,7 +133,12 @@ def label(args, bar) -> tuple[list[dict], int]:
     model, params, tokenizer = load(args.model, args.dtype)
     c = model.config
     named = {"sequence_classification": "classification", "token_classification": c.head}
-    if c.head not in named or c.encoder_layers:
+    if c.head in named and c.encoder_layers:
+        raise ConfigError(
+            f"the labels of {args.model} are read from the decoder of this {c.family} model; "
+            f"{ON_ENCODER}"
+        )
+    if c.head not in named:
         raise ConfigError(
             f"{args.model} is a {c.family} model with head={c.head!r}: "
             "one with sequence_classification labels texts, one with token_classification words"

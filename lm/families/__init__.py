@@ -71,6 +71,7 @@ FAMILIES: dict[str, Family] = {
 __all__ = [
     "FAMILIES",
     "Family",
+    "class_of",
     "config_from_hf",
     "config_to_hf",
     "get",
@@ -129,27 +130,36 @@ def config_to_hf(c: ModelConfig) -> dict:
 
     Raises ConfigError if the family has no Hugging Face class with the model's head.
     """
-    family = get(c.family)
-    classes = family.classes(c.head)
-    if not classes:
-        known = dict.fromkeys([*family.architectures.values(), *(x.head for x in family.labels)])
-        raise ConfigError(
-            f"a {c.family} model with head={c.head!r} has no Hugging Face class; "
-            f"heads that have one: {', '.join(known)}"
-        )
-    hf = {"model_type": family.model_type, "architectures": classes[:1], **family.config_to_hf(c)}
-    return (
-        hf | dict(architectures=classes[:1], **labels_to_hf(c)) if family.labelled(c.head) else hf
+    family, name = get(c.family), class_of(c)
+    hf = {"model_type": family.model_type, "architectures": [name], **family.config_to_hf(c)}
+    return hf | labels_to_hf(c) if family.labelled(c.head) else hf
+
+
+def class_of(c: ModelConfig) -> str:
+    """Hugging Face class of a model.
+
+    Raises ConfigError if the family has none with the model's head.
+    """
+    family = get(c.family).of(c)
+    if classes := family.classes(c.head):
+        return classes[0]
+    alone = "the encoder alone of " * (family is not FAMILIES[c.family])
+    known = dict.fromkeys([*family.architectures.values(), *(x.head for x in family.labels)])
+    raise ConfigError(
+        f"{alone}a {c.family} model with head={c.head!r} has no Hugging Face class; "
+        f"heads that have one: {', '.join(known) or 'none'}. A run of it stays usable: lm.load, "
+        "lm.evaluate and lm.label read its folder"
     )
 
 
 def other_head(c: ModelConfig, head: str, **fields) -> ModelConfig:
     """Replace the head of a config, and all fields that depend on it; `fields` override.
 
-    The fields take the values of the family's class for the new head. An embedding is the mean over
-    a bidirectional model's tokens, or the last token of a causal model. Labels are kept.
+    The fields take the values of the family's class for the new head. An embedding, and a label
+    without such a class, is read from the mean over a bidirectional model's tokens, or from the
+    last token of a causal model. Labels are kept.
     """
-    family = get(c.family)
+    family = get(c.family).of(c)
     known = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name in HEAD_FIELDS}
     classes = family.classes("sequence_classification" if head == "value" else head)
     if classes:
@@ -166,7 +176,7 @@ def other_head(c: ModelConfig, head: str, **fields) -> ModelConfig:
         )
     if head in ("none", "embedding"):
         known["pooler"] = c.pooler
-    if head == "embedding":
+    if head == "embedding" or not classes:
         known["pooling"] = "last" if c.causal else "mean"
     if head in (*LM_HEADS, "value"):
         known["pooler"] = False

@@ -51,6 +51,18 @@ class Family:
     # the same weights under llama.cpp's names; () = not read from GGUF
     gguf_table: tuple[Row, ...] = ()
     labels: tuple[LabelHead, ...] = ()  # classes with label heads
+    # class without a head of an encoder-decoder's encoder, "" if there is none
+    encoder: str = ""
+
+    def of(self, c: ModelConfig) -> "Family":
+        """Copy this family with the classes of an encoder alone if `c` is an encoder-decoder's."""
+        if c.encoder_layers or "seq2seq_lm" not in self.architectures.values():
+            return self
+        return dataclasses.replace(
+            self,
+            architectures={self.encoder: "none"} if self.encoder else {},
+            labels=tuple(x for x in self.labels if self.encoder and x.base == self.encoder),
+        )
 
     def labelled(self, name: str) -> LabelHead | None:
         """Find the label head with this name: a Hugging Face class or one of our heads.

@@ -194,7 +194,6 @@ def config_to_hf(c: ModelConfig) -> dict:
         feed_forward_proj="gated-" * c.gated_mlp + act,
         tie_word_embeddings=c.tie_embeddings,
         **({} if scaled == c.tie_embeddings else dict(scale_decoder_outputs=scaled)),
-        **(dict(architectures=[f"{STEMS[c.family]}EncoderModel"]) if alone else {}),
         initializer_range=c.initializer_range,
         dropout_rate=c.dropout,
         is_encoder_decoder=not alone,
@@ -237,6 +236,7 @@ def family(model_type: str, presets: dict[str, ModelConfig]) -> Family:
             f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")
         },
         stored_copies=False,
+        encoder=f"{STEMS[model_type]}EncoderModel",
     )
 
 

@@ -1,6 +1,7 @@
 """Base class of tasks on labelled texts and groups of texts."""
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,10 +18,12 @@ from lm.data.packed import Packed
 from lm.data.read.sources import DataError
 from lm.data.records import labels as labelled
 from lm.data.records.labels import Record
-from lm.heads import with_head
+from lm.heads import encoder_of, with_head
 from lm.models import build
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks.task import Start, Task, Tools
+
+log = logging.getLogger(__name__)
 
 CLASSIFIER = "head/classifier"  # path of the parameters that give labels
 
@@ -60,20 +63,25 @@ class LabelTask(Task):
     def prepare(self, start: Start, config, sources, kept) -> Start:
         """Give the model the head of the task, unless it has it. A new one is drawn from the seed.
 
+        Of an encoder-decoder the encoder alone gets it, and the decoder is dropped.
+
         Raises ConfigError for a model that cannot have it, and when low-rank adapters would leave
         it frozen.
         """
-        model, c = start.model, start.model.config
+        loaded = start.model.config
         if start.tokenizer is None:
             raise ConfigError(
                 "labelled texts need a tokenizer, and neither the config nor init_from has one"
             )
-        if c.encoder_layers:
-            raise ConfigError(
-                f"task {self.name!r} is for models without an encoder beside a decoder, and this "
-                f"{c.family} model has one"
+        if loaded.encoder_layers:
+            log.warning(
+                "task %r trains the encoder of this %s model: its decoder is dropped",
+                self.name,
+                loaded.family,
             )
-        fields = self.head_fields(config, sources, c)
+        model, params = encoder_of(start.model, start.params)
+        c = model.config
+        fields = self.head_fields(config, sources, loaded)
         if c.head == self.head and all(getattr(c, name) == fields[name] for name in fields):
             return start
         lora, new = config.adaptation.lora, self.new_parameters
@@ -85,7 +93,6 @@ class LabelTask(Task):
             )
         # Position ids of some families start after the padding id.
         padded = c if c.pad_token_id is not None else c.replace(pad_token_id=0)
-        params = start.params
         if params is None:
             headed = families.other_head(padded, self.head, **fields)
         else:

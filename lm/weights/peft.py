@@ -57,11 +57,12 @@ class Module:
 def modules(model) -> dict[str, Module]:
     """Map Hugging Face name -> Module for every linear layer made of our kernels.
 
-    Raises ConfigError for models with separate layers.
+    Raises ConfigError for models with separate layers, and without a Hugging Face class.
     """
     c = model.config
     if c.layers == "separate":
         raise ConfigError("adapters are exchanged for stacked layers: leave model.layers at 'scan'")
+    families.class_of(c)
     axes, family = by_path(model.logical_axes()), families.get(c.family).storing(c.head)
     found = {}
     for name, slot in expand(family.table, parameter_shapes(c)).items():

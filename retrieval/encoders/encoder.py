@@ -72,8 +72,8 @@ class Encoder:
         config = model.config
         if config.encoder_layers:
             raise RetrievalError(
-                f"{source or 'the model'} ({config.family}) is an encoder-decoder: an encoder or "
-                "a decoder embeds texts"
+                f"{source or 'the model'} ({config.family}) is an encoder-decoder: give the "
+                "encoder alone, lm.encoder_of(model, params)"
             )
         if max_length is not None and (
             isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3
