@@ -35,15 +35,8 @@ LABELLED = {  # task -> (files, field of the text)
 
 
 def suits(task: str, family: str) -> bool:
-    """Whether a task supports a family: by its head, or by labels and no separate encoder."""
-    model, heads = preset(family, "tiny"), tasks.TASKS[task].heads
-    if task == "contrastive":
-        return not model.encoder_layers
-    if task in LABELLED:
-        return not model.encoder_layers and any(
-            given.head in heads for given in FAMILIES[family].labels
-        )
-    return model.head in heads
+    """Whether a task supports a family: a task on labels makes its head for every one."""
+    return task in LABELLED or preset(family, "tiny").head in tasks.TASKS[task].heads
 
 
 def get_config(variant="next_token,llama"):

@@ -36,6 +36,13 @@ QUICK += [
     "question_answering,llama",
     "contrastive,bert",
 ]
+# the encoder of an encoder-decoder, and state-space models
+QUICK += [
+    "classification,t5",
+    "contrastive,bart",
+    "classification,mamba",
+    "token_classification,mamba2",
+]
 EXAMPLES = pathlib.Path(smoke.__file__).parent / "examples"
 ALL = [
     f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if smoke.suits(name, family)

@@ -249,6 +249,33 @@ def test_in_packed_rows_every_document_has_the_outputs_that_it_has_alone(family,
 
 
 @pytest.mark.parametrize(
+    ("family", "head", "fields"),
+    [
+        ("mamba", "sequence_classification", dict(n_labels=3)),
+        ("mamba2", "embedding", {}),
+        ("bamba", "token_classification", dict(n_labels=3)),
+        ("falcon_mamba", "question_answering", {}),
+    ],
+)
+def test_padding_on_either_side_changes_no_output_of_a_state_space_model(family, head, fields):
+    model, params = with_random_head(family, head, **fields)
+
+    def outputs(before, after):
+        given = [np.pad(x, ((0, 0), (before, after)), constant_values=v) for x, v in rows]
+        out = lm.forward(model, params, Batch.of(*given))
+        found = np.asarray(out.pooled if head == "embedding" else out.logits)[0]
+        return found if found.ndim == 1 else found[before : before + 6]
+
+    tokens = np.random.default_rng(1).integers(0, 37, (1, 6))
+    rows = (tokens, 5), (np.ones((1, 6), int), 0)
+    alone = outputs(0, 0)
+    for before, after in ((0, 4), (3, 0)):
+        np.testing.assert_allclose(
+            outputs(before, after), alone, atol=1e-4 * np.abs(alone).max(), rtol=0
+        )
+
+
+@pytest.mark.parametrize(
     ("family", "head", "fields", "made"),
     [
         ("llama", "value", {}, {"head/classifier"}),

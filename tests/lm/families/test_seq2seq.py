@@ -264,6 +264,43 @@ def test_packed_pairs_get_what_each_gets_alone(name, tmp_path):
             )
 
 
+@pytest.mark.parametrize("name", ["marian-untied", "bart", "mbart", "t5", "mt5-untied", "umt5"])
+def test_an_encoder_alone_computes_what_torch_computes(name, tmp_path):
+    theirs = reference(name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, params = lm.from_hf(tmp_path / "theirs")
+    tokens, valid = rows([13, 9, 4], 13, model.config.vocab_size, 0)
+    given = dict(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(valid).long())
+    hidden = lambda encoder: encoder(**given).last_hidden_state.detach().numpy()[valid]
+    expected = hidden(theirs.get_encoder())
+
+    alone, its_params = lm.encoder_of(model, params)
+    assert its_params["layers"] is params["encoder"]["layers"]
+    assert lm.encoder_of(model, None) == (alone, None)
+    assert lm.encoder_of(alone, its_params)[1] is its_params
+    for one, own in ((alone, its_params), lm.encoder_of(*lm.separate(model, params))):
+        ours = np.asarray(lm.forward(one, own, Batch.of(tokens, valid)).hidden)
+        np.testing.assert_allclose(ours[valid], expected, atol=TOLERANCE, rtol=0)
+
+    embedder = lm.with_head(alone, its_params, "embedding")
+    if "t5" not in name:
+        with pytest.raises(ConfigError, match=r"encoder alone of a .* has no Hugging Face class"):
+            lm.to_hf(*embedder, tmp_path / "ours")
+        return
+    lm.to_hf(*embedder, tmp_path / "ours")
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    exported = getattr(transformers, written["architectures"][0])
+    assert exported.__name__.endswith("EncoderModel")
+    again = hidden(exported.from_pretrained(tmp_path / "ours").eval())
+    np.testing.assert_allclose(again, expected, atol=1e-5, rtol=0)
+    classifier = lm.with_head(alone, its_params, "sequence_classification", n_labels=2)
+    assert classifier[0].config.pooling == "mean"
+    with pytest.raises(
+        ConfigError, match=r"no Hugging Face class; heads that have one: none, token_class"
+    ):
+        lm.to_hf(*classifier, tmp_path / "refused")
+
+
 # Models whose answers vary.
 GREEDY = (
     "marian-untied",
