@@ -12,7 +12,8 @@ from lm import evaluate, export, families, tasks
 from lm.batch import Batch
 from lm.data import tokenizers
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop, paths, setup
+from lm.training import checkpoints, loop, setup
+from lm.weights.runs import paths
 from tests.lm.evaluation.test_labelled import check_label
 from tests.lm.small_models import drawn, identical
 
