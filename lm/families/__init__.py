@@ -145,10 +145,10 @@ def class_of(c: ModelConfig) -> str:
         return classes[0]
     alone = "the encoder alone of " * (family is not FAMILIES[c.family])
     known = dict.fromkeys([*family.architectures.values(), *(x.head for x in family.labels)])
+    others = f"heads that have one: {', '.join(known)}" if known else "nor has it with another head"
     raise ConfigError(
-        f"{alone}a {c.family} model with head={c.head!r} has no Hugging Face class; "
-        f"heads that have one: {', '.join(known) or 'none'}. A run of it stays usable: lm.load, "
-        "lm.evaluate and lm.label read its folder"
+        f"{alone}a {c.family} model with head={c.head!r} has no Hugging Face class; {others}. "
+        "lm.load, lm.evaluate and lm.label read the folder of its run"
     )
 
 
