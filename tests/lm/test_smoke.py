@@ -36,13 +36,7 @@ QUICK += [
     "question_answering,llama",
     "contrastive,bert",
 ]
-# the encoder of an encoder-decoder, and state-space models
-QUICK += [
-    "classification,t5",
-    "contrastive,bart",
-    "classification,mamba",
-    "token_classification,mamba2",
-]
+QUICK += ["classification,t5"]  # on the encoder alone
 EXAMPLES = pathlib.Path(smoke.__file__).parent / "examples"
 ALL = [
     f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if smoke.suits(name, family)
@@ -193,7 +187,7 @@ def test_a_task_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
     rows = trackers.read(tmp_path / "whole")
     name = config.task.name
     assert (
-        rows[0]["loss"] > (1 if name in smoke.LABELLED else 5)
+        rows[0]["loss"] > (smoke.BELOW[name] if name in smoke.LABELLED else 5)
         and rows[-1]["loss"] < smoke.BELOW[name]
     ), f"{rows[0]['loss']} -> {rows[-1]['loss']}"
 
