@@ -141,6 +141,8 @@ def defaults() -> ConfigDict:
     c.eval.generation.metrics = generation.METRICS  # docs/evaluation.md
     # "unicode" for scripts other than Latin; or a tokenizer's folder, hub id or .gguf file.
     c.eval.generation.rouge_tokenizer = words.ROUGE
+    c.eval.generation.beams = 1  # beam search with this many beams; 1 = greedy
+    c.eval.generation.length_penalty = 1.0  # of beams: above 0 favours longer answers
     c.eval.generation.every = 0  # steps; also at the last step; 0 = only then
 
     # Further evaluators: name -> {"type": ..., "every": steps, ...}; docs/write_an_evaluator.md.

@@ -54,7 +54,10 @@ def arguments(argv=None) -> argparse.Namespace:
         help="folder to write tokenizer.json and its settings to",
     )
     parser.add_argument(
-        "--field", default="text", help="the field of a record that holds the text (default: text)"
+        "--field",
+        default="text",
+        metavar="A,B",
+        help="the fields of a record that hold text (default: text)",
     )
     parser.add_argument(
         "--separator", default="", help="what divides a text file into documents (default: nothing)"
@@ -89,13 +92,14 @@ def main(argv=None) -> int:
 
     def read():
         room = SAMPLE
-        for text in sources.documents(
-            sources.find_files(args.input), args.field, args.separator, tally=tally
-        ):
-            if room > 0:
-                sample.append(text[:room])
-                room -= len(text)
-            yield text
+        for field in args.field.split(","):
+            for text in sources.documents(
+                sources.find_files(args.input), field.strip(), args.separator, tally=tally
+            ):
+                if room > 0:
+                    sample.append(text[:room])
+                    room -= len(text)
+                yield text
         if not sample:
             raise sources.DataError(f"{args.input}: no document with any text in it")
 

@@ -10,6 +10,7 @@ from lm.printing import program
 LEAST = {
     "batch_size": 1,
     "max_new_tokens": 1,
+    "beams": 1,
     "max_rows": 0,
     "cap": 0,
     "max_examples": 0,
@@ -24,6 +25,10 @@ FIXED = {  # flags of --examples that --superni does not take, and their default
     "metrics": generation.METRICS,
     "hold_out": "",
     "max_examples": 0,
+    "prompt_field": "",
+    "completion_field": "",
+    "beams": 1,
+    "length_penalty": 1.0,
 }
 
 # tasks with labels, for the help; lm.tasks would take a second to import
@@ -150,6 +155,18 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         "--format", default="auto", help=f"auto (default), {', '.join(records.FORMATS)}"
     )
     asked.add_argument(
+        "--prompt_field",
+        "--prompt-field",
+        default="",
+        help="of format completion: the field of the prompt (default: a run's own, or prompt)",
+    )
+    asked.add_argument(
+        "--completion_field",
+        "--completion-field",
+        default="",
+        help="of format completion: the field of the answer (default: a run's own, or completion)",
+    )
+    asked.add_argument(
         "--template",
         default="",
         help=f"of a model that was not trained with one: {', '.join(templates.TEMPLATES)}",
@@ -170,7 +187,7 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     asked.add_argument(
         "--metrics",
         default=generation.METRICS,
-        help=f"comma-separated, of {', '.join(scores.METRICS)}",
+        help=f"comma-separated, of {', '.join((*scores.METRICS, *scores.OF_CORPUS))}",
     )
     asked.add_argument(
         "--rouge_tokenizer",
@@ -188,6 +205,20 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         default=128,
         metavar="N",
         help="tokens an answer (default 128)",
+    )
+    asked.add_argument(
+        "--beams",
+        type=int,
+        default=1,
+        metavar="N",
+        help="search with N beams (default 1: greedy)",
+    )
+    asked.add_argument(
+        "--length_penalty",
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        help="of beams: above 0 favours longer answers (default 1)",
     )
     asked.add_argument(
         "--cap",
@@ -238,6 +269,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("give --model: a run folder, model directory, hub id or .gguf file")
     if not args.model and (args.encodings or args.answers):
         raise ValueError("--encodings and --answers are of a model: give --model too")
+    if args.length_penalty != 1.0 and args.beams == 1:
+        raise ValueError(f"--length-penalty={args.length_penalty} is of a search: give --beams too")
     if args.encodings and not args.superni:
         raise ValueError("--encodings is of --superni; --examples has --template-options")
     if args.superni:

@@ -7,12 +7,12 @@ import sys
 
 from lm.data import templates
 from lm.data.records import reading as records
-from lm.data.records.reading import Reading
+from lm.data.records.reading import PAIR, Reading
 from lm.evaluation import generation, scores, words
 from lm.evaluation.progress import bar
 from lm.models.config import ConfigError
 from lm.phases import phase
-from lm.weights.loading import kept_template, load, load_template
+from lm.weights.loading import kept_template, load, load_template, run_config
 
 
 @phase("evaluating")
@@ -22,7 +22,12 @@ def of_examples(args) -> tuple[dict, str]:
     Raises ValueError or OSError.
     """
     metrics = scores.chosen(args.metrics, words.tokenize_of(args.rouge_tokenizer))
-    reading = Reading(args.format, args.cap or 0, args.hold_out)
+    trained = run_config(args.model).get("task", {})
+    fields = [
+        getattr(args, name) or trained.get(name) or usual
+        for name, usual in zip(("prompt_field", "completion_field"), PAIR, strict=True)
+    ]
+    reading = Reading(args.format, args.cap or 0, args.hold_out, pair=(fields[0], fields[1]))
     read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
     model, params, tokenizer = load(args.model, args.dtype)
     template = template_of(args, tokenizer)
@@ -45,6 +50,8 @@ def of_examples(args) -> tuple[dict, str]:
             template,
             batch_size=args.batch_size,
             on_batch=done,
+            beams=args.beams,
+            length_penalty=args.length_penalty,
         )
     found = generation.scored(asked, given, metrics)
     tasks = [question.record.task for question in asked]
@@ -60,6 +67,9 @@ def of_examples(args) -> tuple[dict, str]:
         "all": scores.numbers(lines[0]),
         "tasks": {line.name: scores.numbers(line) for line in lines[1:]},
         "rouge_tokenizer": args.rouge_tokenizer,
+        "signatures": scores.signatures(found),
+        "beams": args.beams,
+        "length_penalty": args.length_penalty,
         "warnings": notes,
         "categories": {line.name: scores.numbers(line) for line in categories},
     }
@@ -73,16 +83,23 @@ def of_examples(args) -> tuple[dict, str]:
     if args.answers:
         generation.write_answers(pathlib.Path(args.answers), asked, given, found)
     said = (
-        f"template {template.name}, greedy, at most {args.max_new_tokens} tokens; 95 % intervals, "
-        "whole tasks drawn again\n\n"
+        f"template {template.name}, {_search(args)}, at most {args.max_new_tokens} tokens; 95 % "
+        "intervals, whole tasks drawn again\n\n"
     )
     said += scores.formatted(lines) + (
         f"\n\nby category\n\n{scores.formatted(categories)}" if len(categories) > 1 else ""
     )
+    said += "".join(f"\n\n{name}: {x}" for name, x in scores.signatures(found).items())
     shortened = numbers["shortened_prompts"]
     return numbers, said + (
         f"\n\n{shortened} prompts were shortened to fit the model" if shortened else ""
     )
+
+
+def _search(args) -> str:
+    if args.beams == 1:
+        return "greedy"
+    return f"{args.beams} beams, length penalty {args.length_penalty:g}"
 
 
 def template_of(args, tokenizer) -> templates.Template:

@@ -16,7 +16,8 @@ from lm.data.records.examples import Example, Record
 from lm.data.records.turns import THINK, without_reasoning
 from lm.data.templates import Template
 from lm.evaluation import scores
-from lm.generation import GenerationError, generate
+from lm.evaluation.corpus import Statistics
+from lm.generation import Beams, GenerationError, Greedy, generate
 from lm.generation.text import decoded
 from lm.models import LanguageModel, inputs
 from lm.models.config import ModelConfig
@@ -108,8 +109,10 @@ def answers(
     *,
     batch_size: int = 16,
     on_batch: Callable[[int], None] | None = None,
+    beams: int = 1,
+    length_penalty: float = 1.0,
 ) -> list[Answer]:
-    """Generate the model's greedy answer to each question.
+    """Generate the model's answer to each question: greedy, or by a search with several beams.
 
     It ends at the template's stop token, an end-of-text token, or the budget.
     """
@@ -119,8 +122,9 @@ def answers(
         params,
         [question.ids for question in asked],
         max_new_tokens,
+        Beams(beams, length_penalty) if beams > 1 else Greedy(),
         stop_tokens=sorted(stop),
-        batch_size=batch_size,
+        batch_size=beams * batch_size,
         on_batch=on_batch,
     )
     # a forced last token (BART) is not chosen by the model
@@ -155,16 +159,27 @@ def _references(record: Record, example: Example, number: int) -> tuple[str, ...
 def scored(
     asked: Sequence[Question],
     given: Sequence[Answer],
-    metrics: Mapping[str, Callable[[str, str], float]],
-) -> dict[str, np.ndarray]:
-    """Score each answer: metric -> float [N]; stop_rate is 1 where the model ended it."""
+    metrics: Mapping[str, scores.Metric],
+) -> dict[str, Any]:
+    """Score each answer, as scores.score does; stop_rate is 1 where the model ended it."""
     found = scores.score(
         [answer.text for answer in given], [question.references for question in asked], metrics
     )
     return found | {"stop_rate": np.array([answer.stopped for answer in given], np.float64)}
 
 
-def by_category(asked: Sequence[Question], found: Mapping[str, np.ndarray]) -> list[scores.Scored]:
+def each(found: Mapping[str, scores.Values]) -> dict[str, np.ndarray]:
+    """The metrics that every answer has a score of, without stop_rate."""
+    return {
+        name: values
+        for name, values in found.items()
+        if name != "stop_rate" and not isinstance(values, Statistics)
+    }
+
+
+def by_category(
+    asked: Sequence[Question], found: Mapping[str, scores.Values]
+) -> list[scores.Scored]:
     """Mean scores per task category, as in Wang et al. 2022's script; [] without categories."""
     rows = [row for row, question in enumerate(asked) if question.record.category]
     if not rows:
@@ -177,8 +192,8 @@ def by_category(asked: Sequence[Question], found: Mapping[str, np.ndarray]) -> l
 
 
 def baselines(
-    asked: Sequence[Question], metrics: Mapping[str, Callable[[str, str], float]], seed: int = 0
-) -> dict[str, dict[str, np.ndarray]]:
+    asked: Sequence[Question], metrics: Mapping[str, scores.Metric], seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """Scores of two trivial baselines: copying the input, and copying a demonstration's answer."""
     inputs = scores.copy_input(
         [question.record.input or question.record.instruction for question in asked]
@@ -197,10 +212,10 @@ def write_answers(
     path: pathlib.Path,
     asked: Sequence[Question],
     given: Sequence[Answer],
-    found: Mapping[str, np.ndarray],
+    found: Mapping[str, scores.Values],
 ) -> None:
     """Write one JSON object per line: task, prompt, answer, references, reasoning if any, stopped
-    and scores."""
+    and scores, without those of the corpus."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for number, (question, answer) in enumerate(zip(asked, given, strict=True)):
@@ -212,7 +227,7 @@ def write_answers(
             }
             row |= {"reasoning": answer.reasoning} if answer.reasoning else {}
             row |= {"stopped": answer.stopped} | {
-                name: float(values[number]) for name, values in found.items() if name != "stop_rate"
+                name: float(values[number]) for name, values in each(found).items()
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

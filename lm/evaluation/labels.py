@@ -18,6 +18,8 @@ class Classified:
     * micro_f1: F1 of all decisions together; equals accuracy with one label each and no class left
       out.
     * per_class: F1 of each class that was given or wanted.
+    * matthews: correlation of given and wanted classes (Matthews 1975; for more than two Gorodkin
+      2004), over all classes; 0 when one side has a single class.
     """
 
     answers: int
@@ -26,6 +28,7 @@ class Classified:
     macro_f1: float
     micro_f1: float
     per_class: dict[int, float]
+    matthews: float
 
 
 def classified(given, wanted, *, without: Sequence[int] = ()) -> Classified:
@@ -45,8 +48,25 @@ def classified(given, wanted, *, without: Sequence[int] = ()) -> Classified:
     micro = float(2 * right / (guessed + there)) if guessed + there else 0.0
     macro = float(np.mean(list(found.values()))) if found else 0.0
     return Classified(
-        len(hits), float(hits.mean()), wilson(int(hits.sum()), len(hits)), macro, micro, found
+        len(hits),
+        float(hits.mean()),
+        wilson(int(hits.sum()), len(hits)),
+        macro,
+        micro,
+        found,
+        _matthews(given, wanted),
     )
+
+
+def _matthews(given: np.ndarray, wanted: np.ndarray) -> float:
+    classes = np.unique(np.concatenate([given, wanted]))[:, None]
+    one_given, one_wanted = given == classes, wanted == classes
+    centred = [x - x.mean(axis=1, keepdims=True) for x in (one_given, one_wanted)]
+    both, first, second = (
+        float(np.sum(a * b)) for a, b in (centred, [centred[0]] * 2, [centred[1]] * 2)
+    )
+    size = float(np.sqrt(first * second))
+    return both / size if size else 0.0
 
 
 def correlated(given, wanted) -> tuple[float, float]:

@@ -5,7 +5,7 @@ model's outputs and the label names.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,30 +29,43 @@ def of_classes(records, rows, given, names) -> tuple[dict, str, list[dict]]:
         }
         for record, want, got, x in zip(records, wanted, chosen, given, strict=True)
     ]
-    return _numbers(found, names), _said(found, "texts"), predictions
+    return numbers_of(found, names), worded(found, names, "texts"), predictions
 
 
 def of_values(records, rows, given, names) -> tuple[dict, str, list[dict]]:
     """Score the value of each text."""
     values, wanted = [float(x[0]) for x in given], [float(record.label) for record in records]
-    pearson, spearman = labels.correlated(values, wanted)
-    error = float(np.mean(np.square(np.subtract(values, wanted))))
-    numbers = {
-        "mean_squared_error": error,
-        "pearson": _finite(pearson),
-        "spearman": _finite(spearman),
-    }
-    said = (
-        f"mean squared error {error:.4f}, Pearson {pearson:.3f}, Spearman {spearman:.3f} over "
-        f"{len(values):,} texts"
-    )
+    numbers = numbers_of_values(values, wanted)
     return (
         numbers,
-        said,
+        worded_values(numbers, len(values)),
         [
             {"text": r.text, "label": w, "predicted": v}
             for r, w, v in zip(records, wanted, values, strict=True)
         ],
+    )
+
+
+def numbers_of_values(given, wanted) -> dict[str, float | None]:
+    """Scores of values; a correlation of a constant is None."""
+    pearson, spearman = labels.correlated(given, wanted)
+    return {
+        "mean_squared_error": float(np.mean(np.square(np.subtract(given, wanted)))),
+        "pearson": _finite(pearson),
+        "spearman": _finite(spearman),
+    }
+
+
+def worded_values(numbers: Mapping[str, float | None], texts: int) -> str:
+    """Scores of values in words."""
+    pearson, spearman = (
+        "undefined" if numbers[name] is None else f"{numbers[name]:.3f}"
+        for name in ("pearson", "spearman")
+    )
+    error = numbers["mean_squared_error"]
+    return (
+        f"mean squared error {error:.4f}, Pearson {pearson}, Spearman {spearman} over "
+        f"{texts:,} texts"
     )
 
 
@@ -66,7 +79,7 @@ def of_tags(records, rows, given, names) -> tuple[dict, str, list[dict]]:
         wanted_of[row.document] += [row.targets[i] for i in at]
     outside = [names.index("O")] if "O" in names else []
     found = labels.classified(np.concatenate(said_of), np.concatenate(wanted_of), without=outside)
-    numbers, said = _numbers(found, names), _said(found, "words")
+    numbers, said = numbers_of(found, names), worded(found, names, "words")
     spelled = [[[names[i] for i in tags] for tags in side] for side in (wanted_of, said_of)]
     if is_bio(names):
         numbers["entities"] = f1 = entity_f1(*spelled)
@@ -198,21 +211,25 @@ def of_vectors(records, rows, given, names) -> tuple[dict, str, list[dict]]:
     return numbers, f"{said} over {len(ranks):,} texts, each among {len(others):,}", predictions
 
 
-def _numbers(found: labels.Classified, names: Sequence[str]) -> dict[str, Any]:
+def numbers_of(found: labels.Classified, names: Sequence[str]) -> dict[str, Any]:
+    """Scores of classes for JSON."""
     return {
         "accuracy": found.accuracy,
         "accuracy_interval": list(found.interval),
         "macro_f1": found.macro_f1,
         "micro_f1": found.micro_f1,
         "f1": {names[label]: value for label, value in found.per_class.items()},
+        "matthews": found.matthews,
     }
 
 
-def _said(found: labels.Classified, what: str) -> str:
+def worded(found: labels.Classified, names: Sequence[str], what: str) -> str:
+    """Scores of classes in words; with the F1 of the second of two classes."""
     low, high = found.interval
+    second = f", F1 of {names[1]} {found.per_class.get(1, 0.0):.4f}" if len(names) == 2 else ""
     return (
-        f"accuracy {found.accuracy:.4f} [{low:.4f}, {high:.4f}], macro F1 {found.macro_f1:.4f} "
-        f"over {found.answers:,} {what}"
+        f"accuracy {found.accuracy:.4f} [{low:.4f}, {high:.4f}], macro F1 {found.macro_f1:.4f}"
+        f"{second}, Matthews {found.matthews:.4f} over {found.answers:,} {what}"
     )
 
 

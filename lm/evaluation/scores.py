@@ -3,7 +3,8 @@
 Two normalisations are in use and give different scores, so they are named apart. That of
 Super-NaturalInstructions (Wang et al. 2022, arXiv 2204.07705) keeps articles; that of SQuAD
 (Rajpurkar et al. 2016, section 6.1) drops them. The score of an answer is the best over its
-references, between 0 and 1; tables show 100 times the mean over answers.
+references, between 0 and 1; tables show 100 times the mean over answers. Metrics of a whole corpus
+(lm/evaluation/corpus.py) are no means.
 """
 
 import collections
@@ -12,10 +13,13 @@ import functools
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lm.evaluation import words
+from lm.evaluation.corpus import METRICS as OF_CORPUS
+from lm.evaluation.corpus import Corpus, Statistics
 from lm.evaluation.words import Tokenize
 
 byte_pairs = words.byte_pairs
@@ -126,19 +130,23 @@ METRICS: Mapping[str, Callable[[str, str], float]] = {
 }
 
 
-def chosen(
-    names: str | Sequence[str], tokenize: Tokenize | None = None
-) -> dict[str, Callable[[str, str], float]]:
+Metric = Callable[[str, str], float] | Corpus
+Values = np.ndarray | Statistics  # of a metric, for each answer
+
+
+def chosen(names: str | Sequence[str], tokenize: Tokenize | None = None) -> dict[str, Metric]:
     """Select metrics by name, in this order; `tokenize` makes the words of ROUGE.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name, or without the package that a metric needs.
     """
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     known = {**METRICS, **(rouge_of(tokenize) if tokenize else {})}
     for name in names:
-        if name not in known:
-            raise ValueError(f"metric {name!r} is unknown; one of {', '.join(known)}")
-    return {name: known[name] for name in names}
+        if name not in known and name not in OF_CORPUS:
+            raise ValueError(
+                f"metric {name!r} is unknown; one of {', '.join((*known, *OF_CORPUS))}"
+            )
+    return {name: Corpus(name) if name in OF_CORPUS else known[name] for name in names}
 
 
 def best(metric: Callable[[str, str], float], answer: str, references: Sequence[str]) -> float:
@@ -151,9 +159,9 @@ def best(metric: Callable[[str, str], float], answer: str, references: Sequence[
 def score(
     answers: Sequence[str],
     references: Sequence[Sequence[str]],
-    metrics: Mapping[str, Callable[[str, str], float]],
-) -> dict[str, np.ndarray]:
-    """Score every answer: metric name -> float [N] in [0, 1].
+    metrics: Mapping[str, Metric],
+) -> dict[str, Any]:
+    """Score every answer: metric name -> float [N] in [0, 1], or Statistics of a corpus metric.
 
     Raises ValueError for an answer without references.
     """
@@ -163,7 +171,17 @@ def score(
         )
     pairs = list(zip(answers, references, strict=True))
     return {
-        name: np.array([best(metric, *pair) for pair in pairs]) for name, metric in metrics.items()
+        name: metric.of(answers, references)
+        if isinstance(metric, Corpus)
+        else np.array([best(metric, *pair) for pair in pairs])
+        for name, metric in metrics.items()
+    }
+
+
+def signatures(found: Mapping[str, Values]) -> dict[str, str]:
+    """Metric -> sacreBLEU's signature, of the corpus metrics."""
+    return {
+        name: values.signature for name, values in found.items() if isinstance(values, Statistics)
     }
 
 
@@ -171,7 +189,8 @@ def score(
 class Scored:
     """One line of a table.
 
-    scores: metric -> 100 times the mean. intervals: metric -> its 95 % interval.
+    scores: metric -> 100 times the mean, or the score of the corpus. intervals: metric -> its 95 %
+    interval.
     """
 
     name: str
@@ -181,7 +200,7 @@ class Scored:
 
 
 def table(
-    scores: Mapping[str, np.ndarray],
+    scores: Mapping[str, Values],
     groups: Sequence[str] | None = None,
     *,
     clusters: Sequence[str] | None = None,
@@ -202,17 +221,20 @@ def table(
 
 
 def _line(
-    name: str, scores: Mapping[str, np.ndarray], rows: np.ndarray, clusters: Sequence[str] | None
+    name: str, scores: Mapping[str, Values], rows: np.ndarray, clusters: Sequence[str] | None
 ) -> Scored:
     within = None if clusters is None else [clusters[row] for row in rows]
     within = None if within is None or len(set(within)) < 2 else within
     means = {metric: 100 * float(values[rows].mean()) for metric, values in scores.items()}
-    intervals = {metric: bootstrap(100 * values[rows], within) for metric, values in scores.items()}
+    intervals = {}
+    for metric, values in scores.items():
+        low, high = bootstrap(values[rows], within)
+        intervals[metric] = (100 * low, 100 * high)
     return Scored(name, len(rows), means, intervals)
 
 
 def bootstrap(
-    values: np.ndarray,
+    values: Values,
     clusters: Sequence[str] | None = None,
     *,
     share: float = 0.95,
@@ -221,26 +243,35 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Bootstrap percentile interval of a mean (Efron and Tibshirani 1993, chapter 13).
 
-    Deterministic in `seed`. values: float [N]. clusters: the cluster of each value; whole clusters
-    are then resampled (Field and Welsh 2007). Fewer than two values or clusters have no interval:
-    (nan, nan).
+    Deterministic in `seed`. values: float [N], or Statistics, for the score of a corpus (Koehn
+    2004). clusters: the cluster of each value; whole clusters are then resampled (Field and Welsh
+    2007). Fewer than two values or clusters have no interval: (nan, nan).
     """
-    values = np.asarray(values, np.float64)
     numbers = (
         np.arange(len(values))
         if clusters is None
         else np.unique(np.asarray(clusters), return_inverse=True)[1]
     )
-    sums, counts = np.bincount(numbers, values), np.bincount(numbers)
-    n = len(sums)
-    if n < 2:
+    if len(values) < 2 or numbers.max() < 1:
         return float("nan"), float("nan")
+    if isinstance(values, Statistics):
+        counts, figure = values.counts, values.figure
+    else:
+        one = np.asarray(values, np.float64)
+        counts, figure = np.stack([one, np.ones_like(one)], axis=1), _mean
+    n = int(numbers.max()) + 1
+    sums = np.zeros((n, counts.shape[1]))
+    np.add.at(sums, numbers, counts)
     rng, means = np.random.default_rng(seed), np.empty(resamples)
     for at in range(resamples):  # one at a time, to limit memory
         drawn = np.bincount(rng.integers(n, size=n), minlength=n)
-        means[at] = drawn @ sums / (drawn @ counts)
+        means[at] = figure(drawn @ sums)
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
+
+
+def _mean(sums: np.ndarray) -> float:
+    return sums[0] / sums[1]
 
 
 def copy_input(inputs: Sequence[str]) -> list[str]:

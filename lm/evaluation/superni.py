@@ -44,7 +44,7 @@ AT_ONCE = 16  # batches between two writes to the file of answers
 NONE = "no category"
 INPUT, DEMONSTRATION = "copy input", "copy demonstration"
 
-Metrics = Mapping[str, Callable[[str, str], float]]
+Metrics = Mapping[str, scores.Metric]
 
 
 @dataclasses.dataclass(frozen=True)

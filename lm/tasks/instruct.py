@@ -40,6 +40,8 @@ class Instruct(TokenTask):
     # auto (detected from the first record), alpaca, self_instruct, superni, completion, messages,
     # sharegpt, preference
     format: str = "auto"
+    prompt_field: str = "prompt"  # of the format completion: field of the prompt
+    completion_field: str = "completion"  # of the format completion: field of the answer
     template: str = ""  # a name in lm/data/templates; "" = that of init_from's run
     turns: str = "all"  # assistant turns of a conversation that are trained: all, last
     # Few-shot examples before each prompt: the record's own, or drawn from its task. tk_instruct
@@ -71,6 +73,17 @@ class Instruct(TokenTask):
             raise ConfigError(
                 f"task.format={self.format!r} is unknown{nearest(self.format, FORMATS)}; one of "
                 f"auto, {', '.join(FORMATS)}"
+            )
+        pair = (self.prompt_field, self.completion_field)
+        if not all(pair) or len(set(pair)) < 2:
+            raise ConfigError(
+                f"task.prompt_field={pair[0]!r}, task.completion_field={pair[1]!r}: expected the "
+                "names of two fields"
+            )
+        if pair != records.PAIR and self.format not in ("auto", "completion"):
+            raise ConfigError(
+                f"task.prompt_field={pair[0]!r}, task.completion_field={pair[1]!r} are of the "
+                f"format 'completion', and task.format={self.format!r}"
             )
         self._check_template(config)
         for field, known in (("turns", TURNS), ("too_long", fitting.POLICIES)):
@@ -163,6 +176,7 @@ class Instruct(TokenTask):
             tools.max_bad_share,
             tools.seed,
             tools.holdout_share,
+            (self.prompt_field, self.completion_field),
         )
 
     def records(self, files: str, tools: Tools) -> records.Read:

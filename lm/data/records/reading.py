@@ -32,6 +32,7 @@ from lm.models.config import ConfigError, nearest
 
 PARTS = ("train", "held_out", "holdout", "all")
 NAMED = 3  # bad records or tasks that a message names
+PAIR = ("prompt", "completion")  # fields of the format completion
 SHOWN = 12  # unread fields that are reported, most frequent first
 
 
@@ -45,6 +46,7 @@ class Reading:
     which selects tasks by a hash of their name.
     max_bad_share: share of bad records above which reading fails. seed: of random selections.
     holdout: share of the training records that is held out, selected by a hash of their content.
+    pair: names of the two fields of the format completion in the files.
     """
 
     format: str = "auto"
@@ -53,6 +55,7 @@ class Reading:
     max_bad_share: float = 0.0
     seed: int = 0
     holdout: float = 0.0
+    pair: tuple[str, str] = PAIR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ def read(patterns: str, reading: Reading, part: str = "train") -> Read:
     doubts: dict[str, list[str]] = collections.defaultdict(list)
     unread: collections.Counter[str] = collections.Counter()
     for file in named:
-        for where, record in _records(file, reading.format, doubts, unread):
+        for where, record in _records(file, reading, doubts, unread):
             if isinstance(record, Record):
                 found.append(record)
             else:
@@ -176,12 +179,17 @@ def preferences(patterns: str) -> Iterator[Preference]:
 
 
 def _records(
-    file: str, format: str, doubts: dict[str, list[str]], unread: collections.Counter[str]
+    file: str, reading: Reading, doubts: dict[str, list[str]], unread: collections.Counter[str]
 ) -> Iterator[tuple[str, Record | str]]:
-    stem = pathlib.Path(file).stem
+    stem, format = pathlib.Path(file).stem, reading.format
     for where, row, problem in sources.rows(file):
         if problem:
             yield where, problem
+            continue
+        try:
+            row = _paired(row, reading)
+        except BadRecord as reason:
+            yield where, str(reason)
             continue
         format = detect(row, where) if format == "auto" else format
         if format == "superni":
@@ -212,6 +220,19 @@ def _records(
                 )
         except BadRecord as reason:
             yield where, str(reason)
+
+
+def _paired(row, reading: Reading):
+    """The row with its fields `reading.pair` under the names of the format completion."""
+    if reading.pair == PAIR or not isinstance(row, dict):
+        return row
+    missing = [name for name in reading.pair if name not in row]
+    if not missing:
+        rest = {name: value for name, value in row.items() if name not in (*PAIR, *reading.pair)}
+        return rest | {name: row[own] for name, own in zip(PAIR, reading.pair, strict=True)}
+    if reading.format == "completion":
+        raise BadRecord(f"no field {missing[0]!r}; it has {', '.join(map(repr, row))}")
+    return row
 
 
 def counted(unread: Mapping[str, int]) -> dict[str, int]:

@@ -10,11 +10,17 @@ from lm import plugins
 from lm.data.read.sources import DataError
 from lm.evaluation.evaluators.answers import Answers
 from lm.evaluation.evaluators.evaluator import Evaluator, Prepared, Result, Tools
+from lm.evaluation.evaluators.labels import Labels
 from lm.evaluation.evaluators.rows import Rows
 from lm.evaluation.evaluators.samples import Samples
 from lm.models.config import ConfigError, nearest
 
-EVALUATORS: dict[str, type[Evaluator]] = {"rows": Rows, "answers": Answers, "samples": Samples}
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "rows": Rows,
+    "labels": Labels,
+    "answers": Answers,
+    "samples": Samples,
+}
 WORDS = ("type", "every")  # fields of a section that are not the evaluator's own
 
 __all__ = [

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Answers(Evaluator):
-    """Greedy answers to questions: scores, the stop rate, and some for samples.md."""
+    """Answers to questions: scores, the stop rate, and some for samples.md."""
 
     # Instruct data, read with task.format and task.template, or "hold_out".
     files: str = ""
@@ -30,9 +30,11 @@ class Answers(Evaluator):
     metrics: str = generation.METRICS  # docs/evaluation.md
     # "unicode" for scripts other than Latin; or a tokenizer's folder, hub id or .gguf file.
     rouge_tokenizer: str = words.ROUGE
+    beams: int = 1  # beam search with this many beams; 1 = greedy
+    length_penalty: float = 1.0  # of beams: above 0 favours longer answers
 
     def check(self, config) -> None:
-        for name, least in (("max_examples", 0), ("max_new_tokens", 1)):
+        for name, least in (("max_examples", 0), ("max_new_tokens", 1), ("beams", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(
                     f"{name}={getattr(self, name)}: expected a number of at least {least}"
@@ -91,6 +93,8 @@ class Answers(Evaluator):
                 self.max_new_tokens,
                 template,
                 batch_size=BATCH,
+                beams=self.beams,
+                length_penalty=self.length_penalty,
             )
             return _result(asked, given, generation.scored(asked, given, metrics))
 
@@ -101,15 +105,15 @@ def _result(asked, given, found) -> Result:
     """100 * the mean of each metric and of the stop rate, and some answers with their scores."""
     values = {name: 100 * float(scored.mean()) for name, scored in found.items()}
     said = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in values.items())
+    said += "".join(f"\n{name}: {value}" for name, value in scores.signatures(found).items())
     shown = []
     for number in generation.spread(range(len(asked)), SHOWN):
         question, answer = asked[number], given[number]
-        marks = ", ".join(
-            f"{name} {100 * scored[number]:.0f}"
-            for name, scored in found.items()
-            if name != "stop_rate"
-        )
-        end = "" if answer.stopped else ", not ended"
-        wanted = f"(wanted: {question.references[0]}; {marks}{end})"
+        marks = [
+            f"{name} {100 * scored[number]:.0f}" for name, scored in generation.each(found).items()
+        ]
+        end = [] if answer.stopped else ["not ended"]
+        said_of = ", ".join([*marks, *end])
+        wanted = f"(wanted: {question.references[0]}{'; ' if said_of else ''}{said_of})"
         shown.append((question.text, f" {answer.text}\n\n{wanted}"))
     return Result(values, f"{len(asked)} answers: {said}", shown)

@@ -383,3 +383,16 @@ def test_the_real_files_are_not_read_as_they_are():
     assert "1,247 tasks" in tasks.warnings[0]  # one instance a task
     prompts = records.read(str(REAL / "t0" / "ag_news_classify.jsonl"), Reading()).records
     assert prompts and not any("<|endoftext|>" in r.output for r in prompts)
+
+
+def test_a_pair_is_not_read_by_the_names_of_its_fields(tmp_path):
+    path = lines(tmp_path / "x.jsonl", {"en": "Good night.", "de": "Gute Nacht.", "prompt": "no"})
+    for format in ("completion", "auto"):
+        reading = Reading(format, pair=("en", "de"))
+        (record,) = records.read(path, reading).records
+        assert (record.instruction, record.output) == ("Good night.", "Gute Nacht.")
+    with pytest.raises(DataError, match=r"line 1: no field 'fr'; it has 'en', 'de', 'prompt'"):
+        records.read(path, Reading("completion", pair=("en", "fr")))
+    # Other formats are still detected.
+    path = lines(tmp_path / "y.jsonl", {"instruction": "Add.", "output": "2"})
+    assert records.read(path, Reading(pair=("en", "de"))).records[0].instruction == "Add."

@@ -28,6 +28,26 @@ def test_a_class_left_out_counts_in_f1():
     assert labels.classified([0], [0], without=[0]).micro_f1 == 0.0
 
 
+def test_the_correlation_of_classes_is_not_that_of_matthews_formula():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        given, wanted = rng.integers(0, 2, (2, 40))
+        tp, tn = np.sum(given & wanted), np.sum((1 - given) & (1 - wanted))
+        fp, fn = np.sum(given & (1 - wanted)), np.sum((1 - given) & wanted)
+        matthews = (tp * tn - fp * fn) / math.sqrt(
+            float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+        )
+        assert labels.classified(given, wanted).matthews == pytest.approx(matthews)
+        assert scipy.stats.pearsonr(given, wanted).statistic == pytest.approx(matthews)
+    # Gorodkin 2004, equation 8, as scikit-learn computes it: 0.5 for these
+    given, wanted = np.array([0, 0, 2, 2, 1, 1]), np.array([0, 1, 2, 2, 1, 0])
+    hits, n = np.sum(given == wanted), len(given)
+    p, t = np.bincount(given), np.bincount(wanted)
+    several = (hits * n - p @ t) / math.sqrt((n * n - p @ p) * (n * n - t @ t))
+    assert labels.classified(given, wanted).matthews == pytest.approx(several)
+    assert labels.classified([1, 1], [0, 1]).matthews == 0.0
+
+
 def test_correlations_are_not_scipys():
     rng = np.random.default_rng(0)
     for _ in range(5):

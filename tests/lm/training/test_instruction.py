@@ -311,7 +311,7 @@ def test_the_commands_of_the_page_are_refused():
         (pathlib.Path(lm.__file__).parents[1] / "docs" / "data.md").read_text().replace("\\\n", "")
     )
     commands = re.findall(r"^    openbook (?:train|preview) (.*)", page, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for flags in commands:
         own = [flag for flag in shlex.split(flags) if not flag.startswith("--rows=")]
         c, _ = command_line.parse([*own, *([] if "--workdir" in flags else ["--workdir=x"])])
