@@ -59,14 +59,14 @@ def classified(given, wanted, *, without: Sequence[int] = ()) -> Classified:
 
 
 def _matthews(given: np.ndarray, wanted: np.ndarray) -> float:
-    classes = np.unique(np.concatenate([given, wanted]))[:, None]
-    one_given, one_wanted = given == classes, wanted == classes
-    centred = [x - x.mean(axis=1, keepdims=True) for x in (one_given, one_wanted)]
-    both, first, second = (
-        float(np.sum(a * b)) for a, b in (centred, [centred[0]] * 2, [centred[1]] * 2)
+    _, numbers = np.unique(np.concatenate([given, wanted]), return_inverse=True)
+    classes = int(numbers.max()) + 1
+    first, second = (
+        np.bincount(side, minlength=classes).astype(np.float64) for side in np.split(numbers, 2)
     )
-    size = float(np.sqrt(first * second))
-    return both / size if size else 0.0
+    n, hits = len(given), float(np.sum(given == wanted))
+    size = float(np.sqrt((n * n - first @ first) * (n * n - second @ second)))
+    return float(hits * n - first @ second) / size if size else 0.0
 
 
 def correlated(given, wanted) -> tuple[float, float]:
