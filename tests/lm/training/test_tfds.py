@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from configs import glue_bert, translate_transformer
 from lm.data.read import sources
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop, settings, trackers
+from lm.training import loop, settings, trackers
+from lm.weights.runs import weights as run_weights
 from tests.lm.training import runs
 
 WRITER = Path(__file__).with_name("tfds_sets.py")
@@ -65,7 +66,7 @@ def glue(name):
 
 def test_labels_of_glue_are_not_numbers_of_classes(tmp_path):
     workdir, rows = trained(glue("mrpc"), tmp_path)
-    model = checkpoints.load_params(workdir)[0]
+    model = run_weights.load_params(workdir)[0]
     assert model.config.label_names == ("not_equivalent", "equivalent")
     (last,) = [row for row in rows if "eval/validation/f1" in row]
     assert {name.split("/")[-1] for name in last if name.startswith("eval/")} == {
