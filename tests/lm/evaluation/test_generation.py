@@ -219,7 +219,7 @@ def test_the_command_asks_otherwise_than_the_run_was_trained(folder, capsys):
     [
         (["--template=tulu"], "was trained with the template 'alpaca'"),
         (["--template=tulus"], "did you mean 'tulu'"),
-        (["--metrics=bleu"], "metric 'bleu' is unknown"),
+        (["--metrics=meteor"], "metric 'meteor' is unknown"),
         (["--examples=nowhere.jsonl"], "no file matches"),
         (["--data=x.txt"], "and not both"),
         (["--max-new-tokens=0"], "expected at least 1"),
