@@ -13,7 +13,7 @@ from lm.adaptation import lora
 from lm.data import templates, tokenizers
 from lm.distributed import rules
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop, settings
+from lm.training import loop, settings
 from lm.weights import peft
 from lm.weights.loading import kept_template, load
 from lm.weights.runs import weights as run_weights
@@ -71,7 +71,7 @@ def test_what_a_lora_run_is_loaded_as_is_not_base_and_average_merged(folder):
     fresh = lora.initialise(
         base, rules.by_path(model.logical_axes()), lora.Lora(2), jax.random.key(0)
     )
-    read = checkpoints._read(
+    read = run_weights.read_arrays(
         folder / "lora" / "checkpoints" / "4", {"ema": abstract(fresh)}, partial=True
     )
     assert identical(found, lora.merge(base, read["ema"], 2.0))
