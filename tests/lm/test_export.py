@@ -15,7 +15,7 @@ from lm.data import templates
 from lm.data.tokenizers import bytes_only
 from lm.distributed import rules
 from lm.models.config import ConfigError
-from lm.training import checkpoints, loop
+from lm.training import loop
 from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
 from lm.weights import WeightsError, peft
@@ -70,7 +70,8 @@ def test_the_command_casts_when_asked(model_directory, tmp_path):
 def test_a_training_run_is_exported_in_the_dtype_asked_for(model_directory, tmp_path, monkeypatch):
     source, params = model_directory
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    monkeypatch.setattr(checkpoints, "load_model_config", lambda path: lm.from_hf(source)[0].config)
+    config = lm.from_hf(source)[0].config
+    monkeypatch.setattr(model_files, "load_model_config", lambda path: config)
     monkeypatch.setattr(
         run_weights, "load_params", lambda path: (*lm.from_hf(source), lm.load_tokenizer(source))
     )

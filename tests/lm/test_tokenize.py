@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lm import tokenize, train
-from lm.data import packed, packing
+from lm.data import cache, packed, packing
 from lm.training import trackers
 from tests.lm.training import runs
 
@@ -64,7 +64,7 @@ def test_training_packs_again_what_was_tokenised(folder, monkeypatch, capsys):
         "training: " in said and "heldout: " in said and f"rows are in {folder / 'cache'}" in said
     )
     made = folders(folder)
-    monkeypatch.setattr(packing, "save", lambda *_: pytest.fail("rows were packed again"))
+    monkeypatch.setattr(cache, "save", lambda *_: pytest.fail("rows were packed again"))
     assert train.main(arguments(folder, folder / "run", data)) == 0
     assert folders(folder) == made
 
