@@ -15,7 +15,7 @@ none of which is done here; sacreBLEU's is lower. Pieces are of a unigram model 
 run here.
 
 :tiny trains 0.2 M parameters on bytes of configs/examples/translation.jsonl in under a minute on a
-CPU: loss from 5.8 to about 1.0.
+CPU: loss from 5.7 to about 1.7; BLEU is then 2 on the same pairs.
 """
 
 from configs.defaults import defaults, specialise
