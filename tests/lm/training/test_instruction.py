@@ -164,6 +164,7 @@ def test_a_prompt_s_weight_is_that_of_evaluation_or_of_another_task(tmp_path):
         assert {float(w) for w in weights} == {prompt, 1.0}
         assert (weights == 1).sum() == 4 * len(packed.document_bytes)  # three letters, end token
     c.update_from_flattened_dict({"task.prompt_loss_weight": 0.0})
+    run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     plain = setup.training_data(c, run)
     assert isinstance(trained, Packed) and isinstance(plain, Packed)
     again = plain.extra["weights"]
