@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -41,6 +42,11 @@ def find(field: str, name: str, known: Mapping[str, type], base: type) -> Any:
         raise ConfigError(
             f"{field}={name!r} is {found!r}: expected a frozen dataclass that derives from "
             f"{base.__module__}.{base.__name__}"
+        )
+    if inspect.isabstract(found):
+        missing: Any = found
+        raise ConfigError(
+            f"{field}={name!r} does not define {', '.join(sorted(missing.__abstractmethods__))}"
         )
     return found
 

@@ -1,5 +1,6 @@
 """Base class of tasks on labelled texts and groups of texts."""
 
+import abc
 import dataclasses
 import logging
 import re
@@ -44,9 +45,9 @@ class LabelTask(Task):
     new_parameters: ClassVar[str] = CLASSIFIER
     usual_length: ClassVar[int] = 512  # tokens of a text in evaluation, if a run does not tell
 
+    @abc.abstractmethod
     def record(self, row: Mapping, where: str) -> Record:
         """Make a record of a row. Raises BadRecord."""
-        raise NotImplementedError
 
     def shape(self, length: int, model: ModelConfig) -> Shape:
         """Layout of the rows."""

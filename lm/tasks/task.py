@@ -5,6 +5,7 @@ each. `Task` has the defaults of all methods, so a task defines only what differ
 shows one in 40 lines. Methods run on the host, except `loss` and `weights`, which are compiled.
 """
 
+import abc
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +98,7 @@ class Shown:
     said: str = ""
 
 
-class Task:
+class Task(abc.ABC):
     """Base class of tasks.
 
     Class attributes:
@@ -139,7 +140,7 @@ class Task:
         """Number of texts of a row; see the class."""
         return 1
 
-    def check(self, config) -> None:
+    def check(self, config) -> None:  # noqa: B027 most tasks have nothing to check
         """Raise ConfigError, naming task.FIELD, for options that are invalid or do not fit.
 
         config: the whole config of the run, or that of one source of a mixture.
@@ -165,13 +166,13 @@ class Task:
         """Batch fields beyond those of text: name in FIELDS or `new_fields` -> shape of a row."""
         return {}
 
+    @abc.abstractmethod
     def rows(self, files: str, part: str, tools: Tools) -> Packed:
         """Pack the rows of `files`, or memory-map them from `tools.cache`.
 
         part: "train", "holdout" (what data.holdout_share holds out) or "all". Raises ConfigError
         and DataError.
         """
-        raise NotImplementedError
 
     def transform(self, tokenizer, model: ModelConfig) -> Transform | None:
         """What is done to a row whenever it is read; None = rows stay as packed.
@@ -185,9 +186,9 @@ class Task:
         """Weight of every term in the whole batch; used where there are several; compiled."""
         return {"loss": jnp.sum(batch.weights)}
 
+    @abc.abstractmethod
     def loss(self, model, params: dict, batch: Batch, rng: jax.Array | None = None) -> Loss:
         """Sums and weights of the loss; compiled. Dropout is on when `rng` is given."""
-        raise NotImplementedError
 
     def likelihood(self) -> "Task":
         """The task with the loss alone, without regularisers such as label smoothing."""

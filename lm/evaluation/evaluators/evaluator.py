@@ -1,5 +1,6 @@
 """Evaluator: measures a model between the steps of a run, in lm.evaluate, and in studies."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -69,12 +70,12 @@ class Result:
 Prepared = Callable[[dict, int], Result]
 
 
-class Evaluator:
+class Evaluator(abc.ABC):
     """Base class of evaluators: frozen dataclasses whose fields are a section of `config.evals`."""
 
-    def check(self, config) -> None:
+    def check(self, config) -> None:  # noqa: B027 may have nothing to check
         """Raise ConfigError, which begins with the field, before anything is read."""
 
+    @abc.abstractmethod
     def prepare(self, tools: Tools) -> Prepared:
         """Read what is needed, and return the function that measures params; before step 0."""
-        raise NotImplementedError

@@ -5,6 +5,7 @@ Format 1 had a section `objective` for all objectives, and their fields of recor
 """
 
 import copy
+import dataclasses
 from typing import Any
 
 from lm import tasks
@@ -29,7 +30,7 @@ MOVED = (  # fields of records, which were in `data`
     "target_length",
     "tk_instruct",
 )
-LOSS = tuple(vars(TokenTask()))  # options of the loss alone
+LOSS = tuple(field.name for field in dataclasses.fields(TokenTask))  # options of the loss alone
 
 
 def upgrade(config: dict) -> dict:

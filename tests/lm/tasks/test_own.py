@@ -174,6 +174,7 @@ def base(tmp_path_factory):
         ("no.such.module:Task", r"cannot be used .ModuleNotFoundError"),
         ("tests.lm.tasks.own_values:Value", r"cannot be used .AttributeError"),
         ("tests.lm.tasks.own_values:Loss", r"expected a frozen dataclass that derives from"),
+        ("lm.tasks.text:TokenTask", r"TokenTask' does not define rows"),
     ],
 )
 def test_a_task_that_does_not_exist_is_taken(name, said):

@@ -110,7 +110,8 @@ def test_random_tokens_take_the_place_of_labels_or_answers(task):
     config = small(task)
     config.data.files, config.data.synthetic_rows, config.samples.prompts = "", 8, ()
     if task in TEXT:
-        return settings.check(config, 8)
+        settings.check(config, 8)
+        return
     with pytest.raises(
         ConfigError,
         match=rf"^data\.synthetic_rows=8: the task '{task}' does not learn from random tokens",

@@ -64,7 +64,8 @@ def test_a_config_that_cannot_work_is_started(tmp_path, monkeypatch, field, valu
     c = tiny.get_config()
     c.update_from_flattened_dict(field if isinstance(field, dict) else {field: value})
     if said is None:
-        return settings.check(c, 8)
+        settings.check(c, 8)
+        return
     # The config's data files do not exist here, so reading them would be a different error.
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=said):
