@@ -4,8 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from lm.data.packed import Packed
-from lm.models.config import ConfigError
-from lm.tasks.task import Tools
+from lm.tasks.task import Tools, check_stride
 from lm.tasks.text import TextTask
 
 
@@ -22,11 +21,7 @@ class NextToken(TextTask):
 
     def check(self, config) -> None:
         super().check(config)
-        if not 0 <= self.stride <= config.length:
-            raise ConfigError(
-                f"task.stride={self.stride}: expected at most length={config.length}, or 0 for "
-                "windows that do not overlap"
-            )
+        check_stride(self.stride, config.length)
 
     def rows(self, files: str, part: str, tools: Tools, stride: int = 0) -> Packed:
         return super().rows(files, part, tools, self.stride if part == "train" else 0)

@@ -12,10 +12,10 @@ from lm.data.encode import labels as label_rows
 from lm.data.encode.labels import Shape
 from lm.data.records import labels as labelled
 from lm.losses import Loss
-from lm.models.config import ConfigError, ModelConfig
+from lm.models.config import ModelConfig
 from lm.tasks import labels as given
 from lm.tasks.labels import RowTask
-from lm.tasks.task import Shown
+from lm.tasks.task import Shown, check_stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,7 @@ class QuestionAnswering(RowTask):
 
     def check(self, config) -> None:
         super().check(config)
-        if not 0 <= self.stride <= config.length:
-            raise ConfigError(
-                f"task.stride={self.stride}: expected at most length={config.length}, or 0 for "
-                "windows that do not overlap"
-            )
+        check_stride(self.stride, config.length)
 
     def record(self, row, where: str) -> labelled.Question:
         return labelled.question(row, where)

@@ -221,3 +221,12 @@ def share(name: str, value: float, least: float = 0.0, most: float = 1.0) -> flo
             f"task.{name}={value}: expected a number above {least:g}, at most {most:g}"
         )
     return value
+
+
+def check_stride(stride: int, length: int) -> None:
+    """Raise ConfigError for a task.stride that windows of `length` tokens cannot have."""
+    if not 0 <= stride <= length:
+        raise ConfigError(
+            f"task.stride={stride}: expected at most length={length}, or 0 for windows that do "
+            "not overlap"
+        )
