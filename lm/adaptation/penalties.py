@@ -13,10 +13,8 @@ import jax.numpy as jnp
 
 from lm.batch import Batch
 from lm.distributed.rules import by_path
-from lm.losses import Loss, Term, cross_entropy
+from lm.losses import Loss, Term, cross_entropy, divergence
 from lm.losses.tokens import head_of
-
-DIRECTIONS = ("forward", "reverse")
 
 
 def l2_sp(params: dict, base: dict, only: Collection[str] | None = None) -> jax.Array:
@@ -40,19 +38,6 @@ def ewc(params: dict, base: dict, fisher: dict, only: Collection[str] | None = N
         for name, d in _differences(params, base, only).items()
     ]
     return 0.5 * jnp.sum(jnp.stack(terms))
-
-
-def divergence(logits: jax.Array, base: jax.Array, direction: str) -> jax.Array:
-    """KL(base || model) if "forward", KL(model || base) if "reverse", in nats.
-
-    Maps two arrays [..., V] to [...].
-    """
-    p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(base)
-    return (
-        jnp.sum(jnp.exp(q) * (q - p), axis=-1)
-        if direction == "forward"
-        else jnp.sum(jnp.exp(p) * (p - q), axis=-1)
-    )
 
 
 def penalised(
@@ -121,18 +106,9 @@ def summed_divergence(
         2 * batch.tokens.shape[0], batch.tokens.shape[1], model.config.vocab_size
     )
 
-    @jax.checkpoint
-    def body(total, xs):
-        mine, its, weights = xs
-        return total + jnp.sum(
-            divergence(logits(head, mine), logits(base_head, its), direction) * weights
-        ), None
-
-    return jax.lax.scan(
-        body,
-        jnp.float32(0),
-        jax.tree.map(lambda x: _chunks(x, chunk), (hidden, theirs, batch.weights)),
-    )[0]
+    return divergence.summed(
+        logits, head, hidden, logits, base_head, theirs, batch.weights, chunk, direction
+    )
 
 
 class _Listening:
@@ -157,9 +133,3 @@ def _differences(params: dict, base: dict, only: Collection[str] | None) -> dict
         name: now[name].astype(jnp.float32) - then[name].astype(jnp.float32)
         for name in (now if only is None else only)
     }
-
-
-def _chunks(x: jax.Array, chunk: int) -> jax.Array:
-    """Reshape [B, T, ...] to [ceil(T / chunk), B, chunk, ...], padded with zeros."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), *((0, 0),) * (x.ndim - 2)))
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from lm.adaptation import lora as low_rank
 from lm.adaptation.lora import Lora
-from lm.adaptation.penalties import DIRECTIONS, penalised
+from lm.adaptation.penalties import penalised
 from lm.distributed.rules import by_path
 from lm.losses import Loss
+from lm.losses.divergence import DIRECTIONS
 from lm.models.config import LM_HEADS, ConfigError, nearest
 
 

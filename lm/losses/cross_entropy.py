@@ -6,16 +6,23 @@ Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3).
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-LOGITS_AT_ONCE = 2**28  # bytes of float32 logits per chunk and device
+from lm.losses import chunks
+from lm.losses.chunks import Logits, chunk_length, join, split
 
-# (head parameters, hidden [B, C, D]) -> logits float32 [B, C, V]
-Logits = Callable[[Any, jax.Array], jax.Array]
+__all__ = [
+    "NOTHING",
+    "Extra",
+    "added_losses",
+    "chunk_length",
+    "per_token",
+    "summed",
+    "token_losses",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +79,6 @@ def _hit(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
 
 
-def chunk_length(batch_size: int, length: int, vocab_size: int) -> int:
-    """Positions per chunk, such that its logits take at most LOGITS_AT_ONCE bytes per device.
-
-    Never more than half of the length.
-    """
-    devices = max(1, jax.sharding.get_abstract_mesh().size)
-    fits = max(1, LOGITS_AT_ONCE * devices // (4 * batch_size * vocab_size))
-    return min(fits, max(1, -(-length // 2)))
-
-
 def summed(
     logits: Logits,
     head: Any,
@@ -104,13 +101,12 @@ def summed(
 def per_token(
     logits: Logits, head: Any, hidden: jax.Array, targets: jax.Array, chunk: int
 ) -> jax.Array:
-    """Cross-entropy of every position, float32 [B, T], `chunk` positions at a time."""
+    """Cross-entropy of every position, float32 [B, T], `chunk` positions at a time.
 
-    def body(_, xs):
-        return None, token_losses(logits(head, xs[0]), xs[1])
-
-    _, losses = jax.lax.scan(body, None, _split((hidden, targets), chunk))
-    return _join(losses, hidden.shape[1])
+    The backward pass computes the logits again.
+    """
+    losses = lambda head, xs: token_losses(logits(head, xs[0]), xs[1])
+    return chunks.mapped(losses, head, (hidden, targets), chunk)
 
 
 def _chunk_sums(
@@ -134,7 +130,7 @@ def _summed_forward_only(logits, chunk, extra, head, hidden, targets, weights):
     def body(total, xs):
         return jax.tree.map(jnp.add, total, _chunk_sums(logits, extra, head, *xs)), None
 
-    return jax.lax.scan(body, _nothing_yet(extra), _split((hidden, targets, weights), chunk))[0]
+    return jax.lax.scan(body, _nothing_yet(extra), split((hidden, targets, weights), chunk))[0]
 
 
 def _summed_and_gradients(logits, chunk, extra, head, hidden, targets, weights):
@@ -153,10 +149,10 @@ def _summed_and_gradients(logits, chunk, extra, head, hidden, targets, weights):
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), head)
     (total, of_head), of_hidden = jax.lax.scan(
-        body, (_nothing_yet(extra), zeros), _split((hidden, targets, weights), chunk)
+        body, (_nothing_yet(extra), zeros), split((hidden, targets, weights), chunk)
     )
     of_head = jax.tree.map(lambda g, p: g.astype(p.dtype), of_head, head)
-    return total, (of_head, _join(of_hidden, hidden.shape[1]))
+    return total, (of_head, join(of_hidden, hidden.shape[1]))
 
 
 def _scaled(logits, chunk, extra, gradients, scales):
@@ -165,20 +161,3 @@ def _scaled(logits, chunk, extra, gradients, scales):
 
 _summed = jax.custom_vjp(_summed_forward_only, nondiff_argnums=(0, 1, 2))
 _summed.defvjp(_summed_and_gradients, _scaled)
-
-
-def _split(arrays, chunk: int):
-    """Reshape [B, T, ...] to [ceil(T / chunk), B, chunk, ...], padded with zeros (weight 0)."""
-
-    def split(x):
-        short = -x.shape[1] % chunk
-        x = jnp.pad(x, ((0, 0), (0, short), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
-
-    return jax.tree.map(split, arrays)
-
-
-def _join(x: jax.Array, length: int) -> jax.Array:
-    """Inverse of `_split`."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -1,0 +1,74 @@
+"""Work along the length in chunks, so that logits exist for [B, C, V] at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+LOGITS_AT_ONCE = 2**28  # bytes of float32 logits per chunk and device
+
+# (head parameters, hidden [B, C, D]) -> logits float32 [B, C, V]
+Logits = Callable[[Any, jax.Array], jax.Array]
+
+
+def chunk_length(batch_size: int, length: int, vocab_size: int) -> int:
+    """Positions per chunk, such that its logits take at most LOGITS_AT_ONCE bytes per device.
+
+    Never more than half of the length.
+    """
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    fits = max(1, LOGITS_AT_ONCE * devices // (4 * batch_size * vocab_size))
+    return min(fits, max(1, -(-length // 2)))
+
+
+def split(arrays, chunk: int):
+    """Reshape [B, T, ...] to [ceil(T / chunk), B, chunk, ...], padded with zeros (weight 0)."""
+
+    def one(x):
+        short = -x.shape[1] % chunk
+        x = jnp.pad(x, ((0, 0), (0, short), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(one, arrays)
+
+
+def join(x: jax.Array, length: int) -> jax.Array:
+    """Inverse of `split`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def mapped(function: Callable[..., Any], head: Any, arrays: Any, chunk: int) -> Any:
+    """Apply `function(head, arrays of a chunk)` -> tree of [B, C, ...] to `chunk` positions a time.
+
+    arrays: tree of [B, T, ...]. Returns the function's tree with [B, T, ...]. The backward pass
+    computes each chunk again and sums the gradient of `head` in float32.
+    """
+    wide, narrow = _widened(head)
+
+    @jax.checkpoint
+    def body(wide, xs):
+        return function(narrow(wide), xs)
+
+    length = jax.tree.leaves(arrays)[0].shape[1]
+    _, found = jax.lax.scan(lambda _, xs: (None, body(wide, xs)), None, split(arrays, chunk))
+    return jax.tree.map(lambda x: join(x, length), found)
+
+
+def summed(function: Callable[..., jax.Array], head: Any, arrays: Any, chunk: int) -> jax.Array:
+    """Sum of `function(head, arrays of a chunk)`, a float32 scalar; see `mapped`."""
+    wide, narrow = _widened(head)
+
+    @jax.checkpoint
+    def body(total, xs):
+        return total + function(narrow(wide), xs), None
+
+    return jax.lax.scan(body, jnp.float32(0), split(arrays, chunk))[0]
+
+
+def _widened(head: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """(head in float32, function back to its dtypes), so that its gradient is summed in float32."""
+    dtypes = jax.tree.map(lambda x: x.dtype, head)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), head)
+    return wide, lambda wide: jax.tree.map(lambda x, dtype: x.astype(dtype), wide, dtypes)

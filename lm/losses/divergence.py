@@ -1,0 +1,97 @@
+"""Kullback-Leibler divergences between the predictions of two models, without [B, T, V]."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.losses import chunks
+from lm.losses.chunks import Logits
+
+DIRECTIONS = ("forward", "reverse")
+
+
+def divergence(logits: jax.Array, base: jax.Array, direction: str) -> jax.Array:
+    """KL(base || model) if "forward", KL(model || base) if "reverse", in nats.
+
+    Maps two arrays [..., V] to [...].
+    """
+    p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(base)
+    return (
+        jnp.sum(jnp.exp(q) * (q - p), axis=-1)
+        if direction == "forward"
+        else jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+    )
+
+
+def top_k_divergence(logits: jax.Array, indices: jax.Array, log_probs: jax.Array) -> jax.Array:
+    """KL(teacher || model) of K stored columns and one class of all others, in nats, [...].
+
+    logits [..., V]; indices int32 and log_probs float32 [..., K]: the teacher's K < V most probable
+    columns, which differ, and their log-probabilities. The other V - K columns count as one class
+    with the rest of the mass, for both models. By the log sum inequality (Cover & Thomas 2006,
+    theorem 2.7.1) this is at most the full divergence. Unlike renormalised top-k probabilities
+    (biased: Anshumann et al. 2025, arXiv 2503.16870), it is 0 for a model that gives each stored
+    column the teacher's own probability.
+    """
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    own = jnp.take_along_axis(logits, indices, axis=-1) - log_z[..., None]
+    others = jnp.put_along_axis(logits, indices, -jnp.inf, axis=-1, inplace=False)
+    own_rest = jax.nn.logsumexp(others, axis=-1) - log_z
+    probs = jnp.exp(log_probs)
+    rest = jnp.maximum(1.0 - jnp.sum(probs, axis=-1), 0.0)
+    of_rest = rest * (jnp.log(jnp.where(rest > 0, rest, 1.0)) - own_rest)
+    return jnp.sum(probs * (log_probs - own), axis=-1) + of_rest
+
+
+def summed(
+    logits: Logits,
+    head: Any,
+    hidden: jax.Array,
+    base_logits: Logits,
+    base_head: Any,
+    base_hidden: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    direction: str = "forward",
+    temperature: float = 1.0,
+) -> jax.Array:
+    """Weighted sum over [B, T] of `divergence` between two models, a float32 scalar.
+
+    hidden [B, T, D], base_hidden [B, T, E], weights float32 [B, T]. The logits of both are divided
+    by `temperature`, and exist for `chunk` positions at a time. No gradient flows to the base.
+    """
+    base_head, base_hidden = jax.lax.stop_gradient((base_head, base_hidden))
+
+    def of_chunk(head, xs):
+        mine, its, weights = xs
+        both = logits(head, mine), base_logits(base_head, its)
+        mine, its = both if temperature == 1.0 else (x / temperature for x in both)
+        return jnp.sum(divergence(mine, its, direction) * weights)
+
+    return chunks.summed(of_chunk, head, (hidden, base_hidden, weights), chunk)
+
+
+def summed_top_k(
+    logits: Logits,
+    head: Any,
+    hidden: jax.Array,
+    indices: jax.Array,
+    log_probs: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """Weighted sum over [B, T] of `top_k_divergence`, a float32 scalar.
+
+    indices int32 and log_probs float32 [B, T, K]: of the teacher at `temperature`, by which the
+    model's logits are divided too.
+    """
+
+    def of_chunk(head, xs):
+        hidden, indices, log_probs, weights = xs
+        found = top_k_divergence(logits(head, hidden) / temperature, indices, log_probs)
+        # Padding has K equal columns, of which the sum is no divergence.
+        return jnp.sum(jnp.where(weights > 0, found, 0.0) * weights)
+
+    return chunks.summed(of_chunk, head, (hidden, indices, log_probs, weights), chunk)
