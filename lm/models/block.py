@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lm.models.attention import Attention, CrossAttention, NeighbourAttention, View
+from lm.models.attention import Attention, Bias, CrossAttention, Mask, NeighbourAttention, View
 from lm.models.config import ModelConfig
 from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, weight
 from lm.models.ssm import Mamba2Mixer, MambaMixer
@@ -21,11 +21,11 @@ class Context:
     segments: jax.Array  # int32 [B, T]
     # None without attention; stacked on axis 0 where layers differ in kind
     view: View | None
-    bias: jax.Array | None = None  # relative position bias, [1, H, T, S]
+    bias: Bias | jax.Array | None = None  # relative position bias that all layers share
     start: jax.Array | int = 0  # index of the first token in the cache
     # the encoder's output [B, S, D]; None when its keys and values are in the cache
     encoded: jax.Array | None = None
-    encoder_mask: jax.Array | None = None  # bool [B, 1, T, S]
+    encoder_mask: Mask | None = None
     # [B, C, S, N]
     neighbours: jax.Array | None = None
     # int32 [B, C, S]: the segment that each neighbour token was retrieved for

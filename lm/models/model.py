@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lm.batch import Batch, Output
 from lm.models import inputs
-from lm.models.attention import RelativeBias, see
+from lm.models.attention import Mask, RelativeBias, biases, see
 from lm.models.block import Context
 from lm.models.config import LM_HEADS, ModelConfig
 from lm.models.embeddings import Embeddings
@@ -52,9 +52,9 @@ def transform(
     """
     c: ModelConfig = module.config
     views = [see(c, kind, segments_BT, positions_BT, cache) for kind in kinds(c)]
-    shared = (
-        module.relative_bias(views[0]) if c.relative_buckets and not c.relative_per_layer else None
-    )
+    shared = None
+    if c.relative_buckets and not c.relative_per_layer:
+        shared = biases(module.relative_bias(), views[0].mask)
     context = Context(
         segments=segments_BT,
         view=None,
@@ -162,9 +162,7 @@ class LanguageModel(nn.Module):
                 )
             around = dict(
                 encoded=encoded,
-                encoder_mask=(
-                    batch.segments[:, :, None] == jnp.asarray(encoder_segments)[:, None, :]
-                )[:, None],
+                encoder_mask=Mask.between(batch.segments, jnp.asarray(encoder_segments)),
             )
             cache = None if cache is None else {**cache, "encoder_segments": encoder_segments}
         if c.neighbour_layers:

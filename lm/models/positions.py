@@ -20,18 +20,20 @@ def sinusoids(c: ModelConfig, positions_BT: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def relative_buckets(c: ModelConfig, query_T: jax.Array, key_S: jax.Array) -> jax.Array:
+def relative_buckets(
+    buckets: int, max_distance: int, causal: bool, query_T: jax.Array, key_S: jax.Array
+) -> jax.Array:
     """Bucket of every pair of a query and a key index, int32 [T, S].
 
     See Raffel et al. 2020, section 2.1. Half of the buckets are for single distances, the other
-    half for ranges that grow with the distance up to `relative_max_distance`. A bidirectional model
-    has one set of buckets for keys before the query and one for keys after it.
+    half for ranges that grow with the distance up to `max_distance`. A bidirectional model has one
+    set of buckets for keys before the query and one for keys after it.
     """
-    buckets = c.relative_buckets if c.causal else c.relative_buckets // 2
-    single, distance = buckets // 2, np.arange(c.relative_max_distance + 1)
+    buckets = buckets if causal else buckets // 2
+    single, distance = buckets // 2, np.arange(max_distance + 1)
     with np.errstate(divide="ignore"):
         growth = np.log(distance.astype(np.float32) / single) / np.float32(
-            np.log(c.relative_max_distance / single)
+            np.log(max_distance / single)
         )
     far = np.where(
         distance < single, 0, single + np.maximum(growth, 0) * (buckets - single)
@@ -40,9 +42,9 @@ def relative_buckets(c: ModelConfig, query_T: jax.Array, key_S: jax.Array) -> ja
         np.where(distance < single, distance, np.minimum(far, buckets - 1)), jnp.int32
     )
     ahead = key_S[None, :] - query_T[:, None]
-    apart = jnp.maximum(-ahead, 0) if c.causal else jnp.abs(ahead)
-    bucket = of_distance[jnp.minimum(apart, c.relative_max_distance)]
-    return bucket if c.causal else bucket + jnp.where(ahead > 0, buckets, 0)
+    apart = jnp.maximum(-ahead, 0) if causal else jnp.abs(ahead)
+    bucket = of_distance[jnp.minimum(apart, max_distance)]
+    return bucket if causal else bucket + jnp.where(ahead > 0, buckets, 0)
 
 
 def rotary_frequencies(c: ModelConfig, theta: float) -> np.ndarray:

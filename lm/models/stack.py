@@ -102,6 +102,7 @@ def run(c: ModelConfig, blocks, x, cache, context: Context, views):
     own = differences(c)
     if not isinstance(blocks, (list, tuple)):
         if "view" in own:
+            views = [view._replace(mask=view.mask.with_window_as_data()) for view in views]
             context = dataclasses.replace(
                 context, view=jax.tree.map(lambda *each: jnp.stack(each), *views)
             )

@@ -3,66 +3,17 @@
 Rows may be packed or padded. Self-attention and cross-attention may use a KV cache.
 """
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.models.cache import ring_indices, slots
+from lm.models.attention.bias import Bias
+from lm.models.attention.dense import attend
+from lm.models.attention.mask import Mask, View
+from lm.models.cache import ring_indices
 from lm.models.config import ModelConfig
 from lm.models.layers import Norm, biased, constrain, stored, weight, wide
-from lm.models.positions import relative_buckets, rotary_angles, rotate
-
-
-class View(NamedTuple):
-    """Mask and positions that all attention layers of one kind share.
-
-    mask: bool [B, 1, T, S]. angles: from `rotary_angles`, or None. buckets: int32 [T, S], or None.
-    """
-
-    mask: jax.Array
-    angles: tuple[jax.Array, jax.Array] | None
-    buckets: jax.Array | None
-
-
-def see(c: ModelConfig, kind: str, segments_BT, positions_BT, cache=None) -> View:
-    """Build the View of the "global" or "local" layers.
-
-    `cache` is the model's cache, whose segments already include this batch, or None.
-
-    A token attends to tokens of its own document (equal segment ids; padding, id 0, attends to
-    padding). A causal model excludes later tokens. A local layer excludes tokens at a distance of
-    `sliding_window` or more. Without a cache the keys are the row's own tokens. With one they are
-    all cache slots in order, or a ring buffer of the latest ones. If the batch has more than one
-    token, its own keys follow the ring's.
-    """
-    length, window = segments_BT.shape[1], c.sliding_window if kind == "local" else 0
-    query_T, key_segments_BS = jnp.arange(length), segments_BT
-    key_S = query_T
-    if cache is not None:
-        start, key_segments_BS = cache["length"], cache["segments"]
-        query_T, key_S = start + query_T, jnp.arange(key_segments_BS.shape[1])
-        ring = slots(c, kind, len(key_S))
-        if ring < len(key_S):
-            key_S = (
-                ring_indices(start, ring)
-                if length == 1
-                else jnp.concatenate([ring_indices(start - 1, ring), query_T])
-            )
-            key_segments_BS = jnp.where(key_S < 0, -1, key_segments_BS[:, jnp.maximum(key_S, 0)])
-    mask = segments_BT[:, None, :, None] == key_segments_BS[:, None, None, :]
-    ahead = key_S[None, :] - query_T[:, None]
-    if c.causal:
-        mask &= ahead <= 0
-    if window:
-        mask &= jnp.abs(ahead) < window
-    theta = c.local_rope_theta if kind == "local" and c.local_rope_theta else c.rope_theta
-    return View(
-        mask,
-        rotary_angles(c, positions_BT, theta) if c.positions == "rotary" else None,
-        relative_buckets(c, query_T, key_S) if c.positions == "relative" else None,
-    )
+from lm.models.positions import rotate
 
 
 class RelativeBias(nn.Module):
@@ -71,40 +22,10 @@ class RelativeBias(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, view: View) -> jax.Array:
-        """Return the bias as float32 [1, H, T, S].
-
-        float32 because layers and rows that share the bias sum its gradient.
-        """
+    def __call__(self) -> Bias:
         c = self.config
-        return jnp.moveaxis(
-            wide(stored(self, "table", (c.relative_buckets, c.n_heads), "buckets heads"))[
-                view.buckets
-            ],
-            -1,
-            0,
-        )[None]
-
-
-def attend(c: ModelConfig, q_BTHK, k_BSJK, v_BSJK, mask, score_bias=None) -> jax.Array:
-    """Compute softmax(scale q k + bias) v under the mask, [B, T, H, K].
-
-    K is the head width. Each of the J key heads serves H / J query heads. With a soft cap, scaled
-    scores become cap * tanh(score / cap) before the softmax (Gemma Team 2024, section 2).
-    """
-    scale, cap = c.score_dim**-0.5 if c.score_dim else None, c.attention_softcap
-    if not cap:
-        return jax.nn.dot_product_attention(q_BTHK, k_BSJK, v_BSJK, score_bias, mask, scale=scale)
-    b, t, h, k = q_BTHK.shape
-    grouped = q_BTHK.reshape(b, t, k_BSJK.shape[2], -1, k)
-    scores = jnp.einsum(
-        "btjgk,bsjk->bjgts", grouped, k_BSJK, preferred_element_type=jnp.float32
-    ) * (scale or k**-0.5)
-    scores = jnp.where(mask[:, :, None], cap * jnp.tanh(scores / cap), jnp.finfo(jnp.float32).min)
-    y = jnp.einsum(
-        "bjgts,bsjk->btjgk", jax.nn.softmax(scores, axis=-1).astype(v_BSJK.dtype), v_BSJK
-    )
-    return y.reshape(b, t, h, k)
+        table = wide(stored(self, "table", (c.relative_buckets, c.n_heads), "buckets heads"))
+        return Bias(table, c.relative_max_distance, c.causal)
 
 
 def enter(module: nn.Module, x_BTD, name: str, with_bias: bool) -> jax.Array:
@@ -132,7 +53,7 @@ class Attention(nn.Module):
 
     With n_kv_heads == n_heads it is multi-head attention (Vaswani et al. 2017, section 3.2).
 
-    Takes x_BTD [B, T, D], a View and `shared_bias` [1, H, T, S] or None. Returns [B, T, D] and the
+    Takes x_BTD [B, T, D], a View and the bias of all layers or None. Returns [B, T, D] and the
     updated cache. The cache is None, or a dict with `key` and `value`
     [B, slots, n_kv_heads, head_dim]; the batch is written into it from index `start` on, modulo the
     slots.
@@ -158,7 +79,7 @@ class Attention(nn.Module):
             )
             cache = {**cache, "key": new_k, "value": new_v}
         if c.relative_per_layer:
-            shared_bias = RelativeBias(c, name="relative_bias")(view)
+            shared_bias = RelativeBias(c, name="relative_bias")()
         return leave(self, attend(c, q, k, v, view.mask, shared_bias), c.out_bias), cache
 
     def remember(self, old_BSJK, new_BTJK, view, start) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +88,7 @@ class Attention(nn.Module):
         When the batch has more than one token, a ring buffer is read before it is overwritten.
         """
         ring, length = old_BSJK.shape[1], new_BTJK.shape[1]
-        if view.mask.shape[-1] == ring:
+        if len(view.mask.k_index) == ring:
             slots = jax.lax.dynamic_update_slice_in_dim(
                 old_BSJK, new_BTJK, start % ring if length == 1 else start, axis=1
             )
@@ -184,7 +105,7 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """A decoder's attention to its encoder's output (Vaswani et al. 2017, section 3.2.3).
 
-    Takes x_BTD [B, T, D], source [B, S, D] and mask bool [B, 1, T, S]. Returns [B, T, D] and the
+    Takes x_BTD [B, T, D], source [B, S, D] and a Mask. Returns [B, T, D] and the
     cache, or None. With source None, `cross_key` and `cross_value` [B, S, J, K] are read from the
     cache, where an earlier call stored them.
     """
@@ -192,7 +113,7 @@ class CrossAttention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, source_BSD, mask, cache=None):
+    def __call__(self, x_BTD, source_BSD, mask: Mask, cache=None):
         c = self.config
         q = constrain(enter(self, x_BTD, "query", c.qkv_bias), "batch length heads head_dim")
         if source_BSD is None:
@@ -245,15 +166,14 @@ class NeighbourAttention(nn.Module):
             )
 
         source, of = chosen(neighbours_BCSN.astype(c.dtype)), chosen(of_BCS)
-        mask = (grouped(segments_BT)[:, None, :, None] == of[:, None, None, :]) & (of != 0)[
-            :, None, None, :
-        ]
+        mask = Mask.between(grouped(segments_BT), jnp.where(of == 0, -1, of))
         q, k, v = (
             enter(self, grouped(x_BTD), "query", False),
             enter(self, source, "key", False),
             enter(self, source, "value", False),
         )
-        y = jnp.where(mask.any(-1)[:, 0, :, None, None], attend(c, q, k, v, mask), 0)
+        some = (mask.q_segments[:, :, None] == mask.k_segments[:, None, :]).any(-1)
+        y = jnp.where(some[:, :, None, None], attend(c, q, k, v, mask), 0)
         y = jax.lax.dynamic_slice_in_dim(
             y.reshape(batch, groups * size, *y.shape[2:]), first % size, length, axis=1
         )
