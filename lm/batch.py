@@ -87,6 +87,11 @@ class Batch:
         known = {name: value for name, value in fields.items() if name in own}
         return cls(**known, **({"more": more} if more else {}))
 
+    def fields(self) -> dict[str, jax.Array]:
+        """The fields that are set, those of `more` included."""
+        own = {name: value for name, value in vars(self).items() if name != "more"}
+        return {name: x for name, x in (own | (self.more or {})).items() if x is not None}
+
     def ungrouped(self) -> "Batch":
         """The rows of all groups as rows of one batch: fields [B, G, ...] become [B * G, ...]."""
         grouped = self.tokens.ndim > len(FIELDS["tokens"].axes)
@@ -107,8 +112,11 @@ class Batch:
         encoder_positions=None,
         neighbours=None,
         neighbour_segments=None,
+        more=None,
     ) -> "Batch":
         """Make a batch, with defaults for missing fields.
+
+        more: further fields, by name.
 
         Defaults: one document per row, positions from the start of each document, next-token
         targets, and weight 1 where the next token is in the same document, else 0. So no document
@@ -162,7 +170,7 @@ class Batch:
                     f"with B = {len(tokens)}, the rows of tokens"
                 )
             given |= dict(neighbours=neighbours, neighbour_segments=of)
-        return cls(**given)
+        return cls(**given, more=None if more is None else dict(more))
 
 
 def _row(what: str, tokens, segments, positions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

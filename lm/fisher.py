@@ -86,7 +86,7 @@ def write(config, workdir: str, sampled: bool) -> None:
         raise ConfigError(
             f"--sampled draws tokens, and a model with head={run.model.config.head!r} predicts none"
         )
-    batches: Any = setup.train_batches(config, run, setup.training_data(config, run))
+    batches: Any = setup.train_source(config, run, setup.training_data(config, run))
     params = jax.tree.map(
         lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding),
         run.params,

@@ -76,7 +76,7 @@ def _read(argv: list[str]):
             "data.synthetic_rows without a tokenizer has no text to show; set data.files and "
             "tokenizer"
         )
-    sample = jax.device_get(next(setup.train_batches(config, run, packed)))
+    sample = jax.device_get(next(setup.train_source(config, run, packed)))
     task, c = run.task, run.model.config
     shifted = not task.makes_head and (c.causal or bool(c.encoder_layers))
     stops = set() if run.template is None else {templates.stop_id(run.template, run.tokenizer)}

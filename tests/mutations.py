@@ -141,8 +141,8 @@ MUTATIONS = [
     Mutation(
         4,
         "lm/training/loop.py",
-        "self.batches.restore(restored.data)",
-        "self.batches.state()",
+        "self.source.restore(restored.data, restored.carry)",
+        "self.source.position()",
         "tests/lm/training/test_loop.py::test_a_signal_loses_a_step_or_repeats_one",
     ),
     Mutation(

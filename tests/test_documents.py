@@ -70,10 +70,10 @@ def example(page):
     return re.match(r'"""(\w+\.py): ', text)[1], text
 
 
-def test_the_task_and_the_evaluator_of_the_pages_do_not_train(tmp_path, monkeypatch):
+def test_what_the_pages_write_does_not_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for page in ("write_a_task.md", "write_an_evaluator.md"):
+    for page in ("write_a_task.md", "write_an_evaluator.md", "write_a_source.md"):
         name, text = example(page)
         assert len(text.splitlines()) <= 40
         (tmp_path / name).write_text(text)
@@ -85,5 +85,7 @@ def test_the_task_and_the_evaluator_of_the_pages_do_not_train(tmp_path, monkeypa
     assert 0 <= rows[-1]["eval/lengths/length"] <= 3
     # A quarter of the 8 rows of 16 predictions is trained, rounded up in each document.
     assert 0.25 <= rows[0]["weight"] / (8 * 16) < 0.35
+    bandit = tasks.defaults("bandit:Bandit", best=101)
+    assert loop.train(runs.config(tmp_path, steps=2, task=bandit), tmp_path / "bandit") == 0
     with pytest.raises(ConfigError, match=r"task\.share=1\.0: expected 0 to less than 1"):
         settings.check(runs.config(tmp_path, task=tasks.defaults("ending:Ending", share=1.0)), 8)

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 
 from lm.batch import FIELDS, Batch
 from lm.data.packing import Packed
+from lm.data.source import Carry, Source
 from lm.distributed.sharding import field_sharding
 from lm.models import inputs
 from lm.models.config import ConfigError, ModelConfig, nearest
@@ -64,12 +65,12 @@ def shuffled(packed: Packed, seed: int) -> Any:
     return grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
 
 
-class TrainBatches:
-    """Endless iterator of global batches [batch_size, T].
+class TrainBatches(Source):
+    """Endless source of global batches [batch_size, T], read ahead of the step.
 
     Every epoch is reshuffled and transformed anew from `seed`. Each process reads only the rows
-    that its devices hold. `state()` is JSON and the same on every process, for any number of
-    processes. It counts rows, so a run with another batch size resumes at the same row.
+    that its devices hold. The position is the same on every process, for any number of processes.
+    It counts rows, so a run with another batch size resumes at the same row.
 
     packed: packed rows, or a Stream, whose rows are already transformed.
     transform: applied to packed rows only.
@@ -97,6 +98,9 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
+        return self.next()
+
+    def next(self, state: Any = None) -> Batch:
         batch = _globalise(next(self._iterator), self._rows, self._batch_size, self._sharding)
         self._read += self._batch_size
         return batch
@@ -106,13 +110,14 @@ class TrainBatches:
         row = fields_of(self._stream[0], self._transform, self.lengths, (self._seed, 0))
         return {name: x.shape[1:] for name, x in _stack([row], self._config).items()}
 
-    def state(self) -> dict:
-        """Position for a checkpoint: the number of rows read."""
+    def position(self) -> dict:
+        """The number of rows read."""
         return {"rows": self._read}
 
-    def restore(self, state: dict) -> None:
-        """Resume from a `state()`. States of an earlier version count batches instead of rows."""
-        self._begin(state["rows"] if "rows" in state else state["next_index"] * self._batch_size)
+    def restore(self, position: dict, carry: Carry | None = None) -> None:
+        """Resume from a position. Those of an earlier version count batches instead of rows."""
+        counted = "rows" in position
+        self._begin(position["rows"] if counted else position["next_index"] * self._batch_size)
 
     def _begin(self, first: int) -> None:
         self._read = first
@@ -201,11 +206,7 @@ def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """
     found = {}
     for name in sorted(set().union(*rows)):
-        if name not in FIELDS:
-            raise ConfigError(
-                f"a row has the field {name!r}{nearest(name, FIELDS)}, which lm.batch.FIELDS does "
-                f"not declare; expected some of {', '.join(FIELDS)}"
-            )
+        _check_declared(name)
         values = [np.asarray(row[name]) for row in rows if name in row]
         shapes = sorted({value.shape for value in values})
         if len(values) < len(rows) or len(shapes) > 1:
@@ -222,6 +223,41 @@ def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
             ) from None
         found[name] = cast(name, array)
     return found
+
+
+def _check_declared(name: str) -> None:
+    if name not in FIELDS:
+        raise ConfigError(
+            f"a row has the field {name!r}{nearest(name, FIELDS)}, which lm.batch.FIELDS does "
+            f"not declare; expected some of {', '.join(FIELDS)}"
+        )
+
+
+def placed(batch: Batch, abstract: Batch, config: ModelConfig | None = None) -> Batch:
+    """Put a whole batch of host arrays on the devices, with the dtypes and shardings of `abstract`.
+
+    Raises ConfigError, naming the field, for other fields or shapes than those of `abstract`, for
+    values that the declared dtype cannot hold, and as `inputs.check` does with `config`.
+    """
+    given, wanted = batch.fields(), abstract.fields()
+    for name in sorted(given.keys() | wanted.keys()):
+        _check_declared(name)
+        shapes = [list(np.shape(of[name])) if name in of else "none" for of in (given, wanted)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"the field {name!r} of a batch has shape {shapes[0]}, expected {shapes[1]}"
+            )
+    host = {name: cast(name, np.asarray(values)) for name, values in given.items()}
+    if config is not None:
+        inputs.check(config, host, learned=True)
+    return Batch.made(
+        {
+            name: jax.make_array_from_callback(
+                values.shape, wanted[name].sharding, values.__getitem__
+            )
+            for name, values in host.items()
+        }
+    )
 
 
 def cast(name: str, values: np.ndarray) -> np.ndarray:

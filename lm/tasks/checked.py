@@ -10,6 +10,7 @@ import numpy as np
 from lm.data.batches import stacked
 from lm.data.packed import Packed
 from lm.data.read.sources import DataError
+from lm.data.source import Source
 from lm.losses import Loss, Term
 from lm.models.config import ConfigError
 from lm.tasks.task import Start, Task, Transform
@@ -22,6 +23,7 @@ GUARDED = (
     "fields",
     "rows",
     "transform",
+    "source",
     "weights",
     "loss",
     "shown",
@@ -33,6 +35,7 @@ RESULTS: dict[str, Any] = {
     "fields": dict,
     "rows": Packed,
     "transform": (Transform, type(None)),
+    "source": (Source, type(None)),
     "weights": dict,
     "loss": Loss,
     "compared": Packed,

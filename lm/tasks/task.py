@@ -18,6 +18,7 @@ import numpy as np
 from lm.batch import Batch, Field
 from lm.data.packed import Packed
 from lm.data.read.sources import Tally
+from lm.data.source import Source, SourceTools
 from lm.data.templates import Template
 from lm.losses import Loss
 from lm.models import LanguageModel
@@ -179,6 +180,14 @@ class Task(abc.ABC):
 
         It is pure in the row and its random generator. Raises ConfigError if the tokenizer and the
         model do not fit.
+        """
+        return None
+
+    def source(self, rows: Packed | Any, tools: SourceTools) -> Source | None:
+        """What the steps read; None = the rows, shuffled and transformed, read ahead.
+
+        rows: of `rows`, or a mixture of sources (lm.data.mixtures.Mixture). A source can make
+        batches from the training state, such as with texts that the model writes.
         """
         return None
 

@@ -4,7 +4,7 @@ The newest verified checkpoint is restored.
 
 workdir/run.json                                         run id, stored in every checkpoint
 workdir/model/config.json, workdir/model/tokenizer/      files of the model
-workdir/checkpoints/STEP/{state,data}                    written by Orbax atomically
+workdir/checkpoints/STEP/{state,data,carry}              written by Orbax atomically
 workdir/checkpoints/STEP/digests-PART-of-PARTS           of every file, written after Orbax
 workdir/digests-PART-of-PARTS                            of config.json and model/
 """
@@ -12,14 +12,17 @@ workdir/digests-PART-of-PARTS                            of config.json and mode
 import dataclasses
 import logging
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
+from lm.data.source import Carry
 from lm.distributed.sharding import path_name
 from lm.training.state import TrainState
-from lm.weights.runs import digests
+from lm.weights.runs import carried, digests
 from lm.weights.runs import steps as step_folders
 from lm.weights.runs.paths import Folder
 from lm.weights.runs.steps import CheckpointError, folder_of, steps
@@ -30,11 +33,15 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """Restored checkpoint. step: updates done. state: on the mesh. data: state of the iterator."""
+    """Restored checkpoint.
+
+    step: updates done. state: on the mesh. data and carry: position of the source, and its arrays.
+    """
 
     step: int
     state: TrainState
     data: dict
+    carry: dict[str, np.ndarray]
 
 
 class Checkpoints:
@@ -54,21 +61,18 @@ class Checkpoints:
         self._digesting: _Digesting | None = None
         self._closed = False
 
-    def save(self, step: int, state: TrainState, data: dict) -> None:
+    def save(self, step: int, state: TrainState, data: dict, carry: Carry | None = None) -> None:
         """Start writing; return when the state may change. An existing step is not rewritten."""
         if step == self._last or step in self._manager.all_steps():
             return
         self.wait()
         about = {"step": step, "run": self._id, "data": data}
-        self._guard(
-            lambda: self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_as_dict(state)), data=ocp.args.JsonSave(about)
-                ),
-                force=True,
-            )
-        )
+        items: dict[str, Any] = {"state": ocp.args.PyTreeSave(_as_dict(state))}
+        if carry:
+            about["carry"], arrays = carried.split(carry)
+            items |= {"carry": ocp.args.PyTreeSave(arrays)} if arrays else {}
+        items["data"] = ocp.args.JsonSave(about)
+        self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True))
         self._last = step
         self._digesting = _Digesting(self._directory / str(step))
 
@@ -168,6 +172,8 @@ def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
         _refuse_other_arrays(folder, step_folders.shapes(folder), _as_dict(abstract))
         try:
             state, problem = TrainState(**read_arrays(folder, _as_dict(abstract))), ""
+            about = step_folders.saved_with(folder)
+            carry = carried.read(folder, about.get("carry", {}))
             if int(state.step) != int(folder.name):
                 problem = f"its arrays are of step {int(state.step)}"
         except Exception as e:
@@ -178,7 +184,7 @@ def restore(workdir: str | Folder, abstract: TrainState) -> Restored | None:
         if problem := step_folders.agreed(problem):
             rejected.append((folder, problem))
             continue
-        result = Restored(int(folder.name), state, step_folders.saved_with(folder)["data"])
+        result = Restored(int(folder.name), state, about["data"], carry)
         break
     for folder, reason in rejected:
         log.warning("checkpoint %s is not used: %s", folder, reason)

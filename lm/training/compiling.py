@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 
 from lm.batch import Batch
+from lm.data.batches import TrainBatches
 from lm.distributed import rules
 from lm.models.config import ConfigError
 from lm.training import flops, setup
@@ -16,20 +17,21 @@ from lm.training.several import MAIN, Together
 from lm.training.state import TrainState
 
 
-def compile_step(config, run: Run, state: TrainState, batches, out: Report):
+def compile_step(config, run: Run, state: TrainState, source, out: Report):
     """Compile the training step and report its cost to `out`.
 
-    batches: from `setup.train_batches`, which know the lengths of their rows.
+    source: from `setup.train_source`, which knows the lengths of its rows.
     """
-    c, m, lengths = config, run.model.config, batches.lengths
-    streams = batches.streams if isinstance(batches, Together) else {MAIN: batches}
+    c, m, lengths = config, run.model.config, source.lengths
+    sources = source.sources if isinstance(source, Together) else {MAIN: source}
     out.say("compiling the training step ...")
     begun = time.monotonic()
-    every = {name: stream.lengths for name, stream in streams.items()}
+    every = {name: one.lengths for name, one in sources.items()}
     batch = setup.abstract_batches(run.parts, run.rows, m, every)
-    for name, stream in streams.items():
+    for name, one in sources.items():
         part = batch[name] if isinstance(batch, dict) else batch
-        _check_rows(run.parts.batches[name].task, stream.shapes(), part)
+        if isinstance(one, TrainBatches):
+            _check_rows(run.parts.batches[name].task, one.shapes(), part)
     compiled = run.train_step.lower(state, batch).compile()
     seconds, memory, cost = (
         time.monotonic() - begun,
@@ -69,9 +71,7 @@ def compile_step(config, run: Run, state: TrainState, batches, out: Report):
 
 def _check_rows(task, rows: Mapping[str, tuple[int, ...]], batch: Batch) -> None:
     """Raise ConfigError when rows have other fields than the task declares."""
-    given = {name: value for name, value in vars(batch).items() if name != "more"}
-    given |= batch.more or {}
-    declared = {name: x.shape[1:] for name, x in given.items() if x is not None}
+    declared = {name: x.shape[1:] for name, x in batch.fields().items()}
     for name in sorted(rows.keys() | declared.keys()):
         if rows.get(name) != declared.get(name):
             raise ConfigError(

@@ -141,10 +141,11 @@ class _Loop:
             signals,
         )
         self.parts, self.sequence = run, sequence
-        self.batches = setup.train_batches(config, run, packed, others)
+        self.source = setup.train_source(config, run, packed, others)
         self.evaluations = evaluations
         self.state, self.start = self._restore(run, restored)
-        self.rows = self.batches.state()["rows"]  # read before this process started
+        # rows read before this process started
+        self.rows = self.source.position().get("rows", self.start * config.batch_size)
         self.active = jax.process_index() == 0
         self.trackers = trackers.Trackers(
             run.workdir,
@@ -169,7 +170,7 @@ class _Loop:
             sharding.activate(run.mesh, run.activations),
             phases.named("compiling the training step"),
         ):
-            compiled = compile_step(c, run, self.state, self.batches, self.out)
+            compiled = compile_step(c, run, self.state, self.source, self.out)
         self.out.start(step, c.steps)
         _status(run, c, "running", step)
         self.watch = Stopwatch()
@@ -179,7 +180,7 @@ class _Loop:
         try:
             while step < c.steps and not self.signals.stop(step):
                 with sharding.activate(run.mesh, run.activations):
-                    self.state, metrics = compiled(self.state, next(self.batches))
+                    self.state, metrics = compiled(self.state, self.source.next(self.state))
                 step += 1
                 if pending is not None:
                     self._record(*pending)
@@ -198,7 +199,7 @@ class _Loop:
     def _restore(self, run: Run, restored: Restored | None) -> tuple[TrainState, int]:
         if restored is None:
             return run.fresh_state(self.config.seed), 0
-        self.batches.restore(restored.data)
+        self.source.restore(restored.data, restored.carry)
         self.out.say(f"continuing {run.workdir} after step {restored.step}")
         return restored.state, restored.step
 
@@ -231,7 +232,7 @@ class _Loop:
             if seconds > then and step > self.start + 1
             else None
         )
-        texts, lengths = texts_of(self.parts.task, self.batches.lengths)
+        texts, lengths = texts_of(self.parts.task, self.source.lengths)
         rate = None if speed is None else speed / c.length * texts
         used = (
             None
@@ -280,19 +281,19 @@ class _Loop:
         if step == c.steps or (step % c.checkpoint.every == 0 and self.spike.since is None):
             with phases.phase(f"saving step {step}"):
                 self.trackers.sync()
-                self.checkpoints.save(
-                    step, self.state, self.batches.state() | {"sequence": self.sequence}
-                )
+                self._save(step)
         self.watch.paused(time.monotonic() - begun)
+
+    def _save(self, step: int) -> None:
+        position = self.source.position() | {"sequence": self.sequence}
+        self.checkpoints.save(step, self.state, position, self.source.carry())
 
     def _finish(self, step: int) -> None:
         """Save, plot and write the final status."""
         done = step >= self.config.steps
         with phases.phase(f"saving step {step}"):
             if step > 0:
-                self.checkpoints.save(
-                    step, self.state, self.batches.state() | {"sequence": self.sequence}
-                )
+                self._save(step)
                 self.checkpoints.verify(self.state)
             self.close()
         if self.active and step > 0:

@@ -24,6 +24,7 @@ from lm.data.mixtures import Mixture
 from lm.data.packing import Packed
 from lm.data.read.sources import Tally
 from lm.data.records.examples import Record
+from lm.data.source import SourceTools
 from lm.data.templates import Template
 from lm.distributed import rules, sharding
 from lm.distributed.mesh import make_mesh
@@ -37,6 +38,7 @@ from lm.training.initial_model import COMPUTE, initial_model
 from lm.training.parts import Part, Parts
 from lm.training.scheduled import held_out
 from lm.training.several import MAIN, Several, Together
+from lm.training.source import TaskSource, of_task
 from lm.training.state import Extras, TrainState, abstract_state, create_state
 from lm.training.step import make_train_step
 from lm.weights.runs.paths import Folder, is_remote
@@ -122,7 +124,13 @@ class Run(Reader):
 
     def weights(self, state: TrainState) -> dict:
         """Model params of a state, for evaluation and export: averaged and with adapters merged."""
-        params = average_of(state.params, state.ema)
+        return self._merged(average_of(state.params, state.ema), state)
+
+    def current(self, state: TrainState) -> dict:
+        """Model params that the next step starts from, with adapters merged."""
+        return self._merged(state.params, state)
+
+    def _merged(self, params: dict, state: TrainState) -> dict:
         if self.extras.plan is None or self.extras.plan.lora is None:
             return params
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract.fixed["base"])
@@ -302,30 +310,36 @@ def packed(part: Part, run: Reader, tally: Tally | None = None) -> Packed:
     return part.task.rows(part.config.data.files, "train", run.tools(part.config, tally))
 
 
-def train_batches(
+def train_source(
     config: settings.Config,
     run: Run,
     rows: Packed | Mixture,
     others: Mapping[str, Packed] | None = None,
-) -> batches.TrainBatches | Together:
-    """Stream of training batches, from the first step.
+) -> batches.TrainBatches | TaskSource | Together:
+    """Source of training batches, from the first step.
 
     rows: from `training_data`. others: packed rows of every further task, from `packed`.
     """
+    model = run.model.config
 
-    def stream(rows, batch_size: int, transform) -> batches.TrainBatches:
-        return batches.TrainBatches(
-            rows, batch_size, config.seed, run.rows, transform, run.model.config
-        )
+    def source(part: Part, rows) -> batches.TrainBatches | TaskSource:
+        own, task = part.config, part.task
+        given = (run.model, run.tokenizer, run.template, run.current)
+        tools = SourceTools(*given, own.batch_size, own.length, own.seed)
+        lengths = (own.length, own.length if model.encoder_layers else 0)
+        fields = task.fields(own.length, model)
+        abstract = abstract_batch(run.rows, own.batch_size, lengths, fields)
+        if found := of_task(task, rows, tools, abstract, lengths):
+            return found
+        mixed = isinstance(rows, Mixture)  # whose rows are transformed already
+        transform = None if mixed else task.transform(run.tokenizer, model)
+        return batches.TrainBatches(rows, own.batch_size, own.seed, run.rows, transform, model)
 
-    main = stream(rows, config.batch_size, None if isinstance(rows, Mixture) else run.transform)
+    main = source(run.parts.main, rows)
     if not others:
         return main
-    streams: dict[str, Any] = {MAIN: main}
-    for name, part in run.parts.further.items():
-        transform = part.task.transform(run.tokenizer, run.model.config)
-        streams[name] = stream(others[name], part.config.batch_size, transform)
-    return Together(streams)
+    further = {name: source(part, others[name]) for name, part in run.parts.further.items()}
+    return Together({MAIN: main, **further})
 
 
 def evaluation_data(config: settings.Config, run: Run) -> dict[str, Packed]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lm.batch import Batch
+from lm.data.source import Carry, Source
 from lm.losses import Loss, Term
 
 MAIN = "main"  # name of the run's own task among several
@@ -52,32 +54,39 @@ class Several:
         return Loss(terms, metrics)
 
 
-class Together:
+class Together(Source):
     """Batches of several tasks, side by side: {name: Batch}. `lengths` are those of the first."""
 
-    def __init__(self, streams: Mapping[str, Any]):
-        self._streams = dict(streams)
-        self.lengths = self._streams[MAIN].lengths
+    def __init__(self, sources: Mapping[str, Any]):
+        self.sources = dict(sources)
+        self.lengths = self.sources[MAIN].lengths
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         return self
 
     def __next__(self) -> dict[str, Batch]:
-        return {name: next(stream) for name, stream in self._streams.items()}
+        return self.next()
 
-    @property
-    def streams(self) -> dict[str, Any]:
-        """The batches of every task alone."""
-        return self._streams
+    def next(self, state: Any = None) -> Any:
+        return {name: source.next(state) for name, source in self.sources.items()}
 
-    def state(self) -> dict:
-        """Positions for a checkpoint: rows of the run's own task, and of the further ones."""
-        further = {n: stream.state() for n, stream in self._streams.items() if n != MAIN}
-        return self._streams[MAIN].state() | {"further": further}
+    def position(self) -> dict:
+        """That of the run's own task, with those of the further ones."""
+        further = {n: source.position() for n, source in self.sources.items() if n != MAIN}
+        return self.sources[MAIN].position() | {"further": further}
 
-    def restore(self, state: dict) -> None:
-        """Resume from a `state()`. A task that was not there begins at its first row."""
-        for name, stream in self._streams.items():
-            own = state if name == MAIN else state.get("further", {}).get(name)
+    def carry(self) -> dict[str, np.ndarray]:
+        return {
+            f"{name}/{array}": values
+            for name, source in self.sources.items()
+            for array, values in source.carry().items()
+        }
+
+    def restore(self, position: dict, carry: Carry | None = None) -> None:
+        """Resume from a position. A task that was not there begins at its first row."""
+        for name, source in self.sources.items():
+            own = position if name == MAIN else position.get("further", {}).get(name)
             if own is not None:
-                stream.restore(own)
+                prefix = f"{name}/"
+                arrays = {n: x for n, x in (carry or {}).items() if n.startswith(prefix)}
+                source.restore(own, {n.removeprefix(prefix): x for n, x in arrays.items()})

@@ -202,7 +202,7 @@ def test_a_task_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
 
     run = setup.prepare(config, paths.resolve(tmp_path / "half"))
-    batch = jax.device_get(next(setup.train_batches(config, run, setup.training_data(config, run))))
+    batch = jax.device_get(next(setup.train_source(config, run, setup.training_data(config, run))))
     shifted = run.model.config.causal or bool(run.model.config.encoder_layers)
     shown = preview.rows(
         batch, run.tokenizer, shifted=shifted, task=run.task, names=run.model.config.label_names

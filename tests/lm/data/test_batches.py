@@ -71,7 +71,7 @@ def test_a_restored_iterator_does_not_continue():
     whole = tokens(train_batches(PACKED), 9)
     first = train_batches(PACKED)
     tokens(first, 4)
-    state = first.state()
+    state = first.position()
     tokens(first, 2)  # prefetched after the checkpoint
     second = train_batches(PACKED)
     second.restore(state)
@@ -85,9 +85,9 @@ def test_another_batch_size_skips_or_repeats_rows():
     tokens(first, 3)
     for size in (8, 2, 4):
         second = train_batches(PACKED, size=size)
-        second.restore(first.state())
+        second.restore(first.position())
         assert np.array_equal(np.concatenate(tokens(second, 24 // size)), rows[12:36])
-        assert second.state() == {"rows": 36}
+        assert second.position() == {"rows": 36}
     old = train_batches(PACKED, size=4)
     old.restore({"next_index": 3})  # the format of earlier versions
     assert np.array_equal(tokens(old, 1)[0], rows[12:16])

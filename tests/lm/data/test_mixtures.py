@@ -123,7 +123,7 @@ def test_a_batch_of_a_mixture_depends_on_the_mesh_or_on_where_the_run_was_interr
     first = stream(mixture)
     tokens(first, 3)
     second = stream(Mixture([Part("a", rows(10, 1), 3.0), Part("b", rows(7, 2), 1.0)], seed=1))
-    second.restore(first.state())
+    second.restore(first.position())
     assert np.array_equal(tokens(second, 2), np.concatenate(expected[3:]))
 
 

@@ -181,7 +181,7 @@ def metrics_of(folder, mesh=(1, 1, 1), accumulate=1):
         m.setattr(jax, "device_count", lambda: int(np.prod(mesh)))
         m.setattr(setup, "make_mesh", lambda **sizes: small.mesh_of(*mesh))
         run = setup.prepare(config, paths.resolve(str(folder / "run")))
-    batch = next(setup.train_batches(config, run, setup.training_data(config, run)))
+    batch = next(setup.train_source(config, run, setup.training_data(config, run)))
     with sharding.activate(run.mesh, run.activations):
         return jax.device_get(run.train_step(run.fresh_state(0), batch)[1])
 

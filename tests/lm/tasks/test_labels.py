@@ -100,7 +100,7 @@ def test_a_step_on_several_devices_or_in_micro_batches_differs_from_one_device(
             m.setattr(jax, "device_count", lambda: int(np.prod(mesh)))
             m.setattr(setup, "make_mesh", lambda **sizes: small.mesh_of(*mesh))
             run = setup.prepare(config, paths.resolve(str(tmp_path / name)))
-        batch = next(setup.train_batches(config, run, setup.training_data(config, run)))
+        batch = next(setup.train_source(config, run, setup.training_data(config, run)))
         with sharding.activate(run.mesh, run.activations):
             return jax.device_get(run.train_step(run.fresh_state(0), batch)[1])
 

@@ -66,7 +66,7 @@ def test_numbers_below_zero_reach_the_loss_as_they_are(tmp_path):
     c = config(tmp_path, VALUES, "gpt2", **changes)
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     packed = setup.training_data(c, run)
-    batch = next(setup.train_batches(c, run, packed))
+    batch = next(setup.train_source(c, run, packed))
     expected = sorted(-0.7 * n / 2 for n in range(1, 9))
     first = np.asarray(batch.more["values"])[:, 0]
     np.testing.assert_allclose(sorted(first.tolist()), expected, rtol=1e-6)
@@ -85,7 +85,7 @@ def test_a_row_s_replaced_tokens_are_its_targets(tmp_path):
     run = setup.prepare(c, paths.resolve(str(tmp_path / "other")))
     assert run.model.config.label_names == ("original", "replaced")
     packed = setup.training_data(c, run)
-    batch = jax.device_get(next(setup.train_batches(c, run, packed)))
+    batch = jax.device_get(next(setup.train_source(c, run, packed)))
     replaced = batch.targets[batch.weights > 0].mean()
     assert 0.05 < replaced < 0.5
     assert {"accuracy", "loss"} <= metrics(tmp_path / "run")[0].keys()

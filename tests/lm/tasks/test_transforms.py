@@ -470,7 +470,7 @@ def test_rows_follow_seed_and_place_change_with_the_epoch_and_survive_a_resume(n
     assert len(first & second) < n / 4, "an epoch repeats the corruption of the one before"
     iterator, fresh = stream(), stream()
     take(iterator, 3)
-    fresh.restore(iterator.state())
+    fresh.restore(iterator.position())
     assert np.array_equal(take(fresh, 2), whole[3 * size : 5 * size])
 
 

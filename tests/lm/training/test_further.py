@@ -41,7 +41,7 @@ def test_the_loss_is_not_the_weighted_sum_of_two_means(tmp_path):
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     packed = setup.training_data(c, run)
     others = {name: setup.packed(part, run) for name, part in run.parts.further.items()}
-    both = next(setup.train_batches(c, run, packed, others))
+    both = next(setup.train_source(c, run, packed, others))
     assert both["main"].tokens.shape == (8, 16) and both["old"].tokens.shape == (16, 16)
     weights = np.asarray(both["old"].weights)
     assert 0 < weights.sum() < (np.asarray(both["old"].segments) > 0).sum()

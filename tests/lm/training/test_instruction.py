@@ -256,7 +256,7 @@ def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_task(tmp
     c.data.files, c.data.mixture = "", ConfigDict(mixture)
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     packed = setup.training_data(c, run)
-    batch = jax.device_get(next(setup.train_batches(c, run, packed)))
+    batch = jax.device_get(next(setup.train_source(c, run, packed)))
     trained = (batch.weights > 0).sum(1) / (batch.segments > 0).sum(1)
     of_text = np.array([packed.at(place)[0] == 1 for place in range(c.batch_size)])
     assert of_text.any() and (~of_text).any()

@@ -43,7 +43,7 @@ def test_a_mixture_numbers_a_label_by_its_source(folder, tmp_path):
     assert loop.train(c, tmp_path / "run") == 0
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     assert run.model.config.label_names == ("x", "y", "z")
-    batches = setup.train_batches(c, run, setup.training_data(c, run))
+    batches = setup.train_source(c, run, setup.training_data(c, run))
     seen = set()
     for batch in (next(batches) for _ in range(4)):
         tokens, labels = np.asarray(batch.tokens), np.asarray(batch.labels)[:, 0]
