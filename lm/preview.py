@@ -15,6 +15,7 @@ import json
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
 from lm.interrupts import entry_point
 
@@ -63,8 +64,10 @@ def _read(argv: list[str]):
     import jax
 
     from lm.data import templates
+    from lm.data.batches import TrainBatches
     from lm.data.mixtures import Mixture
     from lm.data.preview import preview
+    from lm.distributed import sharding
     from lm.training import command_line, setup
     from lm.weights.runs import paths
 
@@ -76,7 +79,11 @@ def _read(argv: list[str]):
             "data.synthetic_rows without a tokenizer has no text to show; set data.files and "
             "tokenizer"
         )
-    sample = jax.device_get(next(setup.train_source(config, run, packed)))
+    source = setup.train_source(config, run, packed)
+    ahead = isinstance(source, TrainBatches)  # others read the state
+    with sharding.activate(run.mesh, run.activations):
+        state = None if ahead else run.fresh_state(config.seed)
+        sample: Any = jax.device_get(source.next(state))
     task, c = run.task, run.model.config
     shifted = not task.makes_head and (c.causal or bool(c.encoder_layers))
     stops = set() if run.template is None else {templates.stop_id(run.template, run.tokenizer)}

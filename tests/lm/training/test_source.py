@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import tasks
+from lm import preview, tasks
 from lm.models.config import ConfigError
 from lm.training import checkpoints, loop, setup, trackers
 from lm.weights.runs import paths
@@ -109,3 +109,17 @@ def test_a_fault_of_a_source_is_not_named_with_its_file(tmp_path):
         method = getattr(source, fault if fault in ("position", "carry") else "next")
         with pytest.raises(ConfigError, match=where):
             method(state) if method.__name__ == "next" else method()
+
+
+def test_the_preview_shows_the_rows_of_the_files_and_not_what_was_drawn(tmp_path, capsys):
+    text = "import pathlib\nfrom tests.lm.training import test_source\n\n\ndef get_config():\n"
+    text += f"    return test_source.config(pathlib.Path({str(tmp_path)!r}))\n"
+    (tmp_path / "bandit.py").write_text(text)
+    folder = f"--workdir={tmp_path / 'run'}"
+    arguments = [f"--config={tmp_path / 'bandit.py'}", folder, "--json", "--rows=2"]
+    assert preview.main(arguments) == 1, "the rows of the text have copies"
+    row = json.loads(capsys.readouterr().out)["rows"][1]
+    texts = pathlib.Path(runs.text(tmp_path)).read_text().replace(" ", "\N{MIDDLE DOT}")
+    shown = "".join(token["text"] for token in row["tokens"][:-1])
+    assert shown[:10] in texts and shown not in texts, "the last token is drawn"
+    assert row["labels"][1] in (0.0, 1.0)
