@@ -176,7 +176,7 @@ MUTATIONS = [
     ),
     Mutation(
         6,
-        "lm/data/packing.py",
+        "lm/data/encode/plain_text.py",
         "yield np.array([*start, *ids, end], np.int32)",
         "yield np.array([*start, *ids], np.int32)",
         "tests/lm/data/test_packing.py::test_the_end_of_text_token_is_not_trained",

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from lm.batch import FIELDS, Batch
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.data.source import Carry, Source
 from lm.distributed.sharding import field_sharding
 from lm.models import inputs

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm.data import batches
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.data.read.sources import DataError
 from lm.models.config import ConfigError
 

@@ -102,3 +102,23 @@ def save(packed: Packed, folder: pathlib.Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         if not (isinstance(e, OSError) and folder.exists()):
             raise
+
+
+def named(count: str) -> str:
+    """Name of a count in words. A name with a quotation is unchanged."""
+    return count if "'" in count else count.replace("_", " ")
+
+
+def synthetic(vocab_size: int, rows: int, length: int, seed: int = 0) -> Packed:
+    """Random tokens, one document per row, for benchmarks."""
+    ids = np.random.default_rng(seed).integers(0, vocab_size, (rows, length + 1), dtype=np.int32)
+    index = np.arange(rows, dtype=np.int32)
+    return Packed(
+        ids[:, :-1],
+        ids[:, 1:],
+        np.ones((rows, length), np.uint16),
+        index,
+        np.ones_like(index),
+        index,
+        np.full(rows, length, np.int64),
+    )

@@ -1,189 +1,85 @@
-"""Pack documents into rows of exactly T tokens.
+"""The packer: pieces of documents in rows with one capacity or, with an encoder, two.
 
-No token is lost, and no document attends to another. A document of n tokens (start token, text,
-end-of-text token) is n - 1 predictions. Rows hold predictions, not tokens: the end-of-text token is
-always trained, and a document that is split into windows loses no prediction at the boundaries.
-Rows are filled by best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language
-Modeling", section 3).
+A piece is a document, a window of one, an example or a labelled text. Pieces are never split here,
+and no piece attends to another: each has a segment number of its own in its row.
 """
 
 import bisect
-import dataclasses
-import itertools
-import logging
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from tokenizers import processors
 
-from lm.data.cache import cached
-from lm.data.encode.encoding import affixes
 from lm.data.packed import Packed
-from lm.data.read import sources
-from lm.data.read.sources import DataError
 
-log = logging.getLogger(__name__)
+OPEN_ROWS = 512  # with two capacities: rows that are tried for each piece
+ENCODER = "encoder_"  # prefix of the fields of the encoder's side
 
-ENCODE_AT_ONCE = 256  # documents per call of the tokenizer
-
-
-def encode(
-    texts: Iterable[str], tokenizer, whole: bool = False
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (token ids int32 [n], UTF-8 bytes) per text: start token, text, end-of-text token.
-
-    The start token is the tokenizer's own, or the end-of-text token if it has none (as in GPT-2).
-    So the first token of a document is predicted too.
-    whole: encode for an encoder. The ids after the first are then the complete document: the start
-    token or [CLS], if there is one, the text, and the end-of-text token or [SEP]; so the targets
-    are the complete document.
-    Control tokens in the text stay text. Raises DataError without an end-of-text token.
-    """
-    end = _end_token(tokenizer, whole)
-    if end is None:
-        raise DataError(
-            "the tokenizer has no end-of-text token (eos_token), so documents cannot be told "
-            "apart; set one and save it again"
-        )
-    start = [end, *_first(tokenizer)] if whole else [start_token(tokenizer)]
-    texts = iter(texts)
-    while chunk := list(itertools.islice(texts, ENCODE_AT_ONCE)):
-        encoded = tokenizer(
-            chunk,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        for text, ids in zip(chunk, encoded["input_ids"], strict=True):
-            yield np.array([*start, *ids, end], np.int32), len(text.encode("utf-8"))
+Piece = Mapping[str, Sequence | np.ndarray]  # name -> values [n], or [m] on the encoder's side
 
 
-def start_token(tokenizer) -> int:
-    """Token that every document starts with."""
-    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-
-
-def as_documents(tokenizer, whole: bool = False):
-    """Make the tokenizer add the same special tokens to a text as `encode` does.
-
-    They are saved with the tokenizer, so other programs add them too. A decoder's prompt gets the
-    start token and no end token; with `whole`, a text is framed for an encoder. The tokenizer is
-    changed in place and returned; without an end-of-text token it is left unchanged.
-    """
-    end = _end_token(tokenizer, whole)
-    if end is None:
-        return tokenizer
-    before, after = (_first(tokenizer), [end]) if whole else ([start_token(tokenizer)], [])
-    if (before, after) == affixes(tokenizer):
-        return tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        log.warning(
-            "%s cannot keep what begins a document: prompts begin as it does by itself",
-            type(tokenizer).__name__,
-        )
-        return tokenizer
-    single = [*["before:0"] * bool(before), "$A:0", *["after:0"] * bool(after)]
-    special = [
-        {"id": name, "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
-        for name, ids in (("before", before), ("after", after))
-        if ids
-    ]
-    pair = [*single, "$B:1", *["after:1"] * bool(after)]
-    backend.post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=special
-    )
-    for option in ("add_bos_token", "add_eos_token"):  # would make transformers replace it
-        tokenizer.init_kwargs.pop(option, None)
-    return tokenizer
-
-
-def _end_token(tokenizer, whole: bool) -> int | None:
-    return (
-        tokenizer.sep_token_id
-        if whole and tokenizer.eos_token_id is None
-        else tokenizer.eos_token_id
-    )
-
-
-def _first(tokenizer) -> list[int]:
-    """Start token or [CLS] that an encoder reads before a document, if there is one."""
-    first = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [] if first is None else [first]
+def token_dtype(largest: int) -> type[np.generic]:
+    """Smallest dtype of token ids up to `largest`."""
+    return np.uint16 if largest < 2**16 else np.int32
 
 
 def pack(
-    encoded: Iterable[tuple[np.ndarray, int]],
-    length: int,
-    name: str = "the corpus",
-    stride: int = 0,
+    pieces: Iterable[Piece],
+    sizes: np.ndarray,
+    row_of: np.ndarray,
+    capacity: tuple[int, int],
+    dtypes: Mapping[str, type],
+    document_of: Sequence[int] | np.ndarray,
+    document_bytes: Sequence[int],
+    counts: Mapping[str, int] | None = None,
 ) -> Packed:
-    """Pack (token ids [n], bytes) pairs into rows of `length` tokens, deterministically.
+    """Rows of `capacity` (tokens, encoder tokens; 0 without an encoder) with every piece in place.
 
-    A document longer than a row becomes consecutive windows; the last target of one is the first
-    input of the next. With a `stride` less than `length`, windows overlap: predictions of the
-    previous window are read again without a loss (`extra`: weights). So every later prediction has
-    at least length - stride tokens of context.
-    Raises DataError, which calls the documents `name`, when there is nothing to predict.
+    sizes: int [P, 2], positions that each piece takes on both sides. row_of: int32 [P], its row,
+    from `rows_of`. dtypes: of the pieces' fields; tokens and targets are among them, others become
+    `Packed.extra`. document_of: [P], the document that a piece is of. document_bytes: of each
+    document.
     """
-    documents, sizes = [], []
-    for ids, size in encoded:
-        documents.append(ids)
-        sizes.append(size)
-    stride = stride or length
-    again = length - stride  # overlap of a window with the previous one
-    pieces = [
-        (document, start, min(length, len(ids) - 1 - start))
-        for document, ids in enumerate(documents)
-        for start in range(0, max(len(ids) - 1 - again, min(1, len(ids) - 1)), stride)
-    ]
-    if not pieces:
-        raise DataError(
-            f"{name} is empty: no document with any text in it; check the files, and task.field "
-            "for JSONL"
-        )
-    row_of = best_fit([size for _, _, size in pieces], length)
     rows = int(row_of.max()) + 1
-    largest = max(int(ids.max()) for ids in documents)
-    dtype = np.uint16 if largest < 2**16 else np.int32
-    tokens, targets = np.zeros((rows, length), dtype), np.zeros((rows, length), dtype)
-    segments = np.zeros((rows, length), np.uint16)
-    used, count = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    weights = np.zeros((rows, length), np.uint8) if again else None
-    segment_of = np.zeros(len(pieces), np.int32)
-    for i, (document, start, size) in enumerate(pieces):
-        row, ids = row_of[i], documents[document]
-        at = slice(used[row], used[row] + size)
-        tokens[row, at] = ids[start : start + size]
-        targets[row, at] = ids[start + 1 : start + size + 1]
+    side_of = {name: int(name.startswith(ENCODER)) for name in dtypes}
+    fields = {
+        name: np.zeros((rows, capacity[side_of[name]]), dtype) for name, dtype in dtypes.items()
+    }
+    segments = [np.zeros((rows, room), np.uint16) for room in capacity]
+    used, count, segment_of = [[0] * rows, [0] * rows], [0] * rows, []
+    for piece, row, taken in zip(pieces, row_of.tolist(), sizes.tolist(), strict=True):
+        starts = used[0][row], used[1][row]
         count[row] += 1
-        segments[row, at] = segment_of[i] = count[row]
-        if weights is not None:
-            weights[row, used[row] + (again if start else 0) : used[row] + size] = 1
-        used[row] += size
-    document_of = np.array([document for document, _, _ in pieces], np.int32)
-    extra, counts = (
-        ({}, {})
-        if weights is None
-        else ({"weights": weights}, {"read_again": int((segments > 0).sum() - weights.sum())})
-    )
+        segment_of.append(count[row])
+        for name, values in piece.items():
+            start = starts[side_of[name]]
+            fields[name][row, start : start + len(values)] = values
+        for side, name in enumerate(("tokens", f"{ENCODER}tokens")[: 1 + bool(capacity[1])]):
+            segments[side][row, starts[side] : starts[side] + len(piece[name])] = count[row]
+            used[side][row] += taken[side]
+    if capacity[1]:
+        fields[f"{ENCODER}segments"] = segments[1]
     return Packed(
-        tokens,
-        targets,
-        segments,
+        fields.pop("tokens"),
+        fields.pop("targets"),
+        segments[0],
         row_of,
-        segment_of,
-        document_of,
-        np.array(sizes, np.int64),
-        extra,
-        counts,
+        np.array(segment_of, np.int32),
+        np.asarray(document_of, np.int32),
+        np.asarray(document_bytes, np.int64),
+        fields,
+        dict(counts or {}),
     )
+
+
+def rows_of(sizes: np.ndarray, capacity: tuple[int, int]) -> np.ndarray:
+    """Row of each piece by its sizes [P, 2], int32 [P]; by the first alone without an encoder."""
+    if capacity[1]:
+        return best_fit_two(sizes, capacity)
+    return best_fit(sizes[:, 0].tolist(), capacity[0])
 
 
 def best_fit(sizes: list[int], capacity: int) -> np.ndarray:
-    """Assign each size to a row, int32 [P], by best-fit decreasing.
+    """Row of each size, int32 [P]: best-fit decreasing.
 
     Longest first, each into the fullest row with enough room.
     """
@@ -212,85 +108,30 @@ def best_fit(sizes: list[int], capacity: int) -> np.ndarray:
     return row_of
 
 
-def pack_files(
-    patterns: str,
-    tokenizer,
-    length: int,
-    cache: str | os.PathLike,
-    *,
-    field: str = "text",
-    separator: str = "",
-    whole: bool = False,
-    stride: int = 0,
-    max_bad_share: float = 0.0,
-    tally: sources.Tally | None = None,
-    share: float = 0.0,
-    held_out: bool = False,
-) -> Packed:
-    """Pack the documents of the files, or memory-map them from `cache`.
+def best_fit_two(sizes: np.ndarray, capacity: tuple[int, int]) -> np.ndarray:
+    """Row of each pair of sizes [P, 2], int32 [P]: best-fit decreasing.
 
-    share: share of the documents that is held out, selected by a hash of their text. held_out: pack
-    the held-out documents instead of the others. whole: as in `encode`. tally: counts what is read.
-    The cache key covers the content of the files, the tokenizer, the code and every argument that
-    affects the rows. Raises DataError as `pack` and `sources.documents` do.
+    The largest pairs first, each into the open row it fills most, measured by the squares of the
+    remaining space (Panigrahy et al. 2011, "Heuristics for Vector Bin Packing", section 3.2). At
+    most OPEN_ROWS rows are open: the fullest is closed, so the time is linear in the number of
+    pieces.
     """
-    files = sources.find_files(patterns)
-    options = [length, field, separator, stride % length, max_bad_share, share, held_out]
-    key = ["text", options, sources.content_hash(files)]
-    if whole:
-        key += ["whole", tokenizer.cls_token_id, tokenizer.sep_token_id]
-
-    def make() -> Packed:
-        read = sources.Tally() if tally is None else tally
-        texts = sources.documents(files, field, separator, max_bad_share=max_bad_share, tally=read)
-        left: list[int] = []
-        texts = _of_share(texts, share, held_out, left) if share else texts
-        packed = pack(encode(texts, tokenizer, whole), length, patterns, stride)
-        bad = {"bad_records": read.bad} if read.bad else {}
-        if separator and read.undivided == read.texts:
-            bad[f"text files without the separator {sources.unescaped(separator)!r}"] = read.texts
-        if share and not held_out:
-            bad["documents_held_out"] = len(left)
-        return dataclasses.replace(packed, counts={**packed.counts, **bad})
-
-    return cached(cache, key, tokenizer, make)
-
-
-def _of_share(texts: Iterable[str], share: float, held_out: bool, left: list[int]) -> Iterator[str]:
-    """Yield the documents on one side of the split, and append the numbers of the others to `left`.
-
-    Raises DataError when one side is empty.
-    """
-    number = -1
-    for number, text in enumerate(texts):
-        if sources.is_held_out(text, share) == held_out:
-            yield text
+    share = sizes / np.asarray(capacity)
+    row_of = np.zeros(len(sizes), np.int32)
+    left = np.zeros((0, 2), np.int64)
+    open_rows = np.zeros(0, np.int64)
+    rows = 0
+    for i in np.argsort(-share.sum(axis=1), kind="stable"):
+        after = left - sizes[i]
+        fits = (after >= 0).all(axis=1)
+        if fits.any():
+            at = int(np.argmin(np.where(fits, np.square(after / capacity).sum(axis=1), np.inf)))
         else:
-            left.append(number)
-    if len(left) == number + 1 > 0:
-        what = "none" if held_out else "all"
-        raise DataError(
-            f"data.holdout_share={share:g} holds out {what} of the {number + 1:,} documents; "
-            "give another share, or task.separator where "
-            "a file holds several documents"
-        )
-
-
-def named(count: str) -> str:
-    """Name of a count in words. A name with a quotation is unchanged."""
-    return count if "'" in count else count.replace("_", " ")
-
-
-def synthetic(vocab_size: int, rows: int, length: int, seed: int = 0) -> Packed:
-    """Random tokens, one document per row, for benchmarks."""
-    ids = np.random.default_rng(seed).integers(0, vocab_size, (rows, length + 1), dtype=np.int32)
-    index = np.arange(rows, dtype=np.int32)
-    return Packed(
-        ids[:, :-1],
-        ids[:, 1:],
-        np.ones((rows, length), np.uint16),
-        index,
-        np.ones_like(index),
-        index,
-        np.full(rows, length, np.int64),
-    )
+            if len(left) == OPEN_ROWS:
+                fullest = int(np.argmin((left / capacity).min(axis=1)))
+                left, open_rows = np.delete(left, fullest, 0), np.delete(open_rows, fullest)
+            left, open_rows = np.vstack([left, capacity]), np.append(open_rows, rows)
+            at, rows = len(left) - 1, rows + 1
+        left[at] -= sizes[i]
+        row_of[i] = open_rows[at]
+    return row_of

@@ -20,7 +20,7 @@ from lm import tasks
 from lm.batch import Batch
 from lm.data import batches
 from lm.data.encode.labels import Encoded, Shape
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.data.records import labels as labelled
 from lm.data.records.labels import Group, Question, Text, Words
 from lm.distributed import sharding

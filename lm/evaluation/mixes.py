@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from lm.adaptation import interpolation
-from lm.data import packing
+from lm.data.encode import plain_text
 from lm.distributed.mesh import make_mesh
 from lm.distributed.sharding import replicated
 from lm.evaluation import perplexity
@@ -58,7 +58,7 @@ def measurer(cache: str, length: int, max_rows: int, path: str):
         size = length or perplexity.row_length(path, model.config.max_length)
         perplexity.check_length(size, model.config.max_length)
         if files not in packed:
-            packed[files] = packing.pack_files(files, tokenizer, size, cache)
+            packed[files] = plain_text.pack_files(files, tokenizer, size, cache)
         if not run:
             run[0] = perplexity.make_evaluator(model, mesh, 8 * mesh.size)
         return run[0](jax.device_put(params, replicated(mesh)), packed[files], max_rows).loss

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm.data import batches
-from lm.data.packing import DataError, Packed
+from lm.data.packed import Packed
+from lm.data.read.sources import DataError
 from lm.distributed import sharding
 from lm.distributed.sharding import ACTIVATIONS, Rules
 from lm.losses.tokens import token_losses

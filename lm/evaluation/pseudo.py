@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm.batch import Batch
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.distributed import sharding
 from lm.evaluation.perplexity import Perplexity, summarise
 from lm.losses.tokens import token_losses

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lm import tasks
-from lm.data import packing
+from lm.data.encode import plain_text
 from lm.distributed.mesh import make_mesh
 from lm.distributed.sharding import replicated
 from lm.evaluation import perplexity, pseudo
@@ -42,7 +42,7 @@ def of_text(args) -> tuple[dict, str]:
     params = jax.device_put(params, replicated(mesh))
     whole = task is None or task.whole
     with tempfile.TemporaryDirectory() as cache:
-        packed = packing.pack_files(
+        packed = plain_text.pack_files(
             args.data, tokenizer, length, cache, field=field, separator=separator, whole=whole
         )
         inputs.check(

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-from lm.data import fitting, templates
-from lm.data.encode import instruct
-from lm.data.fitting import Limits
+from lm.data import templates
+from lm.data.encode import fitting, instruct
+from lm.data.encode.fitting import Limits
 from lm.data.packed import Packed
 from lm.data.records import reading as records
 from lm.data.records.reading import FORMATS, Reading

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks.task import Fields, Row
 

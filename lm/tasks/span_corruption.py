@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks import pieces, rows
 from lm.tasks.task import Fields, Row, Transform, share

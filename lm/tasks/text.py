@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 
 from lm.batch import Batch
-from lm.data import packing
+from lm.data.encode import plain_text
 from lm.data.packed import Packed
 from lm.losses import Loss
 from lm.losses.tokens import token_loss
@@ -58,8 +58,8 @@ class TokenTask(Task):
 class TextTask(TokenTask):
     """Task on plain text, packed into rows.
 
-    whole: the targets of a packed row are all tokens of each document (`packing.encode`), for tasks
-    that do not predict from left to right.
+    whole: the targets of a packed row are all tokens of each document (`plain_text.encode`), for
+    tasks that do not predict from left to right.
     """
 
     field: str = "text"  # field of a JSONL or Parquet record that holds the text
@@ -72,11 +72,11 @@ class TextTask(TokenTask):
         """Make the tokenizer add the special tokens around documents; they are saved with it."""
         if start.tokenizer is None:
             return start
-        tokenizer = packing.as_documents(start.tokenizer, self.whole)
+        tokenizer = plain_text.as_documents(start.tokenizer, self.whole)
         return dataclasses.replace(start, tokenizer=tokenizer)
 
     def rows(self, files: str, part: str, tools: Tools, stride: int = 0) -> Packed:
-        return packing.pack_files(
+        return plain_text.pack_files(
             files,
             tools.tokenizer,
             tools.length,

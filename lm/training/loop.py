@@ -13,8 +13,8 @@ import time
 import jax
 
 from lm import folders, phases
-from lm.data import packing
 from lm.data.mixtures import Mixture
+from lm.data.packed import named
 from lm.distributed import sharding
 from lm.interrupts import Stopped
 from lm.training import checkpoints, ending, flops, narrow, settings, setup, trackers
@@ -77,11 +77,11 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
         for line in packed.described() if isinstance(packed, Mixture) else ():
             out.say(f"mixture: {line}")
         if run.template is None and packed.counts:
-            counted = (f"{count:,} {packing.named(name)}" for name, count in packed.counts.items())
+            counted = (f"{count:,} {named(name)}" for name, count in packed.counts.items())
             out.say(f"data: {', '.join(counted)}")
         if run.template is not None:
             counted = ", ".join(
-                f"{packed.stats()[name]:,} {packing.named(name)}"
+                f"{packed.stats()[name]:,} {named(name)}"
                 for name in ("trained_tokens", *packed.counts)
             )
             out.say(f"template {run.template.name} {run.template.fingerprint}: {counted}")

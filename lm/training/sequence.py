@@ -10,7 +10,7 @@ import numpy as np
 
 from lm import tasks
 from lm.data.mixtures import Mixture
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.models.config import ConfigError, nearest
 from lm.tasks.task import Task
 from lm.tasks.text import TextTask, TokenTask

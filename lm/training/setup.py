@@ -18,10 +18,10 @@ from lm import tasks
 from lm.adaptation import fisher as fishers
 from lm.adaptation import plan as plans
 from lm.batch import FIELDS, Batch
-from lm.data import batches, mixtures, packing
+from lm.data import batches, mixtures
 from lm.data.encode import encoding
 from lm.data.mixtures import Mixture
-from lm.data.packing import Packed
+from lm.data.packed import Packed, synthetic
 from lm.data.read.sources import Tally
 from lm.data.records.examples import Record
 from lm.data.source import SourceTools
@@ -291,7 +291,7 @@ def training_data(
     tally: counts what is read of texts.
     """
     if config.data.synthetic_rows:
-        return packing.synthetic(
+        return synthetic(
             run.model.config.vocab_size, config.data.synthetic_rows, config.length, config.seed
         )
     if not run.parts.sources:

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from lm import tokenize, train
-from lm.data import cache, packed, packing
+from lm.data import cache, packed
+from lm.data.encode import plain_text
 from lm.training import trackers
 from tests.lm.training import runs
 
@@ -96,7 +97,7 @@ def test_an_interrupted_or_failed_save_leaves_half_a_folder(folder, monkeypatch)
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing.np, "save", interrupted)
+    monkeypatch.setattr(plain_text.np, "save", interrupted)
     assert (
         tokenize.main(arguments(folder, folder / "run", f"--config.data.files={folder / 'x.txt'}"))
         == 130

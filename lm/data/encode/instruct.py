@@ -5,10 +5,10 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from lm.data import fitting
 from lm.data.cache import cached
+from lm.data.encode import fitting
 from lm.data.encode.encoding import Encoder
-from lm.data.fitting import Limits
+from lm.data.encode.fitting import Limits
 from lm.data.packed import Packed
 from lm.data.read import sources
 from lm.data.records import reading as records

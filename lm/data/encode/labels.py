@@ -225,51 +225,42 @@ def pack(
     sizes: bytes of each record.
     """
     tagged = encoded[0].targets is not None
-    if tagged:
-        row_of = packing.best_fit([len(e.ids) for e in encoded], shape.length)
-    else:
-        row_of = np.arange(len(encoded), dtype=np.int32) // shape.texts
-    rows = int(row_of.max()) + 1
-    dtype = np.uint16 if max(max(e.ids) for e in encoded) < 2**16 else np.int32
-    tokens, segments = (
-        np.zeros((rows, shape.length), dtype),
-        np.zeros((rows, shape.length), np.uint16),
-    )
-    targets, weights, types = (
-        np.zeros((rows, shape.length), kind) for kind in (np.int32, np.uint8, np.uint8)
-    )
-    used, segment_of = np.zeros(rows, np.int32), np.zeros(len(encoded), np.int32)
-    for i, e in enumerate(encoded):
-        row = row_of[i]
-        at = slice(used[row], used[row] + len(e.ids))
-        segment_of[i] = segments[row].max() + 1
-        tokens[row, at], segments[row, at], types[row, at] = e.ids, segment_of[i], e.types
-        if e.targets is not None:
-            targets[row, at], weights[row, at] = e.targets, e.weights
-        used[row] += len(e.ids) if tagged else shape.width
-    extra: dict[str, np.ndarray] = {"weights": weights}
-    if not tagged:
-        targets = tokens  # placeholder: no token has a loss of its own
-    if encoded[0].labels:
-        extra["labels"] = np.array([e.labels for e in encoded], np.float32)
+    tokens = packing.token_dtype(max(max(e.ids) for e in encoded))
+    dtypes: dict[str, type] = {"tokens": tokens, "targets": np.int32, "weights": np.uint8}
     if shape.types:
-        extra["types"] = types
-    document = np.array([e.document for e in encoded], np.int32)
-    row_of, segment_of, document = (
-        x[:: shape.texts] for x in (row_of, segment_of, document)
-    )  # one piece per record, not per text
+        dtypes["types"] = np.uint8
+
+    def piece(e: Encoded) -> packing.Piece:
+        fields = {"tokens": e.ids} | ({"types": e.types} if shape.types else {})
+        if e.targets is None or e.weights is None:
+            return fields
+        return fields | {"targets": e.targets, "weights": e.weights}
+
+    width = np.array([len(e.ids) if tagged else shape.width for e in encoded])
+    taken, capacity = np.stack([width, width * 0], axis=1), (shape.length, 0)
+    row_of = (
+        packing.rows_of(taken, capacity)
+        if tagged
+        else np.arange(len(encoded), dtype=np.int32) // shape.texts
+    )
     cut = sum(e.cut > 0 for e in encoded)
     counts = (counts or {}) | ({"cut_texts": cut} if cut else {})
-    return Packed(
-        tokens,
-        targets,
-        segments,
-        row_of,
-        segment_of,
-        document,
-        np.array(sizes, np.int64),
-        extra,
-        counts,
+    document_of = [e.document for e in encoded]
+    packed = packing.pack(
+        map(piece, encoded), taken, row_of, capacity, dtypes, document_of, sizes, counts
+    )
+    extra = dict(packed.extra)
+    if encoded[0].labels:
+        extra["labels"] = np.array([e.labels for e in encoded], np.float32)
+    return dataclasses.replace(
+        packed,
+        # without targets of their own, no token has a loss
+        targets=packed.targets if tagged else packed.tokens,
+        extra=extra,
+        # one piece per record, not per text
+        piece_row=packed.piece_row[:: shape.texts],
+        piece_segment=packed.piece_segment[:: shape.texts],
+        piece_document=packed.piece_document[:: shape.texts],
     )
 
 

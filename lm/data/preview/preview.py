@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lm.batch import Batch
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 
 # Length in tokens of an n-gram that counts as overlap. GPT-3's filter uses 13 words (Brown et al.
 # 2020, appendix C).

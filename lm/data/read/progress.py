@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Generator
 
-from lm.data import packed, packing
+from lm.data import packed
+from lm.data.packed import named
 from lm.data.read import sources
 from lm.data.read.files import is_packed
 from lm.data.read.sources import DataError, Tally
@@ -49,7 +50,7 @@ def line(name: str, tally: Tally, total: int, seconds: float) -> str:
 def summary(name: str, stats: dict[str, float]) -> str:
     """One-line summary of packed rows."""
     counts = [
-        f"{stats[key]:,} {packing.named(key)}"
+        f"{stats[key]:,} {named(key)}"
         for key in stats
         if key not in ("length", "bytes") and not key.endswith("filled")
     ]

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm import tasks
 from lm.adaptation import plan
 from lm.adaptation.lora import Lora
-from lm.data import packing
+from lm.data.encode import plain_text
 from lm.distributed.rules import average_of, by_path
 from lm.models import build
 from lm.tasks.text import TextTask
@@ -124,7 +124,7 @@ def _framed(tokenizer, workdir: str | Folder):
     kind = tasks.TASKS.get(name)
     if kind is None or not issubclass(kind, TextTask):
         return tokenizer
-    return packing.as_documents(tokenizer, kind.whole)
+    return plain_text.as_documents(tokenizer, kind.whole)
 
 
 def _lora(workdir: str | Folder) -> Lora | None:

@@ -10,7 +10,9 @@ import pytest
 
 import lm
 from lm.batch import FIELDS, Batch
-from lm.data import batches, packing
+from lm.data import batches
+from lm.data.encode import plain_text
+from lm.data.packed import synthetic
 from lm.distributed import sharding
 from lm.losses import Loss
 from lm.losses.tokens import token_loss
@@ -26,7 +28,7 @@ def train_batches(packed, shape=(1, 1, 1), size=8, seed=0):
     return batches.TrainBatches(packed, size, seed, rows)
 
 
-PACKED = packing.synthetic(60_000, 20, 4)
+PACKED = synthetic(60_000, 20, 4)
 
 
 def tokens(iterator, steps):
@@ -114,7 +116,7 @@ def test_packed_documents_see_each_other(positions):
     model = build(small.MODEL.replace(n_layers=1, positions=positions))
     random = np.random.default_rng(0)
     documents = [random.integers(0, 64, n).astype(np.int32) for n in (9, 5, 4, 12, 2)]
-    packed = packing.pack([(ids, 1) for ids in documents], 16)
+    packed = plain_text.pack([(ids, 1) for ids in documents], 16)
     assert len(packed) < len(documents)
     together = Batch.of(
         packed.tokens, packed.segments, targets=packed.targets, weights=packed.segments > 0

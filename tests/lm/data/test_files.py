@@ -11,7 +11,7 @@ import ml_collections
 import pyarrow
 import pytest
 
-from lm.data import packing
+from lm.data.encode import plain_text
 from lm.data.read import files, sources, tables
 from lm.data.read.sources import DataError
 from lm.data.records import reading as records
@@ -107,14 +107,14 @@ def test_a_separator_typed_in_a_shell_stays_a_backslash(tmp_path, typed, meant):
 def test_a_separator_that_never_occurs_is_not_named(tmp_path, caplog):
     (tmp_path / "a.txt").write_text("one\ntwo")
     for _ in range(2):  # the second time from the cache
-        packed = packing.pack_files(
+        packed = plain_text.pack_files(
             f"{tmp_path}/a.txt", bytes_only(), 16, tmp_path / "cache", separator=r"\n\n"
         )
         assert packed.counts == {r"text files without the separator '\n\n'": 1}
     assert r"the separator '\n\n' occurs in none of the 1 text files" in caplog.text
     (tmp_path / "b.txt").write_text("one\n\ntwo")
     assert (
-        packing.pack_files(
+        plain_text.pack_files(
             f"{tmp_path}/*.txt", bytes_only(), 16, tmp_path / "cache", separator=r"\n\n"
         ).counts
         == {}
@@ -265,7 +265,7 @@ def test_the_share_that_is_held_out_moves_or_is_trained(tmp_path):
     def sides(pattern):
         given = dict(cache=tmp_path / "cache", separator="|", share=share)
         return [
-            packing.pack_files(pattern, tokenizer, 32, held_out=held, **given)
+            plain_text.pack_files(pattern, tokenizer, 32, held_out=held, **given)
             for held in (False, True)
         ]
 

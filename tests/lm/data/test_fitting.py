@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data import fitting, packing
 from lm.data import packed as packed_rows
+from lm.data import packing
+from lm.data.encode import fitting
 from lm.data.encode.encoding import Encoded
-from lm.data.fitting import Limits
-from lm.data.packing import DataError
+from lm.data.encode.fitting import Limits
+from lm.data.read.sources import DataError
 
 sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), min_size=1, max_size=40)
 
@@ -68,7 +69,7 @@ def test_a_prompt_s_weight_is_on_an_answer_or_on_padding():
 @given(sizes)
 def test_a_row_of_two_capacities_is_overfull(lengths):
     pairs = np.array(lengths)
-    rows = fitting.best_fit_two(pairs, (12, 20))
+    rows = packing.best_fit_two(pairs, (12, 20))
     for side, capacity in enumerate((12, 20)):
         assert np.bincount(rows, pairs[:, side]).max() <= capacity
     assert set(rows) == set(range(rows.max() + 1))
@@ -82,9 +83,9 @@ def test_a_tenth_of_the_rows_is_padding(monkeypatch):
     assert lengths.sum() / ((rows.max() + 1) * 2048) > 0.98
     capacity = (512, 1024)  # capacities that differ by a factor of two
     lengths = np.minimum(np.stack([lengths[:, 0] // 2, lengths[:, 1]], 1), capacity)
-    for most in (fitting.OPEN_ROWS, 32):
-        monkeypatch.setattr(fitting, "OPEN_ROWS", most)
-        rows = fitting.best_fit_two(lengths, capacity)
+    for most in (packing.OPEN_ROWS, 32):
+        monkeypatch.setattr(packing, "OPEN_ROWS", most)
+        rows = packing.best_fit_two(lengths, capacity)
         assert (lengths.sum(axis=0) / ((rows.max() + 1) * np.array(capacity))).max() > 0.9
 
 

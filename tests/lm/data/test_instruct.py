@@ -13,10 +13,10 @@ import pytest
 
 import lm
 from lm.batch import Batch
-from lm.data import cache, fitting, templates, tokenizers
-from lm.data.encode import instruct
+from lm.data import cache, templates, tokenizers
+from lm.data.encode import fitting, instruct
 from lm.data.encode.encoding import Encoder
-from lm.data.fitting import Limits
+from lm.data.encode.fitting import Limits
 from lm.data.records import reading as records
 from lm.data.records.examples import Record, Turn
 from lm.data.records.reading import Reading

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data import batches, mixtures, packing
+from lm.data import batches, mixtures
 from lm.data.mixtures import Mixture, Part
+from lm.data.packed import synthetic
 from lm.data.read.sources import DataError
 from lm.distributed import sharding
 from lm.models.config import ConfigError
@@ -19,7 +20,7 @@ from tests.lm.training import small
 
 
 def rows(n, seed=0, length=4, documents=None):
-    packed = packing.synthetic(60_000, n, length, seed)
+    packed = synthetic(60_000, n, length, seed)
     return (
         packed
         if documents is None

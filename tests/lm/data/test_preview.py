@@ -9,7 +9,8 @@ from rich.console import Console
 
 from lm import preview as command
 from lm.batch import Batch
-from lm.data import packing, tokenizers
+from lm.data import tokenizers
+from lm.data.encode import plain_text
 from lm.data.preview import preview, rendering
 from tests.lm.training import runs
 
@@ -22,7 +23,7 @@ def ids(text):
 
 
 def packed(*texts, length=16, **extra):
-    rows = packing.pack(packing.encode(texts, TOKENIZER), length)
+    rows = plain_text.pack(plain_text.encode(texts, TOKENIZER), length)
     return rows if not extra else dataclasses.replace(rows, extra=extra)
 
 

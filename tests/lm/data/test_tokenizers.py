@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm import train_tokenizer
-from lm.data import batches, packing, tokenizers
+from lm.data import batches, tokenizers
 from lm.data.encode import labels as label_rows
+from lm.data.encode import plain_text
 from lm.data.records import labels as labelled
 from lm.families import preset
 from lm.tasks import Masked, SpanCorruption, span_corruption
@@ -127,8 +128,8 @@ def made(transform, packed):
 
 
 def test_whole_words_of_wordpiece_are_not_hidden_whole_or_special_tokens_are():
-    packed = packing.pack(
-        packing.encode(["caton thesat maths the", "onto mates"] * 20, WORDPIECE, whole=True), 40
+    packed = plain_text.pack(
+        plain_text.encode(["caton thesat maths the", "onto mates"] * 20, WORDPIECE, whole=True), 40
     )
     tokens = np.array(WORDPIECE.convert_ids_to_tokens(list(range(len(WORDPIECE)))))
     hidden = split = 0
@@ -144,7 +145,7 @@ def test_whole_words_of_wordpiece_are_not_hidden_whole_or_special_tokens_are():
 
 
 def test_unigram_loses_text_in_span_corruption():
-    packed = packing.pack(packing.encode(TEXTS, UNIGRAM, whole=True), 40)
+    packed = plain_text.pack(plain_text.encode(TEXTS, UNIGRAM, whole=True), 40)
     marks = span_corruption.sentinels(UNIGRAM).tolist()
     config = preset("t5", "tiny").replace(decoder_start_token_id=0)
     rows = made(SpanCorruption().transform(UNIGRAM, config), packed)

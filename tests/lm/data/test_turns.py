@@ -11,7 +11,7 @@ from lm import tasks
 from lm.data import templates
 from lm.data.encode import instruct
 from lm.data.encode.encoding import Encoder
-from lm.data.fitting import Limits
+from lm.data.encode.fitting import Limits
 from lm.data.read.sources import DataError
 from lm.data.records import reading as records
 from lm.data.records.examples import Record, Turn

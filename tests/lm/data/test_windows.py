@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from lm.data import packing
+from lm.data.encode import plain_text
 
 
 def windows(n, length, stride):
-    packed = packing.pack([(np.arange(10, 10 + n), n)], length, stride=stride)
+    packed = plain_text.pack([(np.arange(10, 10 + n), n)], length, stride=stride)
     weights = (
         packed.extra["weights"]
         if "weights" in packed.extra

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lm import evaluate
-from lm.data import packing, tokenizers
+from lm.data import tokenizers
+from lm.data.encode import plain_text
 from lm.evaluation.perplexity import make_evaluator, summarise
 from lm.losses.tokens import token_losses
 from lm.models import build
@@ -25,7 +26,7 @@ CONFIG = small.MODEL.replace(vocab_size=320, n_layers=1)
 
 @pytest.fixture(scope="module")
 def packed():
-    return packing.pack(packing.encode(TEXTS, tokenizers.bytes_only()), 16)
+    return plain_text.pack(plain_text.encode(TEXTS, tokenizers.bytes_only()), 16)
 
 
 def test_a_token_is_left_out_or_counted_twice(packed):
@@ -35,9 +36,9 @@ def test_a_token_is_left_out_or_counted_twice(packed):
     result = make_evaluator(model, mesh, batch_size=4)(params, packed)
     losses = []
     for text in TEXTS:  # one document at a time, in windows of 16 predictions
-        ((ids, _),) = packing.encode([text], tokenizers.bytes_only())
+        ((ids, _),) = plain_text.encode([text], tokenizers.bytes_only())
         for at in range(0, len(ids) - 1, 16):
-            window = packing.pack([(ids[at : at + 17], 1)], 16)
+            window = plain_text.pack([(ids[at : at + 17], 1)], 16)
             from lm.batch import Batch
 
             batch = Batch.of(
@@ -65,7 +66,7 @@ def test_the_standard_error_does_not_cover_the_spread_of_samples():
     found, spread = [], []
     for _ in range(200):
         lengths = random.integers(2, 60, 40)
-        packed = packing.pack([(np.ones(n + 1, np.int32), int(n)) for n in lengths], 16)
+        packed = plain_text.pack([(np.ones(n + 1, np.int32), int(n)) for n in lengths], 16)
         level = random.gamma(4.0, 0.5, 40)  # each document has its own difficulty
         losses = np.zeros(packed.tokens.shape)
         for row, segment, document in zip(
@@ -89,8 +90,8 @@ def test_rows_left_out_are_counted(packed):
 
 
 def test_one_document_has_no_standard_error():
-    packed = packing.pack(
-        packing.encode(["a long text of one document"], tokenizers.bytes_only()), 8
+    packed = plain_text.pack(
+        plain_text.encode(["a long text of one document"], tokenizers.bytes_only()), 8
     )
     result = summarise(packed, np.random.default_rng(0).random(packed.tokens.shape))
     assert (result.units, result.unit) == (4, "window") and result.bits_per_byte_stderr > 0

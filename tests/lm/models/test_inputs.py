@@ -10,7 +10,8 @@ import transformers
 import lm
 from lm import evaluate, fisher
 from lm.batch import Batch
-from lm.data import batches, packing, templates, tokenizers
+from lm.data import batches, templates, tokenizers
+from lm.data.encode import plain_text
 from lm.data.records.examples import Record
 from lm.distributed import sharding
 from lm.evaluation import generation, labelled, likelihood, pseudo
@@ -83,7 +84,7 @@ def test_a_token_that_the_model_has_is_refused_or_scored_as_another(folder, gpt2
     """<new_0> has id 257, the last embedding. split_special_tokens keeps added tokens whole."""
     assert evaluate.main([f"--model={folder}", f"--data={folder}/old.txt", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    ((ids, _),) = packing.encode(["The cat <new_0> sat.\n"], extended())
+    ((ids, _),) = plain_text.encode(["The cat <new_0> sat.\n"], extended())
     assert 257 in ids
     logits = np.asarray(lm.forward(*gpt2, Batch.of(ids[None, :-1])).logits[0], np.float64)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -124,13 +125,13 @@ def test_a_function_computes_with_the_embedding_of_another_token(gpt2):
 def test_packed_rows_and_what_tasks_make_of_them_are_not_looked_at(gpt2):
     mesh = small.mesh_of(1, 1, 1)
     rows = sharding.batch_sharding(mesh, (2, 16))
-    packed = packing.pack(packing.encode([TEXT, "more"], extended()), 16)
+    packed = plain_text.pack(plain_text.encode([TEXT, "more"], extended()), 16)
     with pytest.raises(ConfigError, match="hold token 260, outside"):
         list(batches.in_order(packed, 2, rows, config=gpt2[0].config))
     with pytest.raises(ConfigError, match="hold token 260, outside"):
         next(batches.TrainBatches(packed, 2, 0, rows, config=gpt2[0].config))
     masked = tokenizers.bytes_only(mask=True)  # id 257
-    plain = packing.pack(packing.encode(["a text of several words"], masked, whole=True), 16)
+    plain = plain_text.pack(plain_text.encode(["a text of several words"], masked, whole=True), 16)
     bert = tiny("bert", vocab_size=257, max_length=64)[0]
     task = TASKS["masked"](rate=0.9, mask=1.0, random=0.0, whole_words=False)
     transform = task.transform(masked, bert.config)

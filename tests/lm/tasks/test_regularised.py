@@ -10,7 +10,8 @@ import torch
 from lm import fisher
 from lm.adaptation import fisher as information
 from lm.batch import Batch
-from lm.data import batches, packing
+from lm.data import batches
+from lm.data.packed import synthetic
 from lm.distributed import sharding
 from lm.evaluation.perplexity import make_evaluator
 from lm.losses import cross_entropy
@@ -130,7 +131,7 @@ def test_micro_batches_or_a_mesh_change_the_step():
 
 def test_evaluation_includes_what_only_training_adds():
     model, mesh = build(CONFIG), small.mesh_of(1, 1, 1)
-    packed = packing.synthetic(64, 4, 16)
+    packed = synthetic(64, 4, 16)
     (_, batch) = next(batches.in_order(packed, 4, sharding.batch_sharding(mesh, (4, 16))))
     params = jax.jit(lambda: model.init(jax.random.key(0), batch)["params"])()
     trained = jax.jit(lambda p: task_loss(model, p, batch))(params)

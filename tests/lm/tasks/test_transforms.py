@@ -11,7 +11,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data import batches, packing
+from lm.data import batches
+from lm.data.encode import plain_text
 from lm.data.tokenizers import bytes_only
 from lm.distributed import sharding
 from lm.families import preset
@@ -44,7 +45,7 @@ SENTINELS = [TOKENIZER.convert_tokens_to_ids(f"<extra_id_{i}>") for i in range(1
 
 
 def pack(texts=TEXTS, length=160, whole=True):
-    return packing.pack(packing.encode(texts, TOKENIZER, whole), length)
+    return plain_text.pack(plain_text.encode(texts, TOKENIZER, whole), length)
 
 
 def made(transform, packed, seed=0):
@@ -143,8 +144,8 @@ def wordpiece():
 
 def test_whole_words_are_hidden_whole_and_a_document_is_what_an_encoder_reads():
     tokenizer = wordpiece()
-    packed = packing.pack(
-        packing.encode(
+    packed = plain_text.pack(
+        plain_text.encode(
             ["woodenness cats running a cat", "cats woodenness"] * 40, tokenizer, whole=True
         ),
         40,
@@ -256,7 +257,7 @@ def test_both_sides_of_span_corruption_together_are_the_document(name):
 
 def test_ul2_draws_the_seven_denoisers_of_the_paper_evenly_and_says_which():
     text, n, rng = np.arange(1000, 1240), 240, np.random.default_rng(0)
-    packed = packing.pack([(np.array([END, *text, END]), 240)] * 2, n + 1)
+    packed = plain_text.pack([(np.array([END, *text, END]), 240)] * 2, n + 1)
     kinds = {  # masked tokens and spans of 240: rates and mean spans of table 1
         (36, 12): "r",
         (36, 4): "r",
@@ -294,7 +295,7 @@ def test_ul2_draws_the_seven_denoisers_of_the_paper_evenly_and_says_which():
 @given(st.integers(1, 300), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_a_text_of_any_length_fits_where_ul2_says_it_does(length, seed):
-    packed = packing.pack([(np.array([END, *range(1, length + 1), END]), length)], 301)
+    packed = plain_text.pack([(np.array([END, *range(1, length + 1), END]), length)], 301)
     for modes in (True, False):
         task = UL2(r=2.0, s=1.0, x=4.0, modes=modes)
         transform = task.transform(MODAL, T5)
@@ -360,7 +361,7 @@ def test_a_rotation_starts_at_every_token_as_often_and_turns_the_text_around():
 
 
 def test_the_share_of_texts_that_is_rotated_is_another():
-    packed = packing.pack([(np.array([END, *range(1, 40), END]), 39)] * 2000, 40)
+    packed = plain_text.pack([(np.array([END, *range(1, 40), END]), 39)] * 2000, 40)
     rows = made(Denoising(rate=0.0, rotate=0.4).transform(TOKENIZER, BART), packed)
     read = np.stack([row["encoder_tokens"][:39] for row in rows])
     assert (np.sort(read) == np.arange(1, 40)).all() and {

@@ -6,8 +6,8 @@ import sys
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm.data import packing
 from lm.data.batches import TrainBatches
+from lm.data.packed import synthetic
 from lm.distributed import sharding
 from lm.distributed.mesh import make_mesh
 from lm.losses.tokens import token_loss
@@ -56,7 +56,7 @@ def lowered(shape, config=MODEL, accumulate=1):
     )
     batch = next(
         TrainBatches(
-            packing.synthetic(64, 32, LENGTH),
+            synthetic(64, 32, LENGTH),
             ROWS,
             0,
             sharding.batch_sharding(mesh, (ROWS, LENGTH)),

@@ -6,7 +6,8 @@ import pytest
 import transformers
 
 import lm
-from lm.data import packing, tokenizers
+from lm.data import tokenizers
+from lm.data.encode import plain_text
 from lm.data.encode.encoding import affixes, prompt_ids
 from lm.families import preset
 from lm.models import build
@@ -22,7 +23,7 @@ def test_a_text_is_framed_unlike_a_packed_document(tmp_path, task, kind):
     if kind == "wordpiece" and task in ("next_token", "prefix_lm"):
         return  # without an end-of-text token its documents are refused
     whole = TASKS[task].whole
-    document = next(packing.encode(["hello"], tokenizer, whole))[0].tolist()
+    document = next(plain_text.encode(["hello"], tokenizer, whole))[0].tolist()
     start = Start(build(preset("llama", "tiny")), None, tokenizer)
     framed = TASKS[task]().prepare(start, None, [], Kept()).tokenizer
     framed.save_pretrained(tmp_path)

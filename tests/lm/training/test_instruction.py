@@ -15,7 +15,7 @@ import lm
 from configs import tiny
 from lm import export, preview, tasks
 from lm.data import templates, tokenizers
-from lm.data.packing import Packed
+from lm.data.packed import Packed
 from lm.data.read.sources import DataError
 from lm.data.records import reading as records
 from lm.families import preset

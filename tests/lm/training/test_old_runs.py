@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from configs.defaults import defaults
 from lm import evaluate, export, tasks
-from lm.data import packing
 from lm.data.mixtures import Mixture, Part
+from lm.data.packed import synthetic
 from lm.models.config import ConfigError
 from lm.training import checkpoints, comparison, loop, sequence, settings
 from lm.training.checkpoints import CheckpointError
@@ -222,8 +222,8 @@ def test_a_mixture_of_format_1_has_other_sources():
     settings.check(config, 8)
 
 
-PACKED = packing.synthetic(64, 20, 4)
-OTHER = packing.synthetic(64, 20, 4, seed=1)
+PACKED = synthetic(64, 20, 4)
+OTHER = synthetic(64, 20, 4, seed=1)
 LOSS = ("chunk", "label_smoothing", "z_loss")
 
 

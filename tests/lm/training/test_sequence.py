@@ -7,13 +7,13 @@ import pytest
 
 from configs.defaults import defaults
 from lm import tasks
-from lm.data import packing
 from lm.data.mixtures import Mixture, Part
+from lm.data.packed import synthetic
 from lm.models.config import ConfigError
 from lm.training import sequence
 from lm.training.checkpoints import CheckpointError
 
-PACKED = packing.synthetic(64, 20, 4)
+PACKED = synthetic(64, 20, 4)
 
 
 def facts(rows=PACKED, **changes):
@@ -33,7 +33,7 @@ SAVED = facts()
     ("changes", "said"),
     [
         ({"seed": 5}, "seed: 0 -> 5"),
-        ({"length": 8, "rows": packing.synthetic(64, 20, 8)}, "length: 256 -> 8"),
+        ({"length": 8, "rows": synthetic(64, 20, 8)}, "length: 256 -> 8"),
         (
             {"rows": appended(PACKED)},
             r"data.files: rows 20 with CRC-32 \w{8} -> rows 21 with CRC-32",

@@ -1,20 +1,16 @@
-"""Pack whole examples into rows.
-
-No example is split. One that does not fit is truncated or dropped as the policy says, and counted.
-A row of an encoder-decoder has two capacities: encoder tokens and decoder tokens.
-"""
+"""Whole examples in rows: one that does not fit is truncated or dropped, and counted."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from lm.data import packing
 from lm.data.encode.encoding import Encoded
-from lm.data.packing import Packed, best_fit
+from lm.data.packed import Packed
 from lm.data.read.sources import DataError
 
 POLICIES = ("drop", "truncate_prompt", "raise")
-OPEN_ROWS = 512  # with two capacities: rows that are tried for each example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,55 +45,28 @@ def pack(
     """
     kept, found = fitted(encoded, limits, name)
     sizes = np.array([[len(e.ids) - 1, len(e.read)] for e in kept])
-    row_of = (
-        best_fit(sizes[:, 0].tolist(), limits.length)
-        if not limits.read
-        else best_fit_two(sizes, (limits.length, limits.read))
+    capacity = (limits.length, limits.read)
+    largest = max(int(max(e.ids.max(), e.read.max(initial=0))) for e in kept)
+    names = ("tokens", "targets", *(["encoder_tokens"] if limits.read else []))
+    dtypes: dict[str, type] = dict.fromkeys(names, packing.token_dtype(largest))
+    dtypes["weights"] = np.float32 if prompt_weight else np.uint8
+    pieces = (
+        {
+            "tokens": e.ids[:-1],
+            "targets": e.ids[1:],
+            "weights": np.where(e.trained[1:], 1, prompt_weight),
+        }
+        | ({"encoder_tokens": e.read} if limits.read else {})
+        for e in kept
     )
-    rows, most = (
-        int(row_of.max()) + 1,
-        max(int(max(e.ids.max(), e.read.max(initial=0))) for e in kept),
-    )
-    dtype = np.uint16 if most < 2**16 else np.int32
-    tokens, targets = np.zeros((2, rows, limits.length), dtype)
-    segments, weights = (
-        np.zeros((rows, limits.length), of)
-        for of in (np.uint16, np.float32 if prompt_weight else np.uint8)
-    )
-    read, read_segments = (
-        np.zeros((rows, limits.read), dtype),
-        np.zeros((rows, limits.read), np.uint16),
-    )
-    used, segment_of = np.zeros((rows, 2), np.int32), np.zeros(len(kept), np.int32)
-    count = np.zeros(rows, np.int32)
-    for i, e in enumerate(kept):
-        row = row_of[i]
-        count[row] += 1
-        segment_of[i] = count[row]
-        (at, into), (size, heard) = used[row], sizes[i]
-        tokens[row, at : at + size], targets[row, at : at + size] = e.ids[:-1], e.ids[1:]
-        segments[row, at : at + size], weights[row, at : at + size] = (
-            count[row],
-            np.where(e.trained[1:], 1, prompt_weight),
-        )
-        read[row, into : into + heard], read_segments[row, into : into + heard] = e.read, count[row]
-        used[row] += sizes[i]
-    extra = {"weights": weights} | (
-        {"encoder_tokens": read, "encoder_segments": read_segments} if limits.read else {}
-    )
-    document, sizes_bytes = (
-        np.arange(len(kept), dtype=np.int32),
-        np.array([e.bytes for e in kept], np.int64),
-    )
-    return Packed(
-        tokens,
-        targets,
-        segments,
-        row_of,
-        segment_of,
-        document,
-        sizes_bytes,
-        extra,
+    return packing.pack(
+        pieces,
+        sizes,
+        packing.rows_of(sizes, capacity),
+        capacity,
+        dtypes,
+        np.arange(len(kept)),
+        [e.bytes for e in kept],
         found | (counts or {}),
     )
 
@@ -180,32 +149,3 @@ def _shortened(e: Encoded, over: Sequence[int]) -> Encoded | None:
         ids, trained = (np.concatenate([x[:first], x[first + over[0] :]]) for x in (ids, trained))
         prompt -= over[0]
     return dataclasses.replace(e, ids=ids, trained=trained, prompt=prompt, read=read)
-
-
-def best_fit_two(sizes: np.ndarray, capacity: tuple[int, int]) -> np.ndarray:
-    """Assign each pair of sizes [P, 2] to a row, int32 [P].
-
-    Best-fit decreasing: the largest pairs first, each into the open row it fills most, measured
-    by the squares of the remaining space (Panigrahy et al. 2011, "Heuristics for Vector Bin
-    Packing", section 3.2). At most OPEN_ROWS rows are open: the fullest is closed, so the time is
-    linear in the number of examples.
-    """
-    share = sizes / np.asarray(capacity)
-    row_of = np.zeros(len(sizes), np.int32)
-    left = np.zeros((0, 2), np.int64)
-    open_rows = np.zeros(0, np.int64)
-    rows = 0
-    for i in np.argsort(-share.sum(axis=1), kind="stable"):
-        after = left - sizes[i]
-        fits = (after >= 0).all(axis=1)
-        if fits.any():
-            at = int(np.argmin(np.where(fits, np.square(after / capacity).sum(axis=1), np.inf)))
-        else:
-            if len(left) == OPEN_ROWS:
-                fullest = int(np.argmin((left / capacity).min(axis=1)))
-                left, open_rows = np.delete(left, fullest, 0), np.delete(open_rows, fullest)
-            left, open_rows = np.vstack([left, capacity]), np.append(open_rows, rows)
-            at, rows = len(left) - 1, rows + 1
-        left[at] -= sizes[i]
-        row_of[i] = open_rows[at]
-    return row_of
