@@ -82,9 +82,9 @@ MUTATIONS = [
     ),
     Mutation(
         2,
-        "lm/models/attention.py",
-        "mask = segments_BT[:, None, :, None] == key_segments_BS[:, None, None, :]",
-        "mask = (segments_BT[:, None, :, None] > 0) & (key_segments_BS[:, None, None, :] > 0)",
+        "lm/models/attention/mask.py",
+        "self.q_segments[:, None, :, None] == self.k_segments[:, None, None, :]",
+        "(self.q_segments[:, None, :, None] > 0) & (self.k_segments[:, None, None, :] > 0)",
         f"{PACKED}[gpt2]",
     ),
     Mutation(
@@ -97,15 +97,15 @@ MUTATIONS = [
     Mutation(
         2,
         "lm/models/model.py",
-        "batch.segments[:, :, None] == jnp.asarray(encoder_segments)",
-        "batch.segments[:, :, None] >= jnp.asarray(encoder_segments)",
+        "Mask.between(batch.segments, jnp.asarray(encoder_segments))",
+        "Mask.between(jnp.minimum(batch.segments, 1), jnp.asarray(encoder_segments))",
         f"{PACKED}[t5]",
     ),
     Mutation(
         2,
         "lm/models/model.py",
-        "batch.segments[:, :, None] == jnp.asarray(encoder_segments)",
-        "batch.segments[:, :, None] <= jnp.asarray(encoder_segments)",
+        "Mask.between(batch.segments, jnp.asarray(encoder_segments))",
+        "Mask.between(batch.segments, jnp.minimum(encoder_segments, 1))",
         f"{PACKED}[bart]",
     ),
     Mutation(
