@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lm.batch import Batch, Output
 from lm.models import inputs
-from lm.models.attention import Mask, RelativeBias, biases, see
+from lm.models.attention import Mask, RelativeBias, backends, see, shared_bias
 from lm.models.block import Context
 from lm.models.config import LM_HEADS, ModelConfig
 from lm.models.embeddings import Embeddings
@@ -54,7 +54,7 @@ def transform(
     views = [see(c, kind, segments_BT, positions_BT, cache) for kind in kinds(c)]
     shared = None
     if c.relative_buckets and not c.relative_per_layer:
-        shared = biases(module.relative_bias(), views[0].mask)
+        shared = shared_bias(c, module.relative_bias(), views[0].mask, cache is not None)
     context = Context(
         segments=segments_BT,
         view=None,
@@ -247,6 +247,7 @@ def _say_alone(family: str, layers: tuple[int, ...]) -> None:
 def build(config: ModelConfig) -> LanguageModel:
     """Build the model that `config` describes: a Linen module without parameters."""
     avoid_wrong_fusion(config.dtype)
+    backends.check(config)
     return LanguageModel(config)
 
 

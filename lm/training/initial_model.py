@@ -12,6 +12,7 @@ from lm.weights.runs.paths import Folder
 COMPUTE = (
     "dtype",
     "param_dtype",
+    "attention_backend",
     "remat",
     "layers",
     "dropout",

@@ -43,6 +43,7 @@ NOT_EXPORTED = (
     "dtype",
     "param_dtype",
     "layers",
+    "attention_backend",
     "remat",
     "dropout",
     "ssm_chunk",

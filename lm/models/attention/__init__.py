@@ -1,8 +1,10 @@
-"""Attention: what may be seen as data, the computation, and the modules that use both."""
+"""Attention: what may be seen as data, the backends that compute it, the modules that use both."""
 
+from lm.models.attention import chunked, dense
+from lm.models.attention.backends import BACKENDS, Backend, attend, shared_bias
 from lm.models.attention.bias import Bias
-from lm.models.attention.dense import attend, biases
 from lm.models.attention.mask import Mask, View, see
+from lm.models.attention.merge import merge
 from lm.models.attention.modules import (
     Attention,
     CrossAttention,
@@ -11,7 +13,9 @@ from lm.models.attention.modules import (
 )
 
 __all__ = [
+    "BACKENDS",
     "Attention",
+    "Backend",
     "Bias",
     "CrossAttention",
     "Mask",
@@ -19,6 +23,9 @@ __all__ = [
     "RelativeBias",
     "View",
     "attend",
-    "biases",
+    "chunked",
+    "dense",
+    "merge",
     "see",
+    "shared_bias",
 ]

@@ -60,6 +60,26 @@ class Mask:
         """The mask with its window as an array, to stack masks of several windows."""
         return dataclasses.replace(self, window=jnp.asarray(self.window, jnp.int32))
 
+    def block(self, q_start, t: int, k_start, s: int) -> "Mask":
+        """The mask of `t` queries and `s` keys that begin there. The starts may be traced."""
+        q = lambda x: jax.lax.dynamic_slice_in_dim(x, q_start, t, axis=-1)
+        k = lambda x: jax.lax.dynamic_slice_in_dim(x, k_start, s, axis=-1)
+        return dataclasses.replace(
+            self,
+            q_segments=q(self.q_segments),
+            k_segments=k(self.k_segments),
+            q_index=q(self.q_index),
+            k_index=k(self.k_index),
+            prefix=None if self.prefix is None else k(self.prefix),
+        )
+
+    def within(self, distance: jax.Array) -> jax.Array:
+        """Whether the window admits these distances, bool of the same shape."""
+        if isinstance(self.window, int) and not self.window:
+            return jnp.ones(distance.shape, bool)
+        near = distance < self.window
+        return near if isinstance(self.window, int) else near | (self.window == 0)
+
     def visible(self) -> jax.Array:
         """Which keys are seen, bool [B, 1, T, S]. For `dense.py`, and for blocks of a mask."""
         seen = self.q_segments[:, None, :, None] == self.k_segments[:, None, None, :]
@@ -67,9 +87,7 @@ class Mask:
         if self.causal:
             before = ahead <= 0
             seen &= before if self.prefix is None else before | self.prefix[:, None, None, :]
-        if isinstance(self.window, int):
-            return seen & (jnp.abs(ahead) < self.window) if self.window else seen
-        return seen & ((jnp.abs(ahead) < self.window) | (self.window == 0))
+        return seen & self.within(jnp.abs(ahead))
 
 
 class View(NamedTuple):

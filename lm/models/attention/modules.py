@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.models.attention.backends import attend
 from lm.models.attention.bias import Bias
-from lm.models.attention.dense import attend
 from lm.models.attention.mask import Mask, View
 from lm.models.cache import ring_indices
 from lm.models.config import ModelConfig
@@ -73,14 +73,16 @@ class Attention(nn.Module):
             constrain(q, "batch length heads head_dim"),
             *(constrain(y, "batch length kv_heads head_dim") for y in (k, v)),
         )
-        if cache is not None:
+        cached = cache is not None
+        if cached:
             (k, new_k), (v, new_v) = (
                 self.remember(cache[name], y, view, start) for name, y in (("key", k), ("value", v))
             )
             cache = {**cache, "key": new_k, "value": new_v}
         if c.relative_per_layer:
             shared_bias = RelativeBias(c, name="relative_bias")()
-        return leave(self, attend(c, q, k, v, view.mask, shared_bias), c.out_bias), cache
+        y = attend(c, q, k, v, view.mask, shared_bias, cached=cached)
+        return leave(self, y, c.out_bias), cache
 
     def remember(self, old_BSJK, new_BTJK, view, start) -> tuple[jax.Array, jax.Array]:
         """Return the keys (or values) to attend to, and the cache slots after this batch.
@@ -125,7 +127,7 @@ class CrossAttention(nn.Module):
                 for n in ("key", "value")
             )
         cache = None if cache is None else {**cache, "cross_key": k, "cross_value": v}
-        return leave(self, attend(c, q, k, v, mask), c.out_bias), cache
+        return leave(self, attend(c, q, k, v, mask, cached=cache is not None), c.out_bias), cache
 
 
 class NeighbourAttention(nn.Module):
@@ -172,8 +174,7 @@ class NeighbourAttention(nn.Module):
             enter(self, source, "key", False),
             enter(self, source, "value", False),
         )
-        some = (mask.q_segments[:, :, None] == mask.k_segments[:, None, :]).any(-1)
-        y = jnp.where(some[:, :, None, None], attend(c, q, k, v, mask), 0)
+        y = attend(c, q, k, v, mask, zero_unseen=True)
         y = jax.lax.dynamic_slice_in_dim(
             y.reshape(batch, groups * size, *y.shape[2:]), first % size, length, axis=1
         )

@@ -131,7 +131,7 @@ def _plain(config: ModelConfig) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-_COMPUTE = ("dtype", "remat", "dropout")  # may change when a run is resumed
+_COMPUTE = ("dtype", "attention_backend", "remat", "dropout")  # may change when a run is resumed
 
 
 def model_folder(workdir) -> Folder:
