@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.models.config import ConfigError, nearest
+from lm.errors import ConfigError, nearest
 
 
 def find(field: str, name: str, known: Mapping[str, type], base: type) -> Any:

@@ -1,12 +1,13 @@
 """Validation of a ModelConfig: unknown values and contradictory fields raise ConfigError."""
 
 import dataclasses
-import difflib
 import functools
 import math
 import numbers
 import types
 import typing
+
+from lm.errors import ConfigError, nearest
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "none")
 NORMS = ("layernorm", "rmsnorm")
@@ -31,16 +32,6 @@ LAYERS = ("scan", "unrolled", "separate")
 REMAT = ("none", "dots", "full")
 LLAMA3 = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot work; the message names field, value and expectation."""
-
-
-def nearest(name: str, known) -> str:
-    """Return ' (did you mean ...?)' when a known name is close, else ''."""
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check(c) -> None:
