@@ -1,18 +1,17 @@
 """generate and stream: from prompts to new tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-import numpy as np
 
+from lm.generation import hooks as of_hooks
 from lm.generation.beams import Beams, search
-from lm.generation.decode import advance, start
-from lm.generation.requests import GenerationError, bucket, padded, requests
+from lm.generation.engine import Engine, at_once, stop_ids
+from lm.generation.requests import GenerationError, Request, bucket, padded, requests
 from lm.generation.samplers import Greedy
 from lm.models import LanguageModel, separate
 from lm.phases import phase
-
-CHECK_EVERY = 8  # steps between checks for finished answers on the host
 
 
 @phase("generating; what is new is compiled first")
@@ -21,7 +20,7 @@ def generate(
     params: dict,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int | Sequence[int],
-    sampler=Greedy(),
+    sampler: Any = Greedy(),
     *,
     decoder_prompts: Sequence[Sequence[int]] | None = None,
     stop_tokens: Sequence[int] | None = None,
@@ -29,6 +28,7 @@ def generate(
     batch_size: int = 16,
     on_batch: Callable[[int], None] | None = None,
     finished: Callable[[int, list[int]], bool] | None = None,
+    hooks: Sequence = (),
 ) -> list[list[int]]:
     """Continue every prompt by at most `max_new_tokens` tokens.
 
@@ -36,64 +36,72 @@ def generate(
       encoder-decoder the encoder reads them, and the answers continue `decoder_prompts` (None: the
       model's `decoder_start_token_id`).
     * max_new_tokens: one number, or one per prompt.
-    * sampler: Greedy, Sample, Beams or any hashable callable (logits float32 [B, V], key) -> int32
-      [B].
+    * sampler: Greedy, Sample, Beams or any hashable callable (logits float32 [B, V], keys [B]) ->
+      int32 [B].
     * stop_tokens: ids that end an answer and are not returned (None: the model's `eos_token_ids`).
-    * seed: sampling is deterministic in the seed and the order of the prompts.
-    * batch_size: number of prompts (with Beams: beams) of similar length that run together.
-    * on_batch: called with the number of prompts of each batch that finishes.
+    * seed: a draw depends on the seed, the number of the prompt and the place in its answer.
+    * batch_size: number of prompts (with Beams: beams) that run together.
+    * on_batch: called with the number of prompts that finished, whenever some do.
     * finished: called every few steps for every unfinished answer, with the prompt's number and the
       tokens so far; True ends the answer.
+    * hooks: change the distribution of the next token; see `lm.generation.hooks.Hook`.
 
     Returns the new tokens of each prompt. Raises GenerationError for a prompt that cannot be
-    served, before anything compiles.
+    served, before anything compiles, and for a hook that fails.
     """
     asked = requests(model.config, prompts, max_new_tokens, decoder_prompts)
-    if isinstance(sampler, Beams) and finished is not None:
-        raise GenerationError(
-            "finished cannot end a beam search, whose answer is only known at its end: "
-            "leave it out, or use a sampler"
-        )
-    stop = _stop(model, stop_tokens)
-    model, params = separate(model, params)
-    order = sorted(range(len(asked)), key=lambda i: asked[i].length)
-    rows = max(
-        1, min(batch_size // sampler.n if isinstance(sampler, Beams) else batch_size, len(asked))
-    )
+    on_batch = on_batch or (lambda number: None)
+    if isinstance(sampler, Beams):
+        _check_beams(finished, hooks)
+        return _searched(model, params, asked, sampler, stop_tokens, batch_size, on_batch)
     answers: list[list[int]] = [[] for _ in asked]
-    for first in range(0, len(order), rows):
-        members = order[first : first + rows]
-        room, arrays = _arrays([asked[i] for i in members], rows)
-        if isinstance(sampler, Beams):
-            tokens, lengths = jax.device_get(search(model, sampler, room, params, arrays, stop))
-        else:
-            state = start(model, sampler, room, params, arrays, stop, jax.random.key(seed + first))
-            if finished is None:
-                state = advance(model, sampler, params, state, stop, room)
-            else:
-                state = _watched(model, sampler, params, state, stop, members, finished)
-            tokens, lengths = jax.device_get((state["tokens"], state["lengths"]))
-        for row, i in enumerate(members):
-            answers[i] = tokens[row, : lengths[row]].tolist()
-        if on_batch is not None:
-            on_batch(len(members))
+    model, params = separate(model, params)
+    for members in sizes(asked, batch_size):
+        together = [asked[i] for i in members]
+        engine = fitting(
+            model, together, batch_size, sampler=sampler, stop_tokens=stop_tokens, seed=seed
+        )
+        keyed = [
+            Request(r.tokens, r.budget, r.encoder_tokens, key=i)
+            for i, r in zip(members, together, strict=True)
+        ]
+        watch = finished and (lambda n, tokens, of=members: finished(of[n], tokens))
+        for one in engine.run(params, keyed, hooks, watch):
+            answers[members[one.number]] = one.answer
+            on_batch(1)
     return answers
 
 
-def _watched(model, sampler, params, state, stop, members, finished) -> dict:
-    """Run `advance` to the end, checking every few steps for finished answers."""
-    while True:
-        tokens, lengths, done, count = jax.device_get(
-            [state[name] for name in ("tokens", "lengths", "done", "count")]
-        )
-        done = done.copy()
-        for row, i in enumerate(members):
-            done[row] = done[row] or finished(i, tokens[row, : lengths[row]].tolist())
-        if done.all():
-            return state
-        state = advance(
-            model, sampler, params, state | {"done": done}, stop, int(count) + CHECK_EVERY
-        )
+def sizes(asked: Sequence[Request], rows: int) -> list[list[int]]:
+    """Split the numbers of requests into runs of similar cache lengths, at least `rows` each.
+
+    A cache is as long as the longest request needs, and every step reads all of it. Within a run
+    the largest budgets come first: started last, they would run alone at the end.
+    """
+    needed = [bucket(r.length) + bucket(r.budget) for r in asked]
+    runs: list[list[int]] = []
+    for i in sorted(range(len(asked)), key=lambda i: needed[i]):
+        full = runs and len(runs[-1]) >= rows and needed[i] > 2 * needed[runs[-1][0]]
+        if not runs or full:
+            runs.append([])
+        runs[-1].append(i)
+    if len(runs) > 1 and len(runs[-1]) < rows:
+        runs[-2] += runs.pop()
+    return [sorted(run, key=lambda i: (-asked[i].budget, asked[i].length)) for run in runs]
+
+
+def fitting(model: LanguageModel, asked: Sequence[Request], rows: int, **options) -> Engine:
+    """Engine whose cache just fits the requests, and that has at most `rows` slots for them."""
+    share = at_once()
+    needed = sum(len(request.rows) for request in asked)
+    longest = lambda which: max(len(row[which]) for request in asked for row in request.rows)
+    return Engine(
+        model,
+        rows=-(-min(max(rows, 1), needed) // share) * share,
+        length=bucket(longest(0)) + bucket(max(request.budget for request in asked)),
+        encoder_length=bucket(longest(1)) if longest(1) else 0,
+        **options,
+    )
 
 
 def stream(
@@ -101,40 +109,52 @@ def stream(
     params: dict,
     prompt: Sequence[int],
     max_new_tokens: int,
-    sampler=Greedy(),
+    sampler: Any = Greedy(),
     *,
     decoder_prompt: Sequence[int] | None = None,
     stop_tokens: Sequence[int] | None = None,
     seed: int = 0,
+    hooks: Sequence = (),
 ) -> Iterator[int]:
     """Yield the tokens of `generate` for one prompt as they come; with Beams, all at the end."""
     asked = requests(
         model.config, [prompt], max_new_tokens, None if decoder_prompt is None else [decoder_prompt]
     )
-    stop = _stop(model, stop_tokens)
-    model, params = separate(model, params)
-    room, arrays = _arrays(asked, 1)
     if isinstance(sampler, Beams):
-        tokens, lengths = jax.device_get(search(model, sampler, room, params, arrays, stop))
-        yield from tokens[0, : lengths[0]].tolist()
+        _check_beams(None, hooks)
+        yield from _searched(model, params, asked, sampler, stop_tokens, 1, lambda number: None)[0]
         return
-    state = start(model, sampler, room, params, arrays, stop, jax.random.key(seed))
-    for count in range(1, max_new_tokens + 1):
-        if count > 1:
-            state = advance(model, sampler, params, state, stop, count)
-        if state["lengths"][0] < count:
-            return
-        yield int(state["last"][0])
+    engine = fitting(model, asked, 1, sampler=sampler, stop_tokens=stop_tokens, seed=seed)
+    yield from engine.stream(params, asked[0], hooks)
 
 
-def _stop(model, stop_tokens) -> np.ndarray:
-    """Ids that end an answer, int32 [K]; -1, which is no token, if there are none."""
-    return np.asarray(
-        sorted(set(model.config.eos_token_ids if stop_tokens is None else stop_tokens)) or [-1],
-        np.int32,
-    )
+def _check_beams(finished, hooks) -> None:
+    if finished is not None:
+        raise GenerationError(
+            "finished cannot end a beam search, whose answer is only known at its end: "
+            "leave it out, or use a sampler"
+        )
+    if hooks:
+        raise GenerationError(
+            f"{of_hooks.where(hooks[0])} does not work in a beam search: use a sampler"
+        )
 
 
-def _arrays(asked, rows: int) -> tuple[int, dict]:
-    """Room for the new tokens, and the requests as arrays."""
-    return bucket(max(request.budget for request in asked)), padded(asked, rows)
+def _searched(
+    model, params, asked, beams: Beams, stop_tokens, batch_size: int, on_batch
+) -> list[list[int]]:
+    """Best answers of a beam search, prompts of similar length together."""
+    stop = stop_ids(model, stop_tokens)
+    model, params = separate(model, params)
+    order = sorted(range(len(asked)), key=lambda i: asked[i].length)
+    rows = max(1, min(batch_size // beams.n, len(asked)))
+    answers: list[list[int]] = [[] for _ in asked]
+    for first in range(0, len(order), rows):
+        members = order[first : first + rows]
+        room = bucket(max(asked[i].budget for i in members))
+        arrays = padded([asked[i] for i in members], rows)
+        tokens, lengths = jax.device_get(search(model, beams, room, params, arrays, stop))
+        for row, i in enumerate(members):
+            answers[i] = tokens[row, : lengths[row]].tolist()
+        on_batch(len(members))
+    return answers

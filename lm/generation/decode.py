@@ -1,6 +1,5 @@
-"""Prefill, decode step and a compiled decoding loop, for every architecture."""
+"""Prefill and decode step for every architecture, and what they show of the hidden states."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,6 +7,10 @@ import jax.numpy as jnp
 
 from lm.batch import Batch
 from lm.models import LanguageModel, ModelConfig, init_cache
+
+# hidden: the final hidden states, after the last norm.
+# ffn_input: input of the last layer's feed-forward, after its norm (kNN-LM's key).
+TAPS = ("hidden", "ffn_input")
 
 
 def prefill(
@@ -27,51 +30,97 @@ def prefill(
     reads encoder_tokens int32 [B, S] once, with encoder_segments [B, S] (0 for padding; None: no
     padding); the cache keeps what decoding needs of them.
     """
+    given = {} if encoder_tokens is None else {"encoder_tokens": encoder_tokens}
+    if encoder_segments is not None:
+        given["encoder_segments"] = encoder_segments
+    return read_prompts(model, params, tokens, segments, length, given)[:2]
+
+
+def read_prompts(
+    model, params, tokens, segments, length: int, inputs: dict, taps: tuple[str, ...] = ()
+) -> tuple[jax.Array, dict, dict]:
+    """Read prompts as `prefill` does; also return the taps at their last tokens (see `TAPS`).
+
+    The segments of a row's tokens may be any number above 0. inputs: further fields of the batch.
+    """
+    fields: dict[str, Any] = {
+        "tokens": tokens,
+        "targets": tokens,
+        "weights": segments,
+        "segments": segments,
+        "positions": _positions(segments),
+        **inputs,
+    }
     encoder_length = 0
-    given: dict[str, Any] = {}
-    if encoder_tokens is not None:
-        of = jnp.ones_like(encoder_tokens) if encoder_segments is None else encoder_segments
-        given = {
-            "encoder_tokens": encoder_tokens,
-            "encoder_segments": of,
-            "encoder_positions": _positions(of),
-        }
-        encoder_length = encoder_tokens.shape[1]
-    batch = Batch(
-        tokens=tokens,
-        targets=tokens,
-        weights=segments,
-        segments=segments,
-        positions=_positions(segments),
-        **given,
-    )
-    out = _apply(
-        model,
-        params,
-        batch,
-        init_cache(model.config, tokens.shape[0], length, encoder_length),
-        method="hidden",
-    )
-    return _apply(model, params, out.hidden[:, -1], method="logits"), out.cache
+    if "encoder_tokens" in inputs:
+        of = fields.setdefault("encoder_segments", jnp.ones_like(inputs["encoder_tokens"]))
+        fields["encoder_positions"] = _positions(of)
+        encoder_length = of.shape[1]
+    cache = init_cache(model.config, tokens.shape[0], length, encoder_length)
+    return _read(model, params, Batch(**fields), cache, taps)
 
 
 def decode_step(
     model: LanguageModel, params: dict, tokens_B, positions_B, cache: dict
 ) -> tuple[jax.Array, dict]:
     """Read one token per row, at its position; return the next logits [B, V] and the new cache."""
-    tokens, positions = tokens_B[:, None], positions_B[:, None]
-    one = jnp.ones_like(tokens)
-    batch = Batch(tokens=tokens, targets=tokens, weights=one, segments=one, positions=positions)
-    out = _apply(model, params, batch, cache, method="hidden")
-    return _apply(model, params, out.hidden[:, 0], method="logits"), out.cache
+    one = jnp.ones_like(tokens_B)
+    return read_tokens(model, params, tokens_B, positions_B, one, cache, {})[:2]
+
+
+def read_tokens(
+    model,
+    params,
+    tokens_B,
+    positions_B,
+    segments_B,
+    cache: dict,
+    inputs: dict,
+    taps: tuple[str, ...] = (),
+) -> tuple[jax.Array, dict, dict]:
+    """Read one token per row as `decode_step` does, in the segment of its row's prompt.
+
+    Also returns the taps. inputs: further fields of the batch, such as neighbours.
+    """
+    tokens, positions, segments = tokens_B[:, None], positions_B[:, None], segments_B[:, None]
+    batch = Batch(
+        tokens=tokens,
+        targets=tokens,
+        weights=segments,
+        segments=segments,
+        positions=positions,
+        **inputs,
+    )
+    return _read(model, params, batch, cache, taps)
 
 
 def _positions(segments_BT) -> jax.Array:
-    return jnp.maximum(jnp.cumsum(segments_BT, axis=1) - 1, 0)
+    return jnp.maximum(jnp.cumsum(segments_BT > 0, axis=1, dtype=jnp.int32) - 1, 0)
 
 
-def _apply(model, params, *args, method: str) -> Any:
-    return model.apply({"params": params}, *args, method=method)
+def _read(model, params, batch, cache, taps) -> tuple[jax.Array, dict, dict]:
+    sown = {}
+    if "ffn_input" in taps:
+        out, sown = _apply(model, params, batch, cache, method="hidden", mutable=["taps"])
+    else:
+        out = _apply(model, params, batch, cache, method="hidden")
+    last = out.hidden[:, -1]
+    found = {"hidden": last} if "hidden" in taps else {}
+    if sown:
+        found["ffn_input"] = _ffn_input(model.config, sown["taps"])[:, -1]
+    return _apply(model, params, last, method="logits"), out.cache, found
+
+
+def _ffn_input(c: ModelConfig, sown: dict) -> jax.Array:
+    """The tap [B, T, D] of the last layer, from what `Block` sowed."""
+    if c.layers == "separate":
+        return sown[f"layers_{c.n_layers - 1}"]["ffn_input"]
+    stacked = sown["layers"] if c.period == 1 else sown["layers"][f"block_{c.period - 1}"]
+    return stacked["ffn_input"][-1]
+
+
+def _apply(model, params, *args, **options) -> Any:
+    return model.apply({"params": params}, *args, **options)
 
 
 def force(c: ModelConfig, logits: jax.Array, so_far: jax.Array, left: jax.Array) -> jax.Array:
@@ -85,71 +134,3 @@ def force(c: ModelConfig, logits: jax.Array, so_far: jax.Array, left: jax.Array)
             only = jnp.where(jnp.arange(logits.shape[-1]) == token, 0.0, -jnp.inf)
             logits = jnp.where(there.reshape(-1, *(1,) * (logits.ndim - 1)), only, logits)
     return logits
-
-
-@functools.partial(jax.jit, static_argnames=("model", "sampler", "room"))
-def start(model, sampler, room, params, arrays, stop_K, key) -> dict:
-    """Return the state after the first new token of every row.
-
-    arrays: see `padded`. room: upper bound of their budgets.
-    """
-    arrays = dict(arrays)
-    budgets = arrays.pop("budgets")
-    rows, width = arrays["tokens"].shape
-    logits, cache = prefill(model, params, length=width + room, **arrays)
-    state = {
-        "cache": cache,
-        "positions": arrays["segments"].sum(axis=1),
-        "key": key,
-        "count": jnp.int32(0),
-        "budgets": budgets,
-        "done": budgets < 1,
-        "tokens": jnp.zeros((rows, room), jnp.int32),
-        "lengths": jnp.zeros_like(budgets),
-    }
-    if getattr(sampler, "repetition_penalty", 1.0) != 1.0:
-        seen = jnp.zeros(logits.shape, bool)
-        state["seen"] = seen.at[jnp.arange(rows)[:, None], arrays["tokens"]].max(
-            arrays["segments"] > 0
-        )
-    return _choose(model.config, sampler, state, logits, stop_K)
-
-
-def _choose(c, sampler, state, logits, stop_K):
-    """Append the sampler's token to every unfinished row.
-
-    A stop token ends its row and is not counted.
-    """
-    key, now = jax.random.split(state["key"])
-    count, seen = state["count"], state.get("seen")
-    logits = force(c, logits, state["positions"] + count, state["budgets"] - count)
-    token = sampler(logits, now) if seen is None else sampler(logits, now, seen)
-    stopped = state["done"] | jnp.isin(token, stop_K)
-    state = state | {
-        "key": key,
-        "last": token,
-        "count": count + 1,
-        "done": stopped | (count + 1 >= state["budgets"]),
-        "tokens": jax.lax.dynamic_update_slice_in_dim(
-            state["tokens"], token[:, None], count, axis=1
-        ),
-        "lengths": jnp.where(stopped, state["lengths"], count + 1),
-    }
-    return (
-        state
-        if seen is None
-        else state | {"seen": seen.at[jnp.arange(len(token)), token].set(True)}
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames="state")
-def advance(model, sampler, params, state, stop_K, until) -> dict:
-    """Decode until every row is done or `until` tokens were chosen."""
-
-    def step(state):
-        logits, cache = decode_step(
-            model, params, state["last"], state["positions"] + state["count"] - 1, state["cache"]
-        )
-        return _choose(model.config, sampler, state | {"cache": cache}, logits, stop_K)
-
-    return jax.lax.while_loop(lambda s: (s["count"] < until) & ~s["done"].all(), step, state)

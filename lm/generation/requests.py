@@ -1,7 +1,7 @@
-"""Requests for generation: validation of prompts and budgets, and padding to few shapes."""
+"""Requests for generation and what they get; validation, and padding to few shapes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,63 @@ class Request:
 
     tokens: the prompt (of the decoder). budget: maximal number of new tokens. encoder_tokens: the
     encoder's input in an encoder-decoder.
+
+    key: the number that stands for this request in its random draws (None: its place among the
+    requests). inputs: further fields of its batch, without the row axis: `neighbours` [C, S, N] and
+    `neighbour_segments` [C, S] of the whole row, prompt and answer.
+
+    members: token lists, such as retrieved passages, each read before the prompt (before
+    encoder_tokens in an encoder-decoder) in a slot of its own. The members' next-token
+    probabilities are mixed, log p = logsumexp(log_weights + log p of the members), and all of them
+    read the same token (RAG-Token, REPLUG).
     """
 
     tokens: Sequence[int]
     budget: int
     encoder_tokens: Sequence[int] = ()
+    key: int | None = None
+    inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    members: Sequence[Sequence[int]] = ()
+    log_weights: Sequence[float] = ()
 
     @property
     def length(self) -> int:
-        return max(len(self.tokens), len(self.encoder_tokens))
+        return max(max(len(tokens), len(encoder)) for tokens, encoder in self.rows)
+
+    @property
+    def rows(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """(tokens, encoder_tokens) of each slot that the request takes."""
+        if not self.members:
+            return [(self.tokens, self.encoder_tokens)]
+        if len(self.encoder_tokens):
+            return [(self.tokens, [*member, *self.encoder_tokens]) for member in self.members]
+        return [([*member, *self.tokens], ()) for member in self.members]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What a request got.
+
+    number: the place of the request among those given. tokens: the tokens drawn, with the stop
+    token that ended them. log_probs: the model's own log-probability of each (of the mixture of
+    its members). behaviour_log_probs: that of the distribution it was chosen from: after hooks,
+    forced tokens, penalty, temperature and truncation; NaN from a sampler that does not tell.
+    finish: "stop" (a stop token), "length" (the budget), "callback" or "refused" (`error` says
+    why). sources: for each token, what the hooks' `find` named as its sources.
+    """
+
+    number: int
+    tokens: list[int]
+    log_probs: np.ndarray
+    behaviour_log_probs: np.ndarray
+    finish: str
+    sources: tuple[tuple, ...] = ()
+    error: str = ""
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens without the stop token."""
+        return self.tokens[:-1] if self.finish == "stop" else self.tokens
 
 
 def requests(
@@ -74,11 +122,28 @@ def requests(
             )
         asked = [Request(*each) for each in zip(decoder_prompts, budgets, prompts, strict=True)]
     for i, request in enumerate(asked):
-        _check(c, i, request)
+        check(c, i, request)
     return asked
 
 
-def _check(c: ModelConfig, i: int, request: Request) -> None:
+def check(c: ModelConfig, i: int, request: Request) -> None:
+    """Raise GenerationError for a request that the model cannot serve, which is called `i`."""
+    if len(request.log_weights) != len(request.members):
+        raise GenerationError(
+            f"request {i} has {len(request.members)} members and {len(request.log_weights)} "
+            "log_weights: give one a member"
+        )
+    for tokens, encoder_tokens in request.rows:
+        _check_row(
+            c,
+            i,
+            dataclasses.replace(
+                request, tokens=tokens, encoder_tokens=encoder_tokens, members=(), log_weights=()
+            ),
+        )
+
+
+def _check_row(c: ModelConfig, i: int, request: Request) -> None:
     if not isinstance(request.budget, int) or request.budget < 1:
         raise GenerationError(
             f"max_new_tokens={request.budget}: expected a whole number, at least 1"
@@ -125,14 +190,14 @@ def padded(asked: Sequence[Request], rows: int) -> dict[str, Any]:
     the right. Segments are 1 for tokens and 0 for padding.
     """
     asked = [*asked, *[dataclasses.replace(asked[0], budget=0)] * (rows - len(asked))]
-    tokens, segments = _rows([request.tokens for request in asked], left=True)
+    tokens, segments = stacked([request.tokens for request in asked], left=True)
     arrays = {
         "tokens": tokens,
         "segments": segments,
         "budgets": np.asarray([request.budget for request in asked], np.int32),
     }
     if len(asked[0].encoder_tokens):
-        arrays["encoder_tokens"], arrays["encoder_segments"] = _rows(
+        arrays["encoder_tokens"], arrays["encoder_segments"] = stacked(
             [request.encoder_tokens for request in asked], left=False
         )
         # only the start token, the usual case: no padding needed
@@ -141,7 +206,8 @@ def padded(asked: Sequence[Request], rows: int) -> dict[str, Any]:
     return arrays
 
 
-def _rows(lists: Sequence[Sequence[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:
+def stacked(lists: Sequence[Sequence[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Pad token lists on the left or right to int32 arrays [N, T]: tokens, and 1 for real ones."""
     width = bucket(max(map(len, lists)))
     tokens, segments = (
         np.zeros((len(lists), width), np.int32),

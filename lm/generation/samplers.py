@@ -1,6 +1,8 @@
 """Samplers: choose the next token from its logits.
 
-A sampler is a hashable value, so that it can be a static argument of a compiled function.
+A sampler is a hashable value, so that it can be a static argument of a compiled function. It is
+called with the logits, keys and, if it has a repetition penalty, the tokens seen so far. The
+engine calls `choose` where there is one, and else knows no behaviour log-probability.
 """
 
 import dataclasses
@@ -22,17 +24,19 @@ class Greedy:
     def __post_init__(self):
         _check_penalty(self.repetition_penalty)
 
-    def __call__(
-        self, logits_BV: jax.Array, key: jax.Array, seen_BV: jax.Array | None = None
-    ) -> jax.Array:
-        """Map float32 [B, V] to int32 [B].
+    def __call__(self, logits_BV, keys, seen_BV=None) -> jax.Array:
+        """Map float32 [B, V] to int32 [B]; see `choose`."""
+        return self.choose(logits_BV, keys, seen_BV)[0]
+
+    def choose(self, logits_BV, keys, seen_BV=None) -> tuple[jax.Array, jax.Array]:
+        """Return tokens int32 [B] and log-probabilities float32 [B] after the penalty.
 
         seen: bool [B, V], the tokens so far, required by a repetition penalty.
         """
-        del key
-        return jnp.argmax(penalize(logits_BV, seen_BV, self.repetition_penalty), axis=-1).astype(
-            jnp.int32
-        )
+        del keys
+        logits = penalize(logits_BV, seen_BV, self.repetition_penalty)
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return tokens, log_probability(logits, tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +72,21 @@ class Sample:
             )
         _check_penalty(self.repetition_penalty)
 
-    def __call__(
-        self, logits_BV: jax.Array, key: jax.Array, seen_BV: jax.Array | None = None
-    ) -> jax.Array:
-        """Map float32 [B, V] to int32 [B].
+    def __call__(self, logits_BV, keys, seen_BV=None) -> jax.Array:
+        """Map float32 [B, V] to int32 [B]; see `choose`."""
+        return self.choose(logits_BV, keys, seen_BV)[0]
 
-        seen: bool [B, V], the tokens so far, required by a repetition penalty.
+    def choose(self, logits_BV, keys, seen_BV=None) -> tuple[jax.Array, jax.Array]:
+        """Return tokens int32 [B] and the log-probabilities float32 [B] they were drawn with.
+
+        keys: one key for every row [B], or one for all. seen: bool [B, V], the tokens so far,
+        required by a repetition penalty.
         """
         logits_BK, tokens_BK = self.candidates(logits_BV, seen_BV)
-        choice = jax.random.categorical(key, logits_BK)
-        return jnp.take_along_axis(tokens_BK, choice[:, None], axis=-1)[:, 0]
+        draw = jax.vmap(jax.random.categorical) if keys.ndim else jax.random.categorical
+        choice = draw(keys, logits_BK)
+        tokens = jnp.take_along_axis(tokens_BK, choice[:, None], axis=-1)[:, 0]
+        return tokens, log_probability(logits_BK, choice)
 
     def candidates(
         self, logits_BV: jax.Array, seen_BV: jax.Array | None = None
@@ -108,6 +117,12 @@ class Sample:
                 best >= best.max(axis=-1, keepdims=True) + math.log(self.min_p), best, -jnp.inf
             )
         return best, tokens.astype(jnp.int32)
+
+
+def log_probability(logits_BV: jax.Array, tokens_B: jax.Array) -> jax.Array:
+    """Log-softmax of the logits at one token a row, float32 [B]."""
+    chosen = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array | None, penalty: float) -> jax.Array:

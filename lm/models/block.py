@@ -30,6 +30,7 @@ class Context:
     neighbours: jax.Array | None = None
     # int32 [B, C, S]: the segment that each neighbour token was retrieved for
     neighbour_segments: jax.Array | None = None
+    neighbour_start: jax.Array | int = 0  # of the batch in its rows, see NeighbourAttention
 
 
 class MLP(nn.Module):
@@ -89,6 +90,8 @@ class Block(nn.Module):
             h = norm(x) if c.norm_placement in ("pre", "sandwich") else x
             if "first" in layer and name == "attention":
                 x = jnp.where(layer["first"], h, x)
+            if name == "mlp":  # kept only where an `apply` makes the collection mutable
+                self.sow("taps", "ffn_input", h, reduce_fn=lambda _, new: new, init_fn=lambda: None)
             y = mixer(h)
             if c.norm_placement == "sandwich":
                 y = Norm(c, name=f"{name}_out_norm")(y)
@@ -144,7 +147,7 @@ class Block(nn.Module):
                     context.neighbours,
                     context.neighbour_segments,
                     context.segments,
-                    context.start,
+                    context.neighbour_start,
                 )
             )
         return residual(x, "mlp", mlp) if mlp else x, cache

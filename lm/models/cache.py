@@ -34,7 +34,8 @@ def init_cache(c: ModelConfig, batch_size: int, length: int, encoder_length: int
       and in an encoder-decoder `cross_key` and `cross_value` [B, encoder_length, ...].
       A state-space layer has `state`, `conv`, ...
     * `segments`: int32 [B, length].
-    * `length`: int32, the number of tokens read.
+    * `length`: int32, the number of tokens read. Single tokens are written at this index modulo
+      the slots, so that a cache may be continued as a ring: the latest tokens are kept.
     * `encoder_segments`: int32 [B, encoder_length], in an encoder-decoder only.
     """
     block = lambda i: _layer(c, c.layer_kinds[i], batch_size, length, encoder_length)
@@ -79,3 +80,43 @@ def _layer(c: ModelConfig, kind: str, batch_size: int, length: int, encoder_leng
         if c.encoder_layers
         else {}
     )
+
+
+def put_rows(c: ModelConfig, cache: dict, new: dict, rows) -> dict:
+    """Replace rows of a cache by rows whose prompts were just read.
+
+    cache: written as a ring, one token per row at a time, from index `length` on, which is at
+    least its number of slots at the start (see `init_cache`). new: a cache of R rows that holds
+    exactly their prompts, padded on the left. They end at the index before `length`. rows: int32
+    [R], the rows to replace; those beyond the cache are dropped.
+    """
+    read = new["segments"].shape[1]
+
+    # the place in the prompt of every slot of a ring; negative where there is none
+    def places(ring: int) -> jax.Array:
+        return ring_indices(cache["length"] - 1, ring) - (cache["length"] - read)
+
+    def moved(path, old, own):
+        name = path[-1].key
+        if name in ("key", "value"):
+            at = places(old.shape[1])
+            own = jnp.where(
+                (at >= 0)[None, :, None, None], own[:, at % own.shape[1]], jnp.zeros((), own.dtype)
+            )
+        elif name.startswith("cross_"):
+            own = jnp.pad(own, ((0, 0), (0, old.shape[1] - own.shape[1]), (0, 0), (0, 0)))
+        return old.at[rows].set(own, mode="drop")
+
+    def of_layers(path, old, own):
+        one = lambda old, own: moved(path, old, own)
+        return one(old, own) if c.layers == "separate" else jax.vmap(one)(old, own)
+
+    at = places(cache["segments"].shape[1])
+    segments = jnp.where(at >= 0, new["segments"][:, jnp.maximum(at, 0)], 0)
+    put = {"segments": cache["segments"].at[rows].set(segments, mode="drop")}
+    if "encoder_segments" in cache:
+        old, own = cache["encoder_segments"], new["encoder_segments"]
+        own = jnp.pad(own, ((0, 0), (0, old.shape[1] - own.shape[1])))
+        put["encoder_segments"] = old.at[rows].set(own, mode="drop")
+    layers = jax.tree_util.tree_map_with_path(of_layers, cache["layers"], new["layers"])
+    return {**cache, **put, "layers": layers}

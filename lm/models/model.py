@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -144,10 +145,13 @@ class LanguageModel(nn.Module):
         """
         c = self.config
         batch = self._checked(batch, cache)
-        encoded, around = None, {}
+        encoded: jax.Array | None = None
+        around: dict[str, Any] = {}
         if cache is not None:
+            at, tokens = cache["length"], batch.tokens.shape[1]
+            at = at % cache["segments"].shape[1] if tokens == 1 else at  # see `init_cache`
             segments = jax.lax.dynamic_update_slice_in_dim(
-                cache["segments"], batch.segments, cache["length"], axis=1
+                cache["segments"], batch.segments, at, axis=1
             )
             cache = {**cache, "segments": segments}
         if c.encoder_layers:
@@ -166,7 +170,13 @@ class LanguageModel(nn.Module):
             )
             cache = None if cache is None else {**cache, "encoder_segments": encoder_segments}
         if c.neighbour_layers:
-            around |= dict(neighbours=batch.neighbours, neighbour_segments=batch.neighbour_segments)
+            # A cached row holds one document, padded on the left: its tokens' positions count.
+            start = 0 if cache is None else batch.positions[:, -1] + 1 - batch.tokens.shape[1]
+            around |= dict(
+                neighbours=batch.neighbours,
+                neighbour_segments=batch.neighbour_segments,
+                neighbour_start=start,
+            )
         x = self.embeddings(batch.tokens, batch.positions, batch.types)
         x, layer_cache = transform(self, x, batch.segments, batch.positions, cache, **around)
         if cache is not None:

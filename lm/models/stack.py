@@ -82,7 +82,7 @@ def layers(c: ModelConfig, initialising: bool = False) -> nn.Module | list[nn.Mo
         length=times,
         unroll=times if c.layers == "unrolled" else 1,
         in_axes=(0, 0, nn.broadcast),
-        variable_axes={} if c.shared_layers else {"params": 0},
+        variable_axes={"taps": 0} if c.shared_layers else {"params": 0, "taps": 0},
         variable_broadcast="params" if c.shared_layers else False,
         split_rngs={"params": not c.shared_layers, "dropout": True},
         metadata_params={nn.PARTITION_NAME: "layers"},

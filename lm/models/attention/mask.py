@@ -117,14 +117,13 @@ def see(c: ModelConfig, kind: str, segments_BT, positions_BT, cache=None) -> Vie
     if cache is not None:
         start, key_segments_BS = cache["length"], cache["segments"]
         query_T, key_S = start + query_T, jnp.arange(key_segments_BS.shape[1])
-        ring = slots(c, kind, len(key_S))
-        if ring < len(key_S):
-            key_S = (
-                ring_indices(start, ring)
-                if length == 1
-                else jnp.concatenate([ring_indices(start - 1, ring), query_T])
-            )
-            key_segments_BS = jnp.where(key_S < 0, -1, key_segments_BS[:, jnp.maximum(key_S, 0)])
+        whole, ring = len(key_S), slots(c, kind, len(key_S))
+        if length == 1:  # all slots are a ring, which single tokens may go round
+            key_S = ring_indices(start, ring)
+        elif ring < whole:
+            key_S = jnp.concatenate([ring_indices(start - 1, ring), query_T])
+        if ring < whole:
+            key_segments_BS = jnp.where(key_S < 0, -1, key_segments_BS[:, key_S % whole])
     theta = c.local_rope_theta if kind == "local" and c.local_rope_theta else c.rope_theta
     return View(
         Mask(segments_BT, key_segments_BS, query_T, key_S, causal=c.causal, window=window),

@@ -133,13 +133,14 @@ class CrossAttention(nn.Module):
 class NeighbourAttention(nn.Module):
     """Chunked cross-attention to retrieved neighbours (Borgeaud et al. 2022, RETRO, section 2.4).
 
-    Takes x_BTD [B, T, D], which begins at index `start` of its row, neighbours [B, C, S, N] and
-    `of_BCS` int32 [B, C, S]: the segment that each neighbour token was retrieved for, 0 for
-    padding. A row's chunks have `neighbour_chunk` tokens. The neighbours of chunk u are seen by its
-    last token and by all but the last token of chunk u + 1, so a token never sees neighbours that
-    were retrieved with later text. A token sees only neighbours of its own segment, and gets zeros
-    where there are none. The output projection starts at zero, so adding this layer to a trained
-    model changes nothing before training.
+    Takes x_BTD [B, T, D], which begins at index `start` of its row (a number, or int32 [B]; below 0
+    with padding before a row), neighbours [B, C, S, N] and `of_BCS` int32 [B, C, S]: the segment
+    that each neighbour token was retrieved for, 0 for padding. A row's chunks have
+    `neighbour_chunk` tokens. The neighbours of chunk u are seen by its last token and by all but
+    the last token of chunk u + 1, so a token never sees neighbours that were retrieved with later
+    text. A token sees only neighbours of its own segment, and gets zeros where there are none. The
+    output projection starts at zero, so adding this layer to a trained model changes nothing before
+    training.
     """
 
     config: ModelConfig
@@ -155,15 +156,16 @@ class NeighbourAttention(nn.Module):
         # [B, T, ...] -> [B * groups, size, ...]
         def grouped(x):
             room = jnp.zeros((batch, groups * size, *x.shape[2:]), x.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(room, x, first % size, axis=1).reshape(
+            return _each_row(jax.lax.dynamic_update_slice_in_dim, first % size, room, x).reshape(
                 batch * groups, size, *x.shape[2:]
             )
 
         # [B, C, S, ...] -> [B * groups, S, ...]. The first group may precede every chunk, and the
         # last may follow them all; these get zeros.
         def chosen(x):
-            x = jnp.pad(x, ((0, 0), (1, groups), *((0, 0),) * (x.ndim - 2)))
-            return jax.lax.dynamic_slice_in_dim(x, first // size, groups, axis=1).reshape(
+            before = 1 if jnp.ndim(first) == 0 else 1 + groups
+            x = jnp.pad(x, ((0, 0), (before, groups), *((0, 0),) * (x.ndim - 2)))
+            return _slices(x, first // size + before - 1, groups).reshape(
                 batch * groups, *x.shape[2:]
             )
 
@@ -175,7 +177,17 @@ class NeighbourAttention(nn.Module):
             enter(self, source, "value", False),
         )
         y = attend(c, q, k, v, mask, zero_unseen=True)
-        y = jax.lax.dynamic_slice_in_dim(
-            y.reshape(batch, groups * size, *y.shape[2:]), first % size, length, axis=1
-        )
+        y = _slices(y.reshape(batch, groups * size, *y.shape[2:]), first % size, length)
         return leave(self, y, False, nn.initializers.zeros)
+
+
+def _slices(x, start, size: int) -> jax.Array:
+    """Slice [B, size, ...] of x [B, N, ...] from `start` on, a number or int32 [B]."""
+    return _each_row(lambda x, at, axis: jax.lax.dynamic_slice_in_dim(x, at, size, axis), start, x)
+
+
+def _each_row(function, start, *arrays) -> jax.Array:
+    """function(*arrays, start, axis=1), for rows with one start or one each."""
+    if jnp.ndim(start) == 0:
+        return function(*arrays, start, axis=1)
+    return jax.vmap(lambda at, *rows: function(*rows, at, axis=0))(start, *arrays)

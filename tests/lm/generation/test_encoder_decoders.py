@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lm
-from lm.generation import GenerationError, decode, stream
+from lm.generation import GenerationError, slots, stream
 from tests.lm.generation.references import ENDS, load, their_answers
 from tests.lm.generation.references import PROMPTS as REFERENCE_PROMPTS
 from tests.lm.models.test_model import make
@@ -99,10 +99,10 @@ def test_lengths_of_either_side_within_a_bucket_compile_once():
     # A new config, so nothing is compiled yet.
     model, params = make("bart", **START, d_ff=40)
     lm.generate(model, params, [[1, 2, 3]], 5)
-    before = decode.start._cache_size(), decode.advance._cache_size()
+    before = slots.insert._cache_size(), slots.advance._cache_size()
     for length, budget in ((1, 9), (7, 32), (30, [2]), (32, 1)):
         lm.generate(model, params, [[4] * length], budget)
-    assert (decode.start._cache_size(), decode.advance._cache_size()) == before
+    assert (slots.insert._cache_size(), slots.advance._cache_size()) == before
 
 
 def test_the_encoder_runs_in_prefill_alone():

@@ -1,12 +1,11 @@
 """Generation equals a loop without a cache, and each prompt of a batch equals that prompt alone."""
 
-import jax
 import numpy as np
 import pytest
 
 import lm
-from lm.generation import GenerationError, answers, decode, stream
-from lm.generation.requests import Request, padded
+from lm.generation import GenerationError, engine, running, slots, stream
+from lm.generation.requests import Request
 from tests.lm.generation.references import ENDS, load, their_answers
 from tests.lm.generation.references import PROMPTS as REFERENCE_PROMPTS
 from tests.lm.models.test_model import make
@@ -68,10 +67,10 @@ def test_streaming_yields_what_generate_returns():
 def test_prompt_lengths_within_a_bucket_compile_once():
     model, params = make("llama", d_ff=40)  # a new config, so nothing is compiled yet
     lm.generate(model, params, [[1, 2, 3]], 5, stop_tokens=[])
-    before = decode.start._cache_size(), decode.advance._cache_size()
+    before = slots.insert._cache_size(), slots.advance._cache_size()
     for length, budget in ((1, 9), (7, 32), (30, [2]), (32, 1)):
         lm.generate(model, params, [[4] * length], budget, stop_tokens=[])
-    assert (decode.start._cache_size(), decode.advance._cache_size()) == before
+    assert (slots.insert._cache_size(), slots.advance._cache_size()) == before
 
 
 def test_prefill_and_decode_step_are_pure_and_continue_a_prompt():
@@ -112,13 +111,13 @@ def test_every_prompt_has_its_own_budget():
 
 def test_a_batch_ends_with_its_largest_budget_not_with_the_bucket(monkeypatch):
     model, params = make("llama")
-    counts = []
-    advance = answers.advance
-    monkeypatch.setattr(
-        answers, "advance", lambda *a: counts.append(int((state := advance(*a))["count"])) or state
-    )
+    states = []
+    advance = slots.advance
+    monkeypatch.setattr(slots, "advance", lambda *a: states.append(advance(*a)) or states[-1])
     lm.generate(model, params, PROMPTS, [3, 9, 1, 7], stop_tokens=[])
-    assert counts == [9], "one compiled loop a batch, of as many steps as its longest answer"
+    assert [int(state["steps"]) for state in states] == [8], (
+        "one compiled loop, whose steps give all tokens but the first"
+    )
 
 
 def test_an_answer_that_is_finished_from_outside_ends_soon_and_alone():
@@ -133,8 +132,8 @@ def test_an_answer_that_is_finished_from_outside_ends_soon_and_alone():
 
     ended = lm.generate(model, params, PROMPTS, 30, stop_tokens=[], finished=finished)
     assert ended[:1] + ended[2:] == free[:1] + free[2:] and ended[1] == free[1][: len(ended[1])]
-    assert 4 < len(ended[1]) <= 5 + answers.CHECK_EVERY
-    assert len(asked) < 4 * (2 + 30 / answers.CHECK_EVERY), "the host looks at every token"
+    assert 4 < len(ended[1]) <= 5 + engine.CHECK_EVERY
+    assert len(asked) < 4 * (2 + 30 / engine.CHECK_EVERY), "the host looks at every token"
 
 
 def test_a_repetition_penalty_counts_the_prompt_but_no_padding():
@@ -150,20 +149,17 @@ def test_a_repetition_penalty_counts_the_prompt_but_no_padding():
 
 
 def test_what_was_seen_is_remembered_only_for_a_sampler_that_asks():
-    model, params = lm.separate(*make("llama"))
-    arrays = padded([Request(p, 4) for p in PROMPTS], 4)
-    state = lambda sampler: decode.start(
-        model, sampler, 32, params, arrays, np.asarray([-1]), jax.random.key(0)
-    )
-    assert "seen" not in state(lm.Greedy()) and "seen" not in state(lm.Sample(0.5))
-    seen = np.asarray(state(lm.Greedy(1.1))["seen"])
-    assert (
-        seen.shape == (4, 97)
-        and [set(np.flatnonzero(row)) >= set(p) for row, p in zip(seen, PROMPTS, strict=True)]
-        == [True] * 4
-    )
-    # The prompts and the token just chosen, but no padding.
-    assert seen.sum() <= sum(len(set(p)) + 1 for p in PROMPTS)
+    model, params = make("llama")
+
+    def seen(sampler):
+        setup = engine.Engine(model, length=64, rows=4, sampler=sampler).setup
+        run = running.Run(setup, params, [Request(p, 4) for p in PROMPTS], ())
+        run.fill()
+        return run.state.get("seen")
+
+    assert seen(lm.Greedy()) is None and seen(lm.Sample(0.5)) is None
+    found = [set(np.flatnonzero(row)) for row in np.asarray(seen(lm.Greedy(1.1)))]
+    assert found == [set(prompt) for prompt in PROMPTS], "the prompts, but no padding"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 import lm
-from lm.generation import answers, stream_text, text
+from lm.generation import engine, slots, stream_text, text
 from lm.generation.text import ending
 from tests.lm.models.test_model import make
 from tests.lm.small_models import drawn
@@ -92,9 +92,9 @@ def test_rows_end_soon_after_their_stop_string_and_nobody_looks_when_there_is_no
 ):
     model, params = load()
     counts = []
-    advance = answers.advance
+    advance = slots.advance
     monkeypatch.setattr(
-        answers, "advance", lambda *a: counts.append(int((state := advance(*a))["count"])) or state
+        slots, "advance", lambda *a: counts.append(int((state := advance(*a))["steps"])) or state
     )
     lm.generate_text(
         model,
@@ -105,10 +105,10 @@ def test_rows_end_soon_after_their_stop_string_and_nobody_looks_when_there_is_no
         stop_tokens=[],
         stop_strings=[answer[:3] for answer in free],
     )
-    assert max(counts, default=0) <= 3 + answers.CHECK_EVERY
+    assert max(counts, default=0) <= 3 + engine.CHECK_EVERY
     counts.clear()
     lm.generate_text(model, params, tokenizer, PROMPTS, 24, stop_tokens=[])
-    assert counts == [24]
+    assert counts == [23]
 
 
 def test_streamed_pieces_are_the_answer_whatever_the_tokens_and_stop_strings(

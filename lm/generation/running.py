@@ -1,0 +1,292 @@
+"""One run of the engine: the queue, who holds which slots, and the arrays on the devices."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm.generation import hooks as of_hooks
+from lm.generation import slots
+from lm.generation.requests import Generated, GenerationError, Request, bucket, check, stacked
+from lm.models import LanguageModel, ModelConfig, separate
+
+# (number of a request, its tokens so far) -> whether its answer is finished
+Finished = Callable[[int, list[int]], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What an engine was made with.
+
+    stop: ids that end an answer, int32 [K]. share: prompts are read in multiples of it.
+    """
+
+    model: LanguageModel
+    rows: int
+    length: int
+    encoder_length: int
+    sampler: Any
+    stop: np.ndarray
+    seed: int
+    share: int
+
+
+@dataclasses.dataclass
+class Held:
+    """A request that runs: its slots, and the sources of its tokens so far."""
+
+    number: int
+    request: Request
+    rows: list[int]
+    sources: list[tuple]
+
+
+class Run:
+    """Serve requests: `fill` free slots, `advance`, `harvest` what ended; while `active`.
+
+    refused: what requests that do not fit get. steps: forward passes of the batch. reads: prompts
+    that were read, with the empty rows beside them.
+    """
+
+    def __init__(self, setup: Setup, params: dict, requests: Sequence[Request], hooks: tuple):
+        self.setup = setup
+        of_hooks.check(setup.model.config, hooks)
+        self.model, self.params = separate(setup.model, params)
+        refusals = [refusal(setup, i, request) for i, request in enumerate(requests)]
+        self.refused = [_refused(i, why) for i, why in enumerate(refusals) if why]
+        self.waiting = collections.deque(
+            (i, request) for i, request in enumerate(requests) if not refusals[i]
+        )
+        self.held: list[Held] = []
+        self.free = list(range(setup.rows))
+        self.entered = self.steps = self.reads = 0
+        self.running, self.halt = np.zeros(setup.rows, bool), np.zeros(setup.rows, bool)
+        self.count = self.finish = np.zeros(setup.rows, np.int32)
+        self.key = jax.random.key(setup.seed)
+        self.found = [of_hooks.Found(hook, setup.rows) for hook in hooks if not of_hooks.pure(hook)]
+        served = [request for _, request in self.waiting]
+        self.plan = slots.Plan(
+            self.model,
+            setup.sampler,
+            hooks,
+            of_hooks.taps_of(hooks),
+            any(request.members for request in served),
+        )
+        self.inputs = _inputs(setup.model.config, served)
+        if served:
+            self.state = slots.empty(
+                self.plan,
+                setup.rows,
+                setup.length,
+                setup.encoder_length,
+                self.inputs,
+            )
+
+    @property
+    def active(self) -> bool:
+        return bool(self.waiting or self.held)
+
+    def fill(self) -> None:
+        """Give free slots to the requests that wait, in their order."""
+        entering = []
+        while self.waiting and len(self.waiting[0][1].rows) <= len(self.free):
+            number, request = self.waiting.popleft()
+            rows = [self.free.pop(0) for _ in request.rows]
+            self.held.append(Held(number, request, rows, []))
+            self.running[rows], self.halt[rows] = True, False
+            entering += [(number, request, i, row, rows[0]) for i, row in enumerate(rows)]
+        for found in self.found:
+            for *_, row, _ in entering:
+                found.clear(row)
+        setup = self.setup
+        size = setup.rows if len(entering) > setup.rows // 2 else setup.share
+        for first in range(0, len(entering), size):
+            self._insert(entering[first : first + size], size)
+
+    def _insert(self, entering: list[tuple[int, Request, int, int, int]], size: int) -> None:
+        """Read the prompts of at most `size` slots: (number, request, member, slot, first slot)."""
+        c, surplus = self.model.config, size - len(entering)
+        prompts = [request.rows[i] for _, request, i, _, _ in entering]
+        prompts += prompts[:1] * surplus
+        tokens, real = stacked([tokens for tokens, _ in prompts], left=True)
+        if c.encoder_layers and max(len(tokens) for tokens, _ in prompts) == 1:
+            tokens, real = tokens[:, -1:], real[:, -1:]  # only the start token: no padding needed
+        # any ids above 0 do that differ from those before them in the same slot
+        ids = np.arange(self.entered + 1, self.entered + 1 + size, dtype=np.int32)
+        self.entered = (self.entered + size) % 2**30
+        self.reads += size
+
+        def column(values, dtype: type = np.int32) -> np.ndarray:
+            values = np.asarray([*values], dtype)
+            return np.concatenate([values, values[:1].repeat(surplus)])
+
+        arrays = {
+            "tokens": tokens,
+            "segments": real * ids[:, None],
+            "prompt": real.sum(axis=1, dtype=np.int32),
+            "budget": column(request.budget for _, request, *_ in entering),
+            "number": column(
+                number if request.key is None else request.key for number, request, *_ in entering
+            ),
+            "segment": ids,
+            "group": column(first for *_, first in entering),
+            "log_weight": column(
+                (r.log_weights[i] if r.members else 0.0 for _, r, i, *_ in entering), np.float32
+            ),
+        }
+        if c.encoder_layers:
+            read, of = stacked([encoder for _, encoder in prompts], left=False)
+            arrays |= {"encoder_tokens": read, "encoder_segments": of * ids[:, None]}
+        given = [request for _, request, *_ in entering]
+        given += given[:1] * surplus
+        arrays["inputs"] = {
+            name: np.stack([np.asarray(request.inputs[name], x.dtype) for request in given])
+            for name, x in self.inputs.items()
+        }
+        if self.inputs:
+            of = arrays["inputs"]["neighbour_segments"]
+            arrays["inputs"]["neighbour_segments"] = (of > 0) * ids[:, None, None]
+        rows = np.asarray([row for *_, row, _ in entering] + [self.setup.rows] * surplus, np.int32)
+        self.state = slots.insert(self.plan, self.params, self.state, arrays, rows)
+
+    def advance(self, tokens: int) -> None:
+        """Decode by at most `tokens` tokens a row, until a waiting request finds its slots free.
+
+        With a hook that has `find`, decode by one token.
+        """
+        common = self.setup.stop, self.key, self.halt
+        if self.found:
+            active = [held for held in self.held if self.running[held.rows[0]]]
+            found, inputs = self._look(active)
+            self.state = slots.step(self.plan, self.params, self.state, *common, found, inputs)
+            for held in active:
+                sources = [found.sources[held.rows[0]] for found in self.found]
+                held.sources.append(tuple(source for each in sources for source in each))
+        else:
+            need = len(self.waiting[0][1].rows) if self.waiting else self.setup.rows + 1
+            self.state = slots.advance(
+                self.plan,
+                self.params,
+                self.state,
+                *common,
+                np.int32(need),
+                np.int32(self.steps + tokens),
+            )
+        self.running, self.count, self.finish, steps = jax.device_get(
+            [self.state[name] for name in ("running", "count", "finish", "steps")]
+        )
+        self.steps = int(steps)
+        self.running, self.halt = self.running.copy(), np.zeros(self.setup.rows, bool)
+
+    def _look(self, active: list[Held]) -> tuple[list, dict]:
+        """Ask the host hooks: what they found for every row, and the inputs that change."""
+        so_far = self.so_far()
+        taps = {name: np.asarray(x) for name, x in jax.device_get(self.state["taps"]).items()}
+        asked = {
+            row: of_hooks.Slot(held.number, held.request, so_far[held.number])
+            for held in active
+            for row in held.rows
+        }
+        inputs: dict[str, np.ndarray] = {}
+        for found in self.found:
+            inputs |= found.look(taps, asked, self.inputs)
+        return [(found.arrays, found.has) for found in self.found], inputs
+
+    def so_far(self) -> dict[int, list[int]]:
+        """The tokens of every request that runs, by its number."""
+        tokens = jax.device_get(self.state["tokens"])
+        return {
+            held.number: tokens[row, : self.count[row]].tolist()
+            for held in self.held
+            for row in held.rows[:1]
+        }
+
+    def watch(self, finished: Finished) -> None:
+        """End the requests whose answer is finished."""
+        so_far = self.so_far()
+        for held in self.held:
+            if self.running[held.rows[0]] and finished(held.number, so_far[held.number]):
+                self.running[held.rows], self.halt[held.rows] = False, True
+
+    def harvest(self) -> list[Generated]:
+        """What the requests got that ended; their slots are free."""
+        ended = [held for held in self.held if not self.running[held.rows[0]]]
+        if not ended:
+            return []
+        tokens, log_probs, behaviour = jax.device_get(
+            [self.state[name] for name in ("tokens", "log_probs", "behaviour")]
+        )
+        done = []
+        for held in ended:
+            row, at = held.rows[0], slice(0, int(self.count[held.rows[0]]))
+            finish = "callback" if self.halt[row] else slots.FINISH[self.finish[row]]
+            done.append(
+                Generated(
+                    held.number,
+                    tokens[row, at].tolist(),
+                    log_probs[row, at].copy(),
+                    behaviour[row, at].copy(),
+                    finish,
+                    tuple(held.sources),
+                )
+            )
+            self.held.remove(held)
+            self.free += held.rows
+        self.free.sort()
+        return done
+
+
+def refusal(setup: Setup, number: int, request: Request) -> str:
+    """Why a request cannot be served; "" if it can."""
+    try:
+        check(setup.model.config, number, request)
+    except GenerationError as error:
+        return str(error)
+    rows = request.rows
+    longest = max(len(tokens) for tokens, _ in rows)
+    encoder = max(len(tokens) for _, tokens in rows)
+    if longest + request.budget > setup.length or bucket(longest) > setup.length:
+        return (
+            f"request {number} has {longest} tokens and {request.budget} more are asked for, but "
+            f"the engine's cache has {setup.length} a row: shorten it, lower the budget, or make "
+            "an engine with a larger length"
+        )
+    if encoder and bucket(encoder) > setup.encoder_length:
+        return (
+            f"request {number} has {encoder} tokens for the encoder, but the engine's cache has "
+            f"{setup.encoder_length} a row: shorten it, or make an engine with a larger "
+            "encoder_length"
+        )
+    if len(rows) > setup.rows:
+        return (
+            f"request {number} has {len(rows)} members, but the engine has {setup.rows} rows: "
+            "give it fewer members, or the engine more rows"
+        )
+    return ""
+
+
+def _refused(number: int, why: str) -> Generated:
+    nothing = np.zeros(0, np.float32)
+    return Generated(number, [], nothing, nothing, "refused", error=why)
+
+
+def _inputs(c: ModelConfig, served: Sequence[Request]) -> dict[str, np.ndarray]:
+    """Example of every input of the requests, which all have the same. Raises GenerationError."""
+    shapes = [{name: np.shape(x) for name, x in request.inputs.items()} for request in served]
+    if not any(shapes):
+        return {}
+    for shape in shapes:
+        if shape != shapes[0] or set(shape) != {"neighbours", "neighbour_segments"}:
+            raise GenerationError(
+                f"inputs of a request have the shapes {shape}: expected neighbours [C, S, N] and "
+                "neighbour_segments [C, S], equal in all requests"
+            )
+    if not c.neighbour_layers:
+        raise GenerationError(
+            f"this {c.family} model attends to no neighbours: leave out the requests' inputs"
+        )
+    dtypes = {"neighbours": c.dtype, "neighbour_segments": np.int32}
+    return {name: np.asarray(x).astype(dtypes[name]) for name, x in served[0].inputs.items()}
