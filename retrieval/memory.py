@@ -20,7 +20,6 @@ from retrieval.encoders.encoding import (
 )
 from retrieval.errors import Overtaken, RetrievalError
 from retrieval.filters import Filter
-from retrieval.handle import Handle
 from retrieval.passages import (
     Commit,
     Diff,
@@ -33,7 +32,8 @@ from retrieval.passages import (
     nearest,
 )
 from retrieval.progress import chunks_with_progress
-from retrieval.ranking import Request, Rerank, View, choose, find
+from retrieval.search.handle import Handle
+from retrieval.search.ranking import Request, Rerank, View, choose, find
 from retrieval.store.locations import check_free, index_folder
 from retrieval.store.statistics import figures
 from retrieval.store.store import Store

@@ -8,9 +8,9 @@ import numpy as np
 
 from retrieval.errors import RetrievalError
 from retrieval.index.vectors import unit_rows
-from retrieval.locks import ReadersWriter
 from retrieval.passages import Passage, listed
 from retrieval.progress import chunks_with_progress
+from retrieval.store.locks import ReadersWriter
 from retrieval.store.store import Store
 
 Encode = Callable[[list[str]], np.ndarray]  # list[str] -> float32 [N, D]

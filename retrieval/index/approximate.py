@@ -17,7 +17,7 @@ from retrieval.index.rotation import saved_rows
 from retrieval.index.scann_searcher import CHECKS, Searcher, is_core, needed_bytes, package
 from retrieval.index.tuning import MEASURED_AT, PROBES, Recent, Tuning, Width, kind_for, recall_of
 from retrieval.index.vectors import Ids, check_k, read_manifest, save_index, unit_rows
-from retrieval.locks import ReadersWriter
+from retrieval.store.locks import ReadersWriter
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from lm.xla_flags import avoid_wrong_fusion
 from retrieval.errors import RetrievalError
 from retrieval.index.index import Rows
 from retrieval.index.vectors import Ids, check_ids, check_k, read_manifest, save_index, unit_rows
-from retrieval.locks import ReadersWriter
+from retrieval.store.locks import ReadersWriter
 
 SCORES_AT_ONCE = 1 << 27  # scores in one step of a search: at most half a gigabyte
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrieval.words import SEAM, asked, plain
+from retrieval.store.words import SEAM, asked, plain
 
 NEAR = 0.8
 SHINGLE = 5  # words

@@ -16,7 +16,7 @@ from retrieval.memory import Memory
 from retrieval.passages import Hit, titled
 from retrieval.reading.support import supported
 from retrieval.sanitising import one_line
-from retrieval.words import words
+from retrieval.store.words import words
 
 # Cosine below the best at which passages are not shown: a small reader takes them for the answer.
 MARGIN = 0.1

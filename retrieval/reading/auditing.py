@@ -15,7 +15,7 @@ from retrieval.memory import Memory
 from retrieval.passages import Hit
 from retrieval.reading.answering import REFUSAL, Answer, Reader, Searchable, View, answer, is_known
 from retrieval.reading.support import FREE
-from retrieval.words import words
+from retrieval.store.words import words
 
 VERDICTS = {
     "forgotten": "gone with the passages",

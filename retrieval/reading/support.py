@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from retrieval.words import asked, words
+from retrieval.store.words import asked, words
 
 # Words without content or that only frame an answer; a passage need not contain them.
 _FREE = (

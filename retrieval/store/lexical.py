@@ -4,9 +4,9 @@ The full-text index is part of the table: every version has its own, and undo re
 Rows that are not indexed yet are read and scored with the rest. Versions without an index (small or
 old ones) are indexed in memory.
 
-The column `terms` holds the output of `retrieval.words.words`, which Lance splits at spaces and
-stems as English; there are no stop words. A change of that normalisation needs a new column name: a
-table without the column is searched in memory until its next change.
+The column `terms` holds the output of `retrieval.store.words.words`, which Lance splits at spaces
+and stems as English; there are no stop words. A change of that normalisation needs a new column
+name: a table without the column is searched in memory until its next change.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from lance.query import MatchQuery
 
 from retrieval.passages import titled
 from retrieval.store import checksums
-from retrieval.words import asked, words
+from retrieval.store.words import asked, words
 
 logger = logging.getLogger(__name__)
 

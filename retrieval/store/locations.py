@@ -10,9 +10,9 @@ from pathlib import Path
 import lance
 
 from retrieval.errors import RetrievalError
-from retrieval.locks import WAIT_SECONDS, file_lock
 from retrieval.passages import check_unicode, listed
 from retrieval.store.checksums import CHECKSUMS
+from retrieval.store.locks import WAIT_SECONDS, file_lock
 
 TABLE = "passages.lance"
 INDEX = "index"

@@ -18,7 +18,7 @@ import numpy as np
 
 from lm.data import samples
 from retrieval import Encoder, Memory, Passage
-from retrieval.ranking import MODES
+from retrieval.search.ranking import MODES
 
 AT = (1, 5, 20)
 DEEP = 100  # hits a question; a passage that is not among them counts as not found

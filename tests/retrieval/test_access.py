@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from retrieval import EVERY_GROUP, Filter, Memory, Passage, ranking
+from retrieval import EVERY_GROUP, Filter, Memory, Passage
+from retrieval.search import ranking
 from retrieval.store.filter_columns import FilterColumns
 from tests.retrieval.toy import encode
 

@@ -20,11 +20,11 @@ from retrieval import (
     evaluate,
     explore,
     log,
-    search,
     stats,
     undo,
     verify,
 )
+from retrieval.search import __main__ as search
 from tests.retrieval.models import save_encoder, save_reader
 from tests.retrieval.toy import encode
 

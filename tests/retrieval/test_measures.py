@@ -16,11 +16,11 @@ from retrieval import (
     evaluate_search,
     export,
     measures,
-    search,
 )
 from retrieval.ingest import rows
 from retrieval.ingest.documents import Report
 from retrieval.ingest.files import File
+from retrieval.search import __main__ as search
 from tests.retrieval.toy import encode
 
 

@@ -401,7 +401,7 @@ def test_two_processes_cannot_both_add_the_same_id(memory):
 
 
 def test_a_writer_that_waits_too_long_says_for_what(memory, monkeypatch):
-    from retrieval import locks
+    from retrieval.store import locks
 
     with (
         locks.file_lock(memory.path / "lock"),

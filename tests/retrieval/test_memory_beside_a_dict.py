@@ -6,9 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError, ranking
+from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError
 from retrieval.filters import readable
 from retrieval.passages import moment
+from retrieval.search import ranking
 from retrieval.store import upkeep
 from tests.retrieval.store.test_durability import ENCODERS
 
@@ -211,7 +212,7 @@ def test_a_memory_says_what_a_dict_says(tmp_path, monkeypatch, seed):
     rng = random.Random(seed)
     monkeypatch.setattr(upkeep, "UPKEEP", ((3, 8), (6, 1000)))
     monkeypatch.setattr(upkeep, "SCALAR_INDEX_FROM", rng.choice([20, 20_000]))
-    monkeypatch.setattr("retrieval.live_index.SAVE_AFTER", rng.choice([0, 0.1]))
+    monkeypatch.setattr("retrieval.search.live_index.SAVE_AFTER", rng.choice([0, 0.1]))
     monkeypatch.setattr(ranking, "FEW", rng.choice([0, 3, 2_000]))
     beside = Beside(tmp_path / "m", rng)
     for _ in range(STEPS):

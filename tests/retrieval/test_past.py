@@ -10,11 +10,11 @@ import pytest
 
 from retrieval import Diff, Filter, Memory, Passage, RetrievalError
 from retrieval.encoders.encoding import PROBE
-from retrieval.live_index import LiveIndex
-from retrieval.locks import file_lock
 from retrieval.progress import chunks_with_progress
+from retrieval.search.live_index import LiveIndex
 from retrieval.store import checksums
 from retrieval.store.locations import replace
+from retrieval.store.locks import file_lock
 from tests.retrieval.toy import encode, state
 
 

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError, ranking
+from retrieval import EVERY_GROUP, Filter, Memory, Passage, RetrievalError
 from retrieval.index.vectors import unit_rows
+from retrieval.search import ranking
 from tests.retrieval.toy import encode
 
 MODES = ("dense", "lexical", "hybrid")

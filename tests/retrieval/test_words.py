@@ -7,7 +7,7 @@ import pytest
 from retrieval import Filter, Memory, Passage
 from retrieval.ingest.duplicates import digest
 from retrieval.store import lexical
-from retrieval.words import asked, words
+from retrieval.store.words import asked, words
 from tests.retrieval.toy import encode
 
 NFD = lambda text: unicodedata.normalize("NFD", text)

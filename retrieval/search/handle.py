@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from retrieval.errors import RetrievalError
-from retrieval.live_index import LiveIndex
-from retrieval.locks import ReadersWriter
 from retrieval.passages import Commit, Passage
+from retrieval.search.live_index import LiveIndex
 from retrieval.store.filter_columns import FilterColumns
+from retrieval.store.locks import ReadersWriter
 from retrieval.store.store import Store
 
 

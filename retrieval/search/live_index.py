@@ -10,8 +10,8 @@ from retrieval.errors import RetrievalError
 from retrieval.index.approximate import ScannIndex, default_index
 from retrieval.index.exact import ExactIndex
 from retrieval.index.index import Index
-from retrieval.locks import ReadersWriter, file_lock
 from retrieval.store.locations import LOCK, index_folder
+from retrieval.store.locks import ReadersWriter, file_lock
 from retrieval.store.store import Store
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,7 @@ from retrieval.cli import (
     parser,
 )
 from retrieval.sanitising import as_json, shown
-
-MODES = ("dense", "lexical", "hybrid")
+from retrieval.search import MODES
 
 
 @entry_point
