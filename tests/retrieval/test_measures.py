@@ -66,11 +66,9 @@ def place(tmp_path, monkeypatch):
     memory.add(
         [Passage(id, text, metadata={"n": id[-1]}, tags=("t",)) for id, text in texts.items()]
     )
-    for command in ("evaluate_search", "search"):
-        monkeypatch.setattr(
-            f"retrieval.{command}.open_memory",
-            lambda path, encoder, as_of=None: Memory.open(path, encode),
-        )
+    opened = lambda path, encoder, as_of=None: Memory.open(path, encode)
+    for command in (evaluate_search, search):
+        monkeypatch.setattr(command, "open_memory", opened)
     (tmp_path / "qrels").mkdir()
     (tmp_path / "queries.jsonl").write_text(
         '{"_id": "q1", "text": "sun"}\n{"_id": "q2", "text": "moon stars"}\n{"_id": "q3", '
