@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.batch import FIELDS
+from lm.models import layers
 from lm.models.config import ConfigError, nearest
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -42,8 +43,11 @@ PARAMETERS: Rules = {
 }
 ACTIVATIONS: Rules = {
     "batch": ("data", "fsdp"),
-    "length": (),
-    "embed": (),
+    "length": (),  # of batch fields, and inside mlp and state-space layers
+    "residual_length": (),  # of the residual stream between layers
+    "residual": (),
+    "attention_length": (),  # of queries, keys and values
+    "embed": (),  # of embedding tables, gathered for use
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -53,13 +57,23 @@ ACTIVATIONS: Rules = {
 
 
 def check_types(rules: Mapping[str, Any], table: str) -> None:
-    """Raise ConfigError when a rule is not a tuple of names."""
+    """Raise ConfigError when a rule is for no logical name, or is not a tuple of names."""
+    known = {"parameters": PARAMETERS, "activations": ACTIVATIONS}[table]
     for name, axes in rules.items():
+        if name not in known:
+            raise ConfigError(
+                f"sharding.{table}.{name} is no logical name of {table}{nearest(name, known)}; "
+                f"one of {', '.join(known)}"
+            )
         if not isinstance(axes, tuple | list) or not all(isinstance(axis, str) for axis in axes):
             such = axes if isinstance(axes, str) else "fsdp"
             raise ConfigError(
                 f"sharding.{table}.{name}={axes!r}: expected a tuple of mesh axes, such as "
                 f"({such!r},), or () for none"
+            )
+        if twice := [axis for axis in axes if list(axes).count(axis) > 1]:
+            raise ConfigError(
+                f"sharding.{table}.{name}={axes!r} names the mesh axis {twice[0]!r} twice"
             )
 
 
@@ -160,6 +174,22 @@ def activate(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
         jax.set_mesh(mesh),
         nn.logical_axis_rules([(name, axes or None) for name, axes in rules.items()]),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def checked(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
+    """`activate` for tracing: raise ConfigError for an activation that the rules do not fit.
+
+    By themselves, Flax would silently drop a mesh axis that is used twice, and XLA would pad a size
+    that does not divide.
+    """
+
+    def check(shape: tuple[int, ...], names: tuple[str, ...]) -> None:
+        what = f"an activation [{', '.join(names)}] of shape {list(shape)}"
+        partition(mesh, shape, names, rules, what, "activations")
+
+    with activate(mesh, rules), layers.checking(check):
         yield
 
 

@@ -102,7 +102,8 @@ class Block(nn.Module):
         def residual(x, name, mixer):
             x, y, norm = mixed(x, name, mixer)
             return constrain(
-                norm(x + y) if c.norm_placement == "post" else x + y, "batch length embed"
+                norm(x + y) if c.norm_placement == "post" else x + y,
+                "batch residual_length residual",
             )
 
         def caching(mixer, *args):
@@ -128,7 +129,8 @@ class Block(nn.Module):
             )
         if c.parallel_residual:
             return constrain(
-                x + mixed(x, kind, mixer)[1] + mixed(x, "mlp", mlp)[1], "batch length embed"
+                x + mixed(x, kind, mixer)[1] + mixed(x, "mlp", mlp)[1],
+                "batch residual_length residual",
             ), cache
         x = residual(x, kind, mixer)
         if c.encoder_layers:

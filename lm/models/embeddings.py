@@ -77,4 +77,4 @@ class Embeddings(nn.Module):
                 self.projection_bias,
                 jnp.einsum("bte,ed->btd", x, self.projection),
             )
-        return constrain(x, "batch length embed")
+        return constrain(x, "batch residual_length residual")

@@ -1,7 +1,9 @@
 """Shared building blocks: parameters with logical axis names, sharding constraints, norms."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 
 from lm.models.config import ModelConfig
 
+_CHECK: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("check", default=None)
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -126,9 +129,20 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
 
     Outside a mesh it is the identity. Raises ValueError for a name without a rule.
     """
-    return nn.with_logical_constraint(
-        x, tuple(axes.split()), fallback=nn.spmd.RulesFallback.RAISE_ERROR
-    )
+    names = tuple(axes.split())
+    if check := _CHECK.get():
+        check(x.shape, names)
+    return nn.with_logical_constraint(x, names, fallback=nn.spmd.RulesFallback.RAISE_ERROR)
+
+
+@contextlib.contextmanager
+def checking(check: Callable[[tuple[int, ...], tuple[str, ...]], None]) -> Generator[None]:
+    """Call `check` with the shape and axis names of everything that `constrain` meets."""
+    token = _CHECK.set(check)
+    try:
+        yield
+    finally:
+        _CHECK.reset(token)
 
 
 class Norm(nn.Module):

@@ -44,7 +44,7 @@ def leave(module: nn.Module, y_BTHK, with_bias: bool, init=None) -> jax.Array:
     """Project the heads' outputs to [B, T, D]."""
     c: ModelConfig = module.config
     out = weight(module, "out", (c.n_heads, c.head_dim, c.d_model), "heads head_dim embed", init)
-    y = jnp.einsum("bthk,hkd->btd", constrain(y_BTHK, "batch length heads head_dim"), out)
+    y = jnp.einsum("bthk,hkd->btd", constrain(y_BTHK, "batch attention_length heads head_dim"), out)
     return biased(module, y, "out_bias", "norm") if with_bias else y
 
 
@@ -70,8 +70,8 @@ class Attention(nn.Module):
         if view.angles is not None:
             q, k = rotate(q, view.angles), rotate(k, view.angles)
         q, k, v = (
-            constrain(q, "batch length heads head_dim"),
-            *(constrain(y, "batch length kv_heads head_dim") for y in (k, v)),
+            constrain(q, "batch attention_length heads head_dim"),
+            *(constrain(y, "batch attention_length kv_heads head_dim") for y in (k, v)),
         )
         cached = cache is not None
         if cached:
@@ -117,13 +117,18 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, source_BSD, mask: Mask, cache=None):
         c = self.config
-        q = constrain(enter(self, x_BTD, "query", c.qkv_bias), "batch length heads head_dim")
+        q = constrain(
+            enter(self, x_BTD, "query", c.qkv_bias), "batch attention_length heads head_dim"
+        )
         if source_BSD is None:
             assert cache is not None, "LanguageModel asks for one of them"
             k, v = cache["cross_key"], cache["cross_value"]
         else:
             k, v = (
-                constrain(enter(self, source_BSD, n, c.qkv_bias), "batch length kv_heads head_dim")
+                constrain(
+                    enter(self, source_BSD, n, c.qkv_bias),
+                    "batch attention_length kv_heads head_dim",
+                )
                 for n in ("key", "value")
             )
         cache = None if cache is None else {**cache, "cross_key": k, "cross_value": v}

@@ -1,5 +1,7 @@
 """Meshes and rules that do not fit are refused with clear errors before anything compiles."""
 
+import contextlib
+
 import jax
 import pytest
 
@@ -113,6 +115,32 @@ def test_a_misspelled_activation_name_is_silently_replicated():
     rules = {name: axes for name, axes in sharding.ACTIVATIONS.items() if name != "mlp"}
     with sharding.activate(make_mesh(), rules), pytest.raises(ValueError, match="mlp"):
         jax.eval_shape(lambda p: model.apply({"params": p}, _batch(), method="hidden"), params)
+
+
+def test_a_rule_for_an_unknown_logical_name_is_ignored():
+    for table, name, near in (
+        ("activations", "residual_lenght", "residual_length"),
+        ("parameters", "mpl", "mlp"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"sharding.{table}.{name} is no logical .*mean '{near}'"
+        ):
+            sharding.check_rules(make_mesh(), {name: ()}, table)
+
+
+def test_an_activation_that_the_rules_do_not_fit_reaches_the_compiler():
+    model, _, _ = small.parts()
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), _batch())["params"])
+    for changes, said in (
+        ({"residual_length": ("tensor",), "batch": ()}, None),  # two tokens on two devices
+        ({"batch": ("data",)}, r"\[batch, residual_length, residual\] .* size 1\) does not divide"),
+        ({"attention_length": ("tensor",), "batch": ()}, "'tensor' would shard two dimensions"),
+    ):
+        rules = {**sharding.ACTIVATIONS, **changes}
+        fits = contextlib.nullcontext() if said is None else pytest.raises(ConfigError, match=said)
+        with fits, sharding.checked(make_mesh(4, 1, 2), rules):
+            # a new function: JAX remembers what it has traced
+            jax.eval_shape(lambda p: model.apply({"params": p}, _batch(), method="hidden"), params)
 
 
 def test_fresh_parameters_depend_on_the_mesh():

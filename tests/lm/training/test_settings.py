@@ -57,6 +57,20 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
         ("model.head", "masked_lm", "needs 'causal_lm'"),
         ("model.vocab_size", 100, "cannot hold the tokenizer's 257 tokens"),
         ("sharding.activations.length", ("sequence",), "names the mesh axis 'sequence'"),
+        ("sharding.activations.length", ("data",), "'data' would shard two dimensions"),
+        (
+            {"sharding.activations.residual_length": ("tensor",), "length": 30, "mesh.tensor": 4},
+            None,
+            r"an activation \[batch, residual_length, residual\] of shape .*: dimension 1 "
+            r"\('residual_length', size 30\) does not divide by mesh.tensor = 4",
+        ),
+        (
+            "sharding.activations.attention_length",
+            ("tensor",),
+            r"an activation \[batch, attention_length, heads, head_dim\] .*: the mesh axis "
+            "'tensor' would shard two dimensions",
+        ),
+        ("sharding.activations.heads", ("tensor", "tensor"), "the mesh axis 'tensor' twice"),
         ("sharding.activations.batch", ("data",), None),
     ],
 )
