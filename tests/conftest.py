@@ -1,5 +1,6 @@
 """Run tests on the CPU with eight virtual devices, so that every mesh works on any machine."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -38,6 +39,21 @@ def default_signals():
     Under xdist that is the worker, not the process that started it.
     """
     processes.default_signals()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def seldom_collected():
+    """Collect garbage seldom, and never search what the test modules imported.
+
+    JAX and transformers hold millions of objects; searching them took a twentieth of the time.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
