@@ -30,6 +30,8 @@ from lm.weights.runs.weights import read_arrays
 
 log = logging.getLogger(__name__)
 
+SLICE_BYTES = 2**20  # from this size on, a replicated array is split among its devices for saving
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
@@ -56,7 +58,11 @@ class Checkpoints:
         )
         self._directory = folder_of(workdir)
         self._id = step_folders.keep_run_id(workdir) if jax.process_index() == 0 else ""
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=options,
+            item_handlers={"state": _handler(), "data": ocp.JsonCheckpointHandler()},
+        )
         self._last: int | None = None
         self._digesting: _Digesting | None = None
         self._closed = False
@@ -125,6 +131,16 @@ class Checkpoints:
                 f"the last one there is step {newest}: make room or give access, and start the "
                 "same command again"
             ) from e
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Handler of the state: each device copies its share of a large replicated array to the host.
+
+    A program is compiled for every shape that is split, which small arrays are not worth.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 class _Digesting:
