@@ -9,6 +9,8 @@ TORCH ?= torch==2.13.0
 # Arguments for the study, for example: make quickstart ARGS="--samples_dir=/media/samples"
 ARGS ?=
 WORKERS ?= 2
+# Whole files go to a worker, in the order of tests/conftest.py: the slowest first.
+SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 
 BIN := .venv/bin
@@ -25,17 +27,17 @@ quickstart: .venv/.openbook  ## environment + the main job: train, build a memor
 	$(BIN)/python -m launch.study --config=configs/studies/quickstart.py $(ARGS)
 
 test: .venv/.test  ## environment + all tests on 8 forced CPU devices
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow"
 
 test-slow: .venv/.test  ## the larger sweeps too
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest $(SHARED)
 
 test-times: .venv/.test  ## all tests, then their time by folder and the 30 slowest files
-	$(BIN)/python -m tests.times -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m tests.times $(SHARED) -m "not slow"
 
 test-scann-core: .venv/.test  ## the memory's tests with scann-core in scann's place (docs/memory.md)
 	$(PIP) install --no-deps --upgrade --target .venv/scann-core scann-core==0.2.1
-	PYTHONPATH=.venv/scann-core $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" tests/retrieval
+	PYTHONPATH=.venv/scann-core $(BIN)/python -m pytest $(SHARED) -m "not slow" tests/retrieval
 
 bench: .venv/.test  ## speed beside transformers on torch, ratios in one run (ten minutes on two quiet cores)
 	$(BIN)/python -m tests.benchmarks.speed

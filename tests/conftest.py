@@ -3,11 +3,13 @@
 import gc
 import importlib.metadata
 import os
+import pathlib
 
 import pytest
 
 from lm import phases, xla_flags
 from tests import processes
+from tests.times import SLOWEST
 
 # The second flag makes LLVM compile small programs two to three times faster. All XLA passes run.
 FLAGS = {"xla_force_host_platform_device_count": "8", "xla_backend_optimization_level": "0"}
@@ -30,6 +32,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 MAPS = "/proc/self/maps"
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    """Run the slowest files first, so that no worker begins one when the others have ended."""
+    order = {ROOT / file: place for place, file in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(autouse=True, scope="session")

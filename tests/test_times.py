@@ -1,6 +1,8 @@
 """The table of the tests' times."""
 
-from tests.times import read, table
+from pathlib import Path
+
+from tests.times import SLOWEST, read, table
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.lm.test_a" name="one" file="tests/lm/test_a.py" line="3" time="1.5" />
@@ -23,6 +25,11 @@ def test_a_test_is_not_counted_or_the_slowest_is_not_first(tmp_path):
         ["5.0", "50.0%", "1", "tests/lm/test_b.py"],
         ["4.0", "40.0%", "2", "tests/lm/test_a.py"],
     ]
+
+
+def test_a_file_that_runs_first_was_moved():
+    root = Path(__file__).parents[1]
+    assert [file for file in SLOWEST if not (root / file).is_file()] == []
 
 
 def test_no_tests_divide_by_zero():

@@ -16,6 +16,38 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 
 FILES = 30  # number of slowest files listed
+SLOWEST = (  # files that tests/conftest.py runs first, the slowest first: more than a minute each
+    "tests/lm/test_smoke.py",
+    "tests/lm/models/test_model.py",
+    "tests/lm/families/test_every_family.py",
+    "tests/lm/families/test_parity.py",
+    "tests/lm/families/test_seq2seq.py",
+    "tests/lm/training/test_step.py",
+    "tests/lm/training/test_loop.py",
+    "tests/lm/tasks/test_contrastive.py",
+    "tests/lm/families/test_heads.py",
+    "tests/lm/models/test_neighbours.py",
+    "tests/lm/test_weights_real.py",
+    "tests/lm/models/test_ssm.py",
+    "tests/retrieval/index/test_approximate.py",
+    "tests/retrieval/test_entry_points.py",
+    "tests/lm/training/test_instruction.py",
+    "tests/lm/evaluation/test_labelled.py",
+    "tests/test_same_run.py",
+    "tests/lm/adaptation/test_runs.py",
+    "tests/lm/test_train.py",
+    "tests/retrieval/store/test_damage.py",
+    "tests/retrieval/test_explorer_browser.py",
+    "tests/lm/evaluation/test_likelihood.py",
+    "tests/lm/tasks/test_regularised.py",
+    "tests/lm/adaptation/test_penalties.py",
+    "tests/lm/tasks/test_labels.py",
+    "tests/retrieval/encoders/test_encoder.py",
+    "tests/lm/evaluation/test_generation.py",
+    "tests/lm/evaluation/evaluators/test_evaluators.py",
+    "tests/lm/tasks/test_own.py",
+    "tests/test_day_one.py",
+)
 
 
 def read(report: pathlib.Path) -> list[tuple[str, float]]:
