@@ -172,7 +172,7 @@ MUTATIONS = [
         "lm/data/encode/encoding.py",
         "written, loss = written[:end], loss[:end]",
         "written, loss = written[: end - 1], loss[: end - 1]",
-        f"{INSTRUCT}::test_a_model_that_knows_fifty_answers_does_not_stop_after_them",
+        f"{INSTRUCT}::test_a_model_that_knows_its_answers_does_not_stop_after_them",
     ),
     Mutation(
         6,
