@@ -1,5 +1,6 @@
 """An encoder without weights: a text is the sum of its words' random vectors."""
 
+import functools
 import hashlib
 import re
 
@@ -20,6 +21,7 @@ def encode(texts):
     )
 
 
+@functools.cache
 def _word(word):
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
     return np.random.default_rng(seed).normal(size=DIM).astype(np.float32)
