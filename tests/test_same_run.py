@@ -6,6 +6,7 @@ The tests run real processes on a tiny job.
 import dataclasses
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -21,6 +22,16 @@ SMOOTHED = dataclasses.replace(
     TINY, name="smoothed", changes=TINY.changes | {"task.label_smoothing": 0.1}
 )
 BROKEN = dataclasses.replace(TINY, name="broken", variant="next_token,gtp2")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compilation():
+    """Compile for one device with the flags of the tests: what is computed does not matter."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "XLA_FLAGS", flags)
+        patch.setitem(processes.SETTINGS, "XLA_FLAGS", flags)
+        yield
 
 
 @pytest.fixture(scope="module")
