@@ -23,6 +23,7 @@ BELOW = {  # nats; an untrained model has a loss of 5.5 per byte
     "token_classification": 0.7,
     "question_answering": 2.8,  # untrained: 1.1, 1.6 and 4.2 for these three
     "contrastive": 1.0,  # untrained: 3.5
+    "distillation": 3.5,
 }
 
 
@@ -60,6 +61,8 @@ def get_config(variant="next_token,llama"):
         c.task.template = "plain"  # the shortest template
         c.length = 128
         c.task.target_length = 16 if preset(family, "tiny").encoder_layers else 0
+    if task == "distillation":  # the model of step 0, which has little weight
+        c.task.teacher, c.task.soft = "same", 0.01
     if task in LABELLED:
         c.data.files, field = LABELLED[task]
         c.task.update({"field": field} if field else {})

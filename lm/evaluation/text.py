@@ -16,6 +16,7 @@ from lm.evaluation.progress import bar
 from lm.models import inputs
 from lm.models.config import ConfigError
 from lm.phases import phase
+from lm.tasks.task import Task
 from lm.tasks.text import TextTask
 from lm.weights.loading import load, run_config
 
@@ -98,7 +99,7 @@ def objective_of(trained: dict, asked: str, c, tokenizer) -> tuple[str, TextTask
     known = [
         name
         for name, kind in tasks.TASKS.items()
-        if issubclass(kind, TextTask) and c.head in kind.heads
+        if issubclass(kind, TextTask) and c.head in kind.heads and kind.aux is Task.aux
     ]
     known += [pseudo.NAME] * (c.head == "masked_lm")
     if not known:

@@ -17,6 +17,7 @@ from lm.tasks.checked import Checked
 from lm.tasks.classification import Classification
 from lm.tasks.contrastive import Contrastive
 from lm.tasks.denoising import Denoising
+from lm.tasks.distillation import Distillation
 from lm.tasks.instruct import Instruct
 from lm.tasks.masked import Masked
 from lm.tasks.next_token import NextToken
@@ -39,6 +40,7 @@ TASKS: dict[str, type[Task]] = {
     "token_classification": TokenClassification,
     "question_answering": QuestionAnswering,
     "contrastive": Contrastive,
+    "distillation": Distillation,
 }
 
 __all__ = [

@@ -23,6 +23,7 @@ from lm.data.templates import Template
 from lm.losses import Loss
 from lm.models import LanguageModel
 from lm.models.config import ConfigError, ModelConfig
+from lm.tasks.models import Aux
 
 # tokens, targets, segments, [T] each, and Packed.extra: a packed row
 Row = Mapping[str, np.ndarray]
@@ -108,6 +109,7 @@ class Task(abc.ABC):
     * terms: names of the terms of the loss. coefficients: term -> its factor; 1 by default.
     * joint: the rows of a batch are compared with each other, so micro-batches cannot be summed;
       `loss` takes their number as `parts`.
+    * noisy: the loss draws random numbers from `rng`, also without dropout.
     * texts: texts of a row that do not attend to each other, in equal shares.
     * special: arguments of `tokenizers.bytes_only` for the special tokens that it needs.
     * synthetic: random tokens (data.synthetic_rows) can take the place of files.
@@ -122,6 +124,7 @@ class Task(abc.ABC):
     terms: ClassVar[tuple[str, ...]] = ("loss",)
     coefficients: ClassVar[Mapping[str, float]] = {}
     joint: ClassVar[bool] = False
+    noisy: ClassVar[bool] = False
     special: ClassVar[Mapping[str, Any]] = {}
     synthetic: ClassVar[bool] = False
     renders: ClassVar[bool] = False
@@ -167,6 +170,10 @@ class Task(abc.ABC):
         """Batch fields beyond those of text: name in FIELDS or `new_fields` -> shape of a row."""
         return {}
 
+    def aux(self, config, model: ModelConfig) -> dict[str, Aux]:
+        """Models beside the run's `model`, by name; `loss` then takes them as `models=`."""
+        return {}
+
     @abc.abstractmethod
     def rows(self, files: str, part: str, tools: Tools) -> Packed:
         """Pack the rows of `files`, or memory-map them from `tools.cache`.
@@ -197,7 +204,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, model, params: dict, batch: Batch, rng: jax.Array | None = None) -> Loss:
-        """Sums and weights of the loss; compiled. Dropout is on when `rng` is given."""
+        """Sums and weights of the loss; compiled. Dropout is on when `rng` is given.
+
+        If `aux` declares models, the keyword `models` has them: name -> `lm.tasks.models.Beside`.
+        """
 
     def likelihood(self) -> "Task":
         """The task with the loss alone, without regularisers such as label smoothing."""

@@ -11,6 +11,7 @@ from lm.data.batches import TrainBatches
 from lm.distributed import rules
 from lm.models.config import ConfigError
 from lm.training import flops, setup
+from lm.training.auxiliary import MODELS, main_of
 from lm.training.report import Report, amount
 from lm.training.setup import Run
 from lm.training.several import MAIN, Together
@@ -46,14 +47,18 @@ def compile_step(config, run: Run, state: TrainState, source, out: Report):
     )
     tokens = c.batch_size * c.length
     texts, each = texts_of(run.task, lengths)
-    model = flops.train_per_row(m, *each) * c.batch_size * texts
+    others = flops.beside_per_row(run.extras.models.values(), *each)
+    model = (flops.train_per_row(m, *each) + others) * c.batch_size * texts
     counted = cost.get("flops", math.nan) * run.mesh.size
     peak = flops.peak()
-    whole = run.abstract.params if run.abstract.fixed is None else run.abstract.fixed["base"]
-    parameters = sum(x.size for x in jax.tree.leaves(whole))
-    trained = sum(
-        x.size for x in jax.tree.leaves(rules.split(run.abstract.params, c.optimizer.rates)[0])
-    )
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    held, of_state = run.abstract.fixed or {}, run.abstract.params
+    parameters = count(held["base"] if run.extras.plan else main_of(of_state))
+    trained = count(main_of(rules.split(of_state, c.optimizer.rates)[0]))
+    for name, one in run.extras.models.items():
+        kind = "trained" if one.trained else "frozen"
+        own = held["base"] if one.is_base else (of_state if one.trained else held)[MODELS][name]
+        out.say(f"beside the model: {name}, {count(own):,} parameters of its own, {kind}")
     if trained != parameters:
         out.say(f"{trained:,} parameters are trained")
     shape = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())

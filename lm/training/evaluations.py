@@ -1,5 +1,7 @@
 """Evaluation, samples and answers between the steps of a run, and afterwards in lm.evaluate."""
 
+from collections.abc import Callable
+
 import jax
 
 from lm import phases
@@ -16,8 +18,8 @@ from lm.training.trackers import Trackers
 from lm.weights.runs import paths, run_folder
 
 
-def tools(config, run: Run, say=print) -> Tools:
-    """What the evaluators of a run measure with."""
+def tools(config, run: Run, state: Callable[[], TrainState], say=print) -> Tools:
+    """What the evaluators of a run measure with. state: () -> the one that is measured."""
     return Tools(
         run.model,
         run.tokenizer,
@@ -32,6 +34,7 @@ def tools(config, run: Run, say=print) -> Tools:
         lambda files: run.task.records(files, run.tools(config)),
         run.prompt_ids,
         say,
+        (lambda: run.beside(state())) if run.extras.models else None,
     )
 
 
@@ -41,8 +44,13 @@ class Evaluations:
     def __init__(self, config, run: Run, out: Report):
         self.config, self.run, self.out = config, run, out
         self.active = jax.process_index() == 0
-        self.every, of_run = scheduled(config), tools(config, run, out.say)
+        self.state: TrainState | None = None  # while it is measured
+        self.every, of_run = scheduled(config), tools(config, run, self._measured, out.say)
         self.prepared = {one.name: evaluators.prepared(one, of_run) for one in self.every}
+
+    def _measured(self) -> TrainState:
+        assert self.state is not None
+        return self.state
 
     def due(self, step: int) -> list[Scheduled]:
         """The evaluators that run after `step`."""
@@ -53,6 +61,7 @@ class Evaluations:
         due = self.due(step)
         if not due:
             return
+        self.state = state
         params, shown = self.run.weights(state), []
         row: dict[str, float | None] = {"step": step}
         for one in due:
@@ -62,6 +71,7 @@ class Evaluations:
             shown += result.samples
             if result.said:
                 self.out.say(f"step {step}: {one.name} {result.said}")
+        self.state = None
         if len(row) > 1:
             tracked.write(row)
             if self.active:
@@ -91,7 +101,8 @@ def of_run(args) -> tuple[dict, str]:
     restored = checkpoints.restore(folder, run.abstract)
     if restored is None:
         raise CheckpointError(f"{workdir} has no checkpoint to evaluate")
-    params, of_tools = run.weights(restored.state), tools(config, run)
+    state = restored.state
+    params, of_tools = run.weights(state), tools(config, run, lambda: state)
     numbers: dict = {"model": workdir, "step": restored.step}
     lines = []
     for name in wanted:

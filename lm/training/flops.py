@@ -1,5 +1,7 @@
 """FLOPs of a model and peak FLOP/s of devices, for MFU (Chowdhery et al. 2022, appendix B)."""
 
+from collections.abc import Iterable
+
 import jax
 
 from lm.models.config import ModelConfig
@@ -92,12 +94,25 @@ def train_per_row(c: ModelConfig, length: int, encoder_length: int = 0) -> float
     )
 
 
+def beside_per_row(models: Iterable, length: int, encoder_length: int = 0) -> float:
+    """FLOPs of auxiliary models (lm.training.auxiliary) per row; frozen ones run forward only."""
+    return sum(
+        train_per_row(one.model.config, length, encoder_length) / (1 if one.trained else 3)
+        for one in models
+    )
+
+
 def utilisation(
-    c: ModelConfig, lengths: tuple[int, int], rows_per_second: float, devices: int
+    c: ModelConfig,
+    lengths: tuple[int, int],
+    rows_per_second: float,
+    devices: int,
+    models: Iterable = (),
 ) -> float | None:
     """MFU: model FLOPs as a share of the devices' peak; None if the peak is unknown.
 
-    lengths: (tokens of a row, tokens of its encoder row; 0 without an encoder).
+    lengths: (tokens of a row, tokens of its encoder row; 0 without an encoder). models: auxiliary.
     """
     best = peak()
-    return None if best is None else rows_per_second * train_per_row(c, *lengths) / (best * devices)
+    each = train_per_row(c, *lengths) + beside_per_row(models, *lengths)
+    return None if best is None else rows_per_second * each / (best * devices)

@@ -237,7 +237,13 @@ class _Loop:
         used = (
             None
             if rate is None
-            else flops.utilisation(self.model.config, lengths, rate, jax.device_count())
+            else flops.utilisation(
+                self.model.config,
+                lengths,
+                rate,
+                jax.device_count(),
+                self.parts.extras.models.values(),
+            )
         )
         self.recent.append((step, seconds))
         first, since = self.recent[0]

@@ -86,7 +86,7 @@ def described(state: Any, compute: str) -> str:
     )
     opt_state, how = (
         state.opt_state,
-        "" if state.fixed is None else f" beside a base in {names(state.fixed['base'])}",
+        f" beside a base in {names(state.fixed['base'])}" if "base" in (state.fixed or {}) else "",
     )
     if isinstance(opt_state, dict) and "inner" in opt_state:
         how += ", copies of float32 ones" if "master" in opt_state else ", rounded stochastically"

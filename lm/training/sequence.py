@@ -27,6 +27,7 @@ OMITTED = (  # fields that never change a row
     "task.max_long",
     *(f"task.{field.name}" for field in dataclasses.fields(TokenTask)),
     "task.temperature",
+    "task.soft",
     "task.symmetric",
     "task.pooling",
 )

@@ -33,7 +33,8 @@ from lm.distributed.sharding import Rules
 from lm.models import LanguageModel, inputs
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks import Tools, Transform
-from lm.training import checkpoints, optimizer, settings
+from lm.tasks.models import Beside
+from lm.training import auxiliary, checkpoints, optimizer, settings
 from lm.training.initial_model import COMPUTE, initial_model
 from lm.training.parts import Part, Parts
 from lm.training.scheduled import held_out
@@ -83,6 +84,7 @@ class Run(Reader):
     """Parts of a training run.
 
     params: those of init_from, or None. abstract: shapes, dtypes and shardings of the state.
+    given: loaded weights of auxiliary models.
     """
 
     params: dict | None
@@ -96,6 +98,7 @@ class Run(Reader):
     transform: Transform | None  # the task's transform of rows
     extras: Extras
     fisher: dict | None = None  # Fisher information of params, if needed to start the plan
+    given: Mapping[str, dict] = dataclasses.field(default_factory=dict)
 
     def fresh_state(self, seed: int) -> TrainState:
         """State at step 0: drawn from the seed, or with the weights of init_from."""
@@ -109,6 +112,7 @@ class Run(Reader):
             activations=self.activations,
             extras=self.extras,
             fisher=self.fisher,
+            given=self.given,
         )
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -131,11 +135,17 @@ class Run(Reader):
         return self._merged(state.params, state)
 
     def _merged(self, params: dict, state: TrainState) -> dict:
+        params = auxiliary.main_of(params)
         if self.extras.plan is None or self.extras.plan.lora is None:
             return params
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract.fixed["base"])
         with sharding.activate(self.mesh, self.activations):
             return jax.jit(self.extras.plan.weights, out_shardings=shardings)(params, state.fixed)
+
+    def beside(self, state: TrainState) -> dict[str, Beside]:
+        """Auxiliary models of a state, for evaluation: averaged if they are trained."""
+        params = average_of(state.params, state.ema)
+        return auxiliary.beside(self.extras.models, self.weights(state), params, state.fixed)
 
 
 def reader(config: settings.Config, workdir: Folder) -> Reader:
@@ -180,10 +190,23 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     fisher = None
     if plan is not None and plan.ewc and params is not None:
         fisher = fishers.load(config.adaptation.ewc.fisher, params)
-    o, axes = (
-        config.optimizer,
-        rules.by_path(model.logical_axes() if plan is None else plan.trained_axes()),
+    declared = task.aux(config, c)
+    models, given = auxiliary.made(declared, model, tokenizer, task.longest(config.length))
+    for name, part in parts.further.items():
+        if part.task.aux(part.config, c):
+            raise ConfigError(
+                f"further_tasks.{name}.task.name={part.task.name!r} needs models beside the run's, "
+                "which only the run's own task can have: make it config.task"
+            )
+    o = config.optimizer
+    extras = Extras(
+        ema=o.ema > 0,
+        guard=bool(o.skip_above or o.skip_nonfinite),
+        rates=o.rates,
+        plan=plan,
+        models=models,
     )
+    axes = rules.by_path(extras.axes(model)[0])
     for table in ("rates", "decay"):
         rules.check_used(axes, o[table], f"optimizer.{table}", every_pattern=table == "rates")
     if not any(rules.of(o.rates, name, "optimizer.rates") for name in axes):
@@ -191,14 +214,15 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
             f"optimizer.rates={o.rates} freezes every parameter: nothing would be learned"
         )
     updates, schedule = optimizer.of_config(o, config.steps, axes)
-    extras = Extras(
-        ema=o.ema > 0, guard=bool(o.skip_above or o.skip_nonfinite), rates=o.rates, plan=plan
-    )
     abstract = abstract_state(model, updates, mesh, parameters, extras)
     several = parts.several()
     loss = functools.partial(task.loss, parts=config.accumulate) if task.joint else task.loss
     loss = several.loss if isinstance(several, Several) else loss
-    loss = loss if plan is None else plan.loss(loss)
+    if models:
+        loss = auxiliary.with_models(loss, models, plan, task.noisy)
+    elif plan is not None:
+        loss = plan.loss(loss)
+    noisy = task.noisy or any(m.trained and m.model.config.dropout > 0 for m in models.values())
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     train_step = make_train_step(
         model,
@@ -212,7 +236,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         rates=o.rates,
         ema=o.ema,
         skip_above=o.skip_above,
-        noisy=c.dropout > 0 or bool(plan and plan.lora and plan.lora.dropout),
+        noisy=noisy or c.dropout > 0 or bool(plan and plan.lora and plan.lora.dropout),
     )
     train_step = jax.jit(
         train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
@@ -237,6 +261,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         transform,
         extras,
         fisher,
+        given,
     )
 
 

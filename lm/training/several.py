@@ -37,13 +37,19 @@ class Several:
             for term, weight in task.weights(batches[name]).items()
         }
 
-    def loss(self, model, params: dict, batches: Mapping[str, Batch], rng=None) -> Loss:
-        """Terms and metrics of all tasks, named TASK/TERM; dropout is drawn for each."""
+    def loss(
+        self, model, params: dict, batches: Mapping[str, Batch], rng=None, **of_main: Any
+    ) -> Loss:
+        """Terms and metrics of all tasks, named TASK/TERM; dropout is drawn for each.
+
+        of_main: for the run's own task, such as its auxiliary models.
+        """
         terms: dict[str, Term] = {}
         metrics: dict[str, jax.Array | Term] = {}
         for number, (name, task) in enumerate(self._tasks.items()):
             own = None if rng is None else jax.random.fold_in(rng, number)
-            found = task.loss(model, params, batches[name], own)
+            options = of_main if name == MAIN else {}
+            found = task.loss(model, params, batches[name], own, **options)
             terms |= {f"{name}/{term}": value for term, value in found.terms.items()}
             metrics |= {
                 f"{name}/{metric}": value

@@ -1,6 +1,8 @@
 """TrainState: all arrays that a step reads and writes, created sharded."""
 
 import dataclasses
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -16,7 +18,8 @@ from lm.batch import Batch
 from lm.distributed import rules, sharding
 from lm.distributed.rules import RATES, Table, by_path
 from lm.distributed.sharding import ACTIVATIONS, PARAMETERS, Rules, path_name
-from lm.training import guard
+from lm.training import auxiliary, guard
+from lm.training.auxiliary import MODELS, Made, main_of
 
 
 @flax.struct.dataclass
@@ -27,7 +30,8 @@ class TrainState:
     rng: uint32 key data, never changed.
     Optional, None if not used:
     ema: float32 moving average of the trained params. guard: state of spike detection. fixed:
-    constant arrays (see lm.adaptation.plan); params may then be adapters instead of the model's.
+    constant arrays (see lm.adaptation.plan and lm.training.auxiliary); params may then be adapters
+    instead of the model's.
     """
 
     step: Any
@@ -44,13 +48,22 @@ class Extras:
     """Optional parts of a state.
 
     rates: see `rules`; a parameter with the rate 0 has no moving average. plan: adaptation of the
-    model, or None.
+    model, or None. models: auxiliary models by name.
     """
 
     ema: bool = False
     guard: bool = False
     rates: Table = RATES
     plan: Plan | None = None
+    models: Mapping[str, Made] = dataclasses.field(default_factory=dict)
+
+    def axes(self, model) -> tuple[dict, dict]:
+        """Logical axis names of the trained params and of the fixed ones."""
+        own = model.logical_axes()
+        trained, fixed = auxiliary.axes(self.models, own)
+        if self.plan is None:
+            return own | trained, fixed
+        return self.plan.trained_axes() | trained, self.plan.fixed_axes() | fixed
 
 
 def initialise(
@@ -61,9 +74,13 @@ def initialise(
     extras: Extras = Extras(),
 ) -> TrainState:
     """New state, as a pure function. rows: of the example batch, a multiple of the mesh's size."""
+    return start(drawn(model, seed, rows), optimizer, seed, extras, rows=rows)
+
+
+def drawn(model, seed: int | jax.Array, rows: int = 1) -> dict:
+    """Initial params of the model from `seed`. rows: see `initialise`."""
     params_key, _ = jax.random.split(jax.random.key(seed))
-    params = model.init(params_key, Batch.of(np.zeros((rows, 2), np.int32)))["params"]
-    return start(params, optimizer, seed, extras)
+    return model.init(params_key, Batch.of(np.zeros((rows, 2), np.int32)))["params"]
 
 
 def start(
@@ -72,12 +89,21 @@ def start(
     seed: int | jax.Array,
     extras: Extras = Extras(),
     fisher: dict | None = None,
+    given: Mapping[str, dict] = types.MappingProxyType({}),
+    rows: int = 1,
 ) -> TrainState:
-    """State that starts from `params`, as a pure function. fisher: for a plan that needs it."""
+    """State that starts from `params`, as a pure function. fisher: for a plan that needs it.
+
+    given: loaded weights of auxiliary models. rows: see `initialise`.
+    """
     params_key, rng = jax.random.split(jax.random.key(seed))
-    fixed = None
+    fixed, base = None, params
     if extras.plan is not None:
         params, fixed = extras.plan.start(params, jax.random.fold_in(params_key, 1), fisher)
+    if extras.models:
+        key = jax.random.fold_in(params_key, 2)
+        trained, held = auxiliary.start(extras.models, base, given, key, rows)
+        params, fixed = params | trained, (fixed or {}) | held or None
     trained = rules.split(params, extras.rates)[0]
     return TrainState(
         jnp.int32(0),
@@ -99,11 +125,11 @@ def abstract_state(
     # Arrays made inside are valid under any mesh, unlike arguments without a sharding.
     empty = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.shapes())
     shapes = jax.eval_shape(lambda: start(empty(), optimizer, 0, extras))
-    axes = model.logical_axes() if extras.plan is None else extras.plan.trained_axes()
+    axes, fixed_axes = extras.axes(model)
     of_params = sharding.parameter_shardings(mesh, axes, shapes.params, rules)
     shardings = _like_params(shapes, of_params, sharding.replicated(mesh))
-    if extras.plan is not None:
-        fixed = sharding.parameter_shardings(mesh, extras.plan.fixed_axes(), shapes.fixed, rules)
+    if fixed_axes:
+        fixed = sharding.parameter_shardings(mesh, fixed_axes, shapes.fixed, rules)
         shardings = dataclasses.replace(shardings, fixed=fixed)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
@@ -121,28 +147,39 @@ def create_state(
     activations: Rules = ACTIVATIONS,
     extras: Extras = Extras(),
     fisher: dict | None = None,
+    given: Mapping[str, dict] = types.MappingProxyType({}),
 ) -> TrainState:
     """State on the mesh, drawn from `seed` shard by shard, or starting from `params`.
 
-    The numbers are the same on every mesh.
+    The numbers are the same on every mesh. given: loaded weights of auxiliary models.
     """
     abstract = abstract_state(model, optimizer, mesh, rules, extras)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    put = lambda tree, like: jax.tree.map(
+        lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), tree, like
+    )
     with sharding.activate(mesh, activations):
-        if params is None:
+        if params is None and not given:
             return jax.jit(
                 lambda s: initialise(model, optimizer, s, mesh.size, extras),
                 out_shardings=shardings,
             )(seed)
-        put = lambda tree, like: jax.tree.map(
-            lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), tree, like
-        )
-        if extras.plan is not None:
+        if extras.plan is not None or extras.models:
             fisher = None if fisher is None else put(fisher, abstract.fixed["fisher"])
-            begin = jax.jit(
-                lambda p, f, s: start(p, optimizer, s, extras, f), out_shardings=shardings
-            )
-            return begin(put(params, abstract.fixed["base"]), fisher, seed)
+            places: dict = {
+                **(abstract.fixed or {}).get(MODELS, {}),
+                **abstract.params.get(MODELS, {}),
+            }
+            given = {name: put(tree, places[name]) for name, tree in given.items()}
+
+            def begin(params, fisher, given, seed):
+                if params is None:
+                    params = drawn(model, seed, mesh.size)
+                return start(params, optimizer, seed, extras, fisher, given, mesh.size)
+
+            own = abstract.params if extras.plan is None else abstract.fixed["base"]
+            params = None if params is None else put(params, main_of(own))
+            return jax.jit(begin, out_shardings=shardings)(params, fisher, given, seed)
         params = put(params, abstract.params)
         rest = jax.jit(
             lambda p, s: dataclasses.replace(start(p, optimizer, s, extras), params=()),

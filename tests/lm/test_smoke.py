@@ -60,6 +60,9 @@ def right_next_token(row):
     )
 
 
+right_distillation = right_next_token
+
+
 def right_instruct(row):
     """Each document's answer and its end carry the loss, its prompt none."""
     documents = itertools.groupby(

@@ -13,7 +13,9 @@ from lm.data.records.reading import Read
 from lm.data.templates import Template
 from lm.distributed.sharding import Rules
 from lm.evaluation import labelled, perplexity
+from lm.losses import Loss
 from lm.models import LanguageModel
+from lm.tasks.models import Models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Tools:
     task, transform: `lm.tasks.Task` of the run, and what it does to rows. rows: files -> packed
     rows of the task. records: files -> instruct records; only of a task with a template.
     prompt_ids: text -> token ids, framed as in training. say: print a line.
+    beside: () -> auxiliary models that go with the params that are measured; None without any.
     """
 
     model: LanguageModel
@@ -38,6 +41,7 @@ class Tools:
     records: Callable[[str], Read]
     prompt_ids: Callable[[str], list[int]]
     say: Callable[[str], None]
+    beside: Callable[[], Models] | None = None
 
     @functools.cached_property
     def measure(self) -> Any:
@@ -51,7 +55,20 @@ class Tools:
         loss = self.task.loss
         if self.task.joint:
             loss = functools.partial(loss, parts=self.accumulate)
-        return labelled.make_evaluator(self.model, self.mesh, self.batch_size, loss, **options)
+        if self.beside is None:
+            return labelled.make_evaluator(self.model, self.mesh, self.batch_size, loss, **options)
+
+        others = self.beside
+
+        def with_models(model, params, batch) -> Loss:
+            return loss(model, params["main"], batch, models=params["beside"])
+
+        measure = labelled.make_evaluator(
+            self.model, self.mesh, self.batch_size, with_models, **options
+        )
+        return lambda params, packed, max_rows=0: measure(
+            {"main": params, "beside": dict(others())}, packed, max_rows
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lm.training import parts, settings
 FAMILY = {"masked": "bert", "span_corruption": "t5", "ul2": "t5", "denoising": "bart"}
 FIELDS = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in TASKS.items()}
 EVERY = sorted(set().union(*FIELDS.values()))
-TEXT = {"next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising"}
+TEXT = {"next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising", "distillation"}
 
 
 def small(task):
