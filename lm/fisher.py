@@ -73,6 +73,11 @@ def write(config, workdir: str, sampled: bool) -> None:
         schedule="constant", warmup=0, cooldown=0, final=optimizer.FINAL
     )  # no updates are done, so any number of steps is allowed
     run = setup.prepare(config, Path(workdir))
+    if task.likelihood().aux(config, run.model.config):
+        raise ConfigError(
+            f"task {task.name!r} trains a model beside the run's: Fisher information is that of "
+            "one model's predictions"
+        )
     if run.params is None:
         raise ConfigError(
             f"{workdir} holds a training run: give another --workdir for the Fisher information"

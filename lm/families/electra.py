@@ -1,6 +1,6 @@
 """ELECTRA (Clark et al. 2020): BERT with narrower embeddings.
 
-A generator loads with its masked-LM head, a discriminator as an encoder.
+A generator has a masked-LM head. A discriminator tells which tokens were replaced.
 """
 
 from typing import Any
@@ -10,12 +10,15 @@ from lm.families.family import Family, value
 from lm.families.table import dense, norm, row, table
 from lm.models.config import ModelConfig
 
-# The discriminator's head (replaced or original, per token) is left out.
-ARCHITECTURES = {
-    "ElectraForMaskedLM": "masked_lm",
-    "ElectraModel": "none",
-    "ElectraForPreTraining": "none",
-}
+ARCHITECTURES = {"ElectraForMaskedLM": "masked_lm", "ElectraModel": "none"}
+DISCRIMINATOR = heads.label_head(
+    "ElectraForPreTraining",
+    "replaced_token_detection",
+    "discriminator_predictions.dense_prediction",
+    dense_layer="discriminator_predictions.dense",
+    pooler=False,
+    fields=lambda c: dict(head_dense=c.activation),
+)
 
 WEIGHTS = table(
     bert.encoder("electra."),
@@ -73,11 +76,14 @@ FAMILIES = (
         config_from_hf,
         config_to_hf,
         prefix="electra.",
-        labels=heads.of_encoder(
-            "Electra",
-            dense_layer="classifier.dense",
-            classifier="classifier.out_proj",
-            head_dense="gelu",
+        labels=(
+            *heads.of_encoder(
+                "Electra",
+                dense_layer="classifier.dense",
+                classifier="classifier.out_proj",
+                head_dense="gelu",
+            ),
+            DISCRIMINATOR,
         ),
         ignored=(r".*embeddings\.position_ids", r"discriminator_predictions\..*"),
         duplicates={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},

@@ -148,6 +148,8 @@ def labels(hf: dict, head: str) -> dict[str, Any]:
     number = len(given) if given else hf.get("num_labels", 2)
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ConfigError(f"num_labels={number!r}: expected a positive integer")
+    if head == "replaced_token_detection":  # one logit, whatever num_labels says
+        return dict(n_labels=0)
     if head == "question_answering":
         if number != 2:
             raise ConfigError(

@@ -22,6 +22,7 @@ HEADS = (
     "sequence_classification",
     "token_classification",
     "question_answering",
+    "replaced_token_detection",
     "value",
     "embedding",
     "none",

@@ -1,4 +1,4 @@
-"""Output heads: token logits, labels, spans, scalar values and pooled vectors."""
+"""Output heads: token logits, labels, spans, scalars per token and pooled vectors."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from lm.models.config import LM_HEADS, ModelConfig
 from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, stored, weight
 
-OUTPUTS = {"question_answering": 2, "value": 1}  # outputs of heads without n_labels
+SCALAR = ("value", "replaced_token_detection")  # heads with one output per token
+# outputs of heads without n_labels
+OUTPUTS = {"question_answering": 2, **dict.fromkeys(SCALAR, 1)}
 
 
 class Pooler(nn.Module):

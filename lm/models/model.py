@@ -15,7 +15,7 @@ from lm.models.attention import Mask, RelativeBias, backends, see, shared_bias
 from lm.models.block import Context
 from lm.models.config import LM_HEADS, ModelConfig
 from lm.models.embeddings import Embeddings
-from lm.models.heads import Head, Pooler, pool
+from lm.models.heads import SCALAR, Head, Pooler, pool
 from lm.models.layers import Norm
 from lm.models.stack import kinds, layers, run
 from lm.xla_flags import avoid_wrong_fusion
@@ -79,8 +79,9 @@ class LanguageModel(nn.Module):
         model.apply({"params": p}, hidden, method="logits")  -> float32 [..., V]; also for chunks
 
     Other heads give logits [B, n_labels] (sequence_classification), [B, T, n_labels]
-    (token_classification), [B, T, 2] (question_answering: start and end) or [B, T] (value), or only
-    `pooled` [B, D] (embedding). Outputs for a whole sequence require rows of one document.
+    (token_classification), [B, T, 2] (question_answering: start and end) or [B, T] (value;
+    replaced_token_detection: above 0 for a token that was replaced), or only `pooled` [B, D]
+    (embedding). Outputs for a whole sequence require rows of one document.
     """
 
     config: ModelConfig
@@ -132,7 +133,7 @@ class LanguageModel(nn.Module):
         if c.head == "sequence_classification":
             x = out.pooled if c.pooler else pool(c, x, batch.segments)
         labels = self.head(jnp.asarray(x))
-        return dataclasses.replace(out, logits=labels[..., 0] if c.head == "value" else labels)
+        return dataclasses.replace(out, logits=labels[..., 0] if c.head in SCALAR else labels)
 
     def hidden(self, batch: Batch, cache: dict | None = None) -> Output:
         """Compute the final hidden states.

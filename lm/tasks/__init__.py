@@ -23,6 +23,7 @@ from lm.tasks.masked import Masked
 from lm.tasks.next_token import NextToken
 from lm.tasks.prefix_lm import PrefixLM
 from lm.tasks.question_answering import QuestionAnswering
+from lm.tasks.replaced_token_detection import ReplacedTokenDetection
 from lm.tasks.span_corruption import SpanCorruption
 from lm.tasks.task import HELD_OUT, HOLDOUT, Kept, Start, Task, Tools, Transform
 from lm.tasks.token_classification import TokenClassification
@@ -41,6 +42,7 @@ TASKS: dict[str, type[Task]] = {
     "question_answering": QuestionAnswering,
     "contrastive": Contrastive,
     "distillation": Distillation,
+    "replaced_token_detection": ReplacedTokenDetection,
 }
 
 __all__ = [

@@ -49,9 +49,10 @@ class Masked(TextTask):
             )
         if model.causal:
             raise ConfigError(
-                "task 'masked' needs model.causal=False: tokens on both sides tell what is hidden"
+                f"task {self.name!r} needs model.causal=False: tokens on both sides tell what is "
+                "hidden"
             )
-        mask_id = pieces.needed(tokenizer, "masked", "mask_token")
+        mask_id = pieces.needed(tokenizer, self.name, "mask_token")
         special = pieces.special(tokenizer, model.vocab_size)
         ordinary = np.flatnonzero(~special[: len(tokenizer)])
         continues = pieces.continues(tokenizer, model.vocab_size) if self.whole_words else None

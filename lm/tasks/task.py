@@ -106,7 +106,7 @@ class Task(abc.ABC):
     Class attributes:
 
     * heads: the model heads that the loss is defined for. makes_head: `prepare` sets the head.
-    * terms: names of the terms of the loss. coefficients: term -> its factor; 1 by default.
+    * terms: names of the terms of the loss.
     * joint: the rows of a batch are compared with each other, so micro-batches cannot be summed;
       `loss` takes their number as `parts`.
     * noisy: the loss draws random numbers from `rng`, also without dropout.
@@ -122,7 +122,6 @@ class Task(abc.ABC):
     heads: ClassVar[tuple[str, ...]] = ()
     makes_head: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ("loss",)
-    coefficients: ClassVar[Mapping[str, float]] = {}
     joint: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
     special: ClassVar[Mapping[str, Any]] = {}
@@ -138,6 +137,11 @@ class Task(abc.ABC):
         from lm import tasks
 
         return tasks.name_of(type(self))
+
+    @property
+    def coefficients(self) -> Mapping[str, float]:
+        """Factor of each term of the loss; 1 by default."""
+        return {}
 
     @property
     def texts(self) -> int:

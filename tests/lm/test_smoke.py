@@ -91,6 +91,9 @@ def right_masked(row):
     return 0 < len(hidden) < 30 and any(piece.text == "<mask>" and piece.target for piece in hidden)
 
 
+right_replaced_token_detection = right_masked
+
+
 def right_span_corruption(row):
     read, written = ([piece.text for piece in side] for side in (row.encoder, row.tokens))
     return "<extra_id_0>" in read and "<extra_id_0>" in written and "context" not in kinds(row)[1:2]

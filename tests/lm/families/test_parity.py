@@ -627,20 +627,6 @@ def test_imported_model_computes_what_torch_computes_and_exports_without_loss(
     assert written["torch_dtype"] == "float32"
 
 
-def test_a_discriminator_is_read_as_its_encoder(tmp_path):
-    """ELECTRA is published as ElectraForPreTraining; its discriminator head is ignored."""
-    torch.manual_seed(0)
-    reference = transformers.ElectraForPreTraining(
-        transformers.ElectraConfig(**BERT, embedding_size=10)
-    ).eval()
-    reference.save_pretrained(tmp_path)
-    model, params = lm.from_hf(tmp_path)
-    tokens, valid, types = padded_batch(reference)
-    hidden = run_torch(reference, tokens, valid, types)[0]
-    out = lm.forward(model, params, Batch.of(tokens, segments=valid.astype(np.int32), types=types))
-    np.testing.assert_allclose(np.asarray(out.hidden)[valid], hidden[valid], atol=TOLERANCE, rtol=0)
-
-
 def test_older_modernbert_configurations_mean_what_they_meant():
     """Published configurations give the period of global layers and both rotary bases.
 

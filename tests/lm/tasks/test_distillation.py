@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import lm
 from lm import tasks
@@ -157,6 +158,16 @@ def test_an_interrupted_run_ends_with_other_weights(tmp_path, teacher):
 def test_a_teacher_that_does_not_fit_is_taken(tmp_path, teacher, fields, said):
     c = config(tmp_path, teacher, **fields)
     with pytest.raises(ConfigError, match=said):
+        setup.prepare(c, paths.resolve(str(tmp_path / "run")))
+
+
+def test_a_further_task_with_a_teacher_is_taken(tmp_path, teacher):
+    c = config(tmp_path, teacher)
+    more = {"task": c.task.copy_and_resolve_references(), "files": c.data.files, "batch_size": 8}
+    c.task, c.further_tasks = tasks.defaults("next_token"), ConfigDict({"more": more})
+    with pytest.raises(
+        ConfigError, match=r"further_tasks\.more\.task\.name=.* needs models beside"
+    ):
         setup.prepare(c, paths.resolve(str(tmp_path / "run")))
 
 

@@ -15,10 +15,17 @@ from lm.tasks.labels import LabelTask
 from lm.tasks.text import TextTask, TokenTask
 from lm.training import parts, settings
 
-FAMILY = {"masked": "bert", "span_corruption": "t5", "ul2": "t5", "denoising": "bart"}
+FAMILY = {
+    "masked": "bert",
+    "replaced_token_detection": "electra",
+    "span_corruption": "t5",
+    "ul2": "t5",
+    "denoising": "bart",
+}
 FIELDS = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in TASKS.items()}
 EVERY = sorted(set().union(*FIELDS.values()))
 TEXT = {"next_token", "prefix_lm", "masked", "span_corruption", "ul2", "denoising", "distillation"}
+TEXT |= {"replaced_token_detection"}
 
 
 def small(task):
