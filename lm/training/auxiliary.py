@@ -21,6 +21,7 @@ from lm.losses import Loss
 from lm.models import LanguageModel, build
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.tasks.models import Aux, Beside
+from lm.training.parts import Parts
 
 MODELS = "models"
 COMPUTE = ("dtype", "param_dtype", "remat", "layers")  # fields that are those of the run's model
@@ -53,6 +54,21 @@ class Made:
 
 
 # ---------------------------------------------------------------------- made from a declaration
+
+
+def of_run(
+    parts: Parts, model: LanguageModel, tokenizer: Any
+) -> tuple[dict[str, Made], dict[str, dict]]:
+    """`made` for what the run's task declares. Further tasks can declare nothing."""
+    for name, part in parts.further.items():
+        if part.task.aux(part.config, model.config):
+            raise ConfigError(
+                f"further_tasks.{name}.task.name={part.task.name!r} needs models beside the run's, "
+                "which only the run's own task can have: make it config.task"
+            )
+    task, config = parts.main.task, parts.main.config
+    declared = task.aux(config, model.config)
+    return made(declared, model, tokenizer, task.longest(config.length))
 
 
 def made(
@@ -241,19 +257,22 @@ def beside(
     return found
 
 
-def with_models(
+def wrapped(
     loss_function: Callable[..., Loss], models: Mapping[str, Made], plan: Plan | None, noisy: bool
 ) -> Callable[..., Loss]:
-    """Wrap a loss that takes `models`: (model, params of a state, batch, rng, *, fixed) -> Loss.
+    """Wrap a task's loss as (model, params of a state, batch, rng, *, fixed) -> Loss.
 
-    The run's model is adapted by `plan`; auxiliary models are not. noisy: the loss itself draws
-    from `rng`.
+    The run's model is adapted by `plan`; auxiliary models, the loss's `models`, are not. noisy: the
+    loss itself draws from `rng`.
     """
+    if not models and not (plan and noisy):
+        return loss_function if plan is None else plan.loss(loss_function)
 
     def loss(model, params: dict, batch, rng=None, *, fixed: dict | None = None) -> Loss:
         def inner(model, weights: dict, batch, own_rng=None) -> Loss:
-            others = beside(models, weights, params, fixed)
-            return loss_function(model, weights, batch, rng if noisy else own_rng, models=others)
+            own_rng = rng if noisy else own_rng
+            options = {"models": beside(models, weights, params, fixed)} if models else {}
+            return loss_function(model, weights, batch, own_rng, **options)
 
         if plan is None:
             return inner(model, main_of(params), batch, rng)

@@ -190,14 +190,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     fisher = None
     if plan is not None and plan.ewc and params is not None:
         fisher = fishers.load(config.adaptation.ewc.fisher, params)
-    declared = task.aux(config, c)
-    models, given = auxiliary.made(declared, model, tokenizer, task.longest(config.length))
-    for name, part in parts.further.items():
-        if part.task.aux(part.config, c):
-            raise ConfigError(
-                f"further_tasks.{name}.task.name={part.task.name!r} needs models beside the run's, "
-                "which only the run's own task can have: make it config.task"
-            )
+    models, given = auxiliary.of_run(parts, model, tokenizer)
     o = config.optimizer
     extras = Extras(
         ema=o.ema > 0,
@@ -218,11 +211,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     several = parts.several()
     loss = functools.partial(task.loss, parts=config.accumulate) if task.joint else task.loss
     loss = several.loss if isinstance(several, Several) else loss
-    if models:
-        loss = auxiliary.with_models(loss, models, plan, task.noisy)
-    elif plan is not None:
-        loss = plan.loss(loss)
-    noisy = task.noisy or any(m.trained and m.model.config.dropout > 0 for m in models.values())
+    loss = auxiliary.wrapped(loss, models, plan, task.noisy)
+    noisy = task.noisy or any(one.model.config.dropout > 0 for one in models.values())
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     train_step = make_train_step(
         model,

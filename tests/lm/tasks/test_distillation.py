@@ -56,7 +56,7 @@ def config(folder, teacher, **changes):
 def prepared(c, folder):
     """(run, state, first batch)."""
     run = setup.prepare(c, paths.resolve(str(folder / "run")))
-    batches = setup.train_batches(c, run, setup.training_data(c, run))
+    batches = setup.train_source(c, run, setup.training_data(c, run))
     return run, run.fresh_state(c.seed), next(batches)
 
 
