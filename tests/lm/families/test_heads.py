@@ -192,7 +192,7 @@ def test_labels_are_those_of_transformers_and_the_class_is_exported_without_loss
             labels_of(reference, given),
         )
         assert ours.shape == theirs.shape
-        real = slice(None) if ours.ndim == 2 else valid
+        real = valid if ours.shape[:2] == valid.shape else slice(None)
         np.testing.assert_allclose(ours[real], theirs[real], atol=TOLERANCE, rtol=0)
 
     exported, warnings, report = parity.export_and_load(
@@ -216,7 +216,7 @@ def test_every_class_with_labels_has_a_case():
         for kind in (SEQUENCE, TOKEN, SPAN)
         if hasattr(transformers, stem + kind)
     }
-    assert declared == transformers_has
+    assert declared == transformers_has | {"ElectraForPreTraining"}
 
 
 def with_random_head(family, head, **fields):
