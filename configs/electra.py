@@ -7,7 +7,8 @@ python -m lm.train --config=configs/electra.py --workdir=runs/electra \
 Hardware: one GPU of 16 GB or more. Expected, from table 1 there: a GLUE score of 79.9 after
 1 M updates (4 days on one V100). Not run here.
 
-:tiny trains a discriminator of 0.1 M parameters on bytes of README.md and docs, in minutes on a CPU.
+:tiny trains a discriminator of 0.1 M parameters on bytes of README.md and docs, in minutes on a
+CPU.
 """
 
 from configs.defaults import defaults, specialise
