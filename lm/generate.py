@@ -22,11 +22,13 @@ def main(argv=None) -> int:
     args = arguments(__doc__, argv)
     keep_compiled()
     from lm.generation import stream_text
+    from lm.generation.hooks import named
     from lm.models import separate
     from lm.weights.loading import load
 
     try:
         sampler = chosen(args)
+        hooks = tuple(map(named, args.hook))
         model, params, tokenizer = load(args.model, args.dtype)
         template = chosen_template(args, tokenizer)
         if note := unused_settings(args):
@@ -48,6 +50,7 @@ def main(argv=None) -> int:
                     sampler,
                     stop_strings=stops,
                     seed=args.seed,
+                    hooks=hooks,
                 )
                 with phase("reading the prompt; what is new is compiled first"):
                     first = next(pieces, "")

@@ -112,6 +112,13 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--length-penalty", type=float, default=1.0, help="of beams: above 0 favours longer answers"
     )
+    parser.add_argument(
+        "--hook",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS[,OPTION=VALUE...]",
+        help="change the distribution of the next token (docs/write_a_hook.md); may be repeated",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32"

@@ -15,6 +15,7 @@ from lm import plugins
 from lm.generation.decode import TAPS
 from lm.generation.requests import GenerationError, Request
 from lm.models import ModelConfig
+from lm.models.config import ConfigError
 
 HELD_BACK = ("sources", "inputs")  # of what `find` returns: not for `mix`
 
@@ -61,7 +62,7 @@ class Hook:
 def named(text: str) -> Any:
     """Hook of "module:Class" or "module:Class,option=value,...". Raises ConfigError."""
     name, *options = text.split(",")
-    kind = plugins.find("--hook", name if ":" in name else f"{name}:", {}, Hook)
+    kind = plugins.find("--hook", name, {}, Hook)
     given = {}
     for option in options:
         key, _, value = option.partition("=")
@@ -72,7 +73,7 @@ def named(text: str) -> Any:
     try:
         return kind(**given)
     except (TypeError, ValueError) as error:
-        raise plugins.ConfigError(f"--hook={text!r}: {error}") from error
+        raise ConfigError(f"--hook={text!r}: {error}") from error
 
 
 def where(hook) -> str:

@@ -96,7 +96,7 @@ class Run:
             number, request = self.waiting.popleft()
             rows = [self.free.pop(0) for _ in request.rows]
             self.held.append(Held(number, request, rows, []))
-            self.running[rows], self.halt[rows] = True, False
+            self.running[rows], self.halt[rows], self.count[rows] = True, False, 0
             entering += [(number, request, i, row, rows[0]) for i, row in enumerate(rows)]
         for found in self.found:
             for *_, row, _ in entering:
@@ -179,7 +179,8 @@ class Run:
             [self.state[name] for name in ("running", "count", "finish", "steps")]
         )
         self.steps = int(steps)
-        self.running, self.halt = self.running.copy(), np.zeros(self.setup.rows, bool)
+        self.running, self.count = self.running.copy(), self.count.copy()  # device_get's: frozen
+        self.halt = np.zeros(self.setup.rows, bool)
 
     def _look(self, active: list[Held]) -> tuple[list, dict]:
         """Ask the host hooks: what they found for every row, and the inputs that change."""
