@@ -41,6 +41,7 @@ FIELDS = {
     "encoder_tokens": Field(ENCODER_TEXT),
     "encoder_segments": Field(ENCODER_TEXT),
     "encoder_positions": Field(ENCODER_TEXT),
+    "encoder_owners": Field(ENCODER_TEXT),
     "neighbours": Field(("batch", "chunk", "neighbour_length", "neighbour_width"), np.float32),
     "neighbour_segments": Field(("batch", "chunk", "neighbour_length")),
     "labels": Field(("batch", "labels"), np.float32),
@@ -58,6 +59,9 @@ class Batch:
 
     encoder_tokens, encoder_segments, encoder_positions: the same for an encoder's input. A decoder
     token attends to the encoder tokens of its own segment.
+    encoder_owners: int32 [B, S], segment of the decoder that reads each encoder token; None =
+    encoder_segments. So passages that are encoded apart, each a segment of its own, may all belong
+    to one question (Izacard & Grave 2021, fusion in decoder).
     neighbours: [B, C, S, N] vectors of the tokens retrieved for each of C chunks of the row.
     neighbour_segments: int32 [B, C, S], segment that each belongs to, 0 = padding.
     labels: float32 [B, K], label of the row: a class or a value (K = 1), or the first and last
@@ -74,6 +78,7 @@ class Batch:
     encoder_tokens: jax.Array | None = None
     encoder_segments: jax.Array | None = None
     encoder_positions: jax.Array | None = None
+    encoder_owners: jax.Array | None = None
     neighbours: jax.Array | None = None
     neighbour_segments: jax.Array | None = None
     labels: jax.Array | None = None
@@ -110,6 +115,7 @@ class Batch:
         encoder_tokens=None,
         encoder_segments=None,
         encoder_positions=None,
+        encoder_owners=None,
         neighbours=None,
         neighbour_segments=None,
         more=None,
@@ -153,6 +159,13 @@ class Batch:
             given |= dict(
                 zip(("encoder_tokens", "encoder_segments", "encoder_positions"), row, strict=True)
             )
+            if encoder_owners is not None:
+                given["encoder_owners"] = owners = np.asarray(encoder_owners, np.int32)
+                if owners.shape != np.shape(row[0]):
+                    raise ValueError(
+                        f"encoder_owners have shape {owners.shape}, encoder_tokens "
+                        f"{np.shape(row[0])}; they must be equal"
+                    )
         if neighbours is not None:
             of = (
                 np.ones(np.shape(neighbours)[:3], np.int32)

@@ -36,7 +36,8 @@ def init_cache(c: ModelConfig, batch_size: int, length: int, encoder_length: int
     * `segments`: int32 [B, length].
     * `length`: int32, the number of tokens read. Single tokens are written at this index modulo
       the slots, so that a cache may be continued as a ring: the latest tokens are kept.
-    * `encoder_segments`: int32 [B, encoder_length], in an encoder-decoder only.
+    * `encoder_segments`: int32 [B, encoder_length], in an encoder-decoder only: the segments that
+      read the encoder's tokens.
     """
     block = lambda i: _layer(c, c.layer_kinds[i], batch_size, length, encoder_length)
     stacked = lambda i: jax.tree.map(

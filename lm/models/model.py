@@ -165,11 +165,14 @@ class LanguageModel(nn.Module):
                     batch.encoder_positions,
                     self.embeddings.token,
                 )
+            owners = encoder_segments
+            if batch.encoder_owners is not None:
+                owners = jnp.where(jnp.asarray(encoder_segments) > 0, batch.encoder_owners, 0)
             around = dict(
                 encoded=encoded,
-                encoder_mask=Mask.between(batch.segments, jnp.asarray(encoder_segments)),
+                encoder_mask=Mask.between(batch.segments, jnp.asarray(owners)),
             )
-            cache = None if cache is None else {**cache, "encoder_segments": encoder_segments}
+            cache = None if cache is None else {**cache, "encoder_segments": owners}
         if c.neighbour_layers:
             # A cached row holds one document, padded on the left: its tokens' positions count.
             start = 0 if cache is None else batch.positions[:, -1] + 1 - batch.tokens.shape[1]
