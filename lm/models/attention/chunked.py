@@ -189,4 +189,4 @@ def _live(mask: Mask, n: Settings) -> jax.Array:
     after, before = k_low - q_high[:, None], q_low[:, None] - k_high  # least distances
     if mask.causal and mask.prefix is None:
         live &= after <= 0
-    return live & mask.within(jnp.maximum(after, before))
+    return live & mask.within(jnp.maximum(after, before)) if mask.has_window else live

@@ -73,10 +73,12 @@ class Mask:
             prefix=None if self.prefix is None else k(self.prefix),
         )
 
+    @property
+    def has_window(self) -> bool:
+        return not isinstance(self.window, int) or self.window > 0
+
     def within(self, distance: jax.Array) -> jax.Array:
         """Whether the window admits these distances, bool of the same shape."""
-        if isinstance(self.window, int) and not self.window:
-            return jnp.ones(distance.shape, bool)
         near = distance < self.window
         return near if isinstance(self.window, int) else near | (self.window == 0)
 
@@ -87,7 +89,7 @@ class Mask:
         if self.causal:
             before = ahead <= 0
             seen &= before if self.prefix is None else before | self.prefix[:, None, None, :]
-        return seen & self.within(jnp.abs(ahead))
+        return seen & self.within(jnp.abs(ahead)) if self.has_window else seen
 
 
 class View(NamedTuple):

@@ -140,9 +140,10 @@ def test_one_door_equals_the_formula_token_by_token():
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         y = np.einsum("hs,shk->hk", weights / weights.sum(-1, keepdims=True), v)
         expected[b, t] = np.einsum("hk,hkd->d", y, p["out"])
-    np.testing.assert_allclose(
-        door.apply({"params": p}, x, vectors, of, segments), expected, atol=2e-3, rtol=1e-4
-    )
+    for backend in ("dense", "chunked"):
+        door = NeighbourAttention(model.config.replace(attention_backend=backend))
+        found = jax.jit(door.apply)({"params": p}, x, vectors, of, segments)
+        np.testing.assert_allclose(found, expected, atol=2e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba", "bart"])
