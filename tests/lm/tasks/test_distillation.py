@@ -98,6 +98,9 @@ def test_the_loss_of_a_mamba_student_in_parts_on_a_mesh_is_not_the_formula(tmp_p
     np.testing.assert_allclose(found, by_hand(logits, theirs, batch), rtol=2e-5)
     assert identical(jax.device_get(new.fixed), held), "the teacher has changed"
     assert not identical(jax.device_get(new.params), before)
+    again = runs.saved_and_restored(run, new)
+    ends = [jax.device_get(run.train_step(one, batch)) for one in (new, again)]
+    assert identical(*ends), "a resumed run goes on otherwise"
 
 
 @pytest.mark.slow
@@ -116,6 +119,7 @@ def test_a_mesh_or_micro_batches_change_the_update(tmp_path, teacher, monkeypatc
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_other_weights(tmp_path, teacher):
     """With LoRA and a divergence from the base too, of which the state holds one array."""
     start = {"init_from": str(tmp_path / "start"), "tokenizer": "", "model.vocab_size": 0}

@@ -1,6 +1,9 @@
 """Training runs of a few seconds."""
 
+import jax
+
 from configs import tiny
+from lm.training import checkpoints
 
 
 def text(folder, name="x.txt"):
@@ -38,3 +41,14 @@ def config(folder, **changes):
         }
     )
     return c
+
+
+def saved_and_restored(run, state):
+    """The state from a checkpoint of it, on the devices of the run. The state has step 1."""
+    writer = checkpoints.Checkpoints(run.workdir, keep=1)
+    writer.save(1, state, {})
+    writer.close()
+    restored = checkpoints.restore(run.workdir, run.abstract)
+    assert restored is not None
+    jax.block_until_ready(restored.state)
+    return restored.state
