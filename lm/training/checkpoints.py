@@ -61,7 +61,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=options,
-            item_handlers={"state": _handler(), "data": ocp.JsonCheckpointHandler()},
+            item_handlers={
+                "state": _handler(),
+                "data": ocp.JsonCheckpointHandler(),
+                "carry": ocp.PyTreeCheckpointHandler(),
+            },
         )
         self._last: int | None = None
         self._digesting: _Digesting | None = None

@@ -52,12 +52,12 @@ def compile_step(config, run: Run, state: TrainState, source, out: Report):
     counted = cost.get("flops", math.nan) * run.mesh.size
     peak = flops.peak()
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-    held, of_state = run.abstract.fixed or {}, run.abstract.params
-    parameters = count(held["base"] if run.extras.plan else main_of(of_state))
+    fixed, of_state = run.abstract.fixed or {}, run.abstract.params
+    parameters = count(fixed["base"] if run.extras.plan else main_of(of_state))
     trained = count(main_of(rules.split(of_state, c.optimizer.rates)[0]))
     for name, one in run.extras.models.items():
         kind = "trained" if one.trained else "frozen"
-        own = held["base"] if one.is_base else (of_state if one.trained else held)[MODELS][name]
+        own = fixed["base"] if one.is_base else (of_state if one.trained else fixed)[MODELS][name]
         out.say(f"beside the model: {name}, {count(own):,} parameters of its own, {kind}")
     if trained != parameters:
         out.say(f"{trained:,} parameters are trained")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def test_after_kill_9_a_source_repeats_or_loses_what_it_drew(whole):
     command = [sys.executable, "-m", "tests.lm.training.own_bandit", str(whole)]
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert re.search(r"; memory a device: \S+ \wB state and batch, \S+ \wB temp", ended.stdout)
     assert checkpoints.steps(whole / "killed") == [3]
     assert loop.train(config(whole), whole / "killed") == 0
     assert rows(whole / "killed") == rows(whole / "whole")
