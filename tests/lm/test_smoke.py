@@ -37,6 +37,16 @@ QUICK += [
     "contrastive,bert",
 ]
 QUICK += ["classification,t5"]  # on the encoder alone
+SHORTER = {  # a quick run; its loss is below the same limit after fewer and smaller updates
+    "batch_size": 8,
+    "steps": 30,
+    "optimizer.warmup": 10,
+    "log.every": 10,
+    "checkpoint.every": 15,
+}
+SPANS = SHORTER | {"steps": 40, "checkpoint.every": 20, "optimizer.learning_rate": 2e-2}
+SHORT = {v: SHORTER for v in QUICK if not v.startswith(("classification", "contrastive"))}
+SHORT |= {"span_corruption,t5": SPANS, "ul2,t5": SPANS}
 EXAMPLES = pathlib.Path(smoke.__file__).parent / "examples"
 ALL = [
     f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if smoke.suits(name, family)
@@ -187,6 +197,7 @@ def _lines(name):
 )
 def test_a_task_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
     config = smoke.get_config(variant)
+    config.update_from_flattened_dict(SHORT.get(variant, {}))
     config.data.cache = str(tmp_path / "cache")
     config.log.tensorboard = False
     assert loop.train(config, tmp_path / "whole") == 0
