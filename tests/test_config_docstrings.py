@@ -68,7 +68,7 @@ def settings_of(config, prefix=""):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in (*TINY, "qa_single_task", "lora", "quickstart_pretrain")]
+    "name", [name for name in (*TINY, "qa_single_task", "lora", "quickstart_pretrain", "electra")]
 )
 def test_a_docstring_has_another_number_of_parameters_than_the_model(name):
     said, config = config_of(name)
