@@ -28,6 +28,7 @@ OMITTED = (  # fields that never change a row
     *(f"task.{field.name}" for field in dataclasses.fields(TokenTask)),
     "task.temperature",
     "task.soft",
+    "task.discriminator_weight",
     "task.symmetric",
     "task.pooling",
 )
