@@ -145,6 +145,17 @@ def test_an_interrupted_run_ends_with_other_weights(tmp_path, teacher):
     assert merged.config.d_model == 16 and params.keys() == run.model.shapes().keys()
 
 
+def test_the_base_of_adaptation_and_a_reference_are_two_arrays(tmp_path, teacher):
+    """A teacher that is the model the run starts from, with a divergence from it, and without."""
+    unset = {f"model.{name}": value for name, value in UNSET.items()}
+    start = {**unset, "init_from": teacher, "tokenizer": "", "model.vocab_size": 0}
+    for strength in (0.1, 0.0):
+        c = config(tmp_path, "same", **start, **{"adaptation.kl.strength": strength})
+        run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
+        assert {*run.abstract.fixed} == {"base"} and {*run.extras.models} == {"teacher"}
+        assert run.abstract.fixed["base"].keys() == run.abstract.params.keys()
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
