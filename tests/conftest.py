@@ -77,6 +77,36 @@ def known_fusion():
     xla_flags._warned = True
 
 
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """Folder of compiled programs, for `compiled_once`."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(programs):
+    """Keep compiled programs on disk for the tests of a module, many of which compile the same.
+
+    Not for tests of compilation: a program that is found is not compiled.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(programs),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(autouse=True)
 def end_processes(default_signals):
     """End the processes that a test started, also when it fails."""

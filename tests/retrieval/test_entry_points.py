@@ -29,6 +29,7 @@ from tests.retrieval.models import save_encoder, save_reader
 from tests.retrieval.toy import encode
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("compiled_once")  # every command loads the same models
 
 
 @pytest.fixture(scope="module")

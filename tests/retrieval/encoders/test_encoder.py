@@ -14,6 +14,7 @@ from retrieval.store.store import Store
 from tests.retrieval.models import byte_tokenizer, save_encoder, save_reader, word_tokenizer
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("compiled_once")  # every encoder has the same few shapes
 
 TEXTS = [
     "bagheria is in italy",
