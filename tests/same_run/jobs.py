@@ -105,6 +105,8 @@ SECOND = [
         "token_classification,roberta",
         "question_answering,llama",
         "contrastive,bert",
+        "distillation,llama",
+        "replaced_token_detection,electra",
     )
 ] + [
     smoke("contrastive,bert", "accumulate", "2", {"accumulate": 2}),
