@@ -10,6 +10,8 @@ import lm
 from lm.batch import Batch
 from lm.data import samples
 from lm.data.read.sources import DataError
+from lm.generation.engine import Engine
+from lm.generation.requests import Request
 
 
 def sample(name: str):
@@ -60,6 +62,32 @@ def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
     with torch.no_grad():
         reference = theirs(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(logits, reference, atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_smollm2_s_log_probabilities_in_padded_slots_equal_torchs():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    gguf = sample("smollm2")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    ).eval()
+    tokenizer, (model, params) = lm.load_tokenizer(gguf), lm.from_hf(gguf)
+    texts = ("The history of printing begins", "A", "Gallium melts in the hand, since its", "One")
+    prompts = [tokenizer.encode(text) for text in texts]
+    requests = [Request(p, n) for p, n in zip(prompts, (16, 40, 9, 30), strict=True)]
+    for sampler in (lm.Greedy(), lm.Sample(1.0)):
+        engine = Engine(model, rows=2, length=64, sampler=sampler, stop_tokens=[])
+        for one in engine.run(params, requests):
+            prompt = prompts[one.number]
+            whole = torch.tensor([prompt + one.tokens])
+            with torch.no_grad():
+                logits = theirs(whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+            expected = logits.gather(1, whole[0, len(prompt) :, None])[:, 0].numpy()
+            np.testing.assert_allclose(one.log_probs, expected, atol=1e-4, rtol=0)
+            if sampler == lm.Greedy():
+                assert one.tokens == logits.argmax(-1).tolist()
 
 
 def test_minilm_sentence_vectors_equal_torchs():
