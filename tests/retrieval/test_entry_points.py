@@ -672,7 +672,8 @@ def test_output_that_nobody_reads_to_its_end_is_no_error(built):
         text=True,
     )
     os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("opening memory")]
+    assert (done.returncode, said) == (141, []), "a slow machine may say what it waits for"
 
 
 def test_a_port_in_use_is_named(built, capsys):
