@@ -206,6 +206,24 @@ def shortened(config: Config) -> str:
     )
 
 
+def check_model(parts: Parts, model: ModelConfig, tokenizer, used: Collection[str]) -> None:
+    """Raise ConfigError when the model that was made or loaded does not fit the config.
+
+    used: as in `check_ignored`.
+    """
+    for part in (parts.main, *parts.read):
+        check_head(part, model.head)
+        check_length(part, model.max_length)
+    if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {ids} tokens and the model's vocabulary {model.vocab_size}; they "
+            "do not belong together"
+        )
+    config = parts.main.config
+    if config.init_from:
+        check_ignored(config.model, model, used)
+
+
 def check_ignored(section: Config, loaded: ModelConfig, used: Collection[str]) -> None:
     """Raise ConfigError, naming the fields, when `model` differs from the model of init_from.
 

@@ -30,7 +30,7 @@ from lm.distributed import rules, sharding
 from lm.distributed.mesh import make_mesh
 from lm.distributed.rules import average_of
 from lm.distributed.sharding import Rules
-from lm.models import LanguageModel, inputs
+from lm.models import LanguageModel
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks import Tools, Transform
 from lm.tasks.models import Beside
@@ -173,16 +173,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         parts, workdir, resuming=bool(checkpoints.steps(workdir))
     )
     c = model.config
-    for part in (parts.main, *parts.read):
-        settings.check_head(part, c.head)
-        settings.check_length(part, c.max_length)
-    if tokenizer is not None and (ids := inputs.id_count(tokenizer)) > c.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {ids} tokens and the model's vocabulary {c.vocab_size}; they do "
-            "not belong together"
-        )
-    if config.init_from:
-        settings.check_ignored(config.model, c, COMPUTE)
+    settings.check_model(parts, c, tokenizer, COMPUTE)
     task = parts.main.task
     transform = task.transform(tokenizer, c)
     plan = plans.of_config(config.adaptation, model.logical_axes())
