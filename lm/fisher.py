@@ -73,7 +73,7 @@ def write(config, workdir: str, sampled: bool) -> None:
         schedule="constant", warmup=0, cooldown=0, final=optimizer.FINAL
     )  # no updates are done, so any number of steps is allowed
     run = setup.prepare(config, Path(workdir))
-    if task.likelihood().aux(config, run.model.config):
+    if task.likelihood().aux(run.model.config):
         raise ConfigError(
             f"task {task.name!r} trains a model beside the run's: Fisher information is that of "
             "one model's predictions"

@@ -42,7 +42,7 @@ class Distillation(NextToken):
         if not 0 < self.soft <= 1:
             raise ConfigError(f"task.soft={self.soft}: expected a share above 0, at most 1")
 
-    def aux(self, config, model: ModelConfig) -> dict[str, Aux]:
+    def aux(self, model: ModelConfig) -> dict[str, Aux]:
         return {"teacher": Aux(self.teacher, heads=self.heads)}
 
     def loss(

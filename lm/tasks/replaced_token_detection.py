@@ -83,7 +83,7 @@ class ReplacedTokenDetection(Masked):
         params = with_head(model, start.params, HEAD, key, head_dense=c.activation)[1]
         return dataclasses.replace(start, model=build(headed), params=params)
 
-    def aux(self, config, model: ModelConfig) -> dict[str, Aux]:
+    def aux(self, model: ModelConfig) -> dict[str, Aux]:
         tied = {"embeddings/token": "embeddings/token"}
         if model.positions == "learned":
             tied["embeddings/position"] = "embeddings/position"

@@ -174,7 +174,7 @@ class Task(abc.ABC):
         """Batch fields beyond those of text: name in FIELDS or `new_fields` -> shape of a row."""
         return {}
 
-    def aux(self, config, model: ModelConfig) -> dict[str, Aux]:
+    def aux(self, model: ModelConfig) -> dict[str, Aux]:
         """Models beside the run's `model`, by name; `loss` then takes them as `models=`."""
         return {}
 

@@ -61,13 +61,13 @@ def of_run(
 ) -> tuple[dict[str, Made], dict[str, dict]]:
     """`made` for what the run's task declares. Further tasks can declare nothing."""
     for name, part in parts.further.items():
-        if part.task.aux(part.config, model.config):
+        if part.task.aux(model.config):
             raise ConfigError(
                 f"further_tasks.{name}.task.name={part.task.name!r} needs models beside the run's, "
                 "which only the run's own task can have: make it config.task"
             )
     task, config = parts.main.task, parts.main.config
-    declared = task.aux(config, model.config)
+    declared = task.aux(model.config)
     return made(declared, model, tokenizer, task.longest(config.length))
 
 

@@ -113,7 +113,7 @@ def test_the_discriminator_teaches_the_generator():
     task = ReplacedTokenDetection(rate=0.5)
     main = lm.build(preset("electra", "tiny", embedding_width=16, vocab_size=64, **SHAPE))
     main = lm.build(task_head(main.config))
-    own = lm.build(task.aux(None, main.config)["generator"].model)
+    own = lm.build(task.aux(main.config)["generator"].model)
     params, others = random_params(main, 0.1), random_params(own, 0.1, seed=1)
     rng = np.random.default_rng(0)
     weights = rng.integers(0, 2, (2, 8))
