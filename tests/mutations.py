@@ -97,15 +97,15 @@ MUTATIONS = [
     Mutation(
         2,
         "lm/models/model.py",
-        "Mask.between(batch.segments, jnp.asarray(encoder_segments))",
-        "Mask.between(jnp.minimum(batch.segments, 1), jnp.asarray(encoder_segments))",
+        "Mask.between(batch.segments, jnp.asarray(owners))",
+        "Mask.between(jnp.minimum(batch.segments, 1), jnp.asarray(owners))",
         f"{PACKED}[t5]",
     ),
     Mutation(
         2,
         "lm/models/model.py",
-        "Mask.between(batch.segments, jnp.asarray(encoder_segments))",
-        "Mask.between(batch.segments, jnp.minimum(encoder_segments, 1))",
+        "Mask.between(batch.segments, jnp.asarray(owners))",
+        "Mask.between(batch.segments, jnp.minimum(owners, 1))",
         f"{PACKED}[bart]",
     ),
     Mutation(

@@ -9,7 +9,8 @@ import pytest
 from lm import preview
 
 ROOT = Path(__file__).parents[3]
-LATER = {"quickstart_pretrain", "lora"}  # need earlier output: a stage of a study, a base model
+# need earlier output: a stage of a study, a base model, a teacher
+LATER = {"quickstart_pretrain", "lora", "distill"}
 RECIPES = sorted(
     {
         path.stem
