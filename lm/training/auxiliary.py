@@ -102,7 +102,15 @@ def made(
 
 def _declared(where: str, aux: Aux, main: ModelConfig) -> tuple[ModelConfig, dict | None, Any]:
     """(config, weights or None, tokenizer or None); None: the run's own, or drawn from the seed."""
+    from lm.weights import WeightsError
     from lm.weights.loading import load
+    from lm.weights.runs.steps import CheckpointError
+
+    def loaded_from(path: str):
+        try:
+            return load(path)
+        except (ConfigError, WeightsError, CheckpointError) as error:
+            raise type(error)(f"{where}: {error}") from error
 
     if not isinstance(aux.model, ModelConfig) and not aux.model:
         raise ConfigError(f"{where}: no model is named; give a run folder, model folder or hub id")
@@ -117,12 +125,12 @@ def _declared(where: str, aux: Aux, main: ModelConfig) -> tuple[ModelConfig, dic
     elif aux.model == "same":
         config = main
     else:
-        model, loaded, tokenizer = load(aux.model)
+        model, loaded, tokenizer = loaded_from(aux.model)
         config = model.config
     if aux.start == "random":
         loaded = None
     elif aux.start != "base":
-        _, loaded, tokenizer = load(aux.start)
+        _, loaded, tokenizer = loaded_from(aux.start)
     return config, loaded, tokenizer
 
 

@@ -14,6 +14,7 @@ from lm.families import preset
 from lm.models.config import ConfigError
 from lm.tasks.models import Aux
 from lm.training import auxiliary, checkpoints, loop, settings, setup
+from lm.weights import WeightsError
 from lm.weights.runs import paths
 from tests.lm.small_models import drawn, identical
 from tests.lm.training import runs, small
@@ -198,6 +199,7 @@ def test_auxiliary_models_that_do_not_fit_are_taken(teacher):
         (Aux(wide), tokenizer, r"made from a config, which has no weights"),
         (Aux(wide, teacher), tokenizer, r"weights of .* have .* \[.*24.*\], expected \[.*48"),
         (Aux(""), tokenizer, r"no model is named"),
+        (Aux("none/there"), tokenizer, r"'none/there' is not a local directory"),
         (
             Aux(wide, "random", tied={"embeddings/token": "embeddings/token"}),
             tokenizer,
@@ -209,5 +211,5 @@ def test_auxiliary_models_that_do_not_fit_are_taken(teacher):
             r"'x' has no parameter 'embeddings/tokens' .did you mean 'embeddings/token'",
         ),
     ):
-        with pytest.raises(ConfigError, match=rf"auxiliary model 'x'.*{said}"):
+        with pytest.raises((ConfigError, WeightsError), match=rf"auxiliary model 'x'.*{said}"):
             auxiliary.made({"x": aux}, main, its, 16)
