@@ -23,7 +23,8 @@ def sample(name: str):
         pytest.skip(str(error).splitlines()[0])
 
 
-def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
+def smollm2():
+    """(torch, transformers, the GGUF file, the model that transformers reads from it)."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
@@ -31,6 +32,11 @@ def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     ).eval()
+    return torch, transformers, gguf, theirs
+
+
+def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
+    torch, transformers, gguf, theirs = smollm2()
     tokenizer, original = (
         lm.load_tokenizer(gguf),
         transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name),
@@ -66,13 +72,7 @@ def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
 
 @pytest.mark.slow
 def test_smollm2_s_log_probabilities_in_padded_slots_equal_torchs():
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
-    gguf = sample("smollm2")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    ).eval()
+    torch, _, gguf, theirs = smollm2()
     tokenizer, (model, params) = lm.load_tokenizer(gguf), lm.from_hf(gguf)
     texts = ("The history of printing begins", "A", "Gallium melts in the hand, since its", "One")
     prompts = [tokenizer.encode(text) for text in texts]
