@@ -13,7 +13,7 @@ import sys
 import time
 
 from lm.distributed import mesh
-from lm.training import loop, trackers
+from lm.training import loop, signals, trackers
 from tests.lm.training import runs
 
 EVAL = {"eval.every": 6}
@@ -35,6 +35,8 @@ def pair(folder: pathlib.Path, step: int = 0, both: bool = False) -> list[int]:
         children.insert(0, os.fork())
         if children[0] == 0:
             os.environ["JAX_PROCESS_ID"] = str(rank)
+            if step:
+                signals.Signals.stop = waiting(signals.Signals.stop, step)
             if step and rank == 0:
                 sent = (children[1], os.getpid()) if both else (children[1],)
                 trackers.Trackers.write = interrupting(trackers.Trackers.write, step, sent)
@@ -47,17 +49,27 @@ def pair(folder: pathlib.Path, step: int = 0, both: bool = False) -> list[int]:
 
 
 def interrupting(write, step: int, processes: tuple[int, ...]):
-    """Trackers.write that sends SIGINT to `processes` at `step`, then slows steps.
+    """Trackers.write that sends SIGINT to `processes` at `step`."""
 
-    The delay lets the signal take effect within a few steps.
-    """
-
-    def slow(self, row):
+    def sending(self, row):
         write(self, row)
         if row["step"] == step:
             for process in processes:
                 os.kill(process, signal.SIGINT)
-        time.sleep(0.4 * (row["step"] >= step))
+
+    return sending
+
+
+def waiting(stop, step: int):
+    """Signals.stop that waits after each step from `step` on, in both processes.
+
+    JAX looks for a signal once a second, and then tells the other processes. Without the wait the
+    few steps that are left can be over by then.
+    """
+
+    def slow(self, at):
+        time.sleep(2.5 * (at >= step))
+        return stop(self, at)
 
     return slow
 
