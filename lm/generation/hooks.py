@@ -1,6 +1,7 @@
 """Hooks: a user's code between the model's logits and the choice of a token."""
 
 import ast
+import copy
 import dataclasses
 import inspect
 import os
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import plugins
 from lm.generation.decode import TAPS
@@ -18,6 +20,7 @@ from lm.models import ModelConfig
 from lm.models.config import ConfigError
 
 HELD_BACK = ("sources", "inputs")  # of what `find` returns: not for `mix`
+PARAMS = "params"  # name of a hook's arrays among what `mix` gets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,13 @@ class Hook:
     A pure hook has no `find`: its `mix` gets the taps, {name: [B, D]}, and runs in the compiled
     loop. Otherwise `find` runs on the host, and decoding goes token by token: choose, forward, taps
     out, find, mix.
+
+    params: arrays of the hook, nested as it likes, such as the weights of a small network. `mix`
+    gets them as `found["params"]`: they are arguments of the compiled program, so other values need
+    no compilation. Within `mix`, `self.params` is None.
     """
+
+    params: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     taps = ()
     every = 1  # tokens of an answer from one `find` to the next
@@ -53,7 +62,7 @@ class Hook:
     def mix(self, logits: jax.Array, found: dict[str, jax.Array]) -> jax.Array:
         """Map float32 [B, V] to float32 [B, V]. Rows that found nothing are left out after it.
 
-        found: what `find` returned for each row last, or the taps in a pure hook.
+        found: what `find` returned for each row last, or the taps in a pure hook; and `params`.
         """
         del found
         return logits
@@ -117,8 +126,34 @@ def taps_of(hooks: Sequence) -> tuple[str, ...]:
     return tuple(sorted({tap for hook in hooks for tap in hook.taps}))
 
 
-def mixed(hook, logits: jax.Array, found: dict[str, jax.Array]) -> jax.Array:
+def parts(hook) -> tuple[Any, Any]:
+    """(hook without its params, params as arrays): the fixed part of a program and an argument.
+
+    With an active mesh, the arrays are put on all of its devices. Raises GenerationError.
+    """
+    if getattr(hook, PARAMS, None) is None:
+        return hook, None
+    bare = copy.copy(hook)
+    object.__setattr__(bare, PARAMS, None)  # the hook may be frozen
+
+    def array(path, value):
+        if np.asarray(value).dtype.kind not in "biufV":  # V: bfloat16
+            raise GenerationError(
+                f"{where(hook)}: params{jax.tree_util.keystr(path)} is {type(value).__name__}, "
+                "expected arrays of numbers"
+            )
+        return value if isinstance(value, jax.Array) else jnp.asarray(value)
+
+    arrays = jax.tree_util.tree_map_with_path(array, hook.params)
+    mesh = jax.sharding.get_mesh()
+    everywhere = None if mesh.empty else NamedSharding(mesh, PartitionSpec())
+    return bare, arrays if everywhere is None else jax.device_put(arrays, everywhere)
+
+
+def mixed(hook, logits: jax.Array, found: dict[str, jax.Array], params: Any = None) -> jax.Array:
     """Call `mix` and check what it returns. Raises GenerationError that names the hook's file."""
+    if params is not None:
+        found = {**found, PARAMS: params}
     try:
         result = hook.mix(logits, found)
     except Exception as error:  # a user's file may raise anything
@@ -172,6 +207,8 @@ class Found:
         for row, sources in zip(due, result.get("sources", ()), strict=False):
             self.sources[row] = tuple(sources)
         given = {name: x for name, x in result.items() if name not in HELD_BACK}
+        if PARAMS in given:
+            raise self._wrong(repr(PARAMS), "a value", "another name: it is that of the hook's own")
         for name, value in given.items():
             value = self._checked(name, value, len(due))
             if name not in self.arrays:

@@ -68,10 +68,13 @@ class Run:
         self.key = jax.random.key(setup.seed)
         self.found = [of_hooks.Found(hook, setup.rows) for hook in hooks if not of_hooks.pure(hook)]
         served = [request for _, request in self.waiting]
+        bare, self.hook_params = (
+            zip(*map(of_hooks.parts, hooks), strict=True) if hooks else ((), ())
+        )
         self.plan = slots.Plan(
             self.model,
             setup.sampler,
-            hooks,
+            bare,
             of_hooks.taps_of(hooks),
             any(request.members for request in served),
         )
@@ -157,7 +160,7 @@ class Run:
 
         With a hook that has `find`, decode by one token.
         """
-        common = self.setup.stop, self.key, self.halt
+        common = self.setup.stop, self.key, self.halt, self.hook_params
         if self.found:
             active = [held for held in self.held if self.running[held.rows[0]]]
             found, inputs = self._look(active)

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.generation import hooks as of_hooks
+from lm.generation import hooks
 from lm.generation.decode import force, read_prompts, read_tokens
 from lm.generation.samplers import log_probability
 from lm.models import LanguageModel, init_cache
@@ -111,13 +111,15 @@ def insert(plan: Plan, params: dict, state: dict, arrays: dict, rows_R) -> dict:
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
-def advance(plan: Plan, params: dict, state: dict, stop_K, key, halt_B, need, until) -> dict:
+def advance(
+    plan: Plan, params: dict, state: dict, stop_K, key, halt_B, hook_params, need, until
+) -> dict:
     """Decode until at least `need` slots are free, none is running, or `steps` is `until`.
 
-    Rows in `halt_B` end first. All hooks are pure.
+    Rows in `halt_B` end first. All hooks are pure. hook_params: the params of each hook.
     """
     state = state | {"running": state["running"] & ~halt_B}
-    state = choose(plan, state, state["running"] & state["fresh"], stop_K, key, ())
+    state = choose(plan, state, state["running"] & state["fresh"], stop_K, key, hook_params)
     kept = {name: state.pop(name) for name in ("logits", "taps", "fresh", "inputs")}
 
     def go_on(s):
@@ -127,7 +129,7 @@ def advance(plan: Plan, params: dict, state: dict, stop_K, key, halt_B, need, un
     def step(s):
         logits, cache, taps = forward(plan, params, s | {"inputs": kept["inputs"]})
         s = s | {"cache": cache, "steps": s["steps"] + 1, "logits": logits, "taps": taps}
-        s = choose(plan, s, s["running"], stop_K, key, ())
+        s = choose(plan, s, s["running"], stop_K, key, hook_params)
         return {name: x for name, x in s.items() if name not in ("logits", "taps")}
 
     state = jax.lax.while_loop(go_on, step, state)
@@ -135,16 +137,19 @@ def advance(plan: Plan, params: dict, state: dict, stop_K, key, halt_B, need, un
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
-def step(plan: Plan, params: dict, state: dict, stop_K, key, halt_B, found, inputs) -> dict:
+def step(
+    plan: Plan, params: dict, state: dict, stop_K, key, halt_B, hook_params, found, inputs
+) -> dict:
     """Choose one token for every running row and read it.
 
-    found: for each host hook {name: [n, ...]} and the rows that have any, bool [n]. inputs: batch
-    fields [n, ...] that replace those of the rows `inputs["rows"]`.
+    hook_params: the params of each hook. found: for each host hook {name: [n, ...]} and the rows
+    that have any, bool [n]. inputs: batch fields [n, ...] that replace those of the rows
+    `inputs["rows"]`.
     """
     state = state | {"running": state["running"] & ~halt_B}
     if inputs:
         state["inputs"] = changed_inputs(state, inputs)
-    state = choose(plan, state, state["running"], stop_K, key, found)
+    state = choose(plan, state, state["running"], stop_K, key, hook_params, found)
     logits, cache, taps = forward(plan, params, state)
     new = {"cache": cache, "logits": logits, "taps": taps, "steps": state["steps"] + 1}
     return placed(plan.model.config, state | new)
@@ -179,7 +184,7 @@ def forward(plan: Plan, params, state) -> tuple[jax.Array, dict, dict]:
     )
 
 
-def choose(plan: Plan, state, active_B, stop_K, key, found) -> dict:
+def choose(plan: Plan, state, active_B, stop_K, key, hook_params, found=()) -> dict:
     """Append a token to every active row, drawn from `state["logits"]`.
 
     It depends on the key, the request's number and the count of its tokens alone.
@@ -190,14 +195,14 @@ def choose(plan: Plan, state, active_B, stop_K, key, found) -> dict:
         weight = jnp.where(active_B, state["log_weight"], -jnp.inf)
         logits = mixture(logits, weight, state["group"])
     changed, given = logits, iter(found)
-    for hook in plan.hooks:
-        if of_hooks.pure(hook):
+    for hook, own in zip(plan.hooks, hook_params, strict=True):
+        if hooks.pure(hook):
             taps = {name: state["taps"][name] for name in hook.taps}
-            changed = of_hooks.mixed(hook, changed, taps)
+            changed = hooks.mixed(hook, changed, taps, own)
             continue
         arrays, has_B = next(given)
         if arrays:
-            changed = jnp.where(has_B[:, None], of_hooks.mixed(hook, changed, arrays), changed)
+            changed = jnp.where(has_B[:, None], hooks.mixed(hook, changed, arrays, own), changed)
     changed = force(c, changed, state["prompt"] + count, state["budget"] - count)
     keys = jax.vmap(lambda number, at: jax.random.fold_in(jax.random.fold_in(key, number), at))(
         state["number"], count

@@ -132,6 +132,53 @@ def test_a_hook_that_adds_nothing_changes_nothing_and_compiles_nothing_after_war
     assert (slots.insert._cache_size(), slots.advance._cache_size()) == before
 
 
+@dataclasses.dataclass(frozen=True)
+class Gate(Hook):
+    """Mix in `GIVEN` by a share that a small network predicts from the hidden state."""
+
+    taps = ("hidden",)
+
+    def mix(self, logits, found):
+        assert self.params is None, "the arrays would be constants of the program"
+        own = found["params"]
+        share = jax.nn.sigmoid(found["hidden"] @ own["weight"] + own["bias"])[:, None]
+        return jnp.log((1 - share) * jax.nn.softmax(logits) + share * own["given"])
+
+
+@dataclasses.dataclass(frozen=True)
+class HostGate(Gate):
+    taps = ("hidden",)
+
+    def find(self, taps, slots):
+        assert self.params is not None
+        return {"hidden": taps["hidden"]}
+
+
+def test_arrays_of_a_hook_are_constants_of_the_program():
+    model, params = load("gpt2")
+    counts = []
+    for seed, kind in ((0, Gate), (1, Gate), (0, HostGate), (1, HostGate)):
+        own = {
+            "weight": np.random.default_rng(seed).standard_normal(model.config.d_model),
+            "bias": np.float32(seed),
+            "given": np.roll(GIVEN, seed),
+        }
+        hook = kind(params=own)
+        options = dict(hooks=[hook], stop_tokens=[], rows=1)
+        found, _ = served(model, params, asked(model, PROMPTS[:1], (7,)), **options)
+        logits, out = whole(model, params, PROMPTS[0], found[0].tokens)
+        share = 1 / (1 + np.exp(-(out @ own["weight"] + own["bias"])))[:, None]
+        mixture = np.log((1 - share) * np.exp(logits) + share * own["given"])
+        assert found[0].tokens == mixture.argmax(axis=-1).tolist()
+        np.testing.assert_allclose(
+            found[0].behaviour_log_probs, at(mixture, found[0].tokens), atol=2e-5
+        )
+        counts.append((slots.advance._cache_size(), slots.step._cache_size()))
+    assert counts[0] == counts[1] and counts[2] == counts[3], "other arrays were compiled for"
+    with pytest.raises(GenerationError, match=r"params\['x'\] is str, expected arrays of numbers"):
+        served(model, params, [Request([5], 4)], hooks=[Gate(params={"x": "y"})])
+
+
 @pytest.mark.parametrize("name", ["gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 def test_members_mix_their_probabilities_and_read_the_same_token(name):
     model, params = load(name)
@@ -202,6 +249,7 @@ def test_neighbours_come_with_a_request_or_from_a_hook():
             "first time",
         ),
         ("find", lambda self, taps, slots: {"inputs": {"x": np.zeros(1)}}, "they have none"),
+        ("find", lambda self, taps, slots: {"params": np.zeros(1)}, "'params', expected another"),
         ("taps", ("hiden",), "taps names 'hiden', expected hidden or ffn_input"),
         ("every", 0, "every=0, expected at least 1"),
     ],
