@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ from retrieval.reading.answering import (
 from retrieval.sanitising import shown
 
 SEARCHED = 2  # earlier turns of the user that are searched with a question
+WORDS = 32  # words of such a turn that are searched, its last ones
 
 
 @dataclasses.dataclass
@@ -133,14 +135,10 @@ class Conversation:
     def _from_memory(self, question: str) -> list[int]:
         """Return the prompt of the conversation, the passages and the question.
 
-        The search query is the question with the user's last two turns, which it may refer to ("and
-        where is she buried?"). The chat template renders the earlier turns; a base model gets none.
-        The oldest turns are dropped before any passage.
+        The chat template renders the earlier turns; a base model gets none. The oldest turns are
+        dropped before any passage.
         """
-        assert self.memory is not None
-        said = [turn["content"] for turn in self.turns if turn["role"] == "user"]
-        searched = " ".join([question, *reversed(said[-SEARCHED:])])
-        hits = close_to_the_best(self.memory.search([searched], self.k)[0])
+        hits = self._found(question)
         tokenizer, room = self.reader.tokenizer, self.reader.prompt_tokens(self.max_new_tokens)
         build = functools.partial(build_prompt, tokenizer, question, hits, room)
         prompt = build()
@@ -157,6 +155,21 @@ class Conversation:
                 break
             past = past[2:]
         return prompt.tokens
+
+    def _found(self, question: str) -> list[Hit]:
+        """Return at most k passages for the question, found in two searches and taken in turn.
+
+        The first search is for the question with the ends of the user's last two turns, which it
+        may refer to ("and where is she buried?"). The second is for the question alone, since a
+        long turn about something else can outweigh it.
+        """
+        assert self.memory is not None
+        said = [turn["content"].split() for turn in self.turns if turn["role"] == "user"]
+        ends = [" ".join(words[-WORDS:]) for words in reversed(said[-SEARCHED:])]
+        queries = dict.fromkeys([" ".join([question, *ends]), question])
+        found = map(close_to_the_best, self.memory.search(list(queries), self.k))
+        ranked = itertools.chain.from_iterable(itertools.zip_longest(*found))
+        return list({hit.id: hit for hit in ranked if hit}.values())[: self.k]
 
     def _from_turns(self, question: str) -> list[int]:
         """Return the prompt of the whole conversation, dropping its oldest turns if too long.

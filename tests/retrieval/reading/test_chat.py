@@ -164,7 +164,7 @@ def said(*texts):
 
 
 def test_an_open_book_question_is_asked_without_the_conversation(memory, reader, monkeypatch):
-    """The search includes the user's last two turns; the prompt all turns, by the template."""
+    """A search includes the user's last two turns; the prompt all turns, by the template."""
     made = Conversation.of(str(reader), memory, 3, 8, conversation_sampler(), "Be brief.", 0)
     tokenizer, searched = made.reader.tokenizer, []
     search = type(memory).search
@@ -178,7 +178,7 @@ def test_an_open_book_question_is_asked_without_the_conversation(memory, reader,
     assert asked.endswith(f"Question: {QUESTION}") and searched == [[QUESTION]]
     made.turns += said("Hi", "Yes?", "Which town?", "", "Town1?", "No.\n  Town2.")
     prompt = tokenizer.decode(made._from_memory(QUESTION))
-    assert searched[1] == [f"{QUESTION} Town1? Which town?"]
+    assert searched[1] == [f"{QUESTION} Town1? Which town?", QUESTION]
     asked = prompt.rpartition("user\n")[2].partition("<|end|>")[0]
     messages = [*made.turns, {"role": "user", "content": asked}]
     assert prompt == tokenizer.apply_chat_template(
@@ -187,16 +187,30 @@ def test_an_open_book_question_is_asked_without_the_conversation(memory, reader,
     assert asked.endswith(f"Question: {QUESTION}") and asked.count("[1]") == 1
 
 
-def test_an_open_book_prompt_that_is_too_long_loses_passages_before_turns(memory, reader):
+def test_a_long_earlier_turn_outweighs_the_question(memory, reader):
+    """The passages of the question alone are shown too, whatever was said before."""
     made = Conversation.of(str(reader), memory, 3, 8, conversation_sampler(), "", 0)
     made._from_memory(QUESTION)
-    shown = made.shown
+    alone = made.shown[0].id
+    made.turns = said("In which land lies town7? town7 " * 40, "Land 7.")
+    made._from_memory(QUESTION)
+    assert len(made.shown) <= 3 and alone in [hit.id for hit in made.shown[:2]]
+    before = made.shown[0].id
+    made.turns = said("first " * 5 + "In which land lies town7? town7 " * 40, "Land 7.")
+    made._from_memory(QUESTION)
+    assert made.shown[0].id == before  # only the end of the turn is searched
+
+
+def test_an_open_book_prompt_that_is_too_long_loses_passages_before_turns(memory, reader):
+    made = Conversation.of(str(reader), memory, 3, 8, conversation_sampler(), "", 0)
     made.turns = said("old " * 120, "x", "new", "y")
     prompt = made.reader.tokenizer.decode(made._from_memory(QUESTION))
-    assert len(made.shown) == len(shown) and "old" not in prompt and "user\nnew<|end|>" in prompt
+    assert len(made.shown) == len(made._found(QUESTION)) and "old" not in prompt
+    assert "user\nnew<|end|>" in prompt
     made.turns = said("new " * 120, "y")
     prompt = made.reader.tokenizer.decode(made._from_memory(QUESTION))
-    assert len(made.shown) == len(shown) and "new" not in prompt and QUESTION in prompt
+    assert len(made.shown) == len(made._found(QUESTION)) and "new" not in prompt
+    assert QUESTION in prompt
 
 
 REASONS = CHAT.replace(
