@@ -239,16 +239,17 @@ def hf_config(fields: Metadata, tensors) -> dict:
 def open_gguf(path: Path) -> Generator[tuple[dict, Source]]:
     """Open a GGUF file: (config.json as a dict, tensors).
 
-    `read` dequantises one tensor to float32.
+    `read` dequantises one tensor to float32, into memory that the next `read` uses again.
     """
     reader = open_reader(path)
     shapes = {name: t.shape for name, t in reader.tensors.items()}
+    room = np.empty(max(map(math.prod, shapes.values()), default=0), np.float32)
     hf = hf_config(Metadata(reader, path), shapes)
 
     def read(name: str) -> np.ndarray:
         t = reader.tensors[name]
         try:
-            return dequantized(t).reshape(t.shape)
+            return dequantized(t, room).reshape(t.shape)
         except (NotImplementedError, ValueError) as error:
             raise WeightsError(
                 f"{path}: tensor {name!r} of type {t.kind.name} cannot be dequantised: {error}"
@@ -257,15 +258,15 @@ def open_gguf(path: Path) -> Generator[tuple[dict, Source]]:
     yield hf, Source(str(path), shapes, dict.fromkeys(shapes, "F32"), read)
 
 
-def dequantized(t: Tensor) -> np.ndarray:
-    """Dequantise a tensor to float32 [n], VALUES_AT_ONCE values per call.
+def dequantized(t: Tensor, room: np.ndarray) -> np.ndarray:
+    """Dequantise a tensor to float32 [n], the start of `room`, VALUES_AT_ONCE values per call.
 
     gguf by itself takes 16 rows at a time, which is too few to be fast.
     """
     import gguf
 
     block, size = gguf.GGML_QUANT_SIZES[t.kind]
-    out = np.empty(math.prod(t.shape), np.float32)
+    out = room[: math.prod(t.shape)]
     step = max(1, VALUES_AT_ONCE // block)
     for first in range(0, len(t.data) // size, step):
         some = t.data[first * size : (first + step) * size]

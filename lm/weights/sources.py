@@ -27,7 +27,10 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Tensors by name. `read` returns a new array of the stored dtype (ml_dtypes for bfloat16)."""
+    """Tensors by name, of the stored dtype (ml_dtypes for bfloat16).
+
+    An array that `read` returned may be overwritten by the next `read`.
+    """
 
     where: str  # for error messages
     shapes: dict[str, Shape]
