@@ -14,6 +14,7 @@ from typing import Any
 from lm.data.read import sources
 from lm.data.read.files import RECORDS
 from lm.data.read.sources import DataError, Row, Tally
+from lm.data.records.turns import BadRecord
 from lm.models.config import ModelConfig
 
 
@@ -66,10 +67,6 @@ class Group:
 Record = Text | Words | Question | Group
 # (row, where) -> record; raises BadRecord
 Make = Callable[[Mapping, str], Record]
-
-
-class BadRecord(Exception):
-    """Reason why a record cannot be used, and what to do."""
 
 
 def read(
