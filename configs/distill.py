@@ -9,6 +9,11 @@ Any causal model with the same tokenizer can be the teacher, and any other the s
 Mamba: --config.task.teacher=runs/gpt2. Hardware: 8 GPUs of 80 GB; on fewer, raise accumulate.
 Not run here.
 
+A teacher that is slow to run is run once, and its 64 most probable tokens are stored:
+python -m lm.teacher_outputs --config=configs/distill.py --workdir=runs/outputs \
+    --config.data.files='data/*.jsonl' --config.task.top_k=64
+The training command then gets --config.task.outputs=runs/outputs.
+
 :tiny trains a Mamba of 0.1 M parameters on bytes of README.md and docs, in minutes on a CPU. Its
 teacher is the run of configs/tiny.py in runs/tiny: loss from 6.6 to about 0.3.
 """

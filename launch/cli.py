@@ -18,6 +18,7 @@ COMMANDS = {
     "label": ("lm.label", "label new texts with a model that classifies"),
     "compare": ("lm.compare", "runs side by side: configs, last figures, curves on one page"),
     "fisher": ("lm.fisher", "what a model's weights matter to, for elastic weight consolidation"),
+    "teacher-outputs": ("lm.teacher_outputs", "store a teacher's predictions, to distil it later"),
     "interpolate": ("lm.interpolate", "mix the weights of models, and measure the mixes"),
     "export": ("lm.export", "write a run as a Hugging Face directory"),
     "build": ("retrieval.build", "build a memory from passages"),

@@ -5,11 +5,13 @@ import json
 import pathlib
 import shutil
 import tempfile
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
 
 UNFINISHED = "unfinished-"  # prefix of folders that are being written
+BLOCK = 2**16  # rows read at a time
 _ARRAYS = (
     "tokens",
     "targets",
@@ -70,6 +72,24 @@ class Packed:
             read = self.extra["encoder_segments"]
             found["encoder_filled"] = int(np.count_nonzero(read)) / read.size
         return found | dict(self.counts)
+
+
+def digest(packed: Packed) -> str:
+    """Number of rows and CRC-32 of their fields, in words."""
+    total = 0
+    arrays: dict = {
+        "tokens": packed.tokens,
+        "targets": packed.targets,
+        "segments": packed.segments,
+        **packed.extra,
+    }
+    for _, array in sorted(arrays.items()):
+        if known := getattr(array, "digest", ""):  # of an array that is too large to read again
+            total = zlib.crc32(known.encode(), total)
+            continue
+        for start in range(0, len(array), BLOCK):
+            total = zlib.crc32(np.ascontiguousarray(array[start : start + BLOCK]).data, total)
+    return f"rows {len(packed):,} with CRC-32 {total:08x}"
 
 
 def load(folder: pathlib.Path) -> Packed:

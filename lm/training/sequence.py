@@ -1,16 +1,14 @@
 """Facts that determine the order of a run's rows, saved and compared when a run is resumed."""
 
 import dataclasses
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from lm import tasks
 from lm.data.mixtures import Mixture
-from lm.data.packed import Packed
+from lm.data.packed import Packed, digest
 from lm.models.config import ConfigError, nearest
 from lm.tasks.task import Task
 from lm.tasks.text import TextTask, TokenTask
@@ -28,13 +26,13 @@ OMITTED = (  # fields that never change a row
     *(f"task.{field.name}" for field in dataclasses.fields(TokenTask)),
     "task.temperature",
     "task.soft",
+    "task.top_k",
     "task.discriminator_weight",
     "task.symmetric",
     "task.pooling",
 )
 # fields that change the sequence even if the rows are the same, as do the options of transforms
 ORDER = ("seed", "task.name", "data.temperature", "data.mixture.", FURTHER)
-BLOCK = 2**16  # rows read at a time
 
 Facts = dict[str, Any]
 
@@ -52,7 +50,7 @@ def facts(
         else {FILES: packed}
     )
     contents |= {f"{FURTHER}{name}.files": rows for name, rows in (others or {}).items()}
-    return fields(config.to_dict()) | {name: _digest(rows) for name, rows in contents.items()}
+    return fields(config.to_dict()) | {name: digest(rows) for name, rows in contents.items()}
 
 
 def fields(config: dict) -> Facts:
@@ -163,20 +161,6 @@ def _is_contents(name: str) -> bool:
 
 def _shown(value: Any) -> str:
     return str(value) if isinstance(value, str) and value.startswith("rows ") else repr(value)
-
-
-def _digest(packed: Packed) -> str:
-    total = 0
-    arrays = {
-        "tokens": packed.tokens,
-        "targets": packed.targets,
-        "segments": packed.segments,
-        **packed.extra,
-    }
-    for _, array in sorted(arrays.items()):
-        for start in range(0, len(array), BLOCK):
-            total = zlib.crc32(np.ascontiguousarray(array[start : start + BLOCK]).data, total)
-    return f"rows {len(packed):,} with CRC-32 {total:08x}"
 
 
 def _flat(tree: dict, prefix: str = "") -> list[tuple[str, Any]]:

@@ -107,12 +107,21 @@ def test_a_top_k_divergence_differs_from_that_of_k_columns_and_the_rest():
         )
         return np.sum(WEIGHTS * (p * np.log(p / q)).sum(-1))
 
-    teacher = indices, jnp.float32(stored)
+    rest = np.log(1 - np.exp(stored).sum(-1))
+    teacher = divergence.top(jnp.float32(THEIRS @ THEIR_HEAD.T / 2.0), K)
+    for found, wanted in zip(teacher, (indices, stored, rest), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
     def ours(head, hidden):
         return divergence.summed_top_k(logits, head, hidden, *teacher, WEIGHTS, CHUNK, 2.0)
 
+    def live(head, hidden):
+        base = logits, jnp.float32(THEIR_HEAD), jnp.float32(THEIRS)
+        options = dict(temperature=2.0, top_k=K)
+        return divergence.summed(logits, head, hidden, *base, WEIGHTS, CHUNK, **options)
+
     compared(ours, exact)
+    compared(live, exact)
     whole = divergence.divergence(jnp.float32(HIDDEN @ HEAD.T), jnp.float32(theirs), "forward")
     part = divergence.top_k_divergence(jnp.float32(HIDDEN @ HEAD.T), *teacher)
     assert (part <= whole + 1e-6).all()

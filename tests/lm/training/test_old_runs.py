@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.defaults import defaults
 from lm import evaluate, export, tasks
 from lm.data.mixtures import Mixture, Part
-from lm.data.packed import synthetic
+from lm.data.packed import digest, synthetic
 from lm.models.config import ConfigError
 from lm.training import checkpoints, comparison, loop, sequence, settings
 from lm.training.checkpoints import CheckpointError
@@ -246,9 +246,9 @@ def old_facts(config, packed=PACKED):
     left_out = {"data.cache", "data.max_bad_share", "data.max_long", "data.files"}
     parts = packed.parts if isinstance(packed, Mixture) else []
     left_out |= {f"data.mixture.{part.name}.files" for part in parts}
-    digests = {f"data.mixture.{part.name}.files": sequence._digest(part.packed) for part in parts}
+    digests = {f"data.mixture.{part.name}.files": digest(part.packed) for part in parts}
     return {key: value for key, value in flat.items() if key not in left_out} | (
-        digests or {"data.files": sequence._digest(packed)}
+        digests or {"data.files": digest(packed)}
     )
 
 
