@@ -12,12 +12,15 @@ from pathlib import Path
 MARK = "OPENBOOK_TEST_PROCESS"
 SHARED = (b"resource_tracker", b"forkserver")  # processes of multiprocessing that all tests share
 
-_started = False
+STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.forkpty")
+
+_before: dict[int, int] | None = {}  # processes before a block's first start; None: none started
 
 
 def _notice(event: str, args) -> None:
-    global _started
-    _started = _started or event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.forkpty")
+    global _before
+    if event in STARTS and _before is None:
+        _before = _processes()
 
 
 sys.addaudithook(_notice)
@@ -38,17 +41,18 @@ def default_signals() -> None:
 @contextlib.contextmanager
 def ended_after() -> Generator[None]:
     """Kill every process that the block started, also indirectly. Needs /proc."""
-    global _started
-    _started, mark = False, f"{os.getpid()}-{os.urandom(8).hex()}"
-    before, os.environ[MARK] = _processes() if Path("/proc/self/stat").exists() else {}, mark
+    global _before
+    outer, _before, mark = _before, None, f"{os.getpid()}-{os.urandom(8).hex()}"
+    os.environ[MARK] = mark
     try:
         yield
     finally:
         os.environ.pop(MARK, None)
-        if _started and before:
-            for pid in _left(mark, before):
+        if _before:
+            for pid in _left(mark, _before):
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
+        _before = _before if outer is None else outer
 
 
 def _left(mark: str, before: dict[int, int]) -> set[int]:
@@ -65,9 +69,9 @@ def _left(mark: str, before: dict[int, int]) -> set[int]:
 
 
 def _processes() -> dict[int, int]:
-    """pid -> parent pid of every running process."""
+    """pid -> parent pid of every running process; empty where there is no /proc."""
     found = {}
-    for entry in os.listdir("/proc"):
+    for entry in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 state, parent = (
