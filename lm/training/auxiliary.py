@@ -6,6 +6,7 @@ those that are the initial model share the array `fixed["base"]` with adaptation
 """
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,19 +23,36 @@ from lm.models import LanguageModel, build
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.tasks.models import Aux, Beside
 from lm.training.parts import Parts
+from lm.weights.runs.model_files import Kept
 
 MODELS = "models"
+NONE: Mapping = types.MappingProxyType({})
 COMPUTE = ("dtype", "param_dtype", "remat", "layers")  # fields that are those of the run's model
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """An auxiliary model. from_base: it begins as the model that the run starts from."""
+    """An auxiliary model. from_base: it begins as the model that the run starts from.
+
+    source: (model, start) of its declaration, "" for a config.
+    """
 
     model: LanguageModel
     trained: bool
     from_base: bool
     tied: Mapping[str, str]
+    source: tuple[str, str]
+
+    @property
+    def loads(self) -> bool:
+        """Whether a new run reads its weights from files."""
+        model, start = self.source
+        return start != "random" and not (model == "same" and start == "base")
+
+    @property
+    def kept(self) -> Kept:
+        """What a run folder says of it."""
+        return Kept(*self.source, self.model.config)
 
     @property
     def is_base(self) -> bool:
@@ -57,7 +75,7 @@ class Made:
 
 
 def of_run(
-    parts: Parts, model: LanguageModel, tokenizer: Any
+    parts: Parts, model: LanguageModel, tokenizer: Any, kept: Mapping[str, Kept] = NONE
 ) -> tuple[dict[str, Made], dict[str, dict]]:
     """`made` for what the run's task declares. Further tasks can declare nothing."""
     for name, part in parts.further.items():
@@ -68,14 +86,19 @@ def of_run(
             )
     task, config = parts.main.task, parts.main.config
     declared = task.aux(model.config)
-    return made(declared, model, tokenizer, task.longest(config.length))
+    return made(declared, model, tokenizer, task.longest(config.length), kept)
 
 
 def made(
-    declared: Mapping[str, Aux], main: LanguageModel, tokenizer: Any, longest: int
+    declared: Mapping[str, Aux],
+    main: LanguageModel,
+    tokenizer: Any,
+    longest: int,
+    kept: Mapping[str, Kept] = NONE,
 ) -> tuple[dict[str, Made], dict[str, dict]]:
     """(models, loaded weights) by name. longest: tokens of a document.
 
+    kept: models of a run that resumes: their weights are in its checkpoint, so no file is read.
     Raises ConfigError, naming the model, for one that does not fit, and WeightsError.
     """
     models: dict[str, Made] = {}
@@ -83,7 +106,11 @@ def made(
     for name, aux in declared.items():
         where = f"auxiliary model {name!r}"
         from_base = aux.model == "same" and aux.start == "base"
-        config, loaded, its_tokenizer = _declared(where, aux, main.config)
+        source = "" if isinstance(aux.model, ModelConfig) else aux.model, aux.start
+        if name in kept:
+            config, loaded, its_tokenizer = _kept(where, aux, source, kept[name], main.config)
+        else:
+            config, loaded, its_tokenizer = _declared(where, aux, main.config)
         config = config.replace(
             **{field: getattr(main.config, field) for field in COMPUTE},
             dropout=config.dropout if aux.trained else 0.0,
@@ -91,7 +118,7 @@ def made(
         _check_fit(where, config, main.config, aux.heads, longest)
         if tokenizer is not None and its_tokenizer is not None:
             _check_tokenizer(where, its_tokenizer, tokenizer)
-        one = Made(build(config), aux.trained, from_base, dict(aux.tied))
+        one = Made(build(config), aux.trained, from_base, dict(aux.tied), source)
         _check_tied(where, one, main)
         if loaded is not None:
             _check_shapes(where, aux.start, loaded, one.model)
@@ -132,6 +159,21 @@ def _declared(where: str, aux: Aux, main: ModelConfig) -> tuple[ModelConfig, dic
     elif aux.start != "base":
         _, loaded, tokenizer = loaded_from(aux.start)
     return config, loaded, tokenizer
+
+
+def _kept(
+    where: str, aux: Aux, source: tuple[str, str], kept: Kept, main: ModelConfig
+) -> tuple[ModelConfig, None, None]:
+    """As `_declared`, for a model that is in the checkpoint."""
+    if source != (there := (kept.model, kept.start)):
+        shown = lambda pair: f"model={pair[0]!r} with start={pair[1]!r}"
+        raise ConfigError(
+            f"{where} of this run is {shown(there)}, and the config asks for {shown(source)}: its "
+            "weights are in the checkpoint and are not read again, so name the same (it need not "
+            "exist any more), or give another --workdir"
+        )
+    config = aux.model if isinstance(aux.model, ModelConfig) else kept.config
+    return main if aux.model == "same" else config, None, None
 
 
 def _check_fit(

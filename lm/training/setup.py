@@ -42,7 +42,9 @@ from lm.training.several import MAIN, Several, Together
 from lm.training.source import TaskSource, of_task
 from lm.training.state import Extras, TrainState, abstract_state, create_state
 from lm.training.step import make_train_step
+from lm.weights.runs import model_files
 from lm.weights.runs.paths import Folder, is_remote
+from lm.weights.runs.steps import CheckpointError
 
 CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # for runs in object storage
 
@@ -102,6 +104,12 @@ class Run(Reader):
 
     def fresh_state(self, seed: int) -> TrainState:
         """State at step 0: drawn from the seed, or with the weights of init_from."""
+        for name, one in self.extras.models.items():
+            if one.loads and name not in self.given:
+                raise CheckpointError(
+                    f"{self.workdir}: the weights of the auxiliary model {name!r} are in the "
+                    "checkpoints of the run, and none of them is restored"
+                )
         return create_state(
             self.model,
             self.optimizer,
@@ -169,9 +177,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     parameters = {**sharding.PARAMETERS, **config.sharding.parameters}
     activations = {**sharding.ACTIVATIONS, **config.sharding.activations}
     rows = sharding.batch_sharding(mesh, (config.batch_size, config.length), activations)
-    model, params, tokenizer, template = initial_model(
-        parts, workdir, resuming=bool(checkpoints.steps(workdir))
-    )
+    resuming = bool(checkpoints.steps(workdir))
+    model, params, tokenizer, template = initial_model(parts, workdir, resuming)
     c = model.config
     settings.check_model(parts, c, tokenizer, COMPUTE)
     task = parts.main.task
@@ -181,7 +188,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     fisher = None
     if plan is not None and plan.ewc and params is not None:
         fisher = fishers.load(config.adaptation.ewc.fisher, params)
-    models, given = auxiliary.of_run(parts, model, tokenizer)
+    kept = model_files.kept_auxiliary(workdir) if resuming else {}
+    models, given = auxiliary.of_run(parts, model, tokenizer, kept)
     o = config.optimizer
     extras = Extras(
         ema=o.ema > 0,

@@ -1,9 +1,14 @@
-"""Files of the model in a run folder: model/config.json, model/template.json, model/tokenizer/."""
+"""Files of the model in a run folder: model/config.json, model/template.json, model/tokenizer/.
+
+model/auxiliary.json has the configs of the models beside it, whose weights are in the checkpoints.
+"""
 
 import dataclasses
 import json
 import pathlib
 import tempfile
+import types
+from collections.abc import Mapping
 
 from lm.data import templates
 from lm.data.templates import Template
@@ -11,6 +16,17 @@ from lm.models.config import ModelConfig
 from lm.weights.runs import digests
 from lm.weights.runs.paths import Folder, is_remote, resolve, upload, write_atomically
 from lm.weights.runs.steps import CheckpointError
+
+AUXILIARY = "auxiliary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """An auxiliary model of a run. model, start: as the task declared them, "" for a config."""
+
+    model: str
+    start: str
+    config: ModelConfig
 
 
 def check_model(workdir: str | Folder, config: ModelConfig) -> None:
@@ -33,11 +49,21 @@ def check_model(workdir: str | Folder, config: ModelConfig) -> None:
 
 
 def save_model(
-    workdir: str | Folder, config: ModelConfig, tokenizer, template: Template | None = None
+    workdir: str | Folder,
+    config: ModelConfig,
+    tokenizer,
+    template: Template | None = None,
+    beside: Mapping[str, Kept] = types.MappingProxyType({}),
 ) -> None:
-    """Write the model's config, the tokenizer and the template of its training records."""
+    """Write the model's config, the tokenizer and the template of its training records.
+
+    beside: auxiliary models by name.
+    """
     folder = model_folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
+    if beside:
+        kept = {name: _plain(one) for name, one in beside.items()}
+        write_atomically(folder / AUXILIARY, json.dumps(kept, indent=1))
     if template is not None:
         write_atomically(
             folder / "template.json", json.dumps(templates.remember(template), indent=1)
@@ -83,6 +109,27 @@ def kept_template(workdir: str | Folder) -> dict | None:
     return read_object(path) if path.exists() else None
 
 
+def kept_auxiliary(workdir: str | Folder) -> dict[str, Kept]:
+    """Auxiliary models of the run by name; {} if it has none or is of an earlier version."""
+    path = model_folder(workdir) / AUXILIARY
+    if not path.exists():
+        return {}
+    try:
+        return {
+            name: Kept(one["model"], one["start"], _config(one["config"]))
+            for name, one in read_object(path).items()
+        }
+    except (TypeError, KeyError) as e:
+        raise CheckpointError(
+            f"{path} does not describe models of this version ({e}); put back a good copy, or "
+            "delete it to have the models read from where the task names them"
+        ) from e
+
+
+def _config(fields: dict) -> ModelConfig:
+    return ModelConfig(**{name: _tuples(value) for name, value in fields.items()})
+
+
 def _described(kept: dict | None) -> str:
     return "none" if kept is None else f"{kept['name']} {kept['options']} ({kept['fingerprint']})"
 
@@ -99,7 +146,7 @@ def load_model_config(workdir: str | Folder) -> ModelConfig:
             f"if you changed them on purpose, delete {path.parent.parent / 'digests-0-of-1'}"
         )
     try:
-        return ModelConfig(**{name: _tuples(value) for name, value in read_object(path).items()})
+        return _config(read_object(path))
     except TypeError as e:
         raise CheckpointError(
             f"{path} does not describe a model of this version ({e}); put back a good copy"
@@ -127,7 +174,7 @@ def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _plain(config: ModelConfig) -> dict:
+def _plain(config: ModelConfig | Kept) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 

@@ -14,8 +14,10 @@ from lm.families import preset
 from lm.models.config import ConfigError
 from lm.tasks.models import Aux
 from lm.training import auxiliary, checkpoints, loop, settings, setup
-from lm.weights import WeightsError
+from lm.training.report import Report
+from lm.weights import WeightsError, loading
 from lm.weights.runs import paths
+from lm.weights.runs.steps import CheckpointError
 from tests.lm.small_models import drawn, identical
 from tests.lm.training import runs, small
 
@@ -83,9 +85,12 @@ def mamba(**changes):
     return {f"model.{name}": value for name, value in known.items() if "token_id" not in name}
 
 
-def test_the_loss_of_a_mamba_student_in_parts_on_a_mesh_is_not_the_formula(tmp_path, teacher):
+def test_the_loss_of_a_mamba_student_in_parts_on_a_mesh_is_not_the_formula(
+    tmp_path, teacher, monkeypatch
+):
     changes = mamba(d_model=16, n_layers=1, ssm_inner=32) | MESH | {"accumulate": 2}
-    run, state, batch = prepared(config(tmp_path, teacher, **changes), tmp_path)
+    c = config(tmp_path, teacher, **changes)
+    run, state, batch = prepared(c, tmp_path)
     beside = run.beside(state)["teacher"]
     assert identical(beside.params, lm.load(teacher)[1])
     assert beside.model.config.d_model == 24 and run.model.config.family == "mamba"
@@ -102,6 +107,16 @@ def test_the_loss_of_a_mamba_student_in_parts_on_a_mesh_is_not_the_formula(tmp_p
     again = runs.saved_and_restored(run, new)
     ends = [jax.device_get(run.train_step(one, batch)) for one in (new, again)]
     assert identical(*ends), "a resumed run goes on otherwise"
+    loop._write_folder(c, run, Report())
+    monkeypatch.setattr(loading, "load", lambda path: pytest.fail(f"{path} is read again"))
+    resumed = setup.prepare(c, run.workdir)
+    assert resumed.extras.models["teacher"].model.config == beside.model.config
+    assert not resumed.given and resumed.abstract == run.abstract
+    with pytest.raises(CheckpointError, match="'teacher' are in the checkpoints of the run"):
+        resumed.fresh_state(0)
+    c.task.teacher = "another"
+    with pytest.raises(ConfigError, match=r"'teacher' of this run is model='.*asks for model='ano"):
+        setup.prepare(c, run.workdir)
 
 
 @pytest.mark.slow
@@ -122,7 +137,12 @@ def test_a_mesh_or_micro_batches_change_the_update(tmp_path, teacher, monkeypatc
 
 @pytest.mark.slow
 def test_an_interrupted_run_ends_with_other_weights(tmp_path, teacher):
-    """With LoRA and a divergence from the base too, of which the state holds one array."""
+    """With LoRA and a divergence from the base too, of which the state holds one array.
+
+    The teacher's folder is deleted before the run resumes.
+    """
+    own, (_, params, _) = tmp_path / "teacher", lm.load(teacher)
+    teacher = str(shutil.copytree(teacher, own))
     start = {"init_from": str(tmp_path / "start"), "tokenizer": "", "model.vocab_size": 0}
     model = lm.build(preset("llama", "tiny", **SMALL | {"d_model": 16, "head_dim": 8}))
     lm.to_hf(model, drawn(model), start["init_from"], tokenizers.bytes_only())
@@ -134,6 +154,7 @@ def test_an_interrupted_run_ends_with_other_weights(tmp_path, teacher):
     _, end = checkpoints.steps(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     shutil.rmtree(tmp_path / "half" / "checkpoints" / str(end))
+    shutil.rmtree(own)
     assert loop.train(c, tmp_path / "half") == 0
     run = setup.prepare(c, paths.resolve(str(tmp_path / "half")))
     states = [
@@ -141,7 +162,7 @@ def test_an_interrupted_run_ends_with_other_weights(tmp_path, teacher):
         for name in ("whole", "half")
     ]
     assert identical(*(jax.device_get(state) for state in states))
-    assert identical(states[0].fixed["models"]["teacher"], lm.load(teacher)[1])
+    assert identical(states[0].fixed["models"]["teacher"], params)
     merged, params, _ = lm.load(str(tmp_path / "half"))
     assert merged.config.d_model == 16 and params.keys() == run.model.shapes().keys()
 
