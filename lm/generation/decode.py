@@ -7,10 +7,7 @@ import jax.numpy as jnp
 
 from lm.batch import Batch
 from lm.models import LanguageModel, ModelConfig, init_cache
-
-# hidden: the final hidden states, after the last norm.
-# ffn_input: input of the last layer's feed-forward, after its norm (kNN-LM's key).
-TAPS = ("hidden", "ffn_input")
+from lm.models.taps import tapped
 
 
 def prefill(
@@ -39,9 +36,10 @@ def prefill(
 def read_prompts(
     model, params, tokens, segments, length: int, inputs: dict, taps: tuple[str, ...] = ()
 ) -> tuple[jax.Array, dict, dict]:
-    """Read prompts as `prefill` does; also return the taps at their last tokens (see `TAPS`).
+    """Read prompts as `prefill` does; also return the taps at their last tokens.
 
     The segments of a row's tokens may be any number above 0. inputs: further fields of the batch.
+    taps: of `lm.models.taps.TAPS`.
     """
     fields: dict[str, Any] = {
         "tokens": tokens,
@@ -99,28 +97,11 @@ def _positions(segments_BT) -> jax.Array:
 
 
 def _read(model, params, batch, cache, taps) -> tuple[jax.Array, dict, dict]:
-    sown = {}
-    if "ffn_input" in taps:
-        out, sown = _apply(model, params, batch, cache, method="hidden", mutable=["taps"])
-    else:
-        out = _apply(model, params, batch, cache, method="hidden")
-    last = out.hidden[:, -1]
-    found = {"hidden": last} if "hidden" in taps else {}
-    if sown:
-        found["ffn_input"] = _ffn_input(model.config, sown["taps"])[:, -1]
-    return _apply(model, params, last, method="logits"), out.cache, found
-
-
-def _ffn_input(c: ModelConfig, sown: dict) -> jax.Array:
-    """The tap [B, T, D] of the last layer, from what `Block` sowed."""
-    if c.layers == "separate":
-        return sown[f"layers_{c.n_layers - 1}"]["ffn_input"]
-    stacked = sown["layers"] if c.period == 1 else sown["layers"][f"block_{c.period - 1}"]
-    return stacked["ffn_input"][-1]
-
-
-def _apply(model, params, *args, **options) -> Any:
-    return model.apply({"params": params}, *args, **options)
+    out, found = tapped(model, params, batch, cache, taps)
+    last: Any = out.hidden[:, -1]
+    logits: Any = model.apply({"params": params}, last, method="logits")
+    new: Any = out.cache
+    return logits, new, {name: x[:, -1] for name, x in found.items()}
 
 
 def force(c: ModelConfig, logits: jax.Array, so_far: jax.Array, left: jax.Array) -> jax.Array:

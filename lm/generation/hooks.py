@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import plugins
-from lm.generation.decode import TAPS
 from lm.generation.requests import GenerationError, Request
 from lm.models import ModelConfig
 from lm.models.config import ConfigError
+from lm.models.taps import TAPS
 
 HELD_BACK = ("sources", "inputs")  # of what `find` returns: not for `mix`
 PARAMS = "params"  # name of a hook's arrays among what `mix` gets
@@ -36,7 +36,7 @@ class Slot:
 class Hook:
     """Changes the distribution of the next token. Derive a frozen dataclass, which is hashable.
 
-    taps: names of `lm.generation.decode.TAPS`, the hidden states that the hook sees.
+    taps: names of `lm.models.taps.TAPS`, the hidden states that the hook sees.
 
     A pure hook has no `find`: its `mix` gets the taps, {name: [B, D]}, and runs in the compiled
     loop. Otherwise `find` runs on the host, and decoding goes token by token: choose, forward, taps
