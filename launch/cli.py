@@ -28,6 +28,10 @@ COMMANDS = {
         "retrieval.explore",
         "a memory in the browser: ask, look around, change, undo, travel in time",
     ),
+    "datastore": (
+        "retrieval.datastore",
+        "keep a memory's tokens for kNN-LM, bring them up to date, tune the mixture",
+    ),
     "search": ("retrieval.search", "find the passages of a memory nearest to a text"),
     "edit": ("retrieval.edit", "change or delete passages of a memory"),
     "evaluate-memory": (

@@ -33,26 +33,40 @@ def main(argv=None):
         type=float,
         help="does not know when the best passage scores less, a cosine (default: 0.25)",
     )
+    options.add_argument(
+        "--datastore",
+        metavar="DIR",
+        help="also answer with this token datastore of the memory mixed in (kNN-LM), and with no "
+        "passage in the prompt",
+    )
+    options.add_argument(
+        "--explain",
+        action="store_true",
+        help="with --datastore: show for every token the passages that it was mixed from",
+    )
     add_filter_options(options)
     add_past_option(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
+    if args.explain and not args.datastore:
+        options.error("--explain is of an answer from a token datastore: give --datastore=DIR too")
     memory = open_memory(args.memory, args.encoder, args.as_of)
     from retrieval import Reader, answer
     from retrieval.reading.answering import FLOOR, View
+    from retrieval.reading.explaining import lines
 
     searched = View(memory, filter_options(args))
     floor = FLOOR if args.floor is None else args.floor
-    for given in answer(
-        args.question,
-        searched,
-        Reader.from_hf(args.reader),
-        args.k,
-        args.max_new_tokens,
-        floor=floor,
+    reader, mixed = Reader.from_hf(args.reader), {}
+    if args.datastore:
+        mixed = from_datastore(args, reader, memory)
+    for number, given in enumerate(
+        answer(args.question, searched, reader, args.k, args.max_new_tokens, floor=floor)
     ):
+        told = mixed.get(number)
         if args.json:
-            print(as_json(dataclasses.asdict(given)))
+            own = dataclasses.asdict(given)
+            print(as_json(own | ({"knn": dataclasses.asdict(told)} if told else {})))
             continue
         words = (
             f"the reader's words, which the memory does not support: {shown(given.text) or 'none'}"
@@ -69,6 +83,28 @@ def main(argv=None):
             said = shown(f"[{hit.id}] {hit.title + ': ' if hit.title else ''}{sentence}")
             print(f"    {said}  (score {hit.score:.3f}, version {hit.version})")
         print(f"  closed-book: {shown(given.closed_book_text)}")
+        if told:
+            print(f"  kNN-LM:      {shown(told.text)}")
+            for line in lines(told) if args.explain else ():
+                print(f"    {shown(line)}")
+
+
+def from_datastore(args, reader, memory) -> dict:
+    """The answers of a kNN-LM by the number of their question.
+
+    Raises RetrievalError for a datastore of another model, tokenizer or memory.
+    """
+    from retrieval.datastore.datastore import Datastore
+    from retrieval.datastore.identity import Identity
+    from retrieval.doors.knn_mixture import Mixture
+    from retrieval.reading.explaining import explained
+
+    store = Datastore(args.datastore)
+    tap = store.identity.tap
+    store.check(Identity.of(reader.model, reader.params, reader.tokenizer, tap))
+    groups = filter_options(args)["groups"]
+    hook = Mixture.load(store.path).hook(store, memory=memory, groups=groups)
+    return dict(enumerate(explained(args.question, reader, hook, args.max_new_tokens)))
 
 
 if __name__ == "__main__":

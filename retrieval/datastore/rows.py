@@ -8,6 +8,7 @@ only the end token where there is none: a passage has no source.
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from lm.data import packing
 from lm.data.encode import plain_text
 from lm.data.encode.encoding import prompt_ids
 from lm.data.packed import Packed
+from lm.data.read import sources
 from lm.generation.requests import bucket
 from lm.models import ModelConfig, inputs
 from retrieval.errors import RetrievalError
@@ -96,9 +98,9 @@ def of_passages(
         [len(text.encode()) for text in texts],
     )
     starts = np.array([at for _, at, _ in windows])
-    sources = tuple(Source(p.id, p.content_hash, p.access) for p in each)
+    read = tuple(Source(p.id, p.content_hash, p.access) for p in each)
     split = len({number for number, at, _ in windows if at})
-    return Chunk(packed, sources, *_places(packed, starts, np.arange(len(packed))), split)
+    return Chunk(packed, read, *_places(packed, starts, np.arange(len(packed))), split)
 
 
 def of_packed(packed: Packed, order: np.ndarray, name: str = "document") -> Iterator[Chunk]:
@@ -128,6 +130,21 @@ def of_packed(packed: Packed, order: np.ndarray, name: str = "document") -> Iter
             extra={name: value[rows] for name, value in packed.extra.items()},
         )
         yield Chunk(part, tuple(Source(f"{name}-{n:06d}") for n in there), passages, offsets)
+
+
+def of_files(patterns: str, tokenizer, c: ModelConfig, length: int = 0) -> Packed:
+    """Pack the documents of text files. Raises DataError, a ValueError, where there are none."""
+    length = checked_length(c, length)
+    if c.causal and not c.encoder_layers:
+        with tempfile.TemporaryDirectory() as cache:
+            return plain_text.pack_files(patterns, tokenizer, length, cache)
+    texts = sources.documents(sources.find_files(patterns))
+    chunk = of_passages(
+        [Passage(str(i), text) for i, text in enumerate(texts)], tokenizer, c, length
+    )
+    if chunk is None:
+        raise RetrievalError(f"{patterns}: no document with any text in it")
+    return chunk.packed
 
 
 def checked_length(c: ModelConfig, length: int) -> int:

@@ -69,7 +69,7 @@ class Segment:
                         f"{path} has {size:,} bytes, expected {expected:,}: build the datastore "
                         "again"
                     )
-                arrays[name] = np.memmap(path, dtype, "r", shape=shape)
+                arrays[name] = np.memmap(path, dtype, "r", shape=shape).view(np.ndarray)
             sources = tuple(Source(*row) for row in json.loads((folder / SOURCES).read_text()))
         except (OSError, ValueError, TypeError) as error:
             if isinstance(error, RetrievalError):

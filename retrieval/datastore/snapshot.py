@@ -11,6 +11,7 @@ from retrieval.errors import RetrievalError
 from retrieval.index.vectors import check_k
 
 MARGIN = 8  # candidates more than k: an index may order near ties otherwise
+BITS = 40  # of an entry that are its row; the others are the number of its segment
 BYTES = 1 << 26  # of candidates' keys at one time
 
 
@@ -18,7 +19,7 @@ class Neighbours(NamedTuple):
     """The k nearest entries of Q vectors, nearest first.
 
     distances: squared, float32 [Q, k]. values: their tokens, int32 [Q, k]. entries: int64 [Q, k],
-    see `Snapshot.source`.
+    see `Snapshot.sources`.
     """
 
     distances: np.ndarray
@@ -75,13 +76,20 @@ class Snapshot:
             rows = part.nearest(keys, min(k + MARGIN, len(part)), alive)
             distances.append(part.distances(keys, rows))
             values.append(part.values[np.maximum(rows, 0)])
-            entries.append(rows | (number << 40))
+            entries.append(np.maximum(rows, 0) | (number << BITS))
         near = np.concatenate(distances, axis=1)
         best = np.argsort(near, axis=1, kind="stable")[:, :k]
         pick = lambda each: np.take_along_axis(np.concatenate(each, axis=1), best, axis=1)
         return Neighbours(np.take_along_axis(near, best, axis=1), pick(values), pick(entries))
 
-    def source(self, entry: int) -> tuple[str, int]:
-        """The id of an entry's passage, and its offset there in tokens."""
-        part, row = self.parts[entry >> 40][0], entry & ((1 << 40) - 1)
-        return part.sources[part.passages[row]].id, int(part.offsets[row])
+    def sources(self, entries: np.ndarray) -> list[tuple[str, int]]:
+        """The id of the passage of each entry [N], and its offset there in tokens."""
+        found: list[tuple[str, int]] = [("", 0)] * len(entries)
+        numbers, rows = entries >> BITS, entries & ((1 << BITS) - 1)
+        for number in np.unique(numbers):
+            part = self.parts[number][0]
+            at = np.flatnonzero(numbers == number)
+            places = part.passages[rows[at]].tolist(), part.offsets[rows[at]].tolist()
+            for one, passage, offset in zip(at, *places, strict=True):
+                found[one] = part.sources[passage].id, offset
+        return found

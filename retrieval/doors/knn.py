@@ -112,10 +112,10 @@ class KnnLM(Hook):
             found = snapshot.search(vectors[rows], self.k)
             tokens[rows], weights[rows] = found.values, entry_weights(found, self.temperature)
             for at, entries in zip(rows, found.entries, strict=True):
+                parts = (shares[at] * weights[at]).tolist()
+                each = zip(snapshot.sources(entries), tokens[at].tolist(), parts, strict=True)
                 sources[at] = tuple(
-                    Source(*snapshot.source(int(entry)), int(token), float(shares[at] * weight))
-                    for entry, token, weight in zip(entries, tokens[at], weights[at], strict=True)
-                    if weight
+                    Source(*place, token, part) for place, token, part in each if part
                 )
         return {"tokens": tokens, "weights": weights, "share": shares, "sources": sources}
 

@@ -35,6 +35,14 @@ class Scored:
     places: np.ndarray
     vectors: np.ndarray | None = None
 
+    def part(self, kept: np.ndarray) -> "Scored":
+        """Some of the predictions. kept: bool [N]."""
+        names = ("log_probs", "distances", "hits", "rows", "places")
+        some = {name: getattr(self, name)[kept] for name in names}
+        return Scored(
+            self.packed, **some, vectors=None if self.vectors is None else self.vectors[kept]
+        )
+
     def memory(self, temperature: float) -> np.ndarray:
         """log p_knn of the tokens that follow, float64 [N]; -inf where no entry holds them."""
         scores = -self.distances.astype(np.float64) / temperature

@@ -6,7 +6,7 @@ import lm
 from lm import families
 from retrieval.datastore.datastore import Datastore
 from retrieval.datastore.observer import Observer
-from retrieval.datastore.snapshot import Snapshot
+from retrieval.datastore.snapshot import BITS, Snapshot
 from retrieval.memory import Memory
 from retrieval.passages import Passage
 from tests.lm.small_models import drawn
@@ -50,7 +50,8 @@ def everything(snapshot: Snapshot):
             if alive is None or alive[part.passages[row]]:
                 keys.append(np.float64(part.keys[row]))
                 values.append(int(part.values[row]))
-                places.append(snapshot.source(number << 40 | row))
+                [place] = snapshot.sources(np.array([number << BITS | row]))
+                places.append(place)
     return np.array(keys), np.array(values), places
 
 
