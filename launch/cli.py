@@ -28,8 +28,8 @@ COMMANDS = {
         "retrieval.explore",
         "a memory in the browser: ask, look around, change, undo, travel in time",
     ),
-    "datastore": (
-        "retrieval.datastore",
+    "build-datastore": (
+        "retrieval.build_datastore",
         "keep a memory's tokens for kNN-LM, bring them up to date, tune the mixture",
     ),
     "search": ("retrieval.search", "find the passages of a memory nearest to a text"),

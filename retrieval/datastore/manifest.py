@@ -26,7 +26,7 @@ def read(path: Path) -> dict:
         return found
     except FileNotFoundError:
         raise RetrievalError(
-            f"{path} holds no datastore: build one with python -m retrieval.datastore"
+            f"{path} holds no datastore: build one with python -m retrieval.build_datastore"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, RetrievalError):

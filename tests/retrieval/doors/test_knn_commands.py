@@ -8,15 +8,13 @@ import pytest
 
 from configs.memory import knn_lm
 from lm.training import loop, trackers
-from retrieval import Memory, Passage, ask
-from retrieval.datastore import __main__ as datastore
+from retrieval import Memory, Passage, ask, build_datastore
 from retrieval.datastore.datastore import Datastore
 from retrieval.doors.knn_mixture import Mixture, skipping, tune
 from retrieval.doors.knn_perplexity import score
 from tests.retrieval.datastore.stores import built, memory, observer
 from tests.retrieval.doors.test_knn import packed_of
 from tests.retrieval.models import save_encoder, save_reader
-from tests.test_documents import example
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -38,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *more):
-    return datastore.main(
+    return build_datastore.main(
         [f"--datastore={folder / 'store'}", f"--model={folder / 'reader'}", *more]
     )
 
@@ -136,7 +134,9 @@ def test_the_python_of_the_page_runs(tmp_path, monkeypatch, capsys):
     given = {"model": one.model, "params": one.params, "tokenizer": one.tokenizer, "memory": made}
     prompt = [one.tokenizer.eos_token_id, *one.tokenizer("the ca")["input_ids"]]
     names = given | {"prompt": prompt}
-    exec(compile(example("memory_doors.md"), "memory_doors.md", "exec"), names)
+    page = (ROOT / "docs/memory_doors.md").read_text()
+    source = page.split("## kNN-LM")[1].split("```python\n")[1].split("```")[0]
+    exec(compile(source, "memory_doors.md", "exec"), names)
     said = capsys.readouterr().out
     assert said.startswith("102 entries of 4 passages\n") and " from a, token " in said
     assert len(names["store"]) == 102 - 23

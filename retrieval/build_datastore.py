@@ -1,6 +1,6 @@
 """Build a token datastore for kNN-LM, bring it up to date, and tune its mixture.
 
-python -m retrieval.datastore --datastore=DIR --model=PATH --memory=DIR [--dev='dev/*.txt']
+python -m retrieval.build_datastore --datastore=DIR --model=PATH --memory=DIR [--dev='dev/*.txt']
 """
 
 import sys
@@ -12,7 +12,7 @@ from retrieval.cli import bare_parser, entry_point, open_memory, place
 @entry_point
 def main(argv=None):
     options = bare_parser(
-        "retrieval.datastore",
+        "retrieval.build_datastore",
         "Keep the tokens of a memory's passages, or of text files, with the context vectors that "
         "a model has before them, for kNN-LM. A datastore that is there is brought to the memory's "
         "newest version.",
