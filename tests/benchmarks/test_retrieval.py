@@ -15,6 +15,8 @@ ROWS = 700
 def small(monkeypatch, tmp_path):
     """A private cache, random vectors and texts, and jobs that run in this process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(vectors, "QUERIES", 200)
+    monkeypatch.setattr(index_jobs, "ALONE", 40)
     drawn = np.random.default_rng(0).normal(size=(ROWS + vectors.QUERIES, 32))
     monkeypatch.setitem(vectors.SETS, "clusters", (ROWS, lambda count: drawn, []))
     monkeypatch.setattr(
