@@ -10,7 +10,8 @@ import lm  # noqa: F401
 
 _HOMES = {
     "Answer": "retrieval.reading.answering",
-    "Reader": "retrieval.reading.answering",
+    "Reader": "retrieval.reading.reader",
+    "load_reader": "retrieval.reading.reader",
     "answer": "retrieval.reading.answering",
     "CrossEncoder": "retrieval.encoders.cross_encoder",
     "Commit": "retrieval.passages",

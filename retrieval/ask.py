@@ -50,18 +50,20 @@ def main(argv=None):
     args = options.parse_args(argv)
     if args.explain and not args.datastore:
         options.error("--explain is of an answer from a token datastore: give --datastore=DIR too")
-    memory = open_memory(args.memory, args.encoder, args.as_of)
-    from retrieval import Reader, answer
+    from retrieval import answer, load_reader
     from retrieval.reading.answering import FLOOR, View
     from retrieval.reading.explaining import lines
+    from retrieval.reading.reader import door_of
 
+    door = door_of(args.reader, args.door)  # before anything is loaded
+    memory = open_memory(args.memory, args.encoder, args.as_of)
     searched = View(memory, filter_options(args))
     floor = FLOOR if args.floor is None else args.floor
-    reader, mixed = Reader.from_hf(args.reader), {}
+    reader, mixed = load_reader(args.reader, door), {}
     if args.datastore:
         mixed = from_datastore(args, reader, memory)
     for number, given in enumerate(
-        answer(args.question, searched, reader, args.k, args.max_new_tokens, floor=floor)
+        answer(args.question, searched, reader, args.k, args.max_new_tokens, floor=floor, door=door)
     ):
         told = mixed.get(number)
         if args.json:
@@ -82,6 +84,8 @@ def main(argv=None):
         for hit, sentence in zip(given.citations, given.sentences, strict=True):
             said = shown(f"[{hit.id}] {hit.title + ': ' if hit.title else ''}{sentence}")
             print(f"    {said}  (score {hit.score:.3f}, version {hit.version})")
+        if given.cut:
+            print(f"    ({given.cut:,} tokens of the passages did not fit and were not read)")
         print(f"  closed-book: {shown(given.closed_book_text)}")
         if told:
             print(f"  kNN-LM:      {shown(told.text)}")

@@ -33,18 +33,22 @@ def main(argv=None):
     add_reader_options(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
-    memory = open_memory(args.memory, args.encoder)
-    from retrieval import Reader
+    from retrieval import load_reader
     from retrieval.reading.auditing import VERDICTS, audit
+    from retrieval.reading.reader import door_of
+
+    door = door_of(args.reader, args.door)
+    memory = open_memory(args.memory, args.encoder)
 
     for done in audit(
         args.question,
         args.ids,
         memory,
-        Reader.from_hf(args.reader),
+        load_reader(args.reader, door),
         args.answer,
         args.k,
         args.max_new_tokens,
+        door=door,
     ):
         if args.json:
             print(as_json(dataclasses.asdict(done)))

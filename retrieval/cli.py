@@ -17,6 +17,11 @@ from lm.printing import program
 from retrieval import progress
 from retrieval.sanitising import as_json, shown
 
+READER = (
+    "run folder, directory, hub id or .gguf file of a decoder, an encoder-decoder, or an encoder "
+    "that marks answer spans or names classes"
+)
+
 
 def entry_point(run: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
     """Wrap `run(argv)` as an entry point.
@@ -122,15 +127,21 @@ def print_commit(commit, in_json: bool) -> None:
 
 
 def add_reader_options(made: argparse.ArgumentParser) -> None:
-    made.add_argument(
-        "--reader",
-        required=True,
-        metavar="PATH",
-        help="directory, hub id or .gguf file of a causal language model",
-    )
+    made.add_argument("--reader", required=True, metavar="PATH", help=READER)
+    add_door_option(made)
     made.add_argument("-k", type=int, default=3, help="passages to retrieve for each question")
     made.add_argument(
         "--max-new-tokens", type=int, default=24, help="length of an answer, in tokens"
+    )
+
+
+def add_door_option(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--door",
+        default="",
+        metavar="NAME[,OPTION=VALUE]",
+        help="how passages reach the reader: in_context, replug, rag_token, rag_sequence or fid "
+        "(default: that of the reader's run, else in_context)",
     )
 
 

@@ -24,7 +24,14 @@ from pathlib import Path
 from lm.data.read import sources
 from lm.evaluation.accuracy import contains, exact, wilson
 from lm.evaluation.scores import f1
-from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
+from retrieval.cli import (
+    READER,
+    add_door_option,
+    add_encoder_option,
+    entry_point,
+    open_memory,
+    parser,
+)
 from retrieval.errors import RetrievalError
 
 
@@ -110,8 +117,9 @@ def main(argv=None):
         "--reader",
         required=True,
         metavar="PATH",
-        help="run folder, directory, hub id or .gguf file of a causal language model",
+        help=READER,
     )
+    add_door_option(options)
     options.add_argument(
         "--questions",
         required=True,
@@ -134,10 +142,11 @@ def main(argv=None):
         raise RetrievalError(
             f"--output={args.output} is a folder: expected the name of a file to write"
         )
-    from lm.weights.loading import load
-    from retrieval.reading.answering import Reader, answer
+    from retrieval.reading.answering import answer
+    from retrieval.reading.reader import door_of, load_reader
 
-    memory, reader = open_memory(args.memory, args.encoder), Reader(*load(args.reader))
+    door = door_of(args.reader, args.door)
+    memory, reader = open_memory(args.memory, args.encoder), load_reader(args.reader, door)
     answered = answer(
         [row["question"] for row in rows],
         memory,
@@ -145,6 +154,7 @@ def main(argv=None):
         args.k,
         args.max_new_tokens,
         on_batch=progress(2 * len(rows)),
+        door=door,
     )
     scored = [score(row, one) for row, one in zip(rows, answered, strict=True)]
     temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}")

@@ -13,7 +13,14 @@ import tempfile
 import webbrowser
 from collections.abc import Generator
 
-from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
+from retrieval.cli import (
+    READER,
+    add_door_option,
+    add_encoder_option,
+    entry_point,
+    open_memory,
+    parser,
+)
 from retrieval.errors import RetrievalError
 
 HOST = "127.0.0.1"
@@ -30,8 +37,9 @@ def main(argv=None):
     options.add_argument(
         "--reader",
         metavar="PATH",
-        help="directory, hub id or .gguf file of a causal language model that answers",
+        help=f"{READER}, which answers",
     )
+    add_door_option(options)
     options.add_argument(
         "--port", type=int, default=0, help="port to listen on; 0 takes a free one"
     )
@@ -49,10 +57,11 @@ def main(argv=None):
             f"the explorer needs {error.name}, which is not installed: pip install "
             "'openbook[explore]'"
         ) from None
-    memory = open_memory(args.memory, args.encoder)
-    from retrieval import Reader
+    from retrieval.reading.reader import door_of, load_reader
 
-    reader, token = Reader.from_hf(args.reader) if args.reader else None, secrets.token_urlsafe(32)
+    door = door_of(args.reader, args.door) if args.reader else None
+    memory = open_memory(args.memory, args.encoder)
+    reader, token = load_reader(args.reader, door) if door else None, secrets.token_urlsafe(32)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -65,7 +74,7 @@ def main(argv=None):
         listener.listen(128)  # connections are accepted from now on and wait for the app
         url = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
         print(json.dumps({"url": url}) if args.json else f"{args.memory} is at {url}", flush=True)
-        app = make_app(memory, reader, token)
+        app = make_app(memory, reader, token, door)
         config = uvicorn.Config(
             app,
             lifespan="off",

@@ -39,15 +39,40 @@ def log_likelihoods(
     Raises ValueError for a pair that cannot be scored. Raises ConfigError for a model without a
     causal language-model head, and for ids without an embedding, which `tokenizer` names.
     """
+    found = token_log_likelihoods(
+        model, params, pairs, batch_size=batch_size, on_batch=on_batch, tokenizer=tokenizer
+    )
+    return [(float(each.sum(dtype=np.float64)), bool(greedy.all())) for each, greedy in found]
+
+
+def token_log_likelihoods(
+    model: LanguageModel,
+    params: dict,
+    pairs: Sequence[Pair],
+    encoder_segments: Sequence[Sequence[int]] = (),
+    *,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
+    tokenizer=None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return `log_likelihoods` of each token: float32 [n] and bool [n] for each continuation.
+
+    encoder_segments: for each pair, the number of the passage, from 1, of each of its context's
+    tokens, or (); passages are encoded apart, and the decoder reads all of them.
+    """
     inputs.check_ids(
         model.config,
         ([*context, *continuation] for context, continuation in pairs),
         tokenizer,
         "pair",
     )
-    rows = [_row(model.config, i, *pair) for i, pair in enumerate(pairs)]
+    passages = [list(each) for each in encoder_segments] or [[] for _ in pairs]
+    rows = [
+        _row(model.config, i, *pair, apart)
+        for i, (pair, apart) in enumerate(zip(pairs, passages, strict=True))
+    ]
     order = sorted(range(len(rows)), key=lambda i: -max(map(len, rows[i])))
-    found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+    found = [(np.zeros(0, np.float32), np.zeros(0, bool))] * len(rows)
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]
         batch = _batch([rows[i] for i in members], min(batch_size, len(rows)))
@@ -56,10 +81,7 @@ def log_likelihoods(
         for at, i in enumerate(members):
             length, scored = len(rows[i][0]), len(pairs[i][1])
             inside = slice(length - scored, length)
-            found[i] = (
-                -float(losses[at, inside].sum(dtype=np.float64)),
-                bool(hits[at, inside].all()),
-            )
+            found[i] = -losses[at, inside], hits[at, inside]
         if on_batch is not None:
             on_batch(len(members))
     return found
@@ -79,9 +101,12 @@ def windows(tokens: Sequence[int], prefix: int, length: int) -> Iterator[Pair]:
 
 
 def _row(
-    c, number: int, context: Sequence[int], continuation: Sequence[int]
-) -> tuple[list[int], list[int], list[int]]:
-    """Return the model's input, its targets, and the encoder's input, if it has one."""
+    c, number: int, context: Sequence[int], continuation: Sequence[int], passages: list[int]
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return the model's input, its targets, the encoder's input, if it has one, and its segments.
+
+    passages: segments of the context, [] = one.
+    """
     if c.head not in ("causal_lm", "seq2seq_lm"):
         raise ConfigError(
             f"a {c.family} model with head={c.head!r} gives no likelihood of what follows: "
@@ -106,17 +131,25 @@ def _row(
                 f"this {c.family} model names no decoder_start_token_id, after which its decoder "
                 "would begin"
             )
+        if passages and len(passages) != len(context):
+            raise ValueError(
+                f"pair {number}: {len(context)} tokens of context and {len(passages)} "
+                "encoder_segments: give each token the number of its passage"
+            )
+        if not passages:
+            context = context[-c.max_length :]
         return (
             [c.decoder_start_token_id, *continuation[:-1]],
             continuation,
-            context[-c.max_length :],
+            context,
+            passages or [1] * len(context),
         )
     both = (context + continuation)[-(c.max_length + 1) :]
-    return both[:-1], both[1:], []
+    return both[:-1], both[1:], [], []
 
 
-def _batch(rows: Sequence[tuple[list[int], list[int], list[int]]], size: int) -> Batch:
-    """Batch rows of one document each.
+def _batch(rows: Sequence[tuple[list[int], ...]], size: int) -> Batch:
+    """Batch rows of one document each, whose encoder's segments all belong to it.
 
     They are padded on the right to one of few lengths, and with empty rows to `size`.
     """
@@ -128,13 +161,14 @@ def _batch(rows: Sequence[tuple[list[int], list[int], list[int]]], size: int) ->
             tokens[at, : len(values)], segments[at, : len(values)] = values, 1
         return tokens, segments
 
-    read, wanted, encoded = zip(*rows, strict=True)
+    read, wanted, encoded, passages = zip(*rows, strict=True)
     tokens, segments = padded(read)
-    given = (
-        dict(zip(("encoder_tokens", "encoder_segments"), padded(encoded), strict=True))
-        if any(encoded)
-        else {}
-    )
+    given = {}
+    if any(encoded):
+        given["encoder_tokens"], owners = padded(encoded)
+        given["encoder_segments"] = padded(passages)[0]
+        if any(numbers[-1] > 1 for numbers in passages):
+            given["encoder_owners"] = owners
     return Batch.of(tokens, segments, targets=padded(wanted)[0], **given)
 
 

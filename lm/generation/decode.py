@@ -52,7 +52,7 @@ def read_prompts(
     encoder_length = 0
     if "encoder_tokens" in inputs:
         of = fields.setdefault("encoder_segments", jnp.ones_like(inputs["encoder_tokens"]))
-        fields["encoder_positions"] = _positions(of)
+        fields["encoder_positions"] = _within(of)
         encoder_length = of.shape[1]
     cache = init_cache(model.config, tokens.shape[0], length, encoder_length)
     return _read(model, params, Batch(**fields), cache, taps)
@@ -94,6 +94,13 @@ def read_tokens(
 
 def _positions(segments_BT) -> jax.Array:
     return jnp.maximum(jnp.cumsum(segments_BT > 0, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def _within(segments_BT) -> jax.Array:
+    """Position of every token within its segment."""
+    index = jnp.arange(segments_BT.shape[1])
+    starts = segments_BT != jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)))
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
 def _read(model, params, batch, cache, taps) -> tuple[jax.Array, dict, dict]:

@@ -24,6 +24,9 @@ class Request:
     requests). inputs: further fields of its batch, without the row axis: `neighbours` [C, S, N] and
     `neighbour_segments` [C, S] of the whole row, prompt and answer.
 
+    encoder_segments: the number, from 1, of the passage that each of encoder_tokens belongs to; ():
+    all are one. Passages are encoded apart, and the decoder reads all of them (fusion in decoder).
+
     members: token lists, such as retrieved passages, each read before the prompt (before
     encoder_tokens in an encoder-decoder) in a slot of its own. The members' next-token
     probabilities are mixed, log p = logsumexp(log_weights + log p of the members), and all of them
@@ -37,6 +40,7 @@ class Request:
     inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     members: Sequence[Sequence[int]] = ()
     log_weights: Sequence[float] = ()
+    encoder_segments: Sequence[int] = ()
 
     @property
     def length(self) -> int:
@@ -133,6 +137,8 @@ def check(c: ModelConfig, i: int, request: Request) -> None:
             f"request {i} has {len(request.members)} members and {len(request.log_weights)} "
             "log_weights: give one a member"
         )
+    if said := _apart(request):
+        raise GenerationError(f"request {i} has {said}")
     for tokens, encoder_tokens in request.rows:
         _check_row(
             c,
@@ -141,6 +147,23 @@ def check(c: ModelConfig, i: int, request: Request) -> None:
                 request, tokens=tokens, encoder_tokens=encoder_tokens, members=(), log_weights=()
             ),
         )
+
+
+def _apart(request: Request) -> str:
+    """What is wrong with the passages that are encoded apart; "" if nothing is."""
+    numbers = np.asarray(request.encoder_segments, np.int64)
+    if not numbers.size:
+        return ""
+    if request.members:
+        return "both members and encoder_segments: passages are mixed or encoded apart"
+    if len(numbers) != len(request.encoder_tokens):
+        return (
+            f"{len(request.encoder_tokens)} encoder_tokens and {len(numbers)} encoder_segments: "
+            "give each token the number of its passage"
+        )
+    if numbers[0] != 1 or not np.isin(np.diff(numbers), (0, 1)).all():
+        return "encoder_segments that do not count passages 1, 2, ... in their order"
+    return ""
 
 
 def _check_row(c: ModelConfig, i: int, request: Request) -> None:
@@ -160,10 +183,14 @@ def _check_row(c: ModelConfig, i: int, request: Request) -> None:
             )
         if said := inputs.outside(c, tokens):
             raise GenerationError(f"{what} {i} holds {said}")
-    if len(request.encoder_tokens) > c.max_length:
+    longest = len(request.encoder_tokens)
+    if len(request.encoder_segments):
+        longest = int(np.bincount(request.encoder_segments).max())
+    if longest > c.max_length:
+        passage = "a passage of " if len(request.encoder_segments) else ""
         raise GenerationError(
-            f"prompt {i} has {len(request.encoder_tokens)} tokens, but this model's encoder reads "
-            f"at most {c.max_length}: shorten it"
+            f"prompt {i} has {passage}{longest} tokens, but this model's encoder reads at most "
+            f"{c.max_length}: shorten it"
         )
     if len(request.tokens) + request.budget > c.max_length:
         raise GenerationError(

@@ -79,6 +79,7 @@ class Run:
             any(request.members for request in served),
         )
         self.inputs = _inputs(setup.model.config, served)
+        self.apart = any(len(request.encoder_segments) for request in served)
         if served:
             self.state = slots.empty(
                 self.plan,
@@ -145,6 +146,13 @@ class Run:
             arrays |= {"encoder_tokens": read, "encoder_segments": of * ids[:, None]}
         given = [request for _, request, *_ in entering]
         given += given[:1] * surplus
+        if self.apart:
+            arrays["encoder_owners"] = arrays["encoder_segments"]
+            arrays["encoder_segments"] = passages = np.zeros_like(of)
+            for row, request in enumerate(given):
+                numbers = request.encoder_segments
+                passages[row, : len(numbers)] = numbers
+                passages[row] = passages[row] if len(numbers) else of[row]
         arrays["inputs"] = {
             name: np.stack([np.asarray(request.inputs[name], x.dtype) for request in given])
             for name, x in self.inputs.items()

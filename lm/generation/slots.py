@@ -77,8 +77,8 @@ def insert(plan: Plan, params: dict, state: dict, arrays: dict, rows_R) -> dict:
     """Read prompts into the slots `rows_R` (those beyond the last slot are dropped).
 
     arrays: tokens, segments [R, T], padded on the left, and in an encoder-decoder encoder_tokens,
-    encoder_segments [R, S]; the segments of a row's tokens are its segment id. Then the values
-    [R] of the state, and inputs {batch field: [R, ...]}.
+    encoder_segments and perhaps encoder_owners [R, S]; the segments (owners) of a row's tokens are
+    its segment id. Then the values [R] of the state, and inputs {batch field: [R, ...]}.
     """
     arrays = dict(arrays)
     given = arrays.pop("inputs")

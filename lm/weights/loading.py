@@ -31,6 +31,26 @@ def load(path_or_id: str, dtype: str | None = None):
     return model, params, load_tokenizer(path_or_id, model.config)
 
 
+def model_config(path_or_id: str):
+    """ModelConfig of what `load` reads, without its weights; raises as `load` does."""
+    from lm import families
+    from lm.weights import peft, resolve
+    from lm.weights.gguf import open_gguf
+    from lm.weights.load import asked_config
+
+    if is_run(path_or_id):
+        from lm.weights.runs.model_files import load_model_config
+
+        return load_model_config(path_or_id)
+    folder = resolve(path_or_id, weights=False)
+    if folder.is_file():
+        with open_gguf(folder) as (hf, _):
+            return families.config_from_hf(hf)
+    if peft.is_adapter(folder):
+        return model_config(base_of(folder))
+    return asked_config(folder, None)[1]
+
+
 def load_weights(path_or_id: str, dtype: str | None = None):
     """(model, params) of a directory, hub id, .gguf file or PEFT adapter, but not a run."""
     from lm.weights import WeightsError, from_hf, peft, resolve

@@ -1,185 +1,64 @@
-"""In-context retrieval: passages are put before the question (RALM, Ram et al. 2023).
-
-Text from a memory is data. Each passage is put on one line, so that it cannot pass for another
-passage or for the question. It is tokenised without special tokens and with the chat template's
-markers broken, so that it cannot end the user's turn.
-"""
+"""In-context retrieval: passages are put before the question or the text (Ram et al. 2023)."""
 
 import dataclasses
-import functools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 from lm.data.encode.encoding import affixes
-from lm.data.read.sources import DataError
-from lm.data.templates.jinja import rendered
-from retrieval.errors import RetrievalError
+from retrieval.doors.door import KINDS, Asked, Door, Input
+from retrieval.doors.prompt import Prompt, before_text, build_prompt
 from retrieval.passages import Hit
-from retrieval.sanitising import encode_foreign, encode_plain, one_line, one_of
 
-INSTRUCTION = "Answer the question in a few words."
-MAX_PASSAGE_TOKENS = 192  # a small reader loses track in longer passages
-MIN_PASSAGE_TOKENS = 16  # a passage that would be cut to less is left out
-CONTENT = "openbook content goes here"  # placeholder for the user's turn in the chat template
-EARLIER = "openbook turn {} goes here"  # placeholder for the text of an earlier turn
-EARLIER_AT = re.compile(EARLIER.format(r"(\d+)"))
-BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+__all__ = ["IN_CONTEXT", "InContext", "Prompt", "build_prompt", "close_to_the_best"]
+
+# Cosine below the best at which passages are not shown: a small reader takes them for the answer.
+MARGIN = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
-    """A prompt and the hits in it.
+class InContext(Door):
+    """All passages in one prompt, those near the best score (In-Context RALM)."""
 
-    shown: best first; hits that did not fit are left out.
-    """
+    name: ClassVar[str] = "in_context"
+    kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
 
-    tokens: list[int]
-    shown: tuple[Hit, ...]
-
-
-def build_prompt(
-    tokenizer,
-    question: str,
-    hits: Sequence[Hit],
-    max_tokens: int,
-    turns: Sequence[Mapping[str, str]] = (),
-) -> Prompt:
-    """Build numbered passages and the question as one user turn.
-
-    The tokenizer's chat template is used, or plain text without one. With several passages the
-    question comes before them too: a small reader then confuses them far less (query-aware
-    contextualisation, Liu et al. 2024, Lost in the Middle, section 4.2). Each passage is cut to 192
-    tokens. If the prompt exceeds `max_tokens`, the last passages are left out, and the first is
-    cut.
-    turns: earlier messages for the chat template, ignored without one. They are data, as passages.
-    Raises RetrievalError when the prompt without passages is too long.
-    """
-    if not isinstance(question, str) or not question.strip():
-        raise RetrievalError(f"the question is {question!r}: expected some text")
-    plain, line = (
-        functools.partial(encode_plain, tokenizer),
-        functools.partial(_line, tokenizer, _markers(tokenizer)),
-    )
-    asked = f"Question: {one_line(question)}"
-    for count in range(len(hits), 0, -1):
-        before, after = _frame(tokenizer, turns=turns)
-        head = plain(f"{INSTRUCTION} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
-        tail = plain(asked + _cue(tokenizer))
-        room = max_tokens - len(before) - len(head) - len(tail) - len(after)
-        lines = [
-            line(number, hit, MAX_PASSAGE_TOKENS)
-            for number, hit in enumerate(hits[:count], start=1)
-        ]
-        if count == 1 and len(lines[0]) > room >= MIN_PASSAGE_TOKENS:
-            lines[0] = line(1, hits[0], room)
-        if sum(map(len, lines)) <= room:
-            return Prompt(
-                [*before, *head, *(token for line in lines for token in line), *tail, *after],
-                tuple(hits[:count]),
-            )
-    before, after = _frame(tokenizer, INSTRUCTION, turns)
-    tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
-    if len(tokens) > max_tokens:
-        raise RetrievalError(
-            f"the question {one_line(question)[:40]!r}... makes a prompt of {len(tokens):,} "
-            f"tokens; the reader can take {max_tokens:,}: ask a shorter one"
+    def question(self, reader, asked: Asked, room: int) -> Input:
+        prompt = build_prompt(
+            reader.tokenizer,
+            asked.question,
+            close_to_the_best(asked.hits),
+            room,
+            encoder=reads_apart(reader),
         )
-    return Prompt(tokens, ())
+        return Input((prompt.tokens,), shown=prompt.shown, cut=prompt.cut)
+
+    def passage(self, reader, hits: Sequence[Hit], context: list[int], room: int) -> Input:
+        row, shown, cut = beside(reader, close_to_the_best(hits), context, room)
+        return Input((row,), shown=shown, cut=cut)
 
 
-def _line(tokenizer, markers: re.Pattern, number: int, hit: Hit, max_tokens: int) -> list[int]:
-    """Return one passage as a line of at most `max_tokens` tokens."""
-    head, end = encode_plain(tokenizer, f"[{number}]"), encode_plain(tokenizer, "\n")
-    title = f" {one_line(hit.title)}:" if hit.title and not hit.text.startswith(hit.title) else ""
-    return [
-        *head,
-        *encode_foreign(
-            tokenizer, f"{title} {one_line(hit.text)}", markers, max_tokens - len(head) - len(end)
-        ),
-        *end,
-    ]
+IN_CONTEXT = InContext()
 
 
-def _cue(tokenizer) -> str:
-    return "" if tokenizer.chat_template else "\nAnswer:"
+def close_to_the_best(hits: Sequence[Hit], margin: float = MARGIN) -> list[Hit]:
+    """Return the hits within `margin` of the best score."""
+    return [hit for hit in hits if hit.score >= hits[0].score - margin]
 
 
-def _frame(
-    tokenizer, instruction: str = "", turns: Sequence[Mapping[str, str]] = ()
-) -> tuple[list[int], list[int]]:
-    """Return the tokens before and after the user's text.
+def reads_apart(reader) -> bool:
+    """Whether an encoder reads the prompt, and a decoder writes the answer."""
+    return getattr(reader, "kind", "decoder") == "encoder-decoder"
 
-    They come from the chat template with the earlier turns; without a template, they are a start
-    token, if there is one.
-    instruction: the system message, or the first line of the user's turn if `turns` have a system
-    message or the template has no system role.
+
+def beside(
+    reader, hits: Sequence[Hit], context: list[int], room: int
+) -> tuple[list[int], tuple[Hit, ...], int]:
+    """Passages before a text: (tokens of a row, passages shown, tokens cut from these).
+
+    At most half of the row is passages; the context keeps its end.
     """
-    if not tokenizer.chat_template:
-        start = affixes(tokenizer)[0] or [i for i in (tokenizer.bos_token_id,) if i is not None]
-        return [*start, *(encode_plain(tokenizer, instruction + "\n") if instruction else [])], []
-    said: list[str] = []
-    text = _rendered(tokenizer, instruction, [_placed(turn, said) for turn in turns])
-    if text.count(CONTENT) != 1:
-        raise RetrievalError(
-            "the tokenizer's chat template does not show a user's message exactly once: give the "
-            "reader another template"
-        )
-    before, after = text.split(CONTENT)
-    markers = _markers(tokenizer) if said else one_of(())
-    found: list[int] = []
-    for i, part in enumerate(EARLIER_AT.split(before)):
-        found += (
-            _lines(tokenizer, said[int(part)], markers)
-            if i % 2
-            else tokenizer(part, add_special_tokens=False)["input_ids"]
-        )
-    return found, tokenizer(after, add_special_tokens=False)["input_ids"]
-
-
-def _placed(turn: Mapping[str, str], said: list[str]) -> dict[str, str]:
-    """Return the message with placeholders for its texts, which are appended to `said`."""
-    placed = {"role": turn["role"]}
-    for name in ("content", "reasoning_content"):
-        if name in turn:
-            placed[name] = EARLIER.format(len(said)) if turn[name] else ""
-            said += [turn[name]] * bool(turn[name])
-    return placed
-
-
-def _lines(tokenizer, text: str, markers: re.Pattern) -> list[int]:
-    """Encode the text of an earlier turn as data: an answer may repeat a passage."""
-    found: list[int] = []
-    for i, line in enumerate(text.splitlines()):
-        found += encode_plain(tokenizer, "\n") if i else []
-        found += encode_foreign(tokenizer, line, markers, len(line.encode()) + 1)
-    return found
-
-
-def _rendered(tokenizer, instruction: str, turns: Sequence[Mapping[str, str]] = ()) -> str:
-    render = functools.partial(rendered, tokenizer)
-    system, user = {"role": "system", "content": instruction}, {"role": "user", "content": CONTENT}
-    first = user | {"content": f"{instruction}\n{CONTENT}"} if instruction else user
-    if turns and turns[0]["role"] == "system":
-        return render([*turns, first])
-    try:
-        return render([*[system] * bool(instruction), *turns, user])
-    except DataError:
-        return render([*turns, first])
-
-
-def _markers(tokenizer) -> re.Pattern:
-    """Compile what the chat template writes around messages: [/INST], <|user|>, ASSISTANT:.
-
-    Some tokenizers treat such markers as plain text.
-    """
-    if not tokenizer.chat_template:
-        return one_of(())
-    text = _rendered(tokenizer, INSTRUCTION)
-    # The words before each message and before the answer.
-    last = [part.split()[-1:] for part in re.split(f"{INSTRUCTION}|{CONTENT}", text)]
-    return one_of(
-        {
-            *BRACKETED.findall(text),
-            *(word for words in last for word in words if word.endswith(":")),
-        }
-    )
+    start, end = affixes(reader.tokenizer)
+    end = end if reads_apart(reader) else []
+    room -= len(start) + len(end)
+    read, shown, cut = before_text(reader.tokenizer, hits, room // 2)
+    return [*start, *read, *context[-max(1, room - len(read)) :], *end], shown, cut

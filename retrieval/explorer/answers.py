@@ -4,6 +4,8 @@ import collections
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from retrieval.doors.door import Door
+from retrieval.doors.in_context import IN_CONTEXT
 from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
 from retrieval.reading.answering import Answer, Reader, View, answer
@@ -37,8 +39,8 @@ class Answers:
     A question to one version is answered once.
     """
 
-    def __init__(self, reader: Reader):
-        self._reader = reader
+    def __init__(self, reader: Reader, door: Door | None = None):
+        self._reader, self._door = reader, door or IN_CONTEXT
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._jobs: collections.OrderedDict[tuple[str, int], Job] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -81,7 +83,11 @@ class Answers:
         def answered(asked: Memory) -> Answer:
             job.done = 0
             return answer(
-                [job.question], View(asked, {"groups": EVERY_GROUP}), self._reader, on_batch=count
+                [job.question],
+                View(asked, {"groups": EVERY_GROUP}),
+                self._reader,
+                on_batch=count,
+                door=self._door,
             )[0]
 
         try:

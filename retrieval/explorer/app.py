@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from retrieval.doors.door import Door
 from retrieval.errors import RetrievalError
 from retrieval.explorer.answers import STEPS, Answers
 from retrieval.explorer.atlas import COLOURS, atlas
@@ -60,8 +61,8 @@ class Explorer:
     are cached.
     """
 
-    def __init__(self, memory: Memory, reader: Reader | None):
-        self.memory, self.answers = memory, Answers(reader) if reader else None
+    def __init__(self, memory: Memory, reader: Reader | None, door: Door | None = None):
+        self.memory, self.answers = memory, Answers(reader, door) if reader else None
         self.past = functools.lru_cache(maxsize=4)(memory.as_of)
         self.changing = threading.Lock()
 
@@ -93,7 +94,9 @@ class Now:
         return path + (f"?{urlencode(given)}" if given else "")
 
 
-def make_app(memory: Memory, reader: Reader | None, token: str) -> Starlette:
+def make_app(
+    memory: Memory, reader: Reader | None, token: str, door: Door | None = None
+) -> Starlette:
     """Return the explorer as an ASGI application that answers only with the token."""
     routes = [
         Route("/", ask),
@@ -111,7 +114,7 @@ def make_app(memory: Memory, reader: Reader | None, token: str) -> Starlette:
         routes=routes, exception_handlers={RetrievalError: refused, HTTPException: refused}
     )
     app.add_middleware(Guard, token=token)
-    app.state.explorer = Explorer(memory, reader)
+    app.state.explorer = Explorer(memory, reader, door)
     return app
 
 

@@ -7,19 +7,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import lm
-from lm.models import inputs
-from retrieval.doors.in_context import build_prompt
+from retrieval.doors.door import Asked, Door, Read, check
+from retrieval.doors.in_context import IN_CONTEXT
+from retrieval.doors.running import answers
 from retrieval.errors import RetrievalError
 from retrieval.ingest.sentences import sentences
 from retrieval.memory import Memory
 from retrieval.passages import Hit, titled
+from retrieval.reading.extracting import Extractor
+from retrieval.reading.reader import Reader
 from retrieval.reading.support import supported
-from retrieval.sanitising import one_line
 from retrieval.store.words import words
 
-# Cosine below the best at which passages are not shown: a small reader takes them for the answer.
-MARGIN = 0.1
 # Least cosine of the best passage for a known answer; for MiniLM, chosen as docs/memory.md says.
 FLOOR = 0.25
 REFUSAL = re.compile(
@@ -41,6 +40,7 @@ class Answer:
     if none does.
     sentences: per citation, its sentence that best supports the answer, verbatim.
     known: whether the memory supports `text`; if not, say so instead of showing `text`.
+    cut: tokens of the passages shown that the reader could not read.
     """
 
     question: str
@@ -49,6 +49,7 @@ class Answer:
     closed_book_text: str
     sentences: tuple[str, ...] = ()
     known: bool = True
+    cut: int = 0
 
 
 class Searchable(Protocol):
@@ -70,74 +71,22 @@ class View:
         return self.memory.search(texts, k, **self.options)
 
 
-class Reader:
-    """A causal language model with its tokenizer, ready to answer many questions."""
-
-    def __init__(self, model, params, tokenizer):
-        if not model.config.causal:
-            raise RetrievalError(
-                f"a {model.config.family} model cannot write an answer: the reader must be a "
-                "causal language model"
-            )
-        self.model, self.params = lm.separate(model, params)
-        self.tokenizer = tokenizer
-        self.stop_tokens = [*model.config.eos_token_ids]
-        if not tokenizer.chat_template:  # a base model would continue with another question
-            self.stop_tokens += tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
-
-    @classmethod
-    def from_hf(cls, path_or_id) -> "Reader":
-        """Load from a directory, hub id or GGUF file.
-
-        Raises ValueError (lm.WeightsError) when it cannot be read.
-        """
-        return cls(*lm.from_hf(path_or_id), lm.load_tokenizer(path_or_id))
-
-    def prompt_tokens(self, max_new_tokens: int) -> int:
-        """Return the longest prompt, in tokens, that leaves room for `max_new_tokens`."""
-        room = self.model.config.max_length - max_new_tokens
-        if max_new_tokens < 1 or room < 1:
-            raise RetrievalError(
-                f"max_new_tokens={max_new_tokens}: expected 1 to "
-                f"{self.model.config.max_length - 1}, the reader's context"
-            )
-        return room
-
-    def __call__(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """Return greedy answers, one line each; `on_batch(number)` is called as answers finish."""
-        inputs.check_ids(self.model.config, prompts, self.tokenizer)
-        tokens = lm.generate(
-            self.model,
-            self.params,
-            prompts,
-            max_new_tokens,
-            stop_tokens=self.stop_tokens,
-            on_batch=on_batch,
-        )
-        return [
-            first_line(self.tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens
-        ]
-
-
 def answer(
     questions: Sequence[str],
     memory: Searchable,
-    reader: Reader,
+    reader: Reader | Extractor,
     k: int = 3,
     max_new_tokens: int = 24,
     on_batch: Callable[[int], None] | None = None,
     floor: float = FLOOR,
+    door: Door = IN_CONTEXT,
 ) -> list[Answer]:
     """Answer every question from the reader's weights alone and from at most k passages.
 
     An empty memory gives the closed-book answer twice, without citations. on_batch(number) is
-    called as answers finish; there are two per question. floor: see `is_known`. Raises
-    RetrievalError, before the reader runs, for a question that is blank or too long.
+    called as answers finish; there are two per question. floor: see `is_known`. door: how passages
+    reach the reader. Raises RetrievalError, before the reader runs, for a question that is blank or
+    too long, and for a door that does not serve the reader.
     """
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not math.isfinite(floor):
         raise RetrievalError(
@@ -146,38 +95,37 @@ def answer(
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not questions:
         return []
-    room = reader.prompt_tokens(max_new_tokens)
-    closed = [build_prompt(reader.tokenizer, question, (), room) for question in questions]
-    hits = [close_to_the_best(found) for found in memory.search(questions, k)]
+    if model := getattr(reader, "model", None):
+        check(door, model.config)
+    find = lambda texts: memory.search(texts, k)
+    closed = [Asked(question) for question in questions]
+    hits = find(questions)
     opened = [
-        build_prompt(reader.tokenizer, question, found, room)
-        for question, found in zip(questions, hits, strict=True)
+        Asked(question, tuple(found)) for question, found in zip(questions, hits, strict=True)
     ]
     # One call for both: a single question is then one batch, compiled once.
-    texts = reader([prompt.tokens for prompt in (*closed, *opened)], max_new_tokens, on_batch)
-
-    closed_texts, open_texts = texts[: len(closed)], texts[len(closed) :]
+    if isinstance(reader, Extractor):
+        read = reader.read([*closed, *opened], on_batch)
+    else:
+        read = answers(door, reader, [*closed, *opened], find, max_new_tokens, on_batch)
     return [
-        _answer(question, text, prompt.shown, closed_text, floor)
-        for question, text, prompt, closed_text in zip(
-            questions, open_texts, opened, closed_texts, strict=True
+        _answer(question, one, alone.text, floor)
+        for question, one, alone in zip(
+            questions, read[len(closed) :], read[: len(closed)], strict=True
         )
     ]
 
 
-def _answer(
-    question: str, text: str, shown: tuple[Hit, ...], closed_text: str, floor: float
-) -> Answer:
-    cited = citations(text, shown)
+def _answer(question: str, read: Read, closed_text: str, floor: float) -> Answer:
+    text, shown = read.text, read.shown
+    cited = shown if read.label else citations(text, shown)
     supporting = tuple(supporting_sentence(hit.text, question, text) for hit in cited)
-    return Answer(
-        question, text, cited, closed_text, supporting, is_known(question, text, shown, floor)
+    known = (
+        any(hit.score >= floor for hit in shown)
+        if read.label
+        else is_known(question, text, shown, floor)
     )
-
-
-def close_to_the_best(hits: Sequence[Hit], margin: float = MARGIN) -> list[Hit]:
-    """Return the hits within `margin` of the best score."""
-    return [hit for hit in hits if hit.score >= hits[0].score - margin]
+    return Answer(question, text, cited, closed_text, supporting, known, read.cut)
 
 
 def citations(text: str, shown: Sequence[Hit]) -> tuple[Hit, ...]:
@@ -215,14 +163,10 @@ def supporting_sentence(passage: str, question: str, text: str) -> str:
 def is_known(question: str, text: str, shown: Sequence[Hit], floor: float = FLOOR) -> bool:
     """Whether the passages shown support an answer.
 
-    The best hit must score at least `floor`, the reader must not refuse, and one passage must
+    The best passage must score at least `floor`, the reader must not refuse, and one passage must
     contain all that the answer adds to the question (see `support.supported`).
     """
-    if not shown or shown[0].score < floor or not text.strip() or REFUSAL.search(text):
+    near = any(hit.score >= floor for hit in shown)
+    if not near or not text.strip() or REFUSAL.search(text):
         return False
     return supported(question, text, [titled(hit.title, hit.text) for hit in shown])
-
-
-def first_line(text: str) -> str:
-    """Return the first line that is not blank, stripped."""
-    return one_line(next((line for line in text.splitlines() if line.strip()), ""))

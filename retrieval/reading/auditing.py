@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 
 from lm.evaluation.accuracy import contains
+from retrieval.doors.door import Door
+from retrieval.doors.in_context import IN_CONTEXT
 from retrieval.errors import RetrievalError
 from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
@@ -66,6 +68,7 @@ def audit(
     k: int = 3,
     max_new_tokens: int = 24,
     on_batch: Callable[[int], None] | None = None,
+    door: Door = IN_CONTEXT,
 ) -> list[Audit]:
     """Audit the deletion of `ids` with every question.
 
@@ -80,8 +83,10 @@ def audit(
     for id in ids:
         memory.get(id)
     owned = View(memory, {"groups": EVERY_GROUP})
-    whole = answer(questions, owned, reader, k, max_new_tokens, on_batch)
-    without = answer(questions, Without(owned, ids), reader, k, max_new_tokens, on_batch)
+    asked = lambda searched: answer(
+        questions, searched, reader, k, max_new_tokens, on_batch, door=door
+    )
+    whole, without = asked(owned), asked(Without(owned, ids))
     return [_judged(full, less, tuple(names)) for full, less in zip(whole, without, strict=True)]
 
 

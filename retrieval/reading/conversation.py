@@ -14,17 +14,11 @@ from lm.generation import stream_text
 from lm.generation.command_line import messages_of, spelled
 from lm.interrupts import Interrupts
 from lm.weights.loading import load, load_template
-from retrieval.doors.in_context import build_prompt
+from retrieval.doors.in_context import build_prompt, close_to_the_best
 from retrieval.errors import RetrievalError
 from retrieval.memory import Memory
 from retrieval.passages import Hit
-from retrieval.reading.answering import (
-    Reader,
-    citations,
-    close_to_the_best,
-    is_known,
-    supporting_sentence,
-)
+from retrieval.reading.answering import Reader, citations, is_known, supporting_sentence
 from retrieval.sanitising import shown
 
 SEARCHED = 2  # earlier turns of the user that are searched with a question
@@ -75,6 +69,11 @@ class Conversation:
                 "needs: leave it out"
             )
         reader = Reader(model, params, tokenizer)
+        if reader.kind != "decoder":
+            raise RetrievalError(
+                f"{path_or_id} is an encoder-decoder ({model.config.family}), which holds no chat: "
+                "ask it single questions with python -m retrieval.ask"
+            )
         reader.prompt_tokens(max_new_tokens)
         turns = [{"role": "system", "content": system}] if system else []
         return cls(

@@ -2,7 +2,7 @@
 
 import re
 
-from retrieval.reading.answering import first_line
+from retrieval.reading.reader import first_line
 from tests.retrieval.models import byte_tokenizer
 
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-import lm.weights.loading
 from retrieval import Answer, Hit, RetrievalError, evaluate
-from retrieval.reading import answering
+from retrieval.reading import answering, reader
 
 
 def test_a_row_keeps_its_fields_and_gains_both_answers_and_the_citations():
@@ -91,14 +90,14 @@ def test_an_empty_question_file_is_an_error(tmp_path, capsys):
 def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(
     tmp_path, monkeypatch, capsys
 ):
-    def fake_answer(questions, memory, reader, k, max_new_tokens, on_batch):
-        assert (memory, reader, k, max_new_tokens) == ("memory", "reader", 2, 8)
+    def fake_answer(questions, memory, model, k, max_new_tokens, on_batch, door):
+        assert (memory, model, k, max_new_tokens, door) == ("memory", "model", 2, 8, "door")
         on_batch(4)
         return [Answer(q, "In Italy", (), "In Spain", known=q == "A?") for q in questions]
 
     monkeypatch.setattr(answering, "answer", fake_answer)
-    monkeypatch.setattr(answering, "Reader", lambda model, params, tokenizer: "reader")
-    monkeypatch.setattr(lm.weights.loading, "load", lambda path: (1, 2, 3))
+    monkeypatch.setattr(reader, "door_of", lambda path, asked: "door")
+    monkeypatch.setattr(reader, "load_reader", lambda path, door: "model")
     monkeypatch.setattr(evaluate, "open_memory", lambda path, encoder: "memory")
     (tmp_path / "q.jsonl").write_text(
         "".join(

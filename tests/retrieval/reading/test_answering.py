@@ -4,15 +4,14 @@ import pytest
 
 import lm
 from retrieval import Hit, Memory, Passage, Reader, RetrievalError, answer
-from retrieval.doors.in_context import build_prompt
+from retrieval.doors.in_context import build_prompt, close_to_the_best
 from retrieval.reading.answering import (
     View,
     citations,
-    close_to_the_best,
-    first_line,
     is_known,
     supporting_sentence,
 )
+from retrieval.reading.reader import first_line
 from tests.retrieval.models import CHAT, NO_SYSTEM, byte_tokenizer, save_encoder, save_reader
 from tests.retrieval.toy import encode
 
