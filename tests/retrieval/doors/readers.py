@@ -24,7 +24,7 @@ def reader(family):
     if family in ("bart", "t5"):
         shape |= START | dict(encoder_layers=1, initializer_range=0.6)
     if family == "mamba":
-        shape |= dict(ssm_inner=64)
+        shape |= dict(ssm_inner=64, initializer_range=1.0)
     else:
         shape |= dict(n_heads=4, n_kv_heads=4, head_dim=8, d_ff=64)
     if family == "t5":

@@ -43,7 +43,7 @@ def test_an_edit_changes_the_next_answer_and_undo_restores_the_old_one(door, fam
     asked = lambda: answer([QUESTION], memory, made, k=3, max_new_tokens=4, door=named(door))[0]
     old = asked()
     assert {hit.id for hit in old.citations} and old.text != old.closed_book_text
-    memory.edit("p3", "town3 lies in quizland")
+    memory.edit("p3", "town3 lies in quizzicalfoxyjumpingwaltz")
     new = asked()
     assert new.text != old.text and new.closed_book_text == old.closed_book_text
     assert [hit.version for hit in new.citations if hit.id == "p3"] == [3]
