@@ -38,6 +38,10 @@ COMMANDS = {
         "retrieval.evaluate",
         "score answers with and without a memory: exact match, F1",
     ),
+    "evaluate-text": (
+        "retrieval.evaluate_text",
+        "perplexity of texts with and without passages from a memory",
+    ),
     "evaluate-search": (
         "retrieval.evaluate_search",
         "recall, nDCG, MAP and MRR of a memory's search against qrels",
