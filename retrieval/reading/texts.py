@@ -82,22 +82,19 @@ def score(
         hits: list[Sequence[Hit]] = [()] * len(some)
         if memory is not None:
             queries = [reader.tokenizer.decode(context[-door.query :]) for context, _ in some]
-            hits = [
-                found if query.strip() else ()
-                for query, found in zip(
-                    queries,
-                    memory.search([q if q.strip() else "." for q in queries], k),
-                    strict=True,
-                )
-            ]
+            # A memory refuses a blank query.
+            asked = [i for i, query in enumerate(queries) if query.strip()]
+            found = memory.search([queries[i] for i in asked], k)
+            for i, of in zip(asked, found, strict=True):
+                hits[i] = of
         inputs = [
             door.passage(reader, found, context, room)
             for (context, _), found in zip(some, hits, strict=True)
         ]
-        found = log_probs(door, reader, inputs, [after for _, after in some], on_batch)
+        scored = log_probs(door, reader, inputs, [after for _, after in some], on_batch)
         total = Scored(
-            total.nats - float(np.concatenate(found).sum()),
-            total.tokens + sum(map(len, found)),
+            total.nats - float(np.concatenate(scored).sum()),
+            total.tokens + sum(map(len, scored)),
             total.bytes,
             total.passages + sum(len(each.shown) for each in inputs),
             total.cut + sum(each.cut for each in inputs),

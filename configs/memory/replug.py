@@ -1,0 +1,17 @@
+"""REPLUG: a prompt for each passage, and next-token probabilities mixed (Shi et al. 2023).
+
+python -m launch.study --config=configs/memory/replug.py
+Asks about cities, countries and elements from a memory of their passages, and audits whether the
+score comes from the memory: answers.jsonl has a row for each question.
+Reader: SmolLM2-135M-Instruct.
+Hardware: 2 CPU cores. Not run here.
+
+:tiny asks eight questions of models of bytes that were trained for four steps, on a CPU. Their
+answers are not right; it shows that every stage runs.
+"""
+
+from configs.memory.chain import chain
+
+
+def get_config(variant=""):
+    return chain("replug", "replug", variant)

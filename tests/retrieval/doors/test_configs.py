@@ -1,0 +1,45 @@
+"""The studies of the doors: their stages exist and know their flags, and :tiny runs."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.stages import load_study
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = sorted((ROOT / "configs/memory").glob("*.py"))
+STUDIES = [f"{p.relative_to(ROOT)}" for p in CONFIGS if "def get_config" in p.read_text()]
+
+
+@pytest.mark.parametrize("config", STUDIES)
+def test_a_stage_reads_what_no_earlier_stage_makes(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for variant in ("", ":tiny"):
+        study, made = load_study(f"{config}{variant}"), set()
+        assert {"memory", "ask", "audit"} <= {stage.name for stage in study.stages}
+        for stage in study.stages:
+            named = {arg.partition("=")[2] for arg in stage.args}
+            read = {place for place in named if place.startswith(f"{study.workdir}/")}
+            assert read <= made | set(stage.outputs), stage.name
+            examples = {place for place in named if place.startswith("configs/examples/")}
+            assert all((ROOT / place).is_file() for place in examples)
+            made |= set(stage.outputs)
+
+
+SEQUENCE = "configs/memory/rag.py:sequence-tiny"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [*(f"{study}:tiny" for study in STUDIES), SEQUENCE])
+def test_tiny_runs(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    study = load_study(config, workdir=str(tmp_path))
+    for stage in study.stages:
+        main = importlib.import_module(stage.module).main
+        assert main(list(stage.args)) in (0, None), stage.name
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all(row["citations"] for row in rows)
+    said = capsys.readouterr().out
+    assert "counterfactual: " in said and "DOES NOT MOVE" in said
