@@ -1,12 +1,15 @@
-"""The studies of the doors: their stages exist and know their flags, and :tiny runs."""
+"""The studies of the doors, whose :tiny runs, and the Python of their page."""
 
 import importlib
 import json
+import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 from launch.stages import load_study
+from tests.retrieval.models import save_reader
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs/memory").glob("*.py"))
@@ -26,6 +29,18 @@ def test_a_stage_reads_what_no_earlier_stage_makes(config, monkeypatch):
             examples = {place for place in named if place.startswith("configs/examples/")}
             assert all((ROOT / place).is_file() for place in examples)
             made |= set(stage.outputs)
+
+
+def test_the_python_of_the_page_runs(memory, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    save_reader(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/memory_doors.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (block,) = [block for block in blocks if "door_of" in block]
+    (tmp_path / "script.py").write_text(block)
+    runpy.run_path("script.py", {"memory": memory})
+    assert "'p" in capsys.readouterr().out
 
 
 SEQUENCE = "configs/memory/rag.py:sequence-tiny"
