@@ -36,6 +36,12 @@ def main(argv=None):
         help="what counts as the answer; without it, the answers are compared",
     )
     options.add_argument(
+        "--closure",
+        action="store_true",
+        help="also leave out what may hold the same: near duplicates, passages of the same title, "
+        "and, with --answer, passages that hold it and a name of the question",
+    )
+    options.add_argument(
         "--questions",
         type=Path,
         metavar="FILE",
@@ -44,13 +50,14 @@ def main(argv=None):
     add_reader_options(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
-    if args.questions and (args.question or args.ids or args.answer):
-        options.error("--questions asks a file: leave out questions, --ids and --answer")
+    if args.questions and (args.question or args.ids or args.answer or args.closure):
+        options.error("--questions asks a file: leave out questions, --ids, --answer, --closure")
     if not args.questions and not (args.question and args.ids):
         options.error("expected questions with --ids of a deletion to try, or --questions=FILE")
     rows = read_questions(args.questions) if args.questions else []
     from retrieval import load_reader
     from retrieval.reading.auditing import VERDICTS, audit
+    from retrieval.reading.closure import closure
     from retrieval.reading.reader import door_of
 
     door = door_of(args.reader, args.door)
@@ -58,9 +65,15 @@ def main(argv=None):
     if rows:
         return _reliance(args, rows, memory, load_reader(args.reader, door), door)
 
+    related = closure(args.ids, memory, args.question, args.answer) if args.closure else []
+    for one in related:
+        if args.json:
+            print(as_json(dataclasses.asdict(one)))
+        else:
+            print(f"also left out: {shown(one.id)} ({one.reason} of {shown(one.of)})")
     for done in audit(
         args.question,
-        args.ids,
+        [*args.ids, *(one.id for one in related)],
         memory,
         load_reader(args.reader, door),
         args.answer,

@@ -3,7 +3,10 @@
 import pytest
 
 from retrieval import Memory, Passage, RetrievalError
+from retrieval import audit as command
+from retrieval.doors.door import named
 from retrieval.reading.auditing import VERDICTS, Without, audit, same_answer
+from retrieval.reading.closure import Related, closure
 from tests.retrieval.readers import Copier
 from tests.retrieval.toy import encode
 
@@ -128,3 +131,37 @@ def test_an_unknown_passage_or_none_is_refused_before_the_reader_runs(facts):
     for ids, message in ((["rome", "bonn"], "'bonn'"), ([], "no passages")):
         with pytest.raises(RetrievalError, match=message):
             audit(["Rome?"], ids, facts, None)
+
+
+def test_a_closure_finds_near_duplicates_aliases_and_the_same_fact_and_nothing_else(facts):
+    long = "Kyiv is a large old city on the river Dnipro with many golden domes and bridges"
+    facts.add(
+        [
+            Passage("kyiv", f"{long} today.", title="Kyiv"),
+            Passage("copy", f"{long} now.", title="Kiev", access="board"),
+            Passage("alias", "A port.", title="Kiev"),
+            Passage("far", "Milan lies in Italy.", title="Milan"),
+        ]
+    )
+    assert closure(["kyiv"], facts) == [
+        Related("copy", "kyiv", "near duplicate"),
+        Related("alias", "copy", "alias"),
+    ]
+    question = "In which land lies Oslo?"
+    assert closure(["oslo"], facts, [question]) == []
+    assert closure(["oslo"], facts, [question], ["Norway"]) == [
+        Related("oslo2", question, "same fact")
+    ]
+    assert closure(["rome"], facts, ["In which land lies Rome?"], ["Italy"]) == []
+
+
+def test_the_command_leaves_out_the_closure_too(facts, monkeypatch, capsys):
+    monkeypatch.setattr("retrieval.reading.reader.door_of", lambda *_: named("in_context"))
+    monkeypatch.setattr("retrieval.load_reader", lambda *_: Copier({}), raising=False)
+    monkeypatch.setattr(command, "open_memory", lambda *_: facts)
+    asked = ["--memory=m", "--reader=r", "Oslo lies near which Oslo?", "--ids", "oslo"]
+    for more, verdict in (([], "elsewhere"), (["--closure"], "forgotten")):
+        assert command.main([*asked, "--answer", "Norway", *more]) == 0
+        said = capsys.readouterr().out
+        assert f"  {verdict}: " in said
+    assert "also left out: oslo2 (same fact of Oslo lies near which Oslo?)" in said
