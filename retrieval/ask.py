@@ -100,9 +100,15 @@ def from_datastore(args, reader, memory) -> dict:
     """
     from retrieval.datastore.datastore import Datastore
     from retrieval.datastore.identity import Identity
+    from retrieval.doors.door import KINDS, WRITERS
     from retrieval.doors.knn_mixture import Mixture
+    from retrieval.errors import RetrievalError
     from retrieval.reading.explaining import explained
 
+    if reader.kind not in WRITERS:
+        raise RetrievalError(
+            f"--datastore={args.datastore}: {KINDS[reader.kind]} writes no tokens to mix it into"
+        )
     store = Datastore(args.datastore)
     tap = store.identity.tap
     store.check(Identity.of(reader.model, reader.params, reader.tokenizer, tap))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from lm.generation.answers import fitting
 from lm.generation.requests import requests
-from retrieval.doors.in_context import build_prompt
+from retrieval.doors.in_context import build_prompt, reads_apart
 from retrieval.doors.knn import KnnLM, Source, named
-from retrieval.reading.answering import Reader, first_line
+from retrieval.reading.reader import Reader, first_line
 from retrieval.sanitising import one_line
 
 SHOWN = 3  # sources of a token
@@ -41,7 +41,10 @@ def explained(
 ) -> list[Explained]:
     """Answer without passages in the prompt, with the datastore mixed in."""
     room = reader.prompt_tokens(max_new_tokens)
-    prompts = [build_prompt(reader.tokenizer, question, (), room).tokens for question in questions]
+    build = lambda question: build_prompt(
+        reader.tokenizer, question, (), room, encoder=reads_apart(reader)
+    )
+    prompts = [build(question).tokens for question in questions]
     asked = requests(reader.model.config, prompts, max_new_tokens, None)
     engine = fitting(reader.model, asked, 16, stop_tokens=reader.stop_tokens)
     found = sorted(engine.run(reader.params, asked, [hook]), key=lambda one: one.number)

@@ -13,7 +13,7 @@ from tests.retrieval.models import save_reader
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs/memory").glob("*.py"))
-STUDIES = [f"{p.relative_to(ROOT)}" for p in CONFIGS if "def get_config" in p.read_text()]
+STUDIES = [f"{p.relative_to(ROOT)}" for p in CONFIGS if "return chain(" in p.read_text()]
 
 
 @pytest.mark.parametrize("config", STUDIES)
