@@ -5,9 +5,9 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from retrieval.doors.door import Asked, Door, Read, check
+from retrieval.doors.door import Asked, Door, Find, Read, check
 from retrieval.doors.in_context import IN_CONTEXT
 from retrieval.doors.running import answers
 from retrieval.errors import RetrievalError
@@ -71,6 +71,33 @@ class View:
         return self.memory.search(texts, k, **self.options)
 
 
+def of_one_version(memory: Searchable, k: int) -> Find:
+    """Search for k passages, always in the version of the first search.
+
+    A change of the memory meanwhile is not seen; views of a memory keep what they leave out.
+    """
+    base, version, past = memory, None, None
+    while not isinstance(base, Memory) and hasattr(base, "memory"):
+        base = base.memory
+
+    def at(view: Any) -> Any:
+        if view is base:
+            return view.as_of(version)
+        return dataclasses.replace(view, memory=at(view.memory))
+
+    def find(texts: Sequence[str]) -> list[list[Hit]]:
+        nonlocal version, past
+        found = (past or memory).search(texts, k)
+        if past is None and isinstance(base, Memory):
+            version = base.version if version is None else version
+            if base.version != version:
+                past = at(memory)
+                found = past.search(texts, k)
+        return found
+
+    return find
+
+
 def answer(
     questions: Sequence[str],
     memory: Searchable,
@@ -85,8 +112,10 @@ def answer(
 
     An empty memory gives the closed-book answer twice, without citations. on_batch(number) is
     called as answers finish; there are two per question. floor: see `is_known`. door: how passages
-    reach the reader. Raises RetrievalError, before the reader runs, for a question that is blank or
-    too long, and for a door that does not serve the reader.
+    reach the reader. All passages are of one version of the memory.
+
+    Raises RetrievalError, before the reader runs, for a question that is blank or too long, and for
+    a door that does not serve the reader.
     """
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not math.isfinite(floor):
         raise RetrievalError(
@@ -97,7 +126,7 @@ def answer(
         return []
     if model := getattr(reader, "model", None):
         check(door, model.config)
-    find = lambda texts: memory.search(texts, k)
+    find = of_one_version(memory, k)
     closed = [Asked(question) for question in questions]
     hits = find(questions)
     opened = [

@@ -48,11 +48,12 @@ class Audit:
     full_citations: tuple[Hit, ...]
 
 
+@dataclasses.dataclass(frozen=True)
 class Without:
     """A view of a memory without some passages; nothing is written."""
 
-    def __init__(self, memory: Searchable, ids: Collection[str]):
-        self.memory, self.ids = memory, frozenset(ids)
+    memory: Searchable
+    ids: Collection[str]
 
     def search(self, texts: Sequence[str], k: int = 5) -> list[list[Hit]]:
         found = self.memory.search(texts, k + len(self.ids))

@@ -10,6 +10,8 @@ from lm.families import preset
 from retrieval import Memory, Passage, answer
 from retrieval.doors.door import DEFAULT, HOMES, named
 from retrieval.errors import RetrievalError
+from retrieval.reading.answering import View
+from retrieval.reading.auditing import Without
 from retrieval.reading.reader import door_of, load_reader
 from tests.retrieval.doors.readers import extractor, reader
 from tests.retrieval.models import save_encoder, save_reader
@@ -52,6 +54,26 @@ def test_an_edit_changes_the_next_answer_and_undo_restores_the_old_one(door, fam
     assert (again.text, again.closed_book_text) == (old.text, old.closed_book_text)
     texts = lambda given: [(hit.id, hit.text) for hit in given.citations]
     assert texts(again) == texts(old) != texts(new)
+
+
+def test_an_answer_in_strides_is_of_one_version(memory, monkeypatch):
+    made, door = reader("gpt2"), named(STRIDE)
+    view = Without(View(memory, {"groups": ["board"]}), ["p8"])
+    asked = lambda: answer([QUESTION], view, made, k=3, max_new_tokens=4, door=door)[0]
+    old, search, searches = asked(), memory.search, []
+
+    def changing(*args, **options):
+        found = search(*args, **options)
+        searches.append(found)
+        if len(searches) == 1:
+            memory.edit("p3", "town3 lies in quizzicalfoxyjumpingwaltz")
+        return found
+
+    monkeypatch.setattr(memory, "search", changing)
+    during = asked()
+    of = lambda given: (given.text, [(hit.id, hit.text, hit.version) for hit in given.citations])
+    assert of(during) == of(old) and len(searches) == 2
+    assert asked().text != old.text
 
 
 def test_an_extractor_copies_a_span_of_the_passage_it_cites(memory):
