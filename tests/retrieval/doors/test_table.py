@@ -63,11 +63,10 @@ def test_an_answer_in_strides_is_of_one_version(memory, monkeypatch):
     old, search, searches = asked(), memory.search, []
 
     def changing(*args, **options):
-        found = search(*args, **options)
-        searches.append(found)
-        if len(searches) == 1:
+        searches.append(args)
+        if len(searches) == 2:
             memory.edit("p3", "town3 lies in quizzicalfoxyjumpingwaltz")
-        return found
+        return search(*args, **options)
 
     monkeypatch.setattr(memory, "search", changing)
     during = asked()
