@@ -1,12 +1,15 @@
 """Texts are predicted in strides, with passages that were found before each."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from retrieval import evaluate_text
 from retrieval.doors.door import named
 from retrieval.errors import RetrievalError
+from retrieval.reading import reader as readers
 from retrieval.reading import texts
 from tests.retrieval.doors.readers import hits, next_log_probs, reader
 
@@ -71,3 +74,23 @@ def test_a_text_without_memory_is_scored_by_the_weights():
 def test_a_door_that_predicts_no_text_is_refused(door, message):
     with pytest.raises(RetrievalError, match=message):
         texts.score([TEXT], reader("gpt2"), named(door), None)
+
+
+def test_the_command_prints_what_the_memory_gains(memory, tmp_path, monkeypatch, capsys):
+    made = reader("gpt2")
+    monkeypatch.setattr(readers, "door_of", lambda path, asked: named(asked))
+    monkeypatch.setattr(readers, "load_reader", lambda path, door: made)
+    monkeypatch.setattr(evaluate_text, "open_memory", lambda path, encoder: memory)
+    (tmp_path / "a.jsonl").write_text('{"text": "town3 lies in la"}\n{"text": "another"}\n')
+    command = ["--memory=m", "--reader=r", f"--data={tmp_path}/a.jsonl", "--max-texts=1"]
+    command += ["--door=in_context,stride=5,query=7", "--controls", "-k=2"]
+    assert evaluate_text.main([*command, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["condition"] for row in rows] == ["closed-book", "open-book", "shuffled", "random"]
+    assert [row["passages"] > 0 for row in rows] == [False, True, True, True]
+    assert {row["tokens"] for row in rows} == {15} and rows[0]["gain"] == 0
+    assert len({row["nats"] for row in rows}) == 4
+    assert evaluate_text.main(command[:-2]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0].startswith("closed-book: perplexity ")
+    assert "passages read; " in said[1] and said[1].endswith("perplexity gained over closed-book)")

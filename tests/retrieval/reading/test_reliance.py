@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from retrieval import Memory, Passage, RetrievalError, audit
+from retrieval import Memory, Passage, RetrievalError, ask, audit
 from retrieval.cli import add_reader_options, bare_parser
+from retrieval.doors.door import named
 from retrieval.passages import Hit
 from retrieval.reading import reader as readers
 from retrieval.reading import reliance
@@ -110,3 +111,17 @@ def test_the_options_of_a_reader_name_the_doors():
     assert options.parse_args(["--reader=r", "--door=replug,temperature=2"]).door == (
         "replug,temperature=2"
     )
+
+
+def test_ask_says_how_much_of_the_passages_was_not_read(tmp_path, monkeypatch, capsys):
+    memory = Memory.create(tmp_path / "m", encode)
+    memory.add([Passage("a", "Oslo lies in Norway. " + "And more. " * 30)])
+    asked = []
+    monkeypatch.setattr(readers, "door_of", lambda *given: asked.append(given) or named("replug"))
+    monkeypatch.setattr("retrieval.load_reader", lambda path, door: Copier({}), raising=False)
+    monkeypatch.setattr(ask, "open_memory", lambda *given: memory)
+    command = ["--memory=m", "--reader=r", "--door=replug", "--floor=-1"]
+    assert ask.main([*command, "Oslo lies in which land?"]) == 0
+    said = capsys.readouterr().out
+    assert asked == [("r", "replug")] and "open-book:   Norway" in said
+    assert "tokens of the passages did not fit and were not read)" in said
