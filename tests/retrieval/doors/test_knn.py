@@ -110,7 +110,9 @@ def answered(one, hook, prompts, answers):
         yield mixed.argmax(axis=1).tolist(), mixed.max(axis=1)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "t5", pytest.param("mamba", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "mamba"))]
+)
 def test_greedy_answers_are_those_of_a_plain_loop_and_name_their_sources(tmp_path, family):
     one = observed(family)
     store = built(tmp_path / "store", memory(tmp_path / "memory"), one, index="exact")
