@@ -57,6 +57,8 @@ def test_the_mixture_is_the_formula_over_all_entries(tmp_path, family):
     found = score(one, packed, snapshot, K, vectors=True)
     mixed = found.mixed(SHARE, TEMPERATURE)
     targets = np.asarray(packed.targets)[found.rows, found.places]
+    rows_ = built(tmp_path / "rows", packed, one, index="exact")  # of the same rows, with sources
+    assert sorted(everything(rows_.snapshot())[1]) == sorted(targets)
     size = one.model.config.vocab_size
     knn = brute(snapshot, found.vectors, K, TEMPERATURE, size)[np.arange(len(targets)), targets]
     assert 0 < (knn > 0).sum() < len(knn)
