@@ -1,9 +1,9 @@
 """Cost of kNN-LM: python -m tests.benchmarks.knn [--sizes 10000,100000,1000000]
 
 Generates with SmolLM2-135M, 8 rows, without and with a datastore, k = 64, keys of 128 principal
-components. Prints, for each size: tokens per second of both, in rounds that alternate, the ratios of their
-times and CPU times, and how long a search of 8 vectors takes alone. The keys are synthetic: context vectors of the
-documentation, each with noise of a tenth of their spread.
+components. Prints, for each size: tokens per second of both, in rounds that alternate, the ratios
+of their times and CPU times, and how long a search of 8 vectors takes alone. The keys are
+synthetic: context vectors of the documentation, each with noise of a tenth of their spread.
 """
 
 import argparse
