@@ -171,6 +171,8 @@ CONFIGS = {
         tie_embeddings=False,
     ),
 }
+ROUNDED = ("llama", "llama-window", "gemma2", "bert", "hybrid-window", "bamba", "bart")
+MODES = ("bert", "gemma2", "albert", "mamba", "mamba2", "bamba", "bart", "t5")
 SEQ2SEQ = [name for name, options in CONFIGS.items() if "encoder_layers" in options]
 CAUSAL = [name for name, options in CONFIGS.items() if options.get("causal", True)]
 DOCUMENTS = [[5, 9, 2, 7, 7, 30, 11], [3, 4, 50, 61, 12], [8, 8, 1, 40, 33, 20, 19, 2, 70]]
@@ -319,11 +321,16 @@ def test_a_sliding_window_forgets_what_is_further_back():
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("llama", dict(layers="unrolled")), ("llama", dict(remat="full"))]
+    [
+        ("llama", dict(layers="unrolled")),
+        ("llama", dict(remat="full")),
+        ("llama", dict(remat="full", layers="unrolled")),
+    ]
+    + [(name, dict(remat="dots")) for name in ("llama", *MODES)]
+    # tests/lm/families/test_every_family.py has these two together, with the preset of each.
     + [
-        (name, changes)
-        for name in ("llama", "bert", "gemma2", "albert", "mamba", "mamba2", "bamba", "bart", "t5")
-        for changes in (dict(remat="dots"), dict(remat="full", layers="unrolled"))
+        pytest.param(name, dict(remat="full", layers="unrolled"), marks=pytest.mark.slow)
+        for name in MODES
     ],
 )
 def test_how_layers_are_run_changes_no_gradient(name, changes):
@@ -360,11 +367,10 @@ def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
         n: getattr(lm.Batch.of(batch.tokens, encoder_tokens=read), n)
         for n in ("encoder_tokens", "encoder_segments", "encoder_positions")
     }
-    apply = jax.jit(lambda batch, cache: model.apply({"params": params}, batch, cache))
+    apply = jax.jit(lambda params, batch, cache: model.apply({"params": params}, batch, cache))
     for piece in (slice(0, 5), slice(5, 6), slice(6, 11)):
-        out = apply(
-            jax.tree.map(lambda x, piece=piece: x[:, piece], batch).replace(**encoder), cache
-        )
+        part = jax.tree.map(lambda x, piece=piece: x[:, piece], batch).replace(**encoder)
+        out = apply(params, part, cache)
         assert jax.tree.map(jnp.shape, out.cache) == jax.tree.map(jnp.shape, cache)
         cache, encoder = out.cache, {}
         pieces.append(out.logits)
@@ -380,7 +386,12 @@ def padded(kind, tokens, length):
     }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [  # tests/lm/families/test_every_family.py has the presets of all families
+        pytest.param(name, marks=[] if name in ROUNDED else [pytest.mark.slow]) for name in CONFIGS
+    ],
+)
 def test_bfloat16_compute_stays_near_float32(name):
     model, _ = make(name)
     params = drawn(model, 0.05)
