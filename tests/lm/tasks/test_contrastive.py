@@ -64,6 +64,11 @@ def batch_of(tokens, there):
     return Batch.of(tokens.reshape(rows, -1), segments.reshape(rows, -1))
 
 
+def run(task, model, params, batch):
+    """The task's loss, compiled as a whole: operations one by one take longer to compile."""
+    return jax.jit(lambda params, batch: task.loss(model, params, batch))(params, batch)
+
+
 def embedded(model, tokens, there):
     """Mean vectors on torch, [B, C, D]."""
     flat = lambda x: torch.tensor(x.reshape(-1, WIDTH))
@@ -132,7 +137,7 @@ def test_the_loss_is_not_that_of_sentence_transformers(encoder, symmetric):
     features = [{"sentence_embedding": vectors[:, i]} for i in range(vectors.shape[1])]
     wanted = float(kind(Model(), scale=20.0)(features, None))
     task = Contrastive(negatives=tokens.shape[1] - 2, symmetric=symmetric)
-    ours = task.loss(model, params, batch_of(tokens, there))
+    ours = run(task, model, params, batch_of(tokens, there))
     assert float(ours.first.sum) / 5 == pytest.approx(wanted, abs=2e-4)
 
 
@@ -165,7 +170,7 @@ def test_a_right_answer_of_another_row_is_a_negative(encoder):
     vectors = embedded(theirs, tokens, there)
     for symmetric in (False, True):
         task = Contrastive(negatives=1, symmetric=symmetric)
-        ours = task.loss(model, params, batch_of(tokens, there))
+        ours = run(task, model, params, batch_of(tokens, there))
         assert float(ours.first.sum) / 6 == pytest.approx(
             of_torch(vectors, 0.05, symmetric, out), abs=2e-4
         )
@@ -213,7 +218,8 @@ def test_a_text_is_its_own_pair_under_one_dropout_or_a_part_has_the_masks_of_ano
 def _vectors(model, params, batch, parts):
     from lm.tasks.contrastive import _embedded
 
-    return _embedded(model, params, batch, jax.random.key(0), 2, parts)
+    embedded = jax.jit(_embedded, static_argnums=(0, 4, 5))
+    return embedded(model, params, batch, jax.random.key(0), 2, parts)
 
 
 @pytest.mark.parametrize(
@@ -360,4 +366,5 @@ def test_what_is_learned_is_not_what_the_memory_searches_with(tmp_path, capsys):
     run = setup.prepare(config, paths.resolve(str(tmp_path / "run")))
     packed = setup.training_data(config, run)
     batch = Batch.of(np.asarray(packed.tokens[:4, :40]), np.asarray(packed.segments[:4, :40]))
-    np.testing.assert_allclose(model.apply({"params": params}, batch).pooled, asked[:4], atol=1e-5)
+    pooled = jax.jit(model.apply)({"params": params}, batch).pooled
+    np.testing.assert_allclose(pooled, asked[:4], atol=1e-5)
