@@ -20,6 +20,8 @@ class Aux:
     tied: path of a parameter -> path of the run's own that takes its place, such as
     {"embeddings/token": "embeddings/token"}. The array exists once.
     heads: that the model may have; () = any.
+    own_rows: it reads batch fields of its own, not the run's rows, so its tokenizer, vocabulary,
+    length and architecture may differ.
     """
 
     model: str | ModelConfig = "same"
@@ -27,6 +29,7 @@ class Aux:
     trained: bool = False
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     heads: tuple[str, ...] = ()
+    own_rows: bool = False
 
 
 @flax.struct.dataclass

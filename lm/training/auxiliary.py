@@ -115,8 +115,13 @@ def made(
             **{field: getattr(main.config, field) for field in COMPUTE},
             dropout=config.dropout if aux.trained else 0.0,
         )
-        _check_fit(where, config, main.config, aux.heads, longest)
-        if tokenizer is not None and its_tokenizer is not None:
+        if aux.heads and config.head not in aux.heads:
+            raise ConfigError(
+                f"{where} has head={config.head!r}: expected {' or '.join(map(repr, aux.heads))}"
+            )
+        if not aux.own_rows:
+            _check_fit(where, config, main.config, longest)
+        if not aux.own_rows and tokenizer is not None and its_tokenizer is not None:
             _check_tokenizer(where, its_tokenizer, tokenizer)
         one = Made(build(config), aux.trained, from_base, dict(aux.tied), source)
         _check_tied(where, one, main)
@@ -176,9 +181,7 @@ def _kept(
     return main if aux.model == "same" else config, None, None
 
 
-def _check_fit(
-    where: str, own: ModelConfig, main: ModelConfig, heads: tuple[str, ...], longest: int
-) -> None:
+def _check_fit(where: str, own: ModelConfig, main: ModelConfig, longest: int) -> None:
     if own.vocab_size != main.vocab_size:
         raise ConfigError(
             f"{where} has a vocabulary of {own.vocab_size} tokens, and the run's model one of "
@@ -190,10 +193,6 @@ def _check_fit(
         raise ConfigError(
             f"{where} is {kinds[bool(own.encoder_layers)]}, and the run's model is "
             f"{kinds[bool(main.encoder_layers)]}: they must read the same rows"
-        )
-    if heads and own.head not in heads:
-        raise ConfigError(
-            f"{where} has head={own.head!r}: expected {' or '.join(map(repr, heads))}"
         )
     if longest > own.max_length:
         raise ConfigError(

@@ -180,6 +180,10 @@ class Encoder:
     def passages(self, texts: list[str]) -> np.ndarray:
         return self._vectors(texts, self.passage_prefix)
 
+    def query_tokens(self, texts: list[str]) -> list[list[int]]:
+        """Return the tokens that `queries` embeds, prefix and special tokens included."""
+        return self._tokens([self.query_prefix + text for text in texts])
+
     def _vectors(self, texts: list[str], prefix: str) -> np.ndarray:
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise RetrievalError(

@@ -1,0 +1,1 @@
+"""Tasks that train a model together with a memory."""

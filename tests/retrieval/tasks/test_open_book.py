@@ -1,0 +1,237 @@
+"""Training with a memory: mixtures in float64, what is trained, other meshes, and resuming."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import lm
+from lm import tasks
+from lm.families import preset
+from lm.training import loop, settings, setup
+from lm.weights.runs import paths
+from lm.weights.runs.steps import CheckpointError
+from retrieval import Encoder, Memory, Passage
+from tests.lm.small_models import identical
+from tests.lm.training import runs
+from tests.retrieval.models import save_encoder
+
+pytest.importorskip("torch")
+NAME = "retrieval.tasks.open_book:OpenBook"
+MESH = {"mesh.data": 4, "mesh.fsdp": 2, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with an encoder, a memory of towns, and questions about them."""
+    folder = tmp_path_factory.mktemp("open_book")
+    save_encoder(folder / "encoder")
+    memory = Memory.create(folder / "memory", Encoder.from_hf(folder / "encoder"))
+    memory.add([Passage(f"p{i}", f"town {i} lies in land {i * 7 % 13}") for i in range(12)])
+    asked = [
+        {"question": f"where is town {i}", "answer": ["land " + str(i * 7 % 13)]} for i in range(12)
+    ]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return folder
+
+
+def config(folder, tmp_path, door="rag_token", own=(), **changes):
+    task = tasks.defaults(
+        NAME, memory=str(folder / "memory"), door=door, target_length=12, k=3, **dict(own)
+    )
+    fields = {
+        "task": task,
+        "data.files": str(folder / "asked.jsonl"),
+        "data.cache": str(tmp_path / "cache"),
+        "length": 384,
+        "batch_size": 8,
+        "model.max_length": 512,
+        "steps": 4,
+        "eval.data": {},
+    }
+    return runs.config(tmp_path, **{**fields, **changes})
+
+
+def of_family(name, **own):
+    """Fields of a tiny model of a family."""
+    fields = settings.model_section(preset(name, "tiny", vocab_size=320, **own)).to_dict()
+    known = {key: value for key, value in fields.items() if value is not None}
+    return {f"model.{key}": value for key, value in known.items() if "max_length" not in key}
+
+
+def prepared(c, folder):
+    """(run, state, first batch)."""
+    run = setup.prepare(c, paths.resolve(str(folder / "run")))
+    batches = setup.train_source(c, run, setup.training_data(c, run))
+    return run, run.fresh_state(c.seed), next(batches)
+
+
+def log_softmax(z):
+    z = np.float64(z) - np.max(np.float64(z), -1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def answers(model, params, batch, k):
+    """Per row and passage, log-probabilities of the answer's tokens, each passage in its own row."""
+    apart = lambda x: np.asarray(x).reshape(len(x) * k, -1)
+    segments, weights, targets = (
+        apart(x) for x in (batch.segments, batch.weights, batch.targets)
+    )
+    fields = {"segments": (segments > 0).astype(np.int32)}
+    if batch.encoder_tokens is not None:
+        fields["encoder_tokens"] = apart(batch.encoder_tokens)
+        fields["encoder_segments"] = (apart(batch.encoder_segments) > 0).astype(np.int32)
+    logits = lm.forward(model, params, lm.Batch.of(apart(batch.tokens), **fields)).logits
+    picked = np.take_along_axis(log_softmax(logits), targets[..., None], 2)[..., 0]
+    found = [row[weight > 0] for row, weight in zip(picked, weights, strict=True)]
+    return [np.array(found[i : i + k]) for i in range(0, len(found), k)]
+
+
+def mixtures(of_rows, shares, whole):
+    """Mean over tokens of the negative log-probability of the answers, in float64."""
+    total = count = 0
+    for each, log_shares in zip(of_rows, shares, strict=True):
+        p = np.exp(np.float64(log_shares[: len(each)]))
+        if whole:
+            total -= np.log(np.sum(p * np.exp(each.sum(1))))
+        else:
+            total -= np.log((p[:, None] * np.exp(each)).sum(0)).sum()
+        count += each.shape[1]
+    return total / count
+
+
+T5 = of_family("t5", n_layers=1, encoder_layers=1)
+CASES = {
+    "llama": ("rag_token", {}),
+    "t5": ("rag_sequence", T5),
+    "mamba": ("rag_sequence", of_family("mamba", n_layers=1, d_model=16, ssm_inner=32)),
+}
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_the_loss_of_an_ensemble_is_not_the_enumerated_mixture(folder, tmp_path, family):
+    door, changes = CASES[family]
+    run, state, batch = prepared(config(folder, tmp_path, door, **changes), tmp_path)
+    batch, before = jax.device_get((batch, state.params))
+    found = answers(run.model, before, batch, 3)
+    assert all(len(each) == 3 for each in found)
+    np.testing.assert_allclose(np.exp(batch.more["log_shares"]).sum(1), 1, rtol=1e-5)
+    wanted = mixtures(found, batch.more["log_shares"], door == "rag_sequence")
+    new, metrics = run.train_step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(wanted, rel=2e-5)
+    assert not identical(jax.device_get(new.params), before)
+
+
+def test_the_retriever_s_loss_differs_on_a_mesh_from_the_formula(folder, tmp_path):
+    """Perplexity distillation in float64: KL(softmax(log p(answer | passage) / s) || retriever)."""
+    own = {"retriever": "perplexity_distillation", "sharpness": 0.5}
+    changes = MESH | {"accumulate": 2}
+    c = config(folder, tmp_path, "rag_sequence", own, **changes)
+    run, state, batch = prepared(c, tmp_path)
+    batch = jax.device_get(batch)
+    before = jax.device_get(state.params)
+    main = {name: x for name, x in before.items() if name != "models"}
+    found = answers(run.model, main, batch, 3)
+    encoder = Encoder.from_hf(folder / "encoder")
+    rows = [
+        [int(i) - 1 for i in row if i > 0] for row in np.asarray(batch.more["query_tokens"])
+    ]
+    texts = {
+        tuple(ids): text
+        for text in (f"where is town {i}" for i in range(12))
+        for ids in encoder.query_tokens([text])
+    }
+    queries = encoder.queries([texts[tuple(row)] for row in rows])
+    shares = log_softmax(np.einsum("bd,bkd->bk", queries, batch.more["passage_vectors"]) / 0.1)
+    reader = mixtures(found, shares, True)
+    wanted = log_softmax(np.array([each.sum(1) for each in found]) / 0.5)
+    distance = np.mean((np.exp(wanted) * (wanted - shares)).sum(1))
+    new, metrics = run.train_step(state, batch)
+    seen = [float(metrics[f"loss/{name}"]) for name in ("loss", "retriever")]
+    np.testing.assert_allclose(seen, [reader, distance], rtol=1e-4)
+    after = jax.device_get(new.params)
+    assert not identical(after["models"], before["models"]), "the retriever has not changed"
+    again = runs.saved_and_restored(run, new)
+    ends = [jax.device_get(run.train_step(one, batch)) for one in (new, again)]
+    assert identical(*ends), "a resumed run goes on otherwise"
+
+
+def test_a_marginal_retriever_learns_which_passage_answers(folder, tmp_path):
+    c = config(folder, tmp_path, own={"retriever": "marginal"}, steps=6)
+    run, state, batch = prepared(c, tmp_path)
+    before = jax.device_get(state.params["models"])
+    new, _ = run.train_step(state, batch)
+    assert not identical(jax.device_get(new.params["models"]), before)
+
+
+def test_the_decoder_of_fid_reads_other_passages_than_its_row_s(folder, tmp_path):
+    c = config(folder, tmp_path, "fid,tokens=100", **T5)
+    run, state, batch = prepared(c, tmp_path)
+    batch, params = jax.device_get((batch, state.params))
+    assert set(np.unique(batch.encoder_segments)) == {0, 1, 2, 3}
+    assert set(np.unique(batch.encoder_owners)) == {0, 1}
+    _, metrics = run.train_step(state, batch)
+    theirs = torch_t5(run.model, params, tmp_path)
+    total = count = 0
+    for row in range(len(batch.tokens)):
+        mine = batch.segments[row] > 0
+        read = [batch.encoder_tokens[row][batch.encoder_segments[row] == i] for i in (1, 2, 3)]
+        logits = theirs(read, batch.tokens[row][mine])
+        total -= np.take_along_axis(log_softmax(logits), batch.targets[row][mine][:, None], 1).sum()
+        count += mine.sum()
+    assert count == np.sum(batch.weights)
+    assert float(metrics["loss"]) == pytest.approx(total / count, rel=2e-5)
+
+
+def torch_t5(model, params, folder):
+    """transformers' T5: (token lists that are encoded apart, decoder tokens) -> logits [T, V]."""
+    import torch
+    import transformers
+
+    lm.to_hf(model, params, folder / "t5")
+    t5 = transformers.T5ForConditionalGeneration.from_pretrained(folder / "t5").eval()
+
+    @torch.no_grad()
+    def logits(read, written):
+        states = [t5.encoder(torch.tensor(ids[None])).last_hidden_state for ids in read]
+        whole = transformers.modeling_outputs.BaseModelOutput(torch.cat(states, 1))
+        ids = torch.tensor(written[None])
+        return t5(encoder_outputs=whole, decoder_input_ids=ids).logits[0].numpy()
+
+    return logits
+
+
+def test_a_run_that_goes_on_after_an_edit_of_its_memory_learns_from_both(folder, tmp_path):
+    """Rows are found by the memory's version; another version is another sequence."""
+    c = config(folder, tmp_path, "in_context", steps=2)
+    assert loop.train(c, tmp_path / "run") == 0
+    memory = Memory.open(folder / "memory")
+    memory.edit("p3", text="town 3 lies in land 99")
+    try:
+        c.steps = 4
+        with pytest.raises(CheckpointError, match="would read other rows"):
+            loop.train(c, tmp_path / "run")
+    finally:
+        memory.undo()
+
+
+@pytest.mark.parametrize(
+    "own, changes, said",
+    [
+        ({"door": "rag"}, {}, "task.door: .*'rag' is unknown"),
+        ({"door": "rag_token,stride=4"}, {}, "stride searches again"),
+        ({"retriever": "marginal", "door": "in_context"}, {}, "needs a prompt for each passage"),
+        ({"retriever": "atlas"}, {}, "task.retriever='atlas': expected one of"),
+        ({"memory": "/nowhere"}, {}, "task.memory: "),
+        ({"memory": ""}, {}, "task.memory is not set"),
+        ({}, {"length": 481}, "length=481 does not divide by the 3 prompts"),
+        ({"door": "fid"}, {}, "task.door=fid: .*encoder-decoder"),
+        ({}, {"length": 60}, "asked.jsonl, line 1: .*raise length"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_not_named(folder, tmp_path, own, changes, said):
+    c = config(folder, tmp_path, **changes)
+    c.task.update(own)
+    with pytest.raises(ValueError, match=said):
+        prepared(c, tmp_path)
