@@ -46,6 +46,10 @@ COMMANDS = {
         "retrieval.evaluate_search",
         "recall, nDCG, MAP and MRR of a memory's search against qrels",
     ),
+    "mine-negatives": (
+        "retrieval.mine_negatives",
+        "hard negatives of questions, to train a retriever",
+    ),
     "export-memory": ("retrieval.export", "write passages or the whole history as JSON lines"),
     "undo": ("retrieval.undo", "take back the latest change of a memory"),
     "log": ("retrieval.log", "show what happened to a memory, when, by whom and why"),
