@@ -36,19 +36,23 @@ from lm.tasks.text import TokenTask
 from retrieval.doors import door as doors
 from retrieval.doors.door import Asked, Door
 from retrieval.encoders import sentence_transformers
-from retrieval.encoders.encoder import Encoder
 from retrieval.encoders.encoding import encoder_like
 from retrieval.errors import RetrievalError
 from retrieval.memory import Memory
 from retrieval.passages import Hit
-from retrieval.sanitising import encode_plain
 from retrieval.store.store import Store
-from retrieval.tasks.records import Asking, asking, code
+from retrieval.tasks.records import (
+    LONGEST_QUERY,
+    Asking,
+    answer_tokens,
+    asking,
+    code,
+    for_retriever,
+)
 
 RETRIEVER = "retriever"
 OBJECTIVES = ("", "marginal", "perplexity_distillation")
 ABSENT = -1e30  # log-share of a place without a passage
-LONGEST_QUERY = 64  # tokens of a question that the retriever reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,7 @@ class OpenBook(TokenTask):
         return self.k if self.mixes else 1
 
     @property
-    def terms(self) -> tuple[str, ...]:  # ty: ignore[invalid-attribute-override]
+    def terms(self) -> tuple[str, ...]:  # ty: ignore[incompatible-property-override]
         distils = self.retriever == "perplexity_distillation"
         return ("loss", RETRIEVER) if distils else ("loss",)
 
@@ -221,7 +225,7 @@ class OpenBook(TokenTask):
             rows.append(row)
         extra = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         if self.retriever:
-            extra |= _of_retriever(records, hits, self.k, memory, encoder)
+            extra |= for_retriever(records, hits, self.k, memory, encoder)
         tokens, targets, segments = (extra.pop(n) for n in ("tokens", "targets", "segments"))
         dtype = token_dtype(int(max(tokens.max(), targets.max())))
         number = np.arange(len(rows), dtype=np.int32)
@@ -247,7 +251,7 @@ class OpenBook(TokenTask):
         kind = doors.kind_of(model)
         apart = kind == "encoder-decoder"
         width = tools.length // prompts
-        answer = _answer(tokenizer, model, record.answer, apart)
+        answer = answer_tokens(tokenizer, model, record.answer, apart)
         if len(answer) > writes:
             counts["cut_answers"] += 1
             answer = [*answer[: writes - 1], answer[-1]]
@@ -264,7 +268,9 @@ class OpenBook(TokenTask):
                 f"{len(long):,} tokens, and a row has {room:,}: lower task.k, or raise length"
             )
         side = writes if apart else width
-        row = {name: np.zeros((prompts, side), np.int32) for name in ("tokens", "targets")}
+        row: dict[str, Any] = {
+            name: np.zeros((prompts, side), np.int32) for name in ("tokens", "targets")
+        }
         row["segments"] = np.zeros((prompts, side), np.int32)
         row["weights"] = np.zeros((prompts, side), np.uint8)
         if apart:
@@ -286,7 +292,7 @@ class OpenBook(TokenTask):
             prompt, numbers = read.rows[0], read.segments or (1,) * len(read.rows[0])
             row["encoder_segments"][0, : len(prompt)] = numbers
             row["encoder_owners"] = (row["encoder_segments"] > 0).astype(np.int32)
-        flat = {name: values.reshape(-1) for name, values in row.items()}
+        flat: dict[str, Any] = {name: values.reshape(-1) for name, values in row.items()}
         if self.mixes:
             shares = np.full(self.k, ABSENT, np.float32)
             shares[: len(read.rows)] = read.log_weights
@@ -363,38 +369,10 @@ class OpenBook(TokenTask):
             segments=(tokens > 0).astype(jnp.int32),
             positions=jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
         )
-        pooled: Any = model.apply({"params": params}, batch).pooled
+        found: Any = model.apply({"params": params}, batch)
         passages = fields["passage_vectors"]
-        vectors = pooled[:, : passages.shape[2]]
+        vectors = found.pooled[:, : passages.shape[2]]
         vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
         highest = jax.lax.Precision.HIGHEST
-        found = jnp.einsum("bd,bkd->bk", vectors, passages, precision=highest)
-        return found / getattr(self.made_door, "temperature", 1.0)
-
-
-def _answer(tokenizer, model: ModelConfig, text: str, apart: bool) -> list[int]:
-    """Tokens of an answer and of its end, as `retrieval.reading.reader` reads it."""
-    chats = bool(tokenizer.chat_template)
-    ids = encode_plain(tokenizer, text if apart or chats else f" {text}")
-    ends = [i for i in (tokenizer.eos_token_id, *model.eos_token_ids) if i is not None]
-    if not apart and not chats:
-        ends = [*encode_plain(tokenizer, "\n")[-1:], *ends]
-    if not ends:
-        raise ConfigError("the tokenizer has no end-of-text token, after which an answer would end")
-    return [*ids, ends[0]]
-
-
-def _of_retriever(
-    records: list[Asking], hits: list[list[Hit]], k: int, memory: Memory, encoder: Encoder
-) -> dict[str, np.ndarray]:
-    """Tokens of the questions, [N, Q] from 1 with 0 = padding, and vectors [N, K, D]."""
-    tokens = np.zeros((len(records), LONGEST_QUERY), np.int32)
-    for i, ids in enumerate(encoder.query_tokens([record.question for record in records])):
-        tokens[i, : len(ids)] = np.array(ids[:LONGEST_QUERY]) + 1
-    known, vectors = memory.vectors({hit.id for found in hits for hit in found})
-    place = {id: i for i, id in enumerate(known)}
-    found = np.zeros((len(records), k, vectors.shape[1]), np.float32)
-    for i, of_question in enumerate(hits):
-        for j, hit in enumerate(of_question):
-            found[i, j] = vectors[place[hit.id]]
-    return {"query_tokens": tokens, "passage_vectors": found}
+        cosines = jnp.einsum("bd,bkd->bk", vectors, passages, precision=highest)
+        return cosines / getattr(self.made_door, "temperature", 1.0)

@@ -5,7 +5,16 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from lm.data.records.turns import BadRecord
+from lm.models.config import ConfigError, ModelConfig
+from retrieval.encoders.encoder import Encoder
+from retrieval.memory import Memory
+from retrieval.passages import Hit
+from retrieval.sanitising import encode_plain
+
+LONGEST_QUERY = 64  # tokens of a question that the retriever reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,3 +55,31 @@ def code(*folders: str) -> str:
         for file in sorted((Path(__file__).parents[1] / folder).glob("*.py")):
             total.update(file.name.encode() + file.read_bytes())
     return total.hexdigest()
+
+
+def answer_tokens(tokenizer, model: ModelConfig, text: str, apart: bool) -> list[int]:
+    """Tokens of an answer and of its end, as `retrieval.reading.reader` reads it."""
+    chats = bool(tokenizer.chat_template)
+    ids = encode_plain(tokenizer, text if apart or chats else f" {text}")
+    ends = [i for i in (tokenizer.eos_token_id, *model.eos_token_ids) if i is not None]
+    if not apart and not chats:
+        ends = [*encode_plain(tokenizer, "\n")[-1:], *ends]
+    if not ends:
+        raise ConfigError("the tokenizer has no end-of-text token, after which an answer would end")
+    return [*ids, ends[0]]
+
+
+def for_retriever(
+    records: list[Asking], hits: list[list[Hit]], k: int, memory: Memory, encoder: Encoder
+) -> dict[str, np.ndarray]:
+    """Tokens of the questions, [N, Q] from 1 with 0 = padding, and vectors [N, K, D]."""
+    tokens = np.zeros((len(records), LONGEST_QUERY), np.int32)
+    for i, ids in enumerate(encoder.query_tokens([record.question for record in records])):
+        tokens[i, : len(ids)] = np.array(ids[:LONGEST_QUERY]) + 1
+    known, vectors = memory.vectors({hit.id for found in hits for hit in found})
+    place = {id: i for i, id in enumerate(known)}
+    found = np.zeros((len(records), k, vectors.shape[1]), np.float32)
+    for i, of_question in enumerate(hits):
+        for j, hit in enumerate(of_question):
+            found[i, j] = vectors[place[hit.id]]
+    return {"query_tokens": tokens, "passage_vectors": found}

@@ -71,7 +71,14 @@ def test_too_few_passages_are_not_made_up_for_at_random(mined, capsys):
         ([{"question": "", "context": "x"}], (), "line 1: .*'question' is ''"),
         ([{"question": "a"}], (), "'context' is None"),
         ([ASKED], ("-n", "0"), "-n 0"),
-        ([ASKED], ("-n", "10",), "no question has 10 passages"),
+        (
+            [ASKED],
+            (
+                "-n",
+                "10",
+            ),
+            "no question has 10 passages",
+        ),
         ([ASKED], ("-n", "9", "--depth=3"), "--depth=3"),
     ],
 )

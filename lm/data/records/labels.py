@@ -65,8 +65,8 @@ class Group:
 
 
 Record = Text | Words | Question | Group
-# (row, where) -> record; raises BadRecord
-Make = Callable[[Mapping, str], Record]
+# (row, where) -> Record, or a record of another kind; raises BadRecord
+Make = Callable[[Mapping, str], Any]
 
 
 def read(
