@@ -11,11 +11,14 @@ import lm
 from lm import tasks
 from lm.batch import Batch
 from lm.data import tokenizers
+from lm.distributed import rules
 from lm.families import preset
 from lm.models.config import ConfigError
 from lm.tasks.models import Beside
 from lm.tasks.replaced_token_detection import ReplacedTokenDetection, drawn
-from lm.training import loop, settings, setup
+from lm.training import loop, optimizer, settings, setup
+from lm.training.auxiliary import Made
+from lm.training.state import Extras
 from lm.weights.runs import paths
 from tests.lm.small_models import drawn as random_params
 from tests.lm.small_models import identical
@@ -131,6 +134,52 @@ def test_the_discriminator_teaches_the_generator():
     )
     assert not any(np.any(g) for g in jax.tree.leaves(of_generator))
     assert np.any(of_main["embeddings"]["token"]) and np.any(of_main["head"]["classifier"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n == "muon" else [pytest.mark.slow]) for n in optimizer.USES],
+)
+def test_an_optimizer_updates_a_model_beside_another_otherwise_than_alone(name):
+    """With weight decay, for two updates; clipping would look at both models."""
+    task = ReplacedTokenDetection(rate=0.5)
+    main = lm.build(preset("electra", "tiny", embedding_width=16, vocab_size=64, **SHAPE))
+    main = lm.build(task_head(main.config))
+    aux = task.aux(main.config)["generator"]
+    one = Made(lm.build(aux.model), True, False, aux.tied, ("", "random"))
+    trained = {
+        "main": random_params(main, 0.1),
+        "other": one.own(random_params(one.model, 0.1, seed=1)),
+    }
+    names = {
+        "main": Extras().axes(main)[0],
+        "other": one.own(one.model.logical_axes()),
+        "both": Extras(models={"generator": one}).axes(main)[0],
+    }
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), trained)
+    for found in (trained, gradients):
+        found["both"] = {**found["main"], "models": {"generator": found["other"]}}
+    ends = {}
+    for which, params in trained.items():
+        axes = rules.by_path(names[which])
+        assert axes.keys() == rules.by_path(params).keys()
+        made = optimizer.build(name, lambda step: 0.1, axes, clip=0.0)
+
+        def twice(params, gradient, made=made):
+            state = made.init(params)
+            for _ in range(2):
+                updates, state = made.update(gradient, state, params)
+                params = jax.tree.map(jnp.add, params, updates)
+            return params
+
+        ends[which] = jax.jit(twice)(params, gradients[which])
+    both = {**ends["main"], "models": {"generator": ends["other"]}}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        ends["both"],
+        both,
+    )
 
 
 def task_head(c):
