@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lm.generation.decode import decode_step, force, prefill
+from lm.generation.decode import decode_step, everywhere, force, prefill
 
 NEVER = -1e9  # score of an absent beam
 
@@ -72,7 +72,7 @@ def search(model, beams: Beams, room: int, params, arrays, stop_K) -> tuple[jax.
 
     state = extend(state, jnp.repeat(logits[:, None], n, axis=1))
     state = jax.lax.while_loop(lambda s: s["open"].any(), step, state)
-    return state["ended_tokens"][:, 0], state["ended_lengths"][:, 0]
+    return everywhere(state["ended_tokens"][:, 0]), everywhere(state["ended_lengths"][:, 0])
 
 
 def _extend(c, beams, stop_K, budgets_B, prompt_lengths_B, state, logits_BNV) -> dict:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lm.batch import Batch
 from lm.models import LanguageModel, ModelConfig, init_cache
@@ -109,6 +110,13 @@ def _read(model, params, batch, cache, taps) -> tuple[jax.Array, dict, dict]:
     logits: Any = model.apply({"params": params}, last, method="logits")
     new: Any = out.cache
     return logits, new, {name: x[:, -1] for name, x in found.items()}
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+    """Put a whole array on every device of the active mesh, where every process can read it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def force(c: ModelConfig, logits: jax.Array, so_far: jax.Array, left: jax.Array) -> jax.Array:

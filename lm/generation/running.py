@@ -13,6 +13,7 @@ from lm.generation import slots
 from lm.generation.requests import Generated, GenerationError, Request, bucket, check, stacked
 from lm.models import LanguageModel, ModelConfig, separate
 
+NEIGHBOURS = ("neighbours", "neighbour_segments")  # inputs that a request can have
 # (number of a request, its tokens so far) -> whether its answer is finished
 Finished = Callable[[int, list[int]], bool]
 
@@ -154,7 +155,7 @@ class Run:
                 passages[row, : len(numbers)] = numbers
                 passages[row] = passages[row] if len(numbers) else of[row]
         arrays["inputs"] = {
-            name: np.stack([np.asarray(request.inputs[name], x.dtype) for request in given])
+            name: np.stack([_padded(request.inputs.get(name), x) for request in given])
             for name, x in self.inputs.items()
         }
         if self.inputs:
@@ -286,19 +287,38 @@ def _refused(number: int, why: str) -> Generated:
 
 
 def _inputs(c: ModelConfig, served: Sequence[Request]) -> dict[str, np.ndarray]:
-    """Example of every input of the requests, which all have the same. Raises GenerationError."""
-    shapes = [{name: np.shape(x) for name, x in request.inputs.items()} for request in served]
-    if not any(shapes):
+    """Example of every input, [...] as large as the largest. Raises GenerationError."""
+    shapes = [
+        {name: np.shape(x) for name, x in request.inputs.items()}
+        for request in served
+        if request.inputs
+    ]
+    if not shapes:
         return {}
     for shape in shapes:
-        if shape != shapes[0] or set(shape) != {"neighbours", "neighbour_segments"}:
+        vectors, of = (shape.get(name, ()) for name in NEIGHBOURS)
+        if (
+            len(shape) != 2
+            or len(vectors) != 3
+            or vectors[:2] != of
+            or vectors[2] != shapes[0][NEIGHBOURS[0]][2]
+        ):
             raise GenerationError(
                 f"inputs of a request have the shapes {shape}: expected neighbours [C, S, N] and "
-                "neighbour_segments [C, S], equal in all requests"
+                "neighbour_segments [C, S], with one N in all requests"
             )
     if not c.neighbour_layers:
         raise GenerationError(
             f"this {c.family} model attends to no neighbours: leave out the requests' inputs"
         )
-    dtypes = {"neighbours": c.dtype, "neighbour_segments": np.int32}
-    return {name: np.asarray(x).astype(dtypes[name]) for name, x in served[0].inputs.items()}
+    largest = tuple(max(sizes) for sizes in zip(*(s[NEIGHBOURS[0]] for s in shapes), strict=True))
+    vectors, of = NEIGHBOURS
+    return {vectors: np.zeros(largest, c.dtype), of: np.zeros(largest[:2], np.int32)}
+
+
+def _padded(x, like: np.ndarray) -> np.ndarray:
+    """An input as large as `like`, with zeros (segment 0: nothing) after it; None: zeros alone."""
+    if x is None:
+        return np.zeros_like(like)
+    x = np.asarray(x, like.dtype)
+    return np.pad(x, [(0, most - size) for most, size in zip(like.shape, x.shape, strict=True)])

@@ -69,7 +69,7 @@ def empty(plan: Plan, rows: int, length: int, encoder_length: int, inputs: dict)
     }
     if plan.remembers:
         state["seen"] = zeros(c.vocab_size) > 0
-    return placed(c, state)
+    return placed(plan, state)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
@@ -107,7 +107,7 @@ def insert(plan: Plan, params: dict, state: dict, arrays: dict, rows_R) -> dict:
         at = jnp.arange(len(tokens))[:, None], tokens
         seen = jnp.zeros((len(tokens), state["seen"].shape[1]), bool).at[at].max(segments > 0)
         new["seen"] = put("seen", seen)
-    return placed(plan.model.config, state | new)
+    return placed(plan, state | new)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
@@ -133,7 +133,7 @@ def advance(
         return {name: x for name, x in s.items() if name not in ("logits", "taps")}
 
     state = jax.lax.while_loop(go_on, step, state)
-    return placed(plan.model.config, state | kept | {"fresh": jnp.zeros_like(kept["fresh"])})
+    return placed(plan, state | kept | {"fresh": jnp.zeros_like(kept["fresh"])})
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
@@ -152,7 +152,7 @@ def step(
     state = choose(plan, state, state["running"], stop_K, key, hook_params, found)
     logits, cache, taps = forward(plan, params, state)
     new = {"cache": cache, "logits": logits, "taps": taps, "steps": state["steps"] + 1}
-    return placed(plan.model.config, state | new)
+    return placed(plan, state | new)
 
 
 def changed_inputs(state: dict, inputs: dict) -> dict:
@@ -243,18 +243,20 @@ def mixture(logits_BV, log_weight_B, group_B) -> jax.Array:
     return jnp.log(total) + most
 
 
-def placed(c, state: dict) -> dict:
+def placed(plan: Plan, state: dict) -> dict:
     """Constrain the rows of the state to the data axes of the active mesh, if there is one.
 
-    What the host reads is on every device.
+    What the host reads is on every device, so of every process: so are the taps of host hooks.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return state
-    layer = () if c.layers == "separate" else (None,)
+    layer = () if plan.model.config.layers == "separate" else (None,)
+    split = {"cache", "logits", "inputs", "seen"}
+    split |= {"taps"} if all(map(hooks.pure, plan.hooks)) else set()
 
     def constrained(path, x):
         name = path[-1].key
-        if path[0].key in ("cache", "logits", "taps", "inputs", "seen") and x.ndim:
+        if path[0].key in split and x.ndim:
             axes = ("batch", *(None,) * (x.ndim - 1))
             if path[0].key == "cache" and path[1].key == "layers":
                 rest = x.ndim - len(layer) - 1

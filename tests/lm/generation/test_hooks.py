@@ -219,6 +219,18 @@ def test_neighbours_come_with_a_request_or_from_a_hook():
         own, _ = whole(model, params, prompt, one.tokens, neighbours=VECTORS[None])
         assert one.tokens == own.argmax(axis=-1).tolist()
         np.testing.assert_allclose(one.log_probs, at(own, one.tokens), atol=2e-5)
+    # Inputs may differ in chunks and length; a request without any sees nothing.
+    part = {"neighbours": VECTORS[:3, :2], "neighbour_segments": np.ones((3, 2), np.int32)}
+    mixed = [Request(PROMPTS[1], 9, inputs=part), Request(PROMPTS[0], 9), requests[2]]
+    found_mixed, _ = served(model, params, mixed, rows=1, stop_tokens=[])
+    of = np.zeros((1, 6, 3), np.int32)
+    for one, prompt, seen in zip(found_mixed, (PROMPTS[1], PROMPTS[0]), (1, 0), strict=False):
+        of[:, :3, :2] = seen
+        fields = dict(neighbours=VECTORS[None], neighbour_segments=of)
+        own, _ = whole(model, params, prompt, one.tokens, **fields)
+        assert one.tokens == own.argmax(axis=-1).tolist()
+        np.testing.assert_allclose(one.log_probs, at(own, one.tokens), atol=2e-5)
+    assert found_mixed[2].tokens == found[2].tokens
     # Prompts of fewer than 4 tokens see no neighbours, which are for chunks of 4.
     nothing = {name: np.zeros_like(x) for name, x in given.items()}
     later = [Request(p, 9, inputs=nothing) for p in (PROMPTS[0], PROMPTS[2])]
@@ -269,6 +281,8 @@ def test_taps_inputs_and_searches_that_a_model_does_not_have_are_refused():
     with pytest.raises(GenerationError, match="attends to no neighbours"):
         inputs = {"neighbours": VECTORS, "neighbour_segments": np.ones((6, 3), np.int32)}
         served(model, params, [Request([5], 4, inputs=inputs)])
+    with pytest.raises(GenerationError, match=r"'neighbours': \(6, 3, \d\)}: expected neighbours"):
+        served(model, params, [Request([5], 4, inputs={"neighbours": VECTORS})])
     with pytest.raises(GenerationError, match="does not work in a beam search"):
         lm.generate(model, params, [[5]], 4, lm.Beams(2), hooks=[Pure()])
 

@@ -21,7 +21,7 @@ from lm.weights.loading import load
 from lm.weights.runs import steps
 from lm.weights.runs import weights as run_weights
 from retrieval.doors.in_context import build_prompt
-from tests.lm.training import runs
+from tests.lm.training import runs, two_processes
 
 EVAL = {"eval.every": 6}
 
@@ -211,7 +211,8 @@ def test_weights_to_start_from_are_not_used(whole, folder):
 def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
     """Ctrl-C in one process, or in both, stops both at the same verified step with code 130.
 
-    Resumed, they end as a single process does.
+    Resumed, they end as a single process does, and what they draw with a hook that looks on the
+    host is what a single process draws.
     """
     env = os.environ | {
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
@@ -231,8 +232,10 @@ def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
     assert len(stops) == 2 and resumes == stops, done.stdout
     for (step, ours), (also, theirs) in zip(losses(folder / "two"), losses(whole[0]), strict=True):
         assert step == also and ours == pytest.approx(theirs, abs=1e-6)
-    ours, theirs = (run_weights.load_params(d)[1] for d in (folder / "two", whole[0]))
+    (model, ours, _), (_, theirs, _) = map(run_weights.load_params, (folder / "two", whole[0]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), ours, theirs)
+    text = (folder / "two" / "samples.md").read_text()
+    assert f"**drawn**{two_processes.drawn(model, ours)}" in text, text
 
 
 def test_a_prompt_begins_unlike_the_documents_of_training(whole, monkeypatch, tmp_path):

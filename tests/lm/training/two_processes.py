@@ -1,10 +1,12 @@
 """A run of test_loop.py by two processes: python -m tests.lm.training.two_processes FOLDER
 
 Ctrl-C reaches only the second process after step 5 of the first pair, and both processes at once
-after step 8 of the second pair; the third pair completes the run. Processes are forked, so that
-imports run once. Prints the exit codes of each pair.
+after step 8 of the second pair; the third pair completes the run, and generates with a hook that
+looks on the host. Processes are forked, so that imports run once. Prints the exit codes of each
+pair.
 """
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -12,11 +14,45 @@ import socket
 import sys
 import time
 
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
 from lm.distributed import mesh
+from lm.evaluation.evaluators.evaluator import Evaluator, Result
+from lm.generation import Sample, generate
+from lm.generation.hooks import Hook
 from lm.training import loop, signals, trackers
 from tests.lm.training import runs
 
 EVAL = {"eval.every": 6}
+
+
+@dataclasses.dataclass(frozen=True)
+class Favourite(Hook):
+    """Favours a token that the hidden state names."""
+
+    taps = ("hidden",)
+
+    def find(self, taps, slots):
+        return {"token": taps["hidden"].argmax(axis=1) + 40 * (np.array([s.number for s in slots]))}
+
+    def mix(self, logits, found):
+        return logits + 4.0 * jax.nn.one_hot(found["token"], logits.shape[1])
+
+
+def drawn(model, params) -> list[list[int]]:
+    """Answers that are drawn with the hook."""
+    options = dict(seed=3, stop_tokens=[], hooks=[Favourite()])
+    return generate(model, params, [[5, 9, 2], [7]], 6, Sample(temperature=0.8), **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn(Evaluator):
+    """`drawn` by the model in training."""
+
+    def prepare(self, tools):
+        return lambda params, step: Result(samples=[("drawn", str(drawn(tools.model, params)))])
 
 
 def pair(folder: pathlib.Path, step: int = 0, both: bool = False) -> list[int]:
@@ -43,6 +79,8 @@ def pair(folder: pathlib.Path, step: int = 0, both: bool = False) -> list[int]:
             mesh.initialize_distributed()
             c = runs.config(folder, **EVAL, compilation_cache=str(folder / "compiled"))
             c.eval.data.heldout = runs.text(folder, "held.txt")
+            if not step:
+                c.evals = ConfigDict({"drawn": {"type": "tests.lm.training.two_processes:Drawn"}})
             code = loop.train(c, folder / "two")
             os._exit(code)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
