@@ -32,6 +32,10 @@ class Engine:
     mesh (`lm.distributed`), which must divide `rows`. Prompts are read `rows` at a time, or one for
     each of these devices. After every padded length was read both ways, nothing compiles.
 
+    patience: tokens after which a request leaves its slot to one that waits, and waits itself; its
+    tokens are read again when it goes on. 0 = never; not with a hook that has `find`. With answers
+    of unknown lengths it keeps the longest from running alone at the end.
+
     steps: forward passes over all slots so far. tokens: tokens drawn. reads: prompts read, with the
     empty rows beside them.
     """
@@ -46,6 +50,7 @@ class Engine:
         sampler: Any = Greedy(),
         stop_tokens: Sequence[int] | None = None,
         seed: int = 0,
+        patience: int = 0,
     ):
         share = at_once()
         if rows < 1 or rows % share:
@@ -53,9 +58,13 @@ class Engine:
                 f"rows={rows}: expected a multiple of {share}, the devices of the mesh that share "
                 "the rows"
             )
+        if patience < 0:
+            raise GenerationError(f"patience={patience}: expected 0 or more tokens")
         stop = stop_ids(model, stop_tokens)
         encoder_length = encoder_length if model.config.encoder_layers else 0
-        self.setup = Setup(model, rows, length, encoder_length, sampler, stop, seed, share)
+        self.setup = Setup(
+            model, rows, length, encoder_length, sampler, stop, seed, share, patience
+        )
         self.steps = self.tokens = self.reads = 0
 
     def run(

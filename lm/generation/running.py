@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from lm.generation import slots
 from lm.generation.requests import Generated, GenerationError, Request, bucket, check, stacked
 from lm.models import LanguageModel, ModelConfig, separate
 
+NEVER = 2**30  # tokens, more than any budget
 NEIGHBOURS = ("neighbours", "neighbour_segments")  # inputs that a request can have
 # (number of a request, its tokens so far) -> whether its answer is finished
 Finished = Callable[[int, list[int]], bool]
@@ -22,7 +23,8 @@ Finished = Callable[[int, list[int]], bool]
 class Setup:
     """What an engine was made with.
 
-    stop: ids that end an answer, int32 [K]. share: prompts are read in multiples of it.
+    stop: ids that end an answer, int32 [K]. share: prompts are read in multiples of it. patience:
+    tokens after which a request leaves its slots to those that wait; 0 = never.
     """
 
     model: LanguageModel
@@ -33,20 +35,52 @@ class Setup:
     stop: np.ndarray
     seed: int
     share: int
+    patience: int = 0
+
+
+class Got(NamedTuple):
+    """What a request got before it left its slots."""
+
+    tokens: list[int]
+    log_probs: np.ndarray
+    behaviour: np.ndarray
+
+
+NOTHING = Got([], np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+
+class Waiting(NamedTuple):
+    """A request that waits."""
+
+    number: int
+    request: Request
+    got: Got
+
+    @property
+    def rest(self) -> Request:
+        """What is still to be done: the tokens that it got are part of the prompt."""
+        if not self.got.tokens:
+            return self.request
+        tokens = [*self.request.tokens, *self.got.tokens]
+        budget = self.request.budget - len(self.got.tokens)
+        return dataclasses.replace(self.request, tokens=tokens, budget=budget)
 
 
 @dataclasses.dataclass
 class Held:
-    """A request that runs: its slots, and the sources of its tokens so far."""
+    """A request that runs: its slots, what it got before, the sources of its tokens so far."""
 
     number: int
     request: Request
     rows: list[int]
+    got: Got
     sources: list[tuple]
 
 
 class Run:
     """Serve requests: `fill` free slots, `advance`, `harvest` what ended; while `active`.
+
+    A request may leave its slots after `Setup.patience` tokens, and waits again.
 
     refused: what requests that do not fit get. steps: forward passes of the batch. reads: prompts
     that were read, with the empty rows beside them.
@@ -58,8 +92,10 @@ class Run:
         self.model, self.params = separate(setup.model, params)
         refusals = [refusal(setup, i, request) for i, request in enumerate(requests)]
         self.refused = [_refused(i, why) for i, why in enumerate(refusals) if why]
+        served = [request for request, why in zip(requests, refusals, strict=True) if not why]
+        numbers = (i for i, why in enumerate(refusals) if not why)
         self.waiting = collections.deque(
-            (i, request) for i, request in enumerate(requests) if not refusals[i]
+            Waiting(i, request, NOTHING) for i, request in zip(numbers, served, strict=True)
         )
         self.held: list[Held] = []
         self.free = list(range(setup.rows))
@@ -67,8 +103,12 @@ class Run:
         self.running, self.halt = np.zeros(setup.rows, bool), np.zeros(setup.rows, bool)
         self.count = self.finish = np.zeros(setup.rows, np.int32)
         self.key = jax.random.key(setup.seed)
+        if setup.patience and not all(map(of_hooks.pure, hooks)):
+            raise GenerationError(
+                f"patience={setup.patience}: a request that leaves its slot would lose what a "
+                "hook's `find` found for it; use patience=0 with such a hook"
+            )
         self.found = [of_hooks.Found(hook, setup.rows) for hook in hooks if not of_hooks.pure(hook)]
-        served = [request for _, request in self.waiting]
         bare, self.hook_params = (
             zip(*map(of_hooks.parts, hooks), strict=True) if hooks else ((), ())
         )
@@ -97,24 +137,25 @@ class Run:
     def fill(self) -> None:
         """Give free slots to the requests that wait, in their order."""
         entering = []
-        while self.waiting and len(self.waiting[0][1].rows) <= len(self.free):
-            number, request = self.waiting.popleft()
-            rows = [self.free.pop(0) for _ in request.rows]
-            self.held.append(Held(number, request, rows, []))
+        while self.waiting and len(self.waiting[0].request.rows) <= len(self.free):
+            one = self.waiting.popleft()
+            rows = [self.free.pop(0) for _ in one.request.rows]
+            self.held.append(Held(one.number, one.request, rows, one.got, []))
             self.running[rows], self.halt[rows], self.count[rows] = True, False, 0
-            entering += [(number, request, i, row, rows[0]) for i, row in enumerate(rows)]
+            entering += [(one, i, row, rows[0]) for i, row in enumerate(rows)]
         for found in self.found:
-            for *_, row, _ in entering:
+            for _, _, row, _ in entering:
                 found.clear(row)
         setup = self.setup
         size = setup.rows if len(entering) > setup.rows // 2 else setup.share
         for first in range(0, len(entering), size):
             self._insert(entering[first : first + size], size)
 
-    def _insert(self, entering: list[tuple[int, Request, int, int, int]], size: int) -> None:
-        """Read the prompts of at most `size` slots: (number, request, member, slot, first slot)."""
+    def _insert(self, entering: list[tuple[Waiting, int, int, int]], size: int) -> None:
+        """Read the prompts of at most `size` slots: (request, member, slot, first slot)."""
         c, surplus = self.model.config, size - len(entering)
-        prompts = [request.rows[i] for _, request, i, _, _ in entering]
+        given = [one.rest for one, *_ in entering]
+        prompts = [request.rows[i] for request, (_, i, *_) in zip(given, entering, strict=True)]
         prompts += prompts[:1] * surplus
         tokens, real = stacked([tokens for tokens, _ in prompts], left=True)
         if c.encoder_layers and max(len(tokens) for tokens, _ in prompts) == 1:
@@ -132,20 +173,25 @@ class Run:
             "tokens": tokens,
             "segments": real * ids[:, None],
             "prompt": real.sum(axis=1, dtype=np.int32),
-            "budget": column(request.budget for _, request, *_ in entering),
+            "budget": column(request.budget for request in given),
+            "before": column(len(one.got.tokens) for one, *_ in entering),
+            "leave": column(map(self._leave, given)),
             "number": column(
-                number if request.key is None else request.key for number, request, *_ in entering
+                one.number if one.request.key is None else one.request.key for one, *_ in entering
             ),
             "segment": ids,
             "group": column(first for *_, first in entering),
             "log_weight": column(
-                (r.log_weights[i] if r.members else 0.0 for _, r, i, *_ in entering), np.float32
+                (
+                    one.request.log_weights[i] if one.request.members else 0.0
+                    for one, i, *_ in entering
+                ),
+                np.float32,
             ),
         }
         if c.encoder_layers:
             read, of = stacked([encoder for _, encoder in prompts], left=False)
             arrays |= {"encoder_tokens": read, "encoder_segments": of * ids[:, None]}
-        given = [request for _, request, *_ in entering]
         given += given[:1] * surplus
         if self.apart:
             arrays["encoder_owners"] = arrays["encoder_segments"]
@@ -164,6 +210,12 @@ class Run:
         rows = np.asarray([row for *_, row, _ in entering] + [self.setup.rows] * surplus, np.int32)
         self.state = slots.insert(self.plan, self.params, self.state, arrays, rows)
 
+    def _leave(self, request: Request) -> int:
+        """Tokens after which a request leaves its slot if others wait and it can be read again."""
+        patience, setup = self.setup.patience, self.setup
+        longest = max(len(tokens) for tokens, _ in request.rows) + patience
+        return patience if patience and bucket(longest) <= setup.length else NEVER
+
     def advance(self, tokens: int) -> None:
         """Decode by at most `tokens` tokens a row, until a waiting request finds its slots free.
 
@@ -178,12 +230,13 @@ class Run:
                 sources = [found.sources[held.rows[0]] for found in self.found]
                 held.sources.append(tuple(source for each in sources for source in each))
         else:
-            need = len(self.waiting[0][1].rows) if self.waiting else self.setup.rows + 1
+            need = len(self.waiting[0].request.rows) if self.waiting else self.setup.rows + 1
             self.state = slots.advance(
                 self.plan,
                 self.params,
                 self.state,
                 *common,
+                bool(self.waiting),
                 np.int32(need),
                 np.int32(self.steps + tokens),
             )
@@ -212,7 +265,7 @@ class Run:
         """The tokens of every request that runs, by its number."""
         tokens = jax.device_get(self.state["tokens"])
         return {
-            held.number: tokens[row, : self.count[row]].tolist()
+            held.number: held.got.tokens + tokens[row, : self.count[row]].tolist()
             for held in self.held
             for row in held.rows[:1]
         }
@@ -235,19 +288,18 @@ class Run:
         done = []
         for held in ended:
             row, at = held.rows[0], slice(0, int(self.count[held.rows[0]]))
-            finish = "callback" if self.halt[row] else slots.FINISH[self.finish[row]]
-            done.append(
-                Generated(
-                    held.number,
-                    tokens[row, at].tolist(),
-                    log_probs[row, at].copy(),
-                    behaviour[row, at].copy(),
-                    finish,
-                    tuple(held.sources),
-                )
+            got = Got(
+                held.got.tokens + tokens[row, at].tolist(),
+                np.concatenate([held.got.log_probs, log_probs[row, at]]),
+                np.concatenate([held.got.behaviour, behaviour[row, at]]),
             )
             self.held.remove(held)
             self.free += held.rows
+            if not self.halt[row] and not self.finish[row]:
+                self.waiting.append(Waiting(held.number, held.request, got))
+                continue
+            finish = "callback" if self.halt[row] else slots.FINISH[self.finish[row]]
+            done.append(Generated(held.number, *got, finish, tuple(held.sources)))
         self.free.sort()
         return done
 

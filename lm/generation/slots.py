@@ -8,6 +8,8 @@ The state is a dict of arrays with n rows:
 * last, prompt, count, budget, number, segment, group int32 [n]: the latest token; the prompt's
   length; tokens chosen; their limit; the request's key; its segment id; the first slot of its
   group of members.
+* before, leave int32 [n]: tokens that the request got earlier, in another slot; tokens after which
+  it leaves this one if others wait (its `finish` is then 0).
 * log_weight float32 [n]: of a member.
 * running, fresh bool [n]; finish int32 [n]: an index of FINISH.
 * tokens int32, log_probs, behaviour float32 [n, length]: what was chosen.
@@ -51,7 +53,7 @@ def empty(plan: Plan, rows: int, length: int, encoder_length: int, inputs: dict)
     c = plan.model.config
     cache = init_cache(c, rows, length, encoder_length)
     zeros = lambda *shape: jnp.zeros((rows, *shape), jnp.int32)
-    names = ("last", "prompt", "count", "budget", "number", "segment", "finish")
+    names = ("last", "prompt", "count", "budget", "number", "segment", "finish", "before", "leave")
     state = {name: zeros() for name in names} | {
         # one whole round of the ring lies before the first token
         "cache": cache | {"length": jnp.int32(length)},
@@ -112,14 +114,15 @@ def insert(plan: Plan, params: dict, state: dict, arrays: dict, rows_R) -> dict:
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def advance(
-    plan: Plan, params: dict, state: dict, stop_K, key, halt_B, hook_params, need, until
+    plan: Plan, params: dict, state: dict, stop_K, key, halt_B, hook_params, wait, need, until
 ) -> dict:
     """Decode until at least `need` slots are free, none is running, or `steps` is `until`.
 
-    Rows in `halt_B` end first. All hooks are pure. hook_params: the params of each hook.
+    Rows in `halt_B` end first. All hooks are pure. hook_params: the params of each hook. wait:
+    bool, whether requests wait.
     """
     state = state | {"running": state["running"] & ~halt_B}
-    state = choose(plan, state, state["running"] & state["fresh"], stop_K, key, hook_params)
+    state = choose(plan, state, state["running"] & state["fresh"], stop_K, key, hook_params, wait)
     kept = {name: state.pop(name) for name in ("logits", "taps", "fresh", "inputs")}
 
     def go_on(s):
@@ -129,7 +132,7 @@ def advance(
     def step(s):
         logits, cache, taps = forward(plan, params, s | {"inputs": kept["inputs"]})
         s = s | {"cache": cache, "steps": s["steps"] + 1, "logits": logits, "taps": taps}
-        s = choose(plan, s, s["running"], stop_K, key, hook_params)
+        s = choose(plan, s, s["running"], stop_K, key, hook_params, wait)
         return {name: x for name, x in s.items() if name not in ("logits", "taps")}
 
     state = jax.lax.while_loop(go_on, step, state)
@@ -149,7 +152,7 @@ def step(
     state = state | {"running": state["running"] & ~halt_B}
     if inputs:
         state["inputs"] = changed_inputs(state, inputs)
-    state = choose(plan, state, state["running"], stop_K, key, hook_params, found)
+    state = choose(plan, state, state["running"], stop_K, key, hook_params, False, found)
     logits, cache, taps = forward(plan, params, state)
     new = {"cache": cache, "logits": logits, "taps": taps, "steps": state["steps"] + 1}
     return placed(plan, state | new)
@@ -184,7 +187,7 @@ def forward(plan: Plan, params, state) -> tuple[jax.Array, dict, dict]:
     )
 
 
-def choose(plan: Plan, state, active_B, stop_K, key, hook_params, found=()) -> dict:
+def choose(plan: Plan, state, active_B, stop_K, key, hook_params, wait, found=()) -> dict:
     """Append a token to every active row, drawn from `state["logits"]`.
 
     It depends on the key, the request's number and the count of its tokens alone.
@@ -205,7 +208,7 @@ def choose(plan: Plan, state, active_B, stop_K, key, hook_params, found=()) -> d
             changed = jnp.where(has_B[:, None], hooks.mixed(hook, changed, arrays, own), changed)
     changed = force(c, changed, state["prompt"] + count, state["budget"] - count)
     keys = jax.vmap(lambda number, at: jax.random.fold_in(jax.random.fold_in(key, number), at))(
-        state["number"], count
+        state["number"], state["before"] + count
     )
     seen = (state["seen"],) if plan.remembers else ()
     if hasattr(plan.sampler, "choose"):
@@ -218,12 +221,13 @@ def choose(plan: Plan, state, active_B, stop_K, key, hook_params, found=()) -> d
     at = jnp.where(active_B, count, state["tokens"].shape[1])  # past the end: not written
     put = lambda name, new: state[name].at[row, at].set(new, mode="drop")
     stopped, count = jnp.isin(token, stop_K), count + active_B
-    ended = active_B & (stopped | (count >= state["budget"]))
+    spent = count >= state["budget"]
+    ended = active_B & (stopped | spent | (wait & (count >= state["leave"])))
     state = state | {
         "last": jnp.where(active_B, token, state["last"]),
         "count": count,
         "running": state["running"] & ~ended,
-        "finish": jnp.where(ended, jnp.where(stopped, 1, 2), state["finish"]),
+        "finish": jnp.where(ended, jnp.where(stopped, 1, 2 * spent), state["finish"]),
         "tokens": put("tokens", token),
         "log_probs": put("log_probs", log_probability(logits, token)),
         "behaviour": put("behaviour", behaviour),

@@ -2,7 +2,8 @@
 
 Prints a line for each way to serve 64 prompts, whose answers' lengths are log-normal (median 12, at
 most 96), with 8 rows: the forward passes of the batch, their ratio to the ideal (tokens / rows),
-and the CPU seconds. The fixed batches are of prompts of similar length, as `lm.generate` had them.
+the prompts read (with the empty rows beside them), and the CPU seconds. The fixed batches are of
+prompts of similar length, as `lm.generate` had them.
 """
 
 import time
@@ -40,12 +41,15 @@ def main() -> None:
     ways = {
         "fixed batches": [by_length[i : i + ROWS] for i in range(0, 64, ROWS)],
         "slots, as given": [requests],
+        "slots, as given, patience 16": [requests],
+        "slots, as given, patience 24": [requests],
         "slots, largest budget first": [sorted(requests, key=lambda request: -request.budget)],
     }
     ideal = -(-sum(budgets) // ROWS)
     for round_ in range(3):
         for name, batches in list(ways.items())[:: -1 if round_ == 2 else 1]:
-            engine = Engine(model, rows=ROWS, length=LENGTH, stop_tokens=[])
+            patience = int(name.partition("patience")[2] or 0)
+            engine = Engine(model, rows=ROWS, length=LENGTH, stop_tokens=[], patience=patience)
             start = time.process_time()
             for batch in batches:
                 assert all(one.finish == "length" for one in engine.run(params, batch))
@@ -53,7 +57,7 @@ def main() -> None:
             if round_:  # the first compiles
                 print(
                     f"{name:28} {engine.steps:5d} steps, {engine.steps / ideal:.2f} x ideal, "
-                    f"{seconds:.1f} s of CPU",
+                    f"{engine.reads} prompts read, {seconds:.1f} s of CPU",
                     flush=True,
                 )
 

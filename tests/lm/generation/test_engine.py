@@ -1,5 +1,7 @@
 """Slots: a request gets the same beside any others, and no slot waits while work is left."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from lm.distributed.sharding import activate
 from lm.evaluation.likelihood import log_likelihoods
 from lm.generation import GenerationError, slots
 from lm.generation.engine import Engine
+from lm.generation.hooks import Hook
 from lm.generation.requests import Request, bucket
+from lm.generation.samplers import Sample
 from tests.lm.models.test_model import make
 
 START = dict(decoder_start_token_id=1, tie_embeddings=False, initializer_range=0.1)
@@ -173,3 +177,27 @@ def test_rows_are_sharded_over_the_mesh_and_get_the_same_tokens(name, monkeypatc
     for leaf in jax.tree.leaves(states[-1]["cache"]["layers"]):
         assert len(leaf.sharding.device_set) == 8
         assert leaf.addressable_shards[0].data.shape == (1, *leaf.shape[1:])
+
+
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("t5", marks=pytest.mark.slow)])
+def test_a_request_that_makes_room_for_others_gets_something_else(name):
+    """Sampled, with a repetition penalty and with members that leave together."""
+    model, params = load(name)
+    prompts, budgets = [[5, 9, 2], [7, 7, 30, 11], [8], [60, 3]], (14, 3, 9, 11)
+    requests = asked(model, prompts, budgets)
+    group = dict(members=[[40, 41], [50]], log_weights=(-0.5, -1.0))
+    requests[2] = dataclasses.replace(requests[2], **group)
+    sampler = Sample(temperature=0.7, repetition_penalty=1.3)
+    options = dict(sampler=sampler, stop_tokens=[], rows=2)
+    plain, before = served(model, params, requests, **options)
+    moved, engine = served(model, params, requests, patience=4, **options)
+    assert engine.reads > before.reads
+    for one, same in zip(plain, moved, strict=True):
+        assert (one.tokens, one.finish) == (same.tokens, same.finish)
+        np.testing.assert_allclose(one.log_probs, same.log_probs, atol=2e-5)
+        np.testing.assert_allclose(one.behaviour_log_probs, same.behaviour_log_probs, atol=2e-5)
+    with pytest.raises(GenerationError, match="patience=-1: expected 0 or more"):
+        Engine(model, length=64, patience=-1)
+    looks = type("Looks", (Hook,), {"find": lambda self, taps, slots: None})()
+    with pytest.raises(GenerationError, match="would lose what a hook's `find` found for it"):
+        served(model, params, requests, patience=4, hooks=[looks])
