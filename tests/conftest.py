@@ -91,8 +91,9 @@ def known_fusion():
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
-    """Folder of compiled programs, for `compiled_once`."""
-    return tmp_path_factory.mktemp("programs")
+    """Folder of compiled programs, for `compiled_once`, shared by the workers of xdist."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "programs"
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,7 @@ def compiled_once(programs):
         "jax_compilation_cache_dir": str(programs),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_max_size": 8 * 1024**3,  # a limit makes JAX lock the folder
     }
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():

@@ -39,14 +39,16 @@ QUICK += [
 QUICK += ["classification,t5"]  # on the encoder alone
 SHORTER = {  # a quick run; its loss is below the same limit after fewer and smaller updates
     "batch_size": 8,
-    "steps": 30,
-    "optimizer.warmup": 10,
+    "steps": 20,
+    "optimizer.warmup": 5,
     "log.every": 10,
     "checkpoint.every": 15,
 }
-SPANS = SHORTER | {"steps": 40, "checkpoint.every": 20, "optimizer.learning_rate": 2e-2}
+WARMED = {"steps": 30, "optimizer.warmup": 10}
+SPANS = SHORTER | WARMED | {"steps": 40, "checkpoint.every": 30, "optimizer.learning_rate": 2e-2}
 SHORT = {v: SHORTER for v in QUICK if not v.startswith(("classification", "contrastive"))}
 SHORT |= {"span_corruption,t5": SPANS, "ul2,t5": SPANS}
+SHORT["token_classification,roberta"] = SHORTER | WARMED
 EXAMPLES = pathlib.Path(smoke.__file__).parent / "examples"
 ALL = [
     f"{name},{family}" for name in smoke.BELOW for family in FAMILIES if smoke.suits(name, family)
@@ -195,7 +197,7 @@ def _lines(name):
 @pytest.mark.parametrize(
     "variant", [pytest.param(v, marks=[] if v in QUICK else [pytest.mark.slow]) for v in ALL]
 )
-def test_a_task_learns_resumes_and_shows_what_it_asks(variant, tmp_path):
+def test_a_task_learns_resumes_and_shows_what_it_asks(variant, tmp_path, compiled_once):
     config = smoke.get_config(variant)
     config.update_from_flattened_dict(SHORT.get(variant, {}))
     config.data.cache = str(tmp_path / "cache")
