@@ -56,6 +56,7 @@ def config(folder, family="llama", **changes):
         c.model.update(
             settings.model_section(preset("t5", "tiny")).to_dict()
             | {"vocab_size": 0, "max_length": 128, "dropout": 0.0}
+            | {"n_layers": 1, "encoder_layers": 1}
         )
     own = {"task": tasks.defaults("instruct", template="tulu", hold_out="t7")}
     changes = {
