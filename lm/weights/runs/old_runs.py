@@ -34,10 +34,17 @@ LOSS = tuple(field.name for field in dataclasses.fields(TokenTask))  # options o
 
 
 def upgrade(config: dict) -> dict:
-    """Config of a run in the current format; unchanged if it is current, or has no objective."""
+    """Config of a run in the current format; unchanged if it has no known task.
+
+    Fields that the task has got since then have their defaults.
+    """
     objective = config.get("objective")
     if not isinstance(objective, dict) or objective.get("name") not in tasks.TASKS:
-        return config
+        task = config.get("task")
+        if not isinstance(task, dict) or task.get("name") not in tasks.TASKS:
+            return config
+        usual = _usual(task["name"])
+        return config if usual.keys() <= task.keys() else config | {"task": usual | task}
     config = copy.deepcopy(config)
     objective, data = config.pop("objective"), config.get("data") or {}
     name = objective["name"]
@@ -90,9 +97,14 @@ def _renamed(name: str, task: str) -> str:
     return name
 
 
+def _usual(name: str) -> dict:
+    """Section of a task with its defaults."""
+    return tasks.section_of(tasks.TASKS[name]()).to_dict()
+
+
 def _section(name: str, objective: dict, data: dict) -> dict:
     """Section of a task, from the sections of format 1."""
-    found = tasks.section_of(tasks.TASKS[name]()).to_dict()
+    found = _usual(name)
     moved = {field: value for field, value in data.items() if field in MOVED}
     for field in found:
         for place in (objective.get(name) or {}, objective, moved):

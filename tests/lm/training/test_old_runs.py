@@ -187,6 +187,13 @@ def test_a_config_of_format_1_becomes_another_task(name, own, objective, data, f
     assert old_runs.upgrade(found) is found and old_runs.upgrade({"x": 1}) == {"x": 1}
 
 
+def test_a_run_from_before_its_task_had_a_field_lacks_it():
+    whole = plain(tasks.defaults("distillation", teacher="t", soft=0.5))
+    before = {name: value for name, value in whole.items() if name not in ("top_k", "outputs")}
+    found = old_runs.upgrade({"task": before, "seed": 1})
+    assert found == {"task": whole, "seed": 1} and tasks.of(found).soft == 0.5
+
+
 def mixture(**changes):
     """Config of format 1 with answers, a chat and replayed text."""
     sources = {
