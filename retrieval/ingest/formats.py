@@ -1,4 +1,4 @@
-"""Readers of text, Markdown and PDF: bytes to the fields of a Document (HTML: see html.py).
+"""Readers of text, Markdown, PDF and Word: bytes to a Document's fields (HTML: see html.py).
 
 A reader raises Unusable, with the reason and the remedy, for bytes not of its format.
 """
@@ -8,6 +8,7 @@ import io
 import itertools
 import logging
 import re
+import zipfile
 from collections.abc import Callable
 
 from retrieval.ingest.documents import Heading, Unusable, in_utf16, known_time, one_line, plain
@@ -16,6 +17,7 @@ from retrieval.ingest.layout import page_text, unbroken
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 TITLE = 2000  # characters of a heading that are considered
+UNPACKED = 500_000_000  # bytes of a Word document that its parts may have
 MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|[*`]|\\(?=\W)")
 
 
@@ -118,6 +120,34 @@ def _created(facts) -> str:
     return made.isoformat() if made else ""
 
 
+def docx(raw: bytes) -> dict:
+    """Read the text of a Word document: headings, tables, lists, and superscripts as in HTML."""
+    import mammoth
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as parts:
+            if sum(part.file_size for part in parts.infolist()) > UNPACKED:
+                raise Unusable(f" unpacks to more than {UNPACKED // 10**6} MB: split it")
+            known = "docProps/core.xml" in parts.namelist()
+            facts = parts.read("docProps/core.xml").decode("utf-8", "replace") if known else ""
+        unread = mammoth.images.img_element(lambda image: {})
+        body = mammoth.convert_to_html(io.BytesIO(raw), convert_image=unread).value
+    except Unusable:
+        raise
+    except Exception as error:  # mammoth raises anything for a broken file
+        raise Unusable(
+            f" is no Word document that can be read ({type(error).__name__}: "
+            f"{one_line(str(error))}): save it again as .docx"
+        ) from None
+    title = re.search(r"<dc:title[^>]*>(.*?)</dc:title>", facts, re.DOTALL)
+    saved = re.search(r"<dcterms:modified[^>]*>(.*?)</dcterms:modified>", facts, re.DOTALL)
+    head = (f"<title>{title[1]}</title>" if title else "") + (
+        f'<meta name="date" content="{saved[1]}">' if saved else ""
+    )
+    page = f'<html><head><meta charset="utf-8">{head}</head><body>{body}</body></html>'
+    return html(page.encode())
+
+
 READERS: dict[str, Callable[[bytes], dict]] = {
     ".txt": text,
     ".text": text,
@@ -127,4 +157,5 @@ READERS: dict[str, Callable[[bytes], dict]] = {
     ".htm": html,
     ".xhtml": html,
     ".pdf": pdf,
+    ".docx": docx,
 }

@@ -14,7 +14,7 @@ from retrieval.ingest.formats import READERS
 from retrieval.progress import chunks_with_progress
 
 SUFFIXES = (*READERS, *rows.SUFFIXES)
-BINARY = (".pdf", ".parquet")
+BINARY = (".pdf", ".docx", ".parquet")
 MAX_MEGABYTES = 100
 
 

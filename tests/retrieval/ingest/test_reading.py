@@ -5,9 +5,12 @@ Text from files never becomes anything but text.
 
 import datetime
 import gzip
+import io
 import json
 import os
+import re
 import socket
+import zipfile
 
 import pyarrow
 import pytest
@@ -18,7 +21,7 @@ from pyarrow import parquet
 from retrieval import RetrievalError
 from retrieval.ingest.documents import Report, plain, printable
 from retrieval.ingest.files import covers, find
-from retrieval.ingest.formats import markdown, pdf
+from retrieval.ingest.formats import docx, markdown, pdf
 from retrieval.ingest.html import html
 from retrieval.ingest.layout import Piece, in_columns, unbroken
 from retrieval.ingest.reading import BINARY, SUFFIXES, read
@@ -685,3 +688,77 @@ def test_a_file_above_the_cap_is_refused_also_when_it_is_packed(tmp_path):
         match=r"bomb.txt.gz has more than 1 MB: split it, or allow more with --max-megabytes",
     ):
         documents(tmp_path, max_megabytes=1)
+
+
+W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+PACKAGE = "http://schemas.openxmlformats.org/package/2006"
+OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+
+
+def word(body: str, title: str = "Towns &amp; seas") -> bytes:
+    """A Word document of these paragraphs."""
+    style = lambda id, name: (
+        f'<w:style w:type="paragraph" w:styleId="{id}"><w:name w:val="{name}"/></w:style>'
+    )
+    relation = lambda id, kind, target: f'<Relationship Id="{id}" Type="{kind}" Target="{target}"/>'
+    files = {
+        "[Content_Types].xml": f'<Types xmlns="{PACKAGE}/content-types"/>',
+        "_rels/.rels": f'<Relationships xmlns="{PACKAGE}/relationships">'
+        + relation("r1", f"{OFFICE}/officeDocument", "word/document.xml")
+        + "</Relationships>",
+        "word/_rels/document.xml.rels": f'<Relationships xmlns="{PACKAGE}/relationships">'
+        + relation("r2", f"{OFFICE}/styles", "styles.xml")
+        + "</Relationships>",
+        "word/styles.xml": f"<w:styles {W}>{style('H1', 'heading 1')}</w:styles>",
+        "word/document.xml": f"<w:document {W}><w:body>{body}</w:body></w:document>",
+        "docProps/core.xml": f"<x><dc:title>{title}</dc:title>"
+        "<dcterms:modified>2024-05-01T10:00:00Z</dcterms:modified></x>",
+    }
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, text in files.items():
+            made.writestr(name, text)
+    return out.getvalue()
+
+
+def paragraph(text: str, style: str = "", raised: str = "", after: str = "") -> str:
+    run = lambda text, more="": f'<w:r>{more}<w:t xml:space="preserve">{text}</w:t></w:r>'
+    kind = f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>' if style else ""
+    up = run(raised, '<w:rPr><w:vertAlign w:val="superscript"/></w:rPr>') if raised else ""
+    return f"<w:p>{kind}{run(text)}{up}{run(after)}</w:p>"
+
+
+def test_a_word_document_loses_its_headings_tables_or_exponents():
+    cells = "".join(f"<w:tc>{paragraph(text)}</w:tc>" for text in ("Gdynia", "244,000"))
+    found = docx(
+        word(
+            paragraph("Sicily", "H1")
+            + paragraph("Bagheria has an area of 29 km", raised="2", after=" in \u0130zmir.")
+            + f"<w:tbl><w:tr>{cells}</w:tr></w:tbl>"
+        )
+    )
+    assert "Bagheria has an area of 29 km\u00b2 in \u0130zmir." in found["text"]
+    assert [(h.level, h.title) for h in found["headings"]] == [(1, "Sicily")]
+    assert re.search(r"Gdynia\s+244,000", found["text"])
+    assert found["title"] == "Towns & seas" and found["time"].startswith("2024-05-01")
+
+
+@pytest.mark.parametrize("how", ["cut", "noise", "another", "large"])
+def test_a_word_document_that_cannot_be_read_is_not_named(tmp_path, how, monkeypatch):
+    raw = word(paragraph("Bagheria lies in Sicily."))
+    if how == "large":
+        monkeypatch.setattr("retrieval.ingest.formats.UNPACKED", 100)
+    (tmp_path / "x.docx").write_bytes(
+        {"cut": raw[:300], "noise": os.urandom(500), "large": raw, "another": archive()}[how]
+    )
+    message = "unpacks to more than" if how == "large" else "no Word document that can be read"
+    with pytest.raises(RetrievalError, match=rf"x.docx.*{message}"):
+        documents(tmp_path)
+
+
+def archive() -> bytes:
+    """A zip archive that is no Word document."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as made:
+        made.writestr("notes.txt", "Bagheria")
+    return out.getvalue()
