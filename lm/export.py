@@ -5,6 +5,7 @@ python -m lm.export --model=ADAPTER --output=DIR              # PEFT adapter mer
 python -m lm.export --model=model.gguf --output=DIR --dtype=bfloat16
 python -m lm.export --model=LORA_RUN --output=DIR --adapter   # only the adapters, in PEFT's format
 python -m lm.export --model=LORA_RUN --output=DIR --adapter --base=EXPORTED   # see --base
+python -m lm.export --model=RUN_FOLDER --output=DIR --beside=generator   # a model trained beside it
 """
 
 import argparse
@@ -159,7 +160,14 @@ def main(argv=None) -> int:
         help="with --adapter: directory or hub id of the base, for PEFT to load, "
         "if the base of the run is a run or a .gguf file",
     )
+    parser.add_argument(
+        "--beside",
+        metavar="NAME",
+        help="write a model that the run trained beside its own: generator, retriever",
+    )
     args = parser.parse_args(argv)
+    if args.beside and (args.adapter or args.dtype):
+        parser.error("--beside writes a whole model as it was trained: leave the other options out")
     if args.base and not args.adapter:
         parser.error("--base is of adapters: give --adapter too")
     avoid_wrong_fusion("float32")  # in which the export is compared with transformers
@@ -184,10 +192,16 @@ def main(argv=None) -> int:
             _card(args.output, args.model, model.config, base)
             print(f"wrote {args.output}: adapters in PEFT's format")
             return 0
-        model, params, tokenizer = read(args.model, args.dtype)
-        template = kept_template(args.model)
-        to_hf(model, params, args.output, tokenizer, generation=kept(args.model, GENERATION))
-        save_template(args.output, template)
+        if args.beside:
+            from lm.weights.runs.weights import load_beside
+
+            model, params, tokenizer = load_beside(args.model, args.beside)
+            to_hf(model, params, args.output, tokenizer)
+        else:
+            model, params, tokenizer = read(args.model, args.dtype)
+            template = kept_template(args.model)
+            to_hf(model, params, args.output, tokenizer, generation=kept(args.model, GENERATION))
+            save_template(args.output, template)
         _card(args.output, args.model, model.config)
         print(
             f"wrote {args.output}: {sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6:,.1f} "

@@ -23,9 +23,8 @@ from lm.models import LanguageModel, build
 from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.tasks.models import Aux, Beside
 from lm.training.parts import Parts
-from lm.weights.runs.model_files import Kept
+from lm.weights.runs.model_files import MODELS, Kept
 
-MODELS = "models"
 NONE: Mapping = types.MappingProxyType({})
 COMPUTE = ("dtype", "param_dtype", "remat", "layers")  # fields that are those of the run's model
 
@@ -34,7 +33,7 @@ COMPUTE = ("dtype", "param_dtype", "remat", "layers")  # fields that are those o
 class Made:
     """An auxiliary model. from_base: it begins as the model that the run starts from.
 
-    source: (model, start) of its declaration, "" for a config.
+    source: (model, start) of its declaration, "" for a config. own_rows: as declared.
     """
 
     model: LanguageModel
@@ -42,6 +41,7 @@ class Made:
     from_base: bool
     tied: Mapping[str, str]
     source: tuple[str, str]
+    own_rows: bool = False
 
     @property
     def loads(self) -> bool:
@@ -52,7 +52,7 @@ class Made:
     @property
     def kept(self) -> Kept:
         """What a run folder says of it."""
-        return Kept(*self.source, self.model.config)
+        return Kept(*self.source, self.model.config, self.trained, dict(self.tied), self.own_rows)
 
     @property
     def is_base(self) -> bool:
@@ -123,7 +123,7 @@ def made(
             _check_fit(where, config, main.config, longest)
         if not aux.own_rows and tokenizer is not None and its_tokenizer is not None:
             _check_tokenizer(where, its_tokenizer, tokenizer)
-        one = Made(build(config), aux.trained, from_base, dict(aux.tied), source)
+        one = Made(build(config), aux.trained, from_base, dict(aux.tied), source, aux.own_rows)
         _check_tied(where, one, main)
         if loaded is not None:
             _check_shapes(where, aux.start, loaded, one.model)

@@ -18,15 +18,23 @@ from lm.weights.runs.paths import Folder, is_remote, resolve, upload, write_atom
 from lm.weights.runs.steps import CheckpointError
 
 AUXILIARY = "auxiliary.json"
+MODELS = "models"  # entry of a state's params with those of trained auxiliary models
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """An auxiliary model of a run. model, start: as the task declared them, "" for a config."""
+    """An auxiliary model of a run.
+
+    model, start, trained, tied, own_rows: as the task declared them (lm.tasks.models.Aux), "" for a
+    config.
+    """
 
     model: str
     start: str
     config: ModelConfig
+    trained: bool = False
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    own_rows: bool = False
 
 
 def check_model(workdir: str | Folder, config: ModelConfig) -> None:
@@ -116,7 +124,7 @@ def kept_auxiliary(workdir: str | Folder) -> dict[str, Kept]:
         return {}
     try:
         return {
-            name: Kept(one["model"], one["start"], _config(one["config"]))
+            name: Kept(**one | {"config": _config(one["config"])})
             for name, one in read_object(path).items()
         }
     except (TypeError, KeyError) as e:

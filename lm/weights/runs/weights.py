@@ -18,7 +18,13 @@ from lm.distributed.rules import average_of, by_path
 from lm.models import build
 from lm.tasks.text import TextTask
 from lm.weights.runs import steps as step_folders
-from lm.weights.runs.model_files import load_model_config, model_folder, read_object
+from lm.weights.runs.model_files import (
+    MODELS,
+    kept_auxiliary,
+    load_model_config,
+    model_folder,
+    read_object,
+)
 from lm.weights.runs.paths import Folder, local_copy, resolve
 from lm.weights.runs.steps import CheckpointError, folder_of, steps
 
@@ -57,6 +63,43 @@ def load_params(
                 f"{files} cannot be read ({type(e).__name__}: "
                 f"{(str(e).splitlines() or [''])[0][:200]})"
             ) from e
+
+
+def load_beside(workdir: str | Folder, name: str) -> tuple[Any, dict, Any]:
+    """(model, params, tokenizer) of a model that was trained beside the run's.
+
+    Raises CheckpointError when there is none of that name, and for a frozen one.
+    """
+    from lm.weights.tokenizer import load_tokenizer
+
+    beside = kept_auxiliary(workdir)
+    if name not in beside:
+        there = f"; it has {', '.join(beside)}" if beside else ""
+        raise CheckpointError(f"{workdir} has no model {name!r} beside its own{there}")
+    kept = beside[name]
+    if not kept.trained:
+        raise CheckpointError(
+            f"the model {name!r} of {workdir} is frozen: it still is {kept.model or kept.start}"
+        )
+    model, place = (
+        build(kept.config),
+        jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
+    )
+    own = flax.traverse_util.unflatten_dict(
+        {
+            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+            for path, x in by_path(model.shapes()).items()
+            if path not in kept.tied
+        },
+        sep="/",
+    )
+    wanted = {MODELS: {name: own}}
+    read = _first_good(workdir, None, lambda folder: _read_averaged(folder, wanted))
+    params, (_, main, tokenizer) = by_path(read[MODELS][name]), load_params(workdir)
+    params |= {path: by_path(main)[of] for path, of in kept.tied.items()}
+    if kept.own_rows:
+        tokenizer = load_tokenizer(kept.model)
+    return model, flax.traverse_util.unflatten_dict(params, sep="/"), tokenizer
 
 
 def load_adapters(workdir: str | Folder) -> tuple[Any, dict, Lora, str]:

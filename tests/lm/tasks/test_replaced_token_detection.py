@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lm
-from lm import tasks
+from lm import export, tasks
 from lm.batch import Batch
 from lm.data import tokenizers
 from lm.distributed import rules
@@ -20,6 +20,8 @@ from lm.training import loop, optimizer, settings, setup
 from lm.training.auxiliary import Made
 from lm.training.state import Extras
 from lm.weights.runs import paths
+from lm.weights.runs.steps import CheckpointError
+from lm.weights.runs.weights import load_beside
 from tests.lm.small_models import drawn as random_params
 from tests.lm.small_models import identical
 from tests.lm.training import runs, small
@@ -213,6 +215,17 @@ def test_a_run_has_no_evaluation_or_no_discriminator_to_export(tmp_path):
     lm.to_hf(model, params, tmp_path / "exported")
     written = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert written["architectures"] == ["ElectraForPreTraining"]
+    generator, its, _ = load_beside(tmp_path / "run", "generator")
+    assert generator.config.head == "masked_lm" and rules.by_path(its).keys() == set(
+        rules.by_path(generator.shapes())
+    )
+    path = "embeddings/token"  # tied
+    np.testing.assert_array_equal(rules.by_path(its)[path], rules.by_path(params)[path])
+    asked = [f"--model={tmp_path / 'run'}", f"--output={tmp_path / 'generator'}"]
+    assert export.main([*asked, "--beside=generator"]) == 0
+    assert identical(lm.from_hf(tmp_path / "generator")[1], its)
+    with pytest.raises(CheckpointError, match="no model 'critic' beside its own; it has generator"):
+        load_beside(tmp_path / "run", "critic")
 
 
 @pytest.mark.parametrize(

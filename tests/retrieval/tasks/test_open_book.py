@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lm
-from lm import tasks
+from lm import export, tasks
 from lm.families import preset
 from lm.training import loop, settings, setup
 from lm.weights.runs import paths
@@ -199,9 +199,17 @@ def torch_t5(model, params, folder):
 
 
 def test_a_run_that_goes_on_after_an_edit_of_its_memory_learns_from_both(folder, tmp_path):
-    """Rows are found by the memory's version; another version is another sequence."""
-    c = config(folder, tmp_path, "in_context", steps=2)
+    """Rows are found by the memory's version; another version is another sequence.
+
+    The trained encoder of questions is written by `lm.export --beside`.
+    """
+    c = config(folder, tmp_path, own={"retriever": "marginal"}, steps=2)
     assert loop.train(c, tmp_path / "run") == 0
+    asked = [f"--model={tmp_path / 'run'}", f"--output={tmp_path / 'out'}", "--beside=retriever"]
+    assert export.main(asked) == 0
+    ends = (folder / "encoder", tmp_path / "out")
+    before, after = (Encoder.from_hf(at).queries(["town 3"])[0] for at in ends)
+    assert before.shape == after.shape and 1e-3 < np.linalg.norm(before - after) < 1.9
     memory = Memory.open(folder / "memory")
     memory.edit("p3", text="town 3 lies in land 99")
     try:
