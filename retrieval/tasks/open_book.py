@@ -18,17 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import families
 from lm.batch import Batch, Field
 from lm.data.cache import cached
 from lm.data.packed import Packed
 from lm.data.packing import token_dtype
 from lm.data.read import sources
 from lm.data.records import labels as labelled
+from lm.data.source import Source, SourceTools
 from lm.losses import Loss, Term, chunks
 from lm.losses.log_probs import log_probs
 from lm.losses.tokens import head_of
-from lm.models import build
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks.models import Aux, Beside, Models
 from lm.tasks.task import Tools
@@ -49,8 +48,8 @@ from retrieval.tasks.records import (
     code,
     for_retriever,
 )
+from retrieval.tasks.searching import RETRIEVER, Questions, Searched, unit_queries
 
-RETRIEVER = "retriever"
 OBJECTIVES = ("", "marginal", "perplexity_distillation")
 ABSENT = -1e30  # log-share of a place without a passage
 
@@ -71,6 +70,7 @@ class OpenBook(TokenTask):
     # perplexity_distillation. The last two need an ensemble as the door.
     retriever: str = ""
     sharpness: float = 0.1  # of the retriever's targets: log-likelihoods are divided by it
+    search: bool = False  # search again at every step, with the retriever as it is then
 
     heads: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq_lm")
     evaluator: ClassVar[str] = "means"
@@ -128,6 +128,10 @@ class OpenBook(TokenTask):
                 f"task.retriever={self.retriever!r} needs a prompt for each passage, and "
                 f"task.door={self.door!r} has one for all: take rag_token, rag_sequence or replug"
             )
+        if self.search and not self.retriever:
+            raise ConfigError(
+                "task.search=True searches with a retriever that is trained: set task.retriever"
+            )
         if not self.sharpness > 0:
             raise ConfigError(f"task.sharpness={self.sharpness}: expected a number above 0")
         if config.length % self.prompts:
@@ -144,8 +148,7 @@ class OpenBook(TokenTask):
     def aux(self, model: ModelConfig) -> dict[str, Aux]:
         if not self.retriever:
             return {}
-        path, _ = sentence_transformers.recalled(self._store().encoder_source)
-        return {RETRIEVER: Aux(path, trained=True, own_rows=True)}
+        return {RETRIEVER: Aux(self._encoder_path()[0], trained=True, own_rows=True)}
 
     def fields(self, length: int, model: ModelConfig) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
@@ -171,6 +174,11 @@ class OpenBook(TokenTask):
             )
         return store
 
+    def _encoder_path(self) -> tuple[str, str]:
+        """(path of the memory's encoder, its pooling or "" for the model's)."""
+        path, options = sentence_transformers.recalled(self._store().encoder_source)
+        return path, options.get("pooling") or ""
+
     # ------------------------------------------------------------------------------------ the rows
 
     def rows(self, files: str, part: str, tools: Tools) -> Packed:
@@ -194,8 +202,8 @@ class OpenBook(TokenTask):
             sources.content_hash(sources.find_files(files)),
         ]
 
-        def make() -> Packed:
-            records = labelled.read(
+        def read() -> list[Asking]:
+            return labelled.read(
                 files,
                 partial(asking, question=self.question_field, answer=self.answer_field),
                 max_bad_share=tools.max_bad_share,
@@ -203,19 +211,29 @@ class OpenBook(TokenTask):
                 share=share,
                 held_out=part == "holdout",
             )
+
+        def make() -> Packed:
+            records = read()
             hits = memory.search([record.question for record in records], self.k)
-            return self._packed(records, hits, memory, encoder, tools)
+            return self.packed(records, hits, memory, encoder, tools)
 
-        return cached(tools.cache, key, tools.tokenizer, make)
+        made = cached(tools.cache, key, tools.tokenizer, make)
+        return Questions(**vars(made), records=tuple(read())) if self.search else made
 
-    def _packed(
+    def source(self, rows: Any, tools: SourceTools) -> Source | None:
+        if not self.search:
+            return None
+        return Searched(self, rows, tools, encoder_like(self._store()), *self._encoder_path())
+
+    def packed(
         self,
         records: list[Asking],
         hits: list[list[Hit]],
         memory: Memory,
         encoder: Any,
-        tools: Tools,
+        tools: Tools | SourceTools,
     ) -> Packed:
+        """Rows of questions and the passages found for them."""
         rows: list[dict[str, np.ndarray]] = []
         counts = {"cut_answers": 0, "cut_passages": 0, "questions_without_passages": 0}
         for record, found in zip(records, hits, strict=True):
@@ -243,10 +261,15 @@ class OpenBook(TokenTask):
         )
 
     def _row(
-        self, record: Asking, hits: tuple[Hit, ...], counts: dict[str, int], tools: Tools
+        self,
+        record: Asking,
+        hits: tuple[Hit, ...],
+        counts: dict[str, int],
+        tools: Tools | SourceTools,
     ) -> tuple[dict[str, np.ndarray], int]:
         """Fields of a row, [T] each, and the number of tokens cut from its passages."""
-        model, tokenizer = tools.model, tools.tokenizer
+        model: ModelConfig = getattr(tools.model, "config", tools.model)
+        tokenizer = tools.tokenizer
         writes, prompts = self.target_length, self.prompts
         kind = doors.kind_of(model)
         apart = kind == "encoder-decoder"
@@ -267,7 +290,8 @@ class OpenBook(TokenTask):
                 f"{record.where}: the question with its {len(read.shown)} passages takes "
                 f"{len(long):,} tokens, and a row has {room:,}: lower task.k, or raise length"
             )
-        side = writes if apart else width
+        # A source's rows have as many tokens on both sides.
+        side = writes if apart and not self.search else width
         row: dict[str, Any] = {
             name: np.zeros((prompts, side), np.int32) for name in ("tokens", "targets")
         }
@@ -355,24 +379,11 @@ class OpenBook(TokenTask):
 
     def _scores(self, retriever: Beside, fields: Mapping[str, jax.Array]) -> jax.Array:
         """Cosines of the questions with the passages over the temperature, float32 [B, K]."""
-        _, options = sentence_transformers.recalled(self._store().encoder_source)
-        pooling = {name: options[name] for name in ("pooling",) if options.get(name)}
-        model, params = retriever.model, retriever.params
-        if model.config.head != "embedding" or pooling:  # this head has no parameters
-            model = build(families.other_head(model.config, "embedding", **pooling))
-            params = {name: x for name, x in params.items() if name != "head"}
-        tokens = fields["query_tokens"]
-        batch = Batch(
-            tokens=jnp.maximum(tokens - 1, 0),
-            targets=tokens,
-            weights=jnp.zeros(tokens.shape),
-            segments=(tokens > 0).astype(jnp.int32),
-            positions=jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
-        )
-        found: Any = model.apply({"params": params}, batch)
+        _, pooling = self._encoder_path()
         passages = fields["passage_vectors"]
-        vectors = found.pooled[:, : passages.shape[2]]
-        vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        vectors = unit_queries(
+            retriever.model, retriever.params, fields["query_tokens"], passages.shape[2], pooling
+        )
         highest = jax.lax.Precision.HIGHEST
         cosines = jnp.einsum("bd,bkd->bk", vectors, passages, precision=highest)
         return cosines / getattr(self.made_door, "temperature", 1.0)

@@ -69,13 +69,19 @@ def answer_tokens(tokenizer, model: ModelConfig, text: str, apart: bool) -> list
     return [*ids, ends[0]]
 
 
+def query_rows(encoder: Encoder, questions: list[str]) -> np.ndarray:
+    """Tokens of questions for the retriever, int32 [N, Q] from 1, 0 = padding."""
+    tokens = np.zeros((len(questions), LONGEST_QUERY), np.int32)
+    for row, ids in zip(tokens, encoder.query_tokens(questions), strict=True):
+        row[: len(ids)] = np.array(ids[:LONGEST_QUERY]) + 1
+    return tokens
+
+
 def for_retriever(
     records: list[Asking], hits: list[list[Hit]], k: int, memory: Memory, encoder: Encoder
 ) -> dict[str, np.ndarray]:
     """Tokens of the questions, [N, Q] from 1 with 0 = padding, and vectors [N, K, D]."""
-    tokens = np.zeros((len(records), LONGEST_QUERY), np.int32)
-    for i, ids in enumerate(encoder.query_tokens([record.question for record in records])):
-        tokens[i, : len(ids)] = np.array(ids[:LONGEST_QUERY]) + 1
+    tokens = query_rows(encoder, [record.question for record in records])
     known, vectors = memory.vectors({hit.id for found in hits for hit in found})
     place = {id: i for i, id in enumerate(known)}
     found = np.zeros((len(records), k, vectors.shape[1]), np.float32)

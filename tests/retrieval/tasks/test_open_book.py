@@ -9,6 +9,7 @@ import pytest
 import lm
 from lm import export, tasks
 from lm.families import preset
+from lm.models.config import ConfigError
 from lm.training import loop, settings, setup
 from lm.weights.runs import paths
 from lm.weights.runs.steps import CheckpointError
@@ -161,6 +162,36 @@ def test_the_retriever_s_loss_differs_on_a_mesh_from_the_formula(folder, tmp_pat
     assert identical(*ends), "a resumed run goes on otherwise"
 
 
+def test_passages_are_not_searched_with_the_retriever_of_the_step(folder, tmp_path):
+    """After the retriever's weights change, a question gets other passages; a source resumes."""
+    c = config(folder, tmp_path, own={"retriever": "marginal", "search": True})
+    run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
+    rows = setup.training_data(c, run)
+    source, state = setup.train_source(c, run, rows), run.fresh_state(c.seed)
+    first = jax.device_get(source.next(state))
+    scores = shares_of(folder, first)
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(scores, first.more["log_shares"], atol=2e-3)
+    new, metrics = run.train_step(state, first)
+    assert np.isfinite(float(metrics["loss"]))
+    shaken = jax.tree.map(lambda x: x * 0.5 if x.ndim > 1 else x, new.params["models"])
+    other = new.replace(params=new.params | {"models": shaken})
+    again = setup.train_source(c, run, rows)
+    again.restore(source.position(), {})
+    second, same, changed = (
+        jax.device_get(one.next(state)).more["passage_vectors"]
+        for one, state in ((source, new), (again, new), (setup.train_source(c, run, rows), other))
+    )
+    np.testing.assert_array_equal(second, same)
+    assert not np.array_equal(changed, first.more["passage_vectors"])
+    asked = lambda batch: {tuple(row) for row in batch.more["query_tokens"]}
+    fresh = setup.train_source(c, run, rows)
+    epoch = [jax.device_get(fresh.next(new)) for _ in range(3)]  # 24 rows: two epochs of 12
+    assert set.union(*map(asked, epoch)) == {tuple(row) for row in rows.extra["query_tokens"]}
+    with pytest.raises(ConfigError, match="was at version 1 of"):
+        again.restore(source.position() | {"memory": 1}, {})
+
+
 def test_the_decoder_of_fid_reads_other_passages_than_its_row_s(folder, tmp_path):
     c = config(folder, tmp_path, "fid,tokens=100", **T5)
     run, state, batch = prepared(c, tmp_path)
@@ -226,6 +257,7 @@ def test_a_run_that_goes_on_after_an_edit_of_its_memory_learns_from_both(folder,
         ({"door": "rag"}, {}, "task.door: .*'rag' is unknown"),
         ({"door": "rag_token,stride=4"}, {}, "stride searches again"),
         ({"retriever": "marginal", "door": "in_context"}, {}, "needs a prompt for each passage"),
+        ({"search": True}, {}, "search=True .*set task.retriever"),
         ({"retriever": "atlas"}, {}, "task.retriever='atlas': expected one of"),
         ({"memory": "/nowhere"}, {}, "task.memory: "),
         ({"memory": ""}, {}, "task.memory is not set"),
