@@ -80,7 +80,7 @@ def model_digest(model: LanguageModel, params: dict) -> str:
         values = np.ascontiguousarray(jax.device_get(leaf))
         name = jax.tree_util.keystr(path)
         found.update(f"{name} {values.shape} {values.dtype}".encode())
-        found.update(memoryview(values.reshape(-1).view(np.uint8)))  # ty: ignore[invalid-argument-type]
+        found.update(values.reshape(-1).view(np.uint8).data)
     return found.hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """The interface of the doors at a model's input, and their names."""
 
+import abc
 import ast
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ class Input:
 
 
 @dataclasses.dataclass(frozen=True)
-class Door:
+class Door(abc.ABC):
     """Makes a model's input of passages. Derive a frozen dataclass; its fields are its options.
 
     stride: tokens of an answer from one search to the next (Ram et al. 2023, section 3); 0 = one
@@ -112,13 +113,13 @@ class Door:
             return f"stride={self.stride}: {KINDS[kind]} writes no tokens to search again after"
         return ""
 
+    @abc.abstractmethod
     def question(self, reader: Any, asked: Asked, room: int) -> Input:
         """Input of at most `room` tokens a row for a question."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def passage(self, reader: Any, hits: Sequence[Hit], context: list[int], room: int) -> Input:
         """Input of at most `room` tokens a row for a text that goes on after `context`."""
-        raise NotImplementedError
 
 
 def kind_of(c: ModelConfig) -> str:

@@ -137,11 +137,16 @@ def test_gradients_in_bfloat16_are_those_of_float32():
     assert max(found.values()) < 0.02, found
 
 
+# T5's initial attention is nearly uniform, so the gradients of its relative positions are small
+# differences of large terms, of activations that are rounded to bfloat16. Attention in float32 does
+# not lower the error (0.034 instead of 0.032 at 8 x 512).
+T5 = pytest.param(
+    "t5", marks=pytest.mark.xfail(strict=True, reason="the error is 0.047 and 0.02 is asked")
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [T5 if kind == "t5" else kind for kind in KINDS])
 def test_gradients_in_bfloat16_are_those_of_float32_at_length(kind):
     found = errors(*case(kind, 32, 1024, remat="full"))
-    # T5's initial attention is nearly uniform, so the gradients of its relative positions are small
-    # differences of large terms, of activations that are rounded to bfloat16. Attention in float32
-    # does not lower the error (0.034 instead of 0.032 at 8 x 512); 0.047 was seen here.
-    assert max(found.values()) < (0.05 if kind == "t5" else 0.02), found
+    assert max(found.values()) < 0.02, found
