@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": ("lm.compare", "runs side by side: configs, last figures, curves on one page"),
     "fisher": ("lm.fisher", "what a model's weights matter to, for elastic weight consolidation"),
     "teacher-outputs": ("lm.teacher_outputs", "store a teacher's predictions, to distil it later"),
+    "self-instruct": ("lm.self_instruct", "make instruct data with a model, from a few tasks"),
     "interpolate": ("lm.interpolate", "mix the weights of models, and measure the mixes"),
     "export": ("lm.export", "write a run as a Hugging Face directory"),
     "build": ("retrieval.build", "build a memory from passages"),

@@ -1,0 +1,85 @@
+"""Make instruction data with a model, from a few tasks written by people (Self-Instruct).
+
+python -m lm.self_instruct --config=configs/self_instruct/generate.py[:alpaca] --workdir=DIR
+    [--config.seeds=FILE] [--config.generator=MODEL] [--config.FIELD=VALUE ...]
+
+  --config    fields and their meaning: lm/synthesis/settings.py
+  --workdir   folder to write: a file for each step, tasks.jsonl in the format of the seed file,
+              report.html and report.json
+
+The steps of Wang et al. 2023 (arXiv 2212.10560): write new instructions, ask which are
+classification, write instances, filter. An interrupted command goes on where it was. tasks.jsonl is
+what the task `instruct` reads. Exit codes: 0 success; 2 an error in config, seeds or generator; 130
+interrupted.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from lm.compiled import keep_compiled
+from lm.interrupts import entry_point
+from lm.printing import program
+
+
+@entry_point
+def main(argv=None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if {"--help", "-h"} & set(argv):
+        print(__doc__.strip())
+        return 0
+    keep_compiled()
+    from lm.generation.requests import GenerationError
+    from lm.models.config import ConfigError
+    from lm.synthesis import generator, pipeline, report, settings
+    from lm.training import command_line
+    from lm.weights import WeightsError
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    start = time.monotonic()
+    try:
+        config, workdir = command_line.parse(argv)
+        s = settings.of_config(config.to_dict())
+        seeds, bad = settings.read_seeds(s)
+        if bad:
+            print(f"{len(bad)} seeds left out, the first: {bad[0]}", file=sys.stderr)
+        made = generator.load(s.generator, s.seed, s.context, s.batch_size, s.repetition_penalty)
+        tools = pipeline.Tools(s, seeds, *made, Path(workdir), Progress())
+        tasks = pipeline.run(tools)
+        page = report.write(Path(workdir), tasks, len(bad))
+    except BrokenPipeError:
+        raise
+    except (ConfigError, WeightsError, GenerationError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    instances = sum(len(task["instances"]) for task in tasks)
+    print(
+        f"{len(tasks)} tasks with {instances} instances in {time.monotonic() - start:.0f} s\n"
+        f"data: {Path(workdir) / pipeline.TASKS}\nreport: {page}"
+    )
+    if len(tasks) < s.instructions:
+        print(f"fewer than instructions={s.instructions}; the report says why", file=sys.stderr)
+    return 0
+
+
+class Progress:
+    """Prints a step's progress with the time left."""
+
+    def __init__(self):
+        self._name, self._start, self._before = "", 0.0, 0
+
+    def __call__(self, name: str, done: int, total: int, more: str) -> None:
+        from lm.training.report import clock
+
+        now = time.monotonic()
+        if name != self._name:
+            self._name, self._start, self._before = name, now, done
+        new = done - self._before
+        left = f", {clock((now - self._start) / new * (total - done))} left" if new else ""
+        more = f", {more}" if more else ""
+        print(f"{program('lm.self_instruct')}: {name} {done}/{total}{more}{left}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
