@@ -56,7 +56,7 @@ def main(argv=None):
     from retrieval.reading.reader import door_of
 
     door = door_of(args.reader, args.door)  # before anything is loaded
-    memory = open_memory(args.memory, args.encoder, args.as_of)
+    memory = open_memory(args.memory, args.encoder, args.as_of, args.reader)
     searched = View(memory, filter_options(args))
     floor = FLOOR if args.floor is None else args.floor
     reader, mixed = load_reader(args.reader, door), {}

@@ -61,7 +61,7 @@ def main(argv=None):
     from retrieval.reading.reader import door_of
 
     door = door_of(args.reader, args.door)
-    memory = open_memory(args.memory, args.encoder)
+    memory = open_memory(args.memory, args.encoder, reader=args.reader)
     if rows:
         return _reliance(args, rows, memory, load_reader(args.reader, door), door)
 

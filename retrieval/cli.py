@@ -214,14 +214,22 @@ def version_or_time(text: str) -> int | str:
 
 
 @phases.phase("opening the memory")
-def open_memory(path: Path | str, encoder: str | None, as_of: int | str | None = None):
+def open_memory(
+    path: Path | str, encoder: str | None, as_of: int | str | None = None, reader: str = ""
+):
     """Open the memory at `path`, or as it was after a version or at a time.
 
     encoder: where its encoder's files are, as a path or hub id, if not at the recorded path.
+    reader: if this is a run that trained an encoder of questions, they are embedded with it.
     """
     from retrieval import Memory
     from retrieval.encoders.encoding import encoder_like
+    from retrieval.encoders.two_sided import with_retriever
     from retrieval.store.store import Store
 
-    memory = Memory.open(path, encoder_like(Store.open(path), encoder) if encoder else None)
+    store = Store.open(path)
+    own = with_retriever(store, reader, encoder) if reader else None
+    if own is None and encoder:
+        own = encoder_like(store, encoder)
+    memory = Memory.open(path, own)
     return memory if as_of is None else memory.as_of(as_of)

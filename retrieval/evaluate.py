@@ -146,7 +146,8 @@ def main(argv=None):
     from retrieval.reading.reader import door_of, load_reader
 
     door = door_of(args.reader, args.door)
-    memory, reader = open_memory(args.memory, args.encoder), load_reader(args.reader, door)
+    memory = open_memory(args.memory, args.encoder, reader=args.reader)
+    reader = load_reader(args.reader, door)
     answered = answer(
         [row["question"] for row in rows],
         memory,

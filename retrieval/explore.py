@@ -60,7 +60,7 @@ def main(argv=None):
     from retrieval.reading.reader import door_of, load_reader
 
     door = door_of(args.reader, args.door) if args.reader else None
-    memory = open_memory(args.memory, args.encoder)
+    memory = open_memory(args.memory, args.encoder, reader=args.reader or "")
     reader, token = load_reader(args.reader, door) if door else None, secrets.token_urlsafe(32)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -9,11 +9,15 @@ FACTS, QUESTIONS = "configs/examples/facts.jsonl", "configs/examples/facts_quest
 
 
 def chain(method, door, variant, reader=READER, trained="configs/tiny.py:gpt2"):
-    """Study of one door. Raises ValueError for a variant other than "" and "tiny".
+    """Study of one door. Raises ValueError for an unknown variant.
 
-    door: as --door takes it. reader: answers the questions; "tiny" trains one with the config
-    `trained` instead, and another as the encoder.
+    door: as --door takes it. reader: answers the questions. Variants: "tiny" trains one with the
+    config `trained` instead, and another as the encoder; "trained" trains the reader with the
+    memory first (configs/memory/open_book.py), and asks it by the door of its run; "trained-tiny".
     """
+    with_memory, variant = variant.startswith("trained"), variant.removeprefix("trained")
+    if with_memory:
+        method, variant = f"{method}-trained", variant.removeprefix("-")
     if variant not in ("", "tiny"):
         raise ValueError(f"variant {variant!r} is unknown; this config has 'tiny'")
     c = ml_collections.ConfigDict()
@@ -27,12 +31,19 @@ def chain(method, door, variant, reader=READER, trained="configs/tiny.py:gpt2"):
         encoder = "{samples}/minilm"
         passages, questions = "{workdir}/passages.jsonl", "{workdir}/questions.jsonl"
         first = _samples(passages, questions)
+    task, run = f"{door.partition(',')[0]}{'-tiny' if variant else ''}", "{workdir}/trained"
     asked = {"memory": "{workdir}/memory", "reader": reader, "door": door}
+    learns = {"config": f"configs/memory/open_book.py:{task}", "workdir": run}
+    learns |= {"config.init_from": reader, "config.task.memory": "{workdir}/memory"}
+    learns["config.data.files"] = questions if variant else "{workdir}/train.jsonl"
+    if with_memory:
+        asked = {"memory": "{workdir}/memory", "reader": run}
     asked |= {"questions": questions} | ({"max-new-tokens": 4} if variant else {})
     memory = dict(memory="{workdir}/memory", encoder=encoder, input=passages, replace=True)
     c.stages = (
         *first,
         _stage("memory", "retrieval.build", memory, 70, "{workdir}/memory"),
+        *([_stage("train", "lm.train", learns, 1200, run)] if with_memory else []),
         _stage(
             "ask",
             "retrieval.evaluate",
@@ -55,7 +66,15 @@ def _samples(passages, questions):
     made = samples | {"workdir": "{workdir}"}
     return (
         _stage("samples", "lm.data.samples", samples, 15),
-        _stage("passages", "launch.quickstart.passages", made, 4, passages, questions),
+        _stage(
+            "passages",
+            "launch.quickstart.passages",
+            made | {"train-per-bin": 100},
+            4,
+            passages,
+            questions,
+            "{workdir}/train.jsonl",
+        ),
     )
 
 

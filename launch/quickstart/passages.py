@@ -52,6 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         default=20,
         help="questions in each of the ten popularity bins (default 20)",
     )
+    parser.add_argument(
+        "--train-per-bin",
+        type=int,
+        default=0,
+        help="also write train.jsonl with at most so many other questions of each bin (default 0)",
+    )
     args = parser.parse_args(argv)
     try:
         geonames, elements = (
@@ -71,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
         json_lines(dataclasses.asdict(passage) for passage in passages),
     )
     write(args.workdir / "questions.jsonl", json_lines(asked))
+    if args.train_per_bin:
+        others = world.questions(cities, countries, args.train_per_bin, seed=1, asked=asked)
+        write(args.workdir / "train.jsonl", json_lines(others))
     print(
         f"{len(passages):,} passages ({len(cities):,} cities, {len(countries)} countries) and "
         f"{len(asked)} questions in {args.workdir}"

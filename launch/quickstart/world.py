@@ -206,13 +206,18 @@ def element_passages(database: Path) -> Iterator[Passage]:
 
 
 def questions(
-    cities: Sequence[City], countries: dict[str, dict], per_bin: int, seed: int = 0
+    cities: Sequence[City],
+    countries: dict[str, dict],
+    per_bin: int,
+    seed: int = 0,
+    asked: Sequence[dict] = (),
 ) -> list[dict]:
     """`per_bin` questions per bin (rows of retrieval.evaluate), most populous bin last.
 
-    Cities whose name contains the country's are left out.
+    Cities whose name contains the country's are left out. asked: rows whose cities are left out
+    too; a bin may then have fewer questions.
     """
-    rng, rows = random.Random(seed), []
+    rng, rows, known = random.Random(seed), [], {row["passage"] for row in asked}
     names = {code: (row["name"], *ALIASES.get(code, ())) for code, row in countries.items()}
     for i, low in enumerate(BINS):
         inside = [
@@ -220,12 +225,13 @@ def questions(
             for c in cities
             if bin_of(c.population) == i and not contains(c.name, names[c.country])
         ]
-        if len(inside) < per_bin:
+        inside = [c for c in inside if f"city-{c.id}" not in known]
+        if len(inside) < per_bin and not asked:
             raise LaunchError(
                 f"bin {i} ({low:,} people and more) has {len(inside)} cities to ask about, "
                 f"{per_bin} are wanted; take more cities"
             )
-        for city in rng.sample(inside, per_bin):
+        for city in rng.sample(inside, min(per_bin, len(inside))):
             answers = names[city.country]
             wrong = [
                 n

@@ -89,7 +89,7 @@ class TrainBatches(Source):
     ):
         self.lengths = lengths_of(packed, transform)
         self._batch_size, self._sharding = batch_size, sharding
-        self._rows = _local_rows(sharding, (batch_size, self.lengths[0]))
+        self._rows = local_rows(sharding, (batch_size, self.lengths[0]))
         self._stream = shuffled(packed, seed) if isinstance(packed, Packed) else packed
         self._seed, self._transform, self._config = seed, transform, config
         self._begin(0)
@@ -151,7 +151,7 @@ def in_order(
     lengths: of the transformed rows, if known; else computed from `packed`.
     config: as in `TrainBatches`.
     """
-    mine = _local_rows(sharding, (batch_size, packed.length))
+    mine = local_rows(sharding, (batch_size, packed.length))
     lengths = lengths_of(packed, transform) if lengths is None else lengths
     total = len(packed) if limit is None else min(limit, len(packed))
     source = Rows(packed)
@@ -303,7 +303,7 @@ def _stack(rows: list[dict[str, np.ndarray]], config: ModelConfig | None) -> dic
     return fields
 
 
-def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
+def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
     """Rows of the global batch that this process's devices hold, ascending."""
     held = (
         range(shape[0])[index[0]]

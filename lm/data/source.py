@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ class SourceTools:
     """What a source makes batches with.
 
     model: the LanguageModel. params: training state -> the model's current parameters, with
-    adapters merged. batch_size and length: of the batches. seed: of the run.
+    adapters merged. batch_size and length: of the batches. seed: of the run. rows: those of a batch
+    that the devices of this process hold.
     """
 
     model: Any
@@ -28,13 +29,15 @@ class SourceTools:
     batch_size: int
     length: int
     seed: int
+    rows: Sequence[int] = ()
 
 
 class Source(abc.ABC):
     """Batches for the steps of a run.
 
     After `restore(position(), carry())` in another process, `next` returns the same batches. With
-    several processes, each calls every method, and all must return the same.
+    several processes, each calls every method, and all must return the same; but a batch may be
+    empty (segments 0) in rows that are not in `SourceTools.rows`.
     """
 
     @abc.abstractmethod

@@ -339,7 +339,8 @@ def train_source(
     def source(part: Part, rows) -> batches.TrainBatches | TaskSource:
         own, task = part.config, part.task
         given = (run.model, run.tokenizer, run.template, run.current)
-        tools = SourceTools(*given, own.batch_size, own.length, own.seed)
+        mine = batches.local_rows(run.rows, (own.batch_size, own.length))
+        tools = SourceTools(*given, own.batch_size, own.length, own.seed, mine.tolist())
         lengths = (own.length, own.length if model.encoder_layers else 0)
         fields = task.fields(own.length, model)
         abstract = abstract_batch(run.rows, own.batch_size, lengths, fields)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from lm import families
 from lm.batch import Batch
@@ -49,13 +50,13 @@ class Questions(Packed):
 
 
 class Trained:
-    """The encoder of a memory, with other parameters for questions. Set `params` before a search.
+    """The encoder of a memory, with vectors of a trained one for questions.
 
-    embed: (params, tokens [B, Q]) -> unit vectors.
+    Set `known`, question -> unit vector, before a search.
     """
 
-    def __init__(self, encoder: Encoder, embed):
-        self.encoder, self.embed, self.params = encoder, embed, None
+    def __init__(self, encoder: Encoder):
+        self.encoder, self.known = encoder, {}
         self.fingerprint, self.source = encoder.fingerprint, encoder.source
         self.passages, self.query_tokens = encoder.passages, encoder.query_tokens
 
@@ -63,15 +64,14 @@ class Trained:
         return self.encoder(texts)
 
     def queries(self, texts: list[str]) -> np.ndarray:
-        tokens = query_rows(self.encoder, texts)
-        return np.asarray(self.embed(self.params, tokens))
+        return np.stack([self.known[text] for text in texts])
 
 
 class Searched(Source):
     """Rows of questions, in an order of the seed, whose passages are searched at each step.
 
     The search is exact and in the memory's version at the start of the run, so that a run that was
-    interrupted goes on as it would have.
+    interrupted goes on as it would have. Each process searches for the questions of its own rows.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Searched(Source):
         # The encoder's model, computed as the run's, as in the loss.
         computed = {name: getattr(tools.model.config, name) for name in COMPUTE}
         model = build(loading.model_config(path).replace(**computed, dropout=0.0))
-        embed = jax.jit(partial(unit_queries, model, dim=encoder.dim, pooling=pooling))
-        self.encoder = Trained(encoder, embed)
+        self.embed = jax.jit(partial(unit_queries, model, dim=encoder.dim, pooling=pooling))
+        self.encoder = Trained(encoder)
         memory = Memory.open(task.memory, encoder)
         self.version = memory.version
         self.memory: Any = memory.as_of(self.version, self.encoder)
@@ -94,25 +94,39 @@ class Searched(Source):
     def next(self, state: Any) -> Batch:
         size = self.tools.batch_size
         asked = [self._record(self.read + i) for i in range(size)]
-        self.encoder.params = state.params["models"][RETRIEVER]
-        hits = self.memory.search([record.question for record in asked], self.task.k)
-        self.encoder.params = None  # the step overwrites them
-        made = self.task.packed(asked, hits, self.memory, self.encoder, self.tools)
-        fields = dict(made.extra)
+        self.encoder.known = self._vectors(state, [record.question for record in asked])
+        mine = list(self.tools.rows)
+        local = [asked[row] for row in mine]
+        hits = self.memory.search([record.question for record in local], self.task.k)
+        made = self.task.packed(local, hits, self.memory, self.encoder, self.tools)
+        self.read += size
+
+        def whole(values: np.ndarray) -> np.ndarray:
+            every = np.zeros((size, *values.shape[1:]), values.dtype)
+            every[mine] = values
+            return every
+
+        fields = {name: whole(values) for name, values in made.extra.items()}
         own = {
             name: fields.pop(name)
             for name in ("encoder_tokens", "encoder_segments")
             if name in fields
         }
-        self.read += size
         return Batch.of(
-            made.tokens,
-            made.segments,
-            targets=made.targets,
+            whole(made.tokens),
+            whole(made.segments),
+            targets=whole(made.targets),
             weights=fields.pop("weights"),
             more=fields,
             **own,
         )
+
+    def _vectors(self, state: Any, questions: list[str]) -> dict[str, np.ndarray]:
+        """Unit vectors of questions; computed by all processes, which share the parameters."""
+        tokens = query_rows(self.encoder.encoder, questions)
+        vectors = self.embed(state.params["models"][RETRIEVER], tokens)
+        host = multihost_utils.process_allgather(vectors, tiled=True)
+        return dict(zip(questions, np.asarray(host), strict=True))
 
     def _record(self, number: int) -> Asking:
         """The `number`-th question to be asked."""

@@ -98,7 +98,7 @@ def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(
     monkeypatch.setattr(answering, "answer", fake_answer)
     monkeypatch.setattr(reader, "door_of", lambda path, asked: "door")
     monkeypatch.setattr(reader, "load_reader", lambda path, door: "model")
-    monkeypatch.setattr(evaluate, "open_memory", lambda path, encoder: "memory")
+    monkeypatch.setattr(evaluate, "open_memory", lambda *_, **__: "memory")
     (tmp_path / "q.jsonl").write_text(
         "".join(
             json.dumps({"question": q, "answers": [a]}) + "\n"

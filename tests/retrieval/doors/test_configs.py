@@ -19,7 +19,8 @@ STUDIES = [f"{p.relative_to(ROOT)}" for p in CONFIGS if "return chain(" in p.rea
 @pytest.mark.parametrize("config", STUDIES)
 def test_a_stage_reads_what_no_earlier_stage_makes(config, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for variant in ("", ":tiny"):
+    trained = (":trained", ":trained-tiny") if "trained" in Path(config).read_text() else ()
+    for variant in ("", ":tiny", *trained):
         study, made = load_study(f"{config}{variant}"), set()
         assert {"memory", "ask", "audit"} <= {stage.name for stage in study.stages}
         for stage in study.stages:
@@ -43,11 +44,12 @@ def test_the_python_of_the_page_runs(memory, tmp_path, monkeypatch, capsys):
     assert "'p" in capsys.readouterr().out
 
 
-SEQUENCE = "configs/memory/rag.py:sequence-tiny"
+RAG, FID = "configs/memory/rag.py", "configs/memory/fid.py"
+FURTHER = [f"{RAG}:sequence-tiny", f"{RAG}:trained-tiny", f"{FID}:trained-tiny"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [*(f"{study}:tiny" for study in STUDIES), SEQUENCE])
+@pytest.mark.parametrize("config", [*(f"{study}:tiny" for study in STUDIES), *FURTHER])
 def test_tiny_runs(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     study = load_study(config, workdir=str(tmp_path))

@@ -158,7 +158,7 @@ def test_a_closure_finds_near_duplicates_aliases_and_the_same_fact_and_nothing_e
 def test_the_command_leaves_out_the_closure_too(facts, monkeypatch, capsys):
     monkeypatch.setattr("retrieval.reading.reader.door_of", lambda *_: named("in_context"))
     monkeypatch.setattr("retrieval.load_reader", lambda *_: Copier({}), raising=False)
-    monkeypatch.setattr(command, "open_memory", lambda *_: facts)
+    monkeypatch.setattr(command, "open_memory", lambda *_, **__: facts)
     asked = ["--memory=m", "--reader=r", "Oslo lies near which Oslo?", "--ids", "oslo"]
     for more, verdict in (([], "elsewhere"), (["--closure"], "forgotten")):
         assert command.main([*asked, "--answer", "Norway", *more]) == 0

@@ -38,7 +38,7 @@ def typed(monkeypatch):
 @pytest.fixture
 def run(reader, memory, monkeypatch, typed, capsys):
     """Chat through the entry point with a memory; return the output."""
-    monkeypatch.setattr(chat, "open_memory", lambda path, encoder: memory)
+    monkeypatch.setattr(chat, "open_memory", lambda *_, **__: memory)
 
     def run(*lines, options=("--memory=m",)):
         typed(*lines)

@@ -88,7 +88,7 @@ def test_too_few_passages_to_exchange_are_refused(tmp_path):
 def test_the_command_flags_what_does_not_move(facts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(readers, "door_of", lambda path, asked: readers.doors.named("in_context"))
     monkeypatch.setattr("retrieval.load_reader", lambda path, door: Copier({}), raising=False)
-    monkeypatch.setattr(audit, "open_memory", lambda path, encoder: facts)
+    monkeypatch.setattr(audit, "open_memory", lambda *_, **__: facts)
     file = tmp_path / "q.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     command = ["--memory=m", "--reader=r", f"--questions={file}", "-k=1"]
@@ -119,7 +119,7 @@ def test_ask_says_how_much_of_the_passages_was_not_read(tmp_path, monkeypatch, c
     asked = []
     monkeypatch.setattr(readers, "door_of", lambda *given: asked.append(given) or named("replug"))
     monkeypatch.setattr("retrieval.load_reader", lambda path, door: Copier({}), raising=False)
-    monkeypatch.setattr(ask, "open_memory", lambda *given: memory)
+    monkeypatch.setattr(ask, "open_memory", lambda *_, **__: memory)
     command = ["--memory=m", "--reader=r", "--door=replug", "--floor=-1"]
     assert ask.main([*command, "Oslo lies in which land?"]) == 0
     said = capsys.readouterr().out

@@ -1,6 +1,10 @@
 """Training with a memory: mixtures in float64, what is trained, other meshes, and resuming."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,16 +14,19 @@ import lm
 from lm import export, tasks
 from lm.families import preset
 from lm.models.config import ConfigError
-from lm.training import loop, settings, setup
+from lm.training import loop, settings, setup, trackers
 from lm.weights.runs import paths
+from lm.weights.runs import weights as run_weights
 from lm.weights.runs.steps import CheckpointError
-from retrieval import Encoder, Memory, Passage
+from retrieval import Encoder, Memory, Passage, cli
 from tests.lm.small_models import identical
 from tests.lm.training import runs
 from tests.retrieval.models import save_encoder
+from tests.retrieval.tasks import two_processes
 
 pytest.importorskip("torch")
 NAME = "retrieval.tasks.open_book:OpenBook"
+SIDES = ("queries", "passages")
 MESH = {"mesh.data": 4, "mesh.fsdp": 2, "batch_size": 16}
 
 
@@ -172,6 +179,13 @@ def test_passages_are_not_searched_with_the_retriever_of_the_step(folder, tmp_pa
     scores = shares_of(folder, first)
     np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(scores, first.more["log_shares"], atol=2e-3)
+    mine = setup.train_source(c, run, rows)._source  # as one of several processes, with two rows
+    mine.tools = dataclasses.replace(mine.tools, rows=(2, 5))
+    part, whole = jax.device_get((mine.next(state), first))
+    np.testing.assert_array_equal(part.segments.any(1), np.isin(np.arange(8), (2, 5)))
+    for name, values in part.fields().items():
+        wanted = whole.fields()[name][[2, 5]]
+        np.testing.assert_allclose(values[[2, 5]], wanted, rtol=1e-5, err_msg=name)
     new, metrics = run.train_step(state, first)
     assert np.isfinite(float(metrics["loss"]))
     shaken = jax.tree.map(lambda x: x * 0.5 if x.ndim > 1 else x, new.params["models"])
@@ -190,6 +204,26 @@ def test_passages_are_not_searched_with_the_retriever_of_the_step(folder, tmp_pa
     assert set.union(*map(asked, epoch)) == {tuple(row) for row in rows.extra["query_tokens"]}
     with pytest.raises(ConfigError, match="was at version 1 of"):
         again.restore(source.position() | {"memory": 1}, {})
+
+
+@pytest.mark.slow
+def test_two_processes_end_elsewhere_than_one(folder):
+    """Retriever and reader, with a search at every step, of a process's own rows, and without."""
+    env = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    }
+    argv = [sys.executable, "-m", "tests.retrieval.tasks.two_processes", str(folder)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=600)
+    assert done.stdout.splitlines()[-1] == "[0, 0]", done.stdout + done.stderr
+    searches = [(folder / f"searches{rank}").read_text().split() for rank in (0, 1)]
+    assert searches == [["4"] * 3] * 2
+    for name, searched in (("searched", True), ("rows", False)):
+        assert two_processes.run(folder, name, searched) == 0
+        theirs = folder / ("two-searched" if searched else "two")
+        (_, ours, _), (_, other, _) = map(run_weights.load_params, (folder / name, theirs))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), ours, other)
+        one, two = (trackers.read(at)[-1] for at in (folder / name, theirs))
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
 
 
 def test_the_decoder_of_fid_reads_other_passages_than_its_row_s(folder, tmp_path):
@@ -241,6 +275,14 @@ def test_a_run_that_goes_on_after_an_edit_of_its_memory_learns_from_both(folder,
     ends = (folder / "encoder", tmp_path / "out")
     before, after = (Encoder.from_hf(at).queries(["town 3"])[0] for at in ends)
     assert before.shape == after.shape and 1e-3 < np.linalg.norm(before - after) < 1.9
+    asked = cli.open_memory(folder / "memory", None, reader=str(tmp_path / "run"))
+    ((ours, _), (old, _)) = (asked._encoder.vectors(["town 3"], "", s) for s in SIDES)
+    np.testing.assert_allclose([ours[0], old[0]], [after, before], atol=1e-6)
+    assert len(asked.search(["town 3"], 2)[0]) == 2
+    other = Memory.create(tmp_path / "other", Encoder.from_hf(tmp_path / "out"))
+    other.add([Passage("p", "town")])
+    same = cli.open_memory(tmp_path / "other", None, reader=str(tmp_path / "run"))
+    assert same._encoder.encode is None  # of another encoder: its own is loaded
     memory = Memory.open(folder / "memory")
     memory.edit("p3", text="town 3 lies in land 99")
     try:
