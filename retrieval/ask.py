@@ -11,6 +11,7 @@ from retrieval.cli import (
     add_filter_options,
     add_past_option,
     add_reader_options,
+    add_when_options,
     entry_point,
     filter_options,
     open_memory,
@@ -28,11 +29,7 @@ def main(argv=None):
     )
     options.add_argument("question", nargs="+", help="one or several questions, each in quotes")
     add_reader_options(options)
-    options.add_argument(
-        "--floor",
-        type=float,
-        help="does not know when the best passage scores less, a cosine (default: 0.25)",
-    )
+    add_when_options(options)
     options.add_argument(
         "--datastore",
         metavar="DIR",
@@ -54,7 +51,9 @@ def main(argv=None):
     from retrieval.reading.answering import FLOOR, View
     from retrieval.reading.explaining import lines
     from retrieval.reading.reader import door_of
+    from retrieval.reading.when import when_named
 
+    when = when_named(args.when)
     door = door_of(args.reader, args.door)  # before anything is loaded
     memory = open_memory(args.memory, args.encoder, args.as_of, args.reader)
     searched = View(memory, filter_options(args))
@@ -62,8 +61,9 @@ def main(argv=None):
     reader, mixed = load_reader(args.reader, door), {}
     if args.datastore:
         mixed = from_datastore(args, reader, memory)
+    given_to = {"floor": floor, "door": door, "when": when}
     for number, given in enumerate(
-        answer(args.question, searched, reader, args.k, args.max_new_tokens, floor=floor, door=door)
+        answer(args.question, searched, reader, args.k, args.max_new_tokens, **given_to)
     ):
         told = mixed.get(number)
         if args.json:
@@ -80,6 +80,7 @@ def main(argv=None):
         print(
             f"{shown(given.question)}\n  open-book:   "
             f"{shown(given.text) if given.known else unknown}"
+            f"{'' if given.retrieved else f'  (from the weights: --when={shown(args.when)})'}"
         )
         for hit, sentence in zip(given.citations, given.sentences, strict=True):
             said = shown(f"[{hit.id}] {hit.title + ': ' if hit.title else ''}{sentence}")

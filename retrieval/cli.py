@@ -145,6 +145,21 @@ def add_door_option(made: argparse.ArgumentParser) -> None:
     )
 
 
+def add_when_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--floor",
+        type=float,
+        help="does not know when the best passage scores less, a cosine (default: 0.25)",
+    )
+    made.add_argument(
+        "--when",
+        default="",
+        metavar="NAME[,OPTION=VALUE]",
+        help="read passages only for some questions: confidence,below=0.5 (likelihood of the "
+        "closed-book answer per token), popularity,below=10[,field=NAME] (default: for all)",
+    )
+
+
 def add_past_option(made: argparse._ActionsContainer) -> None:
     made.add_argument(
         "--as-of",

@@ -10,6 +10,8 @@ The input has a JSON object per line: "question", "answers" (list of right names
 - "closed_correct", "open_correct", "closed_exact", "open_exact": see lm/evaluation/accuracy.py
 - "closed_f1", "open_f1": SQuAD's F1 of shared words
 - "known": whether the memory supports the open-book answer
+- "retrieved": whether passages were looked for, which --when decides; if not, the open-book answer
+  is the closed-book one
 - "citations": the passages read, best first
 """
 
@@ -28,6 +30,7 @@ from retrieval.cli import (
     READER,
     add_door_option,
     add_encoder_option,
+    add_when_options,
     entry_point,
     open_memory,
     parser,
@@ -82,6 +85,7 @@ def score(row: dict, answered) -> dict:
         "closed_f1": max(f1(closed, name) for name in names),
         "open_f1": max(f1(opened, name) for name in names),
         "known": answered.known,
+        "retrieved": answered.retrieved,
         "citations": [dataclasses.asdict(hit) for hit in answered.citations],
     }
 
@@ -134,6 +138,7 @@ def main(argv=None):
     options.add_argument(
         "--max-new-tokens", type=int, default=24, help="length of an answer, in tokens"
     )
+    add_when_options(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
     rows = read_questions(args.questions)
@@ -142,9 +147,11 @@ def main(argv=None):
         raise RetrievalError(
             f"--output={args.output} is a folder: expected the name of a file to write"
         )
-    from retrieval.reading.answering import answer
+    from retrieval.reading.answering import FLOOR, answer
     from retrieval.reading.reader import door_of, load_reader
+    from retrieval.reading.when import when_named
 
+    when = when_named(args.when)
     door = door_of(args.reader, args.door)
     memory = open_memory(args.memory, args.encoder, reader=args.reader)
     reader = load_reader(args.reader, door)
@@ -155,7 +162,10 @@ def main(argv=None):
         args.k,
         args.max_new_tokens,
         on_batch=progress(2 * len(rows)),
+        floor=FLOOR if args.floor is None else args.floor,
         door=door,
+        when=when,
+        records=rows,
     )
     scored = [score(row, one) for row, one in zip(rows, answered, strict=True)]
     temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}")
@@ -179,8 +189,13 @@ def main(argv=None):
                 "f1": f1_mean,
                 "interval_95": [low, high],
             }
-            knows = (
-                {"known": len(known), "known_right": sum(row["open_correct"] for row in known)}
+            skipped = sum(not row["retrieved"] for row in scored)
+            knows: dict = (
+                {
+                    "known": len(known),
+                    "known_right": sum(row["open_correct"] for row in known),
+                    "skipped": skipped / len(scored),
+                }
                 if book == "open"
                 else {}
             )
@@ -197,6 +212,12 @@ def main(argv=None):
             f"  says that it knows: {len(known)}/{len(scored)}, {len(known) / len(scored):.1%}; "
             f"{right} of these are right"
         )
+        if skipped := [row for row in scored if not row["retrieved"]]:
+            right = sum(row["open_correct"] for row in skipped)
+            print(
+                f"  answered from the weights, --when={args.when}: {len(skipped)}/{len(scored)}, "
+                f"{len(skipped) / len(scored):.1%}; {right} of these are right"
+            )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import abc
 import ast
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -156,20 +156,28 @@ def named(text: str) -> Door:
 
     Raises RetrievalError for an unknown name or option, and for a value out of range.
     """
+    return parsed("--door", text, HOMES, Door)
+
+
+def parsed(flag: str, text: str, homes: Mapping[str, str], base: type) -> Any:
+    """Instance of "name" or "name,option=value,...", a dataclass that derives from `base`.
+
+    homes: name -> module:Class. Raises RetrievalError as `named`, calling the option `flag`.
+    """
     name, *options = text.split(",")
-    if ":" not in name and name not in HOMES:
+    if ":" not in name and name not in homes:
         raise RetrievalError(
-            f"--door={name!r} is unknown{nearest(name, HOMES)}; one of {', '.join(HOMES)}, or "
+            f"{flag}={name!r} is unknown{nearest(name, homes)}; one of {', '.join(homes)}, or "
             "module:Class of your own"
         )
-    kind = plugins.find("--door", HOMES.get(name, name), {}, Door)
+    kind = plugins.find(flag, homes.get(name, name), {}, base)
     known = [field.name for field in dataclasses.fields(kind)]
     given = {}
     for option in options:
         key, equals, value = option.partition("=")
         if key not in known or not equals:
             raise RetrievalError(
-                f"--door={text}: {option!r} is no option of {name}{nearest(key, known)}; expected "
+                f"{flag}={text}: {option!r} is no option of {name}{nearest(key, known)}; expected "
                 f"{', '.join(f'{each}=...' for each in known)}"
             )
         try:

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import lm
+from lm.export import load_run_tokenizer
 from lm.generation.hooks import Hook
-from lm.weights.loading import load_tokenizer
+from lm.weights.loading import is_run
 from retrieval.doors import calls
 from retrieval.doors.knn import Source
 from retrieval.errors import RetrievalError
@@ -59,7 +61,8 @@ class LookUp(Hook):
         if not isinstance(self.memory, Memory):
             object.__setattr__(self, "memory", Memory.open(self.memory))
         if isinstance(self.tokenizer, str):
-            object.__setattr__(self, "tokenizer", load_tokenizer(self.tokenizer))
+            load = load_run_tokenizer if is_run(self.tokenizer) else lm.load_tokenizer
+            object.__setattr__(self, "tokenizer", load(self.tokenizer))
 
     def find(self, taps, slots) -> dict:
         forced, sources = np.full(len(slots), -1, np.int32), [()] * len(slots)

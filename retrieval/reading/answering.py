@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from retrieval.doors.door import Asked, Door, Find, Read, check
@@ -17,6 +17,7 @@ from retrieval.passages import Hit, titled
 from retrieval.reading.extracting import Extractor
 from retrieval.reading.reader import Reader
 from retrieval.reading.support import supported
+from retrieval.reading.when import When, drafts
 from retrieval.store.words import words
 
 # Least cosine of the best passage for a known answer; for MiniLM, chosen as docs/memory.md says.
@@ -41,6 +42,7 @@ class Answer:
     sentences: per citation, its sentence that best supports the answer, verbatim.
     known: whether the memory supports `text`; if not, say so instead of showing `text`.
     cut: tokens of the passages shown that the reader could not read.
+    retrieved: whether passages were looked for; if not, `text` is `closed_book_text`, and known.
     """
 
     question: str
@@ -50,6 +52,7 @@ class Answer:
     sentences: tuple[str, ...] = ()
     known: bool = True
     cut: int = 0
+    retrieved: bool = True
 
 
 class Searchable(Protocol):
@@ -107,12 +110,16 @@ def answer(
     on_batch: Callable[[int], None] | None = None,
     floor: float = FLOOR,
     door: Door = IN_CONTEXT,
+    when: When | None = None,
+    records: Sequence[Mapping] = (),
 ) -> list[Answer]:
     """Answer every question from the reader's weights alone and from at most k passages.
 
     An empty memory gives the closed-book answer twice, without citations. on_batch(number) is
     called as answers finish; there are two per question. floor: see `is_known`. door: how passages
-    reach the reader. All passages are of one version of the memory.
+    reach the reader. when: which questions passages are read for (default: all); the others have
+    the closed-book answer. records: rows that the questions are of, for `when`. All passages are of
+    one version of the memory.
 
     Raises RetrievalError, before the reader runs, for a question that is blank or too long, and for
     a door that does not serve the reader.
@@ -127,6 +134,10 @@ def answer(
     if model := getattr(reader, "model", None):
         check(door, model.config)
     find = of_one_version(memory, k)
+    if when is not None:
+        return _as_needed(
+            questions, memory, reader, k, max_new_tokens, on_batch, floor, door, when, records
+        )
     closed = [Asked(question) for question in questions]
     hits = find(questions)
     opened = [
@@ -143,6 +154,26 @@ def answer(
             questions, read[len(closed) :], read[: len(closed)], strict=True
         )
     ]
+
+
+def _as_needed(
+    questions, memory, reader, k, max_new_tokens, on_batch, floor, door, when, records
+) -> list[Answer]:
+    """Answers closed-book, then from passages where `when` says so."""
+    begun = drafts(door, reader, questions, max_new_tokens, records, on_batch)
+    find = of_one_version(memory, k)
+    wanted = [draft for draft, read in zip(begun, when.read(begun, memory), strict=True) if read]
+    hits = find([draft.question for draft in wanted]) if wanted else []
+    opened = [Asked(d.question, tuple(found)) for d, found in zip(wanted, hits, strict=True)]
+    read = answers(door, reader, opened, find, max_new_tokens, on_batch) if opened else []
+    if on_batch is not None and len(wanted) < len(begun):
+        on_batch(len(begun) - len(wanted))
+    told = {
+        id(draft): _answer(draft.question, one, draft.text, floor)
+        for draft, one in zip(wanted, read, strict=True)
+    }
+    skipped = lambda draft: Answer(draft.question, draft.text, (), draft.text, retrieved=False)
+    return [told.get(id(draft)) or skipped(draft) for draft in begun]
 
 
 def _answer(question: str, read: Read, closed_text: str, floor: float) -> Answer:

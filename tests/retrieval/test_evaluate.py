@@ -90,7 +90,7 @@ def test_an_empty_question_file_is_an_error(tmp_path, capsys):
 def test_the_command_writes_a_row_a_question_and_says_how_many_were_right(
     tmp_path, monkeypatch, capsys
 ):
-    def fake_answer(questions, memory, model, k, max_new_tokens, on_batch, door):
+    def fake_answer(questions, memory, model, k, max_new_tokens, on_batch, door, **_):
         assert (memory, model, k, max_new_tokens, door) == ("memory", "model", 2, 8, "door")
         on_batch(4)
         return [Answer(q, "In Italy", (), "In Spain", known=q == "A?") for q in questions]
