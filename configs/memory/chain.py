@@ -38,7 +38,7 @@ def chain(method, door, variant, reader=READER, trained="configs/tiny.py:gpt2"):
     learns["config.data.files"] = questions if variant else "{workdir}/train.jsonl"
     if with_memory:
         asked = {"memory": "{workdir}/memory", "reader": run}
-    asked |= {"questions": questions} | ({"max-new-tokens": 4} if variant else {})
+    asked = asked | {"questions": questions} | ({"max-new-tokens": 4} if variant else {})
     memory = dict(memory="{workdir}/memory", encoder=encoder, input=passages, replace=True)
     c.stages = (
         *first,

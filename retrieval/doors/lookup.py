@@ -65,7 +65,8 @@ class LookUp(Hook):
             object.__setattr__(self, "tokenizer", load(self.tokenizer))
 
     def find(self, taps, slots) -> dict:
-        forced, sources = np.full(len(slots), -1, np.int32), [()] * len(slots)
+        forced = np.full(len(slots), -1, np.int32)
+        sources: list[tuple[Source, ...]] = [()] * len(slots)
         for row, slot in enumerate(slots):
             tokens = [*slot.request.tokens, *slot.tokens]
             call = calls.pending(self.tokenizer, tokens)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -61,9 +61,10 @@ def annotated(row: Mapping, where: str, text_field: str, facts_field: str) -> An
             f"field {facts_field!r} is {facts!r}: expected a list of objects with entity, relation "
             "and value"
         )
-    found, at = [], 0
+    found: list[Fact] = []
+    at = 0
     for fact in facts:
-        given = [fact.get(name) if isinstance(fact, Mapping) else None for name in NAMES]
+        given: Any = [fact.get(name) if isinstance(fact, Mapping) else None for name in NAMES]
         if not all(isinstance(name, str) and name.strip() for name in given):
             raise BadRecord(f"fact {fact!r}: expected an object with the texts {', '.join(NAMES)}")
         if mark := next((m for m in calls.MARKS if any(m in name for name in given)), None):
@@ -109,7 +110,14 @@ class LMLM(TextTask):
         share = 0.0 if part == "all" else tools.holdout_share
         trained = part == "train"
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        key = ["lmlm", code("doors", "tasks"), options, trained, tools.length, tools.seed]
+        key: list[Any] = [
+            "lmlm",
+            code("doors", "tasks"),
+            options,
+            trained,
+            tools.length,
+            tools.seed,
+        ]
         key += [tools.max_bad_share, share, part == "holdout"]
         key += [sources.content_hash(sources.find_files(files))]
 
