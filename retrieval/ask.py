@@ -95,26 +95,10 @@ def main(argv=None):
 
 
 def from_datastore(args, reader, memory) -> dict:
-    """The answers of a kNN-LM by the number of their question.
+    """The answers of a kNN-LM by the number of their question."""
+    from retrieval.reading.explaining import explained, hook_of
 
-    Raises RetrievalError for a datastore of another model, tokenizer or memory.
-    """
-    from retrieval.datastore.datastore import Datastore
-    from retrieval.datastore.identity import Identity
-    from retrieval.doors.door import KINDS, WRITERS
-    from retrieval.doors.knn_mixture import Mixture
-    from retrieval.errors import RetrievalError
-    from retrieval.reading.explaining import explained
-
-    if reader.kind not in WRITERS:
-        raise RetrievalError(
-            f"--datastore={args.datastore}: {KINDS[reader.kind]} writes no tokens to mix it into"
-        )
-    store = Datastore(args.datastore)
-    tap = store.identity.tap
-    store.check(Identity.of(reader.model, reader.params, reader.tokenizer, tap))
-    groups = filter_options(args)["groups"]
-    hook = Mixture.load(store.path).hook(store, memory=memory, groups=groups)
+    hook = hook_of(args.datastore, reader, memory, filter_options(args)["groups"])
     return dict(enumerate(explained(args.question, reader, hook, args.max_new_tokens)))
 
 

@@ -41,6 +41,12 @@ def main(argv=None):
     )
     add_door_option(options)
     options.add_argument(
+        "--datastore",
+        metavar="DIR",
+        help="token datastore of the memory: also answer with it mixed in (kNN-LM), every token "
+        "coloured by its source",
+    )
+    options.add_argument(
         "--port", type=int, default=0, help="port to listen on; 0 takes a free one"
     )
     options.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -48,6 +54,8 @@ def main(argv=None):
     args = options.parse_args(argv)
     if not 0 <= args.port < 2**16:
         options.error(f"--port={args.port}: expected 0 to {2**16 - 1}")
+    if args.datastore and not args.reader:
+        options.error(f"--datastore={args.datastore} is mixed into a reader: give --reader too")
     try:
         import uvicorn
 
@@ -57,11 +65,15 @@ def main(argv=None):
             f"the explorer needs {error.name}, which is not installed: pip install "
             "'openbook[explore]'"
         ) from None
+    from retrieval.filters import EVERY_GROUP
+    from retrieval.reading.explaining import hook_of
     from retrieval.reading.reader import door_of, load_reader
 
     door = door_of(args.reader, args.door) if args.reader else None
     memory = open_memory(args.memory, args.encoder, reader=args.reader or "")
     reader, token = load_reader(args.reader, door) if door else None, secrets.token_urlsafe(32)
+    store = args.datastore
+    hook = hook_of(store, reader, memory, EVERY_GROUP) if store and reader else None
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -74,7 +86,7 @@ def main(argv=None):
         listener.listen(128)  # connections are accepted from now on and wait for the app
         url = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
         print(json.dumps({"url": url}) if args.json else f"{args.memory} is at {url}", flush=True)
-        app = make_app(memory, reader, token, door)
+        app = make_app(memory, reader, token, door, hook)
         config = uvicorn.Config(
             app,
             lifespan="off",

@@ -6,9 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from retrieval.doors.door import Door
 from retrieval.doors.in_context import IN_CONTEXT
+from retrieval.doors.knn import KnnLM
 from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
 from retrieval.reading.answering import Answer, Reader, View, answer
+from retrieval.reading.explaining import Explained, explained
 
 REMEMBERED = 200
 STEPS = 2  # closed-book, then open-book
@@ -17,8 +19,11 @@ STEPS = 2  # closed-book, then open-book
 class Job:
     """A question put to one version of the memory.
 
-    done: how many of its two answers (closed-book, open-book) are finished.
+    done: how many of its two answers (closed-book, open-book) are finished. told: the answer with
+    a token datastore mixed in, if there is one.
     """
+
+    told: Explained | None = None
 
     def __init__(self, question: str, version: int):
         self.question, self.version, self.done = question, version, 0
@@ -36,11 +41,12 @@ class Job:
 class Answers:
     """A queue and cache of answers; `ask` returns at once.
 
-    A question to one version is answered once.
+    A question to one version is answered once. hook: a kNN-LM, which also answers questions to the
+    newest version.
     """
 
-    def __init__(self, reader: Reader, door: Door | None = None):
-        self._reader, self._door = reader, door or IN_CONTEXT
+    def __init__(self, reader: Reader, door: Door | None = None, hook: KnnLM | None = None):
+        self._reader, self._door, self._hook = reader, door or IN_CONTEXT, hook
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._jobs: collections.OrderedDict[tuple[str, int], Job] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -91,6 +97,9 @@ class Answers:
             )[0]
 
         try:
+            newest = self._hook is not None and memory is self._hook.memory
+            if newest and memory.version == job.version:
+                job.told = explained([job.question], self._reader, self._hook)[0]
             made = answered(memory) if memory.version == job.version else None
             # The memory may have changed since the question was asked.
             if made is None or memory.version != job.version:

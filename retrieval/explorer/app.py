@@ -23,11 +23,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from retrieval.doors.door import Door
+from retrieval.doors.knn import KnnLM
 from retrieval.errors import RetrievalError
 from retrieval.explorer.answers import STEPS, Answers
 from retrieval.explorer.atlas import COLOURS, atlas
 from retrieval.explorer.guard import Guard, read_form
-from retrieval.explorer.words import changes, marked
+from retrieval.explorer.words import changes, coloured, marked
 from retrieval.filters import EVERY_GROUP
 from retrieval.memory import Memory
 from retrieval.passages import Commit, Hit
@@ -50,6 +51,7 @@ templates = jinja2.Environment(
 templates.filters |= {
     "when": lambda time: time[:16].replace("T", " ") + " UTC",
     "changes": changes,
+    "coloured": coloured,
     "marked": marked,
 }
 
@@ -61,8 +63,14 @@ class Explorer:
     are cached.
     """
 
-    def __init__(self, memory: Memory, reader: Reader | None, door: Door | None = None):
-        self.memory, self.answers = memory, Answers(reader, door) if reader else None
+    def __init__(
+        self,
+        memory: Memory,
+        reader: Reader | None,
+        door: Door | None = None,
+        hook: KnnLM | None = None,
+    ):
+        self.memory, self.answers = memory, Answers(reader, door, hook) if reader else None
         self.past = functools.lru_cache(maxsize=4)(memory.as_of)
         self.changing = threading.Lock()
 
@@ -95,9 +103,16 @@ class Now:
 
 
 def make_app(
-    memory: Memory, reader: Reader | None, token: str, door: Door | None = None
+    memory: Memory,
+    reader: Reader | None,
+    token: str,
+    door: Door | None = None,
+    hook: KnnLM | None = None,
 ) -> Starlette:
-    """Return the explorer as an ASGI application that answers only with the token."""
+    """Return the explorer as an ASGI application that answers only with the token.
+
+    hook: a kNN-LM of the memory, whose answers are shown token by token with their sources.
+    """
     routes = [
         Route("/", ask),
         Route("/progress", progress),
@@ -114,7 +129,7 @@ def make_app(
         routes=routes, exception_handlers={RetrievalError: refused, HTTPException: refused}
     )
     app.add_middleware(Guard, token=token)
-    app.state.explorer = Explorer(memory, reader, door)
+    app.state.explorer = Explorer(memory, reader, door, hook)
     return app
 
 

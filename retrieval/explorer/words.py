@@ -1,7 +1,11 @@
-"""Splitting texts for highlighting: what supports an answer, what an edit changed."""
+"""Splitting texts for highlighting: what supports an answer, what an edit changed, sources."""
 
+import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
+
+from retrieval.reading.explaining import SHOWN, Told
 
 AROUND = 240  # characters shown on each side of a marked sentence
 MAX_WORDS = 5_000  # of two texts together; longer ones are not compared (quadratic time)
@@ -33,3 +37,36 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
                 if words
             ]
     return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Coloured:
+    """A token of an answer. passage: its heaviest source, "" without any.
+
+    colour: number of the passage, from 0. strength: 0 to 4, by the memory's part of the token's
+    probability. said: its sources in words.
+    """
+
+    text: str
+    passage: str
+    colour: int
+    strength: int
+    said: str
+
+
+def coloured(tokens: Sequence[Told], colours: int = 6) -> list[Coloured]:
+    """Colour tokens by their heaviest source; passages are numbered as they first appear."""
+    numbers: dict[str, int] = {}
+    found = []
+    for token in tokens:
+        of = token.share / token.probability if token.probability else 0.0
+        said = f"probability {token.probability:.3f}, {min(of, 1):.0%} of it from the memory"
+        for source in token.sources[:SHOWN]:
+            said += f"\n{source.passage}, token {source.offset}: {source.weight:.3f}"
+        if len(token.sources) > SHOWN:
+            said += f"\nand {len(token.sources) - SHOWN} more"
+        passage = token.sources[0].passage if token.sources else ""
+        number = numbers.setdefault(passage, len(numbers)) % colours if passage else 0
+        strength = min(4, 1 + int(4 * of)) if passage else 0
+        found.append(Coloured(token.text, passage, number, strength, said))
+    return found

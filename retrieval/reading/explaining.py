@@ -2,12 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lm.generation.answers import fitting
 from lm.generation.requests import requests
+from retrieval.datastore.datastore import Datastore
+from retrieval.datastore.identity import Identity
+from retrieval.doors.door import KINDS, WRITERS
 from retrieval.doors.in_context import build_prompt, reads_apart
 from retrieval.doors.knn import KnnLM, Source, named
+from retrieval.doors.knn_mixture import Mixture
+from retrieval.errors import RetrievalError
+from retrieval.memory import Memory
 from retrieval.reading.reader import Reader, first_line
 from retrieval.sanitising import one_line
 
@@ -34,6 +40,21 @@ class Explained:
     question: str
     text: str
     tokens: tuple[Told, ...]
+
+
+def hook_of(path: str, reader: Reader, memory: Memory, groups: Collection[str] = ()) -> KnnLM:
+    """The kNN-LM of a datastore, as it was tuned, for a reader.
+
+    Raises RetrievalError for a datastore of another model, tokenizer or memory, and for a reader
+    that writes no tokens.
+    """
+    if reader.kind not in WRITERS:
+        raise RetrievalError(
+            f"--datastore={path}: {KINDS[reader.kind]} writes no tokens to mix it into"
+        )
+    store = Datastore(path)
+    store.check(Identity.of(reader.model, reader.params, reader.tokenizer, store.identity.tap))
+    return Mixture.load(store.path).hook(store, memory=memory, groups=groups)
 
 
 def explained(

@@ -16,7 +16,7 @@ def chromium() -> str | None:
 
 
 @contextlib.contextmanager
-def served(memory, reader):
+def served(memory, reader, hook=None):
     """Serve the explorer on a free port; yield the address that grants access."""
     import uvicorn
 
@@ -26,7 +26,7 @@ def served(memory, reader):
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(
             uvicorn.Config(
-                make_app(memory, reader, TOKEN),
+                make_app(memory, reader, TOKEN, hook=hook),
                 log_config=None,
                 log_level="warning",
                 lifespan="off",

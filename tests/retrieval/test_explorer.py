@@ -10,6 +10,7 @@ import pytest
 
 from retrieval import Memory, Passage
 from retrieval.doors.in_context import build_prompt
+from retrieval.doors.knn import Source
 from tests.retrieval.models import byte_tokenizer
 from tests.retrieval.readers import Copier
 from tests.retrieval.toy import encode
@@ -17,10 +18,12 @@ from tests.retrieval.toy import encode
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
+from retrieval.explorer import answers
 from retrieval.explorer.app import make_app
 from retrieval.explorer.atlas import atlas, flat
 from retrieval.explorer.guard import MAX_BODY
-from retrieval.explorer.words import AROUND, changes, marked
+from retrieval.explorer.words import AROUND, changes, coloured, marked
+from retrieval.reading.explaining import Explained, Told
 
 TOKEN, HOST = "secret", "http://127.0.0.1"
 QUESTION = "Rome lies in which land?"
@@ -493,3 +496,40 @@ def test_a_marked_sentence_stays_whole_and_what_is_far_from_it_is_cut():
     assert sentence == "Here it is." and before.startswith("… far") and after.endswith("more …")
     assert len(before) < AROUND + 5 and len(after) < AROUND + 5
     assert marked("Here it is.", "Here it is.") == ("", "Here it is.", "")
+
+
+def test_tokens_are_coloured_by_their_sources_and_hostile_ones_stay_text(towns, monkeypatch):
+    source = lambda id, weight: Source(id, 3, 7, weight)
+    told = (
+        Told(" It", 0.5, 0.4, (source("rome", 0.3), source("<i>&", 0.1))),
+        Told(HOSTILE, 0.8, 0.08, (source("<i>&", 0.08),)),
+        Told("aly", 0.9, 0.9, (source("rome", 0.9),)),
+        Told("!", 0.9, 0.0, ()),
+    )
+    made = coloured(told)
+    assert [(t.passage, t.colour, t.strength) for t in made] == [
+        ("rome", 0, 4),
+        ("<i>&", 1, 1),
+        ("rome", 0, 4),
+        ("", 0, 0),
+    ]
+    assert made[0].said.splitlines() == [
+        "probability 0.500, 80% of it from the memory",
+        "rome, token 3: 0.300",
+        "<i>&, token 3: 0.100",
+    ]
+    hook = type("Hook", (), {"memory": towns})()
+    monkeypatch.setattr(answers, "explained", lambda q, *_: [Explained(q[0], "It", told)])
+    app = make_app(towns, Copier({"Rome": "Spain"}), TOKEN, hook=hook)
+    asking = TestClient(app, base_url=HOST, headers={"authorization": f"Bearer {TOKEN}"})
+    while "data-progress" in (page := asking.get("/", params={"q": QUESTION}).text):
+        time.sleep(0.02)
+    assert (
+        page.count('class="token k') == 3 and 'class="token k0 w4" href="/passage?id=rome' in page
+    )
+    assert html.escape(HOSTILE, quote=True).partition(" {{")[0].replace("&#x27;", "&#39;") in page
+    assert "<script>alert" not in page and "7777 * 7" in page and 'title="probability 0.500' in page
+    towns.edit("rome", "Rome lies in Spain.")  # an earlier version has no answer of the datastore
+    while "data-progress" in (page := asking.get("/", params={"q": "Oslo?", "at": "2"}).text):
+        time.sleep(0.02)
+    assert "Token by token" not in page

@@ -6,6 +6,9 @@ Also by keyboard, without a script and on a phone.
 import pytest
 
 from retrieval import Memory, Passage
+from retrieval.doors.knn import Source
+from retrieval.explorer import answers as explorer_answers
+from retrieval.reading.explaining import Explained, Told
 from tests.retrieval.browser import chromium, headless, page, served
 from tests.retrieval.readers import Copier
 from tests.retrieval.toy import encode
@@ -36,6 +39,31 @@ def explorer(tmp_path_factory):
     )
     with served(memory, Copier({"Rome": "Spain"})) as address:
         yield memory, address
+
+
+def told(questions, *_):
+    """An answer whose first token comes from a passage."""
+    sources = (Source("rome", 3, 7, 0.4),)
+    return [Explained(questions[0], "It", (Told("It", 0.5, 0.4, sources), Told(" is", 0.9, 0, ())))]
+
+
+def test_a_token_shows_its_sources_and_opens_its_passage(chrome, tmp_path, monkeypatch):
+    memory = Memory.create(tmp_path / "m", encode)
+    memory.add([Passage("rome", "Rome lies in Italy.", title="Rome")])
+    monkeypatch.setattr(explorer_answers, "explained", told)
+    hook = type("Hook", (), {"memory": memory})()
+    with served(memory, Copier({}), hook) as address, page(chrome, address) as browser:
+        ask(browser)
+        token = browser.locator(".token")
+        assert token.count() == 1 and token.inner_text() == "It"
+        assert "rome, token 3: 0.400" in token.get_attribute("title")
+        shade = lambda of: browser.evaluate("e => getComputedStyle(e).backgroundColor", of)
+        before = shade(token.element_handle())
+        assert before != "rgba(0, 0, 0, 0)"
+        token.hover()
+        assert shade(token.element_handle()) != before
+        token.click()
+        assert browser.locator(".text").inner_text() == "Rome lies in Italy."
 
 
 def answers(browser):
