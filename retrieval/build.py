@@ -4,8 +4,10 @@ python -m retrieval.build --memory=DIR --encoder=PATH --input docs
 """
 
 import sys
+from pathlib import Path
 
 from retrieval.cli import add_encoder_option, add_record_options, entry_point, parser
+from retrieval.measures import corpus
 
 ABOUT = (
     "Build a memory from files, folders and data sets, or bring one up to date: "
@@ -25,6 +27,12 @@ def main(argv=None):
     options = parser("retrieval.build", ABOUT, FORMATS)
     options.add_argument(
         "--input", nargs="+", default=[], metavar="PATH", help="files, folders, globs, data sets"
+    )
+    options.add_argument(
+        "--beir",
+        type=Path,
+        metavar="FOLDER",
+        help="instead of --input: the corpus.jsonl of a BEIR folder, passages named by its _id",
     )
     add_encoder_option(options)
     embed = options.add_argument_group(
@@ -126,8 +134,16 @@ def main(argv=None):
         options.error(
             f"--max-megabytes={args.max_megabytes:g}: expected more than 0 and less than a million"
         )
+    if args.beir:
+        if args.input or args.reembed or args.id_field != "id" or args.text_field:
+            options.error(
+                "--beir says what is read and how: leave out --input, --reembed, --id-field and "
+                "--text-field"
+            )
+        args.input, args.id_field = [str(corpus(args.beir))], "_id"
+        args.text_field = "text"  # other fields of a row become metadata
     if args.reembed == bool(args.input):
-        options.error("give either --input=PATH ... or --reembed")
+        options.error("give one of --input=PATH ..., --beir=FOLDER and --reembed")
     names = ("pooling", "query_prefix", "passage_prefix", "dim", "dtype")
     args.embedding = {
         name: getattr(args, name) for name in names if getattr(args, name) is not None

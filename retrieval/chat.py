@@ -4,7 +4,15 @@
 
 import sys
 
-from retrieval.cli import add_encoder_option, bare_parser, entry_point, open_memory, place
+from retrieval.cli import (
+    READER,
+    add_door_option,
+    add_encoder_option,
+    bare_parser,
+    entry_point,
+    open_memory,
+    place,
+)
 
 COMMANDS = (
     "/open, /closed  switch the memory on and off    "
@@ -25,8 +33,9 @@ def main(argv=None):
         "--model",
         required=True,
         metavar="PATH",
-        help="run folder, directory, hub id or .gguf file of a causal model",
+        help=READER,
     )
+    add_door_option(options)
     options.add_argument(
         "--memory",
         type=place,
@@ -43,16 +52,19 @@ def main(argv=None):
     options.add_argument("--seed", type=int, default=0, help="of sampling")
     add_encoder_option(options)
     args = options.parse_args(argv)
-    if args.encoder and not args.memory:
-        options.error("--encoder is of a memory: give --memory too")
+    if (args.encoder or args.door) and not args.memory:
+        what = "--encoder" if args.encoder else "--door"
+        options.error(f"{what} is of a memory: give --memory too")
     from lm.generation.samplers import Greedy, Sample
 
     sampler = Sample(args.temperature) if args.temperature else Greedy()
-    memory = open_memory(args.memory, args.encoder) if args.memory else None
     from retrieval.reading.conversation import Conversation, converse
+    from retrieval.reading.reader import door_of
 
+    door = door_of(args.model, args.door)  # before anything is loaded
+    memory = open_memory(args.memory, args.encoder, reader=args.model) if args.memory else None
     made = Conversation.of(
-        args.model, memory, args.k, args.max_new_tokens, sampler, args.system, args.seed
+        args.model, memory, args.k, args.max_new_tokens, sampler, args.system, args.seed, door
     )
     converse(made, COMMANDS)
 

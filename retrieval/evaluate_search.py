@@ -4,25 +4,27 @@ python -m retrieval.evaluate_search --memory=DIR --beir=FOLDER
 python -m retrieval.evaluate_search --memory=DIR --queries=FILE --qrels=FILE
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval import measures
+from retrieval import build, measures
 from retrieval.cli import add_encoder_option, entry_point, open_memory, parser
 from retrieval.errors import RetrievalError
 from retrieval.sanitising import as_json
 from retrieval.search import MODES
+from retrieval.store.locations import exists
 
 ABOUT = (
     "Measure search against judgements (qrels): recall, nDCG, MAP and MRR, "
     "as trec_eval computes them."
 )
 EPILOG = (
-    "A BEIR folder has queries.jsonl and qrels/SPLIT.tsv; `retrieval.build --input "
-    "FOLDER/corpus.jsonl --id-field=_id` makes its\nmemory. A document that was cut into passages "
-    "ranks where its best passage does. As in BEIR, a document with the query's own id is left\n"
-    "out."
+    "A BEIR folder has corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv. With --encoder, a memory "
+    "that does not exist is built from it\nfirst, as `retrieval.build --beir=FOLDER` does. A "
+    "document that was cut into passages ranks where its best passage does. As in\nBEIR, a "
+    "document with the query's own id is left out."
 )
 
 
@@ -80,6 +82,13 @@ def main(argv=None):
         )
     if not judged:
         raise RetrievalError("no query has a relevant document: nothing can be measured")
+    if args.beir and args.encoder and not exists(args.memory):
+        made = ["--json"] if args.json else []
+        built = [f"--memory={args.memory}", f"--encoder={args.encoder}", f"--beir={args.beir}"]
+        with contextlib.redirect_stdout(sys.stderr):
+            code = build.main([*built, *made])
+        if code:
+            return code
     memory = open_memory(args.memory, args.encoder)
     names = set(memory.ids())
     if not any(names.intersection(grades) for grades in judged.values()):
@@ -108,9 +117,10 @@ def main(argv=None):
     }
     if args.json:
         print(as_json({"queries": len(judged), "mode": args.mode, **figures}))
-        return
+        return 0
     print(f"{len(judged):,} queries, {args.mode}")
     print("\n".join(f"  {name:<12}{value:.4f}" for name, value in figures.items()))
+    return 0
 
 
 if __name__ == "__main__":

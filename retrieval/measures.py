@@ -45,6 +45,19 @@ def reciprocal_rank(ranked: Sequence[str], judged: Judgements) -> float:
     )
 
 
+def corpus(folder: Path) -> Path:
+    """The file of documents in a BEIR folder. Raises RetrievalError if there is none."""
+    names = ("corpus.jsonl", "corpus.jsonl.gz")
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        what = "holds no corpus.jsonl" if folder.is_dir() else "is no folder"
+        raise RetrievalError(
+            f"--beir={folder} {what}: expected a folder of BEIR's layout, with corpus.jsonl, "
+            "queries.jsonl and qrels/test.tsv"
+        )
+    return found
+
+
 def read_queries(path: Path) -> dict[str, str]:
     """Read id -> text from JSON lines with _id (or id) and text (or question).
 

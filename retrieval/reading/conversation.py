@@ -5,6 +5,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import lm
 from lm.data.records.turns import without_reasoning
@@ -13,12 +14,22 @@ from lm.data.templates.jinja import reads_reasoning
 from lm.generation import stream_text
 from lm.generation.command_line import messages_of, spelled
 from lm.interrupts import Interrupts
-from lm.weights.loading import load, load_template
-from retrieval.doors.in_context import build_prompt, close_to_the_best
+from lm.weights.loading import load, load_template, model_config
+from retrieval.doors.door import KINDS, WRITERS, Asked, Door, Find, check, kind_of
+from retrieval.doors.in_context import IN_CONTEXT, build_prompt, close_to_the_best
+from retrieval.doors.running import answers
 from retrieval.errors import RetrievalError
 from retrieval.memory import Memory
 from retrieval.passages import Hit
-from retrieval.reading.answering import Reader, citations, is_known, supporting_sentence
+from retrieval.reading.answering import (
+    FLOOR,
+    citations,
+    is_known,
+    of_one_version,
+    supporting_sentence,
+)
+from retrieval.reading.extracting import Extractor
+from retrieval.reading.reader import Reader, load_reader
 from retrieval.sanitising import shown
 
 SEARCHED = 2  # earlier turns of the user that are searched with a question
@@ -31,11 +42,14 @@ class Conversation:
 
     open: answer from the memory, as `retrieval.answer` does, after the earlier turns; otherwise
     answer from the conversation alone.
-    shown: the passages given to the reader for the latest answer.
+    door: how passages reach the reader. Answers by another than in_context, and of an
+    encoder-decoder or an encoder, come whole, and their prompts hold the question without the
+    turns before it.
+    shown: the passages given to the reader for the latest answer. label: whether that is a class.
     turns: {"role", "content"} each, the system message first if any.
     """
 
-    reader: Reader
+    reader: Any
     template: Template | None
     memory: Memory | None
     k: int
@@ -45,6 +59,8 @@ class Conversation:
     turns: list[dict[str, str]]
     open: bool
     shown: tuple[Hit, ...] = ()
+    door: Door = IN_CONTEXT
+    label: bool = False
 
     @classmethod
     def of(
@@ -56,28 +72,50 @@ class Conversation:
         sampler,
         system: str,
         seed: int,
+        door: Door = IN_CONTEXT,
     ) -> "Conversation":
         """Start a chat with the model that `path_or_id` names.
 
         Raises RetrievalError, or ValueError, for a model that cannot chat.
         """
-        model, params, tokenizer = load(path_or_id)
-        template = load_template(path_or_id, tokenizer)
-        if system and template is None and not tokenizer.chat_template:
+        check(door, model_config(path_or_id), path_or_id)
+        kind = kind_of(model_config(path_or_id))
+        if system and kind != "decoder":
+            raise RetrievalError(f"{path_or_id} is {KINDS[kind]}, which reads no system message")
+        if not isinstance(sampler, lm.Greedy) and (door != IN_CONTEXT or kind != "decoder"):
             raise RetrievalError(
-                f"the tokenizer of {path_or_id} has no chat template, which a system message "
-                "needs: leave it out"
+                f"a temperature draws tokens one by one, and {KINDS[kind]} with --door={door.name} "
+                "gives the most probable answer: leave the temperature out"
             )
-        reader = Reader(model, params, tokenizer)
-        if reader.kind != "decoder":
+        if kind == "decoder":
+            model, params, tokenizer = load(path_or_id)
+            template = load_template(path_or_id, tokenizer)
+            if system and template is None and not tokenizer.chat_template:
+                raise RetrievalError(
+                    f"the tokenizer of {path_or_id} has no chat template, which a system message "
+                    "needs: leave it out"
+                )
+            reader = Reader(model, params, tokenizer)
+        else:
+            reader, template = load_reader(path_or_id, door), None
+        if kind not in WRITERS and memory is None:
             raise RetrievalError(
-                f"{path_or_id} is an encoder-decoder ({model.config.family}), which holds no chat: "
-                "ask it single questions with python -m retrieval.ask"
+                f"{path_or_id} is {KINDS[kind]}, which answers from passages: give a memory"
             )
-        reader.prompt_tokens(max_new_tokens)
+        if kind in WRITERS:
+            reader.prompt_tokens(max_new_tokens)
         turns = [{"role": "system", "content": system}] if system else []
         return cls(
-            reader, template, memory, k, max_new_tokens, sampler, seed, turns, memory is not None
+            reader,
+            template,
+            memory,
+            k,
+            max_new_tokens,
+            sampler,
+            seed,
+            turns,
+            memory is not None,
+            door=door,
         )
 
     def ask(self, question: str) -> Iterator[str]:
@@ -85,6 +123,10 @@ class Conversation:
 
         The turn is kept as far as it was answered, even if the caller stops early.
         """
+        self.label = False
+        if self.reader.kind != "decoder" or (self.open and self.door != IN_CONTEXT):
+            yield self._whole(question)
+            return
         tokens = self._from_memory(question) if self.open else self._from_turns(question)
         stops = () if self.template is None or self.open else (self.template.stop,)
         turn = {"role": "assistant", "content": ""}
@@ -104,12 +146,32 @@ class Conversation:
             turn["content"] += piece
             yield piece
 
+    def _whole(self, question: str) -> str:
+        """The answer by the door of the conversation."""
+        find = of_one_version(self.memory, self.k) if self.open and self.memory else None
+        asked = Asked(question, tuple(self._found(question, find)) if find else ())
+        if isinstance(self.reader, Extractor):
+            if find is None:
+                raise RetrievalError(
+                    f"{KINDS[self.reader.kind]} answers from passages: /open the memory first"
+                )
+            read = self.reader.read([asked])[0]
+        else:
+            search = find or (lambda texts: [[] for _ in texts])
+            read = answers(self.door, self.reader, [asked], search, self.max_new_tokens)[0]
+        self.shown, self.label = read.shown, read.label
+        self.turns += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": read.text},
+        ]
+        return read.text
+
     def sources(self) -> Iterator[str]:
         """Yield a line for each passage that supports the latest answer."""
         if not self.shown:
             return
         question, answer = self._latest()
-        for hit in citations(answer, self.shown):
+        for hit in self.shown if self.label else citations(answer, self.shown):
             yield (
                 f"[{hit.id}] {hit.title + ': ' if hit.title else ''}"
                 f"{supporting_sentence(hit.text, question, answer)}  ({hit.score:.3f})"
@@ -120,6 +182,8 @@ class Conversation:
         if not self.open or len(self.turns) < 2:
             return True
         question, answer = self._latest()
+        if self.label:
+            return any(hit.score >= FLOOR for hit in self.shown)
         return is_known(question, answer, self.shown)
 
     def _latest(self) -> tuple[str, str]:
@@ -155,7 +219,7 @@ class Conversation:
             past = past[2:]
         return prompt.tokens
 
-    def _found(self, question: str) -> list[Hit]:
+    def _found(self, question: str, find: Find | None = None) -> list[Hit]:
         """Return at most k passages for the question, found in two searches and taken in turn.
 
         The first search is for the question with the ends of the user's last two turns, which it
@@ -166,7 +230,8 @@ class Conversation:
         said = [turn["content"].split() for turn in self.turns if turn["role"] == "user"]
         ends = [" ".join(words[-WORDS:]) for words in reversed(said[-SEARCHED:])]
         queries = dict.fromkeys([" ".join([question, *ends]), question])
-        found = map(close_to_the_best, self.memory.search(list(queries), self.k))
+        hits = find(list(queries)) if find else self.memory.search(list(queries), self.k)
+        found = map(close_to_the_best, hits)
         ranked = itertools.chain.from_iterable(itertools.zip_longest(*found))
         return list({hit.id: hit for hit in ranked if hit}.values())[: self.k]
 

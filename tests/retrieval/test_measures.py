@@ -13,6 +13,8 @@ from retrieval import (
     Memory,
     Passage,
     RetrievalError,
+    build,
+    cli,
     evaluate_search,
     export,
     measures,
@@ -21,6 +23,7 @@ from retrieval.ingest import rows
 from retrieval.ingest.documents import Report
 from retrieval.ingest.files import File
 from retrieval.search import __main__ as search
+from tests.retrieval.models import save_encoder
 from tests.retrieval.toy import encode
 
 
@@ -108,6 +111,33 @@ def test_search_is_measured_over_documents_and_without_the_query_itself(place, c
     assert found["map"] == (0.5 + 1) / 2
     (place / "trec").write_text("q1 0 d1 1\nq2 0 d3 2\nq2 0 d1 1\n")
     assert measures.read_qrels(place / "trec") == {"q1": {"d1": 1.0}, "q2": {"d3": 2.0, "d1": 1.0}}
+
+
+def test_a_beir_folder_is_built_and_measured_by_one_command(place, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(evaluate_search, "open_memory", cli.open_memory)
+    save_encoder(tmp_path / "encoder")
+    new = [f"--memory={tmp_path / 'new'}", f"--encoder={tmp_path / 'encoder'}", f"--beir={place}"]
+    assert evaluate_search.main(new) == 2
+    assert "holds no corpus.jsonl: expected a folder of BEIR's layout" in capsys.readouterr().err
+    assert build.main([f"--memory={tmp_path / 'x'}", "--beir=none"]) == 2
+    assert "--beir=none is no folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        build.main([*new, "--id-field=name"])
+    assert "leave out --input" in capsys.readouterr().err
+    rows = [
+        {"_id": "d1", "title": "Day", "text": "sun moon", "metadata": {"url": "u", "year": 1999}},
+        {"_id": "d3", "title": "", "text": "stars", "metadata": {}, "lang": "en"},
+    ]
+    (place / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate_search.main([*new, "--mode=lexical", "--json", "-k=1"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["queries"] == 2 and '"added": 2' in said.err
+    memory = Memory.open(tmp_path / "new")
+    assert memory.get("d1").title == "Day" and memory.get("d1").metadata["year"] == "1999"
+    assert memory.get("d3").metadata["lang"] == "en"
+    assert evaluate_search.main([*new[:1], new[2], "--mode=lexical"]) == 0  # of what is there
+    assert "2 queries, lexical" in capsys.readouterr().out
 
 
 def test_judgements_that_do_not_fit_are_refused(place, capsys):

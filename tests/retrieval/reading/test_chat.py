@@ -6,10 +6,14 @@ import sys
 
 import pytest
 
+import lm
 from retrieval import Passage, chat
+from retrieval.doors.door import named
 from retrieval.reading import conversation
 from retrieval.reading.answering import answer
 from retrieval.reading.conversation import Conversation
+from tests.retrieval.doors.readers import extractor
+from tests.retrieval.doors.readers import reader as doors_reader
 from tests.retrieval.models import CHAT, save_reader
 
 pytest.importorskip("torch")
@@ -247,3 +251,54 @@ def test_the_reasoning_of_an_earlier_answer_is_rendered_as_its_text(memory, read
     plain = Conversation.of(str(reader), memory, 1, 8, conversation_sampler(), "", 0)
     plain.turns = turns  # its template does not read reasoning_content
     assert "<think>\nhm\n</think>\n\nYo" in plain.reader.tokenizer.decode(plain._from_turns("?"))
+
+
+def test_another_door_answers_as_answer_does_and_the_memory_can_be_closed(memory, reader, run):
+    out = run(
+        QUESTION,
+        "/sources",
+        "/closed",
+        QUESTION,
+        options=("--memory=m", "--door=replug,temperature=0.05"),
+    ).out
+    door = named("replug,temperature=0.05")
+    model = conversation.Reader(*conversation.load(str(reader)))
+    right = answer([QUESTION], memory, model, max_new_tokens=12, door=door)[0]
+    assert out.startswith(right.text[:8]) and "[p3] town3: town3 lies in land3" in out
+
+
+@pytest.mark.parametrize("head", ["question_answering", "sequence_classification"])
+def test_an_encoder_chats_about_passages(memory, monkeypatch, head):
+    made = extractor(head)
+    one = Conversation(made, None, memory, 3, 8, conversation_sampler(), 0, [], True)
+    (text,) = one.ask(QUESTION)
+    assert text == answer([QUESTION], memory, made)[0].text and "p3" in {h.id for h in one.shown}
+    assert len(list(one.sources())) == len(one.shown) or head == "question_answering"
+    assert one.is_known() in (True, False) and one.turns[-1]["content"] == text
+    one.open = False
+    with pytest.raises(ValueError, match="answers from passages: /open the memory first"):
+        list(one.ask(QUESTION))
+
+
+@pytest.mark.slow
+def test_an_encoder_decoder_answers_with_and_without_the_memory(memory):
+    made = doors_reader("t5")
+    one = Conversation(
+        made, None, memory, 3, 5, conversation_sampler(), 0, [], True, door=named("fid")
+    )
+    opened = list(one.ask(QUESTION))
+    right = answer([QUESTION], memory, made, max_new_tokens=5, door=named("fid"))[0]
+    assert opened == [right.text] and one.shown
+    one.open = False
+    assert list(one.ask(QUESTION)) == [right.closed_book_text] and not one.shown
+
+
+def test_what_a_chat_cannot_do_with_a_door_is_refused(reader, capsys):
+    asked = [f"--model={reader}", "--memory=m"]
+    assert chat.main([*asked, "--door=fid"]) == 2
+    assert "--door=fid: a llama model here is a decoder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        chat.main([*asked[:1], "--door=replug"])
+    assert "--door is of a memory" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="leave the temperature out"):
+        Conversation.of(str(reader), None, 3, 8, lm.Sample(0.7), "", 0, named("replug"))
