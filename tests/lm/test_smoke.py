@@ -36,7 +36,6 @@ QUICK += [
     "question_answering,llama",
     "contrastive,bert",
 ]
-QUICK += ["classification,t5"]  # on the encoder alone
 SHORTER = {  # a quick run; its loss is below the same limit after fewer and smaller updates
     "batch_size": 8,
     "steps": 20,

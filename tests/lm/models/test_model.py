@@ -175,6 +175,15 @@ ROUNDED = ("llama", "llama-window", "gemma2", "bert", "hybrid-window", "bamba", 
 MODES = ("bert", "gemma2", "albert", "mamba", "mamba2", "bamba", "bart", "t5")
 SEQ2SEQ = [name for name, options in CONFIGS.items() if "encoder_layers" in options]
 CAUSAL = [name for name, options in CONFIGS.items() if options.get("causal", True)]
+# Every kind of position, mask and sequence mixer, with and without an encoder.
+KINDS = ("llama", "llama-window", "hybrid-window", "marian", "umt5", *MODES)
+
+
+def every_kind(names):
+    """The names as parameters of a test: those of a kind that is there already are slow."""
+    return [pytest.param(n, marks=[] if n in KINDS else [pytest.mark.slow]) for n in names]
+
+
 DOCUMENTS = [[5, 9, 2, 7, 7, 30, 11], [3, 4, 50, 61, 12], [8, 8, 1, 40, 33, 20, 19, 2, 70]]
 
 
@@ -250,7 +259,8 @@ def test_packed_documents_cannot_see_each_other(name):
         at += len(document)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# tests/lm/families/test_every_family.py has the same with the presets of all families.
+@pytest.mark.parametrize("name", every_kind(CONFIGS))
 def test_packed_gradients_are_the_sum_of_the_documents_gradients(name):
     model, params = make(name)
     packed = gradient(model)(params, pack(DOCUMENTS, encoder=name in SEQ2SEQ))
@@ -351,8 +361,11 @@ def test_separate_layers_compute_what_stacked_layers_compute(name):
     )
 
 
-@pytest.mark.parametrize("name", CAUSAL)
-@pytest.mark.parametrize("layers", ["scan", "separate"])
+CACHED = [(name, "separate") for name in CAUSAL]  # as generation runs them
+CACHED += [pytest.param(*p.values, "scan", marks=p.marks) for p in every_kind(CAUSAL)]
+
+
+@pytest.mark.parametrize(("name", "layers"), CACHED)
 def test_a_cache_filled_in_pieces_gives_the_logits_of_the_whole(name, layers):
     model, params = separated(name) if layers == "separate" else make(name)
     batch = lm.Batch.of(np.arange(1, 23).reshape(2, 11))
