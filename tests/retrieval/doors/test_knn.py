@@ -165,6 +165,31 @@ def test_one_edit_changes_the_next_answer_and_undo_restores_the_old(gpt2):
     assert after(one, store, prompt, memory=made) != "f"  # and what was deleted
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bart", "mamba", "t5"])
+def test_one_edit_changes_the_next_token_of_every_architecture(tmp_path, family):
+    one, made = observed(family), memory(tmp_path / "memory")
+    store = built(tmp_path / "store", made, one, index="exact")
+    tokenizer, c = one.tokenizer, one.model.config
+    text, end = tokenizer("rain ", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
+    apart = bool(c.encoder_layers)
+    start = c.decoder_start_token_id if apart else end
+    asked = Request([start, *text], 1, [end] if apart else ())
+
+    def following():
+        engine = Engine(one.model, rows=1, length=32, encoder_length=32, stop_tokens=[])
+        [found] = engine.run(one.params, [asked], [KnnLM(store, 1, 1.0, memory=made)])
+        return tokenizer.decode(found.tokens), {s.passage for s in found.sources[0]}
+
+    assert following() == ("f", {"d"})
+    made.edit("d", text="rain was on the old town all day")
+    store.update(made, one)
+    assert following() == ("w", {"d"})
+    made.undo()
+    store.update(made, one)
+    assert following() == ("f", {"d"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Deleting(KnnLM):
     """Deletes a passage, and updates the store, after two tokens of an answer."""
