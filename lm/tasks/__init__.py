@@ -21,9 +21,11 @@ from lm.tasks.distillation import Distillation
 from lm.tasks.instruct import Instruct
 from lm.tasks.masked import Masked
 from lm.tasks.next_token import NextToken
+from lm.tasks.preference import DPO, ORPO, SimPO
 from lm.tasks.prefix_lm import PrefixLM
 from lm.tasks.question_answering import QuestionAnswering
 from lm.tasks.replaced_token_detection import ReplacedTokenDetection
+from lm.tasks.reward import Reward
 from lm.tasks.span_corruption import SpanCorruption
 from lm.tasks.task import HELD_OUT, HOLDOUT, Kept, Start, Task, Tools, Transform
 from lm.tasks.token_classification import TokenClassification
@@ -43,6 +45,10 @@ TASKS: dict[str, type[Task]] = {
     "contrastive": Contrastive,
     "distillation": Distillation,
     "replaced_token_detection": ReplacedTokenDetection,
+    "dpo": DPO,
+    "simpo": SimPO,
+    "orpo": ORPO,
+    "reward": Reward,
 }
 
 __all__ = [
