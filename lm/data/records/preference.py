@@ -52,10 +52,10 @@ def records(found: Preference) -> tuple[Record, Record]:
 
 
 def _check_scores(row: Mapping[str, Any]) -> None:
-    scores = [row.get(f"score_{name}") for name in ANSWERS]
-    if all(isinstance(score, int | float) for score in scores) and scores[0] < scores[1]:
+    high, low = (row.get(f"score_{name}") for name in ANSWERS)
+    if isinstance(high, int | float) and isinstance(low, int | float) and high < low:
         raise BadRecord(
-            f"'score_chosen' is {scores[0]:g}, below 'score_rejected' {scores[1]:g}: exchange the "
+            f"'score_chosen' is {high:g}, below 'score_rejected' {low:g}: exchange the "
             "answers, or remove the pair"
         )
 
