@@ -87,7 +87,9 @@ def rows(
             ]
         shown = None if task is None else task.shown(row, text.of_all, names)
         if shown is not None:
-            found.append(Row(read, list(_shown(row, text, shown)), shown.labels, shown.said))
+            in_order = shifted and shown.trained is None
+            pieces = _shifted(row, text) if in_order else _shown(row, text, shown)
+            found.append(Row(read, list(pieces), shown.labels, shown.said))
             continue
         found.append(
             Row(

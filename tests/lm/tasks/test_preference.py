@@ -13,6 +13,7 @@ from lm import tasks
 from lm.batch import Batch
 from lm.data.encode import preference as encoding
 from lm.data.encode.encoding import Encoded
+from lm.data.preview import preview
 from lm.data.read.sources import DataError
 from lm.data.records import preference as records
 from lm.data.records.turns import BadRecord
@@ -295,12 +296,17 @@ def test_the_preview_does_not_tell_the_answers_apart(tmp_path):
     c = config(tmp_path)
     run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
     packed = setup.training_data(c, run)
-    row = {
-        "tokens": packed.tokens[0],
-        "targets": packed.targets[0],
-        "segments": packed.segments[0],
-        "weights": packed.extra["weights"][0],
-    }
-    spelled = lambda ids: run.tokenizer.decode(ids)
-    said = tasks.of(c).shown(row, spelled, ()).said
-    assert said.startswith("prefer '") and " more" in said.split("' to '")[1]
+    batch = Batch.of(
+        packed.tokens[:1],
+        packed.segments[:1],
+        targets=packed.targets[:1],
+        weights=packed.extra["weights"][:1],
+    )
+    (row,) = preview.rows(batch, run.tokenizer, shifted=True, task=tasks.of(c))
+    assert row.said.startswith("prefer '") and " more" in row.said.split("' to '")[1]
+    trained = [
+        "".join(p.text for p in row.tokens if p.kind == "trained" and p.segment == at)
+        for at in (1, 2)
+    ]
+    assert trained[0][:1].isdigit() and trained[1][:1].isdigit()
+    assert "more" in trained[1] and "more" not in trained[0]
