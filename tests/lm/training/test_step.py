@@ -40,7 +40,13 @@ def assert_close(ours, theirs, tolerance=1e-5):
 
 
 @pytest.mark.parametrize(
-    ("shape", "accumulate"), [((8, 1, 1), 1), ((1, 8, 1), 2), ((4, 1, 2), 4), ((2, 2, 2), 1)]
+    ("shape", "accumulate"),
+    [
+        pytest.param((8, 1, 1), 1, marks=pytest.mark.slow),  # (4, 1, 2) splits the batch too
+        ((1, 8, 1), 2),
+        ((4, 1, 2), 4),
+        ((2, 2, 2), 1),
+    ],
 )
 def test_a_step_on_eight_devices_or_in_micro_batches_differs_from_one_device(
     alone, shape, accumulate
@@ -239,7 +245,10 @@ def test_the_average_is_not_the_recursion_of_the_parameters():
     )
 
 
-@pytest.mark.parametrize("name", ["muon", "adafactor", "lion"])
+# Lion is as elementwise as AdamW, whose state the test of eight devices above compares.
+@pytest.mark.parametrize(
+    "name", ["muon", "adafactor", pytest.param("lion", marks=pytest.mark.slow)]
+)
 def test_an_optimizer_gives_other_numbers_on_eight_devices(name):
     def run(shape):
         model, mesh = build(CONFIG.replace(d_model=128, d_ff=128)), small.mesh_of(*shape)
