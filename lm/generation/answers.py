@@ -86,7 +86,8 @@ def sizes(asked: Sequence[Request], rows: int) -> list[list[int]]:
             runs.append([])
         runs[-1].append(i)
     if len(runs) > 1 and len(runs[-1]) < rows:
-        runs[-2] += runs.pop()
+        last = runs.pop()
+        runs[-1] += last
     return [sorted(run, key=lambda i: (-asked[i].budget, asked[i].length)) for run in runs]
 
 

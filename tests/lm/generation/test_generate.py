@@ -5,6 +5,7 @@ import pytest
 
 import lm
 from lm.generation import GenerationError, engine, running, slots, stream
+from lm.generation.answers import sizes
 from lm.generation.requests import Request
 from tests.lm.generation.references import ENDS, load, their_answers
 from tests.lm.generation.references import PROMPTS as REFERENCE_PROMPTS
@@ -202,3 +203,15 @@ def test_decoder_prompts_are_refused_where_there_is_no_encoder():
     model, params = make("llama")
     with pytest.raises(GenerationError, match="put them into prompts"):
         lm.generate(model, params, [[1]], 4, decoder_prompts=[[2]])
+
+
+@pytest.mark.parametrize("counts", [(4, 1), (4, 4, 1), (4, 4, 4), (1, 1, 1), (9, 2, 5, 3)])
+def test_a_request_is_lost_among_others_of_other_lengths(counts):
+    asked = [
+        Request([1] * length, 8)
+        for length, count in zip((8, 200, 900, 4000), counts, strict=False)
+        for _ in range(count)
+    ]
+    runs = sizes(asked, rows=4)
+    assert sorted(number for run in runs for number in run) == list(range(len(asked)))
+    assert all(len(run) >= 4 for run in runs) or len(runs) == 1
