@@ -12,6 +12,7 @@ from lm import tasks
 from lm.models.config import ConfigError
 from lm.tasks import TASKS
 from lm.tasks.labels import LabelTask
+from lm.tasks.preference import Pairs
 from lm.tasks.text import TextTask, TokenTask
 from lm.training import parts, settings
 
@@ -29,6 +30,11 @@ TEXT |= {"replaced_token_detection"}
 
 
 def small(task):
+    if issubclass(TASKS[task], Pairs):
+        c = smoke.get_config("next_token,llama")
+        c.data.files = "configs/examples/preferences.jsonl"
+        c.task = tasks.defaults(task, template="plain")
+        return c
     return smoke.get_config(
         f"{task},{FAMILY.get(task, 'bert' if task in smoke.LABELLED else 'llama')}"
     )
@@ -44,7 +50,8 @@ def test_a_section_lacks_a_field_or_has_another_default():
     of_tokens = {name for name, kind in TASKS.items() if issubclass(kind, TokenTask)}
     assert of_tokens == TEXT | {"instruct"}
     of_labels = {name for name, kind in TASKS.items() if issubclass(kind, LabelTask)}
-    assert of_labels == {*TASKS} - of_tokens == {*smoke.LABELLED}
+    pairs = {name for name, kind in TASKS.items() if issubclass(kind, Pairs)}
+    assert of_labels == {*TASKS} - of_tokens - pairs == {*smoke.LABELLED}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -100,7 +107,7 @@ def test_a_name_without_its_section_is_accepted():
     [
         ("maskd", r"task\.name='maskd' is unknown \(did you mean 'masked'\?\); one of next_token"),
         ("instrct", r"did you mean 'instruct'"),
-        ("reward", r"task\.name='reward' is unknown; one of .*, or module:Class"),
+        ("zzz", r"task\.name='zzz' is unknown; one of .*, or module:Class"),
     ],
 )
 def test_an_unknown_task_is_not_explained(name, said):
