@@ -11,7 +11,7 @@ import itertools
 import sys
 
 from lm.compiled import keep_compiled
-from lm.generation.command_line import arguments, chosen, chosen_template, spelled, unused_settings
+from lm.generation_flags import arguments, chosen, chosen_template, spelled, unused_settings
 from lm.interrupts import entry_point
 from lm.phases import phase
 from lm.printing import piped

@@ -68,6 +68,8 @@ def made(kind: Any, fields: Mapping[str, Any]) -> Any:
         and isinstance(value, Mapping | ConfigDict)
         else tuple(value)
         if isinstance(getattr(usual, name), tuple)
+        else value.to_dict()
+        if isinstance(value, ConfigDict)
         else value
         for name, value in fields.items()
     }

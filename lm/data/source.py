@@ -19,7 +19,8 @@ class SourceTools:
 
     model: the LanguageModel. params: training state -> the model's current parameters, with
     adapters merged. batch_size and length: of the batches. seed: of the run. rows: those of a batch
-    that the devices of this process hold.
+    that the devices of this process hold. beside: training state -> the auxiliary models at that
+    moment, by name (`lm.tasks.models.Beside`).
     """
 
     model: Any
@@ -30,6 +31,7 @@ class SourceTools:
     length: int
     seed: int
     rows: Sequence[int] = ()
+    beside: Callable[[Any], Mapping[str, Any]] | None = None
 
 
 class Source(abc.ABC):

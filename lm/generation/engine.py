@@ -36,6 +36,9 @@ class Engine:
     tokens are read again when it goes on. 0 = never; not with a hook that has `find`. With answers
     of unknown lengths it keeps the longest from running alone at the end.
 
+    prompt_length: prompts are padded to at least so many tokens, so that fewer shapes compile.
+    separate: split stacked layers first, which is faster and takes one copy of them.
+
     steps: forward passes over all slots so far. tokens: tokens drawn. reads: prompts read, with the
     empty rows beside them.
     """
@@ -51,6 +54,8 @@ class Engine:
         stop_tokens: Sequence[int] | None = None,
         seed: int = 0,
         patience: int = 0,
+        prompt_length: int = 0,
+        separate: bool = True,
     ):
         share = at_once()
         if rows < 1 or rows % share:
@@ -63,7 +68,17 @@ class Engine:
         stop = stop_ids(model, stop_tokens)
         encoder_length = encoder_length if model.config.encoder_layers else 0
         self.setup = Setup(
-            model, rows, length, encoder_length, sampler, stop, seed, share, patience
+            model,
+            rows,
+            length,
+            encoder_length,
+            sampler,
+            stop,
+            seed,
+            share,
+            patience,
+            prompt_length,
+            separate,
         )
         self.steps = self.tokens = self.reads = 0
 

@@ -233,9 +233,14 @@ def padded(asked: Sequence[Request], rows: int) -> dict[str, Any]:
     return arrays
 
 
-def stacked(lists: Sequence[Sequence[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pad token lists on the left or right to int32 arrays [N, T]: tokens, and 1 for real ones."""
-    width = bucket(max(map(len, lists)))
+def stacked(
+    lists: Sequence[Sequence[int]], left: bool, least: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pad token lists on the left or right to int32 arrays [N, T]: tokens, and 1 for real ones.
+
+    least: tokens that T has room for at least.
+    """
+    width = bucket(max(least, *map(len, lists)))
     tokens, segments = (
         np.zeros((len(lists), width), np.int32),
         np.zeros((len(lists), width), np.int32),

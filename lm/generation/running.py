@@ -36,6 +36,8 @@ class Setup:
     seed: int
     share: int
     patience: int = 0
+    prompt_length: int = 0
+    separate: bool = True
 
 
 class Got(NamedTuple):
@@ -89,7 +91,9 @@ class Run:
     def __init__(self, setup: Setup, params: dict, requests: Sequence[Request], hooks: tuple):
         self.setup = setup
         of_hooks.check(setup.model.config, hooks)
-        self.model, self.params = separate(setup.model, params)
+        self.model, self.params = (
+            separate(setup.model, params) if setup.separate else (setup.model, params)
+        )
         refusals = [refusal(setup, i, request) for i, request in enumerate(requests)]
         self.refused = [_refused(i, why) for i, why in enumerate(refusals) if why]
         served = [request for request, why in zip(requests, refusals, strict=True) if not why]
@@ -153,11 +157,11 @@ class Run:
 
     def _insert(self, entering: list[tuple[Waiting, int, int, int]], size: int) -> None:
         """Read the prompts of at most `size` slots: (request, member, slot, first slot)."""
-        c, surplus = self.model.config, size - len(entering)
+        setup, c, surplus = self.setup, self.model.config, size - len(entering)
         given = [one.rest for one, *_ in entering]
         prompts = [request.rows[i] for request, (_, i, *_) in zip(given, entering, strict=True)]
         prompts += prompts[:1] * surplus
-        tokens, real = stacked([tokens for tokens, _ in prompts], left=True)
+        tokens, real = stacked([tokens for tokens, _ in prompts], True, setup.prompt_length)
         if c.encoder_layers and max(len(tokens) for tokens, _ in prompts) == 1:
             tokens, real = tokens[:, -1:], real[:, -1:]  # only the start token: no padding needed
         # any ids above 0 do that differ from those before them in the same slot
@@ -190,7 +194,7 @@ class Run:
             ),
         }
         if c.encoder_layers:
-            read, of = stacked([encoder for _, encoder in prompts], left=False)
+            read, of = stacked([encoder for _, encoder in prompts], False, setup.prompt_length)
             arrays |= {"encoder_tokens": read, "encoder_segments": of * ids[:, None]}
         given += given[:1] * surplus
         if self.apart:

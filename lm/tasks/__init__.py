@@ -18,6 +18,7 @@ from lm.tasks.classification import Classification
 from lm.tasks.contrastive import Contrastive
 from lm.tasks.denoising import Denoising
 from lm.tasks.distillation import Distillation
+from lm.tasks.grpo import GRPO
 from lm.tasks.instruct import Instruct
 from lm.tasks.masked import Masked
 from lm.tasks.next_token import NextToken
@@ -49,6 +50,7 @@ TASKS: dict[str, type[Task]] = {
     "simpo": SimPO,
     "orpo": ORPO,
     "reward": Reward,
+    "grpo": GRPO,
 }
 
 __all__ = [

@@ -81,8 +81,9 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
             out.say(f"data: {', '.join(counted)}")
         if run.template is not None:
             counted = ", ".join(
-                f"{packed.stats()[name]:,} {named(name)}"
+                f"{stats[name]:,} {named(name)}"
                 for name in ("trained_tokens", *packed.counts)
+                if name in stats
             )
             out.say(f"template {run.template.name} {run.template.fingerprint}: {counted}")
         if shortened := settings.shortened(config):

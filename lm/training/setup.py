@@ -150,6 +150,11 @@ class Run(Reader):
         with sharding.activate(self.mesh, self.activations):
             return jax.jit(self.extras.plan.weights, out_shardings=shardings)(params, state.fixed)
 
+    def current_beside(self, state: TrainState) -> dict[str, Beside]:
+        """Auxiliary models that the next step starts from."""
+        main = self.current(state)
+        return auxiliary.beside(self.extras.models, main, state.params, state.fixed)
+
     def beside(self, state: TrainState) -> dict[str, Beside]:
         """Auxiliary models of a state, for evaluation: averaged if they are trained."""
         params = average_of(state.params, state.ema)
@@ -266,10 +271,11 @@ def abstract_batch(
     more: additional fields, name -> shape of one row.
     """
     names = ("tokens", "targets", "weights", "segments", "positions")
-    shapes = dict.fromkeys(names, (lengths[0],)) | (more or {})
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (lengths[0],))
     if lengths[1]:
         names = ("encoder_tokens", "encoder_segments", "encoder_positions")
         shapes |= dict.fromkeys(names, (lengths[1],))
+    shapes |= more or {}
 
     def array(name: str, shape: tuple[int, ...]) -> Any:
         placed = sharding.field_sharding(rows, name, 1 + len(shape))
@@ -339,8 +345,9 @@ def train_source(
     def source(part: Part, rows) -> batches.TrainBatches | TaskSource:
         own, task = part.config, part.task
         given = (run.model, run.tokenizer, run.template, run.current)
-        mine = batches.local_rows(run.rows, (own.batch_size, own.length))
-        tools = SourceTools(*given, own.batch_size, own.length, own.seed, mine.tolist())
+        mine = batches.local_rows(run.rows, (own.batch_size, own.length)).tolist()
+        sizes = (own.batch_size, own.length, own.seed)
+        tools = SourceTools(*given, *sizes, mine, run.current_beside)
         lengths = (own.length, own.length if model.encoder_layers else 0)
         fields = task.fields(own.length, model)
         abstract = abstract_batch(run.rows, own.batch_size, lengths, fields)

@@ -12,7 +12,7 @@ from lm.data.records.turns import without_reasoning
 from lm.data.templates import Template
 from lm.data.templates.jinja import reads_reasoning
 from lm.generation import stream_text
-from lm.generation.command_line import messages_of, spelled
+from lm.generation_flags import messages_of, spelled
 from lm.interrupts import Interrupts
 from lm.weights.loading import load, load_template, model_config
 from retrieval.doors.door import KINDS, WRITERS, Asked, Door, Find, check, kind_of

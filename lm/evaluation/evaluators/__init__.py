@@ -11,6 +11,7 @@ from lm.data.read.sources import DataError
 from lm.evaluation.evaluators.answers import Answers
 from lm.evaluation.evaluators.evaluator import Evaluator, Prepared, Result, Tools
 from lm.evaluation.evaluators.labels import Labels
+from lm.evaluation.evaluators.rewards import Rewards
 from lm.evaluation.evaluators.rows import Rows
 from lm.evaluation.evaluators.samples import Samples
 from lm.models.config import ConfigError, nearest
@@ -20,6 +21,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "labels": Labels,
     "answers": Answers,
     "samples": Samples,
+    "rewards": Rewards,
 }
 WORDS = ("type", "every")  # fields of a section that are not the evaluator's own
 

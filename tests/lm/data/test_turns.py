@@ -16,7 +16,7 @@ from lm.data.read.sources import DataError
 from lm.data.records import reading as records
 from lm.data.records.examples import Record, Turn
 from lm.data.records.reading import Reading
-from lm.generation.command_line import spelled
+from lm.generation_flags import spelled
 from lm.models import build
 from lm.models.config import ConfigError
 from lm.tasks import Kept, Start

@@ -12,6 +12,7 @@ from lm import tasks
 from lm.models.config import ConfigError
 from lm.tasks import TASKS
 from lm.tasks.labels import LabelTask
+from lm.tasks.policy import Policy
 from lm.tasks.preference import Pairs
 from lm.tasks.text import TextTask, TokenTask
 from lm.training import parts, settings
@@ -35,6 +36,10 @@ def small(task):
         c.data.files = "configs/examples/preferences.jsonl"
         c.task = tasks.defaults(task, template="plain")
         return c
+    if issubclass(TASKS[task], Policy):
+        c = smoke.get_config("next_token,llama")
+        c.task = tasks.defaults(task, rewards={"ended": {}})
+        return c
     return smoke.get_config(
         f"{task},{FAMILY.get(task, 'bert' if task in smoke.LABELLED else 'llama')}"
     )
@@ -50,8 +55,8 @@ def test_a_section_lacks_a_field_or_has_another_default():
     of_tokens = {name for name, kind in TASKS.items() if issubclass(kind, TokenTask)}
     assert of_tokens == TEXT | {"instruct"}
     of_labels = {name for name, kind in TASKS.items() if issubclass(kind, LabelTask)}
-    pairs = {name for name, kind in TASKS.items() if issubclass(kind, Pairs)}
-    assert of_labels == {*TASKS} - of_tokens - pairs == {*smoke.LABELLED}
+    apart = {name for name, kind in TASKS.items() if issubclass(kind, (Pairs, Policy))}
+    assert of_labels == {*TASKS} - of_tokens - apart == {*smoke.LABELLED}
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -10,7 +10,7 @@ import pytest
 from configs.defaults import defaults
 from lm import tasks
 from lm.evaluation.command_line import arguments as evaluate_arguments
-from lm.generation.command_line import arguments as generate_arguments
+from lm.generation_flags import arguments as generate_arguments
 from lm.training import ending
 
 ROWS = [
