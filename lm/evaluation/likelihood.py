@@ -18,6 +18,8 @@ from lm.models.config import ConfigError
 AT_ONCE = 32  # positions whose logits exist at one time; divides the sizes of `bucket`
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
+# (model, params, batch) -> -log p of the targets, float32 [B, T], and what else is wanted of them
+Observe = Callable[[Any, dict, Batch], tuple[jax.Array, jax.Array]]
 
 
 def log_likelihoods(
@@ -54,12 +56,15 @@ def token_log_likelihoods(
     batch_size: int = 16,
     on_batch: Callable[[int], None] | None = None,
     tokenizer=None,
+    observe: Observe | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return `log_likelihoods` of each token: float32 [n] and bool [n] for each continuation.
 
+    observe: gives the losses and, instead of what is greedy, anything [B, T, ...] of the targets.
     encoder_segments: for each pair, the number of the passage, from 1, of each of its context's
     tokens, or (); passages are encoded apart, and the decoder reads all of them.
     """
+    observe = observe or _scores
     inputs.check_ids(
         model.config,
         ([*context, *continuation] for context, continuation in pairs),
@@ -77,7 +82,7 @@ def token_log_likelihoods(
         members = order[start : start + batch_size]
         batch = _batch([rows[i] for i in members], min(batch_size, len(rows)))
         inputs.check(model.config, batch)
-        losses, hits = jax.device_get(_scores(model, params, batch))
+        losses, hits = jax.device_get(observe(model, params, batch))
         for at, i in enumerate(members):
             length, scored = len(rows[i][0]), len(pairs[i][1])
             inside = slice(length - scored, length)

@@ -7,6 +7,9 @@ from lm.models.config import ModelConfig
 from lm.training import settings
 from lm.weights.runs.paths import Folder
 
+# Ends of names that are beside a value, and not one.
+BESIDE = ("_stderr", "_low", "_high", "_n", "/seconds", "/bytes")
+
 
 def figures(rows: list[dict]) -> str:
     """Last training loss and last value of every evaluation, from rows of metrics.jsonl; or ""."""
@@ -18,7 +21,7 @@ def figures(rows: list[dict]) -> str:
     shown = {
         name: value
         for name, value in last.items()
-        if value is not None and not name.endswith("_stderr")
+        if value is not None and not name.endswith(BESIDE)
     }
     return ", ".join(
         f"{' '.join(name.split('/')[1:] or ['training loss']).replace('_', ' ')} {value:.4g}"

@@ -77,7 +77,7 @@ class Observer:
         for fields, rows, asked in self._batches(packed, order):
             batch = Batch.of(**fields)
             inputs.check(self.model.config, batch)
-            vectors, losses = jax.device_get(_observe(self.model, self.params, batch, self.tap))
+            vectors, losses = jax.device_get(observed(self.model, self.params, batch, self.tap))
             at, places = np.nonzero(asked)
             yield Observed(
                 vectors[at, places],
@@ -143,7 +143,7 @@ def _fields(packed: Packed, row: int) -> dict[str, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "tap"))
-def _observe(model: Any, params: dict, batch: Batch, tap: str) -> tuple[jax.Array, jax.Array]:
+def observed(model: Any, params: dict, batch: Batch, tap: str) -> tuple[jax.Array, jax.Array]:
     """The tap, float32 [B, T, D], and -log p of the targets, float32 [B, T]."""
     out, found = tapped(model, params, batch, taps=(tap,))
     logits, head = head_of(model, params)

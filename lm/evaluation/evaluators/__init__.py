@@ -9,8 +9,12 @@ from typing import Any
 from lm import plugins
 from lm.data.read.sources import DataError
 from lm.evaluation.evaluators.answers import Answers
+from lm.evaluation.evaluators.bits import Bits
+from lm.evaluation.evaluators.completions import Completions
 from lm.evaluation.evaluators.evaluator import Evaluator, Prepared, Result, Tools
+from lm.evaluation.evaluators.facts import Facts
 from lm.evaluation.evaluators.labels import Labels
+from lm.evaluation.evaluators.pairs import Pairs
 from lm.evaluation.evaluators.rewards import Rewards
 from lm.evaluation.evaluators.rows import Rows
 from lm.evaluation.evaluators.samples import Samples
@@ -21,6 +25,10 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "labels": Labels,
     "answers": Answers,
     "samples": Samples,
+    "facts": Facts,
+    "pairs": Pairs,
+    "bits": Bits,
+    "completions": Completions,
     "rewards": Rewards,
 }
 WORDS = ("type", "every")  # fields of a section that are not the evaluator's own
