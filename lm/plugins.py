@@ -26,16 +26,7 @@ def find(field: str, name: str, known: Mapping[str, type], base: type) -> Any:
                 f"{', '.join(known)}, or module:Class of your own"
             )
         return known[name]
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # installed commands do not look in the working directory
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a user's file may raise anything
-        raise ConfigError(
-            f"{field}={name!r}: the class {attribute!r} of the module {module!r}, looked for from "
-            f"{os.getcwd()}, cannot be used ({type(error).__name__}: {error})"
-        ) from error
+    found = attribute(field, name, "class")
     if not (
         isinstance(found, type) and issubclass(found, base) and dataclasses.is_dataclass(found)
     ):
@@ -49,6 +40,23 @@ def find(field: str, name: str, known: Mapping[str, type], base: type) -> Any:
             f"{field}={name!r} does not define {', '.join(sorted(missing.__abstractmethods__))}"
         )
     return found
+
+
+def attribute(field: str, name: str, what: str) -> Any:
+    """Object `module:attribute` of a user's file, also of one in the working directory.
+
+    what: "class" or "function", for messages. Raises ConfigError, with the reason.
+    """
+    module, _, wanted = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # installed commands do not look in the working directory
+    try:
+        return getattr(importlib.import_module(module), wanted)
+    except Exception as error:  # a user's file may raise anything
+        raise ConfigError(
+            f"{field}={name!r}: the {what} {wanted!r} of the module {module!r}, looked for from "
+            f"{os.getcwd()}, cannot be used ({type(error).__name__}: {error})"
+        ) from error
 
 
 def name_of(kind: type, known: Mapping[str, type]) -> str:

@@ -1,16 +1,15 @@
 """Reward: a plain function that scores one answer, and how a config names and combines several."""
 
 import dataclasses
-import importlib
 import inspect
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lm import plugins
 from lm.errors import ConfigError, nearest
 
 NAMED = 3  # faults that a message names
@@ -103,16 +102,7 @@ def _function(field: str, name: Any, known: Mapping[str, Callable]) -> Callable:
                 f"{', '.join(known)}, or module:function of your own"
             )
         return known[name]
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # installed commands do not look in the working directory
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a user's file may raise anything
-        raise ConfigError(
-            f"{field}={name!r}: the function {attribute!r} of the module {module!r}, looked for "
-            f"from {os.getcwd()}, cannot be used ({type(error).__name__}: {error})"
-        ) from error
+    found = plugins.attribute(field, name, "function")
     if not inspect.isfunction(found):
         raise ConfigError(f"{field}={name!r} is {found!r}: expected a function (answer) -> number")
     return found

@@ -8,12 +8,11 @@ It may call any service. Named as generator="module:function" in a config.
 """
 
 import dataclasses
-import importlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from lm import plugins
 from lm.errors import ConfigError
 
 
@@ -76,16 +75,7 @@ def _stopped(found: Completion, stops: Sequence[str]) -> Completion:
 
 
 def _function(name: str) -> Generate:
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a user's file may raise anything
-        raise ConfigError(
-            f"generator={name!r}: the function {attribute!r} of the module {module!r}, looked for "
-            f"from {os.getcwd()}, cannot be used ({type(error).__name__}: {error})"
-        ) from error
+    found = plugins.attribute("generator", name, "function")
     if not callable(found):
         raise ConfigError(f"generator={name!r} is {found!r}: expected a function")
     return found
