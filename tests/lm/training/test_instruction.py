@@ -91,7 +91,7 @@ def config(folder, family="llama", **changes):
         (
             {"task": unlocked("next_token"), "task.template": "tulu"},
             r"task\.template: the task 'next_token' has no such field; it is a field of the tasks "
-            "instruct. Its fields are",
+            r"instruct, dpo, .*\. Its fields are",
         ),
         ({"task.format": "text"}, r"task\.format='text' is unknown; one of auto, superni"),
         ({"task.format": "alpacca"}, r"task\.format='alpacca' is unknown .did you mean 'alpaca'"),
@@ -271,7 +271,7 @@ def test_text_that_is_replayed_beside_answers_is_not_learned_by_its_own_task(tmp
         assert (trained[~of_text] < 0.7).all()
     loop.train(c, str(tmp_path / "run"))
     for task, said in (
-        (ConfigDict({"name": "reward"}), "task.name='reward' is unknown"),
+        (ConfigDict({"name": "praise"}), "task.name='praise' is unknown"),
         (tasks.defaults("masked"), "masked"),
         (tasks.defaults("classification"), "does not go with task.name='instruct'"),
     ):
