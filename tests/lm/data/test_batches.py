@@ -65,7 +65,7 @@ def test_hosts_together_do_not_read_the_batch_of_one_host(monkeypatch):
     for half in halves:
         with monkeypatch.context() as m:
             m.setattr(type(rows), "addressable_devices_indices_map", lambda self, shape, h=half: h)
-            held.append(batches._local_rows(rows, (8, 4)))
+            held.append(batches.local_rows(rows, (8, 4)))
     assert [list(h) for h in held] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 

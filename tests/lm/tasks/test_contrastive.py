@@ -260,7 +260,7 @@ def _vectors(model, params, batch, parts):
         ),
         (
             {"task.name": "next_token"},
-            r"task\.\w+: the task 'next_token' has no such field.*.*tasks .*contrastive\b.*\. ",
+            r"task\.\w+: the task 'next_token' has no such field.*tasks .*contrastive\b.*\. ",
         ),
     ],
 )
