@@ -215,11 +215,11 @@ def test_settings_of_generation_are_lost_on_the_way_through_a_run(
 
 
 def test_settings_of_generation_that_are_not_used_are_not_said(model_directory):
-    from lm.generation import command_line
+    from lm import generation_flags
 
     source, _ = model_directory
-    said = lambda *flags: command_line.unused_settings(
-        command_line.arguments("", [f"--model={source}", *flags])
+    said = lambda *flags: generation_flags.unused_settings(
+        generation_flags.arguments("", [f"--model={source}", *flags])
     )
     assert said() == ""
     flags = "--temperature=0.6 --top-k=20 --top-p=0.9 --repetition-penalty=1.1"
@@ -337,11 +337,11 @@ def test_an_exported_model_is_asked_otherwise_than_its_run(instructed, capsys):
 
 
 def test_generate_spells_prompts_of_an_exported_model_otherwise(instructed):
-    from lm.generation import command_line
+    from lm import generation_flags
 
     tokenizer = lm.load_tokenizer(instructed / "out")
-    chosen = lambda *more: command_line.chosen_template(
-        command_line.arguments("", [f"--model={instructed / 'out'}", *more]), tokenizer
+    chosen = lambda *more: generation_flags.chosen_template(
+        generation_flags.arguments("", [f"--model={instructed / 'out'}", *more]), tokenizer
     )
     kept = chosen()
     assert (
@@ -352,7 +352,7 @@ def test_generate_spells_prompts_of_an_exported_model_otherwise(instructed):
 
 
 def test_a_system_message_without_a_chat_is_ignored(instructed, model_directory):
-    from lm.generation import command_line
+    from lm import generation_flags
 
     tokenizer, (model, _) = bytes_only(), tiny(vocab_size=320)
     turns = [{"role": "system", "content": "yes"}, {"role": "user", "content": "cat?"}]
@@ -363,14 +363,14 @@ def test_a_system_message_without_a_chat_is_ignored(instructed, model_directory)
         turns[1],
     ]
     for given in (turns, older):
-        ids = command_line.spelled(
+        ids = generation_flags.spelled(
             model, tokenizer, templates.get("tulu", tokenizer), given, chat=False
         )
         assert tokenizer.decode(ids).startswith("<|system|>\nyes\n<|user|>\ncat?\n<|assistant|>")
     for path, more in ((model_directory[0], []), (instructed / "out", ["--template=none"])):
-        args = command_line.arguments("", [f"--model={path}", "--system=yes", *more])
+        args = generation_flags.arguments("", [f"--model={path}", "--system=yes", *more])
         with pytest.raises(ValueError, match=r"--system='yes' would be ignored.*add --chat"):
-            command_line.chosen_template(args, lm.load_tokenizer(path))
+            generation_flags.chosen_template(args, lm.load_tokenizer(path))
 
 
 def test_an_export_of_an_export_or_over_one_has_a_stale_template(

@@ -9,8 +9,8 @@ import pytest
 from lm import preview
 
 ROOT = Path(__file__).parents[3]
-# need earlier output: a stage of a study, a base model, a teacher
-LATER = {"quickstart_pretrain", "lora", "distill"}
+# need earlier output: a stage of a study, a base model, a teacher, a policy to start from
+LATER = {"quickstart_pretrain", "lora", "distill", "grpo"}
 RECIPES = sorted(
     {
         path.stem
