@@ -64,12 +64,12 @@ class Check:
 def rows(
     batch: Batch, tokenizer, *, shifted: bool, task: Any = None, names: Sequence[str] = ()
 ) -> list[Row]:
-    """Rows of a batch.
+    """Rows of a batch; those of a group follow each other.
 
     shifted: targets are the next tokens (decoders); else of the same position (masked models).
     task: lm.tasks.Task, which says what carries the loss of a row, or None. names: the label names.
     """
-    text = _Texts(tokenizer)
+    text, batch = _Texts(tokenizer), batch.ungrouped()
     given = vars(batch) | (batch.more or {})
     fields = {
         name: np.asarray(value)

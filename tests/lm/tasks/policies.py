@@ -32,6 +32,8 @@ def config(folder, task="grpo", family="llama", fields=None, **changes):
     c = defaults()
     model = dict(n_layers=1, d_model=16, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32)
     shape = preset(family, "tiny")
+    if shape.layer_pattern:
+        model["n_layers"] = len(shape.layer_pattern)
     own = {name: value for name, value in model.items() if getattr(shape, name, None)}
     c.model.update(settings.model_section(shape.replace(**own, dropout=0.0)).to_dict())
     c.model.vocab_size = 0
