@@ -1,5 +1,6 @@
 """What tasks share that learn a policy from rewards: prompts, drawing, rewards, metrics."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -129,6 +130,10 @@ class Policy(Task):
                 "taken on the answers"
             )
 
+    def prepare_tokenizer(self, tokenizer):
+        """Add the control tokens of the template to the bytes tokenizer."""
+        return Instruct(template=self.template).prepare_tokenizer(tokenizer)
+
     def prepare(self, start: Start, config, sources, kept: Kept) -> Start:
         """Set the template, whose stop token ends answers."""
         return Instruct(template=self.template).prepare(start, config, sources, kept)
@@ -168,9 +173,9 @@ class Policy(Task):
     def source(self, rows: Any, tools: SourceTools) -> Source:
         return Rollouts(self, prompts.checked(rows), tools)
 
+    @abc.abstractmethod
     def finished(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add the advantages to the arrays [P, G, T] of a rollout."""
-        raise NotImplementedError
 
     def measured(
         self, batch: Batch, log_probs: jax.Array, entropy: jax.Array, ratio: jax.Array

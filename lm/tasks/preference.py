@@ -17,13 +17,12 @@ from lm.batch import Batch
 from lm.data import templates
 from lm.data.encode import preference as encoding
 from lm.data.packed import Packed
-from lm.data.templates import Template
 from lm.losses import Loss, chunks, preference
 from lm.losses.log_probs import log_probs
 from lm.losses.loss import Term
 from lm.losses.tokens import head_of
-from lm.models import build
 from lm.models.config import ConfigError, ModelConfig, nearest
+from lm.tasks.instruct import Instruct
 from lm.tasks.models import Aux, Models
 from lm.tasks.task import Kept, Shown, Start, Task, Tools
 
@@ -58,35 +57,11 @@ class Pairs(Task):
 
     def prepare_tokenizer(self, tokenizer):
         """Add the control tokens of the template to the bytes tokenizer."""
-        import transformers
-
-        missing = [
-            transformers.AddedToken(token, special=True)
-            for token in templates.CONTROL.get(self.template, ())
-            if templates.special_id(tokenizer, token) is None
-        ]
-        tokenizer.add_tokens(missing, special_tokens=True)
-        return tokenizer
+        return Instruct(template=self.template).prepare_tokenizer(tokenizer)
 
     def prepare(self, start: Start, config, sources, kept: Kept) -> Start:
         """Set the template, and end answers at its stop token in generation too."""
-        template = self._template(start.tokenizer, config, kept)
-        c, stop = start.model.config, templates.stop_id(template, start.tokenizer)
-        model = start.model
-        if stop not in c.eos_token_ids:
-            model = build(c.replace(eos_token_ids=(*c.eos_token_ids, stop)))
-        return dataclasses.replace(start, model=model, template=template)
-
-    def _template(self, tokenizer, config, kept: Kept) -> Template:
-        if self.template:
-            options = templates.date_of(kept.there, self.template, tokenizer)
-            return templates.get(self.template, tokenizer, **options)
-        if kept.base is None:
-            raise ConfigError(
-                f"task.template is not set, and {config.init_from} was trained with none: one of "
-                f"{', '.join(templates.TEMPLATES)}"
-            )
-        return kept.base
+        return Instruct(template=self.template).prepare(start, config, sources, kept)
 
     def rows(self, files: str, part: str, tools: Tools) -> Packed:
         model, length = tools.model, tools.length
