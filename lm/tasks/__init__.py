@@ -22,6 +22,7 @@ from lm.tasks.grpo import GRPO
 from lm.tasks.instruct import Instruct
 from lm.tasks.masked import Masked
 from lm.tasks.next_token import NextToken
+from lm.tasks.ppo import PPO
 from lm.tasks.preference import DPO, ORPO, SimPO
 from lm.tasks.prefix_lm import PrefixLM
 from lm.tasks.question_answering import QuestionAnswering
@@ -51,6 +52,7 @@ TASKS: dict[str, type[Task]] = {
     "orpo": ORPO,
     "reward": Reward,
     "grpo": GRPO,
+    "ppo": PPO,
 }
 
 __all__ = [

@@ -14,12 +14,14 @@ class Aux:
     """Declaration of an auxiliary model (`Task.aux`).
 
     model: "same" (the run's own), a run folder, model folder or hub id, or a config.
-    start: "base" (the weights of `model`; the run's initial ones if it is "same"), "random", or a
-    path whose weights have the shapes of `model`.
+    start: "base" (the weights of `model`; the run's initial ones if it is "same"), "random", "body"
+    (the run's initial weights, and a head that is drawn), or a path whose weights have the shapes
+    of `model`.
     trained: the optimizer updates it; otherwise it stays as it is, without dropout.
     tied: path of a parameter -> path of the run's own that takes its place, such as
     {"embeddings/token": "embeddings/token"}. The array exists once.
-    heads: that the model may have; () = any.
+    heads: that the model may have; () = any. A reward model is read as one with head "value" if
+    only that is allowed.
     own_rows: it reads batch fields of its own, not the run's rows, so its tokenizer, vocabulary,
     length and architecture may differ.
     """

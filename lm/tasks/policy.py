@@ -188,11 +188,8 @@ class Policy(Task):
         over = lambda x: Term(jnp.sum(x * weights), tokens)
         each = lambda name: Term(jnp.sum(flat.more[name]), rows)
         low, high = 1 - self.clip_low, 1 + self.clip_high
-        spread = jnp.std(given["rewards"], axis=1)
         found = {
             "reward": each("rewards"),
-            "reward_spread": Term(jnp.sum(spread), jnp.float32(len(spread))),
-            "no_signal": Term(jnp.sum(spread == 0).astype(jnp.float32), jnp.float32(len(spread))),
             "answer_length": each("lengths"),
             "ended": each("ended"),
             "draws": each("draws"),
@@ -201,6 +198,11 @@ class Policy(Task):
             "ratio": over(ratio),
             "clipped": over(((ratio < low) | (ratio > high)).astype(jnp.float32)),
         }
+        if self.group > 1:
+            spread = jnp.std(given["rewards"], axis=1)
+            groups = jnp.float32(len(spread))
+            found["reward_spread"] = Term(jnp.sum(spread), groups)
+            found["no_signal"] = Term(jnp.sum(spread == 0).astype(jnp.float32), groups)
         if self.reference:
             found["kl"] = over(policy.k3(log_probs, flat.more["reference_log_probs"]))
         return found

@@ -54,6 +54,12 @@ def scored(
     ]
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def critic_values(model, params: dict, batch: Batch) -> jax.Array:
+    """Values of a critic at every token, float32 [N, T], on every device."""
+    return everywhere(model.apply({"params": params}, batch).logits)
+
+
 class Rollouts(Source):
     """Batches [B, G, T] of answers: G to each of B prompts, for several updates a rollout.
 
@@ -135,6 +141,11 @@ class Rollouts(Source):
             one = beside["reference"]
             (arrays["reference_log_probs"],) = self._log_probs(
                 one.model, one.params, arrays, (task.temperature,)
+            )
+        if "critic" in beside:
+            one = beside["critic"]
+            (arrays["old_values"],) = self._in_parts(
+                arrays, lambda batch: [critic_values(one.model, one.params, batch)]
             )
         return task.finished(arrays)
 

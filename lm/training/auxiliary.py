@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import families
 from lm.adaptation.plan import Plan
 from lm.batch import Batch
 from lm.distributed.rules import by_path
@@ -26,6 +27,8 @@ from lm.training.parts import Parts
 from lm.weights.runs.model_files import MODELS, Kept
 
 NONE: Mapping = types.MappingProxyType({})
+HEAD = "head/"  # prefix of the parameters of a head
+DRAWN = ("random", "body")  # values of Aux.start that draw parameters
 COMPUTE = ("dtype", "param_dtype", "remat", "layers")  # fields that are those of the run's model
 
 
@@ -47,7 +50,7 @@ class Made:
     def loads(self) -> bool:
         """Whether a new run reads its weights from files."""
         model, start = self.source
-        return start != "random" and not (model == "same" and start == "base")
+        return start not in DRAWN and not (model == "same" and start == "base")
 
     @property
     def kept(self) -> Kept:
@@ -125,6 +128,8 @@ def made(
             _check_tokenizer(where, its_tokenizer, tokenizer)
         one = Made(build(config), aux.trained, from_base, dict(aux.tied), source, aux.own_rows)
         _check_tied(where, one, main)
+        if aux.start == "body":
+            _check_body(where, one.model, main)
         if loaded is not None:
             _check_shapes(where, aux.start, loaded, one.model)
             weights[name] = one.own(loaded)
@@ -151,15 +156,18 @@ def _declared(where: str, aux: Aux, main: ModelConfig) -> tuple[ModelConfig, dic
         config = aux.model
         if aux.start == "base":
             raise ConfigError(
-                f"{where} is made from a config, which has no weights: expected start='random' or "
-                "a path"
+                f"{where} is made from a config, which has no weights: expected start='random', "
+                "'body' or a path"
             )
     elif aux.model == "same":
         config = main
     else:
         model, loaded, tokenizer = loaded_from(aux.model)
         config = model.config
-    if aux.start == "random":
+        scores = (config.head, config.n_labels) == ("sequence_classification", 1)
+        if aux.heads == ("value",) and scores and config.pooling == "last":
+            config = families.other_head(config, "value")  # a reward model
+    if aux.start in DRAWN:
         loaded = None
     elif aux.start != "base":
         _, loaded, tokenizer = loaded_from(aux.start)
@@ -240,6 +248,17 @@ def _check_shapes(where: str, start: str, loaded: dict, model: LanguageModel) ->
             )
 
 
+def _check_body(where: str, own: LanguageModel, main: LanguageModel) -> None:
+    theirs = by_path(main.shapes())
+    for name, x in by_path(own.shapes()).items():
+        there = theirs.get(name)
+        if not name.startswith(HEAD) and (there is None or there.shape != x.shape):
+            raise ConfigError(
+                f"{where} starts from the run's model (start='body'), which has {name} "
+                f"{list(there.shape) if there is not None else 'none'}: expected {list(x.shape)}"
+            )
+
+
 # ----------------------------------------------------------------------------------- in the state
 
 
@@ -263,10 +282,24 @@ def start(
             params = jax.tree.map(lambda p: jnp.array(p, copy=True), one.own(base))
         else:
             batch = Batch.of(np.zeros((rows, 2), np.int32))
-            params = one.own(one.model.init(jax.random.fold_in(key, number), batch)["params"])
+            params = one.model.init(jax.random.fold_in(key, number), batch)["params"]
+            if one.source[1] == "body":
+                params = _with_body(params, base)
+            params = one.own(params)
         place = trained if one.trained else fixed
         place.setdefault(MODELS, {})[name] = params
     return trained, fixed
+
+
+def _with_body(drawn: dict, base: dict) -> dict:
+    """The drawn head, and copies of all other parameters of `base`."""
+    theirs = by_path(base)
+    return _nested(
+        {
+            name: x if name.startswith(HEAD) else jnp.array(theirs[name], copy=True)
+            for name, x in by_path(drawn).items()
+        }
+    )
 
 
 def axes(models: Mapping[str, Made], base: dict) -> tuple[dict, dict]:

@@ -11,6 +11,7 @@ import pytest
 from lm.batch import Batch
 from lm.losses import advantages, policy
 from lm.tasks.grpo import GRPO
+from lm.tasks.ppo import PPO
 
 P, G, T = 3, 4, 6
 LENGTHS = np.array([[6, 3, 1, 5], [2, 2, 6, 4], [3, 5, 4, 1]])
@@ -150,3 +151,61 @@ def test_advantages_of_a_critic_and_its_loss_differ_from_loops():
         np.testing.assert_allclose(losses[index], 0.5 * max(errors), rtol=1e-5)
         if not np.isclose(*errors):
             assert held[index] == (errors[1] > errors[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenValues(PPO):
+    """The task with log-probabilities, entropies and values as parameters."""
+
+    def log_probs(self, model, params, flat):
+        return params["log_probs"], params["entropy"]
+
+    def values(self, critic, flat):
+        return critic
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_the_loss_of_ppo_differs_from_loops(whiten):
+    options = dict(kl=0.1, unended=0.5, entropy=0.01, clip_value=0.3, whiten=whiten)
+    task = GivenValues(new_tokens=T, group=G, gamma=0.9, gae_lambda=0.8, **options)
+    params, arrays = drawn(4)
+    rng = np.random.default_rng(5)
+    arrays["ended"] = rng.integers(0, 2, (P, G)).astype(np.float32)
+    arrays["old_values"] = rng.normal(size=(P, G, T)).astype(np.float32)
+    values = rng.normal(size=(P * G, T)).astype(np.float32)
+    made = task.finished(arrays)
+    batch = batch_of(made)
+    of = lambda values: task.loss(None, params, batch, models={"critic": values})
+    loss = of(values)
+
+    advantage, target = np.zeros((2, P, G, T))
+    for p, g in np.ndindex(P, G):
+        n, after, value = LENGTHS[p, g], 0.0, 0.0
+        for t in reversed(range(n)):
+            old = {name: float(x[p, g, t]) for name, x in arrays.items() if x.ndim == 3}
+            reward = -task.kl * (old["old_log_probs"] - old["reference_log_probs"])
+            if t == n - 1:
+                reward += arrays["rewards"][p, g] - task.unended * (arrays["ended"][p, g] == 0)
+            after = reward + 0.9 * value - old["old_values"] + 0.9 * 0.8 * after
+            value = old["old_values"]
+            advantage[p, g, t], target[p, g, t] = after, after + value
+    at = arrays["weights"] > 0
+    if whiten:
+        advantage = (advantage - advantage[at].mean()) / np.sqrt(advantage[at].var() + 1e-8)
+    np.testing.assert_allclose(made["advantages"][at], advantage[at], rtol=1e-4, atol=1e-5)
+    new, entropy = (params[name].reshape(P, G, T).astype(float) for name in params)
+    ratio = np.exp(new - arrays["old_log_probs"])
+    surrogate = np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
+    wanted = (-surrogate - 0.01 * entropy)[at].mean()
+    np.testing.assert_allclose(loss.terms["policy"].sum / at.sum(), wanted, rtol=1e-4)
+    found, old = values.reshape(P, G, T), arrays["old_values"]
+    held = old + np.clip(found - old, -0.3, 0.3)
+    errors = np.square([found - target, held - target])
+    wanted = 0.5 * errors.max(axis=0)[at].mean()
+    np.testing.assert_allclose(loss.terms["value"].sum / at.sum(), wanted, rtol=1e-4)
+    gradient = np.asarray(jax.grad(lambda x: of(x).terms["value"].sum)(values)).reshape(P, G, T)
+    moved = at & ~((errors[1] > errors[0]) & (np.abs(found - old) > 0.3))
+    np.testing.assert_allclose(gradient, np.where(moved, found - target, 0), atol=1e-4)
+    assert {name: float(x) for name, x in task.weights(batch).items()} == {
+        name: float(term.weight) for name, term in loss.terms.items()
+    }

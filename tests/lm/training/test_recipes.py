@@ -10,7 +10,7 @@ from lm import preview
 
 ROOT = Path(__file__).parents[3]
 # need earlier output: a stage of a study, a base model, a teacher, a policy to start from
-LATER = {"quickstart_pretrain", "lora", "distill", "grpo"}
+LATER = {"quickstart_pretrain", "lora", "distill", "grpo", "ppo"}
 RECIPES = sorted(
     {
         path.stem
