@@ -101,7 +101,7 @@ def test_another_architecture_does_not_learn_with_a_critic_on_a_mesh(tmp_path, f
 
 @pytest.mark.slow
 def test_a_reward_model_is_not_read_as_a_critic(tmp_path):
-    changes = {"data.files": "configs/examples/preferences.jsonl", "length": 128, "steps": 2}
+    changes = {"data.files": "configs/examples/preferences.jsonl", "length": 256, "steps": 2}
     reward = policies.config(tmp_path, **changes)
     reward.task = tasks.defaults("reward", template="plain")
     assert loop.train(reward, tmp_path / "reward") == 0
