@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from lm.models.attention import Attention, Bias, CrossAttention, Mask, NeighbourAttention, View
 from lm.models.config import ModelConfig
-from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, weight
+from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain
+from lm.models.matmul import matmul
 from lm.models.ssm import Mamba2Mixer, MambaMixer
 
 
@@ -47,16 +48,13 @@ class MLP(nn.Module):
         act = ACTIVATION_FUNCTIONS[c.activation]
         up = self.project(x_BTD, "up")
         h = act(self.project(x_BTD, "gate")) * up if c.gated_mlp else act(up)
-        y = jnp.einsum(
-            "btf,fd->btd",
-            constrain(h, "batch length mlp"),
-            weight(self, "down", (c.d_ff, c.d_model), "mlp embed"),
-        )
+        h = constrain(h, "batch length mlp")
+        y = matmul(self, "btf,fd->btd", h, "down", (c.d_ff, c.d_model), "mlp embed")
         return biased(self, y, "down_bias", "norm") if c.mlp_bias else y
 
     def project(self, x_BTD, name) -> jax.Array:
         c = self.config
-        y = jnp.einsum("btd,df->btf", x_BTD, weight(self, name, (c.d_model, c.d_ff), "embed mlp"))
+        y = matmul(self, "btd,df->btf", x_BTD, name, (c.d_model, c.d_ff), "embed mlp")
         return biased(self, y, f"{name}_bias", "mlp") if c.mlp_bias else y
 
 

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.config import ModelConfig
-from lm.models.layers import Norm, constrain, in_dtype, rows, stored, weight
+from lm.models.layers import Norm, constrain, in_dtype, rows, stored
+from lm.models.matmul import product
 from lm.models.positions import sinusoids
 
 
@@ -42,7 +43,7 @@ class Embeddings(nn.Module):
         if c.embedding_norm:
             self.norm = Norm(c)
         if c.embedding_width:
-            self.projection = weight(self, "projection", (width, c.d_model), "narrow_embed embed")
+            self.projection = stored(self, "projection", (width, c.d_model), "narrow_embed embed")
             self.projection_bias = stored(
                 self, "projection_bias", (c.d_model,), "norm", nn.initializers.zeros
             )
@@ -75,6 +76,6 @@ class Embeddings(nn.Module):
                 jnp.add,
                 c.dtype,
                 self.projection_bias,
-                jnp.einsum("bte,ed->btd", x, self.projection),
+                product("bte,ed->btd", x, self.projection, c.dtype),
             )
         return constrain(x, "batch residual_length residual")

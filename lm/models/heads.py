@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.config import LM_HEADS, ModelConfig
-from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, stored, weight
+from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, stored
+from lm.models.matmul import matmul, product
 
 SCALAR = ("value", "replaced_token_detection")  # heads with one output per token
 # outputs of heads without n_labels
@@ -23,11 +24,8 @@ class Pooler(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         d = self.config.d_model
-        return jnp.tanh(
-            biased(
-                self, x_BTD[:, 0] @ weight(self, "kernel", (d, d), "embed pooled"), "bias", "norm"
-            )
-        )
+        y = matmul(self, "bd,de->be", x_BTD[:, 0], "kernel", (d, d), "embed pooled")
+        return jnp.tanh(biased(self, y, "bias", "norm"))
 
 
 def pool(c: ModelConfig, x_BTD, segments_BT) -> jax.Array:
@@ -73,16 +71,15 @@ class Head(nn.Module):
             table_VD = stored(self, "table", (c.vocab_size, width), "vocab table_embed")
         if c.logit_scale != 1.0:
             x = x * jnp.asarray(c.logit_scale, x.dtype)
-        table_VD = constrain(table_VD.astype(c.dtype), "vocab embed")
-        logits = jnp.einsum("...d,vd->...v", x, table_VD, preferred_element_type=jnp.float32)
+        logits = product(
+            "...d,vd->...v", x, constrain(table_VD, "vocab embed"), c.dtype, jnp.float32
+        )
         if c.head == "masked_lm" or c.head_bias:
             logits = biased(self, logits, "bias", "vocab")
         return c.logit_softcap * jnp.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
 
     def dense(self, x, width: int, activation: str) -> jax.Array:
-        x = jnp.einsum(
-            "...d,de->...e", x, weight(self, "dense", (x.shape[-1], width), "embed pooled")
-        )
+        x = matmul(self, "...d,de->...e", x, "dense", (x.shape[-1], width), "embed pooled")
         given = self.config.head_dense_bias
         with_bias = self.config.mlp_bias if given is None else given
         x = biased(self, x, "dense_bias", "norm") if with_bias else x
@@ -95,6 +92,6 @@ class Head(nn.Module):
         x = Norm(c, name="norm")(x) if c.head_norm else x
         # a new critic predicts 0, not noise
         init = nn.initializers.zeros if c.head == "value" else None
-        kernel = weight(self, "classifier", (c.d_model, n), "embed labels", init)
-        y = jnp.einsum("...d,dn->...n", x, kernel, preferred_element_type=jnp.float32)
+        kernel = stored(self, "classifier", (c.d_model, n), "embed labels", init)
+        y = product("...d,dn->...n", x, kernel, c.dtype, jnp.float32)
         return biased(self, y, "classifier_bias", "labels") if c.head_bias else y

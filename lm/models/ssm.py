@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm.models.config import ModelConfig
 from lm.models.layers import ACTIVATION_FUNCTIONS, biased, constrain, scaled, stored, weight, wide
+from lm.models.matmul import matmul
 from lm.models.scan import causal_conv, selective_scan, ssd
 
 
@@ -37,23 +38,15 @@ class MambaMixer(nn.Module):
         )
         u = constrain(act(u), "batch length mlp")
 
-        low = jnp.einsum(
-            "bte,er->btr", u, weight(self, "dt_down", (c.ssm_inner, c.ssm_dt_rank), "mlp dt")
-        )
-        bc = jnp.einsum(
-            "bte,en->btn", u, weight(self, "bc", (c.ssm_inner, 2 * c.ssm_state), "mlp state")
-        )
+        width, rank = c.ssm_inner, c.ssm_dt_rank
+        low = matmul(self, "bte,er->btr", u, "dt_down", (width, rank), "mlp dt")
+        bc = matmul(self, "bte,en->btn", u, "bc", (width, 2 * c.ssm_state), "mlp state")
         low, B, C = (
             rms(z, c.ssm_inner_norm_eps) if c.ssm_inner_norm_eps else z
             for z in (low, *jnp.split(bc, 2, axis=-1))
         )
-        dt = jnp.einsum(
-            "btr,re->bte",
-            low,
-            weight(
-                self, "dt_up", (c.ssm_dt_rank, c.ssm_inner), "dt mlp", uniform(c.ssm_dt_rank**-0.5)
-            ),
-        )
+        init = uniform(rank**-0.5)
+        dt = matmul(self, "btr,re->bte", low, "dt_up", (rank, width), "dt mlp", init)
         dt = jax.nn.softplus(
             wide(dt) + recurrent(self, "dt_bias", (c.ssm_inner,), "mlp", init_dt_bias)
         )
@@ -145,18 +138,15 @@ def updated(cache, segments_BT, **new) -> dict | None:
 
 def project(module, x_BTD, name, width, axis) -> jax.Array:
     """Project into the mixer, [B, T, D] -> [B, T, width]."""
-    y = jnp.einsum(
-        "btd,de->bte", x_BTD, weight(module, name, (x_BTD.shape[-1], width), f"embed {axis}")
-    )
+    shape = (x_BTD.shape[-1], width)
+    y = matmul(module, "btd,de->bte", x_BTD, name, shape, f"embed {axis}")
     return biased(module, y, f"{name}_bias", axis) if module.config.ssm_bias else y
 
 
 def leave(module, y_BTE) -> jax.Array:
     """Project out of the mixer, [B, T, E] -> [B, T, D]."""
-    d_model = module.config.d_model
-    y = jnp.einsum(
-        "bte,ed->btd", y_BTE, weight(module, "out", (y_BTE.shape[-1], d_model), "mlp embed")
-    )
+    shape = (y_BTE.shape[-1], module.config.d_model)
+    y = matmul(module, "bte,ed->btd", y_BTE, "out", shape, "mlp embed")
     return biased(module, y, "out_bias", "norm") if module.config.ssm_bias else y
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lm.models.attention.bias import Bias
 from lm.models.attention.mask import Mask
+from lm.models.matmul import product
 
 BLOCK = 512  # queries, and keys, computed at once
 
@@ -156,7 +157,7 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 def _scores(n: Settings, q_t, k_s, bias: Bias | None, mask: Mask) -> jax.Array:
     """Scores of a block in float32 [B, J, G, t, s], -inf where the mask hides a key."""
-    scores = n.scale * jnp.einsum("btjgk,bsjk->bjgts", q_t, k_s, preferred_element_type=jnp.float32)
+    scores = n.scale * product("btjgk,bsjk->bjgts", q_t, k_s, q_t.dtype, jnp.float32)
     if n.softcap:
         scores = n.softcap * jnp.tanh(scores / n.softcap)
     if bias is not None:

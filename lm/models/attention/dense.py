@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from lm.models.attention.bias import Bias
 from lm.models.attention.mask import Mask
+from lm.models.matmul import product
 
 
 def biases(bias: Bias | jax.Array | None, mask: Mask) -> jax.Array | None:
@@ -22,16 +23,15 @@ def values(
     that sees no key gets the mean of all values, as from `jax.nn.dot_product_attention`.
     """
     seen, bias = mask.visible(), biases(bias, mask)
-    if not softcap:
+    if not softcap and q_BTHK.dtype.itemsize >= 4:
         return jax.nn.dot_product_attention(q_BTHK, k_BSJK, v_BSJK, bias, seen, scale=scale)
     scores = jnp.where(
         seen[:, :, None],
         _scores(q_BTHK, k_BSJK, bias, scale, softcap),
         jnp.finfo(jnp.float32).min,
     )
-    y = jnp.einsum(
-        "bjgts,bsjk->btjgk", jax.nn.softmax(scores, axis=-1).astype(v_BSJK.dtype), v_BSJK
-    )
+    p = jax.nn.softmax(scores, axis=-1).astype(v_BSJK.dtype)
+    y = product("bjgts,bsjk->btjgk", p, v_BSJK, v_BSJK.dtype)
     return y.reshape(q_BTHK.shape)
 
 
@@ -60,9 +60,8 @@ def _scores(q_BTHK, k_BSJK, bias, scale: float, softcap: float) -> jax.Array:
     """Scores in float32 [B, J, H / J, T, S], before the mask."""
     b, t, _, width = q_BTHK.shape
     grouped = q_BTHK.reshape(b, t, k_BSJK.shape[2], -1, width)
-    scores = scale * jnp.einsum(
-        "btjgk,bsjk->bjgts", grouped, k_BSJK, preferred_element_type=jnp.float32
-    )
+    dtype = q_BTHK.dtype
+    scores = scale * product("btjgk,bsjk->bjgts", grouped, k_BSJK, dtype, jnp.float32)
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     return scores if bias is None else scores + bias.reshape(1, *scores.shape[1:])

@@ -12,7 +12,8 @@ from lm.models.attention.bias import Bias
 from lm.models.attention.mask import Mask, View
 from lm.models.cache import ring_indices
 from lm.models.config import ModelConfig
-from lm.models.layers import Norm, biased, constrain, stored, weight, wide
+from lm.models.layers import Norm, biased, constrain, stored, wide
+from lm.models.matmul import matmul
 from lm.models.positions import rotate
 
 
@@ -32,19 +33,17 @@ def enter(module: nn.Module, x_BTD, name: str, with_bias: bool) -> jax.Array:
     """Project x to the "query", "key" or "value" of every head, [B, T, H or J, K]."""
     c: ModelConfig = module.config
     heads, axis = (c.n_heads, "heads") if name == "query" else (c.n_kv_heads, "kv_heads")
-    y = jnp.einsum(
-        "btd,dhk->bthk",
-        x_BTD,
-        weight(module, name, (x_BTD.shape[-1], heads, c.head_dim), f"embed {axis} head_dim"),
-    )
+    shape = (x_BTD.shape[-1], heads, c.head_dim)
+    y = matmul(module, "btd,dhk->bthk", x_BTD, name, shape, f"embed {axis} head_dim")
     return biased(module, y, f"{name}_bias", f"{axis} head_dim") if with_bias else y
 
 
 def leave(module: nn.Module, y_BTHK, with_bias: bool, init=None) -> jax.Array:
     """Project the heads' outputs to [B, T, D]."""
     c: ModelConfig = module.config
-    out = weight(module, "out", (c.n_heads, c.head_dim, c.d_model), "heads head_dim embed", init)
-    y = jnp.einsum("bthk,hkd->btd", constrain(y_BTHK, "batch attention_length heads head_dim"), out)
+    y_BTHK = constrain(y_BTHK, "batch attention_length heads head_dim")
+    shape = (c.n_heads, c.head_dim, c.d_model)
+    y = matmul(module, "bthk,hkd->btd", y_BTHK, "out", shape, "heads head_dim embed", init)
     return biased(module, y, "out_bias", "norm") if with_bias else y
 
 
