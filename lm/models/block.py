@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lm.models.attention import Attention, Bias, CrossAttention, Mask, NeighbourAttention, View
 from lm.models.config import ModelConfig
-from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain
+from lm.models.layers import ACTIVATION_FUNCTIONS, GATED_FUNCTIONS, Norm, biased, constrain
 from lm.models.matmul import matmul
 from lm.models.ssm import Mamba2Mixer, MambaMixer
 
@@ -45,9 +45,12 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         c = self.config
-        act = ACTIVATION_FUNCTIONS[c.activation]
         up = self.project(x_BTD, "up")
-        h = act(self.project(x_BTD, "gate")) * up if c.gated_mlp else act(up)
+        h = (
+            GATED_FUNCTIONS[c.activation](self.project(x_BTD, "gate"), up)
+            if c.gated_mlp
+            else ACTIVATION_FUNCTIONS[c.activation](up)
+        )
         h = constrain(h, "batch length mlp")
         y = matmul(self, "btf,fd->btd", h, "down", (c.d_ff, c.d_model), "mlp embed")
         return biased(self, y, "down_bias", "norm") if c.mlp_bias else y

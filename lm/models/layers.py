@@ -13,12 +13,33 @@ import jax.numpy as jnp
 from lm.models.config import ModelConfig
 
 _CHECK: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("check", default=None)
-ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+
+
+def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Function of the same values and gradients whose backward pass keeps only the arguments.
+
+    For elementwise functions: it computes again what lies between, instead of storing it.
+    """
+    kept = jax.custom_vjp(function)
+    kept.defvjp(lambda *xs: (function(*xs), xs), lambda xs, g: jax.vjp(function, *xs)[1](g))
+    return kept
+
+
+def _gated(act: Callable, gate: jax.Array, up: jax.Array) -> jax.Array:
+    return act(gate) * up
+
+
+_ELEMENTWISE: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
+}
+ACTIVATION_FUNCTIONS = {name: recomputed(act) for name, act in _ELEMENTWISE.items()}
+# act(gate) * up, for MLPs with a gate
+GATED_FUNCTIONS = {
+    name: recomputed(functools.partial(_gated, act)) for name, act in _ELEMENTWISE.items()
 }
 
 
@@ -145,6 +166,13 @@ def checking(check: Callable[[tuple[int, ...], tuple[str, ...]], None]) -> Gener
         _CHECK.reset(token)
 
 
+def _normalised(centred: bool, eps: float, x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    if centred:
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    return x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+
+
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last axis.
 
@@ -156,10 +184,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        x32 = x.astype(jnp.float32)
-        if c.norm == "layernorm":
-            x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
+        x32 = recomputed(functools.partial(_normalised, c.norm == "layernorm", c.norm_eps))(x)
         if c.norm_plus_one:
             y = (
                 x32

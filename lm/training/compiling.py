@@ -9,6 +9,7 @@ import jax
 from lm.batch import Batch
 from lm.data.batches import TrainBatches
 from lm.distributed import rules
+from lm.models.attention import backends
 from lm.models.config import ConfigError
 from lm.training import flops, setup
 from lm.training.auxiliary import MODELS, main_of
@@ -64,6 +65,8 @@ def compile_step(config, run: Run, state: TrainState, source, out: Report):
     shape = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     if lengths[1]:
         out.say("rows of {} tokens to write, {} to read".format(*lengths))
+    if set(m.layer_kinds) != {"ssm"} or m.encoder_layers:
+        out.say(backends.described(m, each))
     out.say(f"compiled in {seconds:.1f} s; {held}")
     out.say(
         f"{parameters:,} parameters; {model:.3g} FLOPs a step of {tokens:,} tokens "

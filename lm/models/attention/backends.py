@@ -17,6 +17,9 @@ from lm.models.attention.mask import Mask
 from lm.models.config import ConfigError, ModelConfig
 
 FIELD = "model.attention_backend"
+AUTO = "auto"  # dense or chunked, by the scores of a head: queries times keys
+MOST_DENSE = 1024 * 1024  # more scores are computed in blocks
+MOST_DENSE_CPU = 256 * 256  # the same on a CPU, where blocks fit its caches; not with a bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Dense(Backend):
 class Chunked(Backend):
     """Blocks of keys with an online softmax; memory grows with the length."""
 
-    block: int = chunked.BLOCK
+    block: int = 0  # queries, and keys, at once; 0 = what suits the platform
 
     def __call__(self, q, k, v, mask, bias, *, scale, softcap):
         return chunked.attend(q, k, v, mask, bias, scale=scale, softcap=softcap, block=self.block)
@@ -64,29 +67,60 @@ BACKENDS: Mapping[str, type[Backend]] = {"dense": Dense, "chunked": Chunked}
 
 def check(c: ModelConfig) -> None:
     """Raise ConfigError for a backend that cannot be found."""
-    plugins.find(FIELD, c.attention_backend, BACKENDS, Backend)
+    plugins.find(FIELD, c.attention_backend, {AUTO: Dense, **BACKENDS}, Backend)
+
+
+def choose(c: ModelConfig, queries: int, keys: int, bias: bool, cached: bool = False) -> str:
+    """Name of the backend of this many queries and keys.
+
+    It is `model.attention_backend`, or for "auto" one of "dense" and "chunked".
+
+    bias: scores have a relative position bias, which dense attention computes once for all layers.
+    cached: the keys are a cache's. With few queries such a step is always dense, and with another
+    backend than "auto" and "chunked" in any case.
+    """
+    name = c.attention_backend
+    if cached and name not in (AUTO, "chunked"):
+        return "dense"
+    if name != AUTO and not cached:
+        return name
+    on_cpu = jax.default_backend() == "cpu" and not bias
+    most = MOST_DENSE_CPU if on_cpu and not cached else MOST_DENSE
+    return "dense" if queries * keys <= most else "chunked"
+
+
+def described(c: ModelConfig, lengths: tuple[int, int]) -> str:
+    """Which backend serves the attention of rows of these lengths, (own, to read), and why."""
+    rows = {"rows": lengths[0], "encoder": c.encoder_layers and lengths[1]}
+    has_bias = bool(c.relative_buckets)
+    parts = {name: choose(c, n, n, has_bias) for name, n in rows.items() if n}
+    shown = ", ".join(f"{how} for {name} of {rows[name]}" for name, how in parts.items())
+    limit = MOST_DENSE_CPU if jax.default_backend() == "cpu" and not has_bias else MOST_DENSE
+    why = f" (auto: dense up to {limit**0.5:.0f} tokens)" if c.attention_backend == AUTO else ""
+    return f"attention: {shown}{why}"
 
 
 def shared_bias(c: ModelConfig, bias: Bias, mask: Mask, cached: bool) -> Bias | jax.Array | None:
     """The bias of all layers, as their backend takes it: dense attention expands it only once."""
-    return dense.biases(bias, mask) if cached or c.attention_backend == "dense" else bias
+    name = choose(c, len(mask.q_index), len(mask.k_index), True, cached)
+    return dense.biases(bias, mask) if name == "dense" else bias
 
 
 def attend(
     c: ModelConfig, q, k, v, mask: Mask, bias: Any = None, *, cached=False, zero_unseen=False
 ) -> jax.Array:
-    """Compute attention with the model's backend, [B, T, H, K].
+    """Compute attention with the model's backend, [B, T, H, K]; see `choose`.
 
-    Steps that read a cache (`cached`) are always dense: they have few queries. Dense attention
-    gives a query that sees no key the mean of all values, unless `zero_unseen`.
+    Dense attention gives a query that sees no key the mean of all values, unless `zero_unseen`.
     """
     scale = (c.score_dim or c.head_dim) ** -0.5
     options = dict(scale=scale, softcap=c.attention_softcap)
-    if cached or c.attention_backend == "dense":
+    name = choose(c, q.shape[1], k.shape[1], bias is not None, cached)
+    if name == "dense":
         y = dense.values(q, k, v, mask, bias, **options)
         return dense.zero_unseen(y, mask) if zero_unseen else y
-    kind = plugins.find(FIELD, c.attention_backend, BACKENDS, Backend)
-    where = f"{FIELD}={c.attention_backend!r} ({os.path.relpath(inspect.getfile(kind))})"
+    kind = plugins.find(FIELD, name, BACKENDS, Backend)
+    where = f"{FIELD}={name!r} ({os.path.relpath(inspect.getfile(kind))})"
     try:
         backend = kind()
         reason = backend.why_not(c, mask, jax.default_backend())

@@ -17,6 +17,7 @@ from lm.models.attention.mask import Mask
 from lm.models.matmul import product
 
 BLOCK = 512  # queries, and keys, computed at once
+CPU_BLOCK = 128  # on a CPU, whose caches hold its scores
 
 
 class Settings(NamedTuple):
@@ -35,9 +36,13 @@ def attend(
     *,
     scale: float,
     softcap: float = 0.0,
-    block: int = BLOCK,
+    block: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Compute what `dense.attend` computes, without any array [T, S]."""
+    """Compute what `dense.attend` computes, without any array [T, S].
+
+    block: queries, and keys, computed at once; 0 = what suits the platform.
+    """
+    block = block or (CPU_BLOCK if jax.default_backend() == "cpu" else BLOCK)
     (b, length, h, width), keys, j = q_BTHK.shape, k_BSJK.shape[1], k_BSJK.shape[2]
     n = Settings(scale, softcap, min(block, length), min(block, keys))
     more_q, more_k = -length % n.t, -keys % n.s
@@ -82,8 +87,7 @@ def _attend(n: Settings, q, k, v, bias, mask):
 
         room = (b, j, g, n.t)
         highest, total, y = jax.lax.fori_loop(
-            0,
-            k.shape[1] // n.s,
+            *_span(live[at_q]),
             lambda at_k, so_far: jax.lax.cond(
                 live[at_q, at_k], lambda x: add(at_k, x), lambda x: x, so_far
             ),
@@ -137,8 +141,7 @@ def _attend_bwd(n: Settings, kept, cotangents):
 
         dq, dbias = so_far
         dq, dk, dv, dbias = jax.lax.fori_loop(
-            0,
-            q.shape[1] // n.t,
+            *_span(live[:, at_k]),
             lambda at_q, so_far: jax.lax.cond(
                 live[at_q, at_k], lambda x: add(at_q, x), lambda x: x, so_far
             ),
@@ -172,6 +175,12 @@ def _cut(x: jax.Array, at, n: int) -> jax.Array:
 
 def _block(n: Settings, mask: Mask, at_q, at_k) -> Mask:
     return mask.block(at_q * n.t, n.t, at_k * n.s, n.s)
+
+
+def _span(live: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first live block, and one past the last; (0, 0) if there is none."""
+    first, last = jnp.argmax(live), len(live) - jnp.argmax(live[::-1])
+    return jnp.where(live.any(), first, 0), jnp.where(live.any(), last, 0)
 
 
 def _live(mask: Mask, n: Settings) -> jax.Array:

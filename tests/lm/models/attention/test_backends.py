@@ -11,7 +11,8 @@ import pytest
 
 import lm
 from lm import plugins
-from lm.models.attention import BACKENDS, Backend, Mask, dense
+from lm.models.attention import BACKENDS, Backend, Mask, backends, dense
+from lm.models.attention.backends import choose, described
 from lm.models.cache import init_cache
 from lm.models.config import ConfigError
 from tests.lm.models.test_model import CONFIGS
@@ -156,6 +157,39 @@ def test_an_unknown_backend_is_refused_when_the_model_is_built():
         assert said in str(caught.value)
 
 
+def test_auto_is_dense_for_short_rows_and_makes_no_long_mask():
+    c = config()
+    assert c.attention_backend == "auto"
+    assert [choose(c, n, n, False) for n in (256, 257, 16384)] == ["dense", "chunked", "chunked"]
+    assert [choose(c, n, n, True) for n in (1024, 1025)] == ["dense", "chunked"]  # T5's bias
+    # a cache: single tokens and short prompts are dense, a long prompt is not
+    cached = [choose(c, n, 4096, False, cached=True) for n in (1, 256, 257)]
+    assert cached == ["dense", "dense", "chunked"]
+    assert choose(c.replace(attention_backend="dense"), 16384, 16384, False) == "dense"
+    assert choose(c.replace(attention_backend="a:B"), 9, 9, False, cached=True) == "dense"
+    said = described(c, (512, 0))
+    assert said == "attention: chunked for rows of 512 (auto: dense up to 256 tokens)"
+    said = described(config("t5"), (512, 2048))
+    assert said.startswith("attention: dense for rows of 512, chunked for encoder of 2048 (auto")
+
+
+def test_a_long_prompt_with_a_cache_gives_the_dense_logits(monkeypatch):
+    monkeypatch.setattr(backends, "MOST_DENSE", 0)
+    for kind in ("llama-window", "t5"):
+        found = []
+        for backend in ("auto", "dense"):
+            c = config(kind, layers="separate", attention_backend=backend)
+            model, rows = lm.build(c), batch(c)
+            run = jax.jit(
+                lambda p, cache, model=model, rows=rows: (
+                    model.apply({"params": p}, rows, cache=cache).logits
+                )
+            )
+            found.append(run(drawn(model), init_cache(c, 2, 32)))
+        real = np.asarray(rows.segments) > 0
+        np.testing.assert_allclose(*(np.asarray(x)[real] for x in found), rtol=1e-4, atol=1e-4)
+
+
 def test_steps_that_read_a_cache_are_dense():
     c = config(attention_backend=f"{HERE}:Raising", layers="separate")
     assert traced(c, cache=init_cache(c, 2, 32)).logits.shape == (2, 19, 97)
@@ -165,7 +199,7 @@ def test_an_exported_config_does_not_name_the_backend(tmp_path):
     model, params = tiny(attention_backend="chunked")
     lm.to_hf(model, params, tmp_path)
     assert "chunked" not in (tmp_path / "config.json").read_text()
-    assert lm.from_hf(tmp_path)[0].config.attention_backend == "dense"
+    assert lm.from_hf(tmp_path)[0].config.attention_backend == "auto"
 
 
 def test_the_backend_of_the_page(tmp_path, monkeypatch):

@@ -146,6 +146,21 @@ def test_merged_parts_of_the_keys_equal_the_whole():
     assert (y == 0).all() and jnp.isneginf(lse).all()
 
 
+def test_a_window_s_work_grows_with_the_length():
+    """Blocks that no query of a block sees are not visited, so pairs of blocks are the work."""
+
+    def pairs(length, window):
+        segments, index = jnp.ones((1, length), jnp.int32), jnp.arange(length)
+        mask = Mask(segments, segments, index, index, causal=True, window=window)
+        live = chunked._live(mask, chunked.Settings(1.0, 0.0, 64, 64))
+        visited = sum(int(last - first) for first, last in map(chunked._span, live))
+        assert visited == int(live.sum())
+        return visited
+
+    assert pairs(4096, 128) < 2.1 * pairs(2048, 128) < 0.25 * pairs(4096, 0)
+    assert pairs(2048, 0) == 32 * 33 // 2
+
+
 def test_memory_grows_with_the_length():
     def temporary(length, block):
         heads, index = jnp.zeros((1, length, 2, 8)), jnp.arange(length)
