@@ -1,10 +1,13 @@
 """Run tests on the CPU with eight virtual devices, so that every mesh works on any machine."""
 
+import atexit
 import gc
 import importlib.metadata
 import itertools
 import os
 import pathlib
+import shutil
+import tempfile
 
 import pytest
 
@@ -24,7 +27,13 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     }
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # disabled: a test compiles what it tests
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Programs that took long to compile are kept until the tests end: many tests, and the processes
+    # they start, compile the same. xdist's workers inherit the folder.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="openbook-programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 for name, value in FLAGS.items():
     if name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{name}={value}".strip()

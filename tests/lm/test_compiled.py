@@ -27,6 +27,7 @@ def settings(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = {name: getattr(jax.config, name.lower()) for name in names}
+    jax.config.update(compiled.DIR.lower(), None)
     yield tmp_path / "openbook" / "compiled"
     for name, value in before.items():
         jax.config.update(name.lower(), value)
