@@ -10,6 +10,7 @@ from lm.batch import Batch
 from lm.losses.tokens import token_loss
 from lm.models import build
 from lm.models.config import ConfigError
+from tests.lm.small_models import drawn
 from tests.lm.training import small
 
 MODEL = build(
@@ -19,7 +20,7 @@ MODEL = build(
 
 @pytest.fixture(scope="module")
 def params():
-    return MODEL.init(jax.random.key(0), Batch.of([[0, 0]]))["params"]
+    return drawn(MODEL)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 12])

@@ -21,7 +21,7 @@ from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
 from lm.weights import peft
 from lm.weights.peft_config import scale_of
-from tests.lm.small_models import identical, tiny
+from tests.lm.small_models import drawn, identical, tiny
 from tests.lm.training import small
 
 FAMILIES = ["gpt2", "gpt_neox", "llama", "t5", "bart", "mamba", "bamba", "albert"]
@@ -414,7 +414,7 @@ def test_the_base_moves_or_has_moments_or_the_adapters_do_not():
     model, _, schedule = small.parts(small.MODEL.replace(n_layers=1))
     adaptation = plan.Plan(model.logical_axes(), Lora(2))
     adamw, extras = optimizer.adamw(schedule), Extras(plan=adaptation)
-    base = model.init(jax.random.key(5), Batch.of([[0, 0]]))["params"]
+    base = drawn(model)
     state = create_state(model, adamw, mesh, 0, params=base, extras=extras)
     assert identical(
         jax.device_get(adaptation.weights(state.params, state.fixed)), jax.device_get(base)

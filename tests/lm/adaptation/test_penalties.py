@@ -17,7 +17,7 @@ from lm.models import build
 from lm.training import optimizer
 from lm.training.state import Extras, abstract_state, create_state
 from lm.training.step import make_train_step
-from tests.lm.small_models import identical
+from tests.lm.small_models import drawn, identical
 from tests.lm.training import small
 
 MODEL = build(small.MODEL.replace(n_layers=1))
@@ -30,9 +30,7 @@ def parts():
 
     `fixed` holds another base and Fisher information.
     """
-    params, base = (
-        MODEL.init(jax.random.key(seed), Batch.of([[0, 0]]))["params"] for seed in (0, 1)
-    )
+    params, base = (drawn(MODEL, seed=seed) for seed in (0, 1))
     fisher = jax.tree.map(lambda x: jnp.square(x) + 0.1, base)
     rng = np.random.default_rng(0)
     segments = np.ones((4, 10), np.int32)

@@ -20,6 +20,7 @@ from lm.weights.runs import model_files
 from lm.weights.runs import weights as run_weights
 from tests.lm.data.template_cases import CHATML, with_control
 from tests.lm.models.test_model import make
+from tests.lm.small_models import drawn
 from tests.lm.training import small
 
 TOKENIZER: Any = tokenizers.bytes_only()
@@ -179,7 +180,9 @@ def folder(tmp_path_factory):
     config = small.MODEL.replace(vocab_size=320, n_layers=1, max_length=256, eos_token_ids=(0,))
     model_files.save_model(folder / "run", config, TOKENIZER, templates.get("alpaca", TOKENIZER))
     writer = Checkpoints(folder / "run", keep=1)
-    writer.save(1, create_state(*small.parts(config)[:2], small.mesh_of(1, 1, 1), 0), {})
+    model, adamw, _ = small.parts(config)
+    state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, params=drawn(model))
+    writer.save(1, state, {})
     writer.close()
     return folder
 

@@ -18,6 +18,7 @@ from lm.training.checkpoints import Checkpoints
 from lm.training.state import create_state
 from lm.weights.runs import model_files
 from lm.weights.runs import weights as run_weights
+from tests.lm.small_models import drawn
 from tests.lm.training import runs, small
 
 TEXTS = ["one text", "another, longer text than a row can hold", "é", "and more of it"]
@@ -32,9 +33,9 @@ def packed():
 def test_a_token_is_left_out_or_counted_twice(packed):
     model = build(CONFIG)
     mesh = small.mesh_of(2, 2, 2)
-    params = create_state(model, small.parts()[1], mesh, 0).params
+    params = create_state(model, small.parts()[1], mesh, 0, params=drawn(model)).params
     result = make_evaluator(model, mesh, batch_size=4)(params, packed)
-    losses = []
+    losses, run = [], jax.jit(lambda p, b: token_losses(model, p, b))
     for text in TEXTS:  # one document at a time, in windows of 16 predictions
         ((ids, _),) = plain_text.encode([text], tokenizers.bytes_only())
         for at in range(0, len(ids) - 1, 16):
@@ -44,11 +45,7 @@ def test_a_token_is_left_out_or_counted_twice(packed):
             batch = Batch.of(
                 window.tokens, window.segments, targets=window.targets, weights=window.segments > 0
             )
-            losses += list(
-                np.asarray(jax.jit(lambda p, b: token_losses(model, p, b))(params, batch))[
-                    np.asarray(batch.weights) > 0
-                ]
-            )
+            losses += list(np.asarray(run(params, batch))[np.asarray(batch.weights) > 0])
     size = sum(len(t.encode()) for t in TEXTS)
     assert (result.tokens, result.bytes, result.units, result.unit) == (
         size + 4,
@@ -103,7 +100,8 @@ def run_folder(tmp_path_factory):
     model_files.save_model(workdir, CONFIG, tokenizers.bytes_only())
     model, adamw, _ = small.parts(CONFIG)
     writer = Checkpoints(workdir, keep=1)
-    writer.save(1, create_state(model, adamw, small.mesh_of(1, 1, 1), 0), {})
+    state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, params=drawn(model))
+    writer.save(1, state, {})
     writer.close()
     return workdir
 

@@ -45,7 +45,7 @@ CASES = {  # class, options, seed, scale of weights
         dict(
             vocab_size=41,
             n_embd=32,
-            n_layer=2,
+            n_layer=1,
             n_head=4,
             n_positions=64,
             eos_token_id=2,

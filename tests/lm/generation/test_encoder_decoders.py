@@ -74,7 +74,7 @@ def test_forced_tokens_come_first_and_last(sampler):
     ended = lm.generate(model, params, PROMPTS, [6, 9, 2, 5], sampler, stop_tokens=[60])
     assert not any(60 in answer for answer in ended), "the stop token is no part of an answer"
     begun = lm.generate(
-        model, params, PROMPTS[:1], 4, sampler, decoder_prompts=[[1, 7]], stop_tokens=[]
+        model, params, PROMPTS, 4, sampler, decoder_prompts=[[1, 7]] * 4, stop_tokens=[]
     )
     assert begun[0][0] != 50, "it is forced after a lone start token only"
 

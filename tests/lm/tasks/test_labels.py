@@ -88,22 +88,29 @@ def test_a_loss_is_not_that_of_transformers_or_reads_the_padding(tmp_path, task)
         assert sum(float(part.metrics[metric]) for part in parts) == pytest.approx(float(value))
 
 
+def first_metrics(folder, mesh=(1, 1, 1), accumulate=1):
+    """Metrics of the first step of a run."""
+    config = smoke.get_config("question_answering,bert")
+    config.data.cache, config.accumulate = str(folder / "cache"), accumulate
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(jax, "device_count", lambda: int(np.prod(mesh)))
+        m.setattr(setup, "make_mesh", lambda **sizes: small.mesh_of(*mesh))
+        run = setup.prepare(config, paths.resolve(str(folder / "run")))
+    batch = next(setup.train_source(config, run, setup.training_data(config, run)))
+    with sharding.activate(run.mesh, run.activations):
+        return jax.device_get(run.train_step(run.fresh_state(0), batch)[1])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return first_metrics(tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.parametrize(("mesh", "accumulate"), [((2, 2, 2), 1), ((1, 4, 1), 2)])
 def test_a_step_on_several_devices_or_in_micro_batches_differs_from_one_device(
-    mesh, accumulate, tmp_path
+    mesh, accumulate, alone, tmp_path
 ):
-    def first(mesh, accumulate, name):
-        config = smoke.get_config("question_answering,bert")
-        config.data.cache, config.accumulate = str(tmp_path / "cache"), accumulate
-        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
-        with pytest.MonkeyPatch.context() as m:
-            m.setattr(jax, "device_count", lambda: int(np.prod(mesh)))
-            m.setattr(setup, "make_mesh", lambda **sizes: small.mesh_of(*mesh))
-            run = setup.prepare(config, paths.resolve(str(tmp_path / name)))
-        batch = next(setup.train_source(config, run, setup.training_data(config, run)))
-        with sharding.activate(run.mesh, run.activations):
-            return jax.device_get(run.train_step(run.fresh_state(0), batch)[1])
-
-    alone, together = first((1, 1, 1), 1, "a"), first(mesh, accumulate, "b")
+    together = first_metrics(tmp_path, mesh, accumulate)
     for name in ("loss", "gradient_norm", "exact", "weight"):
         np.testing.assert_allclose(together[name], alone[name], rtol=2e-5, err_msg=name)

@@ -21,6 +21,7 @@ from lm.tasks import NextToken
 from lm.training import loop, trackers
 from lm.training.state import create_state
 from lm.training.step import make_train_step
+from tests.lm.small_models import drawn
 from tests.lm.training import runs, small
 
 CONFIG = small.MODEL.replace(n_layers=1)
@@ -69,7 +70,7 @@ def test_value_or_gradient_is_not_that_of_the_plain_formula(smoothing, z):
     segments = np.ones((2, 13), int)
     segments[1, 9:] = 0
     batch = Batch.of(np.random.default_rng(0).integers(0, 64, (2, 13)), segments)
-    params = jax.jit(lambda: model.init(jax.random.key(0), batch)["params"])()
+    params = drawn(model)
     ours = lambda p: token_loss(model, p, batch, chunk=5, label_smoothing=smoothing, z_loss=z)
     (theirs, plain), gradient = jax.jit(
         jax.value_and_grad(lambda p: formula(model, p, batch, smoothing, z), has_aux=True)
@@ -117,7 +118,7 @@ def test_micro_batches_or_a_mesh_change_the_step():
     for shape, accumulate in (((1, 1, 1), 1), ((2, 2, 2), 2)):
         model, adamw, schedule = small.parts(CONFIG, clip=0.0)
         mesh = small.mesh_of(*shape)
-        state = create_state(model, adamw, mesh, 0)
+        state = create_state(model, adamw, mesh, 0, params=drawn(model))
         step = make_train_step(model, task_loss, adamw, schedule, accumulate=accumulate)
         with sharding.activate(mesh):
             batch = jax.device_put(
@@ -133,7 +134,7 @@ def test_evaluation_includes_what_only_training_adds():
     model, mesh = build(CONFIG), small.mesh_of(1, 1, 1)
     packed = synthetic(64, 4, 16)
     (_, batch) = next(batches.in_order(packed, 4, sharding.batch_sharding(mesh, (4, 16))))
-    params = jax.jit(lambda: model.init(jax.random.key(0), batch)["params"])()
+    params = drawn(model)
     trained = jax.jit(lambda p: task_loss(model, p, batch))(params)
     measured = make_evaluator(model, mesh, 4)(params, packed).loss
     assert measured == pytest.approx(

@@ -16,6 +16,7 @@ from lm.models.config import ModelConfig
 from lm.training import optimizer, schedules
 from lm.training.state import create_state
 from lm.training.step import make_train_step
+from tests.lm.small_models import drawn
 
 MODEL = ModelConfig(
     family="llama",
@@ -46,11 +47,14 @@ def parts(config=MODEL, *, clip=1.0):
 
 
 @functools.cache
-def lowered(shape, config=MODEL, accumulate=1):
-    """(jitted step lowered for a mesh of `shape`, state, first batch); nothing is donated."""
+def lowered(shape, config=MODEL, accumulate=1, initialised=False):
+    """(jitted step lowered for a mesh of `shape`, state, first batch); nothing is donated.
+
+    initialised: draw the parameters as a run does, which compiles a program for every mesh.
+    """
     mesh = mesh_of(*shape)
     model, adamw, schedule = parts(config)
-    state = create_state(model, adamw, mesh, seed=0)
+    state = create_state(model, adamw, mesh, 0, params=None if initialised else drawn(model))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = make_train_step(
         model, token_loss, adamw, schedule, accumulate=accumulate, shardings=shardings.params
@@ -92,5 +96,5 @@ def _resharding():
 if __name__ == "__main__":
     _resharding()
     print(RESHARDED, file=sys.stderr, flush=True)
-    lowered((2, 2, 2), MODEL.replace(tie_embeddings=True))[0].compile()
-    lowered((1, 8, 1), accumulate=2)[0].compile()
+    lowered((2, 2, 2), MODEL.replace(tie_embeddings=True), initialised=True)[0].compile()
+    lowered((1, 8, 1), accumulate=2, initialised=True)[0].compile()

@@ -20,7 +20,7 @@ from lm.models import build
 from lm.training import guard, optimizer
 from lm.training.state import Extras, create_state
 from lm.training.step import make_train_step
-from tests.lm.small_models import identical
+from tests.lm.small_models import drawn, identical
 from tests.lm.training import small
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -64,8 +64,7 @@ def test_micro_batches_of_unequal_weight_are_averaged_as_if_equal():
     segments = np.ones((4, 16), np.int32)
     segments[1, 3:] = segments[3, 5:] = 0  # micro-batch 1 of 2 has rows 1 and 3
     batch = Batch.of(tokens, segments)
-    mesh = small.mesh_of(1, 1, 1)
-    state = create_state(model, adamw, mesh, 0)
+    state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, params=drawn(model))
     step = lambda k: jax.jit(make_train_step(model, token_loss, adamw, schedule, accumulate=k))(
         state, batch
     )[1]
@@ -90,7 +89,8 @@ def test_sharding_constraints_are_not_in_the_program():
 
 
 def test_state_is_not_sharded_from_birth():
-    _, state, _ = small.lowered((2, 2, 2))
+    model, adamw, _ = small.parts()
+    state = create_state(model, adamw, small.mesh_of(2, 2, 2), 0)
     up = state.params["layers"]["mlp"]["up"]
     assert up.sharding.shard_shape(up.shape) == (2, 16, 32)
     moment = state.opt_state[1].mu["layers"]["mlp"]["up"]
@@ -162,8 +162,7 @@ def rows(n, seed=0):
 
 def test_a_step_with_everything_off_is_another_program_or_gives_other_bits():
     model, adamw, schedule = small.parts(CONFIG)
-    mesh = small.mesh_of(1, 1, 1)
-    state = create_state(model, adamw, mesh, 0)
+    state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, params=drawn(model))
     params, opt_state = state.params, state.opt_state
     step = plain_step(model, adamw)
     for batch in rows(3):
@@ -192,8 +191,9 @@ def test_a_spike_changes_anything_or_is_not_counted():
     model, adamw, schedule = small.parts(CONFIG)
     mark = lambda batch, kind: batch.replace(types=np.full((2, 8), kind, np.int32))
     batches = [mark(batch, 0) for batch in rows(guard.SEEN + 2)]
+    extras = Extras(ema=True, guard=True)
     state = create_state(
-        model, adamw, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True, guard=True)
+        model, adamw, small.mesh_of(1, 1, 1), 0, params=drawn(model), extras=extras
     )
     step = jax.jit(make_train_step(model, spiked, adamw, schedule, ema=0.9, skip_above=10.0))
     before, _ = after(step, state, batches[:-1])
@@ -231,7 +231,8 @@ def test_the_average_is_not_the_recursion_of_the_parameters():
     state = create_state(model, adamw, small.mesh_of(1, 2, 1), 0, extras=Extras(ema=True))
     up = lambda tree: tree["layers"]["mlp"]["up"]
     assert up(state.ema).sharding == up(state.params).sharding
-    state = create_state(model, adamw, small.mesh_of(1, 1, 1), 0, extras=Extras(ema=True))
+    mesh, extras = small.mesh_of(1, 1, 1), Extras(ema=True)
+    state = create_state(model, adamw, mesh, 0, params=drawn(model), extras=extras)
     step = jax.jit(make_train_step(model, token_loss, adamw, schedule, ema=0.15), donate_argnums=0)
     wanted = np.asarray(up(state.ema)).copy()
     for n, batch in enumerate(rows(4)):
@@ -255,7 +256,7 @@ def test_an_optimizer_gives_other_numbers_on_eight_devices(name):
         updates = optimizer.build(
             name, lambda _: 1e-2, rules.by_path(model.logical_axes()), clip=0.0
         )
-        state = create_state(model, updates, mesh, 0)
+        state = create_state(model, updates, mesh, 0, params=drawn(model))
         shardings = jax.tree.map(lambda x: x.sharding, state)
         step = make_train_step(
             model, token_loss, updates, lambda _: 1e-2, shardings=shardings.params
