@@ -1,11 +1,12 @@
-"""Preference learning on pairs of answers: DPO, and IPO, SimPO or ORPO by a variant.
+"""Preference learning on pairs of answers: DPO, and IPO, SimPO, ORPO or KTO by a variant.
 
 python -m lm.train --config=configs/dpo.py --workdir=runs/dpo --config.data.files=pairs.jsonl
 `pairs.jsonl` has rows {"prompt": ..., "chosen": ..., "rejected": ...} (docs/preference.md).
 --config.init_from takes any model that was tuned on instructions; low-rank adapters are trained, so
 that the reference of DPO is the frozen base. Hardware: one GPU of 16 GB. Not run here at this size.
 
-Variants: :ipo, :simpo and :orpo are the other losses, at their defaults.
+Variants: :ipo, :simpo, :orpo and :kto are the other losses, at their defaults. :kto also reads rows
+{"prompt": ..., "completion": ..., "label": true}.
 
 :tiny trains a small new model on bytes of configs/examples/preferences.jsonl, on a CPU.
 The first loss is log 2 = 0.69.
@@ -23,8 +24,8 @@ def get_config(variant=""):
         c.task.kind = "ipo"  # squared distance of the margin from 1 / (2 beta)
     elif variant == "simpo":
         c.task = tasks.defaults("simpo", template="jinja")
-    elif variant == "orpo":
-        c.task = tasks.defaults("orpo", template="jinja")
+    elif variant in ("orpo", "kto"):
+        c.task = tasks.defaults(variant, template="jinja")
     c.data.holdout_share = 0.1  # of the pairs, for the held-out accuracy
     c.steps = 300  # updates
     c.batch_size = 8  # rows per update, with several pairs each
@@ -43,6 +44,7 @@ def get_config(variant=""):
         ipo={},
         simpo={},
         orpo={},
+        kto={},
         tiny={  # the same run, small enough for a CPU
             "init_from": "",
             "tokenizer": "bytes",

@@ -45,7 +45,7 @@ def _tokenize(config, workdir) -> None:
     from lm.weights.runs import paths
 
     run = setup.reader(config, paths.resolve(workdir))
-    cache = setup.cache_of(config, run.workdir)
+    cache = run.cache(config)
     progress.remove_unfinished(cache)
     read = run.parts.sources or {"training": run.parts.main}
     for name, part in {**read, **run.parts.further}.items():

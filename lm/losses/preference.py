@@ -42,6 +42,17 @@ def preferred(margin: jax.Array, kind: str, beta: float, smoothing: float = 0.0)
     return (1 - smoothing) * loss(margin) + (smoothing * loss(-margin) if smoothing else 0.0)
 
 
+def judged(ratio: jax.Array, desirable: jax.Array, kl: jax.Array, beta: float) -> jax.Array:
+    """Loss of single answers, without the weights of labels: 1 - v.
+
+    v = sigmoid(beta (ratio - kl)) of desirable answers, and sigmoid(beta (kl - ratio)) of others
+    (KTO, Ethayarajh et al. 2024, equations 7 and 8). kl: estimate of the divergence from the
+    reference, a scalar without a gradient.
+    """
+    gain = jnp.where(desirable > 0, ratio - kl, kl - ratio)
+    return jax.nn.sigmoid(-beta * gain)
+
+
 def log_odds(mean_log_prob: jax.Array) -> jax.Array:
     """log(p / (1 - p)) of p = exp(mean_log_prob), finite also at p = 1 (Hong et al. 2024)."""
     mean = jnp.minimum(mean_log_prob, -1e-6)

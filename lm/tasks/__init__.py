@@ -20,6 +20,7 @@ from lm.tasks.denoising import Denoising
 from lm.tasks.distillation import Distillation
 from lm.tasks.grpo import GRPO
 from lm.tasks.instruct import Instruct
+from lm.tasks.kto import KTO
 from lm.tasks.masked import Masked
 from lm.tasks.next_token import NextToken
 from lm.tasks.ppo import PPO
@@ -50,6 +51,7 @@ TASKS: dict[str, type[Task]] = {
     "dpo": DPO,
     "simpo": SimPO,
     "orpo": ORPO,
+    "kto": KTO,
     "reward": Reward,
     "grpo": GRPO,
     "ppo": PPO,

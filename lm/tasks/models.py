@@ -22,6 +22,8 @@ class Aux:
     {"embeddings/token": "embeddings/token"}. The array exists once.
     heads: that the model may have; () = any. A reward model is read as one with head "value" if
     only that is allowed.
+    stored: its outputs on the rows (`Task.stored`) are computed once, before the first step, and it
+    is not in the state. It must be frozen.
     own_rows: it reads batch fields of its own, not the run's rows, so its tokenizer, vocabulary,
     length and architecture may differ.
     """
@@ -32,6 +34,7 @@ class Aux:
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     heads: tuple[str, ...] = ()
     own_rows: bool = False
+    stored: bool = False
 
 
 @flax.struct.dataclass

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.batch import Batch
+from lm.batch import TEXT, Batch, Field
 from lm.data import templates
 from lm.data.encode import preference as encoding
 from lm.data.packed import Packed
@@ -31,7 +31,8 @@ from lm.tasks.task import Kept, Shown, Start, Task, Tools
 class Pairs(Task):
     """Base class of tasks on preference pairs. A row of `length` tokens holds whole pairs.
 
-    whole: rows hold every token of an answer, not the next token to predict.
+    whole: rows hold every token of an answer, not the next token to predict. judged: records are
+    single answers with a label; a pair is one with another record's answer to its prompt.
     """
 
     template: str = ""  # a name in lm/data/templates; "" = that of init_from's run
@@ -43,6 +44,7 @@ class Pairs(Task):
     heads: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq_lm")
     renders: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    judged: ClassVar[bool] = False
 
     def check(self, config) -> None:
         if self.template:
@@ -86,6 +88,7 @@ class Pairs(Task):
             tools.cache,
             decoder_start=start,
             whole=self.whole,
+            judged=self.judged,
             max_long=self.max_long,
             max_bad_share=tools.max_bad_share,
             tally=tools.tally,
@@ -98,12 +101,19 @@ class Pairs(Task):
 
     def scored(self, model, params: dict, batch: Batch, rng=None) -> jax.Array:
         """Log-probabilities of both answers of each pair, summed over tokens, [B, P, 2]."""
+        return self.summed(self.token_log_probs(model, params, batch, rng), batch)
+
+    def summed(self, log_probs: jax.Array, batch: Batch) -> jax.Array:
+        """Sums of log-probabilities [B, T] over the tokens of each answer, [B, P, 2]."""
+        return preference.per_answer(log_probs * batch.weights, batch.segments)
+
+    def token_log_probs(self, model, params: dict, batch: Batch, rng=None) -> jax.Array:
+        """Log-probabilities of the targets, float32 [B, T]."""
         rngs = None if rng is None else {"dropout": rng}
         hidden = model.apply({"params": params}, batch, method="hidden", rngs=rngs).hidden
         logits, head = head_of(model, params)
         chunk = self.chunk or chunks.chunk_length(*batch.tokens.shape, model.config.vocab_size)
-        found, _ = log_probs(logits, head, hidden, batch.targets, chunk)
-        return preference.per_answer(found * batch.weights, batch.segments)
+        return log_probs(logits, head, hidden, batch.targets, chunk)[0]
 
     def shown(self, row, spelled, names) -> Shown:
         segments, weights = np.asarray(row["segments"]), np.asarray(row["weights"])
@@ -143,31 +153,60 @@ def measured(
 
 
 @dataclasses.dataclass(frozen=True)
-class DPO(Pairs):
+class Referenced(Pairs):
+    """Base class of tasks that compare the policy with a frozen reference."""
+
+    # Model that the policy is compared with: "same" = as the run starts; or a run folder, model
+    # folder or hub id with the same tokenizer.
+    reference: str = "same"
+    # Compute the reference's log-probabilities once, before the first step, and cache them in
+    # data.cache; the reference is then not in memory during training.
+    cache_reference: bool = False
+
+    new_fields: ClassVar[Mapping[str, Field]] = {"reference_log_probs": Field(TEXT, np.float32)}
+
+    def check(self, config) -> None:
+        super().check(config)
+        if not self.reference:
+            raise ConfigError("task.reference='': expected 'same', a run or model folder, or an id")
+
+    def aux(self, model: ModelConfig) -> dict[str, Aux]:
+        return {"reference": Aux(self.reference, heads=self.heads, stored=self.cache_reference)}
+
+    def fields(self, length: int, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+        row = (self.target_length or length,)
+        return {"reference_log_probs": row} if self.cache_reference else {}
+
+    def stored(self, models: Models, batch: Batch) -> dict[str, jax.Array]:
+        one = models["reference"]
+        return {"reference_log_probs": self.token_log_probs(one.model, one.params, batch)}
+
+    def reference_scores(self, models: Models, batch: Batch) -> jax.Array:
+        """As `scored`, of the reference."""
+        if self.cache_reference:
+            more: Any = batch.more
+            return self.summed(more["reference_log_probs"], batch)
+        return self.scored(models["reference"].model, models["reference"].params, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPO(Referenced):
     """Raise the log-ratio of chosen answers to a reference, relative to rejected ones."""
 
     kind: str = "sigmoid"  # of the loss: sigmoid (DPO), ipo, hinge
     beta: float = 0.1  # strength of the pull to the reference; about 5 if length_normalised
     label_smoothing: float = 0.0  # probability that a pair is the wrong way round (cDPO)
     length_normalised: bool = False  # log-ratios per token
-    # Model that the policy is compared with: "same" = as the run starts; or a run folder, model
-    # folder or hub id with the same tokenizer.
-    reference: str = "same"
 
     def check(self, config) -> None:
         super().check(config)
         _check_known("kind", self.kind)
-        _check_positive("beta", self.beta)
+        check_positive("beta", self.beta)
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(
                 f"task.label_smoothing={self.label_smoothing}: expected a probability from 0 to "
                 "less than 0.5"
             )
-        if not self.reference:
-            raise ConfigError("task.reference='': expected 'same', a run or model folder, or an id")
-
-    def aux(self, model: ModelConfig) -> dict[str, Aux]:
-        return {"reference": Aux(self.reference, heads=self.heads)}
 
     def loss(
         self,
@@ -178,9 +217,8 @@ class DPO(Pairs):
         *,
         models: Models = {},  # noqa: B006 never changed
     ) -> Loss:
-        beside = models["reference"]
         scores = self.scored(model, params, batch, rng)
-        ratios = scores - self.scored(beside.model, beside.params, batch)
+        ratios = scores - self.reference_scores(models, batch)
         sizes, real = lengths(batch), present(batch)
         if self.length_normalised:
             ratios /= jnp.maximum(sizes, 1)
@@ -199,7 +237,7 @@ class SimPO(Pairs):
 
     def check(self, config) -> None:
         super().check(config)
-        _check_positive("beta", self.beta)
+        check_positive("beta", self.beta)
         if not 0 <= self.gamma < math.inf:
             raise ConfigError(f"task.gamma={self.gamma}: expected a finite number, 0 or more")
 
@@ -227,7 +265,7 @@ class ORPO(Pairs):
 
     def check(self, config) -> None:
         super().check(config)
-        _check_positive("odds_weight", self.odds_weight)
+        check_positive("odds_weight", self.odds_weight)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         real = present(batch)
@@ -250,7 +288,7 @@ class ORPO(Pairs):
         )
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ConfigError(f"task.{name}={value}: expected a finite number above 0")
 

@@ -23,7 +23,7 @@ from lm.data.templates import Template
 from lm.losses import Loss
 from lm.models import LanguageModel
 from lm.models.config import ConfigError, ModelConfig
-from lm.tasks.models import Aux
+from lm.tasks.models import Aux, Models
 
 # tokens, targets, segments, [T] each, and Packed.extra: a packed row
 Row = Mapping[str, np.ndarray]
@@ -212,6 +212,10 @@ class Task(abc.ABC):
 
         If `aux` declares models, the keyword `models` has them: name -> `lm.tasks.models.Beside`.
         """
+
+    def stored(self, models: Models, batch: Batch) -> dict[str, jax.Array]:
+        """Batch fields [B, T] of the models that `aux` declares `stored`; compiled."""
+        return {}
 
     def likelihood(self) -> "Task":
         """The task with the loss alone, without regularisers such as label smoothing."""

@@ -36,7 +36,7 @@ COMPUTE = ("dtype", "param_dtype", "remat", "layers")  # fields that are those o
 class Made:
     """An auxiliary model. from_base: it begins as the model that the run starts from.
 
-    source: (model, start) of its declaration, "" for a config. own_rows: as declared.
+    source: (model, start) of its declaration, "" for a config. own_rows, stored: as declared.
     """
 
     model: LanguageModel
@@ -45,6 +45,7 @@ class Made:
     tied: Mapping[str, str]
     source: tuple[str, str]
     own_rows: bool = False
+    stored: bool = False
 
     @property
     def loads(self) -> bool:
@@ -126,7 +127,8 @@ def made(
             _check_fit(where, config, main.config, longest)
         if not aux.own_rows and tokenizer is not None and its_tokenizer is not None:
             _check_tokenizer(where, its_tokenizer, tokenizer)
-        one = Made(build(config), aux.trained, from_base, dict(aux.tied), source, aux.own_rows)
+        flags = aux.own_rows, aux.stored
+        one = Made(build(config), aux.trained, from_base, dict(aux.tied), source, *flags)
         _check_tied(where, one, main)
         if aux.start == "body":
             _check_body(where, one.model, main)

@@ -331,7 +331,9 @@ def _write_folder(config, run: Run, out: Report) -> None:
             if resumed:
                 out.say(f"changed since this run was last started: {line}")
         run_folder.write_environment(run.workdir)
-        beside = {name: one.kept for name, one in run.extras.models.items()}
+        others = {**run.extras.models, **run.stored.models}
+        beside = {name: one.kept for name, one in others.items()}
+        run.stored.save(run.workdir)
         model_files.save_model(run.workdir, run.model.config, run.tokenizer, run.template, beside)
         keep_generation(run.workdir, config.init_from)
 

@@ -34,7 +34,7 @@ from lm.models import LanguageModel
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks import Tools, Transform
 from lm.tasks.models import Beside
-from lm.training import auxiliary, checkpoints, optimizer, settings
+from lm.training import auxiliary, checkpoints, optimizer, settings, stored
 from lm.training.initial_model import COMPUTE, initial_model
 from lm.training.parts import Part, Parts
 from lm.training.scheduled import held_out
@@ -42,6 +42,7 @@ from lm.training.several import MAIN, Several, Together
 from lm.training.source import TaskSource, of_task
 from lm.training.state import Extras, TrainState, abstract_state, create_state
 from lm.training.step import make_train_step
+from lm.training.stored import Stored
 from lm.weights.runs import model_files
 from lm.weights.runs.paths import Folder, is_remote
 from lm.weights.runs.steps import CheckpointError
@@ -64,6 +65,11 @@ class Reader:
         """The run's own task (lm.tasks.Task)."""
         return self.parts.main.task
 
+    def cache(self, config: settings.Config) -> pathlib.Path:
+        """Folder of packed rows, on a local disk, since they are memory-mapped."""
+        own = CACHE if is_remote(self.workdir) else self.workdir / "cache"
+        return pathlib.Path(config.data.cache or own)
+
     def tools(self, config: settings.Config, tally: Tally | None = None) -> Tools:
         """What a task makes the rows of this config with."""
         data = config.data
@@ -74,7 +80,7 @@ class Reader:
             data.files,
             config.length,
             config.seed,
-            cache_of(config, self.workdir),
+            self.cache(config),
             data.max_bad_share,
             data.holdout_share,
             tally,
@@ -86,7 +92,7 @@ class Run(Reader):
     """Parts of a training run.
 
     params: those of init_from, or None. abstract: shapes, dtypes and shardings of the state.
-    given: loaded weights of auxiliary models.
+    given: loaded weights of auxiliary models. stored: models whose outputs are computed once.
     """
 
     params: dict | None
@@ -101,6 +107,7 @@ class Run(Reader):
     extras: Extras
     fisher: dict | None = None  # Fisher information of params, if needed to start the plan
     given: Mapping[str, dict] = dataclasses.field(default_factory=dict)
+    stored: Stored = dataclasses.field(default_factory=Stored)
 
     def fresh_state(self, seed: int) -> TrainState:
         """State at step 0: drawn from the seed, or with the weights of init_from."""
@@ -195,6 +202,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         fisher = fishers.load(config.adaptation.ewc.fisher, params)
     kept = model_files.kept_auxiliary(workdir) if resuming else {}
     models, given = auxiliary.of_run(parts, model, tokenizer, kept)
+    models, given, frozen = stored.of_run(models, given, workdir, resuming)
     o = config.optimizer
     extras = Extras(
         ema=o.ema > 0,
@@ -256,6 +264,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         extras,
         fisher,
         given,
+        frozen,
     )
 
 
@@ -327,7 +336,8 @@ def training_data(
 
 def packed(part: Part, run: Reader, tally: Tally | None = None) -> Packed:
     """Packed training rows of one part. Raises DataError."""
-    return part.task.rows(part.config.data.files, "train", run.tools(part.config, tally))
+    rows = part.task.rows(part.config.data.files, "train", run.tools(part.config, tally))
+    return stored.attached(run, part.config, part.task, rows)
 
 
 def train_source(
@@ -375,12 +385,8 @@ def evaluation_rows(
     """Packed rows of one entry of eval.data. Raises DataError."""
     own = files == tasks.HOLDOUT
     given, part = (config.data.files, "holdout") if own else (files, "all")
-    return run.task.rows(given, part, run.tools(config, tally))
-
-
-def cache_of(config: settings.Config, workdir: Folder) -> pathlib.Path:
-    """Folder of a run's packed rows, on a local disk, since they are memory-mapped."""
-    return pathlib.Path(config.data.cache or (CACHE if is_remote(workdir) else workdir / "cache"))
+    rows = run.task.rows(given, part, run.tools(config, tally))
+    return stored.attached(run, config, run.task, rows)
 
 
 def _check_names(

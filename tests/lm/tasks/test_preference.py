@@ -20,8 +20,9 @@ from lm.data.records.turns import BadRecord
 from lm.losses.loss import Term
 from lm.models.config import ConfigError
 from lm.tasks.models import Beside
-from lm.training import settings, setup
+from lm.training import loop, settings, setup, stored, trackers
 from lm.weights.runs import paths
+from lm.weights.runs.steps import CheckpointError
 from tests.lm.small_models import drawn, identical, tiny
 from tests.lm.training import runs
 
@@ -310,3 +311,50 @@ def test_the_preview_does_not_tell_the_answers_apart(tmp_path):
     ]
     assert trained[0][:1].isdigit() and trained[1][:1].isdigit()
     assert "more" in trained[1] and "more" not in trained[0]
+
+
+def test_a_cached_reference_gives_another_loss_or_is_read_again(tmp_path, monkeypatch):
+    c = config(tmp_path, fields={"cache_reference": True})
+    run = setup.prepare(c, paths.resolve(str(tmp_path / "run")))
+    data, params = setup.training_data(c, run), drawn(run.model, 0.3)
+    assert not run.extras.models and run.abstract.fixed is None
+    batch = next(setup.train_source(c, run, data))
+    plain = dataclasses.replace(run.task, cache_reference=False)
+    base = jax.device_get(run.weights(run.fresh_state(c.seed)))
+    beside = {"reference": Beside(run.model, base)}
+    losses = jax.jit(
+        lambda params: (
+            run.task.loss(run.model, params, batch).first.sum,
+            plain.loss(run.model, params, batch, models=beside).first.sum,
+        )
+    )(params)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    run.stored.save(run.workdir)
+    monkeypatch.setattr(stored, "_fill", lambda *_: pytest.fail("computed again"))
+    *_, kept = stored.of_run(run.stored.models, {}, run.workdir, True)
+    later = dataclasses.replace(run, params=None, stored=kept)  # as when the run resumes
+    assert "reference_log_probs" in setup.training_data(c, later).extra
+    c.data.files = written(tmp_path, 16)
+    with pytest.raises(CheckpointError, match=r"outputs of reference is not there.*data.cache"):
+        setup.training_data(c, later)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["dpo", "kto"])
+def test_a_run_with_a_cached_reference_learns_otherwise(tmp_path, task):
+    """Also with a reference of its own, held-out pairs, and a resumed end."""
+    assert loop.train(config(tmp_path, task, {}, steps=2), tmp_path / "base") == 0
+    found = {}
+    for cached in (False, True):
+        fields = {"cache_reference": cached, "reference": str(tmp_path / "base")}
+        changes = {"data.holdout_share": 0.3, "eval.every": 2, "checkpoint.every": 2}
+        c = config(tmp_path, task, fields, **changes, steps=2)
+        assert loop.train(c, tmp_path / f"run{cached}") == 0
+        c.steps = 4
+        assert loop.train(c, tmp_path / f"run{cached}") == 0
+        rows = trackers.read(tmp_path / f"run{cached}")
+        found[cached] = [
+            row[name] for row in rows for name in row if name.endswith(("loss", "chosen", "kl"))
+        ]
+        assert any("eval/" in name for row in rows for name in row)
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-4, atol=1e-6)
