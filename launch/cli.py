@@ -20,6 +20,7 @@ COMMANDS = {
     "fisher": ("lm.fisher", "what a model's weights matter to, for elastic weight consolidation"),
     "teacher-outputs": ("lm.teacher_outputs", "store a teacher's predictions, to distil it later"),
     "self-instruct": ("lm.self_instruct", "make instruct data with a model, from a few tasks"),
+    "best-of-n": ("lm.best_of_n", "draw answers, reward them, and write the best as data"),
     "interpolate": ("lm.interpolate", "mix the weights of models, and measure the mixes"),
     "export": ("lm.export", "write a run as a Hugging Face directory"),
     "build": ("retrieval.build", "build a memory from passages"),

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from lm.compiled import keep_compiled
 from lm.interrupts import entry_point
-from lm.printing import program
 
 
 @entry_point
@@ -33,6 +32,7 @@ def main(argv=None) -> int:
     from lm.generation.requests import GenerationError
     from lm.models.config import ConfigError
     from lm.synthesis import generator, pipeline, report, settings
+    from lm.synthesis.progress import Progress
     from lm.training import command_line
     from lm.weights import WeightsError
 
@@ -45,7 +45,7 @@ def main(argv=None) -> int:
         if bad:
             print(f"{len(bad)} seeds left out, the first: {bad[0]}", file=sys.stderr)
         made = generator.load(s.generator, s.seed, s.context, s.batch_size, s.repetition_penalty)
-        tools = pipeline.Tools(s, seeds, *made, Path(workdir), Progress())
+        tools = pipeline.Tools(s, seeds, *made, Path(workdir), Progress("lm.self_instruct"))
         tasks = pipeline.run(tools)
         page = report.write(Path(workdir), tasks, len(bad))
     except BrokenPipeError:
@@ -61,24 +61,6 @@ def main(argv=None) -> int:
     if len(tasks) < s.instructions:
         print(f"fewer than instructions={s.instructions}; the report says why", file=sys.stderr)
     return 0
-
-
-class Progress:
-    """Prints a step's progress with the time left."""
-
-    def __init__(self):
-        self._name, self._start, self._before = "", 0.0, 0
-
-    def __call__(self, name: str, done: int, total: int, more: str) -> None:
-        from lm.training.report import clock
-
-        now = time.monotonic()
-        if name != self._name:
-            self._name, self._start, self._before = name, now, done
-        new = done - self._before
-        left = f", {clock((now - self._start) / new * (total - done))} left" if new else ""
-        more = f", {more}" if more else ""
-        print(f"{program('lm.self_instruct')}: {name} {done}/{total}{more}{left}", flush=True)
 
 
 if __name__ == "__main__":

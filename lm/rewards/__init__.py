@@ -1,4 +1,4 @@
-"""Rule rewards: plain functions of an answer that `task.rewards` names, one file each."""
+"""Rewards: plain functions of an answer that `task.rewards` names, one file each."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,8 @@ from lm.rewards.citations import citations
 from lm.rewards.exact_match import exact_match
 from lm.rewards.format import ended, format
 from lm.rewards.instructions import instructions
-from lm.rewards.reward import Answer, Reward, Scores, of, score
+from lm.rewards.model import model
+from lm.rewards.reward import Answer, Reward, Scores, batched, of, score
 
 REWARDS: dict[str, Callable[..., float]] = {
     "exact_match": exact_match,
@@ -14,6 +15,7 @@ REWARDS: dict[str, Callable[..., float]] = {
     "ended": ended,
     "instructions": instructions,
     "citations": citations,
+    "model": model,
 }
 
-__all__ = ["REWARDS", "Answer", "Reward", "Scores", "of", "score"]
+__all__ = ["REWARDS", "Answer", "Reward", "Scores", "batched", "of", "score"]

@@ -1,6 +1,7 @@
 """Reward: a plain function that scores one answer, and how a config names and combines several."""
 
 import dataclasses
+import functools
 import inspect
 import math
 import os
@@ -43,8 +44,19 @@ class Reward:
     @property
     def where(self) -> str:
         """Name and file."""
-        file = inspect.getsourcefile(self.function) or "?"
+        file = inspect.getsourcefile(inspect.unwrap(self.function)) or "?"
         return f"reward {self.name!r} ({os.path.relpath(file)})"
+
+
+def batched(many: Callable[..., Sequence[float]]) -> Callable[..., float]:
+    """Make a reward of a function (answers, **options) -> numbers, called once for all answers."""
+
+    @functools.wraps(many)
+    def one(answer, **options):
+        return many([answer], **options)[0]
+
+    vars(one)["many"] = many
+    return one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +129,7 @@ def score(rewards: Sequence[Reward], answers: Sequence[Answer], most_bad: float 
     each = {one.name: np.full(len(answers), np.nan) for one in rewards}
     faults = []
     for one in rewards:
-        for i, answer in enumerate(answers):
-            value, fault = _scored(one, answer)
+        for i, (value, fault) in enumerate(_of_all(one, answers)):
             each[one.name][i] = value
             if fault:
                 faults.append(fault)
@@ -134,14 +145,37 @@ def score(rewards: Sequence[Reward], answers: Sequence[Answer], most_bad: float 
 
 def _scored(one: Reward, answer: Answer) -> tuple[float, str]:
     """(reward, "") or (NaN, what is wrong)."""
-    shown = repr(answer.text[:40])
     try:
         value = one.function(answer, **one.options)
     except ConfigError:  # an option that the function refuses
         raise
     except Exception as error:  # a user's function may raise anything
-        reason = (str(error).splitlines() or [""])[0]
-        return math.nan, f"{one.where} raised {type(error).__name__}: {reason} on {shown}"
+        return math.nan, f"{_raised(one, error)} on {answer.text[:40]!r}"
+    return _number(one, value, answer)
+
+
+def _of_all(one: Reward, answers: Sequence[Answer]) -> list[tuple[float, str]]:
+    """`_scored` of every answer."""
+    many = getattr(one.function, "many", None)
+    if many is None:
+        return [_scored(one, answer) for answer in answers]
+    try:
+        values = list(many(answers, **one.options))
+    except ConfigError:
+        raise
+    except Exception as error:
+        return [(math.nan, _raised(one, error))] * len(answers)
+    return [_number(one, value, answer) for value, answer in zip(values, answers, strict=True)]
+
+
+def _raised(one: Reward, error: Exception) -> str:
+    reason = (str(error).splitlines() or [""])[0]
+    return f"{one.where} raised {type(error).__name__}: {reason}"
+
+
+def _number(one: Reward, value: Any, answer: Answer) -> tuple[float, str]:
+    """(value, "") if it is one finite number, or (NaN, what is wrong)."""
+    shown = repr(answer.text[:40])
     found = np.asarray(value)
     if found.shape != () or found.dtype.kind not in "biuf":
         what = f"shape {found.shape}" if found.shape else type(value).__name__

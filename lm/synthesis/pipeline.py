@@ -7,8 +7,6 @@ first batch that is missing, and ends as one that was not.
 
 import collections
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from lm.errors import ConfigError
-from lm.synthesis import filters, prompts
+from lm.synthesis import files, filters, prompts
+from lm.synthesis.files import Step
 from lm.synthesis.generator import Asked, Completion, Fits, Generate, completions
 from lm.synthesis.novelty import Novelty
 from lm.synthesis.prompts import Task
 from lm.synthesis.settings import Settings
 
-SETTINGS, TASKS = "settings.json", "tasks.jsonl"
+TASKS = "tasks.jsonl"
 INSTRUCTIONS, KINDS, INSTANCES = "instructions.jsonl", "kinds.jsonl", "instances.jsonl"
 MAY_CHANGE = {"instructions", "requests", "max_barren"}  # when a run goes on
 STOPS = ("\n\n",)
@@ -48,7 +47,8 @@ def run(tools: Tools) -> list[Task]:
     where nothing new comes any more.
     """
     tools.folder.mkdir(parents=True, exist_ok=True)
-    _same_settings(tools)
+    now = dataclasses.asdict(tools.settings)
+    files.same_settings(tools.folder, now, MAY_CHANGE)
     kept = _instructions(tools)
     if tools.settings.variant == "alpaca":
         tasks = kept
@@ -60,64 +60,14 @@ def run(tools: Tools) -> list[Task]:
         {"id": f"generated_{number}", "name": f"generated_{number}"} | task
         for number, task in enumerate(tasks)
     ]
-    _write(path, [json.dumps(row, ensure_ascii=False) for row in rows])
+    files.write_rows(path, rows)
     return tasks
-
-
-def _same_settings(tools: Tools) -> None:
-    now = dataclasses.asdict(tools.settings)
-    path = tools.folder / SETTINGS
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{name} {before.get(name)!r} -> {value!r}"
-            for name, value in now.items()
-            if before.get(name) != value and name not in MAY_CHANGE
-        ]
-        if changed:
-            raise ConfigError(
-                f"{tools.folder} was begun with other settings ({', '.join(changed)}): give "
-                "another --workdir, or the settings it was begun with"
-            )
-    _write(path, [json.dumps(now, indent=2)])
-
-
-def _write(path: Path, lines: Sequence[str]) -> None:
-    beside = path.with_name(f".{path.name}")
-    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(beside, path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a step's file; a line that was cut off is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
-
-
-class _Step:
-    """File of a step: rows of whole batches, appended a batch at a time."""
-
-    def __init__(self, path: Path, batch: int, total: int | None = None):
-        self.path = path
-        rows = read(path)
-        whole = len(rows) if len(rows) == total else len(rows) // batch * batch
-        self.rows = rows[:whole]
-        _write(path, [json.dumps(row, ensure_ascii=False) for row in self.rows])
-
-    def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows += rows
 
 
 def _instructions(tools: Tools) -> list[Task]:
     """Step 1: instructions that are new; with Alpaca's prompt, whole tasks."""
     s = tools.settings
-    step = _Step(tools.folder / INSTRUCTIONS, s.batch_size)
+    step = Step(tools.folder / INSTRUCTIONS, s.batch_size)
     pool = Novelty(one["instruction"] for one in tools.seeds)
     kept: list[Task] = [one for row in step.rows for one in row["kept"]]
     for one in kept:
@@ -291,7 +241,7 @@ def _instances(tools: Tools, kept: Sequence[Task], kinds: Sequence[bool]) -> lis
 def _each(tools, file, name, total, prompt, row, new, stops) -> list[dict[str, Any]]:
     """A greedy request for each of `total` instructions, in batches; the rows made of them."""
     s = tools.settings
-    step = _Step(tools.folder / file, s.batch_size, total)
+    step = Step(tools.folder / file, s.batch_size, total)
     while len(step.rows) < total:
         numbers = range(len(step.rows), min(len(step.rows) + s.batch_size, total))
         found = completions(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.synthesis import pipeline
+from lm.synthesis import files, pipeline
 from lm.synthesis.prompts import Task
 
 PAGE, FIGURES = "report.html", "report.json"
@@ -52,8 +52,8 @@ def verb_and_noun(instruction: str) -> tuple[str, str] | None:
 
 def figures(folder: Path, tasks: Sequence[Task], bad_seeds: int) -> dict[str, Any]:
     """Counts of a run as JSON values."""
-    first = pipeline.read(folder / pipeline.INSTRUCTIONS)
-    third = pipeline.read(folder / pipeline.INSTANCES)
+    first = files.read(folder / pipeline.INSTRUCTIONS)
+    third = files.read(folder / pipeline.INSTANCES)
     dropped: dict[str, collections.Counter[str]] = {}
     for name, rows in (("instructions", first), ("instances", third)):
         dropped[name] = collections.Counter()

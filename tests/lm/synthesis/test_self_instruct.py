@@ -8,7 +8,7 @@ import re
 import pytest
 
 from lm import self_instruct
-from lm.synthesis import filters, pipeline, prompts
+from lm.synthesis import files, filters, pipeline, prompts
 from tests.lm.synthesis import scripted
 
 SCRIPTED = "tests.lm.synthesis.scripted"
@@ -175,7 +175,7 @@ def test_a_model_does_not_run_the_steps(tmp_path, capsys):
     tokenizers.bytes_only().save_pretrained(tmp_path / "model")
     given = args(tmp_path / "run", "--config.requests=2", generator=str(tmp_path / "model"))
     assert self_instruct.main(given) == 0
-    rows = pipeline.read(tmp_path / "run" / pipeline.INSTRUCTIONS)
+    rows = files.read(tmp_path / "run" / pipeline.INSTRUCTIONS)
     assert len(rows) == 2
     assert "fewer than instructions=12" in capsys.readouterr().err
 
@@ -233,5 +233,5 @@ def test_the_page_s_generator_does_not_run(tmp_path, monkeypatch):
     given = args(tmp_path / "run", "--config.max_barren=2", generator="page_generator:generate")
     given.append("--config.instructions=1")
     assert self_instruct.main(given) == 0
-    (row,) = pipeline.read(tmp_path / "run" / pipeline.INSTRUCTIONS)[:1]
+    (row,) = files.read(tmp_path / "run" / pipeline.INSTRUCTIONS)[:1]
     assert row["kept"][0]["instruction"] == "Name the colour of thing 0."
