@@ -14,9 +14,10 @@ def exact_match(answer: Answer, *, field: str = "answer", normalise: bool = True
     """
     wanted = answer.record[field]
     wanted = wanted if isinstance(wanted, list) else [wanted]
-    spelled = _normalised if normalise else str
+    spelled = normalised if normalise else str
     return float(spelled(answer.text) in [spelled(one) for one in wanted])
 
 
-def _normalised(text: object) -> str:
+def normalised(text: object) -> str:
+    """The text in lower case, without ASCII punctuation and with single spaces."""
     return " ".join(str(text).lower().translate(PUNCTUATION).split())

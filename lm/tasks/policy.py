@@ -158,6 +158,11 @@ class Policy(Task):
         return found
 
     def rows(self, files: str, part: str, tools: Tools) -> Packed:
+        most = self.longest_prompt(tools)
+        return prompts.read(files, part, tools, self.prompt_field, most, self.max_long)
+
+    def longest_prompt(self, tools: Tools) -> int:
+        """Most tokens of a prompt. Raises ConfigError if there is room for none."""
         most = tools.length
         if not tools.model.encoder_layers:
             most -= self.new_tokens
@@ -168,7 +173,7 @@ class Policy(Task):
                 f"task.new_tokens={self.new_tokens} leaves no room for a prompt in "
                 f"length={tools.length}; raise length"
             )
-        return prompts.read(files, part, tools, self.prompt_field, most, self.max_long)
+        return most
 
     def source(self, rows: Any, tools: SourceTools) -> Source:
         return Rollouts(self, prompts.checked(rows), tools)

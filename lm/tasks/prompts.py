@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,36 +31,51 @@ class Prompts(Packed):
     ids: tuple[tuple[int, ...], ...] = ()
 
 
+def records(files: str, part: str, tools: Tools) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(file and line, record) of a part: "train", "holdout" (data.holdout_share) or "all"."""
+    named = sources.find_files(files)
+    for where, record in sources.records(named, max_bad_share=tools.max_bad_share):
+        if part != "all" and tools.holdout_share:
+            held = sources.is_held_out(content_of(record), tools.holdout_share)
+            if held != (part == "holdout"):
+                continue
+        yield where, record
+
+
+def content_of(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, default=str)
+
+
+def text_of(where: str, record: Mapping[str, Any], field: str) -> str:
+    """The prompt of a record. Raises DataError, with file and line, for one without."""
+    text = record.get(field)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(
+            f"{where}: the field {field!r} is {text!r}, expected a text; set task.prompt_field"
+        )
+    return text
+
+
 def read(
     files: str, part: str, tools: Tools, field: str, most: int, max_long: float = 0.0
 ) -> Prompts:
     """The prompts in `field` of the records, rendered by the run's template.
 
-    part: "train", "holdout" (what data.holdout_share holds out) or "all". most: tokens of a prompt;
-    up to the share `max_long` of longer ones are left out. Raises DataError, with file and line.
+    part: as in `records`. most: tokens of a prompt; up to the share `max_long` of longer ones are
+    left out. Raises DataError, with file and line.
     """
     start = tools.model.decoder_start_token_id if tools.model.encoder_layers else None
     encoder = Encoder(tools.tokenizer, start)
     assert tools.template is not None  # set by the task's `prepare`
     found, long, total = [], [], 0
-    named = sources.find_files(files)
-    for where, record in sources.records(named, max_bad_share=tools.max_bad_share):
-        text = record.get(field)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(
-                f"{where}: the field {field!r} is {text!r}, expected a text; set task.prompt_field"
-            )
-        content = json.dumps(record, sort_keys=True, default=str)
-        if part != "all" and tools.holdout_share:
-            held = sources.is_held_out(content, tools.holdout_share)
-            if held != (part == "holdout"):
-                continue
+    for where, record in records(files, part, tools):
+        text = text_of(where, record, field)
         total += 1
         ids = encoder.prompt(tools.template.prompt(Record(instruction=text, source=where)))
         if len(ids) > most:
             long.append(f"{where}: {len(ids)}")
         else:
-            found.append((record, text, tuple(ids), content))
+            found.append((record, text, tuple(ids), content_of(record)))
     if len(long) > max_long * total:
         raise DataError(
             f"{len(long):,} of {total:,} prompts have more than {most} tokens, more than "
@@ -69,10 +84,11 @@ def read(
         )
     if not found:
         raise DataError(f"{files} holds no prompt{'' if part == 'all' else f' that is {part}'}")
-    return _packed(found, tools.length, {"long_prompts": len(long)} if long else {})
+    return packed(found, tools.length, {"long_prompts": len(long)} if long else {})
 
 
-def _packed(found: list, length: int, counts: Mapping[str, int]) -> Prompts:
+def packed(found: list, length: int, counts: Mapping[str, int]) -> Prompts:
+    """Rows of prompts. found: (record, text, tokens, content, whose hash names the data set)."""
     records, texts, ids, contents = zip(*found, strict=True)
     tokens, segments = (np.zeros((len(ids), length), np.int32) for _ in range(2))
     for row, prompt in enumerate(ids):

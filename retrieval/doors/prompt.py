@@ -46,6 +46,7 @@ def build_prompt(
     max_tokens: int,
     turns: Sequence[Mapping[str, str]] = (),
     encoder: bool = False,
+    instruction: str = INSTRUCTION,
 ) -> Prompt:
     """Build numbered passages and the question as one user turn.
 
@@ -67,7 +68,7 @@ def build_prompt(
     asked = f"Question: {one_line(question)}"
     for count in range(len(hits), 0, -1):
         before, after = _frame(tokenizer, turns=turns, encoder=encoder)
-        head = plain(f"{INSTRUCTION} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
+        head = plain(f"{instruction} Use these facts:\n" + (f"{asked}\n" if count > 1 else ""))
         tail = plain(asked + _cue(tokenizer))
         room = max_tokens - len(before) - len(head) - len(tail) - len(after)
         lines = [
@@ -82,7 +83,7 @@ def build_prompt(
                 tuple(hits[:count]),
                 sum(cut for _, cut in lines),
             )
-    before, after = _frame(tokenizer, INSTRUCTION, turns, encoder)
+    before, after = _frame(tokenizer, instruction, turns, encoder)
     tokens = [*before, *plain(asked + _cue(tokenizer)), *after]
     if len(tokens) > max_tokens:
         raise RetrievalError(

@@ -1,0 +1,165 @@
+"""DPO, KTO and GRPO against the numbers of trl itself. Skipped where the extra `trl` is missing."""
+
+import collections
+import types
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from lm.losses import preference
+from lm.tasks.grpo import GRPO
+from tests.lm.losses.test_policy import LENGTHS, G, Given, P, T, batch_of, drawn
+from tests.lm.tasks.test_kto import LABELS, labelled, models_of
+from tests.lm.tasks.test_kto import Given as GivenKTO
+from tests.lm.tasks.test_preference import batch_of as pairs_of
+
+trl = pytest.importorskip("trl", reason="trl is not installed: pip install 'openbook[trl]'")
+torch = pytest.importorskip("torch")
+SIZE = 5  # tokens of an answer in trl's rows
+RNG = np.random.default_rng(0)
+
+
+def tensor(x):
+    return torch.tensor(np.asarray(x))
+
+
+def network(scores):
+    """A model whose tokens have log-probabilities that sum to `scores` [N] in each row."""
+    each = np.repeat(np.asarray(scores)[:, None] / SIZE, SIZE, axis=1)
+    out = mock.MagicMock(log_probs=tensor(each), entropy=tensor(each), mean_logits=tensor(each))
+    return lambda **_: out
+
+
+def trainer(kind, policy, reference, **fields):
+    """What `kind._compute_loss` reads of a trainer."""
+    one = mock.MagicMock()
+    one.accelerator.device = "cpu"
+    one.accelerator.gather_for_metrics = one.accelerator.gather = lambda x: x
+    one._metrics = collections.defaultdict(lambda: collections.defaultdict(list))
+    one.model, one.ref_model = policy, reference
+    one.model = types.SimpleNamespace(training=True)
+    one.aux_loss_enabled = one.precompute_ref_logps = one.use_liger_kernel = False
+    one.args = types.SimpleNamespace(
+        gradient_checkpointing_kwargs=None, delta=None, use_bias_correction_kl=False
+    )
+    for name, value in fields.items():
+        setattr(one, name, value)
+    return lambda inputs: float(kind._compute_loss(one, policy, inputs, *ARGUMENTS[kind]))
+
+
+@pytest.fixture(autouse=True)
+def without_checkpointing(monkeypatch):
+    import contextlib
+
+    for module in ("dpo_trainer", "kto_trainer"):
+        monkeypatch.setattr(
+            f"trl.trainer.{module}.disable_gradient_checkpointing",
+            lambda *_: contextlib.nullcontext(),
+        )
+
+
+ARGUMENTS = {trl.DPOTrainer: (False,), trl.KTOTrainer: (False,), trl.GRPOTrainer: ()}
+
+
+@pytest.mark.parametrize(("kind", "beta"), [("sigmoid", 0.1), ("hinge", 0.1), ("ipo", 0.3)])
+def test_dpo_differs_from_trl(kind, beta):
+    scores, theirs = RNG.normal(-5, 2, (2, 6, 2))
+    mask = torch.ones(12, SIZE + 1)
+    inputs = {"input_ids": torch.ones(12, SIZE + 1, dtype=int), "completion_mask": mask}
+    loss = trainer(
+        trl.DPOTrainer,
+        network(scores.T.ravel()),
+        network(theirs.T.ravel()),
+        ld_alpha=None,
+        f_divergence_type="reverse_kl",
+        loss_types=[kind],
+        loss_weights=[1.0],
+        label_smoothing=0.0,
+        beta=beta,
+        use_weighting=False,
+    )(inputs)
+    ratios = scores - theirs
+    if kind == "ipo":  # trl divides by the length, as `length_normalised` does
+        ratios = ratios / (SIZE + 1)
+    found = preference.preferred(ratios[:, 0] - ratios[:, 1], kind, beta)
+    np.testing.assert_allclose(loss, np.mean(found), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.7, -0.7])
+def test_kto_differs_from_trl(shift):
+    mine, theirs = RNG.normal(-5, 1, (2, 4, 10, 2))
+    mine[..., 1] = theirs[..., 1] + shift + 0.1 * RNG.normal(size=(4, 10))
+    batch = labelled(pairs_of(RNG, rows=4), LABELS)
+    task = GivenKTO(beta=0.2, undesirable_weight=1.5)
+    found = task.loss(None, mine, batch, models=models_of(None, theirs))
+    real = lambda x: np.concatenate([x[:3, :2].reshape(6, 2), x[3, :1]])
+    own, other = real(mine), real(theirs)
+    inputs = {
+        "label": tensor(LABELS.astype(bool)),
+        "input_ids": torch.ones(7, SIZE + 1, dtype=int),
+        "completion_mask": torch.ones(7, SIZE + 1),
+        "attention_mask": torch.ones(7, SIZE + 1),
+    }
+    policy, reference = network(own[:, 0]), network(other[:, 0])
+    loss = trainer(
+        trl.KTOTrainer,
+        policy,
+        reference,
+        _compute_kl_logps=lambda model, _: tensor((own if model is policy else other)[:, 1]),
+        calculate_KL=True,
+        loss_type="kto",
+        beta=0.2,
+        desirable_weight=1.0,
+        undesirable_weight=1.5,
+        _total_train_tokens=0,
+        _tp_size=1,
+    )(inputs)
+    np.testing.assert_allclose(loss, found.first.sum / found.first.weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trls", "fields"),
+    [
+        ("grpo", {"kl": 0.04}),
+        ("bnpo", {"mean": "token", "clip_high": 0.28}),
+        ("dr_grpo", {"mean": "constant", "scale": "none"}),
+        ("grpo", {"ratio": "sequence", "clip_low": 0.05, "clip_high": 0.1}),
+    ],
+)
+def test_grpo_differs_from_trl(trls, fields):
+    task: GRPO = Given(new_tokens=T, group=G, **fields)
+    params, arrays = drawn(1)
+    made = task.finished(arrays)
+    loss = task.loss(None, params, batch_of(made))
+    flat = lambda name: tensor(made[name].reshape(P * G, T))
+    advantages = made["advantages"][..., 0].ravel()  # the first token is always there
+    assert (LENGTHS > 0).all()
+    inputs = {
+        "prompt_ids": torch.ones(P * G, 1, dtype=int),
+        "prompt_mask": torch.ones(P * G, 1),
+        "completion_ids": torch.ones(P * G, T, dtype=int),
+        "completion_mask": flat("weights"),
+        "advantages": tensor(advantages),
+        "old_per_token_logps": flat("old_log_probs"),
+        "ref_per_token_logps": flat("reference_log_probs"),
+    }
+    logps, entropy = tensor(params["log_probs"]), tensor(params["entropy"])
+    found = trainer(
+        trl.GRPOTrainer,
+        None,
+        None,
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logps, entropy, None),
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        importance_sampling_level=task.ratio,
+        beta=task.kl,
+        loss_type=trls,
+        epsilon_low=task.clip_low,
+        epsilon_high=task.clip_high,
+        use_vllm=False,
+        current_gradient_accumulation_steps=1,
+        max_completion_length=T,
+        _entropy_bonus_enabled=False,
+    )(inputs)
+    np.testing.assert_allclose(found, loss.first.sum / loss.first.weight, rtol=1e-4)
