@@ -6,7 +6,6 @@ from lm.rewards.citations import citations
 from lm.rewards.exact_match import exact_match
 from lm.rewards.format import ended, format
 from lm.rewards.instructions import instructions
-from lm.rewards.model import model
 from lm.rewards.reward import Answer, Reward, Scores, batched, of, score
 
 REWARDS: dict[str, Callable[..., float]] = {
@@ -15,7 +14,6 @@ REWARDS: dict[str, Callable[..., float]] = {
     "ended": ended,
     "instructions": instructions,
     "citations": citations,
-    "model": model,
 }
 
 __all__ = ["REWARDS", "Answer", "Reward", "Scores", "batched", "of", "score"]

@@ -1,6 +1,5 @@
 """Rule rewards: what they reward, and what is said of those that fail."""
 
-import importlib
 import json
 import math
 import pathlib
@@ -9,15 +8,13 @@ import re
 import pytest
 
 import lm
-from lm import rewards
+from lm import reward_model, rewards
 from lm.data import templates, tokenizers
 from lm.data.encode.encoding import Encoder
 from lm.data.records.examples import Record
 from lm.models.config import ConfigError
 from tests.lm.small_models import drawn, tiny
 from tests.lm.tasks import policies
-
-scoring = importlib.import_module("lm.rewards.model")
 
 
 def given(type, text, record=None, **options):
@@ -163,6 +160,9 @@ def test_weights_of_rewards_are_ignored():
     assert found.total.tolist() == [0.0, 2.5] and found.each["exact_match"].tolist() == [0, 1]
 
 
+TYPE = "lm.reward_model:score"
+
+
 def test_a_reward_model_scores_another_text(monkeypatch):
     """Against single rows; a long answer has no reward."""
     head = {"head": "sequence_classification", "n_labels": 1, "pad_token_id": 0}
@@ -171,23 +171,23 @@ def test_a_reward_model_scores_another_text(monkeypatch):
     template = templates.get("plain", tokenizer)
     encoder = Encoder(tokenizer)
     loaded = lambda path: (model, drawn(model, 0.3), template, encoder)
-    monkeypatch.setattr(scoring, "_loaded", loaded)
+    monkeypatch.setattr(reward_model, "_loaded", loaded)
     texts = ["yes", "no, not at all", "x" * (model.config.max_length + 1)]
     answers = [rewards.Answer("Is it?", text, {}) for text in texts]
-    (one,) = rewards.of({"it": {"type": "model", "path": "runs/reward"}}, rewards.REWARDS)
+    (one,) = rewards.of({"it": {"type": TYPE, "path": "runs/reward"}}, rewards.REWARDS)
     found = rewards.score([one], answers, 0.5)
-    assert "model.py" in one.where and "returned nan" in found.faults[0]
+    assert "reward_model.py" in one.where and "returned nan" in found.faults[0]
     for text, score in zip(texts[:2], found.total[:2], strict=True):
         (example,) = encoder([template.render(Record("Is it?", output=text), 0)])
         single = lm.forward(model, drawn(model, 0.3), lm.Batch.of(example.ids[None]))
         assert score == pytest.approx(float(single.logits[0, 0]), rel=1e-4)
     assert found.total[0] != found.total[1] and math.isnan(found.total[2])
     with pytest.raises(ConfigError, match="batch=0 of a reward model"):
-        scoring.model.many(answers, path="x", batch=0)
+        reward_model.score.many(answers, path="x", batch=0)
     with pytest.raises(ConfigError, match=r"rewards\.it\.path is not set"):
-        rewards.of({"it": {"type": "model"}}, rewards.REWARDS)
+        rewards.of({"it": {"type": TYPE}}, rewards.REWARDS)
     monkeypatch.undo()
-    scoring._loaded.cache_clear()
+    reward_model._loaded.cache_clear()
     monkeypatch.setattr("lm.weights.loading.load", lambda _: (*tiny("llama"), tokenizer))
     with pytest.raises(ConfigError, match=r"path='gpt' has head='causal_lm'.*expected a reward"):
-        scoring.model.many(answers, path="gpt")
+        reward_model.score.many(answers, path="gpt")

@@ -1,4 +1,7 @@
-"""Score of a reward model: a run of the task `reward`, or a classifier with one label."""
+"""Reward of an answer by a reward model: a run of the task `reward`, or a classifier of one label.
+
+In `task.rewards`: {"score": {"type": "lm.reward_model:score", "path": "runs/reward"}}.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -8,11 +11,11 @@ import jax
 import numpy as np
 
 from lm.errors import ConfigError
-from lm.rewards.reward import Answer, batched
+from lm.rewards import Answer, batched
 
 
 @batched
-def model(answers: Sequence[Answer], *, path: str, batch: int = 16) -> list[float]:
+def score(answers: Sequence[Answer], *, path: str, batch: int = 16) -> list[float]:
     """Scores of answers to their prompts; NaN for one that is too long for the model.
 
     path: run folder, model folder or hub id with a head of one label. batch: answers at a time.
