@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lm import rewards
+from lm import folders, rewards
+from lm.data.read import sources
 from lm.errors import ConfigError
 from lm.generation.engine import Engine
 from lm.generation.requests import Request, bucket
@@ -63,8 +64,9 @@ def run(config: Any, folder: Path, keep: str, least: float, say: Say) -> Made:
     task: Policy = parts.main.task
     section = config.task.to_dict()
     given = {name: config[name] for name in ("init_from", "seed", "length", "batch_size")}
-    given |= {"data.files": config.data.files, "task.rewards": section["rewards"]}
-    given |= {f"task.{name}": section[name] for name in DRAWN}
+    given |= {"task.rewards": section["rewards"]} | {f"task.{n}": section[n] for n in DRAWN}
+    given["prompts"] = sources.content_hash(sources.find_files(config.data.files))
+    folders.refuse("workdir", folder)
     folder.mkdir(parents=True, exist_ok=True)
     files.same_settings(folder, given)
     place = paths.resolve(str(folder))

@@ -13,7 +13,7 @@ SETTINGS = "settings.json"
 
 def same_settings(folder: Path, now: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
     """Write the settings. Raises ConfigError if the folder was begun with others."""
-    path = folder / SETTINGS
+    path, now = folder / SETTINGS, json.loads(json.dumps(now))
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [

@@ -125,6 +125,8 @@ def test_another_task_or_changed_settings_are_accepted(base, tmp_path, capsys):
     argv = ["--config=configs/smoke.py:next_token,llama", f"--workdir={tmp_path / 'run'}"]
     assert best_of_n.main(argv) == 2
     assert "task.name='next_token' has no rewards" in capsys.readouterr().err
+    assert best_of_n.main([f"--config={base[1]}", f"--workdir={base[0] / 'base'}"]) == 2
+    assert "base holds a run" in capsys.readouterr().err
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / files.SETTINGS).write_text('{"seed": 9}')
     assert best_of_n.main([f"--config={base[1]}", f"--workdir={tmp_path / 'old'}"]) == 2
