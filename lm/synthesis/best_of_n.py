@@ -18,6 +18,7 @@ from lm.errors import ConfigError
 from lm.generation.engine import Engine
 from lm.generation.requests import Request, bucket
 from lm.synthesis import files
+from lm.tasks.checked import plain
 from lm.tasks.policy import Policy
 from lm.tasks.prompts import Prompts, checked
 from lm.tasks.rollouts import answer_of
@@ -97,7 +98,7 @@ def _check(config: Any, keep: str, least: float):
     if math.isnan(least):
         raise ConfigError(f"--least={least}: expected a number")
     parts = settings.check(config, math.prod(size for size in config.mesh.values() if size > 0))
-    if not isinstance(parts.main.task, Policy):
+    if not isinstance(plain(parts.main.task), Policy):
         raise ConfigError(
             f"task.name={config.task.name!r} has no rewards: expected a config of a policy, such "
             "as configs/grpo.py"

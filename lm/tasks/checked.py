@@ -152,3 +152,8 @@ class Checked:
             stacked([row])
         except ConfigError as error:
             raise ConfigError(f"{self.where}: {method}: {error}") from error
+
+
+def plain(task: Any) -> Any:
+    """The task itself, for a test of its class."""
+    return task._task if isinstance(task, Checked) else task

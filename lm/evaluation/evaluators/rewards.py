@@ -14,6 +14,7 @@ from lm.generation.engine import Engine, at_once
 from lm.generation.requests import Request, bucket
 from lm.generation.samplers import Greedy
 from lm.models.config import ConfigError
+from lm.tasks.checked import plain
 from lm.tasks.policy import Policy
 from lm.tasks.prompts import checked
 from lm.tasks.rollouts import answer_of
@@ -35,7 +36,7 @@ class Rewards(Evaluator):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
         task = tasks.of(config)
-        if not isinstance(task, Policy):
+        if not isinstance(plain(task), Policy):
             raise ConfigError(
                 f"type='rewards' measures the rewards of a policy, and task.name={task.name!r} has "
                 "none"

@@ -73,7 +73,7 @@ def test_the_prompt_is_not_that_of_ask_or_the_record_lacks_its_passages(folder):
     shown = rows.records[3]["passages"]
     assert shown == [hit.text for hit in hits][: len(shown)] and shown
     text = given.tokenizer.decode(rows.ids[3])
-    assert text.startswith(cited.INSTRUCTION) and f"[1] {shown[0]}" in text
+    assert cited.INSTRUCTION in text and f"[1] {shown[0]}" in text
     same = build_prompt(given.tokenizer, "where is town 3", hits[: len(shown)], 292)
     asked = given.tokenizer.decode(same.tokens)
     assert text.partition("Use these facts:")[2] == asked.partition("Use these facts:")[2]
