@@ -37,8 +37,8 @@ def trainer(kind, policy, reference, **fields):
     one.accelerator.device = "cpu"
     one.accelerator.gather_for_metrics = one.accelerator.gather = lambda x: x
     one._metrics = collections.defaultdict(lambda: collections.defaultdict(list))
-    one.model, one.ref_model = policy, reference
-    one.model = types.SimpleNamespace(training=True)
+    one.ref_model = reference
+    one.model = torch.nn.Identity()
     one.aux_loss_enabled = one.precompute_ref_logps = one.use_liger_kernel = False
     one.args = types.SimpleNamespace(
         gradient_checkpointing_kwargs=None, delta=None, use_bias_correction_kl=False
