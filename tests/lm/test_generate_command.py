@@ -6,13 +6,13 @@ import runpy
 import subprocess
 import sys
 
-import jax
 import pytest
 
 import lm
 from lm.data.tokenizers import bytes_only
 from lm.families import preset
 from tests.lm.models.test_model import make
+from tests.lm.small_models import drawn
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "gpt2"
     model, _ = make("gpt2")
     model = lm.build(model.config.replace(vocab_size=259, max_length=128))
-    lm.to_hf(
-        model,
-        jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"],
-        path,
-        bytes_only(),
-    )
+    lm.to_hf(model, drawn(model), path, bytes_only())
     return str(path)
 
 
@@ -35,12 +30,7 @@ def bart(tmp_path_factory):
     model = lm.build(
         preset("bart", "tiny", initializer_range=0.2, eos_token_ids=(0,), forced_eos_token_id=None)
     )
-    lm.to_hf(
-        model,
-        jax.jit(model.init)(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"],
-        path,
-        bytes_only(),
-    )
+    lm.to_hf(model, drawn(model), path, bytes_only())
     return str(path)
 
 

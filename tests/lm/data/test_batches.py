@@ -20,6 +20,7 @@ from lm.models import build
 from lm.models.config import ConfigError
 from lm.training.state import create_state
 from lm.training.step import make_train_step
+from tests.lm.small_models import drawn
 from tests.lm.training import small
 
 
@@ -128,7 +129,7 @@ def test_packed_documents_see_each_other(positions):
         n = len(ids) - 1
         alone[row, :n], targets[row, :n], segments[row, :n] = ids[:-1], ids[1:], 1
     apart = Batch.of(alone, segments, targets=targets, weights=segments > 0)
-    params = jax.jit(lambda: model.init(jax.random.key(0), together)["params"])()
+    params = drawn(model)
     run = jax.jit(jax.value_and_grad(lambda p, b: token_loss(model, p, b).first.sum))
     (a, a_gradient), (b, b_gradient) = run(params, together), run(params, apart)
     np.testing.assert_allclose(a, b, rtol=1e-6)

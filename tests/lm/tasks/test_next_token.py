@@ -10,6 +10,7 @@ from lm.batch import Batch
 from lm.losses import cross_entropy
 from lm.losses.tokens import token_loss, token_losses
 from lm.models import build
+from tests.lm.small_models import drawn
 from tests.lm.training.small import MODEL
 
 TOKENS = np.random.default_rng(0).integers(0, 71, (2, 13))
@@ -21,7 +22,7 @@ def setup(tied=False):
     segments = np.ones_like(TOKENS)
     segments[1, 9:] = 0
     batch = Batch.of(TOKENS, segments)
-    return model, jax.jit(lambda: model.init(jax.random.key(0), batch)["params"])(), batch
+    return model, drawn(model), batch
 
 
 def plain(model, params, batch):
