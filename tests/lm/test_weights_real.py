@@ -49,9 +49,7 @@ def test_smollm2_continues_greedily_with_the_same_64_tokens_as_transformers():
 
     prompt = tokenizer.encode("The history of printing begins")
     model, params = lm.from_hf(gguf)
-    # Stacked layers compile once instead of thirty times; the slow test below splits them.
-    engine = Engine(model, rows=1, length=128, stop_tokens=[], separate=False)
-    [answer] = [one.tokens for one in engine.run(params, [Request(prompt, 64)])]
+    [answer] = lm.generate(model, params, [prompt], 64, stop_tokens=())
     with torch.no_grad():  # the token that is most likely after every prefix
         likeliest = theirs(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
     assert len(answer) == 64 and answer == likeliest.argmax(-1).tolist()
