@@ -1,4 +1,4 @@
-"""KTO and GRPO against the numbers of trl itself. Skipped where the extra `trl` is missing."""
+"""DPO, KTO and GRPO against the numbers of trl itself. Skipped where the extra `trl` is missing."""
 
 import collections
 import types
@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from lm.losses import preference
 from lm.tasks.grpo import GRPO
 from tests.lm.losses.test_policy import LENGTHS, G, Given, P, T, batch_of, drawn
 from tests.lm.tasks.test_kto import LABELS, labelled, models_of
@@ -26,7 +27,8 @@ def tensor(x):
 def network(scores):
     """A model whose tokens have log-probabilities that sum to `scores` [N] in each row."""
     each = np.repeat(np.asarray(scores)[:, None] / SIZE, SIZE, axis=1)
-    out = mock.MagicMock(log_probs=tensor(each), entropy=tensor(each), mean_logits=tensor(each))
+    fields = dict.fromkeys(("log_probs", "entropy", "mean_logits"), tensor(each))
+    out = mock.MagicMock(**fields, is_top1=tensor(each > 0))
     return lambda **_: out
 
 
@@ -51,11 +53,41 @@ def trainer(kind, policy, reference, **fields):
 def without_checkpointing(monkeypatch):
     import contextlib
 
-    name = "trl.trainer.kto_trainer.disable_gradient_checkpointing"
-    monkeypatch.setattr(name, lambda *_: contextlib.nullcontext())
+    for module in ("dpo_trainer", "kto_trainer"):
+        monkeypatch.setattr(
+            f"trl.trainer.{module}.disable_gradient_checkpointing",
+            lambda *_: contextlib.nullcontext(),
+        )
 
 
-ARGUMENTS = {trl.KTOTrainer: (False,), trl.GRPOTrainer: ()}
+ARGUMENTS = {trl.DPOTrainer: (False,), trl.KTOTrainer: (False,), trl.GRPOTrainer: ()}
+
+
+@pytest.mark.parametrize(("kind", "beta"), [("sigmoid", 0.1), ("hinge", 0.1), ("ipo", 0.3)])
+def test_dpo_differs_from_trl(kind, beta):
+    scores, theirs = RNG.normal(-5, 2, (2, 6, 2))
+    mask = torch.ones(12, SIZE + 1, dtype=int)
+    inputs = {"input_ids": torch.ones(12, SIZE + 1, dtype=int), "completion_mask": mask}
+    inputs["attention_mask"] = mask
+    loss = trainer(
+        trl.DPOTrainer,
+        network(scores.T.ravel()),
+        network(theirs.T.ravel()),
+        ld_alpha=None,
+        f_divergence_type="reverse_kl",
+        loss_types=[kind],
+        loss_weights=[1.0],
+        label_smoothing=0.0,
+        beta=beta,
+        use_weighting=False,
+        _total_train_tokens=0,
+        _tp_size=1,
+    )(inputs)
+    ratios = scores - theirs
+    if kind == "ipo":  # trl divides by the length, as `length_normalised` does
+        ratios = ratios / (SIZE + 1)
+    found = preference.preferred(ratios[:, 0] - ratios[:, 1], kind, beta)
+    np.testing.assert_allclose(loss, np.mean(found), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [0.7, -0.7])
