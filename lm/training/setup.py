@@ -46,6 +46,7 @@ from lm.training.stored import Stored
 from lm.weights.runs import model_files
 from lm.weights.runs.paths import Folder, is_remote
 from lm.weights.runs.steps import CheckpointError
+from lm.xla_flags import avoid_wrong_fusion
 
 CACHE = pathlib.Path.home() / ".cache" / "openbook" / "rows"  # for runs in object storage
 
@@ -183,6 +184,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
 
     Raises ConfigError, CheckpointError or WeightsError before anything is compiled.
     """
+    avoid_wrong_fusion(config.model.dtype)  # before the devices are counted, which starts JAX
     parts = settings.check(config, jax.device_count())
     mesh = make_mesh(**config.mesh.to_dict())
     # the config of an older run may lack rules

@@ -26,6 +26,7 @@ from lm.tasks.distillation import Distillation
 from lm.training import setup
 from lm.training.auxiliary import MODELS
 from lm.weights.runs.paths import is_remote
+from lm.xla_flags import avoid_wrong_fusion
 
 EVERY = 10.0  # seconds between lines of progress
 TEACHER = "teacher"  # name of the task's auxiliary model
@@ -36,6 +37,7 @@ def write(config, workdir: str, dtype: str = "float32") -> str:
 
     Raises ConfigError, DataError, WeightsError.
     """
+    avoid_wrong_fusion(config.model.dtype)  # before the checks start JAX
     _check(config, workdir, dtype)
     config.task.outputs = ""
     folder = pathlib.Path(workdir).absolute()

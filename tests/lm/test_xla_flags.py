@@ -6,9 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from configs import distill, tiny
 from lm import xla_flags
+from lm.training import setup, teacher_outputs
 from lm.xla_flags import AFFECTED, WRONG_FUSION, avoid_wrong_fusion
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -108,3 +111,24 @@ def test_a_model_of_a_script_is_computed_with_the_wrong_fusion(started, tmp_path
     assert done.stdout.strip() == ("" if started or not affected else f"--{WRONG_FUSION}=")
     said = f"set XLA_FLAGS=--{WRONG_FUSION}= before"
     assert done.stderr.count(said) == (started and affected)
+
+
+@pytest.mark.parametrize("entry", ["prepare", "write"])
+def test_a_command_s_devices_start_before_the_flag_is_set(entry, monkeypatch, tmp_path):
+    class Started(Exception):
+        pass
+
+    def start():
+        raise Started
+
+    called, config = [], tiny.get_config()
+    module = setup if entry == "prepare" else teacher_outputs
+    monkeypatch.setattr(module, "avoid_wrong_fusion", called.append)
+    monkeypatch.setattr(jax, "device_count", start)
+    monkeypatch.setattr(jax, "process_count", start)
+    if entry == "write":
+        config = distill.get_config("tiny")
+        config.task.top_k = 4
+    with pytest.raises(Started):
+        getattr(module, entry)(config, str(tmp_path / "run"))
+    assert called == ["float32"]
