@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.losses import chunks
+from lm.losses import chunks, compact
 from lm.losses.chunks import Logits, chunk_length, join, split
+
+SPARSE_CHUNKS = 16  # of a row most of whose weights are 0
 
 __all__ = [
     "NOTHING",
@@ -87,14 +89,20 @@ def summed(
     weights: jax.Array,
     chunk: int,
     extra: Extra = NOTHING,
+    sparse: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted sums over [B, T] of the loss with `extra` and of the plain cross-entropy.
 
     hidden [B, T, D], targets int32 [B, T], weights float32 [B, T]; `chunk` positions at a time.
+    sparse: most weights are 0, as in masked language modelling. Each row's weighted positions are
+    brought together, and logits are computed only for the chunks that have some.
     Returns float32 scalars, which are equal without `extra`. The first is differentiable once, in
     `head` and `hidden`.
     """
-    total, rest = _summed(logits, chunk, extra, head, hidden, targets, weights)
+    if sparse:
+        chunk = min(chunk, max(1, -(-hidden.shape[1] // SPARSE_CHUNKS)))
+        hidden, targets, weights = compact.weighted_first(hidden, targets, weights)
+    total, rest = _summed(logits, chunk, extra, sparse, head, hidden, targets, weights)
     return total, rest[0] if rest else total
 
 
@@ -126,19 +134,33 @@ def _nothing_yet(extra: Extra):
     return jnp.float32(0), (jnp.float32(0),) if extra else ()
 
 
-def _summed_forward_only(logits, chunk, extra, head, hidden, targets, weights):
-    def body(total, xs):
-        return jax.tree.map(jnp.add, total, _chunk_sums(logits, extra, head, *xs)), None
+def _chunks(chunk, sparse, *arrays):
+    """The chunks of arrays whose last are weights, and, if sparse, whether one has a weight."""
+    parts = split(arrays, chunk)
+    return parts, (parts[-1] != 0).any((1, 2)) if sparse else None
 
-    return jax.lax.scan(body, _nothing_yet(extra), split((hidden, targets, weights), chunk))[0]
+
+def _where_live(live, function, otherwise, *args):
+    """function(*args), or otherwise(*args) for a chunk without weights."""
+    return function(*args) if live is None else jax.lax.cond(live, function, otherwise, *args)
 
 
-def _summed_and_gradients(logits, chunk, extra, head, hidden, targets, weights):
+def _summed_forward_only(logits, chunk, extra, sparse, head, hidden, targets, weights):
+    def body(total, chunk_and_live):
+        xs, live = chunk_and_live
+        add = lambda total: jax.tree.map(jnp.add, total, _chunk_sums(logits, extra, head, *xs))
+        return _where_live(live, add, lambda total: total, total), None
+
+    parts = _chunks(chunk, sparse, hidden, targets, weights)
+    return jax.lax.scan(body, _nothing_yet(extra), parts)[0]
+
+
+def _summed_and_gradients(logits, chunk, extra, sparse, head, hidden, targets, weights):
     value_and_grad = jax.value_and_grad(
         lambda *a: _chunk_sums(logits, extra, *a), argnums=(0, 1), has_aux=True
     )
 
-    def body(carry, xs):
+    def add(carry, xs):
         total, head_gradient = carry
         value, (of_head, of_hidden) = value_and_grad(head, *xs)
         total = jax.tree.map(jnp.add, total, value)
@@ -147,17 +169,21 @@ def _summed_and_gradients(logits, chunk, extra, head, hidden, targets, weights):
             jax.tree.map(lambda a, b: a + b.astype(a.dtype), head_gradient, of_head),
         ), of_hidden
 
+    def body(carry, chunk_and_live):
+        xs, live = chunk_and_live
+        return _where_live(live, add, lambda carry, xs: (carry, jnp.zeros_like(xs[0])), carry, xs)
+
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), head)
     (total, of_head), of_hidden = jax.lax.scan(
-        body, (_nothing_yet(extra), zeros), split((hidden, targets, weights), chunk)
+        body, (_nothing_yet(extra), zeros), _chunks(chunk, sparse, hidden, targets, weights)
     )
     of_head = jax.tree.map(lambda g, p: g.astype(p.dtype), of_head, head)
     return total, (of_head, join(of_hidden, hidden.shape[1]))
 
 
-def _scaled(logits, chunk, extra, gradients, scales):
+def _scaled(logits, chunk, extra, sparse, gradients, scales):
     return (*jax.tree.map(lambda g: (g * scales[0]).astype(g.dtype), gradients), None, None)
 
 
-_summed = jax.custom_vjp(_summed_forward_only, nondiff_argnums=(0, 1, 2))
+_summed = jax.custom_vjp(_summed_forward_only, nondiff_argnums=(0, 1, 2, 3))
 _summed.defvjp(_summed_and_gradients, _scaled)

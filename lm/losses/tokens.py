@@ -17,12 +17,13 @@ def token_loss(
     chunk: int = 0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    sparse: bool = False,
 ) -> Loss:
     """Weighted cross-entropy of `batch.targets` [B, T], summed.
 
     Dropout is on when `rng` is given. chunk: positions whose logits exist at one time; 0 = as many
     as fit a fixed amount of memory. label_smoothing, z_loss: see `cross_entropy.Extra`; with
-    either, the metrics have the plain `cross_entropy`.
+    either, the metrics have the plain `cross_entropy`. sparse: see `cross_entropy.summed`.
     """
     rngs = None if rng is None else {"dropout": rng}
     hidden = model.apply({"params": params}, batch, method="hidden", rngs=rngs).hidden
@@ -30,7 +31,7 @@ def token_loss(
     chunk = chunk or cross_entropy.chunk_length(*batch.tokens.shape, model.config.vocab_size)
     extra = cross_entropy.Extra(label_smoothing, z_loss)
     total, plain = cross_entropy.summed(
-        logits, head, hidden, batch.targets, batch.weights, chunk, extra
+        logits, head, hidden, batch.targets, batch.weights, chunk, extra, sparse
     )
     metrics = {"cross_entropy": plain} if extra else {}
     return Loss.of(total, jnp.sum(batch.weights), **metrics)

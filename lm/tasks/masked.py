@@ -30,6 +30,7 @@ class Masked(TextTask):
     special: ClassVar[Mapping] = {"mask": True}
     evaluation: ClassVar[str] = "--data=FILES"
     whole: ClassVar[bool] = True
+    sparse: ClassVar[bool] = True
 
     def transform(self, tokenizer, model: ModelConfig) -> Transform:
         """Transform that selects tokens with probability `rate`; only they have a loss.

@@ -132,7 +132,7 @@ class ReplacedTokenDetection(Masked):
         chunk = self.chunk or chunks.chunk_length(*batch.tokens.shape, model.config.vocab_size)
         extra = cross_entropy.Extra(self.label_smoothing, self.z_loss)
         filled, plain = cross_entropy.summed(
-            logits, head, found.hidden, batch.targets, batch.weights, chunk, extra
+            logits, head, found.hidden, batch.targets, batch.weights, chunk, extra, sparse=True
         )
         # No gradient flows through the draws (section 2).
         head, hidden = jax.lax.stop_gradient((head, found.hidden))

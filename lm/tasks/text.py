@@ -25,6 +25,7 @@ class TokenTask(Task):
     z_loss: float = 0.0
 
     evaluator: ClassVar[str] = "perplexity"
+    sparse: ClassVar[bool] = False  # most positions of a row have no loss
 
     def check(self, config) -> None:
         if self.chunk < 0:
@@ -48,6 +49,7 @@ class TokenTask(Task):
             chunk=self.chunk,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
+            sparse=self.sparse,
         )
 
     def likelihood(self) -> "TokenTask":
