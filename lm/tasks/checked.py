@@ -13,6 +13,7 @@ from lm.data.read.sources import DataError
 from lm.data.source import Source
 from lm.losses import Loss, Term
 from lm.models.config import ConfigError
+from lm.tasks.prompts import Prompts
 from lm.tasks.task import Start, Task, Transform
 
 GUARDED = (
@@ -139,7 +140,8 @@ class Checked:
                     f"{self.where}: rows returned {name!r} for {len(values)} rows, expected "
                     f"{shape[0]}, one for each row of tokens"
                 )
-        self._check_fields("rows", {name: values[0] for name, values in packed.extra.items()})
+        if not isinstance(packed, Prompts):  # which are no rows of a batch
+            self._check_fields("rows", {name: values[0] for name, values in packed.extra.items()})
 
     def _check_fields(self, method: str, row) -> None:
         """Raise ConfigError, naming the task, for undeclared fields and lossy dtypes."""

@@ -11,6 +11,7 @@ from lm.data import templates, tokenizers
 from lm.data.read.sources import DataError
 from lm.families import preset
 from lm.models.config import ConfigError
+from lm.tasks.checked import Checked
 from lm.tasks.task import Tools
 from lm.training import loop, settings, trackers
 from retrieval import Encoder, Memory, Passage
@@ -64,7 +65,7 @@ def test_a_citation_is_rewarded_that_supports_nothing(text, right, supports):
 
 
 def test_the_prompt_is_not_that_of_ask_or_the_record_lacks_its_passages(folder):
-    task = cited.CitedGRPO(memory=str(folder / "memory"), k=3, new_tokens=8)
+    task = Checked(cited.CitedGRPO(memory=str(folder / "memory"), k=3, new_tokens=8))
     given = tools()
     rows = task.rows(str(folder / "asked.jsonl"), "train", given)
     assert len(rows) == 12 and rows.texts[3] == "where is town 3"
