@@ -24,7 +24,7 @@ from retrieval.encoders.encoding import encoder_like
 from retrieval.errors import RetrievalError
 from retrieval.memory import Memory
 from retrieval.passages import Hit
-from retrieval.store.store import Store
+from retrieval.tasks import searchable
 
 PASSAGES = "passages"  # field of a record with the texts that were shown
 INSTRUCTION = "Answer the question in a few words, and cite the fact that says so, as in [1]."
@@ -47,15 +47,7 @@ class CitedGRPO(GRPO):
             raise ConfigError(f"task.k={self.k}: expected at least 1 passage")
         if not self.instruction.strip():
             raise ConfigError("task.instruction is empty: say what to do with the passages")
-        try:
-            store = Store.open(self.memory)
-        except RetrievalError as error:
-            raise ConfigError(f"task.memory: {error}") from None
-        if not store.encoder_source:
-            raise ConfigError(
-                f"task.memory={self.memory!r} was made with an encoder that has no path, so that "
-                "questions cannot be searched here; make it with one that is in a folder"
-            )
+        searchable.store(self.memory)
 
     def rows(self, files: str, part: str, tools: Tools) -> Packed:
         most = self.longest_prompt(tools)
@@ -64,7 +56,7 @@ class CitedGRPO(GRPO):
             for where, record in prompts.records(files, part, tools)
             if prompts.text_of(where, record, self.prompt_field)
         ]
-        memory = Memory.open(self.memory, encoder_like(Store.open(self.memory)))
+        memory = Memory.open(self.memory, encoder_like(searchable.store(self.memory)))
         hits = memory.search([record[self.prompt_field] for _, record in rows], self.k)
         found, without = [], 0
         for (where, record), of in zip(rows, hits, strict=True):

@@ -40,6 +40,7 @@ from retrieval.errors import RetrievalError
 from retrieval.memory import Memory
 from retrieval.passages import Hit
 from retrieval.store.store import Store
+from retrieval.tasks import searchable
 from retrieval.tasks.records import (
     LONGEST_QUERY,
     Asking,
@@ -162,17 +163,7 @@ class OpenBook(TokenTask):
         return found
 
     def _store(self) -> Store:
-        """The memory's store. Raises ConfigError if there is none, or its encoder has no path."""
-        try:
-            store = Store.open(self.memory)
-        except RetrievalError as error:
-            raise ConfigError(f"task.memory: {error}") from None
-        if not store.encoder_source:
-            raise ConfigError(
-                f"task.memory={self.memory!r} was made with an encoder that has no path, so that "
-                "questions cannot be searched here; make it with one that is in a folder"
-            )
-        return store
+        return searchable.store(self.memory)
 
     def _encoder_path(self) -> tuple[str, str]:
         """(path of the memory's encoder, its pooling or "" for the model's)."""
