@@ -75,8 +75,7 @@ def generate(
 def sizes(asked: Sequence[Request], rows: int) -> list[list[int]]:
     """Split the numbers of requests into runs of similar cache lengths, at least `rows` each.
 
-    A cache is as long as the longest request needs, and every step reads all of it. Within a run
-    the largest budgets come first: started last, they would run alone at the end.
+    A cache is as long as the longest request needs, and every step reads all of it.
     """
     needed = [bucket(r.length) + bucket(r.budget) for r in asked]
     runs: list[list[int]] = []
@@ -88,7 +87,7 @@ def sizes(asked: Sequence[Request], rows: int) -> list[list[int]]:
     if len(runs) > 1 and len(runs[-1]) < rows:
         last = runs.pop()
         runs[-1] += last
-    return [sorted(run, key=lambda i: (-asked[i].budget, asked[i].length)) for run in runs]
+    return runs
 
 
 def fitting(model: LanguageModel, asked: Sequence[Request], rows: int, **options) -> Engine:

@@ -89,7 +89,7 @@ class Engine:
         hooks: Sequence = (),
         finished: Finished | None = None,
     ) -> Iterator[Generated]:
-        """Yield what each request gets, as it ends; requests start in the order given.
+        """Yield what each request gets, as it ends; the largest budgets start first.
 
         hooks: see `lm.generation.hooks.Hook`; they are applied in their order. finished: called
         every few tokens with the number and tokens of a running request; True ends it. A request

@@ -98,9 +98,10 @@ class Run:
         self.refused = [_refused(i, why) for i, why in enumerate(refusals) if why]
         served = [request for request, why in zip(requests, refusals, strict=True) if not why]
         numbers = (i for i, why in enumerate(refusals) if not why)
-        self.waiting = collections.deque(
-            Waiting(i, request, NOTHING) for i, request in zip(numbers, served, strict=True)
-        )
+        waiting = [Waiting(i, request, NOTHING) for i, request in zip(numbers, served, strict=True)]
+        # Started last, the largest budgets would run alone at the end.
+        waiting.sort(key=lambda one: (-one.request.budget, one.request.length))
+        self.waiting = collections.deque(waiting)
         self.held: list[Held] = []
         self.free = list(range(setup.rows))
         self.entered = self.steps = self.reads = 0

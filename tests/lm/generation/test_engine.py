@@ -146,8 +146,7 @@ def test_long_tailed_answers_need_few_more_steps_than_tokens_over_slots_and_comp
     """Lengths are log-normal: half are below e^2 = 7, the longest is 60, eight times as long."""
     model, params = load("gpt2", d_ff=40)  # a new config, so nothing is compiled yet
     prompts = [[5 + i % 80] * (1 + i % 4) for i in range(64)]
-    order = np.argsort(-LONG_TAILED)  # as `lm.generate` orders them
-    requests = [Request(prompts[i], int(LONG_TAILED[i]), key=int(i)) for i in order]
+    requests = [Request(p, int(n)) for p, n in zip(prompts, LONG_TAILED, strict=True)]
     found, engine = served(model, params, requests, rows=8, stop_tokens=[])
     ideal = -(-sum(len(one.tokens) for one in found) // 8)
     assert engine.tokens == LONG_TAILED.sum() and engine.steps <= 1.15 * ideal

@@ -160,7 +160,8 @@ def test_what_was_seen_is_remembered_only_for_a_sampler_that_asks():
 
     assert seen(lm.Greedy()) is None and seen(lm.Sample(0.5)) is None
     found = [set(np.flatnonzero(row)) for row in np.asarray(seen(lm.Greedy(1.1)))]
-    assert found == [set(prompt) for prompt in PROMPTS], "the prompts, but no padding"
+    in_turn = sorted(PROMPTS, key=len)  # of equal budgets, the shortest prompts start first
+    assert found == [set(prompt) for prompt in in_turn], "the prompts, but no padding"
 
 
 @pytest.mark.parametrize(
