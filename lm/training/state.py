@@ -1,6 +1,7 @@
 """TrainState: all arrays that a step reads and writes, created sharded."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -66,21 +67,20 @@ class Extras:
         return self.plan.trained_axes() | trained, self.plan.fixed_axes() | fixed
 
 
-def initialise(
-    model,
-    optimizer: optax.GradientTransformation,
-    seed: int | jax.Array,
-    rows: int = 1,
-    extras: Extras = Extras(),
-) -> TrainState:
-    """New state, as a pure function. rows: of the example batch, a multiple of the mesh's size."""
-    return start(drawn(model, seed, rows), optimizer, seed, extras, rows=rows)
-
-
 def drawn(model, seed: int | jax.Array, rows: int = 1) -> dict:
-    """Initial params of the model from `seed`. rows: see `initialise`."""
+    """Draw the params of the model from `seed`, as a pure function.
+
+    rows: of the example batch, a multiple of the mesh's size.
+    """
     params_key, _ = jax.random.split(jax.random.key(seed))
     return model.init(params_key, Batch.of(np.zeros((rows, 2), np.int32)))["params"]
+
+
+@functools.lru_cache(maxsize=16)
+def _drawing(model, rows: int, tree, shardings: tuple):
+    """Jitted `drawn`, with these leaves of a tree of shardings; compiled once a process."""
+    placed = jax.tree.unflatten(tree, shardings)
+    return jax.jit(lambda seed: drawn(model, seed, rows), out_shardings=placed)
 
 
 def start(
@@ -94,7 +94,7 @@ def start(
 ) -> TrainState:
     """State that starts from `params`, as a pure function. fisher: for a plan that needs it.
 
-    given: loaded weights of auxiliary models. rows: see `initialise`.
+    given: loaded weights of auxiliary models. rows: see `drawn`.
     """
     params_key, rng = jax.random.split(jax.random.key(seed))
     fixed, base = None, params
@@ -158,31 +158,30 @@ def create_state(
     put = lambda tree, like: jax.tree.map(
         lambda p, a: jax.device_put(jnp.asarray(p, a.dtype), a.sharding), tree, like
     )
+    several = extras.plan is not None or extras.models
+    own = main_of(abstract.params if extras.plan is None else abstract.fixed["base"])
     with sharding.activate(mesh, activations):
-        if params is None and not given:
-            return jax.jit(
-                lambda s: initialise(model, optimizer, s, mesh.size, extras),
-                out_shardings=shardings,
-            )(seed)
-        if extras.plan is not None or extras.models:
+        donated = ()
+        if params is None:
+            leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, own))
+            params = _drawing(model, mesh.size, tree, tuple(leaves))(seed)
+            donated = (0,) if several else ()
+        else:
+            params = put(params, own)
+        if several:
             fisher = None if fisher is None else put(fisher, abstract.fixed["fisher"])
             places: dict = {
                 **(abstract.fixed or {}).get(MODELS, {}),
                 **abstract.params.get(MODELS, {}),
             }
             given = {name: put(tree, places[name]) for name, tree in given.items()}
-
-            def begin(params, fisher, given, seed):
-                if params is None:
-                    params = drawn(model, seed, mesh.size)
-                return start(params, optimizer, seed, extras, fisher, given, mesh.size)
-
-            own = abstract.params if extras.plan is None else abstract.fixed["base"]
-            params = None if params is None else put(params, main_of(own))
-            return jax.jit(begin, out_shardings=shardings)(params, fisher, given, seed)
-        params = put(params, abstract.params)
+            return jax.jit(
+                lambda p, seed, *more: start(p, optimizer, seed, extras, *more, mesh.size),
+                out_shardings=shardings,
+                donate_argnums=donated,
+            )(params, seed, fisher, given)
         rest = jax.jit(
-            lambda p, s: dataclasses.replace(start(p, optimizer, s, extras), params=()),
+            lambda p, seed: dataclasses.replace(start(p, optimizer, seed, extras), params=()),
             out_shardings=dataclasses.replace(shardings, params=()),
         )(params, seed)
     return dataclasses.replace(rest, params=params)
