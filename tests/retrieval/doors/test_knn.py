@@ -190,6 +190,27 @@ def test_one_edit_changes_the_next_token_of_every_architecture(tmp_path, family)
     assert following() == ("f", {"d"})
 
 
+def test_one_edit_changes_what_a_masked_model_fills_in(tmp_path):
+    one, made = observed("bert"), memory(tmp_path / "memory")
+    store = built(tmp_path / "store", made, one, index="exact")
+
+    def chance(vowel):
+        """Of the letter in "f?ll", by the nearest entry alone."""
+        packed = packed_of(one, [f"rain f{vowel}ll on the old town all day"])
+        found = score(one, packed, store.snapshot(made), 1)
+        targets = np.asarray(packed.targets)[found.rows, found.places]
+        after_f = 1 + list(targets).index(one.tokenizer.convert_tokens_to_ids("f"))
+        return np.exp(found.mixed(1.0, 1.0)[after_f])
+
+    assert (chance("e"), chance("i")) == (1, 0)
+    made.edit("d", text="rain fill on the old town all day")
+    store.update(made, one)
+    assert (chance("e"), chance("i")) == (0, 1)
+    made.undo()
+    store.update(made, one)
+    assert (chance("e"), chance("i")) == (1, 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Deleting(KnnLM):
     """Deletes a passage, and updates the store, after two tokens of an answer."""
