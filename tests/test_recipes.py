@@ -97,7 +97,9 @@ def test_a_command_of_the_page_does_not_run(section, tmp_path, monkeypatch):
         config.update_from_flattened_dict(
             {"steps": 2, "data.cache": str(tmp_path / "cache"), "log.tensorboard": False}
         )
-        assert loop.train(config, tmp_path / "base") == 0
+        assert loop.train(config, tmp_path / "trained") == 0
+        model = [f"--model={tmp_path / 'trained'}", f"--output={tmp_path / 'base'}"]
+        assert importlib.import_module("lm.export").main(model) == 0
     for argv in asked:
         code, said = run(argv, tmp_path, monkeypatch)
         assert code == 0, (argv, said)

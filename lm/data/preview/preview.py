@@ -14,12 +14,14 @@ import numpy as np
 from lm.batch import Batch
 from lm.data.packed import Packed
 
-# Length in tokens of an n-gram that counts as overlap. GPT-3's filter uses 13 words (Brown et al.
-# 2020, appendix C).
-GRAM = 13
+# Least length in tokens of an n-gram that counts as overlap. GPT-3's filter uses 13 words (Brown et
+# al. 2020, appendix C), which are about so many bytes of English.
+GRAM, GRAM_BYTES = 13, 78
 # An n-gram in more documents than this, and in more than 1%, is ignored: a template's or a phrase.
-COMMON = 20
+# So is one in most documents, if there are some.
+COMMON, SOME = 20, 4
 SCAN = 20_000  # rows per data set that are scanned for duplicates and overlaps
+SAMPLE = 100  # documents of which a token's length is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,14 +207,15 @@ def checks(
                 f"{copies:,} of {total:,} documents or windows are copies of others",
             )
         )
-    grams = {name: ngrams(rows_) for name, rows_ in packed.items()} if held_out else {}
+    gram = max((gram_length(rows_, tokenizer) for rows_ in held_out.values()), default=GRAM)
+    grams = {name: ngrams(rows_, gram) for name, rows_ in packed.items()} if held_out else {}
     for name, rows_ in held_out.items():
-        total, seen = overlap(rows_, grams.values())
+        total, seen = overlap(rows_, grams.values(), gram)
         found.append(
             Check(
                 f"{name}: overlap",
                 seen == 0,
-                f"{seen:,} of {total:,} documents share {GRAM} tokens in a row with training",
+                f"{seen:,} of {total:,} documents share {gram} tokens in a row with training",
             )
         )
     return found
@@ -266,20 +269,32 @@ def _one_each(packed: Packed) -> Packed:
     return dataclasses.replace(packed, segments=np.ones_like(packed.segments))
 
 
-def ngrams(packed: Packed) -> np.ndarray:
-    """Sorted hashes of n-grams (13 tokens) within documents, uint64 [n], without common ones."""
-    found = [np.unique(_hashes(tokens)) for tokens in _texts(packed)]
+def gram_length(packed: Packed, tokenizer) -> int:
+    """Tokens of an n-gram that counts as overlap: more if a token is a byte or a letter.
+
+    At most three quarters of the longest document or window, or GRAM.
+    """
+    texts = list(itertools.islice(_texts(packed), SAMPLE))
+    read = sum(len(tokenizer.decode(tokens.tolist()).encode()) for tokens in texts)
+    needed = -(-GRAM_BYTES * sum(map(len, texts)) // max(read, 1))
+    return max(GRAM, min(needed, max(map(len, texts), default=0) * 3 // 4))
+
+
+def ngrams(packed: Packed, gram: int = GRAM) -> np.ndarray:
+    """Sorted hashes of n-grams of `gram` tokens in documents, uint64 [n], without common ones."""
+    found = [np.unique(_hashes(tokens, gram)) for tokens in _texts(packed)]
     grams, documents = np.unique(
         np.concatenate([np.zeros(0, np.uint64), *found]), return_counts=True
     )
-    return grams[documents <= max(COMMON, len(found) // 100)]
+    most = max(COMMON, len(found) // 100)
+    return grams[documents <= (most if len(found) < SOME else min(most, len(found) // 2))]
 
 
-def overlap(packed: Packed, grams) -> tuple[int, int]:
+def overlap(packed: Packed, grams, gram: int = GRAM) -> tuple[int, int]:
     """(number of documents or windows, number that share an n-gram with a set of hashes)."""
     total = seen = 0
     for tokens in _texts(packed):
-        hashes = _hashes(tokens)
+        hashes = _hashes(tokens, gram)
         total += 1
         seen += any(
             len(known)
@@ -305,13 +320,13 @@ def _texts(packed: Packed) -> Iterator[np.ndarray]:
                 )
 
 
-def _hashes(tokens: np.ndarray) -> np.ndarray:
-    if len(tokens) < GRAM:
+def _hashes(tokens: np.ndarray, gram: int) -> np.ndarray:
+    if len(tokens) < gram:
         return np.zeros(0, np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(
-        tokens.astype(np.uint64) + np.uint64(1), GRAM
+        tokens.astype(np.uint64) + np.uint64(1), gram
     )
-    factors = np.full(GRAM, 0x9E3779B97F4A7C15, np.uint64).cumprod(dtype=np.uint64)
+    factors = np.full(gram, 0x9E3779B97F4A7C15, np.uint64).cumprod(dtype=np.uint64)
     mixed = (windows * factors).sum(axis=1, dtype=np.uint64)
     return mixed ^ (mixed >> np.uint64(29))
 

@@ -117,6 +117,21 @@ def test_what_a_template_writes_into_every_prompt_counts_as_overlap():
         assert preview.overlap(packed(text, length=64), [preview.ngrams(train)]) == (1, seen)
 
 
+def test_what_most_documents_have_is_no_overlap_and_bytes_need_longer_runs():
+    template = "System: be brief. Asked: {} Answer: yes"
+    train = packed(*(template.format(f"{i:016}") for i in range(preview.SOME)), length=64)
+    for text, seen in ((template.format("abcdefghijklmnop"), 0), (template.format(f"{3:016}"), 1)):
+        assert preview.overlap(packed(text, length=64), [preview.ngrams(train)]) == (1, seen)
+
+    short, long = "the quick brown fox jumps over", "0123456789" * 8
+    for run, ok in ((short, True), (long, False)):
+        train, held_out = (
+            {"x": packed(text + run, length=256)} for text in ("Now " * 30, "Then " * 24)
+        )
+        checks = preview.checks(batch(train["x"]), train, held_out, TOKENIZER, shifted=True)
+        assert found(checks, "x: overlap").ok is ok
+
+
 def test_a_page_escapes_what_texts_hold():
     row = preview.rows(batch(packed("<script>")), TOKENIZER, shifted=True)[0]
     page = rendering.page("x<y", [row], [preview.Check("a<b", False, "c>d")])
