@@ -123,8 +123,9 @@ class ModelConfig:
     param_dtype: str = "float32"  # of stored parameters
     # scan | unrolled (both stack params under "layers") | separate ("layers_0", ...; generation)
     layers: str = "scan"
-    # dense | chunked: memory grows with the length, not with its square | module:Class of your own
-    # | auto: dense for short rows, else chunked
+    # dense | chunked: memory grows with the length, not with its square | cudnn: NVIDIA GPUs
+    # | splash: TPUs | module:Class of your own | auto: the platform's kernel where it can compute
+    # the model, else dense for short rows and chunked for others
     attention_backend: str = "auto"
     # recomputed in the backward pass: none | dots: all but matmuls | full: everything
     remat: str = "none"

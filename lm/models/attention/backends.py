@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from lm import plugins
-from lm.models.attention import chunked, dense
+from lm.models.attention import chunked, cudnn, dense, splash
 from lm.models.attention.bias import Bias
 from lm.models.attention.mask import Mask
 from lm.models.config import ConfigError, ModelConfig
 
 FIELD = "model.attention_backend"
-AUTO = "auto"  # dense or chunked, by the scores of a head: queries times keys
+AUTO = "auto"  # the platform's kernel; else dense or chunked, by queries times keys
+KERNELS = {"gpu": "cudnn", "tpu": "splash"}
 MOST_DENSE = 1024 * 1024  # more scores are computed in blocks
 MOST_DENSE_CPU = 256 * 256  # the same on a CPU, where blocks fit its caches; not with a bias
 
@@ -37,10 +38,11 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def __call__(
         self, q, k, v, mask: Mask, bias: Bias | None, *, scale: float, softcap: float
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Map q [B, T, H, K] and k, v [B, S, J, K] to y [B, T, H, K] and lse float32 [B, T, H].
 
         y is in the dtype of v. Both are differentiable. A query that sees no key gets 0 and -inf.
+        lse is None from a kernel that has none with a gradient; `merge` refuses such a result.
         """
 
 
@@ -62,7 +64,36 @@ class Chunked(Backend):
         return chunked.attend(q, k, v, mask, bias, scale=scale, softcap=softcap, block=self.block)
 
 
-BACKENDS: Mapping[str, type[Backend]] = {"dense": Dense, "chunked": Chunked}
+@dataclasses.dataclass(frozen=True)
+class Cudnn(Backend):
+    """cuDNN's fused kernel, for NVIDIA GPUs."""
+
+    def why_not(self, config, mask, platform):
+        return cudnn.why_not(config, mask, platform)
+
+    def __call__(self, q, k, v, mask, bias, *, scale, softcap):
+        assert bias is None and not softcap, "`why_not` refuses them"
+        return cudnn.attend(q, k, v, mask, scale=scale), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Splash(Backend):
+    """A Pallas kernel, for TPUs."""
+
+    def why_not(self, config, mask, platform):
+        return splash.why_not(config, mask, platform)
+
+    def __call__(self, q, k, v, mask, bias, *, scale, softcap):
+        assert bias is None, "`why_not` refuses it"
+        return splash.attend(q, k, v, mask, scale=scale, softcap=softcap), None
+
+
+BACKENDS: Mapping[str, type[Backend]] = {
+    "dense": Dense,
+    "chunked": Chunked,
+    "cudnn": Cudnn,
+    "splash": Splash,
+}
 
 
 def check(c: ModelConfig) -> None:
@@ -70,10 +101,11 @@ def check(c: ModelConfig) -> None:
     plugins.find(FIELD, c.attention_backend, {AUTO: Dense, **BACKENDS}, Backend)
 
 
-def choose(c: ModelConfig, queries: int, keys: int, bias: bool, cached: bool = False) -> str:
-    """Name of the backend of this many queries and keys.
+def choose(c: ModelConfig, mask: Mask, bias: bool, cached: bool = False) -> str:
+    """Name of the backend of such a mask.
 
-    It is `model.attention_backend`, or for "auto" one of "dense" and "chunked".
+    It is `model.attention_backend`. For "auto" it is the kernel of the platform if that can compute
+    it, else one of "dense" and "chunked".
 
     bias: scores have a relative position bias, which dense attention computes once for all layers.
     cached: the keys are a cache's. With few queries such a step is always dense, and with another
@@ -84,25 +116,54 @@ def choose(c: ModelConfig, queries: int, keys: int, bias: bool, cached: bool = F
         return "dense"
     if name != AUTO and not cached:
         return name
+    kernel, reason = _kernel(c, mask)
+    if kernel and not reason and not cached:
+        return kernel
     on_cpu = jax.default_backend() == "cpu" and not bias
     most = MOST_DENSE_CPU if on_cpu and not cached else MOST_DENSE
-    return "dense" if queries * keys <= most else "chunked"
+    return "dense" if len(mask.q_index) * len(mask.k_index) <= most else "chunked"
+
+
+def _kernel(c: ModelConfig, mask: Mask) -> tuple[str, str]:
+    """Name of the platform's kernel, or "", and why it cannot compute this, or ""."""
+    platform = jax.default_backend()
+    name = KERNELS.get(platform, "")
+    return name, BACKENDS[name]().why_not(c, mask, platform) if name else ""
 
 
 def described(c: ModelConfig, lengths: tuple[int, int]) -> str:
     """Which backend serves the attention of rows of these lengths, (own, to read), and why."""
-    rows = {"rows": lengths[0], "encoder": c.encoder_layers and lengths[1]}
+    own, read = lengths
+    parts = [(f"rows of {own}", c, _row(c, own))]
+    if c.encoder_layers:
+        between = Mask.between(*(jnp.zeros((1, n), jnp.int32) for n in lengths))
+        encoder = (f"encoder of {read}", c.encoder, _row(c.encoder, read))
+        parts += [encoder, ("reading it", c, between)]
     has_bias = bool(c.relative_buckets)
-    parts = {name: choose(c, n, n, has_bias) for name, n in rows.items() if n}
-    shown = ", ".join(f"{how} for {name} of {rows[name]}" for name, how in parts.items())
-    limit = MOST_DENSE_CPU if jax.default_backend() == "cpu" and not has_bias else MOST_DENSE
-    why = f" (auto: dense up to {limit**0.5:.0f} tokens)" if c.attention_backend == AUTO else ""
-    return f"attention: {shown}{why}"
+    chosen = {part: choose(each, mask, has_bias and mask.own) for part, each, mask in parts}
+    shown = "attention: " + ", ".join(f"{name} for {part}" for part, name in chosen.items())
+    if c.attention_backend != AUTO:
+        return shown
+    kernels = dict.fromkeys(_kernel(each, mask) for _, each, mask in parts)
+    why = [f"not {kernel}, because {reason}" for kernel, reason in kernels if reason]
+    if not {*chosen.values()} <= {*KERNELS.values()}:
+        on_cpu = jax.default_backend() == "cpu" and not has_bias
+        why.append(f"dense up to {(MOST_DENSE_CPU if on_cpu else MOST_DENSE) ** 0.5:.0f} tokens")
+    return f"{shown} (auto{': ' * bool(why)}{'; '.join(why)})"
+
+
+def _row(c: ModelConfig, length: int) -> Mask:
+    """Mask of a row's self-attention in training."""
+    segments, index = jnp.zeros((1, length), jnp.int32), jnp.arange(length)
+    attending = set(c.layer_kinds) - {"ssm"}
+    window = c.sliding_window if attending == {"local"} else 0
+    mask = Mask(segments, segments, index, index, causal=c.causal, window=window, own=True)
+    return mask.with_window_as_data() if len(attending) > 1 else mask
 
 
 def shared_bias(c: ModelConfig, bias: Bias, mask: Mask, cached: bool) -> Bias | jax.Array | None:
     """The bias of all layers, as their backend takes it: dense attention expands it only once."""
-    name = choose(c, len(mask.q_index), len(mask.k_index), True, cached)
+    name = choose(c, mask, True, cached)
     return dense.biases(bias, mask) if name == "dense" else bias
 
 
@@ -115,7 +176,7 @@ def attend(
     """
     scale = (c.score_dim or c.head_dim) ** -0.5
     options = dict(scale=scale, softcap=c.attention_softcap)
-    name = choose(c, q.shape[1], k.shape[1], bias is not None, cached)
+    name = choose(c, mask, bias is not None, cached)
     if name == "dense":
         y = dense.values(q, k, v, mask, bias, **options)
         return dense.zero_unseen(y, mask) if zero_unseen else y
@@ -141,6 +202,8 @@ def _checked(where: str, found, q, v) -> jax.Array:
     if not isinstance(found, tuple) or len(found) != 2:
         raise ConfigError(f"{where} returned {type(found).__name__}, expected a tuple (y, lse)")
     for (name, (shape, dtype)), array in zip(expected.items(), found, strict=True):
+        if name == "lse" and array is None:
+            continue
         has = (jnp.shape(array), jnp.result_type(array))
         if has != (shape, dtype):
             raise ConfigError(

@@ -22,7 +22,9 @@ class Mask:
 
     causal: only keys whose index is not greater than the query's are seen. prefix: keys that are
     seen by earlier queries too. window: only keys at a distance below it are seen; 0 = all. It is
-    static, or an array where it differs between layers of one compiled loop.
+    static, or an array where it differs between layers of one compiled loop. own: queries and keys
+    are of the same row, with the same segments and the indices 0, 1, ...; kernels that compute a
+    causal mask or a window by themselves need this.
     """
 
     q_segments: jax.Array  # int32 [B, T]
@@ -32,6 +34,7 @@ class Mask:
     prefix: jax.Array | None = None  # bool [B, S]
     causal: bool = False
     window: int | jax.Array = 0
+    own: bool = False
 
     def tree_flatten(self):
         static = isinstance(self.window, int)
@@ -39,12 +42,13 @@ class Mask:
         return (*arrays, None if static else self.window), (
             self.causal,
             self.window if static else None,
+            self.own,
         )
 
     @classmethod
     def tree_unflatten(cls, static, children):
-        causal, window = static
-        return cls(*children[:5], causal, children[5] if window is None else window)
+        causal, window, own = static
+        return cls(*children[:5], causal, children[5] if window is None else window, own)
 
     @classmethod
     def between(cls, q_segments, k_segments) -> "Mask":
@@ -71,6 +75,7 @@ class Mask:
             q_index=q(self.q_index),
             k_index=k(self.k_index),
             prefix=None if self.prefix is None else k(self.prefix),
+            own=False,
         )
 
     @property
@@ -128,6 +133,14 @@ def see(c: ModelConfig, kind: str, segments_BT, positions_BT, cache=None) -> Vie
             key_segments_BS = jnp.where(key_S < 0, -1, key_segments_BS[:, key_S % whole])
     theta = c.local_rope_theta if kind == "local" and c.local_rope_theta else c.rope_theta
     return View(
-        Mask(segments_BT, key_segments_BS, query_T, key_S, causal=c.causal, window=window),
+        Mask(
+            segments_BT,
+            key_segments_BS,
+            query_T,
+            key_S,
+            causal=c.causal,
+            window=window,
+            own=cache is None,
+        ),
         rotary_angles(c, positions_BT, theta) if c.positions == "rotary" else None,
     )

@@ -157,20 +157,26 @@ def test_an_unknown_backend_is_refused_when_the_model_is_built():
         assert said in str(caught.value)
 
 
+def chosen(c, queries, keys, bias, cached=False):
+    mask = Mask.between(jnp.zeros((1, queries)), jnp.zeros((1, keys)))
+    return choose(c, mask, bias, cached)
+
+
 def test_auto_is_dense_for_short_rows_and_makes_no_long_mask():
     c = config()
     assert c.attention_backend == "auto"
-    assert [choose(c, n, n, False) for n in (256, 257, 16384)] == ["dense", "chunked", "chunked"]
-    assert [choose(c, n, n, True) for n in (1024, 1025)] == ["dense", "chunked"]  # T5's bias
+    assert [chosen(c, n, n, False) for n in (256, 257, 16384)] == ["dense", "chunked", "chunked"]
+    assert [chosen(c, n, n, True) for n in (1024, 1025)] == ["dense", "chunked"]  # T5's bias
     # a cache: single tokens and short prompts are dense, a long prompt is not
-    cached = [choose(c, n, 4096, False, cached=True) for n in (1, 256, 257)]
+    cached = [chosen(c, n, 4096, False, cached=True) for n in (1, 256, 257)]
     assert cached == ["dense", "dense", "chunked"]
-    assert choose(c.replace(attention_backend="dense"), 16384, 16384, False) == "dense"
-    assert choose(c.replace(attention_backend="a:B"), 9, 9, False, cached=True) == "dense"
+    assert chosen(c.replace(attention_backend="dense"), 16384, 16384, False) == "dense"
+    assert chosen(c.replace(attention_backend="a:B"), 9, 9, False, cached=True) == "dense"
     said = described(c, (512, 0))
     assert said == "attention: chunked for rows of 512 (auto: dense up to 256 tokens)"
     said = described(config("t5"), (512, 2048))
-    assert said.startswith("attention: dense for rows of 512, chunked for encoder of 2048 (auto")
+    assert said.startswith("attention: dense for rows of 512, chunked for encoder of 2048, ")
+    assert "chunked for reading it (auto" in said
 
 
 def test_a_long_prompt_with_a_cache_gives_the_dense_logits(monkeypatch):
