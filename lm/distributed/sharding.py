@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.batch import FIELDS
-from lm.models import layers
+from lm.models import layers, shards
 from lm.models.config import ConfigError, nearest
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -187,7 +187,9 @@ def checked(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
 
     def check(shape: tuple[int, ...], names: tuple[str, ...]) -> None:
         what = f"an activation [{', '.join(names)}] of shape {list(shape)}"
-        partition(mesh, shape, names, rules, what, "activations")
+        # inside `shards.mapped`, those of fewer axes
+        here = {name: shards.left(axes) or () for name, axes in nn.get_logical_axis_rules()}
+        partition(mesh, shape, names, here, what, "activations")
 
     with activate(mesh, rules), layers.checking(check):
         yield

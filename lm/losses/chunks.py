@@ -1,10 +1,17 @@
-"""Work along the length in chunks, so that logits exist for [B, C, V] at a time."""
+"""Work along the length in chunks, so that logits exist for [B, C, V] at a time.
 
+Each device goes through the chunks of its own rows (`on_rows`). The loops do not communicate over
+the axes that split the batch: the head is gathered once before, its gradient reduced once after.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from lm.models import shards
 
 LOGITS_AT_ONCE = 2**28  # bytes of float32 logits per chunk and device
 
@@ -17,7 +24,7 @@ def chunk_length(batch_size: int, length: int, vocab_size: int) -> int:
 
     Never more than half of the length.
     """
-    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    devices = math.prod(shards.automatic().values())
     fits = max(1, LOGITS_AT_ONCE * devices // (4 * batch_size * vocab_size))
     return min(fits, max(1, -(-length // 2)))
 
@@ -39,32 +46,70 @@ def join(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
+def on_rows(
+    function: Callable[..., tuple[Any, Any]], held: Any, arrays: Any, chunk: int
+) -> tuple[Any, Any]:
+    """Call `function(held, arrays, chunk)`; on a mesh, each device with its part of the arrays.
+
+    held: tree of arrays, such as the head's, that every device has whole along the axes that split
+    `batch` and `length`. arrays: tree of [B, T, ...]. The function closes over no arrays. It
+    returns a tree of [B, T, ...] and a tree of sums over its rows, which are added over devices.
+    """
+    shape = jax.tree.leaves(arrays)[0].shape
+    batch = shards.mesh_axes("batch", shape[0])
+    length = shards.mesh_axes("length", shape[1])
+    axes = (*batch, *length)
+    if not axes:
+        return function(held, arrays, chunk)
+    chunk = -(-chunk // shards.parts(length))
+
+    def local(held, arrays):
+        found, sums = function(held, arrays, chunk)
+        return found, jax.tree.map(lambda x: x[None], sums)
+
+    rows, whole = shards.spec(batch, length), shards.spec()
+    run = shards.mapped(local, (whole, rows), (rows, shards.spec(axes)), axes)
+    found, sums = run(held, arrays)
+    return found, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
 def mapped(function: Callable[..., Any], head: Any, arrays: Any, chunk: int) -> Any:
     """Apply `function(head, arrays of a chunk)` -> tree of [B, C, ...] to `chunk` positions a time.
 
     arrays: tree of [B, T, ...]. Returns the function's tree with [B, T, ...]. The backward pass
-    computes each chunk again and sums the gradient of `head` in float32.
+    computes each chunk again and sums the gradient of `head` in float32. The function closes over
+    no arrays.
     """
     wide, narrow = _widened(head)
 
-    @jax.checkpoint
-    def body(wide, xs):
-        return function(narrow(wide), xs)
+    def of_rows(wide, arrays, chunk):
+        body = jax.checkpoint(lambda wide, xs: function(narrow(wide), xs))
+        length = jax.tree.leaves(arrays)[0].shape[1]
+        _, found = jax.lax.scan(lambda _, xs: (None, body(wide, xs)), None, split(arrays, chunk))
+        return jax.tree.map(lambda x: join(x, length), found), ()
 
-    length = jax.tree.leaves(arrays)[0].shape[1]
-    _, found = jax.lax.scan(lambda _, xs: (None, body(wide, xs)), None, split(arrays, chunk))
-    return jax.tree.map(lambda x: join(x, length), found)
+    return on_rows(of_rows, wide, arrays, chunk)[0]
 
 
-def summed(function: Callable[..., jax.Array], head: Any, arrays: Any, chunk: int) -> jax.Array:
-    """Sum of `function(head, arrays of a chunk)`, a float32 scalar; see `mapped`."""
+def summed(
+    function: Callable[..., jax.Array], head: Any, arrays: Any, chunk: int, fixed: Any = ()
+) -> jax.Array:
+    """Sum of `function(head, arrays of a chunk, *fixed)`, a float32 scalar; see `mapped`.
+
+    fixed: further arrays that the function needs whole, such as the head of another model.
+    """
     wide, narrow = _widened(head)
 
-    @jax.checkpoint
-    def body(total, xs):
-        return total + function(narrow(wide), xs), None
+    def of_rows(held, arrays, chunk):
+        wide, fixed = held
 
-    return jax.lax.scan(body, jnp.float32(0), split(arrays, chunk))[0]
+        @jax.checkpoint
+        def body(total, xs):
+            return total + function(narrow(wide), xs, *fixed), None
+
+        return (), jax.lax.scan(body, jnp.float32(0), split(arrays, chunk))[0]
+
+    return on_rows(of_rows, (wide, fixed), arrays, chunk)[1]
 
 
 def _widened(head: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.losses import chunks, compact
-from lm.losses.chunks import Logits, chunk_length, join, split
+from lm.losses.chunks import Logits, chunk_length, join, on_rows, split
 
 SPARSE_CHUNKS = 16  # of a row most of whose weights are 0
 
@@ -101,7 +101,6 @@ def summed(
     """
     if sparse:
         chunk = min(chunk, max(1, -(-hidden.shape[1] // SPARSE_CHUNKS)))
-        hidden, targets, weights = compact.weighted_first(hidden, targets, weights)
     total, rest = _summed(logits, chunk, extra, sparse, head, hidden, targets, weights)
     return total, rest[0] if rest else total
 
@@ -146,13 +145,16 @@ def _where_live(live, function, otherwise, *args):
 
 
 def _summed_forward_only(logits, chunk, extra, sparse, head, hidden, targets, weights):
-    def body(total, chunk_and_live):
-        xs, live = chunk_and_live
-        add = lambda total: jax.tree.map(jnp.add, total, _chunk_sums(logits, extra, head, *xs))
-        return _where_live(live, add, lambda total: total, total), None
+    def of_rows(head, arrays, chunk):
+        def body(total, chunk_and_live):
+            xs, live = chunk_and_live
+            add = lambda total: jax.tree.map(jnp.add, total, _chunk_sums(logits, extra, head, *xs))
+            return _where_live(live, add, lambda total: total, total), None
 
-    parts = _chunks(chunk, sparse, hidden, targets, weights)
-    return jax.lax.scan(body, _nothing_yet(extra), parts)[0]
+        arrays = compact.weighted_first(*arrays)[0] if sparse else arrays
+        return (), jax.lax.scan(body, _nothing_yet(extra), _chunks(chunk, sparse, *arrays))[0]
+
+    return on_rows(of_rows, head, (hidden, targets, weights), chunk)[1]
 
 
 def _summed_and_gradients(logits, chunk, extra, sparse, head, hidden, targets, weights):
@@ -160,25 +162,31 @@ def _summed_and_gradients(logits, chunk, extra, sparse, head, hidden, targets, w
         lambda *a: _chunk_sums(logits, extra, *a), argnums=(0, 1), has_aux=True
     )
 
-    def add(carry, xs):
-        total, head_gradient = carry
-        value, (of_head, of_hidden) = value_and_grad(head, *xs)
-        total = jax.tree.map(jnp.add, total, value)
-        return (
-            total,
-            jax.tree.map(lambda a, b: a + b.astype(a.dtype), head_gradient, of_head),
-        ), of_hidden
+    def of_rows(head, arrays, chunk):
+        def add(carry, xs):
+            total, head_gradient = carry
+            value, (of_head, of_hidden) = value_and_grad(head, *xs)
+            total = jax.tree.map(jnp.add, total, value)
+            return (
+                total,
+                jax.tree.map(lambda a, b: a + b.astype(a.dtype), head_gradient, of_head),
+            ), of_hidden
 
-    def body(carry, chunk_and_live):
-        xs, live = chunk_and_live
-        return _where_live(live, add, lambda carry, xs: (carry, jnp.zeros_like(xs[0])), carry, xs)
+        def body(carry, chunk_and_live):
+            xs, live = chunk_and_live
+            nothing = lambda carry, xs: (carry, jnp.zeros_like(xs[0]))
+            return _where_live(live, add, nothing, carry, xs)
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), head)
-    (total, of_head), of_hidden = jax.lax.scan(
-        body, (_nothing_yet(extra), zeros), _chunks(chunk, sparse, hidden, targets, weights)
-    )
+        arrays, back = compact.weighted_first(*arrays) if sparse else (arrays, lambda x: x)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), head)
+        sums, of_hidden = jax.lax.scan(
+            body, (_nothing_yet(extra), zeros), _chunks(chunk, sparse, *arrays)
+        )
+        return back(join(of_hidden, arrays[0].shape[1])), sums
+
+    of_hidden, (total, of_head) = on_rows(of_rows, head, (hidden, targets, weights), chunk)
     of_head = jax.tree.map(lambda g, p: g.astype(p.dtype), of_head, head)
-    return total, (of_head, join(of_hidden, hidden.shape[1]))
+    return total, (of_head, of_hidden)
 
 
 def _scaled(logits, chunk, extra, sparse, gradients, scales):

@@ -78,7 +78,7 @@ def summed(
     """
     base_head, base_hidden = jax.lax.stop_gradient((base_head, base_hidden))
 
-    def of_chunk(head, xs):
+    def of_chunk(head, xs, base_head):
         mine, its, weights = xs
         both = logits(head, mine), base_logits(base_head, its)
         mine, its = both if temperature == 1.0 else (x / temperature for x in both)
@@ -87,7 +87,7 @@ def summed(
         )
         return jnp.sum(found * weights)
 
-    return chunks.summed(of_chunk, head, (hidden, base_hidden, weights), chunk)
+    return chunks.summed(of_chunk, head, (hidden, base_hidden, weights), chunk, (base_head,))
 
 
 def summed_top_k(

@@ -1,0 +1,76 @@
+"""Parts of activations: which mesh axes split a dimension, and functions that see one part each."""
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+Axes = tuple[str, ...]
+
+
+def mesh_axes(name: str, size: int) -> Axes:
+    """Mesh axes that split a dimension called `name`, by the active mesh and rules.
+
+    () if none do: outside a mesh, without a rule, or where their devices do not divide the size.
+    """
+    sizes = automatic()
+    found = next((axes for rule, axes in nn.get_logical_axis_rules() if rule == name), None) or ()
+    axes = tuple(axis for axis in found if sizes.get(axis, 1) > 1)
+    return axes if size % parts(axes) == 0 else ()
+
+
+def parts(axes: Axes) -> int:
+    """Number of parts that these axes of the active mesh make, inside `mapped` too."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[axis] for axis in axes)
+
+
+def automatic() -> dict[str, int]:
+    """Sizes of the active mesh's axes, without those that an outer `shard_map` has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
+
+
+def left(axes: Axes | str | None, taken: Collection[str] | None = None) -> Axes | None:
+    """Mesh axes of one dimension without those `taken`, by default by an outer `mapped`."""
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    here = automatic()
+    keep = lambda axis: axis in here if taken is None else axis not in taken
+    return tuple(filter(keep, axes)) or None
+
+
+def spec(*axes: Axes) -> PartitionSpec:
+    """The PartitionSpec of dimensions that are split over these mesh axes each."""
+    return PartitionSpec(*(each or None for each in axes))
+
+
+def mapped(
+    function: Callable[..., Any], in_specs: Any, out_specs: Any, axes: Collection[str] | None = None
+) -> Callable[..., Any]:
+    """`function` of one device's part of each array, by `jax.shard_map` over the active mesh.
+
+    axes: mesh axes that make the parts; None = all. XLA still splits the work over the others, and
+    inside, the rules of activations name only those.
+    """
+    sizes = automatic()
+    # An axis of one device is taken too: then XLA often has no axis left to split over.
+    taken = {axis for axis, size in sizes.items() if axes is None or axis in axes or size == 1}
+    rules = [(name, left(found, taken)) for name, found in nn.get_logical_axis_rules()]
+
+    def inside(*arguments):
+        with nn.logical_axis_rules(rules):
+            return function(*arguments)
+
+    return jax.jit(  # outside jit, shard_map takes only all axes
+        jax.shard_map(
+            inside,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=taken,
+            check_vma=False,  # models need not say what varies over which axis
+        )
+    )
