@@ -39,8 +39,8 @@ test-scann-core: .venv/.test  ## the memory's tests with scann-core in scann's p
 	$(PIP) install --no-deps --upgrade --target .venv/scann-core scann-core==0.2.1
 	PYTHONPATH=.venv/scann-core $(BIN)/python -m pytest $(SHARED) -m "not slow" tests/retrieval
 
-bench: .venv/.test  ## speed beside transformers on torch, ratios in one run (ten minutes on two quiet cores)
-	$(BIN)/python -m tests.benchmarks.speed
+bench: .venv/.test  ## speed beside transformers and others, rows that are not measured yet, into docs/performance.md (hours)
+	$(BIN)/python -m tests.benchmarks.run --write-docs
 
 bench-retrieval: .venv/.test  ## indexes beside faiss, hnswlib and usearch, and a memory of 200,000 passages (an hour and a half the first time)
 	$(PIP) install --editable ".[bench]"
