@@ -51,7 +51,7 @@ SMALL = {
 }
 SHRUNK = {  # of a run of the variant tiny
     "steps": 3,
-    "batch_size": 2,
+    "batch_size": 8,
     "length": 64,
     "optimizer.warmup": 1,
     "model.d_model": 32,

@@ -95,7 +95,7 @@ def _tuned(name, files, model, tiny):
         "config.task.template": "plain" if tiny else "chatml",
         "config.task.max_long": 0.5,
         "config.length": 256,
-        "config.batch_size": 4,
+        "config.batch_size": 8 if tiny else 4,
         "config.steps": 4 if tiny else 40,
         "config.optimizer.warmup": 2 if tiny else 4,
     }
