@@ -107,6 +107,7 @@ class Run:
         self.entered = self.steps = self.reads = 0
         self.running, self.halt = np.zeros(setup.rows, bool), np.zeros(setup.rows, bool)
         self.count = self.finish = np.zeros(setup.rows, np.int32)
+        self.tokens = np.zeros((setup.rows, setup.length), np.int32)
         self.key = jax.random.key(setup.seed)
         if setup.patience and not all(map(of_hooks.pure, hooks)):
             raise GenerationError(
@@ -245,8 +246,9 @@ class Run:
                 np.int32(need),
                 np.int32(self.steps + tokens),
             )
-        self.running, self.count, self.finish, steps = jax.device_get(
-            [self.state[name] for name in ("running", "count", "finish", "steps")]
+        # in one read: each waits for the device
+        self.running, self.count, self.finish, steps, self.tokens = jax.device_get(
+            [self.state[name] for name in ("running", "count", "finish", "steps", "tokens")]
         )
         self.steps = int(steps)
         self.running, self.count = self.running.copy(), self.count.copy()  # device_get's: frozen
@@ -268,9 +270,8 @@ class Run:
 
     def so_far(self) -> dict[int, list[int]]:
         """The tokens of every request that runs, by its number."""
-        tokens = jax.device_get(self.state["tokens"])
         return {
-            held.number: held.got.tokens + tokens[row, : self.count[row]].tolist()
+            held.number: held.got.tokens + self.tokens[row, : self.count[row]].tolist()
             for held in self.held
             for row in held.rows[:1]
         }
@@ -287,14 +288,14 @@ class Run:
         ended = [held for held in self.held if not self.running[held.rows[0]]]
         if not ended:
             return []
-        tokens, log_probs, behaviour = jax.device_get(
-            [self.state[name] for name in ("tokens", "log_probs", "behaviour")]
+        log_probs, behaviour = jax.device_get(
+            [self.state[name] for name in ("log_probs", "behaviour")]
         )
         done = []
         for held in ended:
             row, at = held.rows[0], slice(0, int(self.count[held.rows[0]]))
             got = Got(
-                held.got.tokens + tokens[row, at].tolist(),
+                held.got.tokens + self.tokens[row, at].tolist(),
                 np.concatenate([held.got.log_probs, log_probs[row, at]]),
                 np.concatenate([held.got.behaviour, behaviour[row, at]]),
             )
