@@ -104,6 +104,7 @@ def defaults() -> ConfigDict:
     c.mesh = ConfigDict()  # devices per axis; -1 = all remaining devices
     c.mesh.data = -1  # replicas of the model
     c.mesh.fsdp = 1  # parameters, gradients and moments are sharded, and gathered when used
+    c.mesh.sequence = 1  # the tokens of a row are split: for long rows (context parallelism)
     c.mesh.tensor = 1  # heads, mlp and vocabulary are sharded within a layer
 
     c.sharding = ConfigDict()  # logical dimension -> mesh axes

@@ -1,4 +1,4 @@
-"""Device mesh with the axes data (replicas), fsdp (sharded parameters), tensor (split layers)."""
+"""Device mesh: data (replicas), fsdp (sharded parameters), sequence (split rows), tensor."""
 
 import math
 import os
@@ -10,16 +10,19 @@ from lm.jax_settings import SettingsError, devices
 from lm.models.config import ConfigError
 from lm.phases import phase
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None
+) -> Mesh:
     """Make a mesh over `devices` (default: all, of every process). -1: all remaining devices.
 
     Raises ConfigError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    sizes = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
+    sizes = resolve(sizes, len(devices))
     # Explicit axes, the default of make_mesh, do not work with Linen's gathers and constraints.
     return jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices

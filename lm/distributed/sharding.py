@@ -43,10 +43,10 @@ PARAMETERS: Rules = {
 }
 ACTIVATIONS: Rules = {
     "batch": ("data", "fsdp"),
-    "length": (),  # of batch fields, and inside mlp and state-space layers
-    "residual_length": (),  # of the residual stream between layers
+    "length": ("sequence",),  # of batch fields, and inside mlp and state-space layers
+    "residual_length": ("sequence",),  # of the residual stream between layers
     "residual": (),
-    "attention_length": (),  # of queries, keys and values
+    "attention_length": ("sequence",),  # of queries, keys and values
     "embed": (),  # of embedding tables, gathered for use
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -157,6 +157,22 @@ def field_sharding(rows: NamedSharding, name: str, ndim: int) -> NamedSharding:
     split = {"batch": batch, "length": length, "encoder_length": length}
     names = FIELDS[name].names(ndim)
     return NamedSharding(rows.mesh, PartitionSpec(*(split.get(axis) for axis in names)))
+
+
+def checked_field(rows: NamedSharding, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """`field_sharding`. Raises ConfigError when the mesh does not divide a dimension."""
+    placed = field_sharding(rows, name, len(shape))
+    names = FIELDS[name].names(len(shape))
+    for dimension, size, split in zip(names, shape, placed.spec, strict=False):
+        axes = (split,) if isinstance(split, str) else split or ()
+        parts = math.prod(placed.mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise ConfigError(
+                f"the field {name!r} of the batch: {dimension} {size} does not divide by "
+                f"mesh.{' x mesh.'.join(axes)} = {parts}; change the mesh, or the size (next that "
+                f"fits: {-(-size // parts) * parts})"
+            )
+    return placed
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.config import ModelConfig
+from lm.models.shards import mesh_axes
 
 _CHECK: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("check", default=None)
 
@@ -148,11 +149,16 @@ def wide(x: jax.Array) -> jax.Array:
 def constrain(x: jax.Array, axes: str) -> jax.Array:
     """Constrain the sharding of an activation by logical axis names.
 
-    Outside a mesh it is the identity. Raises ValueError for a name without a rule.
+    Outside a mesh it is the identity. A length that the mesh does not divide, such as that of one
+    token in generation, is not split. Raises ValueError for a name without a rule.
     """
-    names = tuple(axes.split())
+    names: tuple[str | None, ...] = tuple(axes.split())
     if check := _CHECK.get():
         check(x.shape, names)
+    names = tuple(
+        None if name.endswith("length") and not mesh_axes(name, size) else name
+        for name, size in zip(names, x.shape, strict=True)
+    )
     return nn.with_logical_constraint(x, names, fallback=nn.spmd.RulesFallback.RAISE_ERROR)
 
 

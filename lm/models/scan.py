@@ -11,6 +11,7 @@ piece that continues a document.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,16 @@ def runs(segments_BT) -> tuple[jax.Array, jax.Array]:
     return jnp.cumsum(jnp.pad(changes, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32), real
 
 
+def starts_of(run_BT) -> jax.Array:
+    """Where a document begins inside a row, bool [B, T]. The state before is not for it."""
+    return jnp.pad(run_BT[:, 1:] != run_BT[:, :-1], ((0, 0), (1, 0)))
+
+
+def before_starts(starts_BT) -> jax.Array:
+    """Where the document of the state before still goes on, bool [B, T]."""
+    return jnp.cumsum(starts_BT, axis=1) == 0
+
+
 def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, jax.Array]:
     """Depthwise causal convolution within documents: y_t = sum_k kernel_k x_{t-K+1+k}.
 
@@ -45,22 +56,33 @@ def causal_conv(x_BTC, kernel_KC, segments_BT, window=None) -> tuple[jax.Array, 
     )
     x = jnp.concatenate([window, x_BTC], axis=1)
     runs_of_x = jnp.pad(run, ((0, 0), (width - 1, 0)))  # the window belongs to document 0
+    y = convolved(x, runs_of_x, kernel_KC)
+    # number of positions up to and including the row's last token
+    after = jnp.max(jnp.where(real, jnp.arange(1, length + 1), 0), axis=1)
+    cut = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, width - 1))
+    window = jnp.where((cut(runs_of_x, after) == run[:, -1:])[..., None], cut(x, after), 0)
+    return y, window
+
+
+def convolved(x, runs_of_x, kernel_KC) -> jax.Array:
+    """Convolution of x [B, K - 1 + T, C], which begins with a window, [B, T, C].
+
+    runs_of_x: int32 [B, K - 1 + T], the document of every input.
+    """
+    width, length = len(kernel_KC), x.shape[1] - len(kernel_KC) + 1
     dtype = jnp.promote_types(jnp.float32, x.dtype)
-    y = jnp.zeros((batch, length, channels), dtype)
+    y = jnp.zeros((len(x), length, x.shape[2]), dtype)
+    run = runs_of_x[:, width - 1 :]
     for k in range(width):
         shift = slice(k, k + length)
         y += jnp.where((runs_of_x[:, shift] == run)[..., None], x[:, shift], 0) * kernel_KC[
             k
         ].astype(dtype)
-    # number of positions up to and including the row's last token
-    after = jnp.max(jnp.where(real, jnp.arange(1, length + 1), 0), axis=1)
-    cut = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, width - 1))
-    window = jnp.where((cut(runs_of_x, after) == run[:, -1:])[..., None], cut(x, after), 0)
-    return y.astype(x_BTC.dtype), window
+    return y.astype(x.dtype)
 
 
 def selective_scan(
-    u, dt, A, B, C, D, segments, state=None, chunk=32
+    u, dt, A, B, C, D, segments, state=None, chunk=32, scan: Callable | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """S6 (Gu & Dao 2023, Algorithm 2).
 
@@ -73,6 +95,8 @@ def selective_scan(
     Of the states [T, N, E] only one in every `chunk` tokens is kept for the backward pass, which
     recomputes the others chunk by chunk. Memory beyond the inputs and their gradients is
     `(T / chunk + a few times chunk) N E` numbers.
+
+    scan: what computes it without D, by default `s6`.
     """
     run, real = runs(segments)
     dtype = jnp.promote_types(jnp.float32, u.dtype)
@@ -82,13 +106,13 @@ def selective_scan(
         y, state = _s6_step(A, state, *(x[:, 0].astype(dtype) for x in (u, dt, B, C)))
         y = y[:, None]
     else:
-        starts = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (1, 0)))
-        y, state = _s6(A, state, _chunks((u, dt, B, C, starts), chunk))
-        y = _unchunked(y, u.shape[1])
+        y, state = (scan or s6)(A, state, u, dt, B, C, starts_of(run), chunk)
     return (y + u.astype(dtype) * D.astype(dtype)).astype(u.dtype), state
 
 
-def ssd(x, dt, A, B, C, D, segments, state=None, chunk=64) -> tuple[jax.Array, jax.Array]:
+def ssd(
+    x, dt, A, B, C, D, segments, state=None, chunk=64, scan: Callable | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Mamba-2's SSD, computed with matmuls (Dao & Gu 2024, section 6).
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, and y_t = h_t C_t + D x_t.
@@ -97,8 +121,10 @@ def ssd(x, dt, A, B, C, D, segments, state=None, chunk=64) -> tuple[jax.Array, j
     shared by H / G consecutive heads; state [B, H, P, N] or None for zeros. Returns y [B, T, H, P]
     in the dtype of x, and the last state. States and arithmetic are float32 (float64 if x is). The
     backward pass keeps the states at chunk borders and recomputes those inside.
+
+    scan: what computes it without D, by default `ssd_scan`.
     """
-    (batch, length, heads, width), (groups, n) = x.shape, B.shape[2:]
+    (batch, length, heads, width), n = x.shape, B.shape[-1]
     run, real = runs(segments)
     dtype = jnp.promote_types(jnp.float32, x.dtype)
     dt, A = jnp.where(real[..., None], dt, 0).astype(dtype), A.astype(dtype)
@@ -107,21 +133,32 @@ def ssd(x, dt, A, B, C, D, segments, state=None, chunk=64) -> tuple[jax.Array, j
         y, state = _ssd_step(A, state, *(z[:, 0].astype(dtype) for z in (x, dt, B, C)))
         y = y[:, None]
     else:
-        starts = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (1, 0)))
-        split = (groups, heads // groups)  # a head is (g, r): the r-th of group g
-        grouped = (
-            x.reshape(batch, length, *split, width),
-            dt.reshape(batch, length, *split),
-            B,
-            C,
-            starts,
-        )
-        body = jax.checkpoint(functools.partial(_ssd_chunk, A.reshape(split)), prevent_cse=False)
-        state, y = jax.lax.scan(
-            body, state.reshape(batch, *split, width, n), _chunks(grouped, chunk)
-        )
-        y, state = _unchunked(y, length).reshape(x.shape), state.reshape(batch, heads, width, n)
+        y, state = (scan or ssd_scan)(A, state, x, dt, B, C, starts_of(run), chunk)
     return (y + x.astype(dtype) * D.astype(dtype)[:, None]).astype(x.dtype), state
+
+
+def ssd_scan(A, h, x, dt, B, C, starts, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """`ssd` without D, from the state h; dt is 0 at padding, starts as by `starts_of`."""
+    (batch, length, heads, width), (groups, n) = x.shape, B.shape[2:]
+    split = (groups, heads // groups)  # a head is (g, r): the r-th of group g
+    grouped = (
+        x.reshape(batch, length, *split, width),
+        dt.reshape(batch, length, *split),
+        B,
+        C,
+        starts,
+    )
+    body = jax.checkpoint(functools.partial(_ssd_chunk, A.reshape(split)), prevent_cse=False)
+    h, y = jax.lax.scan(body, h.reshape(batch, *split, width, n), _chunks(grouped, chunk))
+    return _unchunked(y, length).reshape(x.shape), h.reshape(batch, heads, width, n)
+
+
+def ssd_from(A, h, dt, C, starts) -> jax.Array:
+    """What the state h before a part adds to its y, [B, T, H, P]; arguments as of `ssd_scan`."""
+    (batch, _, width, n), groups = h.shape, C.shape[2]
+    kept = jnp.where(before_starts(starts)[..., None], jnp.exp(jnp.cumsum(dt * A, axis=1)), 0)
+    y = jnp.einsum("btgn,bgrpn->btgrp", C.astype(h.dtype), h.reshape(batch, groups, -1, width, n))
+    return y.reshape(*dt.shape, width) * kept[..., None]
 
 
 def _chunks(arrays, chunk: int):
@@ -183,6 +220,28 @@ def _s6_inside(A, h, u, dt, B, starts):
     """Decay a and states of one chunk, each [Q, B, N, E], from the state h [B, N, E] before it."""
     a = jnp.where(starts[..., None, None], 0, jnp.exp(dt[:, :, None] * A))
     return a, _recurrence(a, (dt * u)[:, :, None] * B[..., None], h)
+
+
+def s6(A, h, u, dt, B, C, starts, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """`selective_scan` without D, from the state h; dt is 0 at padding, starts as by `starts_of`.
+
+    A [N, E].
+    """
+    y, h = _s6(A, h, _chunks((u, dt, B, C, starts), chunk))
+    return _unchunked(y, u.shape[1]), h
+
+
+def s6_from(A, h, dt, C, starts, chunk: int) -> jax.Array:
+    """What the state h before a part adds to its y, [B, T, E]; arguments as of `s6`."""
+
+    @jax.checkpoint
+    def some(part):
+        elapsed, C, reached = part
+        states = jnp.where(reached[..., None, None], jnp.exp(elapsed[:, :, None] * A) * h, 0)
+        return jnp.einsum("qbne,qbn->qbe", states, C)
+
+    of_tokens = jnp.cumsum(dt, axis=1), C.astype(h.dtype), before_starts(starts)
+    return _unchunked(jax.lax.map(some, _chunks(of_tokens, chunk)), dt.shape[1])
 
 
 def _s6_forward(A, h, chunks):

@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.models import across
 from lm.models.config import ModelConfig
 from lm.models.layers import ACTIVATION_FUNCTIONS, biased, constrain, scaled, stored, weight, wide
 from lm.models.matmul import matmul
-from lm.models.scan import causal_conv, selective_scan, ssd
+from lm.models.scan import selective_scan, ssd
 
 
 class MambaMixer(nn.Module):
@@ -26,6 +27,7 @@ class MambaMixer(nn.Module):
     def __call__(self, x_BTD, segments_BT, cache=None):
         c = self.config
         act = ACTIVATION_FUNCTIONS[c.activation]
+        segments_BT = across.whole(segments_BT)
         past = continued(cache, segments_BT)
         gate = project(self, x_BTD, "gate", c.ssm_inner, "mlp")
         u, conv = convolve(
@@ -53,7 +55,7 @@ class MambaMixer(nn.Module):
         A = -jnp.exp(recurrent(self, "a_log", (c.ssm_inner, c.ssm_state), "mlp state", init_a_log))
         skip = recurrent(self, "skip", (c.ssm_inner,), "mlp", nn.initializers.ones)
         y, state = selective_scan(
-            u, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 32
+            u, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 32, across.s6
         )
 
         y = constrain(y * jax.nn.silu(gate), "batch length mlp")
@@ -74,6 +76,7 @@ class Mamba2Mixer(nn.Module):
     def __call__(self, x_BTD, segments_BT, cache=None):
         c = self.config
         act = ACTIVATION_FUNCTIONS[c.activation]
+        segments_BT = across.whole(segments_BT)
         past, (batch, length, _) = continued(cache, segments_BT), x_BTD.shape
         gate = project(self, x_BTD, "gate", c.ssm_inner, "mlp")
         x, conv = convolve(
@@ -100,7 +103,9 @@ class Mamba2Mixer(nn.Module):
         dt = jnp.clip(dt, *c.ssm_dt_limit) if c.ssm_dt_limit else dt
         A = -jnp.exp(recurrent(self, "a_log", (c.ssm_heads,), "heads", init_a_log))
         skip = recurrent(self, "skip", (c.ssm_heads,), "heads", nn.initializers.ones)
-        y, state = ssd(x, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 64)
+        y, state = ssd(
+            x, dt, A, B, C, skip, segments_BT, past["state"], c.ssm_chunk or 64, across.ssd_scan
+        )
 
         y = wide(y.reshape(batch, length, c.ssm_inner)) * jax.nn.silu(wide(gate))
         y = (
@@ -154,7 +159,7 @@ def convolve(module, x_BTC, name, axis, segments_BT, window) -> tuple[jax.Array,
     """Apply `causal_conv` with parameter `name` and, with `ssm_conv_bias`, `name`_bias."""
     c, channels = module.config, x_BTC.shape[-1]
     kernel = weight(module, name, (c.ssm_conv, channels), f"conv {axis}", uniform(c.ssm_conv**-0.5))
-    y, window = causal_conv(x_BTC, kernel, segments_BT, window)
+    y, window = across.causal_conv(x_BTC, kernel, segments_BT, window, axis)
     return (biased(module, y, f"{name}_bias", axis) if c.ssm_conv_bias else y), window
 
 

@@ -307,6 +307,13 @@ def _check_batch(config: Config, devices: int) -> None:
             f"{' x '.join(f'mesh.{axis}' for axis in axes)} = {parts}; make batch_size a "
             f"multiple of {parts * config.accumulate}"
         )
+    shards = sizes.get("sequence", 1)
+    if config.length % shards:
+        raise ConfigError(
+            f"length={config.length} does not divide over mesh.sequence={shards}: make length a "
+            f"multiple of {shards} (next that fits: {-(-config.length // shards) * shards}), or "
+            f"set mesh.sequence={math.gcd(config.length, shards)}"
+        )
 
 
 def _get(config: Config, dotted: str):

@@ -289,7 +289,7 @@ def abstract_batch(
     shapes |= more or {}
 
     def array(name: str, shape: tuple[int, ...]) -> Any:
-        placed = sharding.field_sharding(rows, name, 1 + len(shape))
+        placed = sharding.checked_field(rows, name, (batch_size, *shape))
         return jax.ShapeDtypeStruct((batch_size, *shape), FIELDS[name].dtype, sharding=placed)
 
     return Batch.made({name: array(name, shape) for name, shape in shapes.items()})

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import plugins
-from lm.models.attention import chunked, cudnn, dense, splash
+from lm.models.attention import chunked, cudnn, dense, ring, splash
 from lm.models.attention.bias import Bias
 from lm.models.attention.mask import Mask
 from lm.models.config import ConfigError, ModelConfig
@@ -101,7 +102,9 @@ def check(c: ModelConfig) -> None:
     plugins.find(FIELD, c.attention_backend, {AUTO: Dense, **BACKENDS}, Backend)
 
 
-def choose(c: ModelConfig, mask: Mask, bias: bool, cached: bool = False) -> str:
+def choose(
+    c: ModelConfig, mask: Mask, bias: bool, cached: bool = False, joined: bool = False
+) -> str:
     """Name of the backend of such a mask.
 
     It is `model.attention_backend`. For "auto" it is the kernel of the platform if that can compute
@@ -110,6 +113,7 @@ def choose(c: ModelConfig, mask: Mask, bias: bool, cached: bool = False) -> str:
     bias: scores have a relative position bias, which dense attention computes once for all layers.
     cached: the keys are a cache's. With few queries such a step is always dense, and with another
     backend than "auto" and "chunked" in any case.
+    joined: what it gives is joined with attention to other keys, so it must give lse.
     """
     name = c.attention_backend
     if cached and name not in (AUTO, "chunked"):
@@ -117,7 +121,7 @@ def choose(c: ModelConfig, mask: Mask, bias: bool, cached: bool = False) -> str:
     if name != AUTO and not cached:
         return name
     kernel, reason = _kernel(c, mask)
-    if kernel and not reason and not cached:
+    if kernel and not reason and not cached and not joined:
         return kernel
     on_cpu = jax.default_backend() == "cpu" and not bias
     most = MOST_DENSE_CPU if on_cpu and not cached else MOST_DENSE
@@ -140,7 +144,12 @@ def described(c: ModelConfig, lengths: tuple[int, int]) -> str:
         encoder = (f"encoder of {read}", c.encoder, _row(c.encoder, read))
         parts += [encoder, ("reading it", c, between)]
     has_bias = bool(c.relative_buckets)
-    chosen = {part: choose(each, mask, has_bias and mask.own) for part, each, mask in parts}
+    chosen = {
+        part + ring.described(mask): choose(
+            each, ring.of_device(mask), has_bias and mask.own, joined=ring.joins(mask)
+        )
+        for part, each, mask in parts
+    }
     shown = "attention: " + ", ".join(f"{name} for {part}" for part, name in chosen.items())
     if c.attention_backend != AUTO:
         return shown
@@ -163,6 +172,8 @@ def _row(c: ModelConfig, length: int) -> Mask:
 
 def shared_bias(c: ModelConfig, bias: Bias, mask: Mask, cached: bool) -> Bias | jax.Array | None:
     """The bias of all layers, as their backend takes it: dense attention expands it only once."""
+    if ring.split(len(mask.q_index)):
+        return bias
     name = choose(c, mask, True, cached)
     return dense.biases(bias, mask) if name == "dense" else bias
 
@@ -172,20 +183,33 @@ def attend(
 ) -> jax.Array:
     """Compute attention with the model's backend, [B, T, H, K]; see `choose`.
 
-    Dense attention gives a query that sees no key the mean of all values, unless `zero_unseen`.
+    Where the mesh splits the length, every device computes its own part by `ring`. Dense attention
+    of whole rows gives a query that sees no key the mean of all values, unless `zero_unseen`.
     """
-    scale = (c.score_dim or c.head_dim) ** -0.5
-    options = dict(scale=scale, softcap=c.attention_softcap)
-    name = choose(c, mask, bias is not None, cached)
-    if name == "dense":
-        y = dense.values(q, k, v, mask, bias, **options)
+    if ring.split(q.shape[1]):
+        local = functools.partial(_local, c, cached)
+        return ring.attend(local, q, k, v, mask, bias, cached=cached)
+    if choose(c, mask, bias is not None, cached) == "dense":
+        y = dense.values(q, k, v, mask, bias, **_options(c))
         return dense.zero_unseen(y, mask) if zero_unseen else y
+    return _local(c, cached, q, k, v, mask, bias)[0]
+
+
+def _options(c: ModelConfig) -> dict[str, float]:
+    return dict(scale=(c.score_dim or c.head_dim) ** -0.5, softcap=c.attention_softcap)
+
+
+def _local(
+    c: ModelConfig, cached: bool, q, k, v, mask: Mask, bias, joined: bool = False
+) -> tuple[jax.Array, Any]:
+    """y and lse by the backend of this mask; see `choose`."""
+    name = choose(c, mask, bias is not None, cached, joined)
     kind = plugins.find(FIELD, name, BACKENDS, Backend)
     where = f"{FIELD}={name!r} ({os.path.relpath(inspect.getfile(kind))})"
     try:
         backend = kind()
         reason = backend.why_not(c, mask, jax.default_backend())
-        found = None if reason else backend(q, k, v, mask, bias, **options)
+        found = None if reason else backend(q, k, v, mask, bias, **_options(c))
     except ConfigError:
         raise
     except Exception as error:  # a user's file may raise anything
@@ -193,20 +217,25 @@ def attend(
         raise ConfigError(f"{where} raised {type(error).__name__}: {said}") from error
     if reason:
         raise ConfigError(f"{where} cannot compute this model: {reason}; use 'dense' or 'chunked'")
-    return _checked(where, found, q, v)
+    return _checked(where, found, q, v, joined)
 
 
-def _checked(where: str, found, q, v) -> jax.Array:
-    """Return y. Raises ConfigError for results of other shapes or dtypes than expected."""
+def _checked(where: str, found, q, v, joined: bool) -> tuple[jax.Array, Any]:
+    """Return (y, lse). Raises ConfigError for results of other shapes or dtypes than expected."""
     expected = {"y": (q.shape, v.dtype), "lse": (q.shape[:-1], jnp.dtype(jnp.float32))}
     if not isinstance(found, tuple) or len(found) != 2:
         raise ConfigError(f"{where} returned {type(found).__name__}, expected a tuple (y, lse)")
     for (name, (shape, dtype)), array in zip(expected.items(), found, strict=True):
         if name == "lse" and array is None:
+            if joined:
+                raise ConfigError(
+                    f"{where} returned no lse, by which the parts of a row are joined; use 'dense' "
+                    "or 'chunked', or set mesh.sequence=1"
+                )
             continue
         has = (jnp.shape(array), jnp.result_type(array))
         if has != (shape, dtype):
             raise ConfigError(
                 f"{where} returned {name} {has[1]}{list(has[0])}, expected {dtype}{list(shape)}"
             )
-    return found[0]
+    return found

@@ -183,6 +183,11 @@ def _span(live: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(live.any(), first, 0), jnp.where(live.any(), last, 0)
 
 
+def sees(mask: Mask) -> jax.Array:
+    """Whether some query may see some key, bool []."""
+    return _live(mask, Settings(0, 0, len(mask.q_index), len(mask.k_index)))[0, 0]
+
+
 def _live(mask: Mask, n: Settings) -> jax.Array:
     """Whether some query of a block may see some key of another, bool [T / t, S / s].
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec
 
+from lm.models import shards
 from lm.models.attention.mask import Mask
 from lm.models.config import ConfigError
 
@@ -24,7 +25,7 @@ def local(kernel: Callable[..., jax.Array], q_BTHK, k_BSJK, v_BSJK, mask: Mask) 
     Raises ConfigError when the rules split rows, which a kernel needs whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if math.prod(shards.automatic().values()) == 1:  # a mesh of one device, or inside `ring`
         return kernel(q_BTHK, k_BSJK, v_BSJK, mask)
     of_q, of_k = (PartitionSpec(*(nn.logical_to_mesh_axes(x) or ())) for x in (QUERIES, KEYS))
     batch, length, *_ = of_q

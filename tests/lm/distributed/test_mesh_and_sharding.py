@@ -15,7 +15,7 @@ from tests.lm.training import small
 
 def test_the_rest_of_the_devices_is_not_filled_in():
     assert resolve({"data": -1, "fsdp": 2, "tensor": 2}, 8) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(

@@ -129,16 +129,20 @@ def test_a_signal_loses_a_step_or_repeats_one(whole, stopped, folder):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_a_run_cannot_continue_on_another_mesh(whole, stopped, folder):
-    shutil.copytree(stopped[0], folder / "other_mesh")
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "accumulate": 2},
+        pytest.param({"mesh.data": 2, "mesh.sequence": 4}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_cannot_continue_on_another_mesh(whole, stopped, folder, mesh):
+    workdir = folder / "-".join(mesh)
+    shutil.copytree(stopped[0], workdir)
     c = stopped[1].copy_and_resolve_references()
-    c.update_from_flattened_dict(
-        {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "accumulate": 2}
-    )
-    assert loop.train(c, folder / "other_mesh") == 0
-    for (step, ours), (also, theirs) in zip(
-        losses(folder / "other_mesh"), losses(whole[0]), strict=True
-    ):
+    c.update_from_flattened_dict(mesh)
+    assert loop.train(c, workdir) == 0
+    for (step, ours), (also, theirs) in zip(losses(workdir), losses(whole[0]), strict=True):
         assert step == also
         assert ours == pytest.approx(theirs, abs=2e-4)
 

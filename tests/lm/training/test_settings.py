@@ -51,12 +51,19 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
             None,
             "samples.prompts and eval.data hold text",
         ),
+        (
+            {"length": 30, "mesh.data": 2, "mesh.sequence": 4},
+            None,
+            r"length=30 does not divide over mesh.sequence=4: make length a multiple of 4 .next "
+            r"that fits: 32., or set mesh.sequence=2",
+        ),
+        ({"length": 32, "mesh.data": 2, "mesh.sequence": 4}, None, None),
         ("length", 129, "length=129 is more than model.max_length=128"),
         ("model.dtype", "float16", "loss scaling"),
         ("model.n_kv_heads", 3, "n_heads=8 is not a multiple"),
         ("model.head", "masked_lm", "needs 'causal_lm'"),
         ("model.vocab_size", 100, "cannot hold the tokenizer's 257 tokens"),
-        ("sharding.activations.length", ("sequence",), "names the mesh axis 'sequence'"),
+        ("sharding.activations.length", ("sequences",), "mesh axis 'sequences' .did you mean"),
         ("sharding.activations.length", ("data",), "'data' would shard two dimensions"),
         (
             {"sharding.activations.residual_length": ("tensor",), "length": 30, "mesh.tensor": 4},
