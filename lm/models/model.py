@@ -290,6 +290,30 @@ def separate(model: LanguageModel, params: dict) -> tuple[LanguageModel, dict]:
     return build(c.replace(layers="separate")), rest | split
 
 
+def laid_out(c: ModelConfig, params: dict) -> dict:
+    """Params of a model of this config, its layers stacked or apart as `c.layers` says.
+
+    They may be given either way; those that are as they should be are not copied.
+    """
+    apart = "layers_0" in params
+    if c.shared_layers or apart == (c.layers == "separate"):
+        return params
+    if not apart:
+        return separate(build(c.replace(layers="scan")), params)[1]
+    stacks = [
+        jax.tree.map(
+            lambda *each: jnp.stack(each),
+            *(params[f"layers_{i}"] for i in range(block, c.n_layers, c.period)),
+        )
+        for block in range(c.period)
+    ]
+    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    if c.encoder_layers:
+        rest["encoder"] = laid_out(c.encoder, rest["encoder"])
+    blocks = {f"block_{i}": stack for i, stack in enumerate(stacks)}
+    return rest | {"layers": stacks[0] if c.period == 1 else blocks}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(model, params, batch):
     return model.apply({"params": params}, batch)

@@ -22,6 +22,7 @@ from lm.distributed.rules import by_path
 from lm.losses import Loss
 from lm.models import LanguageModel, build
 from lm.models.config import ConfigError, ModelConfig, nearest
+from lm.models.model import laid_out
 from lm.tasks.models import Aux, Beside
 from lm.training.parts import Parts
 from lm.weights.runs.model_files import MODELS, Kept
@@ -133,6 +134,7 @@ def made(
         if aux.start == "body":
             _check_body(where, one.model, main)
         if loaded is not None:
+            loaded = laid_out(config, loaded)
             _check_shapes(where, aux.start, loaded, one.model)
             weights[name] = one.own(loaded)
         models[name] = one

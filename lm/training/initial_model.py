@@ -2,6 +2,7 @@
 
 from lm.data import tokenizers
 from lm.models import build
+from lm.models.model import laid_out
 from lm.tasks import Kept, Start
 from lm.training import settings
 from lm.training.parts import Parts
@@ -53,4 +54,5 @@ def _loaded(parts: Parts, resuming: bool):
     model, params, its_tokenizer = load(config.init_from)
     changes = {name: config.model[name] for name in COMPUTE}
     model = build(model.config.replace(**changes))
-    return model, None if resuming else params, tokenizer or its_tokenizer
+    params = None if resuming else laid_out(model.config, params)
+    return model, params, tokenizer or its_tokenizer

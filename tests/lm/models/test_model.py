@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lm
+from lm.models.model import laid_out
 from tests.lm.small_models import drawn
 
 MAMBA = dict(n_heads=0, n_kv_heads=0, head_dim=0, d_ff=0, positions="none")
@@ -359,6 +360,20 @@ def test_separate_layers_compute_what_stacked_layers_compute(name):
     np.testing.assert_allclose(
         logits(*separated(name), batch), logits(model, params, batch), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "hybrid-window", "umt5"])
+def test_layers_that_were_separated_are_not_stacked_again(name):
+    (model, params), (apart, split) = make(name), separated(name)
+    for c, given, wanted in (
+        (model.config, split, params),
+        (model.config, params, params),
+        (apart.config, params, split),
+        (apart.config, split, split),
+    ):
+        found = laid_out(c, given)
+        assert jax.tree.structure(found) == jax.tree.structure(wanted)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 CACHED = [(name, "separate") for name in CAUSAL]  # as generation runs them

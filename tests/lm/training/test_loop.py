@@ -212,6 +212,22 @@ def test_weights_to_start_from_are_not_used(whole, folder):
     assert first < last + 0.5 < losses(whole[0])[0][1]["loss"]
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_run_starts_elsewhere_if_its_layers_are_kept_otherwise(whole, folder, rank):
+    """From a run with stacked layers to one with separate ones, and from that one back."""
+    start, found = str(whole[0]), []
+    for number, layers in enumerate(("scan", "separate", "scan")):
+        changes = {"init_from": start, "steps": 1, "tokenizer": "", "optimizer.warmup": 0}
+        changes |= {"model.layers": layers, "adaptation.lora.rank": rank}
+        changes |= {"optimizer.learning_rate": 1e-9}  # the next begins where this one did
+        run = folder / f"layers-{rank}-{number}"
+        assert loop.train(runs.config(folder, **changes), run) == 0
+        start = str(run)
+        found.append(losses(run)[0][1]["loss"])
+    assert found == pytest.approx([found[0]] * 3, abs=1e-4)
+    assert found[0] < losses(whole[0])[0][1]["loss"] - 0.5
+
+
 def test_two_processes_end_elsewhere_than_one_or_stop_apart(whole, folder):
     """Ctrl-C in one process, or in both, stops both at the same verified step with code 130.
 
