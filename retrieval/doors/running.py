@@ -132,11 +132,7 @@ def _whole(door, reader, inputs: list[Input], most: int, on_batch) -> list[list[
         found = [next(drawn) for _ in given.rows]
         candidates = list(dict.fromkeys(tuple(one.tokens) for one in found))
         if len(candidates) > 1:
-            each = row_log_probs(reader, given, candidates)
-            own = np.array(
-                [[tuple(one.tokens) == tokens for one in found] for tokens in candidates]
-            )
-            scores = np.where(own | (not door.fast), each, -np.inf)
+            scores = _scores(reader, given, found, candidates, door.fast)
             total = np.logaddexp.reduce(scores + np.asarray(given.log_weights), axis=1)
             candidates = [candidates[int(np.argmax(total))]]
         best.append(next(one.answer for one in found if tuple(one.tokens) == candidates[0]))
@@ -144,12 +140,27 @@ def _whole(door, reader, inputs: list[Input], most: int, on_batch) -> list[list[
     return best
 
 
-def row_log_probs(reader, given: Input, candidates: Sequence[Sequence[int]]) -> np.ndarray:
-    """log p(candidate | row), float64 [candidates, rows]."""
-    pairs = [(row, tokens) for tokens in candidates for row in given.rows]
-    found = token_log_likelihoods(reader.model, reader.params, pairs, tokenizer=reader.tokenizer)
-    total = [each.sum(dtype=np.float64) for each, _ in found]
-    return np.array(total).reshape(len(candidates), len(given.rows))
+def _scores(
+    reader,
+    given: Input,
+    found: Sequence[Generated],
+    candidates: Sequence[tuple[int, ...]],
+    fast: bool,
+) -> np.ndarray:
+    """log p(candidate | row), float64 [candidates, rows].
+
+    Of the candidate that a row gave, it is known already; fast: of others it is -inf.
+    """
+    scores = np.full((len(candidates), len(found)), -np.inf)
+    for row, one in enumerate(found):
+        scores[candidates.index(tuple(one.tokens)), row] = one.log_probs.sum(dtype=np.float64)
+    if fast:
+        return scores
+    left = np.argwhere(np.isneginf(scores))
+    pairs = [(given.rows[row], candidates[number]) for number, row in left]
+    each = token_log_likelihoods(reader.model, reader.params, pairs, tokenizer=reader.tokenizer)
+    scores[tuple(left.T)] = [one.sum(dtype=np.float64) for one, _ in each]
+    return scores
 
 
 def log_probs(

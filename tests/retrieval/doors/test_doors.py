@@ -100,6 +100,28 @@ def test_rag_sequence_takes_the_most_probable_candidate_of_an_enumeration(family
     np.testing.assert_allclose(np.concatenate(found), np.log(thorough), atol=1e-4)
 
 
+def test_rag_sequence_scores_again_what_is_known_or_what_fast_decoding_leaves_out(monkeypatch):
+    made, scored = reader("gpt2"), []
+    plain = running.token_log_likelihoods
+
+    def counted(model, params, pairs, **options):
+        scored.extend(pairs)
+        return plain(model, params, pairs, **options)
+
+    monkeypatch.setattr(running, "token_log_likelihoods", counted)
+    asked(named("rag_sequence,fast=True"), made)
+    assert not scored
+    asked(named("rag_sequence"), made)
+    rows = named("rag_sequence").question(made, Asked(QUESTION, tuple(FOUND)), 500).rows
+    drawn = [
+        tuple(greedy(made, row, 5, lambda row, tokens: next_log_probs(made, row, tokens)))
+        for row in rows
+    ]
+    others = [(row, y) for y in {*drawn} for row, own in zip(rows, drawn, strict=True) if y != own]
+    assert others and len(scored) == len(others)
+    assert all((row, tuple(tokens)) in others for row, tokens in scored)
+
+
 @pytest.mark.parametrize("name", ["in_context,stride=2", "replug", "rag_token", "rag_sequence"])
 def test_without_passages_every_door_gives_the_answer_of_the_weights(name):
     made = reader("gpt2")
