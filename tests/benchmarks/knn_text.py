@@ -5,7 +5,8 @@ Perplexity of SmolLM2-135M-Instruct on each test part is measured
 
 * with the weights alone;
 * with a kNN-LM over each store, with share and temperature tuned on dev, and the curve of skipped
-  searches where the share is predicted.
+  searches where the share is predicted;
+* with --steps, after as many updates of all weights on the part that the store holds.
 
 Prints a line each, with CPU seconds and bytes. A datastore in --workdir is used again.
 """
@@ -16,9 +17,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 import lm
+from configs.defaults import defaults
 from lm.data import samples
+from lm.training import loop
 from retrieval.datastore import rows
 from retrieval.datastore.building import Settings
 from retrieval.datastore.datastore import Datastore
@@ -28,6 +32,7 @@ from retrieval.doors.knn_perplexity import Scored
 
 PARTS = {"store": 0.6, "dev": 0.2, "test": 0.2}
 K, LENGTH, BATCH = 64, 256, 8
+SEEN = "losses", "rows"  # of what an observer gives
 
 
 def articles(text: str) -> list[str]:
@@ -77,12 +82,25 @@ def scores(observer: Observer, packed, stores: dict[str, Datastore], most: int):
 
 
 def said(scored: Scored, mixture: Mixture | None = None) -> str:
-    """Perplexity, with the factor of its 95 % interval from the means of the rows."""
     share = mixture.shares(scored) if mixture else 0.0
-    losses = -scored.mixed(share, mixture.temperature if mixture else 1.0)
-    means = [losses[scored.rows == row].mean() for row in np.unique(scored.rows)]
+    return shown(-scored.mixed(share, mixture.temperature if mixture else 1.0), scored.rows)
+
+
+def shown(losses: np.ndarray, rows: np.ndarray) -> str:
+    """Perplexity, with the factor of its 95 % interval from the means of the rows."""
+    means = [losses[rows == row].mean() for row in np.unique(rows)]
     half = 1.96 * np.std(means, ddof=1) / len(means) ** 0.5
     return f"perplexity {np.exp(losses.mean()):.3f} (x / {np.exp(half):.3f})"
+
+
+def tuned(path: str, files: str, steps: int, rate: float) -> ConfigDict:
+    """Config of fine-tuning all weights on text."""
+    c = defaults()
+    c.init_from, c.data.files, c.length, c.batch_size = path, files, LENGTH, BATCH
+    c.steps, c.checkpoint.every, c.eval.every, c.log.every = steps, steps, 0, 1
+    c.optimizer.learning_rate, c.optimizer.schedule, c.optimizer.final = rate, "linear", 0.0
+    c.optimizer.warmup, c.log.tensorboard = min(2, steps // 2), False
+    return c
 
 
 def built(name: str, files: str, observer: Observer, folder: Path) -> Datastore:
@@ -108,6 +126,8 @@ def main(argv=None) -> None:
     options.add_argument("--model", default="", help="default: SmolLM2 of lm.data.samples")
     options.add_argument("--store", type=int, default=0, help="characters at most; 0 = all")
     options.add_argument("--rows", type=int, default=40, help="of 256 tokens, of dev and of test")
+    options.add_argument("--steps", type=int, default=0, help="updates of fine-tuning; 0 = none")
+    options.add_argument("--rate", type=float, default=1e-4, help="learning rate of these")
     options.add_argument("--only", default="wikitext,plays", help="texts that are evaluated")
     args = options.parse_args(argv)
     documents = {
@@ -133,6 +153,14 @@ def main(argv=None) -> None:
         spent = time.process_time() - start
         alone = test[name]
         print(f"{name}, {len(alone.rows):,} tokens: weights alone, {said(alone)}; {spent:.0f} s")
+        if args.steps:
+            start, run = time.process_time(), str(args.workdir / f"{name}-tuned")
+            loop.train(tuned(path, texts[name]["store"], args.steps, args.rate), run)
+            spent, (other, weights, _) = time.process_time() - start, lm.load(run)
+            after = Observer(other, weights, tokenizer, batch_size=BATCH, length=LENGTH)
+            seen = [*after.observe(read["test"], args.rows)]
+            losses, number = (np.concatenate([getattr(x, of) for x in seen]) for of in SEEN)
+            print(f"{name}, {args.steps} updates: {shown(losses, number)}; {spent:.0f} CPU s")
         for at in stores:
             for how in (False, True):
                 mixture = tune(dev[at], adaptive=how)
