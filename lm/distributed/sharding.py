@@ -204,7 +204,7 @@ def checked(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
     def check(shape: tuple[int, ...], names: tuple[str, ...]) -> None:
         what = f"an activation [{', '.join(names)}] of shape {list(shape)}"
         # inside `shards.mapped`, those of fewer axes
-        here = {name: shards.left(axes) or () for name, axes in nn.get_logical_axis_rules()}
+        here = {name: shards.left(axes) for name, axes in nn.get_logical_axis_rules()}
         partition(mesh, shape, names, here, what, "activations")
 
     with activate(mesh, rules), layers.checking(check):

@@ -35,12 +35,12 @@ def automatic() -> dict[str, int]:
     return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
 
 
-def left(axes: Axes | str | None, taken: Collection[str] | None = None) -> Axes | None:
+def left(axes: Axes | str | None, taken: Collection[str] | None = None) -> Axes:
     """Mesh axes of one dimension without those `taken`, by default by an outer `mapped`."""
     axes = (axes,) if isinstance(axes, str) else axes or ()
     here = automatic()
     keep = lambda axis: axis in here if taken is None else axis not in taken
-    return tuple(filter(keep, axes)) or None
+    return tuple(filter(keep, axes))
 
 
 def spec(*axes: Axes) -> PartitionSpec:
@@ -59,7 +59,7 @@ def mapped(
     sizes = automatic()
     # An axis of one device is taken too: then XLA often has no axis left to split over.
     taken = {axis for axis, size in sizes.items() if axes is None or axis in axes or size == 1}
-    rules = [(name, left(found, taken)) for name, found in nn.get_logical_axis_rules()]
+    rules = [(name, left(found, taken) or None) for name, found in nn.get_logical_axis_rules()]
 
     def inside(*arguments):
         with nn.logical_axis_rules(rules):

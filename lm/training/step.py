@@ -1,5 +1,6 @@
 """Training step: a pure function, to be jitted with the state donated."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from lm.batch import Batch
 from lm.distributed import rules
 from lm.distributed.rules import RATES, Table
 from lm.losses import Loss, Term
+from lm.models import shards
 from lm.models.config import ConfigError
 from lm.training import guard, narrow
 from lm.training.state import TrainState
@@ -39,8 +41,10 @@ def make_train_step(
     of devices and of micro-batches. The loss of several terms is the sum over these of coefficient
     * sum / weight.
 
-    accumulate: micro-batches; must divide the batch.
-    shardings: of the parameters; the gradients are sharded likewise.
+    accumulate: micro-batches; must divide the batch. Replicas of the model, on mesh axes that split
+    the batch and no parameter, add their gradients once, after the last. If the loss draws random
+    numbers, they do so after each, because a draw is for the rows of all.
+    shardings: of the parameters; the gradients are sharded likewise. None: no replicas are known.
     rates: parameters with the rate 0 have no gradient.
     ema: decay of the moving average of the float32 masters or else the parameters, if the
     state has one.
@@ -64,19 +68,34 @@ def make_train_step(
         whole = {name: Term(term.sum, of_terms[name]) for name, term in loss.terms.items()}
         return _total(whole, factors), loss
 
-    def micro(trained, held, batch: Batch, rng):
+    def micro(places, trained, held, batch: Batch, rng):
         (_, loss), gradients = jax.value_and_grad(sums, has_aux=True)(trained, held, batch, rng)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
-        return loss, gradients if shardings is None else jax.lax.with_sharding_constraint(
-            gradients, rules.split(shardings, rates)[0]
+        return loss, (
+            gradients if places is None else jax.lax.with_sharding_constraint(gradients, places)
         )
 
     def total(trained, held, batch: Batch, rng):
+        places = None if shardings is None else rules.split(shardings, rates)[0]
         if accumulate == 1:
-            return micro(trained, held, batch, rng)
+            return micro(places, trained, held, batch, rng)
+        axes = () if dropout or shardings is None else _replicas(batch, shardings, accumulate)
+        if not axes:
+            return accumulated(places, trained, held, batch, rng)
+
+        def of_replica(*xs):
+            left = jax.tree.map(lambda p: shards.spec(*map(shards.left, p.spec)), places)
+            return jax.lax.psum(accumulated(left, *xs), axes)
+
+        whole, rows = shards.spec(), shards.spec(axes)
+        run = shards.mapped(of_replica, (whole, whole, rows, whole), whole, axes)
+        return run(trained, held, batch, rng)
+
+    def accumulated(places, trained, held, batch: Batch, rng):
+        of_micro = functools.partial(micro, places)
 
         def body(carry, xs):
-            return jax.tree.map(jnp.add, carry, micro(trained, held, *xs)), None
+            return jax.tree.map(jnp.add, carry, of_micro(trained, held, *xs)), None
 
         # Micro-batch i has rows i, i + k, ..., so each device splits its own rows.
         batches = jax.tree.map(
@@ -85,7 +104,7 @@ def make_train_step(
         rngs = jax.random.split(rng, accumulate)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(micro, trained, held, jax.tree.map(lambda x: x[0], batches), rng),
+            jax.eval_shape(of_micro, trained, held, jax.tree.map(lambda x: x[0], batches), rng),
         )
         return jax.lax.scan(body, zeros, (batches, rngs))[0]
 
@@ -139,6 +158,22 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _replicas(batch, shardings, accumulate: int) -> tuple[str, ...]:
+    """Mesh axes that split the batch and no parameter; () if they do not leave whole micro-batches.
+
+    batch: any tree of arrays [B, ...].
+    """
+    rows = {len(x) for x in jax.tree.leaves(batch)}
+    axes = [shards.mesh_axes("batch", n // accumulate) for n in rows]
+    of_parameters = {
+        axis
+        for place in jax.tree.leaves(shardings)
+        for part in place.spec
+        for axis in shards.left(part)
+    }
+    return tuple(a for a in axes[0] if a not in of_parameters and all(a in each for each in axes))
 
 
 def _mean(term: Term) -> jax.Array:

@@ -1,0 +1,73 @@
+"""Bytes that a training step communicates: python -m tests.benchmarks.reductions
+
+For a small GPT-2 (4 layers of width 128, 8,192 tokens, tied, float32; 64 rows of 128 tokens), it
+sums the sizes of the results of all collectives of the step, compiled for 8 CPU devices, on one
+device and with loops counted as often as they run.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+
+from lm.batch import Batch
+from lm.distributed import sharding
+from lm.distributed.mesh import make_mesh
+from lm.losses.tokens import token_loss
+from lm.models import build
+from lm.models.config import ModelConfig
+from lm.training import optimizer
+from lm.training.setup import abstract_batch
+from lm.training.state import abstract_state
+from lm.training.step import make_train_step
+from tests.lm import collectives
+
+ROWS, LENGTH = 64, 128
+MODEL = ModelConfig(
+    family="gpt2",
+    vocab_size=8192,
+    d_model=128,
+    n_layers=4,
+    n_heads=4,
+    d_ff=512,
+    max_length=LENGTH,
+    positions="learned",
+    norm="layernorm",
+    activation="gelu_tanh",
+    gated_mlp=False,
+    mlp_bias=True,
+    qkv_bias=True,
+    out_bias=True,
+    tie_embeddings=True,
+)
+
+
+def found(shape: tuple[int, int, int], accumulate: int) -> list[collectives.Collective]:
+    """Collectives of a step on a mesh of data, fsdp and tensor."""
+    mesh, model = make_mesh(*shape), build(MODEL)
+    schedule = lambda step: 1e-3
+    adamw = optimizer.adamw(schedule)
+    state = abstract_state(model, adamw, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    batch: Batch = abstract_batch(sharding.batch_sharding(mesh, (ROWS, LENGTH)), ROWS, (LENGTH, 0))
+    step = make_train_step(
+        model, token_loss, adamw, schedule, accumulate=accumulate, shardings=shardings.params
+    )
+    with sharding.activate(mesh):
+        step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        compiled = step.lower(state, batch).compile()
+    return collectives.of(compiled.as_text())
+
+
+def main() -> None:
+    print("mesh (data, fsdp, tensor) | micro-batches | MB")
+    for shape in ((8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 2, 2)):
+        for accumulate in (1, 4):
+            every = found(shape, accumulate)
+            print(f"{shape} | {accumulate} | {sum(c.bytes for c in every) / 1e6:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
