@@ -12,7 +12,7 @@ import pytest
 from configs import distill, tiny
 from lm import xla_flags
 from lm.training import setup, teacher_outputs
-from lm.xla_flags import AFFECTED, WRONG_FUSION, avoid_wrong_fusion
+from lm.xla_flags import AFFECTED, RIGHT, WRONG_FUSION, avoid_wrong_fusion
 
 ROOT = pathlib.Path(__file__).parents[2]
 REPRODUCER = """
@@ -24,11 +24,15 @@ m, rows = rng.normal(size=(3, 3)).astype("float32"), rng.normal(size=(32769, 3))
 sums = jax.jit(jax.vmap(lambda row: ((m @ row) ** 2).sum()))(rows)
 np.testing.assert_allclose(sums, np.square(rows.astype("float64") @ m.T.astype("float64")).sum(1), \
 rtol=1e-4)
+shape, at = (3, 1, 2, 2, 8, 8, 8), jax.random.key(0)
+u, v = jax.random.normal(at, shape), jax.random.normal(jax.random.key(1), shape)
+sums = jax.jit(lambda u, v: (u * v).sum(3))(u, v)
+np.testing.assert_allclose(sums, np.float64(u * v).sum(3), rtol=1e-4, atol=1e-5)
 """
 
 
 def test_a_sum_of_squares_of_a_product_is_right_in_its_last_row():
-    """jax#39103, in a process that imported JAX but has not started its devices."""
+    """jax#39103, in a process that imported JAX but has not started its devices; and jax#40412."""
     clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", REPRODUCER],
@@ -44,8 +48,8 @@ def test_a_sum_of_squares_of_a_product_is_right_in_its_last_row():
 @pytest.mark.parametrize(
     ("version", "dtype", "before", "after"),
     [
-        ("0.10.2", "float32", "", f"--{WRONG_FUSION}="),
-        ("0.10.2", "float32", "--xla_dump_to=/x", f"--xla_dump_to=/x --{WRONG_FUSION}="),
+        ("0.10.2", "float32", "", f"--{WRONG_FUSION}={RIGHT}"),
+        ("0.10.2", "float32", "--xla_dump_to=/x", f"--xla_dump_to=/x --{WRONG_FUSION}={RIGHT}"),
         ("0.10.2", "float32", f"--{WRONG_FUSION}=dot", f"--{WRONG_FUSION}=dot"),
         ("0.10.2", "bfloat16", "--xla_dump_to=/x", "--xla_dump_to=/x"),
         ("0.10.1", "float32", "", ""),
@@ -108,8 +112,8 @@ def test_a_model_of_a_script_is_computed_with_the_wrong_fusion(started, tmp_path
     )
     assert done.returncode == 0, done.stderr[-2000:]
     affected = importlib.metadata.version("jaxlib") in AFFECTED
-    assert done.stdout.strip() == ("" if started or not affected else f"--{WRONG_FUSION}=")
-    said = f"set XLA_FLAGS=--{WRONG_FUSION}= before"
+    assert done.stdout.strip() == ("" if started or not affected else f"--{WRONG_FUSION}={RIGHT}")
+    said = f"set XLA_FLAGS=--{WRONG_FUSION}={RIGHT} before"
     assert done.stderr.count(said) == (started and affected)
 
 
