@@ -29,7 +29,7 @@ def main(argv=None) -> int:
     try:
         sampler = chosen(args)
         hooks = tuple(map(named, args.hook))
-        model, params, tokenizer = load(args.model, args.dtype)
+        model, params, tokenizer = load(args.model, args.dtype, args.quantize)
         template = chosen_template(args, tokenizer)
         if note := unused_settings(args):
             print(note, file=sys.stderr)

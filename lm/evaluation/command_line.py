@@ -87,6 +87,11 @@ def arguments(description: str, argv=None) -> argparse.Namespace:
         "--dtype", choices=("float32", "bfloat16"), help="precision to run in; default: float32"
     )
     parser.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="round weights to int8; activations are then bfloat16 unless --dtype says otherwise",
+    )
+    parser.add_argument(
         "--json",
         nargs="?",
         const="-",

@@ -29,7 +29,7 @@ def of_examples(args) -> tuple[dict, str]:
     ]
     reading = Reading(args.format, args.cap or 0, args.hold_out, pair=(fields[0], fields[1]))
     read = records.read(args.examples, reading, "held_out" if args.hold_out else "all")
-    model, params, tokenizer = load(args.model, args.dtype)
+    model, params, tokenizer = load(args.model, args.dtype, args.quantize)
     template = template_of(args, tokenizer)
     notes = [*read.warnings, *records.notes(read, generation.unscored(read.records))]
     chosen = generation.spread(templates.with_examples(read.records, template), args.max_examples)

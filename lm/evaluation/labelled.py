@@ -80,7 +80,7 @@ def of_labels(args) -> tuple[dict, str]:
             f"--task={args.task!r} is unknown{nearest(args.task, LABELS)}; one of "
             f"{', '.join(LABELS)}"
         )
-    model, params, tokenizer = load(args.model, args.dtype)
+    model, params, tokenizer = load(args.model, args.dtype, args.quantize)
     c = model.config
     if c.head != kind.head:
         raise ConfigError(

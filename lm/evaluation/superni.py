@@ -165,7 +165,7 @@ def _of_model(
     warn: Callable[[str], None],
 ) -> list[System]:
     """Answer in every encoding."""
-    model, params, tokenizer = load(args.model, args.dtype)
+    model, params, tokenizer = load(args.model, args.dtype, args.quantize)
     kept = kept_template(args.model)
     if kept and kept["name"] != TEMPLATE:
         warn(

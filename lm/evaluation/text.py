@@ -27,7 +27,7 @@ def of_text(args) -> tuple[dict, str]:
 
     Raises ValueError or OSError.
     """
-    model, params, tokenizer = load(args.model, args.dtype)
+    model, params, tokenizer = load(args.model, args.dtype, args.quantize)
     trained = run_config(args.model)
     length = args.length or perplexity.row_length(args.model, model.config.max_length)
     name, task = objective_of(trained, args.objective, model.config, tokenizer)

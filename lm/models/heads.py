@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from lm.models.config import LM_HEADS, ModelConfig
 from lm.models.layers import ACTIVATION_FUNCTIONS, Norm, biased, constrain, stored
-from lm.models.matmul import matmul, product
+from lm.models.matmul import SCALE, matmul, product, weighted
 
 SCALAR = ("value", "replaced_token_detection")  # heads with one output per token
 # outputs of heads without n_labels
@@ -59,7 +59,8 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array, table_VD: jax.Array | None = None) -> jax.Array:
         """Map x [..., D] to float32 [..., V], or to float32 [..., labels].
 
-        `table_VD` is the stored tied table; None uses a table of the head's own.
+        `table_VD` is the stored tied table; None uses a table of the head's own, and so do int8
+        weights.
         """
         c = self.config
         if c.head not in LM_HEADS:
@@ -67,13 +68,12 @@ class Head(nn.Module):
         width = c.embedding_width or c.d_model
         if c.head == "masked_lm":
             x = Norm(c, name="norm")(self.dense(x, width, c.head_activation or c.activation))
-        if table_VD is None:
+        if table_VD is None or self.has_variable("params", "table" + SCALE):
             table_VD = stored(self, "table", (c.vocab_size, width), "vocab table_embed")
         if c.logit_scale != 1.0:
             x = x * jnp.asarray(c.logit_scale, x.dtype)
-        logits = product(
-            "...d,vd->...v", x, constrain(table_VD, "vocab embed"), c.dtype, jnp.float32
-        )
+        table_VD = constrain(table_VD, "vocab embed")
+        logits = weighted(self, "...d,vd->...v", x, table_VD, "table", c.dtype, jnp.float32)
         if c.head == "masked_lm" or c.head_bias:
             logits = biased(self, logits, "bias", "vocab")
         return c.logit_softcap * jnp.tanh(logits / c.logit_softcap) if c.logit_softcap else logits

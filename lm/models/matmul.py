@@ -1,6 +1,7 @@
 """Matrix products accumulated in float32, whatever the compute dtype."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.layers import stored
+
+SCALE = "_scale"  # of the name of a matrix: the scales of its int8 values (lm.models.quantised)
 
 
 def matmul(
@@ -24,7 +27,37 @@ def matmul(
 
     `equation` is that of `jnp.einsum`.
     """
-    return product(equation, x, stored(module, name, shape, axes, init), module.config.dtype)
+    y = stored(module, name, shape, axes, init)
+    return weighted(module, equation, x, y, name, module.config.dtype)
+
+
+def weighted(
+    module: nn.Module, equation: str, x, y, name: str, dtype: Any, out: Any = None
+) -> jax.Array:
+    """`product` with the parameter `name` of a module, y; int8 values have their scales beside.
+
+    On a CPU, where converting the weights would take longer than reading float ones, an x that is
+    narrower than float32 is rounded to int8 too, with a scale for every token.
+    """
+    if y.dtype != jnp.int8:
+        return product(equation, x, y, dtype, out)
+    scale = module.get_variable("params", name + SCALE)
+    if jax.default_backend() == "cpu" and x.dtype.itemsize < 4:
+        sums = _rounded(_spelled(equation, x), x, y)
+    else:
+        sums = product(equation, x, y, dtype, jnp.float32)
+    return (sums * scale).astype(out or dtype)
+
+
+def _rounded(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Product of x, rounded to int8 by token, and int8 y, float32 (Dettmers et al. 2022, 2.1)."""
+    axes = tuple(range(-_summed(equation), 0))
+    wide = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(wide), axis=axes, keepdims=True)
+    step = jnp.where(largest > 0, largest, 1.0) / jnp.iinfo(jnp.int8).max
+    sums = _sums(equation, jnp.round(wide / step).astype(jnp.int8), y, jnp.int32)
+    tokens = x.shape[: x.ndim - len(axes)]
+    return sums * step.reshape(*tokens, *[1] * (sums.ndim - len(tokens)))
 
 
 def product(equation: str, x, y, dtype: Any, out: Any = None) -> jax.Array:
@@ -37,14 +70,38 @@ def product(equation: str, x, y, dtype: Any, out: Any = None) -> jax.Array:
     dtype = jnp.dtype(dtype)
     if dtype.itemsize >= 4 or x.dtype != dtype:
         return jnp.einsum(equation, x, y.astype(dtype), preferred_element_type=out)
-    if "..." in equation:  # only x has these
-        equation = equation.replace("...", "ABCDEF"[: x.ndim - equation.index(",") + 3])
-    return _product(equation, dtype, jnp.dtype(out or dtype), x, y)
+    return _product(_spelled(equation, x), dtype, jnp.dtype(out or dtype), x, y)
+
+
+def _spelled(equation: str, x: jax.Array) -> str:
+    """The equation with a letter for every dimension of "...", which only x has."""
+    return equation.replace("...", "ABCDEF"[: x.ndim - equation.index(",") + 3])
+
+
+def _summed(equation: str) -> int:
+    """How many dimensions of x, its last ones, are summed over."""
+    inputs, result = equation.split("->")
+    return sum(letter not in result for letter in inputs.split(",")[0])
+
+
+def _sums(equation: str, x: jax.Array, y: jax.Array, accumulated: Any) -> jax.Array:
+    """jnp.einsum accumulated in a wider type.
+
+    On a CPU, a single row is computed twice: XLA has fast products of narrow types from two rows
+    on, and takes two to four times as long for one.
+    """
+    of_x, of_y = equation.split("->")[0].split(",")
+    rows = x.shape[: x.ndim - _summed(equation)]
+    twice = jax.default_backend() == "cpu" and rows and math.prod(rows) == 1 and of_x[0] not in of_y
+    sums = jnp.einsum(
+        equation, jnp.concatenate([x, x]) if twice else x, y, preferred_element_type=accumulated
+    )
+    return sums[:1] if twice else sums
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _product(equation, dtype, out, x, y):
-    return _einsum(equation, x, y.astype(dtype)).astype(out)
+    return _sums(equation, x, y.astype(dtype), jnp.float32).astype(out)
 
 
 def _product_fwd(equation, dtype, out, x, y):

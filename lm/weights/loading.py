@@ -10,15 +10,18 @@ TEMPLATE = "template.json"  # template of a run or exported model, from lm.data.
 GENERATION = "generation_config.json"
 
 
-def load(path_or_id: str, dtype: str | None = None):
+def load(path_or_id: str, dtype: str | None = None, quantize: str | None = None):
     """(model, params, tokenizer); params are a plain nested dict, with adapters merged.
 
     path_or_id: training run (its newest checkpoint), Hugging Face directory or hub id, .gguf file,
     or PEFT adapter, whose base is loaded too.
     dtype: "float32", "bfloat16" or "float16", of parameters and computation; default: float32, or
     the run's own.
+    quantize: "int8" rounds the matrices to int8 (lm.models.quantised), for reading only; `dtype` is
+    then that of activations and the rest, by default bfloat16.
     Raises lm.WeightsError, lm.ConfigError or CheckpointError (all ValueErrors), naming the file.
     """
+    dtype = dtype or (quantize and "bfloat16")
     if is_run(path_or_id):
         from lm.weights.runs.model_files import load_model_config
         from lm.weights.runs.weights import load_params
@@ -26,9 +29,16 @@ def load(path_or_id: str, dtype: str | None = None):
         avoid_wrong_fusion(dtype or load_model_config(path_or_id).dtype)
         with phase(f"loading the weights of {path_or_id}"):
             model, params, tokenizer = load_params(path_or_id)
-        return *_cast(model, params, dtype), tokenizer
-    model, params = load_weights(path_or_id, dtype)
-    return model, params, load_tokenizer(path_or_id, model.config)
+        model, params = _cast(model, params, dtype)
+    else:
+        model, params = load_weights(path_or_id, dtype)
+        tokenizer = load_tokenizer(path_or_id, model.config)
+    if quantize == "int8":
+        from lm.models.quantised import quantise
+
+        with phase("rounding the weights to int8"):
+            params = quantise(model, params)
+    return model, params, tokenizer
 
 
 def model_config(path_or_id: str):

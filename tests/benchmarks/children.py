@@ -9,7 +9,7 @@ import tempfile
 import time
 
 from tests.benchmarks.peers import Missing
-from tests.benchmarks.rows import ROWS, Pair
+from tests.benchmarks.rows import OURS, ROWS, Pair
 
 THREADS = {  # every library that has threads of its own gets one
     name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -92,8 +92,7 @@ def serve(name: str, side: str, quick: bool) -> None:
         say(missing=str(why))
         return
     run()
-    ours = "our" in row.sides[side].__name__
-    say(**({"rates": rates(sizes.dtype)} if ours else {}))
+    say(**({"rates": rates(sizes.activations)} if side == OURS else {}))
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         found = run() or {}

@@ -32,7 +32,10 @@ RATE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Shape of the work. new: tokens to decode; 0 in training. dtype: float32 or bfloat16."""
+    """Shape of the work. new: tokens to decode; 0 in training.
+
+    dtype: float32, bfloat16, or int8 for its weights alone.
+    """
 
     model: str
     batch: int
@@ -46,9 +49,13 @@ class Sizes:
         """Tokens of one repetition: trained (of the decoder, if there are two), or decoded."""
         return self.batch * (self.new or self.length)
 
+    @property
+    def activations(self) -> str:
+        return "bfloat16" if self.dtype == "int8" else self.dtype
+
     def config(self) -> ModelConfig:
         family, own = MODELS[self.model]
-        c = preset(family, self.size or own, dtype=self.dtype)
+        c = preset(family, self.size or own, dtype=self.activations)
         return c.replace(max_length=max(c.max_length, self.length + self.new))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -127,8 +134,12 @@ def our_training(sizes: Sizes) -> Callable[[], Any]:
 
 def our_decoding(sizes: Sizes) -> Callable[[], Any]:
     import lm
+    from lm.models.quantised import quantise
 
-    model, params = lm.separate(*our_model(sizes, param_dtype=sizes.dtype))
+    model, params = our_model(sizes, param_dtype=sizes.activations)
+    if sizes.dtype == "int8":
+        params = quantise(model, params)
+    model, params = lm.separate(model, params)
     prompts = sizes.arrays()["tokens"].tolist()
 
     def run():

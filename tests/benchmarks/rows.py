@@ -61,6 +61,7 @@ DECODED = (  # model, batch, prompt, new
     ("mamba2-130m", 1, 16, 64),
 )
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
+ROUNDED = ("gpt2-124m", 1, 16, 64), ("gpt2-124m", 8, 16, 64), ("llama-135m", 1, 16, 64)
 
 
 def _training(model: str, batch: int, length: int, dtype: str) -> Pair:
@@ -88,6 +89,27 @@ def _decoding(model: str, batch: int, length: int, new: int, dtype: str) -> Pair
     )
 
 
+def _in(dtype: str) -> Callable:
+    """Our decoding in another precision than that of the row."""
+    return lambda sizes: models.our_decoding(dataclasses.replace(sizes, dtype=dtype))
+
+
+def _rounded(model: str, batch: int, length: int, new: int) -> Pair:
+    sides = {OURS: models.our_decoding}
+    sides |= {f"{OURS} in {dtype}": _in(dtype) for dtype in SHORT}
+    if model == "gpt2-124m":
+        sides["CTranslate2"] = peers.ctranslate2_decoding
+    if model == "llama-135m":
+        sides["llama.cpp"] = peers.llama_cpp_decoding
+    return Pair(
+        f"decode-{model}-b{batch}-int8",
+        "Greedy decoding with int8 weights",
+        f"{model}, batch {batch}, {new} tokens after {length}",
+        Sizes(model, batch, length, new, "int8"),
+        sides,
+    )
+
+
 def _prefill(model: str, length: int, dtype: str) -> Pair:
     return Pair(
         f"prefill-{model}-{SHORT[dtype]}",
@@ -101,6 +123,7 @@ def _prefill(model: str, length: int, dtype: str) -> Pair:
 _ALL = [
     *(_training(*row, dtype) for dtype in SHORT for row in TRAINED),
     *(_decoding(*row, dtype) for dtype in SHORT for row in DECODED),
+    *(_rounded(*row) for row in ROUNDED),
     *(_prefill(model, 512, dtype) for dtype in SHORT for model in ("gpt2-124m", "llama-135m")),
     Report("growth", "Growth", reports.growth),
     Report("compile", "Compile time", reports.compile_time),
