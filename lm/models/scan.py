@@ -148,8 +148,8 @@ def ssd_scan(A, h, x, dt, B, C, starts, chunk: int) -> tuple[jax.Array, jax.Arra
         C,
         starts,
     )
-    body = jax.checkpoint(functools.partial(_ssd_chunk, A.reshape(split)), prevent_cse=False)
-    h, y = jax.lax.scan(body, h.reshape(batch, *split, width, n), _chunks(grouped, chunk))
+    h = h.reshape(batch, *split, width, n)
+    h, y = _ssd(A.reshape(split), h, _chunks(grouped, chunk))
     return _unchunked(y, length).reshape(x.shape), h.reshape(batch, heads, width, n)
 
 
@@ -187,15 +187,17 @@ def _s6_step(A, h, u, dt, B, C):
     return jnp.einsum("bne,bn->be", h, C), h
 
 
-def _sequential(a, b, h, reverse):
+def _sequential(a, b, h):
     def step(h, ab):
         h = ab[0] * h + ab[1]
         return h, h
 
-    return jax.lax.scan(step, h, (a, b), reverse=reverse)[1]
+    return jax.lax.scan(step, h, (a, b))[1]
 
 
-def _parallel(a, b, h, reverse):
+def _parallel(a, b, h, reverse=False):
+    """What `_sequential` computes; with `reverse`, all states of h_q = a_q h_{q+1} + b_q."""
+
     def combine(first, then):
         return then[0] * first[0], then[0] * first[1] + then[1]
 
@@ -203,17 +205,12 @@ def _parallel(a, b, h, reverse):
     return a * h + b
 
 
-def _recurrence(a, b, h, reverse=False) -> jax.Array:
+def _recurrence(a, b, h) -> jax.Array:
     """All states of h_q = a_q h_{q-1} + b_q, starting from h; q is the leading axis.
 
-    With `reverse`: h_q = a_q h_{q+1} + b_q. Sequential on CPU, where steps are cheap and memory is
-    slow; elsewhere an associative scan of depth log Q, as every step is a kernel launch.
+    Sequential on CPU, where steps are cheap; elsewhere associative, as each is a kernel launch.
     """
-    branch = {
-        name: functools.partial(f, reverse=reverse)
-        for name, f in (("cpu", _sequential), ("default", _parallel))
-    }
-    return jax.lax.platform_dependent(a, b, h, **branch)
+    return jax.lax.platform_dependent(a, b, h, cpu=_sequential, default=_parallel)
 
 
 def _s6_inside(A, h, u, dt, B, starts):
@@ -270,29 +267,26 @@ def _s6_fwd(A, h, chunks):
 def _s6_bwd(kept, cotangents):
     """Adjoint recurrence, chunk by chunk from the end.
 
-    With g_t the gradient of h_t: g_t = C_t dy_t + a_{t+1} g_{t+1}. Sums over N and E are written as
-    batched matmuls, because XLA's CPU reductions over a middle axis are many times slower.
+    With g_t the gradient of h_t: g_t = C_t dy_t + a_{t+1} g_{t+1}. Token by token on CPU, where
+    what a token needs stays in a core's cache.
     """
     A, borders, chunks = kept
 
     def body(carry, chunk):
-        s, dA = carry  # s = a_{t+1} g_{t+1} of the chunk that follows
         before, inputs, dy = chunk
-        u, dt, B, C, starts = (x.astype(s.dtype) if x.dtype != bool else x for x in inputs)
+        u, dt, B, C, starts = (x.astype(dy.dtype) if x.dtype != bool else x for x in inputs)
         a, h = _s6_inside(A, before, u, dt, B, starts)
-        Cdy = C[..., None] * dy[:, :, None]
-        s_all = _recurrence(a, a * Cdy, s, reverse=True)
-        g = Cdy + jnp.concatenate([s_all[1:], s[None]])
-        # gradient of log a = dt A
-        decay = s_all * jnp.concatenate([before[None], h[:-1]])
-        d_input = jnp.einsum("qbne,qbn->qbe", g, B)  # gradient of dt u
-        d_dt = jnp.einsum("qbne,qbn->qbe", decay * A, jnp.ones_like(B)) + d_input * u
-        dB, dC = jnp.einsum("qbne,qbe->qbn", g, dt * u), jnp.einsum("qbne,qbe->qbn", h, dy)
-        gradients = (
-            x.astype(primal.dtype)
-            for x, primal in zip((d_input * dt, d_dt, dB, dC), inputs, strict=False)
+        previous = jnp.concatenate([before[None], h[:-1]])
+        carry, gradients = jax.lax.platform_dependent(
+            *(A, carry, (a, h, previous, u, dt, B, C, dy)),
+            cpu=_s6_adjoint_by_token,
+            default=_s6_adjoint_at_once,
         )
-        return (s_all[0], dA + jnp.einsum("qbne,qbe->ne", decay, dt)), tuple(gradients)
+        d_input, d_dt, dB, dC = gradients
+        gradients = (d_input * dt, d_dt + d_input * u, dB, dC)
+        return carry, tuple(
+            x.astype(primal.dtype) for x, primal in zip(gradients, inputs, strict=False)
+        )
 
     dy, dlast = cotangents
     (dh, dA), gradients = jax.lax.scan(
@@ -301,25 +295,95 @@ def _s6_bwd(kept, cotangents):
     return dA, dh, (*gradients, None)
 
 
+def _s6_adjoint_by_token(A, carry, chunk):
+    """Gradients of one chunk: ((s, dA), those of dt u, of log a by dt, of B and of C).
+
+    carry: s = a_{t+1} g_{t+1} of the chunk that follows, and dA so far.
+    """
+
+    def step(carry, token):
+        (s, dA), (a, h, previous, u, dt, B, C, dy) = carry, token
+        g = C[..., None] * dy[:, None] + s
+        s = a * g
+        decay = s * previous  # gradient of log a = dt A
+        gradients = (
+            jnp.einsum("bne,bn->be", g, B),
+            jnp.einsum("bne,bn->be", decay * A, jnp.ones_like(B)),
+            jnp.einsum("bne,be->bn", g, dt * u),
+            jnp.einsum("bne,be->bn", h, dy),
+        )
+        return (s, dA + (decay * dt[:, None]).sum(0)), gradients
+
+    return jax.lax.scan(step, carry, chunk, reverse=True)
+
+
+def _s6_adjoint_at_once(A, carry, chunk):
+    """What `_s6_adjoint_by_token` computes, with one associative scan over the chunk."""
+    (s, dA), (a, h, previous, u, dt, B, C, dy) = carry, chunk
+    Cdy = C[..., None] * dy[:, :, None]
+    s_all = _parallel(a, a * Cdy, s, reverse=True)
+    g = Cdy + jnp.concatenate([s_all[1:], s[None]])
+    decay = s_all * previous
+    gradients = (
+        jnp.einsum("qbne,qbn->qbe", g, B),
+        jnp.einsum("qbne,qbn->qbe", decay * A, jnp.ones_like(B)),
+        jnp.einsum("qbne,qbe->qbn", g, dt * u),
+        jnp.einsum("qbne,qbe->qbn", h, dy),
+    )
+    return (s_all[0], dA + jnp.einsum("qbne,qbe->ne", decay, dt)), gradients
+
+
 _s6.defvjp(_s6_fwd, _s6_bwd)
 
 
 def _ssd_step(A, h, x, dt, B, C):
-    """One token: A [H]; h [B, H, P, N]; x [B, H, P]; dt [B, H]; B, C [B, G, N] -> y, h.
-
-    y is [B, H, P].
-    """
+    """One token: A [H]; h [B, H, P, N]; x [B, H, P]; dt [B, H]; B, C [B, G, N] -> y as x, h."""
     B, C = (jnp.repeat(z, x.shape[1] // z.shape[1], axis=1) for z in (B, C))
     h = jnp.exp(dt * A)[..., None, None] * h + (dt[..., None] * x)[..., None] * B[:, :, None]
     return jnp.einsum("bhpn,bhn->bhp", h, C), h
 
 
-def _ssd_chunk(A, h, chunk):
-    """One chunk of SSD (Dao & Gu 2024, listing 1): return the state after it, and y.
+def _ssd(A, h, chunks):
+    """Return the last state, and y [chunks, Q, B, G, R, P].
 
-    h [B, G, R, P, N] is the state before it; x [Q, B, G, R, P]; dt [Q, B, G, R]; B, C [Q, B, G, N].
+    One by one on CPU, whose caches hold a chunk; elsewhere all at once, to fill the device.
     """
-    x, dt, B, C, starts = (z.astype(h.dtype) if z.dtype != bool else z for z in chunk)
+    if jax.default_backend() == "cpu":
+        body = jax.checkpoint(functools.partial(_ssd_chunk, A), prevent_cse=False)
+        return jax.lax.scan(body, h, chunks)
+    return jax.checkpoint(_ssd_at_once)(A, h, chunks)
+
+
+def _ssd_at_once(A, h, chunks):
+    """Matmuls of all chunks, then a scan over their states alone (Dao & Gu 2024, listing 1)."""
+    y, carried, added = jax.vmap(functools.partial(_ssd_inside, A, h.dtype))(chunks)
+
+    def step(h, chunk):
+        carried, added = chunk
+        return carried[-1][..., None, None] * h + added, h
+
+    last, before = jax.lax.scan(step, h, (carried, added))
+    return last, y + jax.vmap(_ssd_carried)(before, chunks[3], carried)
+
+
+def _ssd_chunk(A, h, chunk):
+    """One chunk from the state h [B, G, R, P, N]: return the state after it, and y."""
+    y, carried, added = _ssd_inside(A, h.dtype, chunk)
+    return carried[-1][..., None, None] * h + added, y + _ssd_carried(h, chunk[3], carried)
+
+
+def _ssd_carried(h, C, carried):
+    """What the state h before a chunk adds to its y."""
+    return jnp.einsum("qbgn,bgrpn->qbgrp", C.astype(h.dtype), h) * carried[..., None]
+
+
+def _ssd_inside(A, dtype, chunk):
+    """One chunk of SSD without the state before it (Dao & Gu 2024, section 6).
+
+    x [Q, B, G, R, P]; dt [Q, B, G, R]; B, C [Q, B, G, N]. Returns y, the decay of the state before
+    until every token [Q, B, G, R], and what the chunk adds to the state after it [B, G, R, P, N].
+    """
+    x, dt, B, C, starts = (z.astype(dtype) if z.dtype != bool else z for z in chunk)
     # document of every token, numbered within the chunk; the state before it belongs to 0
     run = jnp.cumsum(starts, axis=0)
     log_decay = jnp.cumsum(dt * A, axis=0)
@@ -332,8 +396,5 @@ def _ssd_chunk(A, h, chunk):
     scores = jnp.einsum("qbgn,sbgn->qsbg", C, B)
     y = jnp.einsum("qsbgr,sbgrp->qbgrp", scores[..., None] * decay, dtx)
     carried = jnp.where((run == 0)[..., None, None], jnp.exp(log_decay), 0)
-    y += jnp.einsum("qbgn,bgrpn->qbgrp", C, h) * carried[..., None]
     kept = jnp.where((run == run[-1])[..., None, None], jnp.exp(total - log_decay), 0)
-    return carried[-1][..., None, None] * h + jnp.einsum(
-        "qbgrp,qbgn->bgrpn", dtx * kept[..., None], B
-    ), y
+    return y, carried, jnp.einsum("qbgrp,qbgn->bgrpn", dtx * kept[..., None], B)

@@ -152,13 +152,17 @@ def unchunked(kind, u, dt, A, B, C, D, segments, state):
 
 
 @pytest.mark.parametrize(
-    ("kind", "recurrence"), [("s6", "sequential"), ("s6", "parallel"), ("ssd", "matmuls")]
+    ("kind", "recurrence"),
+    [("s6", "sequential"), ("s6", "parallel"), ("ssd", "by chunk"), ("ssd", "at once")],
 )
 def test_gradients_equal_those_of_the_recurrence_differentiated_by_jax(
     kind, recurrence, monkeypatch
 ):
     if recurrence == "parallel":  # used on devices other than CPUs
         monkeypatch.setattr(scan, "_sequential", scan._parallel)
+        monkeypatch.setattr(scan, "_s6_adjoint_by_token", scan._s6_adjoint_at_once)
+    if recurrence == "at once":
+        monkeypatch.setattr(scan, "_ssd", scan._ssd_at_once)
     args = inputs(kind)
     segments = np.asarray([[1] * 13, [1] * 5 + [2] * 8])
     state = np.random.default_rng(1).normal(size=plain(kind, *args, segments)[1].shape)
@@ -489,3 +493,26 @@ def test_mixers_equal_those_of_transformers(name):
 def test_sizes_that_do_not_fit_are_refused_in_words(changes, message):
     with pytest.raises(lm.ConfigError, match=message):
         lm.ModelConfig(**CONFIG | dict(ssm_state=4) | changes)
+
+
+def test_off_a_cpu_the_loop_over_chunks_has_no_matmuls(monkeypatch):
+    """So that the matmuls of all chunks run at once; with one chunk after another they do not."""
+
+    def inside_loops():
+        program = jax.make_jaxpr(functools.partial(scan.ssd, chunk=4))(
+            *inputs("ssd"), jnp.ones((2, 13), jnp.int32)
+        )
+        return [str(loop).count("dot_general") for loop in scans(program.jaxpr)]
+
+    def scans(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "scan":
+                yield equation.params["jaxpr"]
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                yield from scans(inner) if hasattr(inner, "eqns") else ()
+
+    assert [count > 0 for count in inside_loops()] == [True]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert inside_loops() == [0]
