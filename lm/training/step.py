@@ -161,19 +161,21 @@ def make_train_step(
 
 
 def _replicas(batch, shardings, accumulate: int) -> tuple[str, ...]:
-    """Mesh axes that split the batch and no parameter; () if they do not leave whole micro-batches.
+    """Mesh axes of replicas: they split the batch and no parameter. () if other axes split too.
 
-    batch: any tree of arrays [B, ...].
+    With others, XLA would split the work of a replica, and jaxlib 0.10.2 ends the process for some
+    models (a check in `spmd_partitioner_util.cc`). batch: any tree of arrays [B, ...].
     """
-    rows = {len(x) for x in jax.tree.leaves(batch)}
-    axes = [shards.mesh_axes("batch", n // accumulate) for n in rows]
+    axes = [shards.mesh_axes("batch", len(x) // accumulate) for x in jax.tree.leaves(batch)]
+    several = {axis for axis, size in shards.automatic().items() if size > 1}
     of_parameters = {
         axis
         for place in jax.tree.leaves(shardings)
         for part in place.spec
         for axis in shards.left(part)
     }
-    return tuple(a for a in axes[0] if a not in of_parameters and all(a in each for each in axes))
+    alone = all(set(each) == several - of_parameters == several for each in axes)
+    return axes[0] if alone else ()
 
 
 def _mean(term: Term) -> jax.Array:
