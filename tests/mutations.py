@@ -126,8 +126,8 @@ MUTATIONS = [
     Mutation(
         3,
         "lm/training/step.py",
-        "return jax.tree.map(jnp.add, carry, micro(trained, held, *xs)), None",
-        "return micro(trained, held, *xs), None",
+        "return jax.tree.map(jnp.add, carry, of_micro(trained, held, *xs)), None",
+        "return of_micro(trained, held, *xs), None",
         "tests/lm/training/test_step.py"
         "::test_a_step_on_eight_devices_or_in_micro_batches_differs_from_one_device",
     ),
