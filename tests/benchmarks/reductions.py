@@ -15,9 +15,9 @@ import jax
 from lm.batch import Batch
 from lm.distributed import sharding
 from lm.distributed.mesh import make_mesh
+from lm.families import preset
 from lm.losses.tokens import token_loss
 from lm.models import build
-from lm.models.config import ModelConfig
 from lm.training import optimizer
 from lm.training.setup import abstract_batch
 from lm.training.state import abstract_state
@@ -25,24 +25,8 @@ from lm.training.step import make_train_step
 from tests.lm import collectives
 
 ROWS, LENGTH = 64, 128
-MODEL = ModelConfig(
-    family="gpt2",
-    vocab_size=8192,
-    d_model=128,
-    n_layers=4,
-    n_heads=4,
-    n_kv_heads=4,
-    head_dim=32,
-    d_ff=512,
-    max_length=LENGTH,
-    positions="learned",
-    norm="layernorm",
-    activation="gelu_tanh",
-    gated_mlp=False,
-    mlp_bias=True,
-    qkv_bias=True,
-    out_bias=True,
-    tie_embeddings=True,
+MODEL = preset("gpt2", "tiny").replace(
+    vocab_size=8192, d_model=128, n_layers=4, head_dim=32, d_ff=512, max_length=LENGTH
 )
 
 

@@ -7,16 +7,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
-from jax.sharding import PartitionSpec
 
 from lm.models import shards
 from lm.models.attention.mask import Mask
 from lm.models.config import ConfigError
-
-QUERIES = ("batch", "attention_length", "heads", "head_dim")
-KEYS = ("batch", "attention_length", "kv_heads", "head_dim")
+from lm.models.shards import mesh_axes, spec
 
 
 def local(kernel: Callable[..., jax.Array], q_BTHK, k_BSJK, v_BSJK, mask: Mask) -> jax.Array:
@@ -24,27 +20,26 @@ def local(kernel: Callable[..., jax.Array], q_BTHK, k_BSJK, v_BSJK, mask: Mask) 
 
     Raises ConfigError when the rules split rows, which a kernel needs whole.
     """
-    mesh = jax.sharding.get_abstract_mesh()
     if math.prod(shards.automatic().values()) == 1:  # a mesh of one device, or inside `ring`
         return kernel(q_BTHK, k_BSJK, v_BSJK, mask)
-    of_q, of_k = (PartitionSpec(*(nn.logical_to_mesh_axes(x) or ())) for x in (QUERIES, KEYS))
-    batch, length, *_ = of_q
-    axes = (length,) if isinstance(length, str) else length or ()
-    if math.prod(mesh.shape[axis] for axis in axes) > 1:
+    batch, length, heads = (
+        mesh_axes(name, size)
+        for name, size in zip(("batch", "attention_length", "heads"), q_BTHK.shape[:3], strict=True)
+    )
+    if length:
         raise ConfigError(
-            f"a row is split over mesh.{' x mesh.'.join(axes)}, and this kernel needs whole rows"
+            f"a row is split over mesh.{' x mesh.'.join(length)}, and this kernel needs whole rows"
         )
-    row = PartitionSpec(batch)
+    if heads != mesh_axes("kv_heads", k_BSJK.shape[2]):
+        heads = ()
+    row, of_x = spec(batch), spec(batch, (), heads)
     of_mask = dataclasses.replace(
         mask,
         q_segments=row,
         k_segments=row,
-        q_index=PartitionSpec(),
-        k_index=PartitionSpec(),
+        q_index=spec(),
+        k_index=spec(),
         prefix=None if mask.prefix is None else row,
-        window=mask.window if isinstance(mask.window, int) else PartitionSpec(),
+        window=mask.window if isinstance(mask.window, int) else spec(),
     )
-    whole = jax.shard_map(
-        kernel, mesh=mesh, in_specs=(of_q, of_k, of_k, of_mask), out_specs=of_q, check_vma=False
-    )
-    return whole(q_BTHK, k_BSJK, v_BSJK, mask)
+    return shards.mapped(kernel, (of_x, of_x, of_x, of_mask), of_x)(q_BTHK, k_BSJK, v_BSJK, mask)
