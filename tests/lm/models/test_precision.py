@@ -46,13 +46,20 @@ def case(kind: str, batch_size: int, length: int, **changes):
     return loss, lambda: lm.build(c).init(jax.random.key(0), short)["params"]
 
 
-def errors(loss, initial) -> dict[str, float]:
-    """Relative error of each parameter's gradient against float32, in norm."""
+def rounded(params):
+    """The same parameters, matrices rounded to bfloat16 numbers."""
+    near = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32) if x.ndim > 1 else x
+    return jax.tree.map(near, params)
+
+
+def errors(loss, initial, dtype="bfloat16", change=lambda params: params) -> dict[str, float]:
+    """Relative error of each parameter's gradient against float32, in norm.
+
+    The gradient is computed in `dtype`, at the parameters that `change` returns.
+    """
     params = jax.jit(initial)()
-    exact, rough = (
-        jax.jit(jax.grad(functools.partial(loss, dtype=dtype)))(params)
-        for dtype in ("float32", "bfloat16")
-    )
+    of = lambda dtype, params: jax.jit(jax.grad(functools.partial(loss, dtype=dtype)))(params)
+    exact, rough = of("float32", params), of(dtype, change(params))
     assert {x.dtype for x in jax.tree.leaves(rough)} == {jnp.dtype("float32")}
     norm = lambda x: float(jnp.linalg.norm(x))
     of = dict(
@@ -138,11 +145,11 @@ def test_gradients_in_bfloat16_are_those_of_float32():
 
 
 # T5's initial attention is nearly uniform, so the gradients of its relative positions are small
-# differences of large terms, of activations that are rounded to bfloat16. Attention in float32 does
-# not lower the error (0.034 instead of 0.032 at 8 x 512). transformers' T5 with these weights and
-# tokens has 0.034 under torch's autocast, and 0.72 with bfloat16 parameters.
+# differences of large terms. Rounding the weights to bfloat16 moves them by more than 2 %, however
+# exactly the rest is computed: see the test below. transformers' T5 with these weights and 8 x 512
+# of these tokens has an error of 0.034 under torch's autocast, and 0.72 with bfloat16 parameters.
 T5 = pytest.param(
-    "t5", marks=pytest.mark.xfail(strict=True, reason="the error is 0.047 and 0.02 is asked")
+    "t5", marks=pytest.mark.xfail(strict=True, reason="the error is 0.048 and 0.02 is asked")
 )
 
 
@@ -151,3 +158,16 @@ T5 = pytest.param(
 def test_gradients_in_bfloat16_are_those_of_float32_at_length(kind):
     found = errors(*case(kind, 32, 1024, remat="full"))
     assert max(found.values()) < 0.02, found
+
+
+def positions(found: dict[str, float]) -> dict[str, float]:
+    return {name: error for name, error in found.items() if "relative_bias" in name}
+
+
+@pytest.mark.slow
+def test_t5_s_relative_positions_are_as_far_off_as_rounding_its_weights_makes_them():
+    made = case("t5", 8, 512, remat="full")
+    least = positions(errors(*made, dtype="float32", change=rounded))
+    found = positions(errors(*made))
+    assert max(least.values()) > 0.02, least
+    assert all(found[name] < 1.5 * least[name] for name in least), (found, least)
