@@ -11,9 +11,8 @@ from lm import preview, tasks
 from lm.data.read.sources import DataError
 from lm.models.config import ConfigError
 from lm.tasks import rollouts
-from lm.training import checkpoints, loop, settings, setup, trackers
+from lm.training import loop, settings, setup, trackers
 from lm.weights.runs import paths
-from lm.weights.runs import weights as run_weights
 from tests.lm.tasks import policies
 
 FIELDS = {"top_p": 0.9, "temperature": 0.8, "minibatches": 2, "epochs": 2, "kl": 0.1}
@@ -76,25 +75,6 @@ def test_samples_lack_the_rewards_of_answers(whole):
     assert "## step 3" in text and "**Say " in text and "(reward 0" in text
     held = [row for row in trackers.read(whole[0] / "whole") if "eval/held/reward" in row]
     assert [row["step"] for row in held] == [3, 6] and "eval/held/ended" in held[0]
-
-
-def test_a_kill_in_the_middle_of_a_rollout_changes_what_follows(whole, monkeypatch):
-    folder, call = whole[0], rollouts.Rollouts.next
-
-    def killed(self, state):
-        if self.rollouts == 2:
-            raise MemoryError("gone")  # as after SIGKILL, nothing is saved after step 3
-        return call(self, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rollouts.Rollouts, "next", killed)
-        with pytest.raises(ConfigError, match="next raised MemoryError: gone"):
-            loop.train(config(folder), folder / "killed")
-    assert checkpoints.steps(folder / "killed") == [3]
-    assert loop.train(config(folder), folder / "killed") == 0
-    assert rows(folder / "killed") == rows(folder / "whole")
-    (_, a, _), (_, b, _) = (run_weights.load_params(folder / n) for n in ("killed", "whole"))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_restored_source_gives_other_batches_and_another_group_is_accepted(whole):
