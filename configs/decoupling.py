@@ -6,9 +6,13 @@ python -m lm.train --config=configs/decoupling.py --workdir=runs/pretrain \
 A small Llama on general text and sentences of facts, then probed closed-book, with kNN-LM, and
 with passages. Hardware: 2 CPU cores, minutes. Results: docs/ledger.md.
 
-Variants: domain: on text of a second domain, from the run of init_from; instruct: on instructions.
-t5, t5-domain and t5-instruct: the same with a small encoder-decoder, which writes the second part
-of each text after reading the first (prefix language modelling, Raffel et al. 2020, section 3.2.3).
+Variants, from the run of init_from:
+    domain      on text of a second domain
+    instruct    on instructions
+    preference  on pairs of answers to them (DPO)
+    policy      on its own answers to them, of which the right ones are rewarded (GRPO)
+t5, t5-domain, ...: the same with a small encoder-decoder, which writes the second part of each text
+after reading the first (prefix language modelling, Raffel et al. 2020, section 3.2.3).
 """
 
 from ml_collections import ConfigDict
@@ -42,6 +46,13 @@ OPENED = {  # condition -> its section; the study sets the paths
         "k": 1,
     },
 }
+ALIGNED = {  # stage -> (task, its fields)
+    "preference": ("dpo", {}),
+    "policy": (
+        "grpo",
+        {"rewards": {"exact_match": {"field": "chosen"}}, "group": 8, "new_tokens": 16},
+    ),
+}
 
 
 def get_config(variant=""):
@@ -72,7 +83,10 @@ def get_config(variant=""):
         c.model.update(
             d_model=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, d_ff=384, max_length=512
         )  # a small Llama
-    instruct = {"task": tasks.defaults("instruct")} if stage == "instruct" and not t5 else {}
+    taught = {"task": tasks.defaults("instruct")} if stage == "instruct" and not t5 else {}
+    if stage in ALIGNED:
+        task, fields = ALIGNED[stage]
+        taught = {"task": tasks.defaults(task, **fields)}
     c.optimizer.learning_rate = 4e-3 if stage in ("", "t5") else 2e-3  # high: the model is small
     c.optimizer.warmup = 20
     c.checkpoint.every = 10_000  # after the last step only
@@ -90,11 +104,14 @@ def get_config(variant=""):
         stage,
         t5={},
         domain={"steps": 80},
-        instruct={"steps": 80} | instruct,
+        instruct={"steps": 80} | taught,
+        preference={"steps": 80, "length": 256, "optimizer.learning_rate": 2e-4} | taught,
+        policy={"steps": 40, "optimizer.learning_rate": 2e-4} | taught,
     )
-    if t5 or stage == "instruct":
+    if t5 or stage in ("instruct", *ALIGNED):
         with c.unlocked():
             c.task.template = "plain"
-            c.task.target_length = 128 if t5 else 0
             c.task.max_long = 0.5  # share of examples that may be too long for a row
+            if stage != "policy":
+                c.task.target_length = 128 if t5 else 0
     return c

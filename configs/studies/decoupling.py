@@ -3,10 +3,10 @@
 python -m launch.study --config=configs/studies/decoupling.py --samples-dir=DIR
 DIR has wikitext-2/valid.txt, shakespeare/input.txt, blimp/*.jsonl and t0/*.jsonl.
 A small decoder and a small T5 are trained on general text with sentences of facts, then on plays,
-then on instructions. After each stage they are probed closed-book, with kNN-LM and with passages in
-context. runs/decoupling/ledger.json has every figure; report.html and ledger.svg show what was
-gained and forgotten, and at what cost. The Llama took 13 minutes on 2 shared CPU cores, T5 was not
-run to its end; docs/ledger.md.
+then on instructions, on pairs of right and wrong answers (DPO), and on their own answers (GRPO).
+After each stage they are probed closed-book, with kNN-LM and with passages in context.
+runs/decoupling/ledger.json has every figure; report.html and ledger.svg show what was gained and
+forgotten, and at what cost. Times and results: docs/ledger.md.
 
 :small is the decoder alone, with 0.2 M parameters: a few minutes. :tiny runs every stage of the
 decoder for three steps, on files of this repository and a MiniLM.
@@ -22,6 +22,8 @@ STAGES = {  # name -> (file of its text, what it is)
     "pretrain": ("pretrain", "general text and facts"),
     "domain": ("domain", "plays"),
     "instruct": ("instruct", "instructions"),
+    "preference": ("preference", "pairs of answers to them (DPO)"),
+    "policy": ("preference", "its own answers to them (GRPO)"),
 }
 FILES = {
     "facts": "facts",
@@ -83,7 +85,7 @@ def get_config(variant=""):
     c.name = "-".join(["decoupling", variant]).strip("-")
     if tiny:
         c.samples_dir = str(directory())  # --samples-dir overrides it
-    names = ("pretrain", "domain", "instruct", *FILES.values(), "passages", "store", "dev")
+    names = (*(file for file, _ in STAGES.values()), *FILES.values(), "passages", "store", "dev")
     files = [f"{data}{name}.jsonl" for name in dict.fromkeys(names)]
     models = ["decoder"] if variant else [*MODELS]
     c.stages = (
@@ -150,7 +152,7 @@ def _samples(encoder):
 
 
 def _trained(model: str, size: str):
-    """The three stages of a model, each from the one before."""
+    """The stages of a model, each from the one before."""
     before, family = "", MODELS[model][1]
     for stage, (file, about) in STAGES.items():
         run, text = f"{{workdir}}/{model}/{stage}", f"{{workdir}}/data/{file}.jsonl"

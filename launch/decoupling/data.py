@@ -4,9 +4,11 @@ python -m launch.decoupling.data --output=DIR --general=FILES --domain=FILES [--
     [--pairs=FILES] [--instruct=FILES --held-out=GLOBS] [--samples-dir=DIR]
 
 pretrain.jsonl is general text and sentences of facts, domain.jsonl text of a second domain; of
-both, one part in ten is held out in general-test.jsonl and domain-test.jsonl. facts.jsonl,
-pairs.jsonl and instruct-test.jsonl are probes. passages.jsonl is for a memory, store.jsonl for a
-datastore and dev.jsonl for tuning it: all facts, and the training text of the second domain.
+both, one part in ten is held out in general-test.jsonl and domain-test.jsonl. preference.jsonl has
+the prompts of instruct.jsonl, each with the right answer and that of another row of its task.
+facts.jsonl, pairs.jsonl and instruct-test.jsonl are probes. passages.jsonl is for a memory,
+store.jsonl for a datastore and dev.jsonl for tuning it: all facts, and the training text of the
+second domain.
 """
 
 import argparse
@@ -111,6 +113,18 @@ def instructions(
     return train, test
 
 
+def preferences(rows: Sequence[dict], rng: random.Random) -> Iterator[dict]:
+    """Rows with their answer and a wrong one, that of another row of the task."""
+    answers: dict[str, list[str]] = {}
+    for each in rows:
+        answers.setdefault(each["task"], []).append(each["completion"])
+    for each in rows:
+        right = each["completion"]
+        wrong = [answer for answer in answers[each["task"]] if answer != right]
+        if wrong:
+            yield {"prompt": each["prompt"], "chosen": right, "rejected": rng.choice(wrong)}
+
+
 def _instruction(value: dict) -> dict | None:
     """Prompt, completion and task of a row; None for one that is too long or something else."""
     prompt, answer = value.get("prompt"), value.get("completion")
@@ -157,6 +171,7 @@ def make(args) -> dict[str, list[dict]]:
         "pretrain": mixed,
         "domain": usable([row(text, rng.uniform(0.2, 0.8)) for text in new]),
         "instruct": train,
+        "preference": list(preferences(train, random.Random(args.seed))),
         "facts": list(of_facts.probes(placed, args.per_group, args.candidates, rng)),
         "general-test": usable(spread(old_test, args.tests)),
         "domain-test": usable(spread(new_test, args.tests)),

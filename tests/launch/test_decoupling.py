@@ -55,7 +55,12 @@ def test_a_text_is_in_two_parts_or_a_fact_in_no_passage(tmp_path):
         assert " ".join(fact.sentence(0)) in passages
     assert len(found["passages"]) == len(found["store"]) // 2 + 3 == 18 + 6
     assert not {r["task"] for r in found["instruct"]} & {r["task"] for r in found["instruct-test"]}
-    assert found["pairs"][0] == {
+    answers = {row["prompt"]: row for row in found["instruct"]}
+    for row in found["preference"]:
+        assert row["chosen"] == answers[row["prompt"]]["completion"] != row["rejected"]
+        of_task = [r for r in found["instruct"] if r["task"] == answers[row["prompt"]]["task"]]
+        assert row["rejected"] in [r["completion"] for r in of_task]
+    assert found["preference"] and found["pairs"][0] == {
         "sentence_good": "The dog sleeps there.",
         "sentence_bad": "The dog sleep there.",
         "UID": "one",
@@ -105,7 +110,7 @@ def test_a_stage_reads_what_no_earlier_stage_writes(variant, monkeypatch):
         } | {each for each in read if "," in each}, stage.name
         before |= set(stage.outputs)
     assert len([stage for stage in study.stages if stage.module == "lm.train"]) == (
-        3 if variant else 6
+        5 if variant else 10
     )
 
 
@@ -161,13 +166,24 @@ def test_a_run_without_probes_ends_in_a_stack_trace(tmp_path, capsys):
     assert "its metrics.jsonl has no 'eval/" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("variant", ["", "domain", "instruct", "t5", "t5-domain", "t5-instruct"])
-def test_a_run_of_the_study_is_refused(variant):
+TAUGHT = {  # stage -> (task, updates)
+    "": ("next_token", 250),
+    "domain": ("next_token", 80),
+    "instruct": ("instruct", 80),
+    "preference": ("dpo", 80),
+    "policy": ("grpo", 40),
+}
+
+
+@pytest.mark.parametrize("t5", [False, True])
+@pytest.mark.parametrize("stage", TAUGHT)
+def test_a_run_of_the_study_is_refused(stage, t5):
+    variant = "-".join(part for part in ("t5" * t5, stage) if part)
     config = importlib.import_module("configs.decoupling").get_config(variant)
-    tuned = "t5" in variant or variant == "instruct"
-    assert config.task.name == ("instruct" if tuned else "next_token")
-    assert config.steps == (80 if "-" in variant or variant in ("domain", "instruct") else 250)
-    assert len(config.evals) == 15 and bool(config.model.encoder_layers) == ("t5" in variant)
+    task, steps = TAUGHT[stage]
+    assert config.task.name == ("instruct" if t5 and task == "next_token" else task)
+    assert config.steps == steps
+    assert len(config.evals) == 15 and bool(config.model.encoder_layers) == t5
 
 
 @pytest.mark.slow
@@ -183,4 +199,4 @@ def test_the_study_does_not_run(tmp_path, monkeypatch):
         main = importlib.import_module(stage.module).main
         assert main(list(stage.args)) in (0, None), stage.name
     found = json.loads((tmp_path / "run/ledger.json").read_text())
-    assert len(found["rows"]) == 9 and (tmp_path / "run/report.html").exists()
+    assert len(found["rows"]) == 15 and (tmp_path / "run/report.html").exists()
