@@ -4,8 +4,8 @@ python -m lm.self_instruct --config=configs/self_instruct/generate.py --workdir=
     --config.seeds=seed_tasks.jsonl --config.generator=MODEL
 The seed file is that of the paper's repository, or one like it. Variant alpaca: one prompt for
 instruction, input and output (Taori et al. 2023), at temperature 1.
-Hardware: with a model of 135 M parameters, one CPU core keeps 110 instructions and makes 77 tasks of
-them in about 25 minutes (the settings of configs/studies/self_instruct.py).
+Hardware: with a model of 135 M parameters, one CPU core keeps 110 instructions and makes 77 tasks
+of them in about 25 minutes (the settings of configs/studies/self_instruct.py).
 
 :tiny lets a model of bytes, untrained or nearly so, answer twelve requests from the example seeds:
 it shows that the steps run, and keeps no task.
