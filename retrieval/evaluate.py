@@ -12,6 +12,7 @@ The input has a JSON object per line: "question", "answers" (list of right names
 - "known": whether the memory supports the open-book answer
 - "retrieved": whether passages were looked for, which --when decides; if not, the open-book answer
   is the closed-book one
+- "measure": with --when, what was compared with its threshold
 - "citations": the passages read, best first
 """
 
@@ -36,6 +37,7 @@ from retrieval.cli import (
     parser,
 )
 from retrieval.errors import RetrievalError
+from retrieval.reading import breakdown
 
 
 def read_questions(path: Path) -> list[dict]:
@@ -86,6 +88,7 @@ def score(row: dict, answered) -> dict:
         "open_f1": max(f1(opened, name) for name in names),
         "known": answered.known,
         "retrieved": answered.retrieved,
+        **({} if answered.measure is None else {"measure": answered.measure}),
         "citations": [dataclasses.asdict(hit) for hit in answered.citations],
     }
 
@@ -138,10 +141,18 @@ def main(argv=None):
     options.add_argument(
         "--max-new-tokens", type=int, default=24, help="length of an answer, in tokens"
     )
+    options.add_argument(
+        "--by",
+        default="",
+        metavar="FIELD",
+        help="a number of the questions, such as their popularity: score each third of them apart",
+    )
     add_when_options(options)
     add_encoder_option(options)
     args = options.parse_args(argv)
     rows = read_questions(args.questions)
+    if args.by:
+        breakdown.numbers(rows, args.by)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.is_dir():
         raise RetrievalError(
@@ -206,7 +217,12 @@ def main(argv=None):
                 f"{book}-book: {right}/{len(scored)} right, {share}, {exactly} exact "
                 f"({exactly / len(scored):.1%}), F1 {f1_mean:.3f}"
             )
-    if not args.json:
+    apart = breakdown.by(scored, args.by) if args.by else []
+    swept = breakdown.sweep(scored, when.below) if when else []
+    if args.json:
+        for told in (*apart, *swept):
+            print(json.dumps(told))
+    else:
         right = sum(row["open_correct"] for row in known)
         print(
             f"  says that it knows: {len(known)}/{len(scored)}, {len(known) / len(scored):.1%}; "
@@ -218,6 +234,10 @@ def main(argv=None):
                 f"  answered from the weights, --when={args.when}: {len(skipped)}/{len(scored)}, "
                 f"{len(skipped) / len(scored):.1%}; {right} of these are right"
             )
+        if apart:
+            print(breakdown.by_table(apart))
+        if swept:
+            print(breakdown.sweep_table(swept))
 
 
 if __name__ == "__main__":

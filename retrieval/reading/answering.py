@@ -43,6 +43,7 @@ class Answer:
     known: whether the memory supports `text`; if not, say so instead of showing `text`.
     cut: tokens of the passages shown that the reader could not read.
     retrieved: whether passages were looked for; if not, `text` is `closed_book_text`, and known.
+    measure: what `when` compared with its threshold.
     """
 
     question: str
@@ -53,6 +54,7 @@ class Answer:
     known: bool = True
     cut: int = 0
     retrieved: bool = True
+    measure: float | None = dataclasses.field(default=None, compare=False)
 
 
 class Searchable(Protocol):
@@ -162,7 +164,8 @@ def _as_needed(
     """Answers closed-book, then from passages where `when` says so."""
     begun = drafts(door, reader, questions, max_new_tokens, records, on_batch)
     find = of_one_version(memory, k)
-    wanted = [draft for draft, read in zip(begun, when.read(begun, memory), strict=True) if read]
+    measures = when.measures(begun, memory)
+    wanted = [draft for draft, read in zip(begun, when.read(measures), strict=True) if read]
     hits = find([draft.question for draft in wanted]) if wanted else []
     opened = [Asked(d.question, tuple(found)) for d, found in zip(wanted, hits, strict=True)]
     read = answers(door, reader, opened, find, max_new_tokens, on_batch) if opened else []
@@ -173,7 +176,10 @@ def _as_needed(
         for draft, one in zip(wanted, read, strict=True)
     }
     skipped = lambda draft: Answer(draft.question, draft.text, (), draft.text, retrieved=False)
-    return [told.get(id(draft)) or skipped(draft) for draft in begun]
+    return [
+        dataclasses.replace(told.get(id(draft)) or skipped(draft), measure=value)
+        for draft, value in zip(begun, measures, strict=True)
+    ]
 
 
 def _answer(question: str, read: Read, closed_text: str, floor: float) -> Answer:

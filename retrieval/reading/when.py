@@ -56,9 +56,9 @@ class When(abc.ABC):
     def measures(self, drafts: Sequence[Draft], memory: Any) -> list[float]:
         """The measure of each question. memory: what is searched, see `answering.Searchable`."""
 
-    def read(self, drafts: Sequence[Draft], memory: Any) -> list[bool]:
+    def read(self, measures: Sequence[float]) -> list[bool]:
         """Whether passages are read for each question."""
-        return [value < self.below for value in self.measures(drafts, memory)]
+        return [value < self.below for value in measures]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,9 +60,10 @@ def test_popularity_counts_passages_or_is_a_field(memory):
     asked = [Draft(f"town{i} lies in land{i}", "", 0.0, {"seen": 10 * i}) for i in (3, 5)]
     assert Popularity(below=10).measures(asked, memory) == [3, 1]
     assert Popularity(below=2).measures(asked, memory) == [2, 1]  # it counts no further
-    assert Popularity(below=2).read(asked, memory) == [False, True]
+    assert Popularity(below=2).read([2, 1]) == [False, True]
     assert Popularity(below=40, field="n").measures(asked, memory) == [3, 5]  # of best passages
-    assert Popularity(below=40, field="seen").read(asked, memory) == [True, False]
+    assert Popularity(below=40, field="seen").measures(asked, memory) == [30, 50]
+    assert Popularity(below=40, field="seen").read([30, 50]) == [True, False]
     with pytest.raises(RetrievalError, match="best passage have None; expected a number"):
         Popularity(field="views").measures(asked, memory)
 
@@ -105,5 +106,16 @@ def test_the_command_reports_the_share_that_was_skipped(memory, tmp_path, monkey
     assert "4/4 answers" in progress
     written = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["retrieved"] for row in written] == [True, False]
+    assert [row["measure"] for row in written] == [0, 1]
+    lines = [[*map(str.strip, line.split("|"))][1:3] for line in said.splitlines()]
+    assert [line for line in lines if line and line[0] in ("0", "1")] == [
+        ["0", "0.0%"],
+        ["1", "50.0%"],
+    ]
+    assert evaluate.main([*command, "--by=seen"]) == 0
+    said = capsys.readouterr().out
+    assert "| 0 to 0 | 1 " in said and "| 1 to 1 | 1 " in said and "below" not in said
+    assert evaluate.main([*command, "--by=views"]) == 2
+    assert "--by=views: the question 'Where is town3?' has None" in capsys.readouterr().err
     assert evaluate.main([*command, "--when=confidence,below=2"]) == 2
     assert "expected a probability" in capsys.readouterr().err
