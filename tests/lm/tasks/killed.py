@@ -19,9 +19,11 @@ def config(folder, task: str, family: str):
     changes = {"steps": STEPS, "checkpoint.every": SAVED, "mesh.data": 2, "mesh.fsdp": 4}
     if task == "dpo":
         pairs = test_preference.written(folder)
-        changes |= {"task": tasks.defaults("dpo", template="tulu"), "data.files": pairs}
-        changes |= {"length": 128, "eval.every": 3, "eval.data.heldout": pairs}
-        return policies.config(folder, family=family, **changes)
+        changes |= {"data.files": pairs, "length": 128, "model.max_length": 128}
+        changes |= {"eval.every": 3, "eval.data.heldout": pairs}
+        c = policies.config(folder, family=family, **changes)
+        c.task = tasks.defaults("dpo", template="tulu")
+        return c
     held = {"type": "rewards", "files": policies.prompts(folder), "every": 3}
     fields = {"minibatches": 2, "epochs": 2, "top_p": 0.9}
     return policies.config(folder, family=family, fields=fields, evals={"held": held}, **changes)
