@@ -4,24 +4,41 @@ import ml_collections
 
 from lm.data.samples import directory
 
-READER = "{samples}/smollm2-135m-instruct.gguf"
+READERS = {  # name -> what answers, and the config of a small one for :tiny
+    "smollm2": ("{samples}/smollm2-135m-instruct.gguf", "configs/tiny.py:gpt2"),
+    "mamba": ("state-spaces/mamba-130m-hf", "configs/tiny.py:mamba"),
+    "bart": ("facebook/bart-base", "configs/smoke.py:denoising,bart"),
+    "t5": ("google/flan-t5-small", "configs/smoke.py:span_corruption,t5"),
+    "spans": (
+        "distilbert/distilbert-base-cased-distilled-squad",
+        "configs/smoke.py:question_answering,bert",
+    ),
+    "classes": ("", "configs/smoke.py:classification,bert"),  # of which only you have one
+}
 FACTS, QUESTIONS = "configs/examples/facts.jsonl", "configs/examples/facts_questions.jsonl"
 
 
-def chain(method, door, variant, reader=READER, trained="configs/tiny.py:gpt2"):
+def chain(method, door, variant, readers=("smollm2", "mamba", "bart", "t5")):
     """Study of one door. Raises ValueError for an unknown variant.
 
-    door: as --door takes it. reader: answers the questions. Variants: "tiny" trains one with the
-    config `trained` instead, and another as the encoder; "trained" trains the reader with the
-    memory first (configs/memory/open_book.py), and asks it by the door of its run; "trained-tiny".
+    door: as --door takes it. readers: of READERS, those that the door serves; the first answers,
+    or the one that `variant` names, as in "mamba" or "tiny,mamba". Variants: "tiny" trains a small
+    reader, and another as the encoder; "trained" trains the reader with the memory first
+    (configs/memory/open_book.py), and asks it by the door of its run; "trained-tiny".
     """
+    variant, _, name = (f",{variant}" if variant in READERS else variant).partition(",")
+    if (name := name or readers[0]) not in readers:
+        raise ValueError(f"reader {name!r} is unknown; this config has {', '.join(readers)}")
+    reader, trained = READERS[name]
+    if not reader and "tiny" not in variant:
+        raise ValueError(f"no reader for {name!r} is published: try 'tiny,{name}', or ask your own")
     with_memory, variant = variant.startswith("trained"), variant.removeprefix("trained")
     if with_memory:
         method, variant = f"{method}-trained", variant.removeprefix("-")
     if variant not in ("", "tiny"):
         raise ValueError(f"variant {variant!r} is unknown; this config has 'tiny'")
     c = ml_collections.ConfigDict()
-    c.name = f"memory-{method}{'-tiny' if variant else ''}"
+    c.name = f"memory-{method}{f'-{name}' * (name != readers[0])}{'-tiny' * bool(variant)}"
     c.samples_dir = str(directory())  # --samples-dir overrides it
     if variant:
         reader, encoder = "{workdir}/reader", "{workdir}/encoder"
@@ -39,6 +56,7 @@ def chain(method, door, variant, reader=READER, trained="configs/tiny.py:gpt2"):
     if with_memory:
         asked = {"memory": "{workdir}/memory", "reader": run}
     asked = asked | {"questions": questions} | ({"max-new-tokens": 4} if variant else {})
+    scored = {"output": "{workdir}/answers.jsonl"} | ({} if variant else {"by": "bin"})
     memory = dict(memory="{workdir}/memory", encoder=encoder, input=passages, replace=True)
     c.stages = (
         *first,
@@ -47,7 +65,7 @@ def chain(method, door, variant, reader=READER, trained="configs/tiny.py:gpt2"):
         _stage(
             "ask",
             "retrieval.evaluate",
-            asked | {"output": "{workdir}/answers.jsonl"},
+            asked | scored,
             150,
             "{workdir}/answers.jsonl",
         ),

@@ -7,8 +7,13 @@ them and the tokenizer). Its perplexity on later speeches is measured without an
 of other later speeches, which costs no training. :tiny trains on the licence, in bytes, and keeps
 pages of the documentation in the datastore: a minute on a CPU, perplexity from about 33 to about 30
 on another page.
+
+:TASK,FAMILY is the run of configs/smoke.py with a datastore, for another architecture:
+masked,bert; next_token,mamba; instruct,bart; instruct,t5. The models are small and of bytes; it
+shows that every part runs.
 """
 
+from configs import smoke
 from configs.defaults import defaults, specialise
 
 TINY = {
@@ -37,6 +42,8 @@ TINY = {
 
 
 def get_config(variant=""):
+    if "," in variant:
+        return _small(variant)
     c = defaults()
     c.steps = 300  # updates
     c.batch_size = 16  # rows per update
@@ -62,3 +69,24 @@ def get_config(variant=""):
         }
     }
     return specialise(c, variant, tiny=TINY)
+
+
+def _small(variant):
+    """A run of configs/smoke.py whose perplexity is also measured with a datastore."""
+    c = smoke.get_config(variant)
+    store, dev, files = "docs/generation.md", "docs/write_a_source.md", "docs/write_a_hook.md"
+    if variant.startswith("instruct"):
+        folder = "configs/examples"
+        store, dev, files = f"{folder}/sorting.jsonl", "", f"{folder}/sorting_heldout.jsonl"
+        c.task.format, c.task.completion_field, c.data.files = "completion", "answer", store
+    c.evals = {
+        "knn": {
+            "type": "retrieval.doors.knn_evaluator:KnnPerplexity",
+            "store": store,
+            "dev": dev,
+            "files": files,
+            "k": 32,
+            "max_rows": 32,
+        }
+    }
+    return c

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.memory import fid, in_context
 from launch.stages import load_study
 from tests.retrieval.models import save_reader
 
@@ -20,7 +21,7 @@ STUDIES = [f"{p.relative_to(ROOT)}" for p in CONFIGS if "return chain(" in p.rea
 def test_a_stage_reads_what_no_earlier_stage_makes(config, monkeypatch):
     monkeypatch.chdir(ROOT)
     trained = (":trained", ":trained-tiny") if "trained" in Path(config).read_text() else ()
-    for variant in ("", ":tiny", *trained):
+    for variant in ("", ":tiny", ":bart", ":tiny,bart", *trained):
         study, made = load_study(f"{config}{variant}"), set()
         assert {"memory", "ask", "audit"} <= {stage.name for stage in study.stages}
         for stage in study.stages:
@@ -30,6 +31,17 @@ def test_a_stage_reads_what_no_earlier_stage_makes(config, monkeypatch):
             examples = {place for place in named if place.startswith("configs/examples/")}
             assert all((ROOT / place).is_file() for place in examples)
             made |= set(stage.outputs)
+
+
+def test_a_reader_that_a_door_does_not_serve_is_named():
+    with pytest.raises(ValueError, match="'mamba' is unknown; this config has t5, bart"):
+        fid.get_config("tiny,mamba")
+    with pytest.raises(ValueError, match="no reader for 'classes' is published"):
+        in_context.get_config("classes")
+    with pytest.raises(ValueError, match="variant 'small' is unknown"):
+        in_context.get_config("small,t5")
+    stages = in_context.get_config("t5").stages
+    assert stages[-1]["args"]["reader"] == "google/flan-t5-small" and len(stages) == 5
 
 
 def test_the_python_of_the_page_runs(memory, tmp_path, monkeypatch, capsys):
@@ -46,6 +58,10 @@ def test_the_python_of_the_page_runs(memory, tmp_path, monkeypatch, capsys):
 
 RAG, FID = "configs/memory/rag.py", "configs/memory/fid.py"
 FURTHER = [f"{RAG}:sequence-tiny", f"{RAG}:trained-tiny", f"{FID}:trained-tiny"]
+IN_CONTEXT, REPLUG = "configs/memory/in_context.py", "configs/memory/replug.py"
+FURTHER += [f"{IN_CONTEXT}:tiny,{of}" for of in ("mamba", "bart", "t5", "spans", "classes")]
+FURTHER += [f"{REPLUG}:tiny,mamba", f"{RAG}:tiny,bart", f"{RAG}:sequence-tiny,t5"]
+FURTHER += [f"{FID}:tiny,bart"]
 
 
 @pytest.mark.slow

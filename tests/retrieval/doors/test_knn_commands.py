@@ -113,6 +113,21 @@ def test_the_run_of_the_config_is_better_with_the_datastore(tmp_path, monkeypatc
     assert last["eval/knn/share"] > 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variant", ["masked,bert", "next_token,mamba", "instruct,bart", "instruct,t5"]
+)
+def test_another_architecture_is_worse_with_the_datastore(variant, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = knn_lm.get_config(variant)
+    config.update_from_flattened_dict(
+        {"data.cache": str(tmp_path / "cache"), "log.tensorboard": False, "samples.prompts": ()}
+    )
+    assert loop.train(config, tmp_path / "run") == 0
+    last = trackers.read(tmp_path / "run")[-1]
+    assert last["eval/knn/perplexity"] < last["eval/knn/model_perplexity"]
+
+
 def test_a_datastore_of_text_files_names_their_documents(tmp_path):
     from retrieval.datastore import rows
 
