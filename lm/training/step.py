@@ -115,7 +115,8 @@ def make_train_step(
         loss, gradients = total(trained, ((frozen, state.fixed), of_terms), batch, rng)
         weight = jnp.where(loss.first.weight > 0, loss.first.weight, 1.0)
         if not of_terms:
-            gradients = jax.tree.map(lambda g: g / weight, gradients)
+            share = 1 / weight  # XLA fuses a product into its readers, and not a quotient
+            gradients = jax.tree.map(lambda g: g * share, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         applied = state.step if state.guard is None else state.step - state.guard.skipped
         metrics = {

@@ -137,7 +137,7 @@ def plain_step(model, adamw):
 
         (_, loss), g = jax.value_and_grad(mean, has_aux=True)(params)
         updates, opt_state = adamw.update(
-            jax.tree.map(lambda x: x / loss.first.weight, g), opt_state, params
+            jax.tree.map(lambda x: x * (1 / loss.first.weight), g), opt_state, params
         )
         return optax.apply_updates(params, updates), opt_state
 
