@@ -20,6 +20,7 @@ import logging
 import sys
 
 from lm.compiled import keep_compiled
+from lm.host_memory import keep_freed
 from lm.interrupts import entry_point
 from lm.xla_flags import avoid_wrong_fusion
 
@@ -30,6 +31,7 @@ def main(argv=None) -> int:
     if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
         print(__doc__.strip())
         return 0
+    keep_freed()
     keep_compiled()
     from lm.data.read.sources import DataError
     from lm.distributed import mesh

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lm.families import class_of, config_to_hf, preset
+from lm.host_memory import keep_freed
 from lm.models.config import ModelConfig
 
 MODELS = {  # name -> (family, preset)
@@ -122,6 +123,7 @@ def our_step(sizes: Sizes, **changes):
 
 
 def our_training(sizes: Sizes) -> Callable[[], Any]:
+    keep_freed()  # as `openbook train` does
     compiled, current, batch = our_step(sizes)
 
     def run():
