@@ -1,9 +1,12 @@
 """Device mesh: data (replicas), fsdp (sharded parameters), sequence (split rows), tensor."""
 
+import logging
 import math
 import os
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lm.jax_settings import SettingsError, devices
@@ -11,6 +14,9 @@ from lm.models.config import ConfigError
 from lm.phases import phase
 
 AXES = ("data", "fsdp", "sequence", "tensor")
+ACROSS = ("data", "fsdp")  # axes that may cross a slow network: they communicate least
+
+log = logging.getLogger(__name__)
 
 
 def make_mesh(
@@ -18,15 +24,37 @@ def make_mesh(
 ) -> Mesh:
     """Make a mesh over `devices` (default: all, of every process). -1: all remaining devices.
 
-    Raises ConfigError when the sizes do not multiply to the number of devices.
+    Slices, whose devices have a faster network among themselves (TPU pods joined by a data-centre
+    network, hosts with GPUs), lie along the first axis of ACROSS that they divide. Raises
+    ConfigError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
     sizes = resolve(sizes, len(devices))
     # Explicit axes, the default of make_mesh, do not work with Linen's gathers and constraints.
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    types = (AxisType.Auto,) * len(AXES)
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(_slice_of(device), []).append(device)
+    count = len(slices)
+    even = len({len(each) for each in slices.values()}) == 1
+    across = [axis for axis in ACROSS if even and sizes[axis] % count == 0]
+    if count == 1 or not across:
+        if count > 1:
+            log.warning(
+                "mesh %s: %d slices of devices divide neither data nor fsdp evenly, so other axes "
+                "cross the slow network between them",
+                " x ".join(f"{axis} {size}" for axis, size in sizes.items()),
+                count,
+            )
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    shape = tuple((sizes | {across[0]: sizes[across[0]] // count}).values())
+    placed = [mesh_utils.create_device_mesh(shape, slices[n]) for n in sorted(slices)]
+    return Mesh(np.concatenate(placed, AXES.index(across[0])), AXES, axis_types=types)
+
+
+def _slice_of(device) -> int:
+    return getattr(device, "slice_index", 0) or 0
 
 
 def resolve(sizes: dict[str, int], devices: int) -> dict[str, int]:

@@ -3,9 +3,10 @@
 import contextlib
 
 import jax
+import numpy as np
 import pytest
 
-from lm.distributed import sharding
+from lm.distributed import mesh, sharding
 from lm.distributed.mesh import make_mesh, resolve
 from lm.models import build
 from lm.models.config import ConfigError
@@ -30,6 +31,29 @@ def test_the_rest_of_the_devices_is_not_filled_in():
 def test_a_mesh_that_does_not_fit_is_accepted(sizes, said):
     with pytest.raises(ConfigError, match=said):
         make_mesh(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "axis"),
+    [
+        ({"data": 4, "tensor": 2}, "data"),
+        ({"data": 2, "fsdp": 2, "sequence": 2}, "data"),
+        ({"data": 1, "fsdp": 4, "tensor": 2}, "fsdp"),
+    ],
+)
+def test_a_slice_is_spread_over_an_axis_that_communicates_much(sizes, axis, monkeypatch):
+    monkeypatch.setattr(mesh, "_slice_of", lambda device: device.id % 2)  # in no order of theirs
+    made = make_mesh(**sizes)
+    assert made.shape == {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | sizes
+    assert sorted(device.id for device in made.devices.flat) == [*range(8)]
+    halves = np.split(made.devices, 2, axis=mesh.AXES.index(axis))
+    assert [{device.id % 2 for device in half.flat} for half in halves] == [{0}, {1}]
+
+
+def test_nothing_is_said_when_slices_divide_no_axis(monkeypatch, caplog):
+    monkeypatch.setattr(mesh, "_slice_of", lambda device: device.id // 4)
+    assert make_mesh(data=1, tensor=8).shape["tensor"] == 8
+    assert "2 slices of devices divide neither data nor fsdp" in caplog.text
 
 
 def test_mesh_axes_are_explicit():
