@@ -64,6 +64,7 @@ def get_config(variant=""):
     c.length = 128  # tokens per row
     if t5:
         c.task = tasks.defaults("instruct")
+    if stage == "t5":  # later stages have the model of init_from
         model = model_section(preset("t5", "tiny")).to_dict() | {
             "vocab_size": 0,
             "d_model": 128,
@@ -79,7 +80,7 @@ def get_config(variant=""):
             "initializer_range": 0.09,
         }
         c.model.update({name: value for name, value in model.items() if value is not None})
-    else:
+    if not stage:
         c.model.update(
             d_model=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, d_ff=384, max_length=512
         )  # a small Llama
