@@ -66,10 +66,10 @@ def chain(method, door, variant, readers=("smollm2", "mamba", "bart", "t5")):
             "ask",
             "retrieval.evaluate",
             asked | scored,
-            150,
+            570,
             "{workdir}/answers.jsonl",
         ),
-        _stage("audit", "retrieval.audit", asked, 600),
+        _stage("audit", "retrieval.audit", asked, 3000),
     )
     return c
 
