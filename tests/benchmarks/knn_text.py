@@ -93,9 +93,10 @@ def shown(losses: np.ndarray, rows: np.ndarray) -> str:
     return f"perplexity {np.exp(losses.mean()):.3f} (x / {np.exp(half):.3f})"
 
 
-def tuned(path: str, files: str, steps: int, rate: float) -> ConfigDict:
+def tuned(path: str, files: str, steps: int, rate: float, seed: int) -> ConfigDict:
     """Config of fine-tuning all weights on text."""
     c = defaults()
+    c.seed = seed
     c.init_from, c.data.files, c.length, c.batch_size = path, files, LENGTH, BATCH
     c.steps, c.checkpoint.every, c.eval.every, c.log.every = steps, steps, 0, 1
     c.optimizer.learning_rate, c.optimizer.schedule, c.optimizer.final = rate, "linear", 0.0
@@ -128,6 +129,7 @@ def main(argv=None) -> None:
     options.add_argument("--rows", type=int, default=40, help="of 256 tokens, of dev and of test")
     options.add_argument("--steps", type=int, default=0, help="updates of fine-tuning; 0 = none")
     options.add_argument("--rate", type=float, default=1e-4, help="learning rate of these")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fine-tuning")
     options.add_argument("--only", default="wikitext,plays", help="texts that are evaluated")
     args = options.parse_args(argv)
     documents = {
@@ -153,14 +155,16 @@ def main(argv=None) -> None:
         spent = time.process_time() - start
         alone = test[name]
         print(f"{name}, {len(alone.rows):,} tokens: weights alone, {said(alone)}; {spent:.0f} s")
-        if args.steps:
-            start, run = time.process_time(), str(args.workdir / f"{name}-tuned")
-            loop.train(tuned(path, texts[name]["store"], args.steps, args.rate), run)
+        for seed in args.seeds if args.steps else ():
+            start = time.process_time()
+            run = str(args.workdir / f"{name}-tuned-{args.steps}-{seed}")
+            loop.train(tuned(path, texts[name]["store"], args.steps, args.rate, seed), run)
             spent, (other, weights, _) = time.process_time() - start, lm.load(run)
             after = Observer(other, weights, tokenizer, batch_size=BATCH, length=LENGTH)
             seen = [*after.observe(read["test"], args.rows)]
             losses, number = (np.concatenate([getattr(x, of) for x in seen]) for of in SEEN)
-            print(f"{name}, {args.steps} updates: {shown(losses, number)}; {spent:.0f} CPU s")
+            told = f"{name}, {args.steps} updates, seed {seed}: {shown(losses, number)}"
+            print(f"{told}; {spent:.0f} CPU s", flush=True)
         for at in stores:
             for how in (False, True):
                 mixture = tune(dev[at], adaptive=how)
