@@ -1,4 +1,4 @@
-"""What alignment costs: perplexity and minimal pairs before and after GRPO, DPO, instruct tuning.
+"""What alignment costs: perplexity and minimal pairs before and after reward and preference tuning.
 
 python -m tests.benchmarks.alignment_tax --data=t0 --wikitext=wikitext-2/valid.txt --blimp=blimp
 
@@ -10,10 +10,13 @@ already in --workdir is used again.
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,19 +37,43 @@ from lm.rewards.exact_match import normalised
 from lm.training import loop
 
 FILES = "sciq_Multiple_Choice_Closed_Book_.jsonl", "commonsense_qa_most_suitable_answer.jsonl"
-METHODS = {  # name -> task, learning rate, rank of LoRA (0 = all weights), strength of the KL
-    "grpo": ("grpo", 3e-4, 16, 0.0),
-    "dpo": ("dpo", 3e-4, 16, 0.0),
-    "instruct_lora": ("instruct", 3e-4, 16, 0.0),
-    "instruct": ("instruct", 1e-4, 0, 0.0),
-    "instruct_kl": ("instruct", 1e-4, 0, 0.5),
-}
-PROMPT, NEW, GROUP, BATCH = 72, 16, 8, 2  # tokens of a prompt and an answer, answers, prompts
-WINDOW = 256  # tokens of text
 SENTENCES = "sentence_good", "sentence_bad"
 REWARDS = {
     "exact_match": {"weight": 0.5},
     "named": {"type": "tests.benchmarks.alignment_tax:named", "weight": 0.5},
+}
+PROMPT, NEW, GROUP, BATCH = 72, 16, 8, 2  # tokens of a prompt and an answer, answers, prompts
+WINDOW = 256  # tokens of text
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    task: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rate: float = 3e-4
+    rank: int = 16  # of LoRA; 0 = all weights are trained
+    kl: float = 0.0  # strength of the divergence from the base
+
+    @property
+    def draws(self) -> bool:
+        return "rewards" in self.options
+
+
+DRAWN = {"rewards": REWARDS, "group": GROUP, "new_tokens": NEW}
+TAUGHT = {"format": "completion", "completion_field": "answer"}
+METHODS = {
+    "grpo": Method("grpo", DRAWN),
+    "grpo_kl": Method("grpo", DRAWN | {"kl": 0.04}),
+    "rloo": Method("grpo", DRAWN | {"baseline": "leave_one_out", "scale": "none"}),
+    "ppo": Method("ppo", DRAWN | {"kl": 0.05}),
+    "dpo": Method("dpo"),
+    "ipo": Method("dpo", {"kind": "ipo"}),
+    "kto": Method("kto"),
+    "simpo": Method("simpo"),
+    "orpo": Method("orpo"),
+    "instruct_lora": Method("instruct", TAUGHT),
+    "instruct": Method("instruct", TAUGHT, rate=1e-4, rank=0),
+    "instruct_kl": Method("instruct", TAUGHT, rate=1e-4, rank=0, kl=0.5),
 }
 
 
@@ -85,21 +112,21 @@ def write(folder: Path, data: Path) -> dict[str, list[dict]]:
 
 
 def config(folder: Path, method: str, model: str, template: str, steps: int, seed: int):
-    task, rate, rank, strength = METHODS[method]
-    c = defaults()
+    one, c = METHODS[method], defaults()
     c.seed, c.steps, c.batch_size, c.init_from = seed, steps, BATCH, model
-    c.length = (PROMPT + NEW) * (2 if task == "dpo" else 1)  # one question a row
-    if task == "grpo":
-        options = {"rewards": REWARDS, "group": GROUP, "new_tokens": NEW}
+    c.length = PROMPT + NEW
+    if one.draws:
         c.model.layers = "separate"  # faster to decode on a CPU
-    elif task == "instruct":
-        options = {"format": "completion", "completion_field": "answer"}
-    else:
-        options = {}
-    c.task = tasks.defaults(task, template=template, max_long=0.5, **options)
+    elif one.task != "instruct":
+        c.length *= 2  # both answers to one question a row
+    if one.task == "kto":
+        c.batch_size *= 2  # a row learns from one answer, and compares it with another record's
+    if one.task == "ppo":  # all weights of the critic are trained
+        c.optimizer.rates = (("^models/critic/", 1 / 3), *c.optimizer.rates)
+    c.task = tasks.defaults(one.task, template=template, max_long=0.5, **one.options)
     c.data.files = str(folder / "train.jsonl")
-    c.adaptation.lora.rank, c.adaptation.kl.strength = rank, strength
-    c.optimizer.learning_rate, c.optimizer.schedule = rate, "constant"
+    c.adaptation.lora.rank, c.adaptation.kl.strength = one.rank, one.kl
+    c.optimizer.learning_rate, c.optimizer.schedule = one.rate, "constant"
     c.optimizer.warmup, c.optimizer.weight_decay = min(2, steps // 2), 0.0
     c.eval.every, c.checkpoint.every, c.log.every = 0, steps, 1
     c.log.tensorboard = False

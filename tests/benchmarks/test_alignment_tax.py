@@ -7,6 +7,7 @@ import pytest
 
 from lm import tasks
 from lm.rewards import Answer
+from lm.tasks import preference
 from tests.benchmarks import alignment_tax
 
 PROMPT = "Which?\n\n Choices:\n\n- a red cat\n\n- a dog\n\n- a cow\n\nA:\n"
@@ -55,5 +56,8 @@ def test_a_method_trains_other_prompts_an_update_or_its_config_is_refused(method
     c = alignment_tax.config(tmp_path, method, "model", "chatml", 20, 0)
     task = tasks.of(c)
     task.check(c)
-    rows = 2 if task.name == "dpo" else 1  # answers to a prompt in a row
-    assert (c.batch_size, c.length // rows) == (alignment_tax.BATCH, 88)
+    # answers to a prompt in a row; kto learns from one of them
+    rows = 2 if isinstance(task, preference.Pairs) else 1
+    answers = 2 if task.name == "kto" else 1
+    assert (c.batch_size, c.length // rows) == (alignment_tax.BATCH * answers, 88)
+    assert getattr(task, "group", alignment_tax.GROUP) == alignment_tax.GROUP
