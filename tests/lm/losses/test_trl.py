@@ -1,4 +1,4 @@
-"""DPO, KTO and GRPO against the numbers of trl itself. Skipped where the extra `trl` is missing."""
+"""Losses of preferences and GRPO against trl itself. Skipped without the extra `trl`."""
 
 import collections
 import types
@@ -9,6 +9,7 @@ import pytest
 
 from lm.losses import preference
 from lm.tasks.grpo import GRPO
+from lm.tasks.preference import ORPO, SimPO, lengths, present
 from tests.lm.losses.test_policy import LENGTHS, G, Given, P, T, batch_of, drawn
 from tests.lm.tasks.test_kto import LABELS, labelled, models_of
 from tests.lm.tasks.test_kto import Given as GivenKTO
@@ -88,6 +89,60 @@ def test_dpo_differs_from_trl(kind, beta):
         ratios = ratios / (SIZE + 1)
     found = preference.preferred(ratios[:, 0] - ratios[:, 1], kind, beta)
     np.testing.assert_allclose(loss, np.mean(found), rtol=1e-5)
+
+
+class GivenSimPO(SimPO):
+    def scored(self, model, params, batch, rng=None):
+        return params
+
+
+class GivenORPO(ORPO):
+    scored = GivenSimPO.scored
+
+
+@pytest.fixture
+def compared():
+    """Log-probabilities [B, P, 2] of a batch, and (sums, means) of both answers of each pair."""
+    batch = pairs_of(RNG)
+    scores = RNG.normal(-5, 2, (*present(batch).shape, 2)).astype(np.float32)
+    real, sizes = np.asarray(present(batch)) > 0, np.asarray(lengths(batch))
+    return batch, scores, scores[real], (scores / np.maximum(sizes, 1))[real]
+
+
+def trls(name, **fields):
+    """A trainer of trl with the fields that its loss reads."""
+    package = pytest.importorskip(f"trl.experimental.{name.lower()}")
+    kind, one = getattr(package, f"{name}Trainer"), mock.MagicMock(**fields)
+    one.accelerator.device = "cpu"
+    method = {"CPO": "cpo_loss", "ORPO": "odds_ratio_loss"}[name]
+    return lambda scores: getattr(kind, method)(one, *tensor(scores.T))[0].numpy()
+
+
+def test_cdpo_differs_from_trl(compared):
+    _, _, sums, _ = compared
+    loss = trls("CPO", loss_type="sigmoid", beta=0.3, alpha=0.0, label_smoothing=0.2)(sums)
+    found = preference.preferred(sums[:, 0] - sums[:, 1], "sigmoid", 0.3, 0.2)
+    np.testing.assert_allclose(loss, found, rtol=1e-5)
+
+
+def test_simpo_differs_from_trl(compared):
+    batch, scores, _, means = compared
+    fields = {"beta": 2.5, "alpha": 0.0, "label_smoothing": 0.0, "simpo_gamma": 0.7}
+    loss = trls("CPO", loss_type="simpo", **fields)(means)
+    found = GivenSimPO(beta=2.5, gamma=0.7).loss(None, scores, batch)
+    np.testing.assert_allclose(np.mean(loss), found.first.sum / found.first.weight, rtol=1e-5)
+
+
+def test_orpo_differs_from_trl(compared):
+    batch, scores, sums, means = compared
+    loss = -trls("ORPO", beta=0.4)(means)  # trl subtracts it
+    task = GivenORPO(odds_weight=0.4)
+    found = task.loss(None, scores, batch).terms
+    odds = task.coefficients["odds"] * found["odds"].sum / found["odds"].weight
+    np.testing.assert_allclose(np.mean(loss), odds, rtol=1e-5)
+    tokens = np.asarray(lengths(batch))[np.asarray(present(batch)) > 0][:, 0].sum()
+    chosen = found["chosen"].sum / found["chosen"].weight  # a mean over tokens, as in trl
+    np.testing.assert_allclose(chosen, -sums[:, 0].sum() / tokens, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [0.7, -0.7])
