@@ -9,6 +9,8 @@ import signal
 import sys
 import time
 
+import jax
+
 from lm import tasks
 from tests.lm.tasks import policies, test_preference
 
@@ -47,20 +49,48 @@ def places():
     }
 
 
+def kill(workdir: pathlib.Path) -> None:
+    """End this process at once, as soon as its first checkpoint is complete."""
+    first = workdir / "checkpoints" / str(SAVED) / "commit_success.txt"
+    while not first.exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def kill_in(phase: str, workdir: pathlib.Path) -> None:
+    if phase == "decoding":
+        return kill_while_decoding(workdir)
     owner, name, number = places()[phase]
     function, calls = getattr(owner, name), []
 
     def killing(*args, **options):
         calls.append(name)
         if len(calls) == number:
-            first = workdir / "checkpoints" / str(SAVED) / "commit_success.txt"
-            while not first.exists():
-                time.sleep(0.05)
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill(workdir)
         return function(*args, **options)
 
     setattr(owner, name, killing)
+
+
+def kill_while_decoding(workdir: pathlib.Path) -> None:
+    """Kill inside the engine's compiled loop, at the third of six tokens of the second rollout."""
+    from lm.generation import slots
+    from lm.tasks.rollouts import Rollouts
+
+    draw, forward, rollouts = Rollouts._draw, slots.forward, []
+
+    def killing(plan, params, state):
+        jax.debug.callback(lambda steps: kill(workdir) if steps == 2 else None, state["steps"])
+        return forward(plan, params, state)
+
+    def drawing(self, params):
+        rollouts.append(self)
+        if len(rollouts) == 2:  # the first is compiled as in a run that nothing disturbs
+            slots.forward = killing
+            slots.advance.clear_cache()
+        return draw(self, params)
+
+    Rollouts._draw = drawing
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).parents[3]
 COMPILED = "/jax/core/compile/backend_compile_duration"
 TIMES = {"tokens_per_second", "mfu", "seconds"}
 ANY = "updating", "evaluating", "saving", "digesting"
-PHASES = {"grpo": ("drawing", "rewarding", "comparing", *ANY), "dpo": ANY}
-QUICK = ("grpo", "llama", "rewarding"), ("grpo", "llama", "saving")
+PHASES = {"grpo": ("decoding", "drawing", "rewarding", "comparing", *ANY), "dpo": ANY}
+QUICK = [("grpo", "llama", phase) for phase in ("decoding", "rewarding", "saving")]
 CASES = [
     (task, family, phase)
     for task, phases in PHASES.items()
