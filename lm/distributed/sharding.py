@@ -12,10 +12,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.batch import FIELDS
-from lm.models import layers, shards
+from lm.models import LanguageModel, layers, shards
 from lm.models.config import ConfigError, nearest
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -140,6 +141,14 @@ def parameter_shardings(mesh: Mesh, logical_axes, shapes, rules: Rules = PARAMET
         )
 
     return jax.tree_util.tree_map_with_path(of, shapes, logical_axes)
+
+
+def placed(mesh: Mesh, model: LanguageModel, params: dict, rules: Rules = PARAMETERS) -> dict:
+    """Params on the mesh, in the dtypes of the model. Raises ConfigError."""
+    shapes = model.shapes()
+    places = parameter_shardings(mesh, model.logical_axes(), shapes, rules)
+    put = lambda p, like, place: jax.device_put(jnp.asarray(p, like.dtype), place)
+    return jax.tree.map(put, params, shapes, places)
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, int], rules: Rules = ACTIVATIONS) -> NamedSharding:

@@ -1,7 +1,8 @@
 """Answers of a model with rewards, as data: the best of n, rejection sampling, and pairs.
 
 Every batch of prompts adds a line for each prompt to answers.jsonl, so a command that was
-interrupted goes on with the next batch. Draws depend on (seed, prompt, place) alone.
+interrupted goes on with the next batch. Draws depend on (seed, prompt, place) alone, not on the
+mesh of the config, over which the model is sharded.
 """
 
 import dataclasses
@@ -14,8 +15,10 @@ import numpy as np
 
 from lm import folders, rewards
 from lm.data.read import sources
+from lm.distributed import sharding
+from lm.distributed.mesh import make_mesh
 from lm.errors import ConfigError
-from lm.generation.engine import Engine
+from lm.generation.engine import Engine, at_once
 from lm.generation.requests import Request, bucket
 from lm.synthesis import files
 from lm.tasks.checked import plain
@@ -62,6 +65,7 @@ def run(config: Any, folder: Path, keep: str, least: float, say: Say) -> Made:
     DataError and WeightsError.
     """
     parts = _check(config, keep, least)
+    mesh = make_mesh(**config.mesh.to_dict())
     task: Policy = parts.main.task
     section = config.task.to_dict()
     given = {name: config[name] for name in ("init_from", "seed", "length", "batch_size")}
@@ -72,9 +76,22 @@ def run(config: Any, folder: Path, keep: str, least: float, say: Say) -> Made:
     files.same_settings(folder, given)
     place = paths.resolve(str(folder))
     model, params, tokenizer, template = initial_model(parts, place, resuming=False)
+    rules = {**sharding.PARAMETERS, **config.sharding.parameters}
+    params = sharding.placed(mesh, model, params, rules)
     reader = Reader(place, model, tokenizer, template, parts)
     prompts = checked(task.rows(config.data.files, "all", reader.tools(config)))
     step = files.Step(folder / ANSWERS, config.batch_size, len(prompts))
+    with sharding.activate(mesh, {**sharding.ACTIVATIONS, **config.sharding.activations}):
+        _draw(step, task, prompts, (model, params, tokenizer), config, say)
+    return _selected(step.rows, folder, keep, least)
+
+
+def _draw(step: files.Step, task: Policy, prompts: Prompts, loaded, config: Any, say: Say) -> None:
+    """Answer and reward the prompts that `step` does not have yet, in the active mesh.
+
+    loaded: model, params and tokenizer.
+    """
+    model, params, tokenizer = loaded
     engine = _engine(task, model, prompts, config.seed)
     while (done := len(step.rows)) < len(prompts):
         numbers = range(done, min(done + config.batch_size, len(prompts)))
@@ -88,7 +105,6 @@ def run(config: Any, folder: Path, keep: str, least: float, say: Say) -> Made:
         step.append(_rows(task, answers, scores))
         mean = np.nanmean(scores.total)
         say("prompts", len(step.rows), len(prompts), f"mean reward {mean:.3g}")
-    return _selected(step.rows, folder, keep, least)
 
 
 def _check(config: Any, keep: str, least: float):
@@ -121,10 +137,10 @@ def _request(task: Policy, model, prompts: Prompts, number: int, place: int) -> 
 
 def _engine(task: Policy, model, prompts: Prompts, seed: int) -> Engine:
     most, encoder = max(map(len, prompts.ids)), bool(model.config.encoder_layers)
-    written = task.new_tokens + (1 if encoder else most)
+    written, share = task.new_tokens + (1 if encoder else most), at_once()
     return Engine(
         model,
-        rows=task.slots or min(ROWS, len(prompts) * task.group),
+        rows=task.slots or share * math.ceil(min(ROWS, len(prompts) * task.group) / share),
         length=bucket(max(written, 1 if encoder else bucket(most))),
         encoder_length=bucket(most) if encoder else 0,
         sampler=task.sampler,

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lm.data import batches
@@ -110,7 +109,10 @@ def _fill(
     weights: Callable[[str], dict],
 ) -> None:
     size = config.batch_size // config.accumulate
-    every = {name: _placed(run, one, weights(name)) for name, one in run.stored.models.items()}
+    every = {
+        name: sharding.placed(run.mesh, one.model, weights(name), run.parameters)
+        for name, one in run.stored.models.items()
+    }
     with sharding.activate(run.mesh, run.activations):
 
         @jax.jit
@@ -136,16 +138,6 @@ def _fill(
         except OSError:
             if not folder.exists():  # another run made the same
                 raise
-
-
-def _placed(run: Any, one: Made, weights: dict) -> dict:
-    """Weights of a stored model on the run's mesh."""
-    shapes = one.model.shapes()
-    places = sharding.parameter_shardings(
-        run.mesh, one.model.logical_axes(), shapes, run.parameters
-    )
-    put = lambda p, like, place: jax.device_put(jnp.asarray(p, like.dtype), place)
-    return jax.tree.map(put, weights, shapes, places)
 
 
 def _hash(weights: dict) -> str:

@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import pytest
 
 from lm import best_of_n, rewards
 from lm.data.records import preference, reading
+from lm.distributed import mesh as meshes
 from lm.synthesis import best_of_n as made
 from lm.synthesis import files
 from lm.training import loop
@@ -76,6 +78,32 @@ def test_a_kill_changes_the_answers_or_the_data_cannot_be_learned(base, tmp_path
         assert (tmp_path / "killed" / name).read_text() == (workdir / name).read_text()
 
 
+def test_several_devices_draw_other_answers_than_one(base, tmp_path, monkeypatch):
+    folder, _ = base
+    shapes = {}
+    placed = made.sharding.placed
+
+    def seen(mesh, model, params, rules):
+        params = placed(mesh, model, params, rules)
+        shapes[mesh.size] = {len(x.sharding.device_set) for x in jax.tree.leaves(params)}
+        assert any(not x.is_fully_replicated for x in jax.tree.leaves(params)) == (mesh.size > 1)
+        return params
+
+    monkeypatch.setattr(made.sharding, "placed", seen)
+    monkeypatch.setattr(made, "answer_of", always_ended(made.answer_of))
+    changes = {"init_from": str(folder / "base"), "batch_size": 8}
+    changes |= {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    argv = [f"--config={written(tmp_path, **changes)}", f"--workdir={tmp_path / 'several'}"]
+    assert best_of_n.main(argv) == 0
+    one = lambda **_: meshes.make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(made, "make_mesh", one)
+    argv[1] = f"--workdir={tmp_path / 'one'}"
+    assert best_of_n.main(argv) == 0
+    assert shapes == {8: {8}, 1: {1}}
+    for name in (made.ANSWERS, made.CHOSEN, made.PAIRS):
+        assert lines(tmp_path / "several" / name) == lines(tmp_path / "one" / name)
+
+
 def always_ended(function):
     """Answers of an untrained model seldom end."""
     import dataclasses
@@ -113,6 +141,7 @@ def test_an_answer_is_kept_against_the_rules(tmp_path):
         (["--config.task.group=1"], "task.group=1"),
         (["--config.init_from="], "init_from is not set: give the model that answers"),
         (["--config.data.files=no.jsonl"], "no.jsonl"),
+        (["--config.mesh.tensor=3"], "tensor 3"),
     ],
 )
 def test_bad_input_is_accepted(base, tmp_path, capsys, more, said):
