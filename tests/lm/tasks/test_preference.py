@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import types
 
 import jax
 import numpy as np
@@ -358,3 +359,10 @@ def test_a_run_with_a_cached_reference_learns_otherwise(tmp_path, task):
         ]
         assert any("eval/" in name for row in rows for name in row)
     np.testing.assert_allclose(found[True], found[False], rtol=1e-4, atol=1e-6)
+
+
+def test_several_processes_store_a_reference_at_once(monkeypatch):
+    run = types.SimpleNamespace(stored=stored.Stored({"reference": None}))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"^2 processes run, .* set task\.cache_reference=False$"):
+        stored.attached(run, None, None, None)
