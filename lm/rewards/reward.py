@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from lm import plugins
 from lm.errors import ConfigError, nearest
 
+log = logging.getLogger(__name__)
 NAMED = 3  # faults that a message names
 WORDS = ("type", "weight")  # fields of a section that are not the reward's own
 
@@ -123,8 +125,8 @@ def _function(field: str, name: Any, known: Mapping[str, Callable]) -> Callable:
 def score(rewards: Sequence[Reward], answers: Sequence[Answer], most_bad: float = 0.0) -> Scores:
     """Weighted sum of the rewards of each answer.
 
-    most_bad: share of answers for which a function may raise or return what is no finite number.
-    Raises ConfigError, naming the function's file, beyond it.
+    most_bad: share of answers for which a function may raise or return what is no finite number;
+    a warning counts them and names the function's file. Raises ConfigError beyond it.
     """
     each = {one.name: np.full(len(answers), np.nan) for one in rewards}
     faults = []
@@ -135,11 +137,12 @@ def score(rewards: Sequence[Reward], answers: Sequence[Answer], most_bad: float 
                 faults.append(fault)
     total = np.sum([one.weight * each[one.name] for one in rewards], axis=0)
     bad = int(np.isnan(total).sum())
+    said = f"{bad:,} of {len(answers):,} answers have no reward"
+    named = "; ".join(faults[:NAMED])
     if bad > most_bad * len(answers):
-        raise ConfigError(
-            f"{bad:,} of {len(answers):,} answers have no reward, more than "
-            f"task.max_bad_rewards={most_bad:g} allows: {'; '.join(faults[:NAMED])}"
-        )
+        raise ConfigError(f"{said}, more than task.max_bad_rewards={most_bad:g} allows: {named}")
+    if bad:
+        log.warning("%s and are left out: %s", said, named)
     return Scores(total, each, tuple(faults))
 
 
@@ -165,6 +168,9 @@ def _of_all(one: Reward, answers: Sequence[Answer]) -> list[tuple[float, str]]:
         raise
     except Exception as error:
         return [(math.nan, _raised(one, error))] * len(answers)
+    if len(values) != len(answers):
+        fault = f"{one.where} returned {len(values):,} numbers for {len(answers):,} answers"
+        return [(math.nan, fault)] * len(answers)
     return [_number(one, value, answer) for value, answer in zip(values, answers, strict=True)]
 
 

@@ -83,7 +83,9 @@ def read(
             "lower task.new_tokens"
         )
     if not found:
-        raise DataError(f"{files} holds no prompt{'' if part == 'all' else f' that is {part}'}")
+        of = "" if part == "all" else f" that is {part}"
+        why = f": all {total:,} have more than {most} tokens; raise length" if long else ""
+        raise DataError(f"{files} holds no prompt{of}{why}")
     return packed(found, tools.length, {"long_prompts": len(long)} if long else {})
 
 

@@ -132,7 +132,7 @@ def test_a_section_that_cannot_be_used_is_accepted(sections, words):
         ("text", "returned str on 'aaa', expected one number"),
     ],
 )
-def test_a_reward_that_fails_is_not_named_with_its_file(fault, words):
+def test_a_reward_that_fails_is_not_named_with_its_file(fault, words, caplog):
     section = {"mine": {"type": policies.REWARD, "fault": fault}}
     one = rewards.of(section, rewards.REWARDS)
     answers = [rewards.Answer("ask", "aaa", {})] * 2
@@ -141,6 +141,19 @@ def test_a_reward_that_fails_is_not_named_with_its_file(fault, words):
         rewards.score(one, answers)
     found = rewards.score(one, answers, most_bad=1.0)
     assert all(map(math.isnan, found.total)) and len(found.faults) == 2
+    assert re.search(r"2 of 2 answers have no reward and are left out: .*mine", caplog.text)
+
+
+def test_a_batched_reward_of_too_few_answers_is_accepted():
+    one = rewards.of({"mine": {"type": "tests.lm.test_rewards:first"}}, rewards.REWARDS)
+    answers = [rewards.Answer("ask", "aaa", {})] * 3
+    with pytest.raises(ConfigError, match=r"test_rewards.py\) returned 1 numbers for 3 answers"):
+        rewards.score(one, answers)
+
+
+@rewards.batched
+def first(answers):
+    return [1.0 for _ in answers[:1]]
 
 
 def test_the_reward_of_the_page_is_not_one(tmp_path, monkeypatch):
