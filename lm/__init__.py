@@ -20,6 +20,7 @@ _HOMES = {
         "LanguageModel",
         "ModelConfig",
         "build",
+        "for_decoding",
         "forward",
         "init_cache",
         "separate",

@@ -10,7 +10,7 @@ from lm.generation.beams import Beams, search
 from lm.generation.engine import Engine, at_once, stop_ids
 from lm.generation.requests import GenerationError, Request, bucket, padded, requests
 from lm.generation.samplers import Greedy
-from lm.models import LanguageModel, separate
+from lm.models import LanguageModel, for_decoding
 from lm.phases import phase
 
 
@@ -55,7 +55,7 @@ def generate(
         _check_beams(finished, hooks)
         return _searched(model, params, asked, sampler, stop_tokens, batch_size, on_batch)
     answers: list[list[int]] = [[] for _ in asked]
-    model, params = separate(model, params)
+    model, params = for_decoding(model, params, min(batch_size, len(asked)))
     for members in sizes(asked, batch_size):
         together = [asked[i] for i in members]
         engine = fitting(
@@ -145,7 +145,7 @@ def _searched(
 ) -> list[list[int]]:
     """Best answers of a beam search, prompts of similar length together."""
     stop = stop_ids(model, stop_tokens)
-    model, params = separate(model, params)
+    model, params = for_decoding(model, params, batch_size)
     order = sorted(range(len(asked)), key=lambda i: asked[i].length)
     rows = max(1, min(batch_size // beams.n, len(asked)))
     answers: list[list[int]] = [[] for _ in asked]

@@ -37,7 +37,7 @@ class Engine:
     of unknown lengths it keeps the longest from running alone at the end.
 
     prompt_length: prompts are padded to at least so many tokens, so that fewer shapes compile.
-    separate: split stacked layers first, which is faster and takes one copy of them.
+    separate: split stacked layers first (`lm.for_decoding`), which takes one copy of them.
 
     steps: forward passes over all slots so far. tokens: tokens drawn. reads: prompts read, with the
     empty rows beside them.

@@ -11,7 +11,7 @@ import numpy as np
 from lm.generation import hooks as of_hooks
 from lm.generation import slots
 from lm.generation.requests import Generated, GenerationError, Request, bucket, check, stacked
-from lm.models import LanguageModel, ModelConfig, separate
+from lm.models import LanguageModel, ModelConfig, for_decoding
 
 NEVER = 2**30  # tokens, more than any budget
 NEIGHBOURS = ("neighbours", "neighbour_segments")  # inputs that a request can have
@@ -91,9 +91,9 @@ class Run:
     def __init__(self, setup: Setup, params: dict, requests: Sequence[Request], hooks: tuple):
         self.setup = setup
         of_hooks.check(setup.model.config, hooks)
-        self.model, self.params = (
-            separate(setup.model, params) if setup.separate else (setup.model, params)
-        )
+        self.model, self.params = setup.model, params
+        if setup.separate:
+            self.model, self.params = for_decoding(setup.model, params, setup.rows)
         refusals = [refusal(setup, i, request) for i, request in enumerate(requests)]
         self.refused = [_refused(i, why) for i, why in enumerate(refusals) if why]
         served = [request for request, why in zip(requests, refusals, strict=True) if not why]

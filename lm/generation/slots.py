@@ -265,7 +265,7 @@ def placed(plan: Plan, state: dict) -> dict:
             if path[0].key == "cache" and path[1].key == "layers":
                 rest = x.ndim - len(layer) - 1
                 heads = name in ("key", "value", "cross_key", "cross_value")
-                axes = (*layer, "batch", *((None, "kv_heads", None) if heads else (None,) * rest))
+                axes = (*layer, "batch", *(("kv_heads", None, None) if heads else (None,) * rest))
         else:
             axes = (None,) * x.ndim
         return nn.with_logical_constraint(x, axes, fallback=nn.spmd.RulesFallback.RAISE_ERROR)

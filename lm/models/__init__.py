@@ -2,6 +2,7 @@
 
 from lm.models.cache import init_cache
 from lm.models.config import ConfigError, ModelConfig
+from lm.models.decoding import for_decoding
 from lm.models.model import LanguageModel, build, forward, separate
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "LanguageModel",
     "ModelConfig",
     "build",
+    "for_decoding",
     "forward",
     "init_cache",
     "separate",

@@ -30,9 +30,9 @@ def init_cache(c: ModelConfig, batch_size: int, length: int, encoder_length: int
     All arrays are zeros in the compute dtype, except states, which are float32.
 
     * `layers`: per layer a dict of arrays [B, ...]; a list when `config.layers` is "separate", else
-      stacked like the parameters. Attention has `key` and `value` [B, slots, n_kv_heads, head_dim],
-      and in an encoder-decoder `cross_key` and `cross_value` [B, encoder_length, ...].
-      A state-space layer has `state`, `conv`, ...
+      stacked like the parameters. Attention has `key` and `value` [B, n_kv_heads, slots, head_dim],
+      and in an encoder-decoder `cross_key` and `cross_value` [B, n_kv_heads, encoder_length, ...],
+      so that no product has to transpose them. A state-space layer has `state`, `conv`, ...
     * `segments`: int32 [B, length].
     * `length`: int32, the number of tokens read. Single tokens are written at this index modulo
       the slots, so that a cache may be continued as a ring: the latest tokens are kept.
@@ -73,7 +73,7 @@ def _layer(c: ModelConfig, kind: str, batch_size: int, length: int, encoder_leng
                 ),
             }
         return cache | {"state": jnp.zeros((batch_size, c.ssm_state, c.ssm_inner), jnp.float32)}
-    keys = lambda n: jnp.zeros((batch_size, n, c.n_kv_heads, c.head_dim), c.dtype)
+    keys = lambda n: jnp.zeros((batch_size, c.n_kv_heads, n, c.head_dim), c.dtype)
     size = slots(c, kind, length)
     cache = {"key": keys(size), "value": keys(size)}
     return cache | (
@@ -100,12 +100,11 @@ def put_rows(c: ModelConfig, cache: dict, new: dict, rows) -> dict:
     def moved(path, old, own):
         name = path[-1].key
         if name in ("key", "value"):
-            at = places(old.shape[1])
-            own = jnp.where(
-                (at >= 0)[None, :, None, None], own[:, at % own.shape[1]], jnp.zeros((), own.dtype)
-            )
+            at = places(old.shape[2])
+            own = own[:, :, at % own.shape[2]]
+            own = jnp.where((at >= 0)[:, None], own, jnp.zeros((), own.dtype))
         elif name.startswith("cross_"):
-            own = jnp.pad(own, ((0, 0), (0, old.shape[1] - own.shape[1]), (0, 0), (0, 0)))
+            own = jnp.pad(own, ((0, 0), (0, 0), (0, old.shape[2] - own.shape[2]), (0, 0)))
         return old.at[rows].set(own, mode="drop")
 
     def of_layers(path, old, own):

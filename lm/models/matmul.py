@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 from lm.models.layers import stored
 
-SCALE = "_scale"  # of the name of a matrix: the scales of its int8 values (lm.models.quantised)
+# Of the name of a matrix: the scales of its int8 values (lm.models.quantised), and the matrix with
+# its outputs first (lm.models.decoding).
+SCALE, BY_OUTPUT = "_scale", "_by_output"
 
 
 def matmul(
@@ -27,8 +29,15 @@ def matmul(
 
     `equation` is that of `jnp.einsum`.
     """
-    y = stored(module, name, shape, axes, init)
-    return weighted(module, equation, x, y, name, module.config.dtype)
+    dtype = module.config.dtype
+    if not module.has_variable("params", name + BY_OUTPUT):
+        y = stored(module, name, shape, axes, init)
+        return weighted(module, equation, x, y, name, dtype)
+    y, summed = module.get_variable("params", name + BY_OUTPUT), _summed(equation)
+    tokens, outputs = x.shape[: x.ndim - summed], y.shape[: y.ndim - summed]
+    # of two dimensions each: XLA would rearrange others
+    x, y = (z.reshape(-1, math.prod(z.shape[z.ndim - summed :])) for z in (x, y))
+    return weighted(module, "ti,oi->to", x, y, name, dtype).reshape(*tokens, *outputs)
 
 
 def weighted(
@@ -46,7 +55,7 @@ def weighted(
         sums = _rounded(_spelled(equation, x), x, y)
     else:
         sums = product(equation, x, y, dtype, jnp.float32)
-    return (sums * scale).astype(out or dtype)
+    return (sums * (scale.reshape(-1) if y.ndim == 2 else scale)).astype(out or dtype)
 
 
 def _rounded(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:

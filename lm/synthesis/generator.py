@@ -90,11 +90,11 @@ def _model(
     from lm.generation.requests import requests
     from lm.generation.samplers import Greedy, Sample
     from lm.generation.text import decoded, ending
-    from lm.models import separate
+    from lm.models import for_decoding
     from lm.weights.loading import load as loaded
 
     model, params, tokenizer = loaded(path)
-    model, params = separate(model, params)
+    model, params = for_decoding(model, params)
     c = model.config
     most = min(context, c.max_length or context)
     encoder = bool(c.encoder_layers)

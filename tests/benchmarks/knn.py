@@ -75,7 +75,7 @@ def main(argv=None) -> None:
     tokenizer = lm.load_tokenizer(samples.fetch("smollm2"))
     observer = Observer(model, params, tokenizer, batch_size=4, length=256)
     vectors, tokens = real_vectors(observer)
-    model, params = lm.separate(model, params)
+    model, params = lm.for_decoding(model, params)
     rng = np.random.default_rng(0)
     requests = [Request(rng.choice(tokens, 16).tolist(), NEW) for _ in range(ROWS)]
     with tempfile.TemporaryDirectory() as folder:

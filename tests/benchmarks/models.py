@@ -141,7 +141,7 @@ def our_decoding(sizes: Sizes) -> Callable[[], Any]:
     model, params = our_model(sizes, param_dtype=sizes.activations)
     if sizes.dtype == "int8":
         params = quantise(model, params)
-    model, params = lm.separate(model, params)
+    model, params = lm.for_decoding(model, params, sizes.batch)
     prompts = sizes.arrays()["tokens"].tolist()
 
     def run():

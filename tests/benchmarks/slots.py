@@ -49,7 +49,7 @@ class Ends(Hook):
 def main() -> None:
     model = lm.build(lm.ModelConfig(**CONFIG))
     params = model.init(jax.random.key(0), lm.Batch.of([[1, 2]]))["params"]
-    model, params = lm.separate(model, params)
+    model, params = lm.for_decoding(model, params)
     rng = np.random.default_rng(0)
     budgets = np.minimum(np.ceil(rng.lognormal(np.log(12), 1.0, 64)), MOST).astype(int).tolist()
     prompts = [rng.integers(1, 32_000, n).tolist() for n in rng.integers(4, 32, 64)]

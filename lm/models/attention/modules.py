@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
     Takes x_BTD [B, T, D], a View and the bias of all layers or None. Returns [B, T, D] and the
     updated cache. The cache is None, or a dict with `key` and `value`
-    [B, slots, n_kv_heads, head_dim]; the batch is written into it from index `start` on, modulo the
+    [B, n_kv_heads, slots, head_dim]; the batch is written into it from index `start` on, modulo the
     slots.
     """
 
@@ -83,20 +83,22 @@ class Attention(nn.Module):
         y = attend(c, q, k, v, view.mask, shared_bias, cached=cached)
         return leave(self, y, c.out_bias), cache
 
-    def remember(self, old_BSJK, new_BTJK, view, start) -> tuple[jax.Array, jax.Array]:
-        """Return the keys (or values) to attend to, and the cache slots after this batch.
+    def remember(self, old_BJSK, new_BTJK, view, start) -> tuple[jax.Array, jax.Array]:
+        """Return the keys (or values) to attend to, [B, S, J, K], and the cache after this batch.
 
         When the batch has more than one token, a ring buffer is read before it is overwritten.
         """
-        ring, length = old_BSJK.shape[1], new_BTJK.shape[1]
+        new_BJTK = new_BTJK.swapaxes(1, 2)
+        ring, length = old_BJSK.shape[2], new_BJTK.shape[2]
         if len(view.mask.k_index) == ring:
             slots = jax.lax.dynamic_update_slice_in_dim(
-                old_BSJK, new_BTJK, start % ring if length == 1 else start, axis=1
+                old_BJSK, new_BJTK, start % ring if length == 1 else start, axis=2
             )
-            return slots, slots
-        both = jnp.concatenate([old_BSJK, new_BTJK], axis=1)
+            return slots.swapaxes(1, 2), slots
+        both = jnp.concatenate([old_BJSK, new_BJTK], axis=2)
         index = ring_indices(start + length - 1, ring)
-        return both, both[:, jnp.where(index >= start, ring + index - start, jnp.arange(ring))]
+        kept = both[:, :, jnp.where(index >= start, ring + index - start, jnp.arange(ring))]
+        return both.swapaxes(1, 2), kept
 
     def normed(self, y_BTHK, name) -> jax.Array:
         flat = y_BTHK if self.config.qk_norm == "head" else y_BTHK.reshape(*y_BTHK.shape[:2], -1)
@@ -107,7 +109,7 @@ class CrossAttention(nn.Module):
     """A decoder's attention to its encoder's output (Vaswani et al. 2017, section 3.2.3).
 
     Takes x_BTD [B, T, D], source [B, S, D] and a Mask. Returns [B, T, D] and the
-    cache, or None. With source None, `cross_key` and `cross_value` [B, S, J, K] are read from the
+    cache, or None. With source None, `cross_key` and `cross_value` [B, J, S, K] are read from the
     cache, where an earlier call stored them.
     """
 
@@ -121,7 +123,7 @@ class CrossAttention(nn.Module):
         )
         if source_BSD is None:
             assert cache is not None, "LanguageModel asks for one of them"
-            k, v = cache["cross_key"], cache["cross_value"]
+            k, v = (cache[f"cross_{n}"].swapaxes(1, 2) for n in ("key", "value"))
         else:
             k, v = (
                 constrain(
@@ -130,8 +132,10 @@ class CrossAttention(nn.Module):
                 )
                 for n in ("key", "value")
             )
-        cache = None if cache is None else {**cache, "cross_key": k, "cross_value": v}
-        return leave(self, attend(c, q, k, v, mask, cached=cache is not None), c.out_bias), cache
+        y = leave(self, attend(c, q, k, v, mask, cached=cache is not None), c.out_bias)
+        if cache is not None and source_BSD is not None:
+            cache = {**cache, "cross_key": k.swapaxes(1, 2), "cross_value": v.swapaxes(1, 2)}
+        return y, cache
 
 
 class NeighbourAttention(nn.Module):

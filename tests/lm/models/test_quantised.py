@@ -81,7 +81,7 @@ def test_decoding_with_int8_weights_writes_what_their_values_write():
     model, _ = tiny("gpt2")
     params = drawn(model, scale=0.5)
     rounded = quantise(model, params)
-    tokens = lm.generate(*lm.separate(model, rounded), [[3, 5, 7], [2]], 6, stop_tokens=[])
+    tokens = lm.generate(*lm.for_decoding(model, rounded), [[3, 5, 7], [2]], 6, stop_tokens=[])
     same, values = restored(model, rounded, params)
     expected = lm.generate(*lm.separate(same, values), [[3, 5, 7], [2]], 6, stop_tokens=[])
     assert [list(x) for x in tokens] == [list(x) for x in expected]
