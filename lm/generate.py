@@ -23,7 +23,7 @@ def main(argv=None) -> int:
     keep_compiled()
     from lm.generation import stream_text
     from lm.generation.hooks import named
-    from lm.models import separate
+    from lm.models import for_decoding
     from lm.weights.loading import load
 
     try:
@@ -34,7 +34,7 @@ def main(argv=None) -> int:
         if note := unused_settings(args):
             print(note, file=sys.stderr)
         stops = args.stop if template is None else [*args.stop, template.stop]
-        model, params = separate(model, params)
+        model, params = for_decoding(model, params, rows=1)
         turns = [{"role": "system", "content": args.system}] if args.system else []
         with piped():
             for line in [args.prompt] if args.prompt is not None else prompts():

@@ -13,18 +13,21 @@ from lm.models.matmul import BY_OUTPUT
 from lm.models.matrices import matrix
 from lm.models.model import LanguageModel, separate
 
-FEW = 4  # rows; with two, float32 products are slower by output
+FEW = 4  # rows; with two, float32 products are slower by output, narrower ones faster
 
 
 def for_decoding(model: LanguageModel, params: dict, rows: int = FEW) -> tuple[LanguageModel, dict]:
-    """Split stacked layers as `lm.separate` does; for several rows on a CPU, store them by output.
+    """Split stacked layers as `lm.separate` does; on a CPU, also store their matrices by output.
+
+    rows: of a batch; in float32, fewer than four are decoded with the matrices as they are.
 
     It takes one copy of the layers: when generating often, do it once and pass the result. Such
     parameters are for reading a model, not for training or saving it. Those whose layers were
     apart stay as they are.
     """
     apart, split = separate(model, params)
-    if split is params or rows < FEW or jax.default_backend() != "cpu":
+    few = rows < FEW and jnp.dtype(model.config.dtype).itemsize >= 4
+    if split is params or few or jax.default_backend() != "cpu":
         return apart, split
     axes = traverse_util.flatten_dict(apart.logical_axes(), sep="/")
     found = {}
