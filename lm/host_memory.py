@@ -7,7 +7,7 @@ import os
 
 MMAP_MAX, TRIM_THRESHOLD, ARENA_MAX = -4, -1, -8  # parameters of mallopt(3)
 VARIABLES = "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"
-LARGEST = 2**31 - 1  # the value is an int
+NEVER = -1  # to trim: the largest int, 2 GiB, is less than a step of some models frees
 
 
 def keep_freed() -> bool:
@@ -26,7 +26,7 @@ def keep_freed() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    wanted = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: LARGEST}
+    wanted = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: NEVER}
     return all([library.mallopt(name, value) for name, value in wanted.items()])
 
 
