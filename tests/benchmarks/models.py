@@ -97,16 +97,14 @@ def our_batch(sizes: Sizes):
     return lm.Batch.of(arrays["tokens"])
 
 
-def our_step(sizes: Sizes, **changes):
-    """(compiled training step, state, batch), as `openbook train` makes it."""
+def compile_step(model, batch):
+    """(compiled training step, function that makes its state), as `openbook train` has them."""
     import jax
 
-    import lm
     from lm.distributed import mesh, sharding
     from lm.losses.tokens import token_loss
     from lm.training import optimizer, schedules, state, step
 
-    model = lm.build(sizes.config().replace(**changes))
     one = mesh.make_mesh(devices=jax.devices()[:1])
     schedule = schedules.schedule("cosine", RATE, 10, 1000, 0.1)
     adamw = optimizer.adamw(schedule)
@@ -116,15 +114,24 @@ def our_step(sizes: Sizes, **changes):
         return token_loss(model, params, batch, rng, sparse=sparse)
 
     with sharding.activate(one):
-        current = state.create_state(model, adamw, one, 0)
-        batch = jax.device_put(our_batch(sizes), sharding.replicated(one))
+        shapes = state.abstract_state(model, adamw, one)
         made = jax.jit(step.make_train_step(model, loss, adamw, schedule), donate_argnums=0)
-        return made.lower(current, batch).compile(), current, batch
+        compiled = made.lower(shapes, batch).compile()
+    return compiled, lambda: state.create_state(model, adamw, one, 0)
 
 
-def our_training(sizes: Sizes) -> Callable[[], Any]:
+def our_step(sizes: Sizes, **changes):
+    """(compiled training step, state, batch)."""
+    import lm
+
+    batch = our_batch(sizes)
+    compiled, start = compile_step(lm.build(sizes.config().replace(**changes)), batch)
+    return compiled, start(), batch
+
+
+def our_training(sizes: Sizes, **changes) -> Callable[[], Any]:
     keep_freed()  # as `openbook train` does
-    compiled, current, batch = our_step(sizes)
+    compiled, current, batch = our_step(sizes, **changes)
 
     def run():
         nonlocal current

@@ -1,12 +1,11 @@
 """Decoding by CTranslate2 and llama.cpp, where they are installed, on the weights of `models`."""
 
 import importlib.util
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tests.benchmarks.models import Sizes, our_model, torch_model
 
@@ -26,7 +25,7 @@ def ctranslate2_decoding(sizes: Sizes) -> Callable[[], Any]:
     import ctranslate2
 
     with tempfile.TemporaryDirectory() as folder:
-        _save(sizes, f"{folder}/model")
+        save(sizes, f"{folder}/model")
         converter = ctranslate2.converters.TransformersConverter(f"{folder}/model")
         converter.convert(f"{folder}/converted")
         generator = ctranslate2.Generator(
@@ -55,13 +54,14 @@ def _words(size: int) -> list[str]:
     return [f"w{i}" for i in range(size)]
 
 
-def _save(sizes: Sizes, folder: str) -> None:
+def save(sizes: Sizes, folder: str) -> None:
     """Write the model of transformers with a tokenizer of one word for every id."""
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = {word: i for i, word in enumerate(_words(sizes.config().vocab_size))}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "w0")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     torch_model(sizes).save_pretrained(folder)
@@ -77,7 +77,8 @@ def llama_cpp_decoding(sizes: Sizes) -> Callable[[], Any]:
 
     kinds = {"float32": None, "bfloat16": "BF16", "int8": "Q8_0"}
     kind = kinds[sizes.dtype] and gguf.GGMLQuantizationType[kinds[sizes.dtype]]
-    tokens = TOKENS + _words(sizes.config().vocab_size)[len(TOKENS) :]
+    size = sizes.config().vocab_size
+    tokens = (TOKENS + _words(size)[len(TOKENS) :])[:size]
     with tempfile.TemporaryDirectory() as folder:
         path = write_gguf(Path(folder) / "m.gguf", *our_model(sizes), quantise=kind, tokens=tokens)
         model = llama_cpp.Llama(
@@ -87,8 +88,7 @@ def llama_cpp_decoding(sizes: Sizes) -> Callable[[], Any]:
 
     def run():
         model.reset()
-        model.eval(prompt)
-        for _ in range(sizes.new):
-            model.eval([int(np.argmax(model.scores[model.n_tokens - 1]))])
+        found = [*itertools.islice(model.generate(prompt, temp=0.0), sizes.new)]
+        assert len(found) == sizes.new
 
     return run

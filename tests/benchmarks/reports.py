@@ -11,7 +11,8 @@ import time
 import numpy as np
 
 from lm.families import preset
-from tests.benchmarks.models import Sizes, our_step
+from lm.host_memory import keep_freed
+from tests.benchmarks.models import Sizes, compile_step, our_step
 
 TRAINED_AT_ONCE = 4096  # tokens of the largest step that is timed; larger ones are only compiled
 GROWTH = {  # axis -> (values, what is common to all)
@@ -36,24 +37,14 @@ def decoder(length: int, **changes):
     return c.replace(max_length=max(length, 1024), **changes)
 
 
-def gradient(batch: int = 1, length: int = 512, **changes):
-    """(compiled gradient of the loss of a small GPT-2, its arguments)."""
-    import jax
-
+def step(batch: int = 1, length: int = 512, **changes):
+    """(compiled training step of a small GPT-2, function that makes its state, batch)."""
     import lm
-    from lm.losses.tokens import token_loss
-    from lm.training.state import drawn
 
     model = lm.build(decoder(length, **changes))
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, length))
     rows = lm.Batch.of(tokens)
-
-    def loss(params, batch):
-        return token_loss(model, params, batch).first.sum
-
-    shapes = jax.eval_shape(lambda: drawn(model, 0))
-    compiled = jax.jit(jax.grad(loss)).lower(shapes, rows).compile()
-    return compiled, lambda: (jax.jit(lambda: drawn(model, 0))(), rows)
+    return *compile_step(model, rows), rows
 
 
 def exponent(xs, ys) -> float:
@@ -63,9 +54,15 @@ def exponent(xs, ys) -> float:
 
 
 def growth(quick: bool = False) -> dict:
+    """Temporary memory and CPU seconds of the training step against one size at a time."""
     import jax
 
-    rows, note = [], "GPT-2, 4 layers, width 256, 50,257 tokens, one row of 512 tokens, float32"
+    keep_freed()  # as `openbook train` does
+    rows = []
+    note = (
+        "Training step with AdamW of a GPT-2 of 4 layers, width 256 and 50,257 tokens, one row of "
+        "512 tokens, float32. Memory is XLA's report; exponents are those of the larger half"
+    )
     for axis, (values, common) in GROWTH.items():
         if quick:
             values = tuple(value // 8 for value in values[:2])
@@ -74,14 +71,13 @@ def growth(quick: bool = False) -> dict:
             these = sizes | {FIELDS.get(axis, axis): value}
             if quick:
                 these |= {"length": 64, "vocab_size": 320, "n_layers": 1}
-            compiled, arguments = gradient(**these)
+            compiled, start, batch = step(**these)
             memory.append(compiled.memory_analysis().temp_size_in_bytes)
             if these["batch"] * these["length"] <= TRAINED_AT_ONCE:
-                given = arguments()
-                jax.block_until_ready(compiled(*given))
-                start = time.process_time()
-                jax.block_until_ready(compiled(*given))
-                seconds.append(time.process_time() - start)
+                state, _ = jax.block_until_ready(compiled(start(), batch))
+                begun = time.process_time()
+                jax.block_until_ready(compiled(state, batch))
+                seconds.append(time.process_time() - begun)
         rows.append(
             [
                 axis,
@@ -97,7 +93,7 @@ def growth(quick: bool = False) -> dict:
 
 
 def compile_time(quick: bool = False) -> dict:
-    """CPU seconds to trace, lower and compile the gradient."""
+    """CPU seconds to trace, lower and compile the training step."""
     import jax
 
     rows, first = [], 0.0
@@ -106,7 +102,7 @@ def compile_time(quick: bool = False) -> dict:
         for _ in range(1 if quick else 3):
             jax.clear_caches()
             start = time.process_time()
-            gradient(n_layers=layers, **({"length": 32, "vocab_size": 320} if quick else {}))
+            step(n_layers=layers, **({"length": 32, "vocab_size": 320} if quick else {}))
             spent.append(time.process_time() - start)
         first = first or statistics.median(spent)
         middle = statistics.median(spent)
@@ -156,6 +152,7 @@ def saving(quick: bool = False) -> dict:
     """Wall seconds that a save holds up the training loop."""
     from lm.training.checkpoints import Checkpoints
 
+    keep_freed()
     sizes = Sizes("gpt2-124m", 1, 16, size="tiny" if quick else "")
     compiled, state, batch = our_step(sizes)
     state, _ = compiled(state, batch)
@@ -175,11 +172,3 @@ def saving(quick: bool = False) -> dict:
     ]
     columns = ["save of GPT-2 124M with AdamW", "min s", "median s", "max s"]
     return {"columns": columns, "rows": rows, "note": "wall seconds, asynchronous, local disk"}
-
-
-REPORTS = {
-    "growth": growth,
-    "compile": compile_time,
-    "input": reading,
-    "save": saving,
-}

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from tests.benchmarks import models, peers, reports
+from tests.benchmarks import models, peers, reports, starting
 from tests.benchmarks.models import MODELS, Sizes
 
 OURS, PEER = "Openbook", "transformers"  # the peer that every pair has
@@ -48,9 +48,10 @@ TRAINED = (  # model, batch, length
     ("bert-base", 4, 128),
     ("bart-base", 2, 256),
     ("t5-base", 2, 256),
-    ("mamba-130m", 2, 256),
+    ("mamba-130m", 2, 64),  # the peer's time grows with the square of the length
     ("mamba2-130m", 2, 256),
 )
+SEPARATE = "gpt2-124m", "bert-base"  # trained with model.layers="separate" too, in float32
 DECODED = (  # model, batch, prompt, new
     ("gpt2-124m", 1, 16, 64),
     ("gpt2-124m", 8, 16, 64),
@@ -65,13 +66,20 @@ ROUNDED = ("gpt2-124m", 1, 16, 64), ("gpt2-124m", 8, 16, 64), ("llama-135m", 1, 
 
 
 def _training(model: str, batch: int, length: int, dtype: str) -> Pair:
+    sides = {OURS: models.our_training, PEER: models.torch_training}
+    if model in SEPARATE and dtype == "float32":
+        sides[f"{OURS}, separate layers"] = _separate
     return Pair(
         f"train-{model}-{SHORT[dtype]}",
         "Training step",
         f"{model}, {batch} × {length}",
         Sizes(model, batch, length, dtype=dtype),
-        {OURS: models.our_training, PEER: models.torch_training},
+        sides,
     )
+
+
+def _separate(sizes: Sizes) -> Callable:
+    return models.our_training(sizes, layers="separate")
 
 
 def _decoding(model: str, batch: int, length: int, new: int, dtype: str) -> Pair:
@@ -129,6 +137,7 @@ _ALL = [
     Report("compile", "Compile time", reports.compile_time),
     Report("input", "Input pipeline", reports.reading),
     Report("save", "Checkpoints", reports.saving),
+    Report("start", "Start-up", starting.starting),
 ]
 ROWS: dict[str, Pair | Report] = {row.name: row for row in _ALL}
 assert {row[0] for row in (*TRAINED, *DECODED)} <= MODELS.keys()

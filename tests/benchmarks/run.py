@@ -11,6 +11,7 @@ CPU have changed, or with --again.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -72,21 +73,21 @@ def once(row, quick: bool) -> dict:
 def in_turns(row: Pair, quick: bool) -> dict:
     """The figures of every side of a row that is installed here."""
     sides, running, rates = {}, {}, {}
-    for side in row.sides:
-        child = children.Child(row.name, side, quick)
-        said = child.ready()
-        rates = said.get("rates", rates)
-        if "missing" in said:
-            sides[side] = said
-            child.close()
-        else:
-            running[side] = child
-    turns = [
-        {side: child.work() for side, child in running.items()}
-        for _ in range(QUICK_TURNS if quick else TURNS)
-    ]
-    for side, child in running.items():
-        child.close()
+    with contextlib.ExitStack() as opened:
+        for side in row.sides:
+            child = children.Child(row.name, side, quick)
+            opened.callback(child.close)
+            said = child.ready()
+            rates = said.get("rates", rates)
+            if "missing" in said:
+                sides[side] = said
+            else:
+                running[side] = child
+        turns = [
+            {side: child.work() for side, child in running.items()}
+            for _ in range(QUICK_TURNS if quick else TURNS)
+        ]
+    for side in running:
         speeds = [row.at(quick).tokens / turn[side]["cpu"] for turn in turns]
         every = {name: [turn[side][name] for turn in turns] for name in turns[0][side]}
         sides[side] = {"tokens_per_cpu_second": spread(speeds), "turns": every}

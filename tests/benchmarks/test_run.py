@@ -64,6 +64,28 @@ def test_a_side_that_fails_is_shown_with_what_it_printed():
     child.close()
 
 
+def test_a_side_that_fails_leaves_no_other_side_running(monkeypatch):
+    running = []
+
+    class Child:
+        def __init__(self, row, side, quick):
+            self.side = side
+            running.append(side)
+
+        def ready(self):
+            if self.side == PEER:
+                raise children.ChildFailed("no weights")
+            return {}
+
+        def close(self):
+            running.remove(self.side)
+
+    monkeypatch.setattr(children, "Child", Child)
+    with pytest.raises(children.ChildFailed, match="no weights"):
+        run.in_turns(ROWS["train-bert-base-f32"], True)
+    assert not running
+
+
 def test_a_peer_that_is_missing_is_a_row_that_says_so():
     result = {
         "what": "gpt2",
