@@ -18,10 +18,10 @@ TRAINED_AT_ONCE = 4096  # tokens of the largest step that is timed; larger ones 
 GROWTH = {  # axis -> (values, what is common to all)
     "length": ((512, 1024, 2048, 4096, 8192, 16_384, 32_768), {}),
     "length, window 128": ((512, 1024, 2048, 4096, 8192, 16_384, 32_768), {"sliding_window": 128}),
-    "window": ((64, 128, 256, 512, 1024, 2048), {"length": 4096}),
-    "batch": ((1, 2, 4, 8, 16), {"length": 256}),
+    "window": ((256, 512, 1024, 2048), {"length": 4096}),
+    "batch": ((1, 2, 4, 8), {"length": 256}),
     "layers": ((2, 4, 8, 16), {"length": 512}),
-    "vocabulary": ((8192, 16_384, 32_768, 65_536, 131_072), {"length": 512}),
+    "vocabulary": ((16_384, 32_768, 65_536, 131_072), {"length": 512}),
 }
 FIELDS = {
     "window": "sliding_window",
