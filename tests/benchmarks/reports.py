@@ -150,12 +150,14 @@ def reading(quick: bool = False) -> dict:
 
 def saving(quick: bool = False) -> dict:
     """Wall seconds that a save holds up the training loop."""
+    import jax
+
     from lm.training.checkpoints import Checkpoints
 
     keep_freed()
     sizes = Sizes("gpt2-124m", 1, 16, size="tiny" if quick else "")
     compiled, state, batch = our_step(sizes)
-    state, _ = compiled(state, batch)
+    state, _ = jax.block_until_ready(compiled(state, batch))
     stall, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         writer = Checkpoints(f"{folder}/run", keep=1)
