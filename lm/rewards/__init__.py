@@ -6,7 +6,7 @@ from lm.rewards.citations import citations
 from lm.rewards.exact_match import exact_match
 from lm.rewards.format import ended, format
 from lm.rewards.instructions import instructions
-from lm.rewards.reward import Answer, Reward, Scores, batched, of, score
+from lm.rewards.reward import Answer, Reward, Scores, batched, check_constant, of, score
 
 REWARDS: dict[str, Callable[..., float]] = {
     "exact_match": exact_match,
@@ -16,4 +16,4 @@ REWARDS: dict[str, Callable[..., float]] = {
     "citations": citations,
 }
 
-__all__ = ["REWARDS", "Answer", "Reward", "Scores", "batched", "of", "score"]
+__all__ = ["REWARDS", "Answer", "Reward", "Scores", "batched", "check_constant", "of", "score"]

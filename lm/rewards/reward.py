@@ -146,6 +146,26 @@ def score(rewards: Sequence[Reward], answers: Sequence[Answer], most_bad: float 
     return Scores(total, each, tuple(faults))
 
 
+def check_constant(rewards: Sequence[Reward], total: np.ndarray, before: int, most: int) -> int:
+    """Number of rollouts in a row in which all rewards are equal, with this one.
+
+    total: rewards of this rollout, NaN for answers without one. before: such rollouts right before
+    it. Raises ConfigError, naming the functions' files, at `most` (`task.max_constant`; 0 = never).
+    """
+    given = total[~np.isnan(total)]
+    if given.size and np.ptp(given) > 0:
+        return 0
+    if most and before + 1 >= most:
+        where = ", ".join(one.where for one in rewards)
+        raise ConfigError(
+            f"{where}: all {total.size:,} answers of {before + 1} rollouts in a row had the reward "
+            f"{total.flat[0]:g}, so nothing is learned (task.max_constant={most}): expected a "
+            "reward that tells answers apart; begin with an easier one, or a model that is "
+            "rewarded sometimes"
+        )
+    return before + 1
+
+
 def _scored(one: Reward, answer: Answer) -> tuple[float, str]:
     """(reward, "") or (NaN, what is wrong)."""
     try:

@@ -92,7 +92,7 @@ def _draw(step: files.Step, task: Policy, prompts: Prompts, loaded, config: Any,
     loaded: model, params and tokenizer.
     """
     model, params, tokenizer = loaded
-    engine = _engine(task, model, prompts, config.seed)
+    engine, constant = _engine(task, model, prompts, config.seed), 0
     while (done := len(step.rows)) < len(prompts):
         numbers = range(done, min(done + config.batch_size, len(prompts)))
         asked = [_request(task, model, prompts, n, i) for n in numbers for i in range(task.group)]
@@ -102,6 +102,9 @@ def _draw(step: files.Step, task: Policy, prompts: Prompts, loaded, config: Any,
             answer_of(prompts, number, one, tokenizer) for number, one in zip(of, got, strict=True)
         ]
         scores = rewards.score(task.reward_functions, answers, task.max_bad_rewards)
+        constant = rewards.check_constant(
+            task.reward_functions, scores.total, constant, task.max_constant
+        )
         step.append(_rows(task, answers, scores))
         mean = np.nanmean(scores.total)
         say("prompts", len(step.rows), len(prompts), f"mean reward {mean:.3g}")

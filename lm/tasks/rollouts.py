@@ -134,7 +134,9 @@ class Rollouts(Source):
         }
         shape = arrays["rewards"].shape
         arrays["draws"] = np.full(shape, drawn / self.size, np.float32)
-        self._check_constant(arrays["rewards"])
+        self.constant = rewards.check_constant(
+            self.rewards, arrays["rewards"], self.constant, task.max_constant
+        )
         self._compare(params, arrays)
         beside = self.tools.beside(state) if self.tools.beside is not None else {}
         if "reference" in beside:
@@ -174,19 +176,6 @@ class Rollouts(Source):
             found.append([np.asarray(x) for x in jax.device_get(function(batch))])
         joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
         return [x.reshape(self.size, self.task.group, -1) for x in joined]
-
-    def _check_constant(self, values: np.ndarray) -> None:
-        """Count rollouts in a row whose rewards are all equal. Raises ConfigError."""
-        self.constant = self.constant + 1 if np.ptp(values) == 0 else 0
-        most = self.task.max_constant
-        if most and self.constant >= most:
-            where = ", ".join(one.where for one in self.rewards)
-            raise ConfigError(
-                f"{where}: all {values.size:,} answers of {self.constant} rollouts in a row had "
-                f"the reward {values.flat[0]:g}, so nothing is learned (task.max_constant={most}): "
-                "expected a reward that tells answers apart; begin with an easier one, or a model "
-                "that is rewarded sometimes"
-            )
 
     # ----------------------------------------------------------------------------------- drawing
 

@@ -1,6 +1,7 @@
 """Best of n: what is kept of answers with rewards, going on after a kill, and bad input."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -160,6 +161,14 @@ def test_another_task_or_changed_settings_are_accepted(base, tmp_path, capsys):
     (tmp_path / "old" / files.SETTINGS).write_text('{"seed": 9}')
     assert best_of_n.main([f"--config={base[1]}", f"--workdir={tmp_path / 'old'}"]) == 2
     assert "begun with other settings" in capsys.readouterr().err
+
+
+def test_a_constant_reward_is_accepted(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(policies, "vowels", lambda answer: 1.0)
+    argv = [f"--config={base[1]}", f"--workdir={tmp_path}", "--config.task.max_constant=2"]
+    assert best_of_n.main(argv) == 2
+    words = r"test_best_of_n\.py\): all 20 answers of 2 rollouts in a row had the reward 1, "
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_nothing_that_is_kept_is_no_error(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from lm import preview, tasks
+from lm import preview, rewards
 from lm.data.read.sources import DataError
 from lm.models.config import ConfigError
 from lm.tasks import rollouts
@@ -153,14 +153,13 @@ def test_a_prompt_that_cannot_be_asked_is_accepted(tmp_path, rows, changes, word
 
 def test_rewards_that_are_all_equal_are_learned_from():
     section = {"vowels": {"type": policies.REWARD}}
-    task = tasks.of({"task": tasks.defaults("grpo", rewards=section, max_constant=2)})
-    source = rollouts.Rollouts.__new__(rollouts.Rollouts)
-    source.task, source.rewards, source.constant = task, task.reward_functions, 0
-    for values in ([1.0, 1.0], [1.0, 0.0], [0.5, 0.5]):
-        source._check_constant(np.array(values))
+    of, constant = rewards.of(section, rewards.REWARDS), 0
+    for values in ([1.0, 1.0], [1.0, 0.0], [0.5, np.nan, 0.5]):
+        constant = rewards.check_constant(of, np.array(values), constant, 2)
+    assert constant == 1 and rewards.check_constant(of, np.array([0.5]), 7, 0) == 8
     words = r"policies\.py\): all 2 answers of 2 rollouts in a row had the reward 0.5"
     with pytest.raises(ConfigError, match=words):
-        source._check_constant(np.array([0.5, 0.5]))
+        rewards.check_constant(of, np.array([0.5, 0.5]), constant, 2)
 
 
 @pytest.mark.slow
