@@ -129,8 +129,9 @@ def _fitting(tools: Tools, some: Sequence[Any], new: int, prompt: Callable[[Any]
         if tools.fits(text, new):
             return text
     raise ConfigError(
-        f"no prompt fits in context={tools.settings.context} tokens with {new} new ones: raise "
-        "context, or lower instruction_tokens or instance_tokens"
+        f"no prompt fits in context={tools.settings.context} tokens, or in the generator's own "
+        f"length, with {new} new ones: raise context, lower instruction_tokens or "
+        "instance_tokens, or take a generator that reads more"
     )
 
 

@@ -85,7 +85,8 @@ def train(config: settings.Config, workdir: str | paths.Folder) -> int:
                 for name in ("trained_tokens", *packed.counts)
                 if name in stats
             )
-            out.say(f"template {run.template.name} {run.template.fingerprint}: {counted}")
+            of = f"template {run.template.name} {run.template.fingerprint}"
+            out.say(f"{of}: {counted}" if counted else of)
         if shortened := settings.shortened(config):
             out.say(shortened)
         now, restored = facts(config, packed, others), checkpoints.restore(workdir, run.abstract)
