@@ -18,6 +18,15 @@ def test_memory_of_a_training_step_grows_with_the_length():
 
 
 @pytest.mark.slow
+def test_growth_is_reported_along_every_axis():
+    found = reports.growth(quick=True)
+    assert [row[0] for row in found["rows"]] == [*reports.GROWTH]
+    for row in found["rows"]:
+        assert len(row[2].split()) == len(row[4].split()) == 2
+        assert all(map(math.isfinite, (row[3], row[5])))
+
+
+@pytest.mark.slow
 def test_the_first_token_is_that_of_transformers():
     """`starting` raises if the tokens differ."""
     found = starting.starting(quick=True)
