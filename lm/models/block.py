@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lm.models import shards
 from lm.models.attention import Attention, Bias, CrossAttention, Mask, NeighbourAttention, View
 from lm.models.config import ModelConfig
 from lm.models.layers import ACTIVATION_FUNCTIONS, GATED_FUNCTIONS, Norm, biased, constrain
@@ -156,4 +157,10 @@ class Block(nn.Module):
         return residual(x, "mlp", mlp) if mlp else x, cache
 
     def dropped(self, y) -> jax.Array:
-        return nn.Dropout(self.config.dropout)(y, deterministic=not self.has_rng("dropout"))
+        """Dropout [B, T, D] (Srivastava et al. 2014) whose draws are the same on any mesh."""
+        rate = self.config.dropout
+        if not rate or not self.has_rng("dropout"):
+            return y
+        draw = lambda key: jax.random.bernoulli(key, 1 - rate, y.shape[1:])
+        kept = jax.vmap(draw)(shards.row_keys(self.make_rng("dropout"), len(y)))
+        return jnp.where(kept, y / (1 - rate), jnp.zeros_like(y))

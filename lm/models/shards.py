@@ -1,14 +1,18 @@
 """Parts of activations: which mesh axes split a dimension, and functions that see one part each."""
 
+import contextvars
 import math
 from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 Axes = tuple[str, ...]
+
+_ROWS: contextvars.ContextVar[Axes] = contextvars.ContextVar("rows", default=())
 
 
 def mesh_axes(name: str, size: int) -> Axes:
@@ -59,11 +63,18 @@ def mapped(
     sizes = automatic()
     # An axis of one device is taken too: then XLA often has no axis left to split over.
     taken = {axis for axis, size in sizes.items() if axes is None or axis in axes or size == 1}
-    rules = [(name, left(found, taken) or None) for name, found in nn.get_logical_axis_rules()]
+    every = nn.get_logical_axis_rules()
+    rules = [(name, left(found, taken) or None) for name, found in every]
+    batch = dict(every).get("batch") or ()
+    rows = (*row_axes(), *(axis for axis in batch if axis in taken and sizes[axis] > 1))
 
     def inside(*arguments):
-        with nn.logical_axis_rules(rules):
-            return function(*arguments)
+        token = _ROWS.set(rows)
+        try:
+            with nn.logical_axis_rules(rules):
+                return function(*arguments)
+        finally:
+            _ROWS.reset(token)
 
     return jax.jit(  # outside jit, shard_map takes only all axes
         jax.shard_map(
@@ -74,6 +85,21 @@ def mapped(
             check_vma=False,  # models need not say what varies over which axis
         )
     )
+
+
+def row_axes() -> Axes:
+    """Mesh axes that split the rows of a batch and that an outer `mapped` has taken."""
+    return _ROWS.get()
+
+
+def row_keys(key: jax.Array, count: int) -> jax.Array:
+    """A random key for each of `count` rows; a row of a batch has the same one on any mesh.
+
+    Inside `mapped` too, if it splits the rows.
+    """
+    axes = row_axes()
+    first = jax.lax.axis_index(axes) * count if axes else 0
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
 def moved(x: Any, axes: Axes, by: int, around: bool = True) -> Any:

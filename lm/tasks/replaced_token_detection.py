@@ -19,7 +19,7 @@ from lm.batch import Batch
 from lm.heads import with_head
 from lm.losses import Loss, Term, chunks, cross_entropy
 from lm.losses.tokens import head_of
-from lm.models import build
+from lm.models import build, shards
 from lm.models.config import ConfigError, ModelConfig
 from lm.tasks.masked import Masked
 from lm.tasks.models import Aux, Models
@@ -45,6 +45,7 @@ class ReplacedTokenDetection(Masked):
     makes_head: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = (GENERATOR, DISCRIMINATOR)
     noisy: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
     evaluator: ClassVar[str] = "means"
     evaluation: ClassVar[str] = ""
 
@@ -157,17 +158,16 @@ class ReplacedTokenDetection(Masked):
 def drawn(logits, head: Any, hidden: jax.Array, key: jax.Array, chunk: int) -> jax.Array:
     """Tokens drawn from the predictions by Gumbel noise, int32 [B, T]; see `chunks.Logits`.
 
-    The noise of a position does not depend on `chunk`.
+    The noise of a position does not depend on `chunk`, nor on the mesh.
     """
     rows, length, _ = hidden.shape
+    keys = shards.row_keys(key, rows)
 
     def body(_, xs):
         hidden, at = xs
         scores = logits(head, hidden)
-        noise = lambda position: jax.random.gumbel(
-            jax.random.fold_in(key, position), (rows, scores.shape[-1])
-        )
-        return None, jnp.argmax(scores + jax.vmap(noise, out_axes=1)(at[0]), axis=-1)
+        noise = lambda key, at: jax.random.gumbel(jax.random.fold_in(key, at), scores.shape[-1:])
+        return None, jnp.argmax(scores + jax.vmap(jax.vmap(noise, (None, 0)))(keys, at), axis=-1)
 
     at = jnp.broadcast_to(jnp.arange(length), (rows, length))
     _, found = jax.lax.scan(body, None, chunks.split((hidden, at), chunk))

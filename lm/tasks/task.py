@@ -109,7 +109,8 @@ class Task(abc.ABC):
     * terms: names of the terms of the loss.
     * joint: the rows of a batch are compared with each other, so micro-batches cannot be summed;
       `loss` takes their number as `parts`.
-    * noisy: the loss draws random numbers from `rng`, also without dropout.
+    * noisy: the loss draws random numbers from `rng`, also without dropout. by_row: a row's come
+      from its key (`lm.models.shards.row_keys`), so that devices may draw for their own rows alone.
     * texts: texts of a row that do not attend to each other, in equal shares.
     * special: arguments of `tokenizers.bytes_only` for the special tokens that it needs.
     * synthetic: random tokens (data.synthetic_rows) can take the place of files.
@@ -124,6 +125,7 @@ class Task(abc.ABC):
     terms: ClassVar[tuple[str, ...]] = ("loss",)
     joint: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
     special: ClassVar[Mapping[str, Any]] = {}
     synthetic: ClassVar[bool] = False
     renders: ClassVar[bool] = False

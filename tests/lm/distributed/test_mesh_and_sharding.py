@@ -8,7 +8,7 @@ import pytest
 
 from lm.distributed import mesh, sharding
 from lm.distributed.mesh import make_mesh, resolve
-from lm.models import build
+from lm.models import build, shards
 from lm.models.config import ConfigError
 from lm.training.state import abstract_state, create_state
 from tests.lm.training import small
@@ -177,3 +177,13 @@ def test_fresh_parameters_depend_on_the_mesh():
         lambda a, b: bool((jax.device_get(a) == jax.device_get(b)).all()), one, eight
     )
     assert all(jax.tree.leaves(same))
+
+
+def test_rows_have_other_keys_on_a_mesh_or_share_one():
+    key, axes = jax.random.key(0), ("data", "fsdp")
+    data = lambda rows: jax.random.key_data(shards.row_keys(key, len(rows)))
+    one = data(np.zeros(8))
+    with sharding.activate(make_mesh(2, 2, 2)):
+        on_mesh = shards.mapped(data, shards.spec(axes), shards.spec(axes), axes)(np.zeros(8))
+    np.testing.assert_array_equal(on_mesh, one)
+    assert len(np.unique(one, axis=0)) == 8

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lm
+from lm.models.block import Block
 from lm.models.model import laid_out
 from tests.lm.small_models import drawn
 
@@ -439,6 +440,21 @@ def test_dropout_acts_only_when_given_its_rng():
     first, second = run(dropout=jax.random.key(1)), run(dropout=jax.random.key(2))
     assert np.abs(first - second).max() > 1e-3
     assert np.abs(first - run()).max() > 1e-3
+
+
+def test_dropout_drops_another_share_or_does_not_scale_the_rest():
+    class Dropped(Block):
+        def __call__(self, y):
+            return self.dropped(y)
+
+    config = make("bert", dropout=0.3)[0].config
+    y = jnp.ones((4, 50, 40), jnp.bfloat16)
+    found = Dropped(config).apply({}, y, rngs={"dropout": jax.random.key(0)})
+    assert found.dtype == y.dtype
+    kept = np.asarray(found, np.float32) > 0
+    np.testing.assert_allclose(np.asarray(found, np.float32)[kept], 1 / 0.7, rtol=1e-2)
+    assert np.mean(kept) == pytest.approx(0.7, abs=0.02)
+    assert len(np.unique(kept.reshape(4, -1), axis=0)) == 4
 
 
 @pytest.mark.parametrize("name", CONFIGS)
