@@ -107,7 +107,11 @@ def defaults() -> ConfigDict:
     c.mesh.sequence = 1  # the tokens of a row are split: for long rows (context parallelism)
     c.mesh.tensor = 1  # heads, mlp and vocabulary are sharded within a layer
 
-    c.sharding = ConfigDict()  # logical dimension -> mesh axes
+    c.sharding = ConfigDict()
+    # With accumulate > 1 and mesh.fsdp > 1: gradients are reduced once a step, and weights and
+    # gradients are whole on each device meanwhile; "micro_batch" keeps them split.
+    c.sharding.reduce = "step"
+    # logical dimension -> mesh axes
     c.sharding.parameters = ConfigDict(
         {name: tuple(axes) for name, axes in sharding.PARAMETERS.items()}
     )

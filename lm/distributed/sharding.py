@@ -210,10 +210,16 @@ def checked(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Generator[None]:
     that does not divide.
     """
 
+    several = {axis for axis, size in mesh.shape.items() if size > 1}
+
     def check(shape: tuple[int, ...], names: tuple[str, ...]) -> None:
+        # Inside `shards.mapped`, the rows are counted as outside, and other axes it takes are not.
+        rows = shards.row_axes()
+        taken = several - {*rows, *shards.automatic()}
+        here = {name: shards.left(axes, taken) for name, axes in rules.items()}
+        times = {"batch": shards.parts(rows)}
+        shape = tuple(n * times.get(name, 1) for n, name in zip(shape, names, strict=True))
         what = f"an activation [{', '.join(names)}] of shape {list(shape)}"
-        # inside `shards.mapped`, those of fewer axes
-        here = {name: shards.left(axes) for name, axes in nn.get_logical_axis_rules()}
         partition(mesh, shape, names, here, what, "activations")
 
     with activate(mesh, rules), layers.checking(check):

@@ -73,6 +73,12 @@ class Parts:
         """The parts that have a batch of their own in every update."""
         return {MAIN: self.main, **self.further}
 
+    @property
+    def by_row(self) -> bool:
+        """Whether devices can compute the loss for their own rows alone; see `Task`."""
+        of_all = [part.task for part in self.batches.values()]
+        return all(not task.joint and (task.by_row or not task.noisy) for task in of_all)
+
     def several(self) -> Any:
         """What gives the loss, if it has several terms: `Several`, or the task; else None."""
         task = self.main.task

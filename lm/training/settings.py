@@ -18,6 +18,7 @@ from lm.models.config import ConfigError, ModelConfig, nearest
 from lm.training import optimizer, scheduled, schedules, trackers
 from lm.training import parts as parts_of_run
 from lm.training.parts import Part, Parts
+from lm.training.step import REDUCE
 
 Config = ml_collections.ConfigDict
 
@@ -171,6 +172,11 @@ def check(config: Config, devices: int) -> Parts:
         )
     for table in ("parameters", "activations"):
         sharding.check_types(config.sharding[table], table)
+    if (reduce := config.sharding.get("reduce", REDUCE[0])) not in REDUCE:
+        raise ConfigError(
+            f"sharding.reduce={reduce!r} is unknown{nearest(str(reduce), REDUCE)}; one of "
+            f"{', '.join(REDUCE)}"
+        )
     for part in parts.batches.values():
         _check_batch(part.config, devices)
     scheduled.check(config)

@@ -41,7 +41,7 @@ from lm.training.scheduled import held_out
 from lm.training.several import MAIN, Several, Together
 from lm.training.source import TaskSource, of_task
 from lm.training.state import Extras, TrainState, abstract_state, create_state
-from lm.training.step import make_train_step
+from lm.training.step import REDUCE, make_train_step
 from lm.training.stored import Stored
 from lm.weights.runs import model_files
 from lm.weights.runs.paths import Folder, is_remote
@@ -217,9 +217,7 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
     for table in ("rates", "decay"):
         rules.check_used(axes, o[table], f"optimizer.{table}", every_pattern=table == "rates")
     if not any(rules.of(o.rates, name, "optimizer.rates") for name in axes):
-        raise ConfigError(
-            f"optimizer.rates={o.rates} freezes every parameter: nothing would be learned"
-        )
+        raise ConfigError(f"optimizer.rates={o.rates} freezes every parameter: nothing is learned")
     updates, schedule = optimizer.of_config(o, config.steps, axes)
     abstract = abstract_state(model, updates, mesh, parameters, extras)
     several = parts.several()
@@ -234,6 +232,8 @@ def prepare(config: settings.Config, workdir: Folder) -> Run:
         updates,
         schedule,
         accumulate=1 if task.joint else config.accumulate,
+        by_row=parts.by_row,
+        reduce=config.sharding.get("reduce", REDUCE[0]),  # the config of an older run has none
         weights=None if several is None else several.weights,
         coefficients=None if several is None else several.coefficients,
         shardings=shardings.params,

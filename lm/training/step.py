@@ -18,6 +18,10 @@ from lm.training import guard, narrow
 from lm.training.state import TrainState
 
 LossFunction = Callable[..., Loss]
+# With micro-batches, gradients of parameters that are split over devices with other rows are
+# reduced once a step, where each device holds whole parameters and gradients (ZeRO-1, Rajbhandari
+# et al. 2020), or after every micro-batch, where it holds its part.
+REDUCE = ("step", "micro_batch")
 
 
 def make_train_step(
@@ -32,6 +36,8 @@ def make_train_step(
     ema: float = 0.0,
     skip_above: float = 0.0,
     noisy: bool | None = None,
+    by_row: bool = True,
+    reduce: str = "step",
     weights: Callable[[Any], Mapping[str, jax.Array]] | None = None,
     coefficients: Mapping[str, float] | None = None,
 ):
@@ -41,15 +47,17 @@ def make_train_step(
     of devices and of micro-batches. The loss of several terms is the sum over these of coefficient
     * sum / weight.
 
-    accumulate: micro-batches; must divide the batch. Replicas of the model, on mesh axes that split
-    the batch and no parameter, add their gradients once, after the last. If the loss draws random
-    numbers, they do so after each, because a draw is for the rows of all.
-    shardings: of the parameters; the gradients are sharded likewise. None: no replicas are known.
+    accumulate: micro-batches; must divide the batch. The devices that split it add up gradients of
+    their own rows and reduce them once, after the last (see `_replicas`).
+    shardings: of the parameters; the gradients are sharded likewise. None: XLA decides.
     rates: parameters with the rate 0 have no gradient.
     ema: decay of the moving average of the float32 masters or else the parameters, if the
     state has one.
     skip_above: see `guard.judge`, if the state has a guard.
     noisy: whether the loss uses random numbers; None = if the model has dropout.
+    by_row: devices can compute the loss for their own rows, because it does not compare rows, and
+    draws the random numbers of a row from its key (`shards.row_keys`).
+    reduce: one of REDUCE; see there.
     weights, coefficients: of a loss of several terms (`lm.tasks.Task`); None = one term.
     `state.fixed`, if set, is passed to the loss function as `fixed=`.
     """
@@ -76,23 +84,34 @@ def make_train_step(
         )
 
     def total(trained, held, batch: Batch, rng):
-        places = None if shardings is None else rules.split(shardings, rates)[0]
-        if accumulate == 1:
-            return micro(places, trained, held, batch, rng)
-        axes = () if dropout or shardings is None else _replicas(batch, shardings, accumulate)
+        if shardings is None:
+            return accumulated(None, trained, held, batch, rng)
+        places = rules.split(shardings, rates)[0]
+        axes = _replicas(batch, shardings, accumulate, reduce) if by_row else ()
         if not axes:
             return accumulated(places, trained, held, batch, rng)
+        others = shards.left(tuple(shards.automatic()), axes)
+        without = lambda taken: jax.tree.map(
+            lambda place: shards.spec(*(shards.left(part, taken) for part in place.spec)), places
+        )
+        ours = without(others)
 
         def of_replica(*xs):
-            left = jax.tree.map(lambda p: shards.spec(*map(shards.left, p.spec)), places)
-            return jax.lax.psum(accumulated(left, *xs), axes)
+            left = without(None)
+            loss, gradients = accumulated(left, *xs)
+            reduced = lambda tree: jax.tree.map(functools.partial(_reduced, axes), tree, ours)
+            if shards.automatic():  # along these, XLA would gather what is reduced and scattered
+                reduced = shards.mapped(reduced, (left,), left)
+            return jax.lax.psum(loss, axes), reduced(gradients)
 
         whole, rows = shards.spec(), shards.spec(axes)
-        run = shards.mapped(of_replica, (whole, whole, rows, whole), whole, axes)
+        run = shards.mapped(of_replica, (whole, whole, rows, whole), (whole, ours), axes)
         return run(trained, held, batch, rng)
 
     def accumulated(places, trained, held, batch: Batch, rng):
         of_micro = functools.partial(micro, places)
+        if accumulate == 1:
+            return of_micro(trained, held, batch, rng)
 
         def body(carry, xs):
             return jax.tree.map(jnp.add, carry, of_micro(trained, held, *xs)), None
@@ -161,22 +180,33 @@ def make_train_step(
     return train_step
 
 
-def _replicas(batch, shardings, accumulate: int) -> tuple[str, ...]:
-    """Mesh axes of replicas: they split the batch and no parameter. () if other axes split too.
+def _replicas(batch, shardings, accumulate: int, reduce: str) -> tuple[str, ...]:
+    """Mesh axes whose devices each add up gradients of their own rows, before one reduction.
 
-    With others, XLA would split the work of a replica, and jaxlib 0.10.2 ends the process for some
-    models (a check in `spmd_partitioner_util.cc`). batch: any tree of arrays [B, ...].
+    These are the axes that split a micro-batch. () where parameters are split over them and need
+    not be whole: without micro-batches, or with reduce="micro_batch". batch: any tree of arrays
+    [B, ...].
     """
-    axes = [shards.mesh_axes("batch", len(x) // accumulate) for x in jax.tree.leaves(batch)]
-    several = {axis for axis, size in shards.automatic().items() if size > 1}
+    axes = {shards.mesh_axes("batch", len(x) // accumulate) for x in jax.tree.leaves(batch)}
     of_parameters = {
         axis
         for place in jax.tree.leaves(shardings)
         for part in place.spec
         for axis in shards.left(part)
     }
-    alone = all(set(each) == several - of_parameters == several for each in axes)
-    return axes[0] if alone else ()
+    whole = reduce == "step" and accumulate > 1
+    found = axes.pop()
+    return found if not axes and (whole or not of_parameters & {*found}) else ()
+
+
+def _reduced(axes: tuple[str, ...], gradient: jax.Array, place) -> jax.Array:
+    """Sum over the devices of `axes`, of which each keeps the part that `place` gives it."""
+    parts = [shards.left(part, ()) for part in place]
+    for dimension, part in enumerate(parts):
+        if part:
+            gradient = jax.lax.psum_scatter(gradient, part, scatter_dimension=dimension, tiled=True)
+    rest = shards.left(axes, sum(parts, ()))
+    return jax.lax.psum(gradient, rest) if rest else gradient
 
 
 def _mean(term: Term) -> jax.Array:

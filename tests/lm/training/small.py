@@ -47,7 +47,7 @@ def parts(config=MODEL, *, clip=1.0):
 
 
 @functools.cache
-def lowered(shape, config=MODEL, accumulate=1, initialised=False):
+def lowered(shape, config=MODEL, accumulate=1, reduce="step", initialised=False):
     """(jitted step lowered for a mesh of `shape`, state, first batch); nothing is donated.
 
     initialised: draw the parameters as a run does, which compiles a program for every mesh.
@@ -57,7 +57,13 @@ def lowered(shape, config=MODEL, accumulate=1, initialised=False):
     state = create_state(model, adamw, mesh, 0, params=None if initialised else drawn(model))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = make_train_step(
-        model, token_loss, adamw, schedule, accumulate=accumulate, shardings=shardings.params
+        model,
+        token_loss,
+        adamw,
+        schedule,
+        accumulate=accumulate,
+        shardings=shardings.params,
+        reduce=reduce,
     )
     batch = next(
         TrainBatches(

@@ -1,7 +1,6 @@
-"""Replicas of a model reduce each gradient once a step, after all micro-batches."""
+"""Devices with rows of their own reduce each gradient once a step, after all micro-batches."""
 
 import collections
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,40 +19,63 @@ from tests.lm.small_models import drawn
 from tests.lm.training import small
 
 TIED = small.MODEL.replace(tie_embeddings=True)
+DROPOUT = small.MODEL.replace(dropout=0.2)
 
 
-def reductions(shape, config=small.MODEL, accumulate=1):
-    """Reductions over replicas of arrays other than scalars, and the parameters of one device."""
+def collected(shape, config=small.MODEL, accumulate=1, reduce="step"):
+    """What is communicated over the axes that split the batch, except scalars; and the state."""
     mesh = small.mesh_of(*shape)
-    lowered, state, _ = small.lowered(shape, config, accumulate)
+    lowered, state, _ = small.lowered(shape, config, accumulate, reduce)
     found = collectives.of(lowered.compile().as_text())
-    over = [c for c in found if c.shape and "data" in collectives.axes(c, mesh)]
-    assert {c.kind for c in over} <= set(collectives.REDUCTIONS)
-    params = jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), state.params)
-    return over, jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, tuple))
+    over = lambda one: collectives.axes(one, mesh) & {"data", "fsdp"}
+    return [(one, over(one)) for one in found if one.shape and over(one)], state
+
+
+def reductions_over(axis, found):
+    return [one for one, axes in found if one.kind in collectives.REDUCTIONS and axis in axes]
+
+
+def shapes_on_a_device(params):
+    return collections.Counter(x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize(
     ("shape", "config", "accumulate"),
     [
-        ((8, 1, 1), TIED, 2),
+        ((8, 1, 1), TIED, 1),
+        ((4, 2, 1), TIED, 2),
+        pytest.param((8, 1, 1), TIED, 2, marks=pytest.mark.slow),
         pytest.param((4, 1, 1), small.MODEL, 4, marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), small.MODEL, 1, marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), small.MODEL, 2, marks=pytest.mark.slow),
+        pytest.param((2, 4, 1), DROPOUT, 2, marks=pytest.mark.slow),
+        pytest.param((4, 1, 2), TIED, 1, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), TIED, 2, marks=pytest.mark.slow),
     ],
 )
-def test_replicas_reduce_between_micro_batches_or_a_gradient_twice(shape, config, accumulate):
-    over, params = reductions(shape, config, accumulate)
-    assert not [each for each in over if each.loops]
-    assert collections.Counter(each.shape for each in over) == collections.Counter(params)
+def test_devices_communicate_in_a_loop_or_reduce_a_gradient_twice(shape, config, accumulate):
+    found, state = collected(shape, config, accumulate)
+    assert not [one for one, _ in found if one.loops]
+    sizes = dict(zip(("data", "fsdp"), shape, strict=False))
+    for axis in (axis for axis, size in sizes.items() if size > 1):
+        reduced = collections.Counter(one.shape for one in reductions_over(axis, found))
+        assert reduced == shapes_on_a_device(state.params)
+    split = [x for x in jax.tree.leaves(state.params) if "fsdp" in str(x.sharding.spec)]
+    gathered = [one for one, _ in found if one.kind == "all-gather"]
+    assert len(gathered) == (len(split) if sizes["fsdp"] > 1 else 0)
+    kept = jax.tree.map(lambda x: x.sharding.spec, (state.params, state.opt_state))
+    assert ("fsdp" in str(kept)) == bool(split)  # nothing is kept whole
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "uses"), [(small.MODEL, 1), (TIED, 2)])
-def test_without_micro_batches_a_gradient_is_reduced_more_often_than_its_uses(config, uses):
-    over, params = reductions((8, 1, 1), config)
-    table = config.vocab_size * config.d_model  # tied, it is used twice: as input and as output
-    expected = sum(map(math.prod, params)) + (uses - 1) * table
-    assert sum(each.times * math.prod(each.shape) for each in over) == expected
-    assert all(each.loops == 1 for each in over if each.loops)  # the loop over layers
+def test_reductions_of_each_micro_batch_hold_whole_gradients():
+    found, _ = collected((2, 4, 1), accumulate=2, reduce="micro_batch")
+    assert any(one.loops for one in reductions_over("fsdp", found))
+    sizes = [
+        small.lowered((2, 4, 1), small.MODEL, 2, reduce)[0].compile().memory_analysis()
+        for reduce in ("step", "micro_batch")
+    ]
+    assert sizes[0].temp_size_in_bytes > sizes[1].temp_size_in_bytes
 
 
 def two_terms(model, params, batch, rng=None):
@@ -66,7 +88,7 @@ def two_terms(model, params, batch, rng=None):
     return Loss({**found.terms, "rows": rows}, {**found.metrics, "share": share})
 
 
-def one_step(shape, config, rates=((".", 1.0),), dropout_alone=False):
+def one_step(shape, config, rates=((".", 1.0),), dropout_alone=False, reduce="step"):
     mesh, (model, _, schedule) = small.mesh_of(*shape), small.parts(config)
     adamw = optimizer.adamw(schedule, clip=0.0, rates=rates)
     rng = np.random.default_rng(0)
@@ -89,6 +111,7 @@ def one_step(shape, config, rates=((".", 1.0),), dropout_alone=False):
         accumulate=2,
         shardings=shardings,
         rates=rates,
+        reduce=reduce,
         **terms,
     )
     with sharding.checked(mesh):
@@ -100,7 +123,9 @@ def one_step(shape, config, rates=((".", 1.0),), dropout_alone=False):
     ("shape", "options"),
     [
         ((8, 1, 1), dict(rates=(("embeddings", 0.0), (".", 1.0)))),
-        pytest.param((4, 2, 1), {}, marks=pytest.mark.slow),
+        ((4, 2, 1), dict(dropout_alone=True)),
+        pytest.param((1, 8, 1), {}, marks=pytest.mark.slow),
+        pytest.param((2, 4, 1), dict(reduce="micro_batch"), marks=pytest.mark.slow),
         pytest.param((2, 2, 2), dict(dropout_alone=True), marks=pytest.mark.slow),
     ],
 )

@@ -79,6 +79,7 @@ GOOD = [f"--config={ROOT}/configs/tiny.py", "--workdir=unused"]
         ),
         ("sharding.activations.heads", ("tensor", "tensor"), "the mesh axis 'tensor' twice"),
         ("sharding.activations.batch", ("data",), None),
+        ("sharding.reduce", "steps", "sharding.reduce='steps' is unknown .did you mean 'step'"),
     ],
 )
 def test_a_config_that_cannot_work_is_started(tmp_path, monkeypatch, field, value, said):
