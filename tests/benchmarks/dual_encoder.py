@@ -74,7 +74,8 @@ def config(pairs: Path, negatives: int, model: str, steps: int, seed: int):
 
 def trained(c, workdir: Path) -> dict:
     start = time.process_time()
-    loop.train(c, str(workdir))
+    if stopped := loop.train(c, str(workdir)):
+        raise SystemExit(stopped)
     return {"cpu_seconds": time.process_time() - start}
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import dual_encoder
+from tests.benchmarks.open_book_qa import kept
 from tests.retrieval.models import save_encoder
 
 
@@ -16,6 +17,13 @@ def test_a_figure_or_its_change_is_not_that_of_known_ranks():
     assert shown == ["0.250", "0.500", "0.417", "-0.500", "-0.250", "-0.333"]
     # Of two articles, those drawn are the first, the second or both.
     assert cells[1] == "0.250 (0.000 to 0.500)" and cells[4] == "-0.500 (-0.500 to -0.500)"
+
+
+def test_a_training_that_was_stopped_is_kept_as_a_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(dual_encoder.loop, "train", lambda c, workdir: 143)
+    with pytest.raises(SystemExit, match="143"):
+        kept(tmp_path / "run.json", lambda: dual_encoder.trained(None, tmp_path))
+    assert not (tmp_path / "run.json").exists()
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ import argparse
 import json
 import random
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,11 @@ from lm.data import samples, tokenizers
 from lm.evaluation.accuracy import contains, exact, wilson
 from lm.evaluation.generation import spread
 from lm.families import preset
-from lm.training import loop
 from lm.training.settings import model_section
 from retrieval import Encoder, Memory, Passage
 from retrieval.doors.door import named
 from retrieval.reading.reader import load_reader
-from tests.benchmarks.dual_encoder import articles
+from tests.benchmarks.dual_encoder import articles, trained
 from tests.benchmarks.open_book_qa import HEAD, NEW, answered, audited, cut, kept, line, read
 
 PARTS = 3
@@ -128,12 +126,6 @@ def config(start: str, memory: Path, door: str, k: int, width: int, steps: int, 
     c.eval.every, c.eval.data, c.log.every, c.log.tensorboard = 0, {}, 50, False
     c.checkpoint.every, c.checkpoint.keep = steps, 1
     return c
-
-
-def trained(c, run: Path) -> dict:
-    start = time.process_time()
-    loop.train(c, str(run))
-    return {"cpu_seconds": time.process_time() - start}
 
 
 def written(path: Path, rows: Sequence[Mapping]) -> str:
