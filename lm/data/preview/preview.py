@@ -256,12 +256,21 @@ def ends(packed: Packed, stops: Iterable[int]) -> tuple[int, int]:
 
 
 def duplicates(packed: Packed) -> tuple[int, int]:
-    """(number of documents or windows, number of exact copies of an earlier one)."""
-    seen, total = set(), 0
-    for tokens in _texts(packed):
-        seen.add(tokens.tobytes())
+    """(number of documents or windows, number of exact copies of one of an earlier document).
+
+    The last few tokens of a long document, in a window of their own, are no copy of others.
+    """
+    places = zip(packed.piece_row.tolist(), packed.piece_segment.tolist(), strict=True)
+    documents = dict(zip(places, packed.piece_document.tolist(), strict=True))
+    windows = np.bincount(packed.piece_document)
+    first: dict[bytes, Any] = {}
+    total = copies = 0
+    for place, tokens in _placed(packed):
         total += 1
-    return total, total - len(seen)
+        document = documents.get(place, place)
+        if len(tokens) >= GRAM or place not in documents or windows[document] == 1:
+            copies += first.setdefault(tokens.tobytes(), document) != document
+    return total, copies
 
 
 def _one_each(packed: Packed) -> Packed:
@@ -306,6 +315,11 @@ def overlap(packed: Packed, grams, gram: int = GRAM) -> tuple[int, int]:
 
 def _texts(packed: Packed) -> Iterator[np.ndarray]:
     """Tokens of every document of the first SCAN rows, after those its encoder reads."""
+    return (tokens for _, tokens in _placed(packed))
+
+
+def _placed(packed: Packed) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """(row, segment) and tokens of every document; see `_texts`."""
     read = packed.extra.get("encoder_tokens")
     for i in range(min(len(packed), SCAN)):
         encoder = {}
@@ -315,9 +329,8 @@ def _texts(packed: Packed) -> Iterator[np.ndarray]:
         targets = np.asarray(packed.targets[i]).astype(np.int64)
         for segment, at in _documents(np.asarray(packed.segments[i])):
             if segment:
-                yield np.concatenate([encoder.get(segment, targets[:0]), targets[at]]).astype(
-                    np.int64
-                )
+                tokens = np.concatenate([encoder.get(segment, targets[:0]), targets[at]])
+                yield (i, segment), tokens.astype(np.int64)
 
 
 def _hashes(tokens: np.ndarray, gram: int) -> np.ndarray:

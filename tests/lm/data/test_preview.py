@@ -110,6 +110,15 @@ def test_copies_and_shared_runs_of_thirteen_tokens_are_counted_and_twelve_are_no
     assert preview.overlap(packed("0123456", "789abcdef", length=32), [grams]) == (2, 0)
 
 
+def test_a_document_is_no_copy_of_itself_and_short_ends_are_none_of_others():
+    windows, copies = preview.duplicates(packed("x" * 64, length=16))
+    assert windows > 3 and copies == 0
+    total, copies = preview.duplicates(packed("x" * 64, "x" * 64, length=16))
+    assert total == 2 * windows and copies >= windows - 1
+    ends = packed(*(letter * 16 + "." for letter in "abc"), length=16)
+    assert preview.duplicates(ends) == (6, 0)
+
+
 def test_what_a_template_writes_into_every_prompt_counts_as_overlap():
     template = "Answer the question: {} Answer: yes"
     train = packed(*(template.format(f"{i:016}") for i in range(preview.COMMON + 1)), length=64)
