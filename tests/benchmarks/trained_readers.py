@@ -45,19 +45,24 @@ SHAPE = dict(
     vocab_size=0,
     tie_embeddings=False,
     logit_scale=1.0,
-    initializer_range=128**-0.5,
+    initializer_range=0.03,
     dropout=0.0,
 )
 FACT, READ = 96, 160  # tokens of a question and a passage
 PROMPT, CLOSED = 32, 96  # further tokens of a prompt of other doors than fid; one without passages
 BATCH = 16  # questions of an update
 BINS = {"15,000 to 80,000 people": range(4), "to 400,000": range(4, 7), "more": range(7, 10)}
+RELATIONS = "country", "population", "time zone"
 WH = "what", "who", "which"
 BLANK = re.compile(r"(?<=[a-z,] )(?:[A-Z][a-z]+(?: [A-Z][a-z]+)*|\d[\d,.]*\d|\d)(?= )")
 
 
-def facts(cities: Sequence[world.City], countries: Mapping[str, dict]) -> list[dict]:
-    """Three questions of each city whose name does not contain its country's."""
+def facts(
+    cities: Sequence[world.City],
+    countries: Mapping[str, dict],
+    relations: Sequence[str] = RELATIONS,
+) -> list[dict]:
+    """A question of each relation and city whose name does not contain its country's."""
     rows = []
     for city in cities:
         names = [countries[city.country]["name"], *world.ALIASES.get(city.country, ())]
@@ -70,7 +75,7 @@ def facts(cities: Sequence[world.City], countries: Mapping[str, dict]) -> list[d
         rows += [
             {"question": question, "answers": answers, "relation": relation} | known
             for relation, (question, answers) in asked.items()
-            if not contains(city.name, names)
+            if relation in relations and not contains(city.name, names)
         ]
     return rows
 
@@ -122,6 +127,7 @@ def config(start: str, memory: Path, door: str, k: int, width: int, steps: int, 
         target_length=NEW,
     )
     c.optimizer.learning_rate = 2e-3 if fresh else 1e-3
+    c.optimizer.schedule = "constant" if fresh else "cosine"
     c.optimizer.warmup, c.optimizer.b2 = min(30, steps // 2), 0.98
     c.eval.every, c.eval.data, c.log.every, c.log.tensorboard = 0, {}, 50, False
     c.checkpoint.every, c.checkpoint.keep = steps, 1
@@ -263,10 +269,11 @@ def on_facts(args, encoder: Encoder, tokens: str) -> None:
     work, (passages, cities, countries) = args.workdir / "facts", places(args.cities)
     parts, starts = [], []
     for seed in range(PARTS):
-        learned = facts([c for i, c in enumerate(cities) if i % PARTS != seed], countries)
+        others = [c for i, c in enumerate(cities) if i % PARTS != seed]
+        learned = facts(others, countries, args.relations)
         random.Random(seed).shuffle(learned)
         held = [city for i, city in enumerate(cities) if i % PARTS == seed]
-        asked = facts(spread(held, args.asked), countries)
+        asked = facts(spread(held, args.asked), countries, args.relations)
         parts.append((learned[: args.questions // 3], asked))
         base = work / f"part{seed}/base"
         files = written(base.with_suffix(".jsonl"), learned[: args.questions])
@@ -279,10 +286,10 @@ def on_facts(args, encoder: Encoder, tokens: str) -> None:
     rows, got = readers(work, passages, parts, encoder, starts, FACT, args)
     groups = {
         name: [i for i, row in enumerate(rows) if row["relation"] == name]
-        for name in ("country", "population", "time zone")
+        for name in args.relations
     }
     groups |= {
-        f"country, {name}": [i for i in groups["country"] if rows[i]["bin"] in bins]
+        f"country, {name}": [i for i in groups.get("country", []) if rows[i]["bin"] in bins]
         for name, bins in BINS.items()
     }
     report(rows, got, groups)
@@ -329,6 +336,7 @@ def main(argv=None) -> None:
     options.add_argument("--encoder", default="", help="default: MiniLM of lm.data.samples")
     options.add_argument("--doors", nargs="*", default=DOORS)
     options.add_argument("--audit", nargs="*", default=["fid"], help="doors that are audited")
+    options.add_argument("--relations", nargs="+", choices=RELATIONS, default=RELATIONS)
     options.add_argument("--cities", type=int, default=5000)
     options.add_argument("--questions", type=int, default=2400, help="of a part, from one passage")
     options.add_argument("--asked", type=int, default=40, help="cities of a part that are asked")
