@@ -256,20 +256,20 @@ def ends(packed: Packed, stops: Iterable[int]) -> tuple[int, int]:
 
 
 def duplicates(packed: Packed) -> tuple[int, int]:
-    """(number of documents or windows, number of exact copies of one of an earlier document).
+    """(number of documents or windows, number of exact copies of an earlier one).
 
     The last few tokens of a long document, in a window of their own, are no copy of others.
     """
     places = zip(packed.piece_row.tolist(), packed.piece_segment.tolist(), strict=True)
     documents = dict(zip(places, packed.piece_document.tolist(), strict=True))
     windows = np.bincount(packed.piece_document)
-    first: dict[bytes, Any] = {}
+    seen: set[bytes] = set()
     total = copies = 0
     for place, tokens in _placed(packed):
         total += 1
-        document = documents.get(place, place)
-        if len(tokens) >= GRAM or place not in documents or windows[document] == 1:
-            copies += first.setdefault(tokens.tobytes(), document) != document
+        if len(tokens) >= GRAM or place not in documents or windows[documents[place]] == 1:
+            copies += tokens.tobytes() in seen
+            seen.add(tokens.tobytes())
     return total, copies
 
 

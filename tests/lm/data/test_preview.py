@@ -110,11 +110,8 @@ def test_copies_and_shared_runs_of_thirteen_tokens_are_counted_and_twelve_are_no
     assert preview.overlap(packed("0123456", "789abcdef", length=32), [grams]) == (2, 0)
 
 
-def test_a_document_is_no_copy_of_itself_and_short_ends_are_none_of_others():
-    windows, copies = preview.duplicates(packed("x" * 64, length=16))
-    assert windows > 3 and copies == 0
-    total, copies = preview.duplicates(packed("x" * 64, "x" * 64, length=16))
-    assert total == 2 * windows and copies >= windows - 1
+def test_repeats_in_one_document_count_and_short_ends_of_others_do_not():
+    assert preview.duplicates(packed("x" * 62, length=16))[1] >= 2
     ends = packed(*(letter * 16 + "." for letter in "abc"), length=16)
     assert preview.duplicates(ends) == (6, 0)
 
