@@ -30,6 +30,7 @@ class Classification(RowTask):
 
     head: ClassVar[str] = "sequence_classification"
     heads: ClassVar[tuple[str, ...]] = (head,)
+    by_row: ClassVar[bool] = True
     evaluation: ClassVar[str] = "--task=classification --data=FILES"
     encoding: ClassVar[Callable] = staticmethod(label_rows.texts)
 

@@ -43,6 +43,7 @@ class Distillation(NextToken):
     # are read instead of running it. "" = the teacher runs in every step.
     outputs: str = ""
 
+    by_row: ClassVar[bool] = True
     new_fields: ClassVar[Mapping[str, Field]] = stored.FIELDS
 
     def check(self, config) -> None:

@@ -7,6 +7,7 @@ table.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ class GRPO(Policy):
     # Mean of the loss over: sequence (each answer counts alike), token (each token does, DAPO),
     # constant (batch * group * new_tokens, Dr. GRPO).
     mean: str = "sequence"
+
+    by_row: ClassVar[bool] = True
 
     def check(self, config) -> None:
         super().check(config)

@@ -40,6 +40,7 @@ class PPO(Policy):
     unended: float = 0.0  # subtracted from the reward of an answer that did not end
 
     terms: ClassVar[tuple[str, ...]] = ("policy", "value")
+    by_row: ClassVar[bool] = True
     new_fields: ClassVar[Mapping[str, Field]] = {
         **Policy.new_fields,
         **dict.fromkeys(OWN, OF_TOKENS),

@@ -198,6 +198,8 @@ class DPO(Referenced):
     label_smoothing: float = 0.0  # probability that a pair is the wrong way round (cDPO)
     length_normalised: bool = False  # log-ratios per token
 
+    by_row: ClassVar[bool] = True
+
     def check(self, config) -> None:
         super().check(config)
         _check_known("kind", self.kind)
@@ -235,6 +237,8 @@ class SimPO(Pairs):
     beta: float = 2.0  # factor of the mean log-probabilities
     gamma: float = 1.0  # margin by which the chosen answer's reward is to be higher
 
+    by_row: ClassVar[bool] = True
+
     def check(self, config) -> None:
         super().check(config)
         check_positive("beta", self.beta)
@@ -258,6 +262,7 @@ class ORPO(Pairs):
     odds_weight: float = 0.1  # lambda, the factor of the loss of the odds
 
     terms: ClassVar[tuple[str, ...]] = ("chosen", "odds")
+    by_row: ClassVar[bool] = True
 
     @property
     def coefficients(self) -> Mapping[str, float]:

@@ -27,6 +27,7 @@ class QuestionAnswering(RowTask):
 
     head: ClassVar[str] = "question_answering"
     heads: ClassVar[tuple[str, ...]] = (head,)
+    by_row: ClassVar[bool] = True
     evaluation: ClassVar[str] = "--task=question_answering --data=FILES"
     usual_length: ClassVar[int] = 384
     encoding: ClassVar[Callable] = staticmethod(label_rows.windows)

@@ -30,6 +30,7 @@ class Reward(Pairs):
     centring: float = 0.01  # weight of the squared sum of a pair's scores; 0 = none
 
     heads: ClassVar[tuple[str, ...]] = (HEAD,)
+    by_row: ClassVar[bool] = True
     makes_head: ClassVar[bool] = True
     whole: ClassVar[bool] = True
 

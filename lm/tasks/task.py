@@ -109,8 +109,10 @@ class Task(abc.ABC):
     * terms: names of the terms of the loss.
     * joint: the rows of a batch are compared with each other, so micro-batches cannot be summed;
       `loss` takes their number as `parts`.
-    * noisy: the loss draws random numbers from `rng`, also without dropout. by_row: a row's come
-      from its key (`lm.models.shards.row_keys`), so that devices may draw for their own rows alone.
+    * by_row: no row's loss depends on other rows, so that devices may compute it for their own and
+      reduce gradients once a step; a subclass with a `loss` of its own says so again.
+    * noisy: the loss draws random numbers from `rng`, also without dropout; with `by_row`, those of
+      a row come from its key (`lm.models.shards.row_keys`).
     * texts: texts of a row that do not attend to each other, in equal shares.
     * special: arguments of `tokenizers.bytes_only` for the special tokens that it needs.
     * synthetic: random tokens (data.synthetic_rows) can take the place of files.
@@ -132,6 +134,11 @@ class Task(abc.ABC):
     evaluator: ClassVar[str] = "means"
     evaluation: ClassVar[str] = ""
     new_fields: ClassVar[Mapping[str, Field]] = {}
+
+    def __init_subclass__(cls, **options) -> None:
+        super().__init_subclass__(**options)
+        if "loss" in vars(cls) and "by_row" not in vars(cls):
+            cls.by_row = False  # what an inherited one says is of an inherited loss
 
     @property
     def name(self) -> str:

@@ -25,6 +25,7 @@ class TokenTask(Task):
     z_loss: float = 0.0
 
     evaluator: ClassVar[str] = "perplexity"
+    by_row: ClassVar[bool] = True
     sparse: ClassVar[bool] = False  # most positions of a row have no loss
 
     def check(self, config) -> None:

@@ -28,6 +28,7 @@ class TokenClassification(LabelTask):
 
     head: ClassVar[str] = "token_classification"
     heads: ClassVar[tuple[str, ...]] = (head,)
+    by_row: ClassVar[bool] = True
     evaluation: ClassVar[str] = "--task=token_classification --data=FILES"
     encoding: ClassVar[Callable] = staticmethod(label_rows.words)
 

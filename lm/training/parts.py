@@ -76,8 +76,7 @@ class Parts:
     @property
     def by_row(self) -> bool:
         """Whether devices can compute the loss for their own rows alone; see `Task`."""
-        of_all = [part.task for part in self.batches.values()]
-        return all(not task.joint and (task.by_row or not task.noisy) for task in of_all)
+        return all(part.task.by_row and not part.task.joint for part in self.batches.values())
 
     def several(self) -> Any:
         """What gives the loss, if it has several terms: `Several`, or the task; else None."""

@@ -55,8 +55,7 @@ def make_train_step(
     state has one.
     skip_above: see `guard.judge`, if the state has a guard.
     noisy: whether the loss uses random numbers; None = if the model has dropout.
-    by_row: devices can compute the loss for their own rows, because it does not compare rows, and
-    draws the random numbers of a row from its key (`shards.row_keys`).
+    by_row: devices may compute the loss for their own rows; see `lm.tasks.Task`.
     reduce: one of REDUCE; see there.
     weights, coefficients: of a loss of several terms (`lm.tasks.Task`); None = one term.
     `state.fixed`, if set, is passed to the loss function as `fixed=`.

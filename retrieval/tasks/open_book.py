@@ -74,6 +74,7 @@ class OpenBook(TokenTask):
     search: bool = False  # search again at every step, with the retriever as it is then
 
     heads: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq_lm")
+    by_row: ClassVar[bool] = True
     evaluator: ClassVar[str] = "means"
     new_fields: ClassVar[Mapping[str, Field]] = {
         "log_shares": Field(("batch", "passages"), np.float32),

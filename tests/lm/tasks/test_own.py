@@ -16,6 +16,7 @@ from lm.families import preset
 from lm.losses import Loss, Term
 from lm.models.config import ConfigError
 from lm.tasks import Transform
+from lm.tasks.next_token import NextToken
 from lm.training import loop, settings, setup
 from lm.weights.runs import paths
 from tests.lm.tasks import own_replaced, own_values
@@ -89,6 +90,26 @@ def test_a_row_s_replaced_tokens_are_its_targets(tmp_path):
     replaced = batch.targets[batch.weights > 0].mean()
     assert 0.05 < replaced < 0.5
     assert {"accuracy", "loss"} <= metrics(tmp_path / "run")[0].keys()
+
+
+class Spread(NextToken):
+    """Adds how far the losses of the rows are from each other, without saying `joint`."""
+
+    def loss(self, model, params, batch, rng=None):
+        logits = model.apply({"params": params}, batch).logits
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[..., None], -1)
+        of_rows = -jnp.sum(chosen[..., 0] * batch.weights, axis=1)
+        return Loss.of(jnp.sum(of_rows) + 10 * jnp.std(of_rows), jnp.sum(batch.weights))
+
+
+def test_a_task_that_compares_rows_without_saying_so_differs_on_several_devices(tmp_path):
+    c = config(tmp_path, f"{__name__}:Spread", "gpt2", **{"mesh.data": 8})
+    run = setup.prepare(c, paths.resolve(str(tmp_path / "other")))
+    batch = jax.device_get(next(setup.train_source(c, run, setup.training_data(c, run))))
+    found = run.parts.main.task.loss(run.model, jax.device_get(run.fresh_state(0).params), batch)
+    assert loop.train(c, tmp_path / "run") == 0
+    expected = float(found.first.sum / found.first.weight)
+    assert metrics(tmp_path / "run")[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 class Broken(own_values.Values):
