@@ -1,9 +1,8 @@
 """Break the code on purpose and check that the tests notice: python -m tests.mutations [NUMBER ...]
 
 Gold tests guard against the silent defects that users of other trainers report most, numbered as
-in GOLD. Number 7, preference tuning, is not here yet (the first DPO loss is ln 2, the advantages
-of GRPO and PPO are their formulas). Each mutation puts one such defect into a copy of the tree and
-runs the test that must fail. NUMBER selects a gold test. Exit code 1 if a mutation is missed.
+in GOLD. Each mutation puts one such defect into a copy of the tree and runs the test that must
+fail. NUMBER selects a gold test. Exit code 1 if a mutation is missed.
 """
 
 import os
@@ -24,6 +23,7 @@ GOLD = {
     4: "a resumed run is the undisturbed one, bit for bit; every epoch has another order",
     5: "generation is given the tokens that training read",
     6: "the end of an answer is trained, and a model that knows its answers stops",
+    7: "preferences are learned against a reference; advantages and clipping are their formulas",
     8: "ROUGE-L is rouge_score's, and copying has its known score",
     9: "fresh adapters change nothing, merged ones are W + s A B",
     10: "a key that does not exist, or an option that is ignored, is refused",
@@ -53,6 +53,7 @@ FRESH = (
     "tests/lm/adaptation/test_lora.py"
     "::test_a_fresh_adapter_changes_a_bit_or_a_merged_kernel_is_not_w_plus_s_a_b"
 )
+POLICY = "tests/lm/losses/test_policy.py"
 SCORES, LIKELIHOOD = "tests/lm/evaluation/test_scores.py", "tests/lm/evaluation/test_likelihood.py"
 
 MUTATIONS = [
@@ -132,6 +133,14 @@ MUTATIONS = [
         "::test_a_step_on_eight_devices_or_in_micro_batches_differs_from_one_device",
     ),
     Mutation(
+        3,
+        "lm/tasks/task.py",
+        "cls.by_row = False",
+        "cls.by_row = cls.by_row",
+        "tests/lm/tasks/test_own.py"
+        "::test_a_task_that_compares_rows_without_saying_so_differs_on_several_devices",
+    ),
+    Mutation(
         4,
         "lm/data/batches.py",
         "self._read = first\n",
@@ -180,6 +189,27 @@ MUTATIONS = [
         "yield np.array([*start, *ids, end], np.int32)",
         "yield np.array([*start, *ids], np.int32)",
         "tests/lm/data/test_packing.py::test_the_end_of_text_token_is_not_trained",
+    ),
+    Mutation(
+        7,
+        "lm/tasks/preference.py",
+        "ratios = scores - self.reference_scores(models, batch)",
+        "ratios = scores",
+        "tests/lm/tasks/test_preference.py::test_a_loss_is_not_the_formula[llama]",
+    ),
+    Mutation(
+        7,
+        "lm/losses/policy.py",
+        "-jnp.minimum(ratio * advantages, held * advantages)",
+        "-held * advantages",
+        f"{POLICY}::test_a_loss_differs_from_its_paper_or_moves_without_a_signal",
+    ),
+    Mutation(
+        7,
+        "lm/losses/advantages.py",
+        "delta + gamma * decay * after",
+        "delta + gamma * after",
+        f"{POLICY}::test_advantages_of_a_critic_and_its_loss_differ_from_loops",
     ),
     Mutation(
         8,

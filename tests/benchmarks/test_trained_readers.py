@@ -37,6 +37,11 @@ def test_a_question_is_not_answered_by_its_passage():
     gone = rows[0]["answers"][0]
     assert gone in {"Ruhr", "1,250", "Aland"} and gone not in rows[0]["question"]
     assert trained_readers.made([text] * 3, 2)[0][-1].id == "t1"
+    passages, rows = trained_readers.made([text], 9, clauses=3)
+    answers = [row["answers"][0] for row in rows]
+    assert sorted(answers) == ["1,250", "Aland", "Ruhr"]
+    near = {row["answers"][0]: passage.text for row, passage in zip(rows, passages, strict=True)}
+    assert near["1,250"] == "of Ruhr caught 1,250 in a night"
 
 
 def test_a_table_is_not_of_all_parts(capsys):
@@ -86,11 +91,19 @@ def test_a_reader_learns_what_it_is_asked_or_closed_book_with_passages(
             ("workdir", "work"),
         )
     ]
-    told += ["--only=squad", "--text-steps=1", "--steps=1", "--doors", "closed-book", "fid"]
+    told += [
+        "--only=squad",
+        "--clause-steps=1",
+        "--text-steps=1",
+        "--steps=1",
+        "--doors",
+        "closed-book",
+        "fid",
+    ]
     trained_readers.main(told)
     tables = lambda text: [line for line in text.splitlines() if line.startswith("| ")]
     said = capsys.readouterr().out
-    assert "3 questions made from a text" in said
+    assert "3 questions from text, " in said and "9 questions from clauses, " in said
     for part in range(2):
         learned = {
             json.loads(row)["question"]

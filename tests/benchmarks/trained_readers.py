@@ -5,8 +5,9 @@ With --data, also the questions of a SQuAD file, cut as by `open_book_qa`. Citie
 dealt into three parts. For each part a T5 learns, from random weights, to answer questions of the
 other two from one passage; then one reader for each door learns to answer through it. All are asked
 the questions of the part, whose cities and articles no reader has learned. The closed-book reader
-learns without passages. With --data, readers begin with questions made from --text: a name or
-number of a sentence is left out. Answers that are already in --workdir are used again.
+learns without passages. With --data, readers begin with questions made from --text, first about
+clauses, then about passages: a name or number is left out. Answers that are already in --workdir
+are used again.
 """
 
 import argparse
@@ -48,7 +49,8 @@ SHAPE = dict(
     initializer_range=0.03,
     dropout=0.0,
 )
-FACT, READ = 96, 160  # tokens of a question and a passage
+FACT, READ, CLAUSE = 96, 160, 96  # tokens of a question and a passage
+WORDS = 10  # of a clause, on both sides
 PROMPT, CLOSED = 32, 96  # further tokens of a prompt of other doors than fid; one without passages
 BATCH = 16  # questions of an update
 BINS = {"15,000 to 80,000 people": range(4), "to 400,000": range(4, 7), "more": range(7, 10)}
@@ -86,26 +88,35 @@ def plain(text: str) -> str:
     return re.sub(r"\s+([,.;:!?)%]|'s)", r"\1", text.replace("( ", "("))
 
 
-def made(lines: Iterable[str], most: int, seed: int = 0) -> tuple[list[Passage], list[dict]]:
-    """Passages of paragraphs, and a question of each that leaves a name or a number out."""
-    rng, passages, rows, title = random.Random(seed), [], [], ""
+def made(
+    lines: Iterable[str], most: int, clauses: int = 0, seed: int = 0
+) -> tuple[list[Passage], list[dict]]:
+    """Passages of paragraphs, and questions that leave a name or a number of these out.
+
+    clauses: passages of only so many words before and after what is left out, for all names and
+    numbers; 0: consecutive sentences, with one question each.
+    """
+    rng, found, title = random.Random(seed), [], ""
     for each in lines:
         text = plain(each)
-        if found := re.fullmatch(r"= ([^=]+) =", text):
-            title = found[1]
+        if named := re.fullmatch(r"= ([^=]+) =", text):
+            title = named[1]
         for a, b in cut(text) if len(text.split()) > 20 else ():
-            blanks = list(BLANK.finditer(text, a, b))
-            if not blanks or len(passages) == most:
-                continue
-            gone = rng.choice(blanks)
-            left, right = text[a : gone.start()].split()[-9:], text[gone.end() : b].split()[:6]
-            asked = " ".join(
-                [rng.choice(WH), *right, *left]
-                if rng.random() < 0.5
-                else [*left, rng.choice(WH), *right]
-            )
-            passages.append(Passage(f"t{len(passages)}", text[a:b], title=title))
-            rows.append({"question": f"{asked}?", "answers": [gone[0]], "passage": passages[-1].id})
+            gaps = list(BLANK.finditer(text, a, b))
+            for gone in gaps if clauses else rng.sample(gaps, min(1, len(gaps))):
+                before, after = text[a : gone.start()].split(), text[gone.end() : b].split()
+                left, right = before[-9:], after[:6]
+                asked = (
+                    [rng.choice(WH), *right, *left]
+                    if rng.random() < 0.5
+                    else [*left, rng.choice(WH), *right]
+                )
+                near = " ".join([*before[-clauses:], gone[0], *after[:clauses]])
+                found.append((near if clauses else text[a:b], title, " ".join(asked), gone[0]))
+    passages, rows = [], []
+    for i, (passage, title, asked, answer) in enumerate(rng.sample(found, min(most, len(found)))):
+        passages.append(Passage(f"t{i}", passage, title=title))
+        rows.append({"question": f"{asked}?", "answers": [answer], "passage": passages[-1].id})
     return passages, rows
 
 
@@ -297,22 +308,19 @@ def on_facts(args, encoder: Encoder, tokens: str) -> None:
 
 def on_squad(args, encoder: Encoder, tokens: str) -> None:
     """Readers of the passages of a SQuAD file, after questions made from a text."""
-    work, first = args.workdir / "squad", args.workdir / "facts/part0/base"
-    with args.text.open(encoding="utf-8") as lines:
-        passages, rows = made(lines, args.made)
-    memory(work / "text", passages, encoder)
-    c = config(
-        str(first) if first.exists() else tokens,
-        work / "text",
-        f"fid,tokens={READ}",
-        1,
-        READ,
-        args.text_steps,
-        0,
-    )
-    c.data.files = written(work / "text.jsonl", rows)
-    spent = kept(work / "base.json", partial(trained, c, work / "base"))
-    print(f"{len(rows)} questions made from a text, {spent['cpu_seconds']:.0f} CPU s", flush=True)
+    work, start = args.workdir / "squad", tokens
+    for name, words, width, most, steps in (
+        ("clauses", WORDS, CLAUSE, args.clauses, args.clause_steps),
+        ("text", 0, READ, args.made, args.text_steps),
+    ):
+        with args.text.open(encoding="utf-8") as lines:
+            passages, rows = made(lines, most, words)
+        memory(work / name, passages, encoder)
+        c = config(start, work / name, f"fid,tokens={width}", 1, width, steps, 0)
+        c.data.files = written(work / f"{name}.jsonl", rows)
+        start = str(work / f"{name}-base")
+        spent = kept(work / f"{name}.json", partial(trained, c, start))
+        print(f"{len(rows)} questions from {name}, {spent['cpu_seconds']:.0f} CPU s", flush=True)
     passages, rows = read(args.data)
     of = articles(passages)
     inside = lambda row, seed: of[row["passage"]] % PARTS == seed
@@ -323,7 +331,7 @@ def on_squad(args, encoder: Encoder, tokens: str) -> None:
         )
         for seed in range(PARTS)
     ]
-    starts = [str(work / "base")] * PARTS
+    starts = [start] * PARTS
     report(*readers(work, passages, parts, encoder, starts, READ, args), {})
 
 
@@ -346,9 +354,11 @@ def main(argv=None) -> None:
         default=40,
         help="of a part; on facts countries, so that names are exchanged for names",
     )
-    options.add_argument("--made", type=int, default=2000, help="questions made from the text")
+    options.add_argument("--clauses", type=int, default=12000, help="questions about clauses")
+    options.add_argument("--made", type=int, default=4000, help="questions about passages of it")
     options.add_argument("--base", type=int, default=900, help="updates from one passage")
-    options.add_argument("--text-steps", type=int, default=900)
+    options.add_argument("--clause-steps", type=int, default=5000)
+    options.add_argument("--text-steps", type=int, default=1500)
     options.add_argument("--steps", type=int, default=60, help="updates of a door")
     options.add_argument("-k", type=int, default=2, help="passages of a question")
     args = options.parse_args(argv)
