@@ -258,19 +258,24 @@ def ends(packed: Packed, stops: Iterable[int]) -> tuple[int, int]:
 def duplicates(packed: Packed) -> tuple[int, int]:
     """(number of documents or windows, number of exact copies of an earlier one).
 
-    The last few tokens of a long document, in a window of their own, are no copy of others.
+    The last few tokens of a long document, in a window of their own, are no copy of others. Windows
+    of one document may share phrases: their repeats count if they are more than one in a thousand.
     """
     places = zip(packed.piece_row.tolist(), packed.piece_segment.tolist(), strict=True)
     documents = dict(zip(places, packed.piece_document.tolist(), strict=True))
     windows = np.bincount(packed.piece_document)
-    seen: set[bytes] = set()
-    total = copies = 0
+    first: dict[bytes, Any] = {}
+    total = copies = repeats = 0
     for place, tokens in _placed(packed):
         total += 1
-        if len(tokens) >= GRAM or place not in documents or windows[documents[place]] == 1:
-            copies += tokens.tobytes() in seen
-            seen.add(tokens.tobytes())
-    return total, copies
+        document, key = documents.get(place, place), tokens.tobytes()
+        if len(tokens) < GRAM and place in documents and windows[document] > 1:
+            continue
+        if key in first:
+            copies += first[key] != document
+            repeats += first[key] == document
+        first.setdefault(key, document)
+    return total, copies + (repeats if 1000 * repeats > total else 0)
 
 
 def _one_each(packed: Packed) -> Packed:

@@ -112,6 +112,12 @@ def test_copies_and_shared_runs_of_thirteen_tokens_are_counted_and_twelve_are_no
 
 def test_repeats_in_one_document_count_and_short_ends_of_others_do_not():
     assert preview.duplicates(packed("x" * 62, length=16))[1] >= 2
+    numbers = " ".join(f"{i:06}" for i in range(5000))  # windows that differ
+    total, copies = preview.duplicates(packed(numbers, length=16))
+    assert total > 2000 and copies == 0
+    once = packed(f"{'y' * 34}{numbers}", length=16)  # one window comes twice
+    assert once.tokens.size and preview.duplicates(once)[1] == 0
+    assert preview.duplicates(packed(f"{'y' * 80}{numbers}", length=16))[1] >= 3
     ends = packed(*(letter * 16 + "." for letter in "abc"), length=16)
     assert preview.duplicates(ends) == (6, 0)
 
