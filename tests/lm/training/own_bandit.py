@@ -56,7 +56,7 @@ class Draws(Source):
             "next raises": lambda: {}["tokens"],
             "no batch": lambda: now,
             "short": lambda: dataclasses.replace(batch, labels=labels[:1]),
-            "undeclared": lambda: dataclasses.replace(batch, more={"rewards": rewards}),
+            "undeclared": lambda: dataclasses.replace(batch, more={"prizes": rewards}),
             "lossy": lambda: dataclasses.replace(batch, tokens=now["tokens"] + 0.5),
             "outside": lambda: dataclasses.replace(batch, tokens=now["tokens"] + 9999),
         }

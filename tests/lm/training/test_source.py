@@ -100,7 +100,7 @@ def test_a_fault_of_a_source_is_not_named_with_its_file(tmp_path):
         "next raises": "next raised KeyError: 'tokens'",
         "no batch": "next returned dict, expected Batch",
         "short": r"next: the field 'labels' of a batch has shape \[1, 2\], expected \[32, 2\]",
-        "undeclared": "next: a row has the field 'rewards', which lm.batch.FIELDS does not",
+        "undeclared": "next: a row has the field 'prizes', which lm.batch.FIELDS does not",
         "lossy": "next: the field 'tokens' is declared as int32, which cannot hold values",
         "outside": "next: tokens hold .*, outside the vocabulary",
         "position": "position returned .*, which JSON does not hold as it is",
