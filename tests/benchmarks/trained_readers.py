@@ -99,8 +99,8 @@ def made(
     rng, found, title = random.Random(seed), [], ""
     for each in lines:
         text = plain(each)
-        if named := re.fullmatch(r"= ([^=]+) =", text):
-            title = named[1]
+        if heading := re.fullmatch(r"= ([^=]+) =", text):
+            title = heading[1]
         for a, b in cut(text) if len(text.split()) > 20 else ():
             gaps = list(BLANK.finditer(text, a, b))
             for gone in gaps if clauses else rng.sample(gaps, min(1, len(gaps))):
