@@ -93,8 +93,8 @@ def _summed(equation: str) -> int:
     return sum(letter not in result for letter in inputs.split(",")[0])
 
 
-def _sums(equation: str, x: jax.Array, y: jax.Array, accumulated: Any) -> jax.Array:
-    """jnp.einsum accumulated in a wider type.
+def _sums(equation: str, x, y, accumulated: Any, out: Any = None) -> jax.Array:
+    """jnp.einsum accumulated in a wider type, and returned in it or in `out`.
 
     On a CPU, a single row is computed twice: XLA has fast products of narrow types from two rows
     on, and takes two to four times as long for one.
@@ -102,15 +102,29 @@ def _sums(equation: str, x: jax.Array, y: jax.Array, accumulated: Any) -> jax.Ar
     of_x, of_y = equation.split("->")[0].split(",")
     rows = x.shape[: x.ndim - _summed(equation)]
     twice = jax.default_backend() == "cpu" and rows and math.prod(rows) == 1 and of_x[0] not in of_y
-    sums = jnp.einsum(
-        equation, jnp.concatenate([x, x]) if twice else x, y, preferred_element_type=accumulated
-    )
+    x = jnp.concatenate([x, x]) if twice else x
+    sums = _einsum(equation, x, y, accumulated, out or accumulated)
     return sums[:1] if twice else sums
+
+
+def _einsum(equation: str, x: jax.Array, y: jax.Array, accumulated: Any, out: Any) -> jax.Array:
+    """jnp.einsum accumulated in a wider type, returned in `out`.
+
+    The result is cast before its dimensions are put in order. XLA for CPUs would else exchange x
+    and y instead, and jaxlib 0.10.2 refuses to run some of those products in bfloat16.
+    """
+    inputs, result = equation.split("->")
+    of_x, of_y = inputs.split(",")
+    shared = [letter for letter in of_x if letter in of_y]
+    own = [letter for letter in of_x + of_y if letter not in shared]
+    order = "".join(letter for letter in shared + own if letter in result)
+    found = jnp.einsum(f"{inputs}->{order}", x, y, preferred_element_type=accumulated)
+    return jnp.transpose(found.astype(out), [order.index(letter) for letter in result])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _product(equation, dtype, out, x, y):
-    return _sums(equation, x, y.astype(dtype), jnp.float32).astype(out)
+    return _sums(equation, x, y.astype(dtype), jnp.float32, out)
 
 
 def _product_fwd(equation, dtype, out, x, y):
@@ -122,11 +136,10 @@ def _product_bwd(equation, dtype, out, kept, cotangent):
     inputs, result = equation.split("->")
     of_x, of_y = inputs.split(",")
     cotangent = cotangent.astype(dtype)
-    dx = _einsum(f"{result},{of_y}->{of_x}", cotangent, y.astype(dtype))
-    dy = _einsum(f"{of_x},{result}->{of_y}", x, cotangent)
-    return dx.astype(x.dtype), dy.astype(y.dtype)
+    sums = functools.partial(_einsum, accumulated=jnp.float32)
+    dx = sums(f"{result},{of_y}->{of_x}", cotangent, y.astype(dtype), out=x.dtype)
+    dy = sums(f"{of_x},{result}->{of_y}", x, cotangent, out=y.dtype)
+    return dx, dy
 
 
 _product.defvjp(_product_fwd, _product_bwd)
-
-_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

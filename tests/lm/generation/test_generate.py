@@ -42,6 +42,17 @@ def test_unequal_prompts_get_what_each_gets_alone(name):
     assert together == lm.generate(model, params, PROMPTS, 12, stop_tokens=[], batch_size=3)
 
 
+def test_several_rows_fail_or_choose_an_unlikely_token_in_bfloat16():
+    model, params = make("llama")
+    assert 1 < model.config.n_kv_heads < model.config.n_heads
+    narrow = lm.build(model.config.replace(dtype="bfloat16"))
+    answers = lm.generate(narrow, params, PROMPTS, 3, stop_tokens=[])
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        logits = lm.forward(model, params, lm.Batch.of([prompt + answer])).logits[0]
+        for token, scores in zip(answer, logits[len(prompt) - 1 :], strict=False):
+            assert scores[token] > scores.max() - 0.05 * scores.std()
+
+
 def test_a_stop_token_ends_its_row_only_and_is_not_returned():
     model, params = make("llama")
     free = lm.generate(model, params, PROMPTS, 12, stop_tokens=[])

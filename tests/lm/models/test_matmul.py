@@ -50,6 +50,18 @@ def test_the_values_and_gradients_are_those_of_exact_sums(equation, x, y, out):
     )
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_cpu_refuses_values_of_several_rows_and_heads_cached_by_head(queries, groups):
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.random((2, 3, groups, queries, 32)), "bfloat16")
+    cached = jnp.asarray(rng.normal(size=(2, 3, 32, 64)), "bfloat16")
+    attend = lambda p, v: product("bjgts,bsjk->btjgk", p, v.swapaxes(1, 2), "bfloat16")
+    found = jax.jit(attend)(weights, cached)
+    exact = np.einsum("bjgts,bjsk->btjgk", rounded(weights), rounded(cached))
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2**-8, atol=1e-2)
+
+
 def test_float32_products_are_those_of_einsum_and_a_wider_x_is_not_cast():
     x, y = jnp.ones((2, 3), "float32") / 3, jnp.ones((3, 4), "float32")
     np.testing.assert_array_equal(
