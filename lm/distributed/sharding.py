@@ -54,6 +54,8 @@ ACTIVATIONS: Rules = {
     "head_dim": (),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "positions": (),
+    "types": (),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.models import shards
+from lm.models import shards, tied
 
 LOGITS_AT_ONCE = 2**28  # bytes of float32 logits per chunk and device
 
@@ -47,30 +47,39 @@ def join(x: jax.Array, length: int) -> jax.Array:
 
 
 def on_rows(
-    function: Callable[..., tuple[Any, Any]], held: Any, arrays: Any, chunk: int
-) -> tuple[Any, Any]:
+    function: Callable[..., tuple[Any, Any, Any]], held: Any, arrays: Any, chunk: int
+) -> tuple[Any, Any, Any]:
     """Call `function(held, arrays, chunk)`; on a mesh, each device with its part of the arrays.
 
     held: tree of arrays, such as the head's, that every device has whole along the axes that split
-    `batch` and `length`. arrays: tree of [B, T, ...]. The function closes over no arrays. It
-    returns a tree of [B, T, ...] and a tree of sums over its rows, which are added over devices.
+    `batch` and `length`; or of `tied.Copies`, of which the function gets the device's own. arrays:
+    tree of [B, T, ...]. The function closes over no arrays. It returns a tree of [B, T, ...], a
+    tree of sums over its rows, and the gradient of `held` or None. Both are added over devices,
+    except the gradients of copies, which stay with each device.
     """
-    shape = jax.tree.leaves(arrays)[0].shape
-    batch = shards.mesh_axes("batch", shape[0])
-    length = shards.mesh_axes("length", shape[1])
+    batch, length = shards.batch_axes(jax.tree.leaves(arrays)[0].shape)
     axes = (*batch, *length)
+    each_has = lambda x: tied.is_copies(x) and x.axes == axes
+    given = tied.mapped(lambda x: x.of_devices if each_has(x) else x.table, held)
     if not axes:
-        return function(held, arrays, chunk)
+        found, sums, gradient = function(given, arrays, chunk)
+        return found, sums, tied.restored(held, gradient)
+    apart = jax.tree.map(each_has, held, is_leaf=tied.is_copies)
     chunk = -(-chunk // shards.parts(length))
 
-    def local(held, arrays):
-        found, sums = function(held, arrays, chunk)
+    def local(given, arrays):
+        own = jax.tree.map(lambda x, apart: x[0] if apart else x, given, apart)
+        found, *sums = function(own, arrays, chunk)
         return found, jax.tree.map(lambda x: x[None], sums)
 
-    rows, whole = shards.spec(batch, length), shards.spec()
-    run = shards.mapped(local, (whole, rows), (rows, shards.spec(axes)), axes)
-    found, sums = run(held, arrays)
-    return found, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+    rows, each = shards.spec(batch, length), shards.of_each(axes)
+    places = jax.tree.map(lambda apart: each if apart else shards.spec(), apart)
+    run = shards.mapped(local, (places, rows), (rows, each), axes)
+    found, (sums, gradient) = run(given, arrays)
+    added = lambda x: jnp.sum(x, axis=0)
+    if gradient is not None:
+        gradient = jax.tree.map(lambda x, apart: x if apart else added(x), gradient, apart)
+    return found, jax.tree.map(added, sums), tied.restored(held, gradient)
 
 
 def mapped(function: Callable[..., Any], head: Any, arrays: Any, chunk: int) -> Any:
@@ -86,7 +95,7 @@ def mapped(function: Callable[..., Any], head: Any, arrays: Any, chunk: int) -> 
         body = jax.checkpoint(lambda wide, xs: function(narrow(wide), xs))
         length = jax.tree.leaves(arrays)[0].shape[1]
         _, found = jax.lax.scan(lambda _, xs: (None, body(wide, xs)), None, split(arrays, chunk))
-        return jax.tree.map(lambda x: join(x, length), found), ()
+        return jax.tree.map(lambda x: join(x, length), found), (), None
 
     return on_rows(of_rows, wide, arrays, chunk)[0]
 
@@ -107,13 +116,13 @@ def summed(
         def body(total, xs):
             return total + function(narrow(wide), xs, *fixed), None
 
-        return (), jax.lax.scan(body, jnp.float32(0), split(arrays, chunk))[0]
+        return (), jax.lax.scan(body, jnp.float32(0), split(arrays, chunk))[0], None
 
     return on_rows(of_rows, (wide, fixed), arrays, chunk)[1]
 
 
 def _widened(head: Any) -> tuple[Any, Callable[[Any], Any]]:
     """(head in float32, function back to its dtypes), so that its gradient is summed in float32."""
-    dtypes = jax.tree.map(lambda x: x.dtype, head)
+    dtypes = jax.tree.map(lambda x: x.dtype, tied.whole(head))
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), head)
     return wide, lambda wide: jax.tree.map(lambda x, dtype: x.astype(dtype), wide, dtypes)

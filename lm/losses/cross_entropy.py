@@ -152,7 +152,8 @@ def _summed_forward_only(logits, chunk, extra, sparse, head, hidden, targets, we
             return _where_live(live, add, lambda total: total, total), None
 
         arrays = compact.weighted_first(*arrays)[0] if sparse else arrays
-        return (), jax.lax.scan(body, _nothing_yet(extra), _chunks(chunk, sparse, *arrays))[0]
+        sums, _ = jax.lax.scan(body, _nothing_yet(extra), _chunks(chunk, sparse, *arrays))
+        return (), sums, None
 
     return on_rows(of_rows, head, (hidden, targets, weights), chunk)[1]
 
@@ -179,12 +180,12 @@ def _summed_and_gradients(logits, chunk, extra, sparse, head, hidden, targets, w
 
         arrays, back = compact.weighted_first(*arrays) if sparse else (arrays, lambda x: x)
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), head)
-        sums, of_hidden = jax.lax.scan(
+        (sums, of_head), of_hidden = jax.lax.scan(
             body, (_nothing_yet(extra), zeros), _chunks(chunk, sparse, *arrays)
         )
-        return back(join(of_hidden, arrays[0].shape[1])), sums
+        return back(join(of_hidden, arrays[0].shape[1])), sums, of_head
 
-    of_hidden, (total, of_head) = on_rows(of_rows, head, (hidden, targets, weights), chunk)
+    of_hidden, total, of_head = on_rows(of_rows, head, (hidden, targets, weights), chunk)
     of_head = jax.tree.map(lambda g, p: g.astype(p.dtype), of_head, head)
     return total, (of_head, of_hidden)
 

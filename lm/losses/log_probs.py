@@ -42,9 +42,9 @@ def _forward(logits, head, hidden, targets, chunk, temperature):
             return None, (found, -jnp.sum(jnp.exp(every) * every, axis=-1), log_z)
 
         _, of_chunks = jax.lax.scan(body, None, split(arrays, chunk))
-        return [join(x, arrays[0].shape[1]) for x in of_chunks], ()
+        return [join(x, arrays[0].shape[1]) for x in of_chunks], (), None
 
-    (found, entropy, log_z), _ = on_rows(of_rows, head, (hidden, targets), chunk)
+    (found, entropy, log_z), *_ = on_rows(of_rows, head, (hidden, targets), chunk)
     return (found, entropy), (head, hidden, targets, entropy, log_z)
 
 
@@ -66,10 +66,10 @@ def _backward(logits, chunk, temperature, kept, gradients):
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), head)
         of_head, of_hidden = jax.lax.scan(body, zeros, split(arrays, chunk))
-        return join(of_hidden, arrays[0].shape[1]), of_head
+        return join(of_hidden, arrays[0].shape[1]), (), of_head
 
     half = -(-chunk // 2)  # here more arrays of the size of the logits exist at one time
-    of_hidden, of_head = on_rows(of_rows, head, (*arrays, *gradients), half)
+    of_hidden, _, of_head = on_rows(of_rows, head, (*arrays, *gradients), half)
     of_head = jax.tree.map(lambda g, p: g.astype(p.dtype), of_head, head)
     return of_head, of_hidden, None
 

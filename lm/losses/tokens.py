@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from lm.batch import Batch
 from lm.losses import cross_entropy
 from lm.losses.loss import Loss
+from lm.models import tied
 
 
 def token_loss(
@@ -52,7 +53,8 @@ def head_of(model, params: dict):
     """
 
     def logits(head, hidden):
-        return model.apply({"params": head}, hidden, method="logits")
+        return model.apply({"params": tied.whole(head)}, hidden, method="logits")
 
     names = ["embeddings"] if model.config.tie_embeddings else []
-    return logits, {name: params[name] for name in (*names, "head") if name in params}
+    head = {name: params[name] for name in (*names, "head") if name in params}
+    return logits, jax.tree.map(lambda x: tied.copies(x) or x, head)

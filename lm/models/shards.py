@@ -26,6 +26,11 @@ def mesh_axes(name: str, size: int) -> Axes:
     return axes if size % parts(axes) == 0 else ()
 
 
+def batch_axes(shape: tuple[int, ...]) -> tuple[Axes, Axes]:
+    """Mesh axes that split the rows, and those that split the length, of an array [B, T, ...]."""
+    return mesh_axes("batch", shape[0]), mesh_axes("length", shape[1])
+
+
 def parts(axes: Axes) -> int:
     """Number of parts that these axes of the active mesh make, inside `mapped` too."""
     shape = jax.sharding.get_abstract_mesh().shape
@@ -45,6 +50,19 @@ def left(axes: Axes | str | None, taken: Collection[str] | None = None) -> Axes:
     here = automatic()
     keep = lambda axis: axis in here if taken is None else axis not in taken
     return tuple(filter(keep, axes))
+
+
+def single() -> Axes:
+    """Mesh axes of one device, without those that an outer `shard_map` has taken."""
+    return tuple(axis for axis, size in automatic().items() if size == 1)
+
+
+def of_each(first: Axes, *others: Axes) -> PartitionSpec:
+    """The PartitionSpec of dimensions that are split over these mesh axes each, in `mapped`.
+
+    It names the axes of one device too, over which `mapped` would else add up the gradient.
+    """
+    return spec((*first, *single()), *others)
 
 
 def spec(*axes: Axes) -> PartitionSpec:

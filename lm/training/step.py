@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from lm.batch import Batch
 from lm.distributed import rules
 from lm.distributed.rules import RATES, Table
 from lm.losses import Loss, Term
-from lm.models import shards
+from lm.models import shards, tied
 from lm.models.config import ConfigError
 from lm.training import guard, narrow
 from lm.training.state import TrainState
@@ -66,9 +67,10 @@ def make_train_step(
     def sums(trained, held, batch: Batch, rng):
         (frozen, fixed), of_terms = held
         options = {} if fixed is None else {"fixed": fixed}
-        loss = loss_function(
-            model, rules.join(trained, frozen), batch, rng if dropout else None, **options
-        )
+        params = rules.join(trained, frozen)
+        tables = _tables(trained, shardings) if reduce == "step" else []
+        with tied.copied(tables, _splits(batch)):
+            loss = loss_function(model, params, batch, rng if dropout else None, **options)
         if not of_terms and len(loss.terms) == 1 and not factors:
             return loss.first.sum, loss
         _check_terms(loss, of_terms, factors)
@@ -177,6 +179,19 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _tables(trained: dict, shardings) -> list[tuple[jax.Array, PartitionSpec]]:
+    """The trained token tables, which may have several uses, and how each is split."""
+    places = {} if shardings is None else rules.by_path(shardings)
+    tables = [name for name in rules.by_path(trained) if name.endswith("embeddings/token")]
+    return [(rules.by_path(trained)[name], places[name].spec) for name in tables if name in places]
+
+
+def _splits(batch) -> tuple[str, ...]:
+    """Mesh axes that split the rows and the length of a batch, () where rows are not split."""
+    rows = {shards.mesh_axes("batch", len(x)) for x in jax.tree.leaves(batch)}
+    return (*rows.pop(), *shards.mesh_axes("length", 0)) if len(rows) == 1 else ()
 
 
 def _replicas(batch, shardings, accumulate: int, reduce: str) -> tuple[str, ...]:
