@@ -22,11 +22,11 @@ Logits = Callable[[Any, jax.Array], jax.Array]
 def chunk_length(batch_size: int, length: int, vocab_size: int) -> int:
     """Positions per chunk, such that its logits take at most LOGITS_AT_ONCE bytes per device.
 
-    Never more than half of the length.
+    There are as few equal chunks as possible, and at least two.
     """
     devices = math.prod(shards.automatic().values())
     fits = max(1, LOGITS_AT_ONCE * devices // (4 * batch_size * vocab_size))
-    return min(fits, max(1, -(-length // 2)))
+    return -(-length // max(2, -(-length // fits)))
 
 
 def split(arrays, chunk: int):

@@ -110,14 +110,16 @@ def _sums(equation: str, x, y, accumulated: Any, out: Any = None) -> jax.Array:
 def _einsum(equation: str, x: jax.Array, y: jax.Array, accumulated: Any, out: Any) -> jax.Array:
     """jnp.einsum accumulated in a wider type, returned in `out`.
 
-    The result is cast before its dimensions are put in order. XLA for CPUs would else exchange x
-    and y instead, and jaxlib 0.10.2 refuses to run some of those products in bfloat16.
+    A result whose dimensions must be put in another order is cast before. XLA for CPUs would else
+    exchange x and y, and jaxlib 0.10.2 refuses to run some of those products in bfloat16.
     """
     inputs, result = equation.split("->")
     of_x, of_y = inputs.split(",")
     shared = [letter for letter in of_x if letter in of_y]
-    own = [letter for letter in of_x + of_y if letter not in shared]
-    order = "".join(letter for letter in shared + own if letter in result)
+    batch = [letter for letter in shared if letter in result]
+    own = [[letter for letter in each if letter not in shared] for each in (of_x, of_y)]
+    orders = ["".join([*batch, *own[i], *own[1 - i]]) for i in (0, 1)]
+    order = result if result in orders else orders[0]
     found = jnp.einsum(f"{inputs}->{order}", x, y, preferred_element_type=accumulated)
     return jnp.transpose(found.astype(out), [order.index(letter) for letter in result])
 
